@@ -1,0 +1,120 @@
+"""From settings to arms that are ready to run: the method built, its weights loaded, the kernels resolved by name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import methods
+from harness.config import Settings
+from harness.errors import UserError
+from harness.models import LoadedModel
+from harness.plan import Arm, Setting
+from harness.provenance import file_hash
+from kernels.block_sparse import resolve_kernel
+from kernels.dense import resolve_dense
+from methods.base import Method
+
+OWN_GATES = "gates"
+"""Folder (below the working folder) for trained weights of a model whose own folder is not ours to write into."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An arm and what runs it; method None is dense attention."""
+
+    arm: Arm
+    method: Method | None
+
+
+def ready(wanted: Settings, loaded: LoadedModel) -> list[Ready]:
+    """The arms of one command, the dense baseline first. Raises UserError for what this model or device can't do."""
+    try:
+        cls = methods.get(wanted.method)
+        dense_kernel = resolve_dense(
+            wanted.dense_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim
+        )
+        setting = Setting(
+            model=loaded.name, model_hash=loaded.revision_hash, length=wanted.length, seed=wanted.seed,
+            dtype=str(loaded.dtype).removeprefix("torch."), device_type=loaded.device.type, dense_kernel=dense_kernel,
+        )  # fmt: skip
+        arms = [Ready(Arm(setting, baseline_name(), 0.0), None)]
+        if cls.family != "none":
+            arms.append(_sparse(wanted, loaded, setting))
+    except UserError:
+        raise
+    except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each, for what they can't do
+        raise UserError(str(error)) from error
+    return arms
+
+
+def baseline_name() -> str:
+    """The name of the method that drops nothing, with which all others are compared."""
+    found = [name for name in methods.names() if methods.get(name).family == "none"]
+    if len(found) != 1:
+        raise UserError(f"methods of family none: {', '.join(found) or 'not one'}; there must be exactly one, the baseline")
+    return found[0]
+
+
+def build(wanted: Settings) -> Method:
+    """The method with its knobs; a number that Hydra read as an int is fine where a float is meant."""
+    shared = {"block_size": wanted.block_size, "sparsity": wanted.sparsity, "seed": wanted.seed}
+    return methods.build(wanted.method, **(shared | wanted.method_knobs))
+
+
+def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting) -> Ready:
+    method = build(wanted)
+    kernel = resolve_kernel(
+        wanted.kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim,
+        q_block=method.block_size, k_block=method.block_size,
+    )  # fmt: skip
+    weights = method.weights_name()
+    weights_hash = None
+    if weights is not None:
+        path = weights_folder(wanted, loaded) / weights
+        _load(method, path, wanted, loaded)
+        weights_hash = file_hash(path)
+    arm = Arm(
+        setting, method.name, method.sparsity, {**wanted.method_knobs, **method.knobs()}, method.block_size, kernel,
+        weights_hash,
+    )  # fmt: skip
+    return Ready(arm, method.to(loaded.device))
+
+
+def weights_folder(wanted: Settings, loaded: LoadedModel) -> Path:
+    """Where trained weights of a method for this model lie: `model.gates` if given; the model's folder if the user
+    named one (or it is the bundled model); `gates/NAME` for a model from the hub, whose cache isn't ours."""
+    if wanted.model.get("gates"):
+        return Path(wanted.model["gates"]).expanduser()
+    path = str(wanted.model["path"])
+    if loaded.path is not None and (path == "bundled" or Path(path).expanduser().is_dir()):
+        return loaded.path
+    return Path(OWN_GATES) / re.sub(r"[^\w.-]+", "-", loaded.name)
+
+
+def _load(method: Method, path: Path, wanted: Settings, loaded: LoadedModel) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(
+            f"no trained weights of {method.name} for {loaded.name} at block size {method.block_size}: {path} is missing; "
+            f"train them with `python -m harness job=distill method={method.name} {_model_overrides(wanted)}"
+            f"block_size={method.block_size}`"
+        )
+    try:
+        state = load_file(str(path), device=str(loaded.device))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no safetensors file ({error}); train the weights again with job=distill") from error
+    shape = {"layers": loaded.layers, "heads": loaded.heads, "kv_heads": loaded.kv_heads, "head_dim": loaded.head_dim}
+    try:
+        method.load(state, **shape)
+    except ValueError as error:
+        raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
+
+
+def _model_overrides(wanted: Settings) -> str:
+    """How this model is named on the command line; `hf` takes any path."""
+    path = str(wanted.model["path"])
+    return f"model={path} " if path == wanted.model["name"] else f"model=hf model.path={path} "

@@ -1,0 +1,201 @@
+"""From the composed Hydra config to checked settings, and from Hydra's errors to one line a person can act on."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parent
+DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
+RESERVED = ("name", "paper")
+"""Keys of a conf/method file that are no knobs of the method."""
+
+
+def conf_dir() -> Path:
+    """The folder of the Hydra groups: inside the installed package, or beside it in a checkout."""
+    for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise UserError(f"no conf/config.yaml in {PACKAGE} or {PACKAGE.parent}: this installation is incomplete, reinstall")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for, checked. `model`, `method_knobs` and `data` are the plain dicts of their groups."""
+
+    job: str
+    study: str
+    results: Path
+    model: dict[str, Any]
+    method: str
+    method_knobs: dict[str, Any]
+    tasks: tuple[str, ...]
+    length: int
+    sparsity: float | None
+    samples: int
+    seed: int
+    block_size: int
+    device: torch.device
+    dtype: torch.dtype
+    kernel: str
+    dense_kernel: str
+    latency: bool
+    batch_tokens: int | None
+    latency_repeats: int
+    latency_seconds: float
+    progress: bool
+    data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the study."""
+        return self.results / self.study
+
+
+def settings(cfg: DictConfig) -> Settings:
+    """Check a composed config. Raises UserError naming the setting, its value and the range it may have."""
+    try:
+        raw: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from None
+    tasks = raw["task"]["tasks"]
+    device = _device(raw["device"])
+    return Settings(
+        job=str(raw["job"]["name"]),
+        study=_study(raw["study"]),
+        results=Path(str(raw["results"])),
+        model=dict(raw["model"]),
+        method=str(raw["method"]["name"]),
+        method_knobs={k: v for k, v in raw["method"].items() if k not in RESERVED},
+        tasks=tuple(str(t) for t in ([tasks] if isinstance(tasks, str) else tasks)),
+        length=_integer("length", raw["length"], 1),
+        sparsity=_sparsity(raw["sparsity"]),
+        samples=_integer("samples", raw["samples"], 1),
+        seed=_integer("seed", raw["seed"], 0),
+        block_size=_integer("block_size", raw["block_size"], 1),
+        device=device,
+        dtype=_dtype(raw["dtype"], device),
+        kernel=str(raw["kernel"]),
+        dense_kernel=str(raw["dense_kernel"]),
+        latency=_boolean("latency", raw["latency"]),
+        batch_tokens=None if raw["batch_tokens"] == "auto" else _integer("batch_tokens", raw["batch_tokens"], 1),
+        latency_repeats=_integer("latency_repeats", raw["latency_repeats"], 1),
+        latency_seconds=_seconds("latency_seconds", raw["latency_seconds"]),
+        progress=_boolean("progress", raw["progress"]),
+        data=dict(raw["data"]),
+    )
+
+
+def _integer(name: str, value: Any, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise UserError(f"{name}={value}: must be a whole number of at least {low}")
+    return value
+
+
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise UserError(f"{name}={value}: must be a number of seconds above 0")
+    return float(value)
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{name}={value}: must be true or false")
+    return value
+
+
+def _sparsity(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UserError(f"sparsity={value}: must be at least 0 (keep every block) and below 1, for example 0.9")
+    return float(value)
+
+
+def _study(value: Any) -> str:
+    name = str(value)
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"study={name}: must be the name of a folder below results=, for example study=mine")
+    return name
+
+
+def _device(value: Any) -> torch.device:
+    if value == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(str(value))
+    except RuntimeError:
+        raise UserError(f"device={value}: must be auto, cpu, cuda or cuda:0, cuda:1, …") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={value}: torch finds no CUDA device here; use device=cpu or device=auto")
+    return device
+
+
+def _dtype(value: Any, device: torch.device) -> torch.dtype:
+    if value not in DTYPES:
+        raise UserError(f"dtype={value}: must be one of {', '.join(DTYPES)}")
+    if value == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, value)
+    return dtype
+
+
+def explain(error: BaseException) -> str:
+    """One line for an error of Hydra or OmegaConf: what is wrong and which names would be right."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = list(error.options or _options(group))
+        if group and options:
+            return f"{group}={name} is not known{_like(name, options)}; choose one of: {', '.join(options)}"
+    if isinstance(error, OverrideParseException):
+        return f"can't read '{error.override}' on the command line: settings are written name=value, e.g. sparsity=0.9"
+    key = getattr(error.__cause__, "full_key", None) or getattr(error, "full_key", None)
+    text = _first_line(error) or _first_line(error.__cause__)
+    if text.startswith("Could not override") or "is not in struct" in text:
+        name = text.split("'")[1] if "'" in text else str(key)
+        known = _known_keys(name)
+        return f"unknown setting '{name}'{_like(name, known)}; known: {', '.join(known) or 'none here'}"
+    if "Missing mandatory value" in text:
+        name = text.rsplit(": ", 1)[1] if ": " in text else str(key)
+        return f"{name} has no value: give it on the command line, {name}=…"
+    if text.startswith("Ambiguous value"):
+        return f"{text}: quote a list as 'name=[a,b]', or add -m to sweep over its values"
+    if text.startswith("In ") and "Could not find" in text:
+        return text.split(": ", 1)[1]
+    return text
+
+
+def _first_line(error: BaseException | None) -> str:
+    return next((line.strip() for line in str(error or "").splitlines() if line.strip()), "")
+
+
+def _options(group: str) -> list[str]:
+    """The choices of a group: the names of its files."""
+    return sorted(p.stem for p in (conf_dir() / group).glob("*.yaml"))
+
+
+def _known_keys(name: str) -> list[str]:
+    """The settings `name` may have been meant to be: those at its level of conf/."""
+    parts = name.split(".")
+    root: Any = OmegaConf.load(conf_dir() / "config.yaml")
+    groups = sorted(p.name for p in conf_dir().iterdir() if p.is_dir() and any(p.glob("*.yaml")))
+    if len(parts) > 1 and parts[0] in groups:
+        found = {str(k) for f in (conf_dir() / parts[0]).glob("*.yaml") for k in OmegaConf.load(f)}
+        return sorted(f"{parts[0]}.{k}" for k in found if k != "name")
+    if len(parts) > 1 and OmegaConf.is_dict(root.get(parts[0])):
+        return sorted(f"{parts[0]}.{k}" for k in root[parts[0]])
+    return groups + sorted(str(k) for k in root if k not in ("defaults", "hydra"))
+
+
+def _like(name: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(name, options, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

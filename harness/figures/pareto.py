@@ -1,0 +1,191 @@
+"""Accuracy against what it costs: density in one panel, time in the other, one line a method, dense as a band."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+from harness.figures import style
+from harness.schema import AVERAGE, Status
+
+Row = style.Row
+COLUMNS = 3
+"""Lengths beside each other before a new pair of panel rows begins."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One cost: its column, the label of its axis and whether the axis is logarithmic."""
+
+    column: str
+    label: str
+    log: bool
+
+
+DENSITY = Axis("density", "density (share of causal blocks kept)", False)
+TOTAL = Axis("total_ms", "time per attention layer call, selection included (ms)", True)
+TTFT = Axis("ttft_ms", "time to first token (ms)", True)
+
+
+def write(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write `pareto.png` (all lengths) and, of several lengths, one `pareto_LENGTH.png` each; one set per model and
+    device, whose names the files then carry. Rows without accuracy are left out; gated ones are hollow."""
+    shown = [r for r in rows if r["task"] == AVERAGE and r["accuracy"] is not None]
+    sets: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in shown:
+        sets[row["model"], row["device"]].append(row)
+    paths = []
+    for (model, device), members in sets.items():
+        suffix = f"_{_slug(model)}_{_slug(device)}" if len(sets) > 1 else ""
+        lengths = sorted({r["length"] for r in members})
+        paths.append(style.save(draw(members, lengths, model, device), folder / f"pareto{suffix}.png"))
+        for length in lengths if len(lengths) > 1 else []:
+            single = [r for r in members if r["length"] == length]
+            paths.append(style.save(draw(single, [length], model, device), folder / f"pareto{suffix}_{length}.png"))
+    return paths
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text.split("(")[0].strip()).strip("-").lower()
+
+
+def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -> Figure:
+    """The figure for average rows of one model and device: for one length two panels side by side, for several a
+    panel above the other, lengths from left to right."""
+    time = TOTAL if any(r["total_ms"] is not None and not _dense(r) for r in rows) else TTFT
+    looks = style.looks(_line(r) for r in rows if not _dense(r))
+    if len(lengths) == 1:
+        made = style.figure(10.5, 4.6)
+        grid = [[(lengths[0], DENSITY), (lengths[0], time)]]
+    else:
+        grid = []
+        for start in range(0, len(lengths), COLUMNS):
+            part = lengths[start : start + COLUMNS]
+            grid += [[(n, DENSITY) for n in part], [(n, time) for n in part]]
+        made = style.figure(4.6 * min(COLUMNS, len(lengths)), 3.7 * len(grid))
+    with matplotlib.rc_context(style.RC):
+        width = max(len(line) for line in grid)
+        for i, line in enumerate(grid):
+            for j, (length, axis) in enumerate(line):
+                axes = made.add_subplot(len(grid), width, i * width + j + 1)
+                _panel(axes, [r for r in rows if r["length"] == length], axis, looks)
+                if len(lengths) > 1:
+                    axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
+        made.suptitle(_title(rows, lengths, model), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        made.supxlabel(_note(rows, device), x=0.01, ha="left", fontsize=8, color=style.GREY)
+    return made
+
+
+def _title(rows: Sequence[Row], lengths: Sequence[int], model: str) -> str:
+    at = f" at {style.tokens(lengths[0])} tokens" if len(lengths) == 1 else ""
+    return f"{model}{at}: what is left of the accuracy, and what it costs"
+
+
+def _note(rows: Sequence[Row], device: str) -> str:
+    counts = sorted({r["samples"] for r in rows})
+    each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    gated = "; hollow: held back by a sanity gate" if any(r["status"] == Status.GATED for r in rows) else ""
+    return f"Mean over tasks, {each} samples a point, bars: 95 % interval{gated}. Measured on {device}."
+
+
+def _dense(row: Row) -> bool:
+    return row["block_size"] is None
+
+
+def _line(row: Row) -> str:
+    """What a line is called: the method. Variants of one method are told apart by `_variants`."""
+    return str(row["method"])
+
+
+def _variants(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The lines of a panel: by method, and by block size, dtype and seed where a method has several."""
+    by_method: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_method[_line(row)].append(row)
+    lines: dict[str, list[Row]] = defaultdict(list)
+    for method, members in by_method.items():
+        varying = [c for c in ("block_size", "dtype", "seed") if len({r[c] for r in members}) > 1]
+        for row in members:
+            extra = ", ".join(f"{c.split('_')[0]} {row[c]}" for c in varying)
+            lines[f"{method} ({extra})" if extra else method].append(row)
+    return lines
+
+
+def _panel(axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tuple[str, str]]) -> None:
+    style.percent_axis(axes)
+    axes.set_xlabel(axis.label)
+    dense = next((r for r in rows if _dense(r)), None)
+    points = [r for r in rows if not _dense(r) and r[axis.column] is not None]
+    costs = [float(r[axis.column]) for r in points]
+    if dense is not None and axis.log and dense[axis.column] is not None:
+        costs.append(float(dense[axis.column]))
+    _limits(axes, costs, axis)
+    if dense is not None:
+        _band(axes, dense, axis)
+    labels = []
+    for name, members in sorted(_variants(points).items()):
+        colour, marker = looks[_line(members[0])]
+        members = sorted(members, key=lambda r: r[axis.column])
+        xs = [r[axis.column] for r in members]
+        ys = [100 * r["accuracy"] for r in members]
+        below, above = zip(*(style.error_bars(r) for r in members), strict=True)
+        axes.errorbar(xs, ys, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.45)
+        axes.plot(xs, ys, "-", color=colour, linewidth=1.8, zorder=3)
+        for x, y, row in zip(xs, ys, members, strict=True):
+            face = "white" if row["status"] == Status.GATED else colour
+            axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=6, zorder=4)
+        labels.append((name, xs[0], ys[0], colour))
+    _labels(axes, labels)
+
+
+def _limits(axes: Axes, costs: Sequence[float], axis: Axis) -> None:
+    """Room on the left for the names, which stand where the lines are apart: at the cheap end."""
+    if not costs:
+        axes.set_xlim(0, 1)
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=style.GREY)
+        return
+    low, high = min(costs), max(costs)
+    if axis.log:
+        span = max(high / low, 1.5)
+        axes.set_xscale("log")
+        axes.set_xlim(low / span**0.45, high * span**0.15)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        return
+    if high - low < 0.05:  # one density: shown on the whole axis, dense at its end
+        low, high = 0.0, 1.0
+    span = high - low
+    axes.set_xlim(low - 0.4 * span, high + 0.1 * span)
+    axes.xaxis.set_major_locator(FixedLocator([t / 10 for t in range(0, 11, 1 if span < 0.6 else 2) if t / 10 <= high + 0.1]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+
+
+def _band(axes: Axes, dense: Row, axis: Axis) -> None:
+    mean = 100 * dense["accuracy"]
+    axes.axhspan(100 * dense["accuracy_low"], 100 * dense["accuracy_high"], color=style.INK, alpha=0.08, linewidth=0)
+    axes.axhline(mean, color=style.INK, linewidth=1.2, linestyle=(0, (5, 3)))
+    cost = dense[axis.column]
+    if cost is not None:
+        axes.plot(cost, mean, "o", color=style.INK, markersize=6, zorder=4)
+    below = mean > 20
+    axes.annotate(
+        str(dense["method"]), (1, mean), xycoords=("axes fraction", "data"), xytext=(-2, -4 if below else 4),
+        textcoords="offset points", ha="right", va="top" if below else "bottom", fontsize=9,
+    )  # fmt: skip
+
+
+def _labels(axes: Axes, labels: Sequence[tuple[str, float, float, str]]) -> None:
+    """Names at the left of the cheapest points, moved apart where they would overlap."""
+    if not labels:
+        return
+    heights = style.spread([y for _, _, y, _ in labels], 7.0, 0.0, 100.0)
+    for (name, x, y, colour), height in zip(labels, heights, strict=True):
+        style.name(axes, name, (x, y), height, colour, side="left")

@@ -1,0 +1,103 @@
+"""One look for all pictures: fonts, a palette that colour-blind readers can tell apart, markers, labels, saving."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MPLCONFIGDIR", str(Path(".cache/matplotlib").resolve()))  # nothing outside the working folder
+Path(os.environ["MPLCONFIGDIR"]).mkdir(parents=True, exist_ok=True)
+
+import matplotlib  # noqa: E402  (reads MPLCONFIGDIR when imported)
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patheffects import withStroke  # noqa: E402
+
+Row = dict[str, Any]
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
+"""Okabe & Ito (2008) in the order that keeps neighbours apart, and two more; black is dense."""
+MARKERS = "osD^vPX*"
+INK, GREY = "#222222", "#6b6b6b"
+RC = {
+    "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10,
+    "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": GREY, "ytick.color": GREY, "text.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8, "axes.axisbelow": True, "savefig.dpi": 160,
+}  # fmt: skip
+
+
+def figure(width: float, height: float) -> Figure:
+    """A figure of width × height inches that needs no display."""
+    with matplotlib.rc_context(RC):
+        made = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(made)
+    return made
+
+
+def save(made: Figure, path: Path) -> Path:
+    """Write the figure in one step: readers see the old picture or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    with matplotlib.rc_context(RC):
+        made.savefig(temporary, format="png")
+    os.replace(temporary, path)
+    return path
+
+
+def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every name, the same in all pictures of the same names."""
+    return {n: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(sorted(set(names)))}
+
+
+def tokens(length: int) -> str:
+    """4096 as "4k"; a length that is no multiple of 1024 as it is."""
+    return f"{length // 1024}k" if length % 1024 == 0 else f"{length:,}"
+
+
+def percent_axis(axes: Axes) -> None:
+    """Accuracy in per cent on the y axis, with room for bars at 0 and 100."""
+    axes.set_ylim(-4, 104)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel("accuracy (%)")
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions as near to `wanted` as can be with at least `gap` between neighbours, within [low, high]."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    groups: list[tuple[list[int], float]] = []  # members, centre
+    for i in order:
+        members, centre = [i], wanted[i]
+        while groups:
+            before, at = groups[-1]
+            if at + gap * len(before) / 2 <= centre - gap * len(members) / 2:
+                break
+            groups.pop()
+            members = before + members
+            centre = sum(wanted[m] for m in members) / len(members)
+        half = gap * (len(members) - 1) / 2
+        centre = min(max(centre, low + half), high - half)
+        groups.append((members, centre))
+    placed = [0.0] * len(wanted)
+    for members, centre in groups:
+        for rank, i in enumerate(members):
+            placed[i] = centre + gap * (rank - (len(members) - 1) / 2)
+    return placed
+
+
+def error_bars(row: Row) -> tuple[float, float]:
+    """Lengths of the bar below and above the accuracy, per cent."""
+    mean = 100 * row["accuracy"]
+    return max(0.0, mean - 100 * row["accuracy_low"]), max(0.0, 100 * row["accuracy_high"] - mean)
+
+
+def name(axes: Axes, text: str, point: tuple[float, float], height: float, colour: str, *, side: str) -> None:
+    """Write a line's name beside its end `point`, at `height` on the y axis, on its left or right side. A white halo
+    keeps it readable on another line."""
+    axes.annotate(
+        text, (point[0], height), xytext=(-11 if side == "left" else 11, 0), textcoords="offset points", ha="right" if side == "left" else "left",
+        va="center", fontsize=9.5, color=colour, fontweight="bold", zorder=6,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+    )  # fmt: skip

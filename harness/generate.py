@@ -1,0 +1,219 @@
+"""Greedy generation: every prompt is prefilled alone, then many are decoded together.
+
+Alone, because a selection must never see padding, and because the accuracy of a prompt must not depend on its
+neighbours. Each prefill writes its keys and values straight into the batch's cache, right-aligned, so decoding needs
+no copy: the newest token of every sequence lies in the same column, and a key mask hides the columns before its first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from harness.clock import Mark, elapsed_ms, mark, sync
+from harness.errors import UserError
+from harness.models import LoadedModel
+
+CHECK_EVERY = 8
+"""Decode steps on a GPU between two looks at whether all samples have stopped: each look waits for the device."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came after one prompt: the token ids without the stop id, seconds of prefill, and whether it stopped."""
+
+    ids: list[int]
+    prefill_s: float
+    stopped: bool
+
+
+def generate(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new: Sequence[int] | int,
+    *,
+    stop_ids: set[int],
+    batch_tokens: int,
+    on_done: Callable[[int, Generation], None] | None = None,
+) -> list[Generation]:
+    """Continue each prompt (token ids) greedily by up to max_new tokens, or until one of stop_ids.
+
+    Sequences are decoded together as long as their caches hold at most batch_tokens columns, counted as sequences ×
+    longest; a longer one is decoded by itself. on_done(i, generation) is called for prompt i when its batch is done, in
+    the order of the prompts. Raises UserError for an empty prompt, or one that doesn't fit the model's max_length.
+    """
+    limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
+    _check(loaded, prompts, limits, batch_tokens)
+    results: list[Generation] = []
+    for batch in _batches([len(p) + m for p, m in zip(prompts, limits, strict=True)], batch_tokens):
+        chosen = slice(batch.start, batch.stop)
+        for generation in _generate_batch(loaded, prompts[chosen], limits[chosen], stop_ids):
+            results.append(generation)
+            if on_done is not None:
+                on_done(len(results) - 1, generation)
+    return results
+
+
+def _check(loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: list[int], batch_tokens: int) -> None:
+    if len(limits) != len(prompts):
+        raise UserError(f"max_new has {len(limits)} values for {len(prompts)} prompts: give one each, or one number")
+    if batch_tokens < 1:
+        raise UserError(f"batch_tokens={batch_tokens}: must be at least 1")
+    for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        if not prompt or limit < 1:
+            raise UserError(f"prompt {i}: {len(prompt)} tokens and max_new={limit}; both must be at least 1")
+        if len(prompt) + limit > loaded.max_length:
+            raise UserError(
+                f"prompt {i}: {len(prompt)} tokens and {limit} new ones exceed the {loaded.max_length} positions of "
+                f"{loaded.name}; use a smaller length= or a model made for longer text"
+            )
+
+
+def _batches(lengths: list[int], batch_tokens: int) -> list[range]:
+    """Runs of neighbouring prompts, as long as count × longest stays within batch_tokens; at least one each."""
+    batches, start, longest = [], 0, 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, length)
+        if i > start and (i - start + 1) * longest > batch_tokens:
+            batches.append(range(start, i))
+            start, longest = i, length
+    return [*batches, range(start, len(lengths))] if lengths else []
+
+
+@torch.inference_mode()
+def _generate_batch(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: list[int], stop_ids: set[int]
+) -> list[Generation]:
+    lengths = [len(p) for p in prompts]
+    longest, steps = max(lengths), max(limits)
+    cache = _BatchCache(loaded.layers, rows=len(prompts), prompt=longest, columns=longest + steps - 1)
+    stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=loaded.device)
+    first, marks = _prefill(loaded, prompts, cache)
+    out = _decode(loaded, cache, first, lengths, limits, stops)
+    sync(loaded.device)
+    rows = out.tolist()
+    return [
+        _trim(row[:limit], stop_ids, elapsed_ms(start, end) / 1e3)
+        for row, limit, (start, end) in zip(rows, limits, marks, strict=True)
+    ]
+
+
+def _prefill(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], cache: _BatchCache
+) -> tuple[Tensor, list[tuple[Mark, Mark]]]:
+    """Run each prompt by itself. Returns the first new token of each [B] and the marks around each prefill."""
+    ids = _to_device([token for prompt in prompts for token in prompt], loaded.device)
+    first, marks, start = [], [], 0
+    for row, prompt in enumerate(prompts):
+        cache.prefill(row, len(prompt))
+        began = mark(loaded.device)
+        first.append(_next(loaded, ids[None, start : start + len(prompt)], cache))
+        marks.append((began, mark(loaded.device)))
+        start += len(prompt)
+    return torch.cat(first), marks
+
+
+def _decode(
+    loaded: LoadedModel, cache: _BatchCache, token: Tensor, lengths: list[int], limits: list[int], stops: Tensor
+) -> Tensor:
+    """Tokens [B, steps], the first of them being `token`; what follows a stop id or a limit is meaningless."""
+    device, longest, steps = loaded.device, max(lengths), max(limits)
+    cache.decode()
+    out = torch.zeros(len(lengths), steps, dtype=torch.int64, device=device)
+    position, limit = _to_device(lengths, device), _to_device(limits, device)
+    key_mask = None
+    if min(lengths) < longest:
+        columns = torch.arange(longest + steps, device=device)
+        key_mask = columns[None] >= (longest - position)[:, None]
+    done = torch.zeros(len(lengths), dtype=torch.bool, device=device)
+    every = CHECK_EVERY if device.type == "cuda" else 1
+    for step in range(steps):
+        out[:, step] = token
+        done |= torch.isin(token, stops) | (limit <= step + 1)
+        if step + 1 == steps or (step % every == every - 1 and bool(done.all())):
+            break
+        mask = None if key_mask is None else key_mask[:, : longest + step + 1]
+        token = _next(loaded, token[:, None], cache, attention_mask=mask, position_ids=(position + step)[:, None])
+    return out
+
+
+def _next(loaded: LoadedModel, ids: Tensor, cache: Cache, **kwargs: Any) -> Tensor:
+    """The most likely next token [B] after ids [B,Q]."""
+    logits = loaded.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **kwargs).logits
+    return torch.argmax(logits[:, -1], dim=-1)
+
+
+def _trim(row: list[int], stop_ids: set[int], prefill_s: float) -> Generation:
+    end = next((i for i, token in enumerate(row) if token in stop_ids), None)
+    return Generation(row[:end], prefill_s, stopped=end is not None)
+
+
+def _to_device(values: list[int], device: torch.device) -> Tensor:
+    """int64 on the device; pinned first on the way to a GPU, so that the copy doesn't wait for work queued there."""
+    tensor = torch.tensor(values, dtype=torch.int64)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class _BatchLayer(DynamicLayer):
+    """One layer's keys and values [rows, Hkv, columns, D], allocated at the first prefill and written in place.
+
+    At prefill of row r, the prompt goes to the columns that end at `prompt`, and attention sees the prompt alone; at
+    decode, each token goes to the next column of all rows, and attention sees a view of the columns filled so far.
+    """
+
+    def __init__(self, rows: int, prompt: int, columns: int) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        self.filled = self.prompt = prompt
+        self.row: int | None = None
+        self.start = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        # zeros: a masked column still enters the product, and 0 × NaN from uninitialised memory would be NaN
+        self.keys, self.values = (
+            x.new_zeros(self.rows, x.shape[1], self.columns, x.shape[3]) for x in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        if self.row is not None:
+            end = self.start + key_states.shape[2]
+            self.keys[self.row, :, self.start : end] = key_states[0]
+            self.values[self.row, :, self.start : end] = value_states[0]
+            return key_states, value_states
+        self.keys[:, :, self.filled] = key_states[:, :, 0]
+        self.values[:, :, self.filled] = value_states[:, :, 0]
+        self.filled += 1
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+    def get_seq_length(self) -> int:
+        return 0 if self.row is not None else self.filled
+
+
+class _BatchCache(Cache):
+    """The cache of a batch, in transformers' own terms, so that any decoder accepts it."""
+
+    def __init__(self, layers: int, *, rows: int, prompt: int, columns: int) -> None:
+        self._all = [_BatchLayer(rows, prompt, columns) for _ in range(layers)]
+        self._prompt = prompt
+        super().__init__(layers=list(self._all))
+
+    def prefill(self, row: int, length: int) -> None:
+        """The next forward pass is the prompt of `row`, `length` tokens."""
+        for layer in self._all:
+            layer.row, layer.start = row, self._prompt - length
+
+    def decode(self) -> None:
+        """From here on, every forward pass adds one token to all rows."""
+        for layer in self._all:
+            layer.row = None

@@ -1,0 +1,67 @@
+"""The jobs of the command, and what happens when all of a sweep's are done: leaderboard, figures, table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from harness import leaderboard, table
+from harness.config import Settings, settings
+from harness.errors import UserError
+from harness.records import Store
+
+
+class Jobs:
+    """Runs the jobs of one command, one or many (`-m`), and reports on every study they touched, once, at the end."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.touched: dict[Path, set[str]] = {}
+        self.measuring: dict[str, Callable[[Settings], int]] = {
+            "evaluate": self._measure, "latency": self._measure, "report": self._report,
+        }  # fmt: skip
+        self.training = {"pretrain": "harness.training.pretrain", "distill": "harness.training.distill_job"}
+
+    def run(self, cfg: DictConfig) -> int:
+        """Run the job of one composed config. Returns 1 where cells failed, else 0; UserError for bad input."""
+        name = str(cfg.job.name)
+        if name in self.training:
+            import_module(self.training[name]).main(cfg)
+            return 0
+        if name not in self.measuring:
+            known = ", ".join(sorted([*self.measuring, *self.training]))
+            raise UserError(f"job.name={name} is not known; choose one of: {known}")
+        return self.measuring[name](settings(cfg))
+
+    def _measure(self, wanted: Settings) -> int:
+        from harness.run import measure  # transformers takes seconds to import, and a report needs none of it
+
+        store = Store(wanted.folder)
+        leaderboard.rows(store)  # a corrupt record stops the command before hours of work, not after
+        done = measure(wanted, store, self.console)
+        self.touched.setdefault(wanted.folder, set()).update(done.arms)
+        leaderboard.write(store)
+        return 1 if done.failed else 0
+
+    def _report(self, wanted: Settings) -> int:
+        if not any((wanted.folder / "records").glob("*.jsonl")):
+            raise UserError(f"study={wanted.study}: no records in {wanted.folder}; run something with study={wanted.study}")
+        self.touched.setdefault(wanted.folder, set())
+        return 0
+
+    def finish(self) -> int:
+        """Write leaderboard and figures of the studies touched, print the table and where everything lies."""
+        from harness.figures import write_all
+
+        for folder, arms in self.touched.items():
+            store = Store(folder)
+            path, rows = leaderboard.write(store)
+            pictures = write_all(rows, folder)
+            table.show(self.console, rows, arms)
+            for written in (path, *pictures, folder / "records"):
+                self.console.print(f"wrote {written}", highlight=False, soft_wrap=True)
+        return 0

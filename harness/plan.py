@@ -1,0 +1,92 @@
+"""What is to be measured: arms and cells, and ids that are equal exactly when the numbers must be.
+
+An arm is a method at one sparsity, length and seed on one model; a cell is an arm on one task. Their ids are hashes of
+everything that determines the numbers, so the same command finds its finished work and another dtype, kernel, gate
+file or haystack never mixes with it. The number of samples is left out on purpose: more samples extend a cell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+_DIGITS = 16
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON of `value` (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method and the dense baseline beside it have in common."""
+
+    model: str
+    model_hash: str
+    length: int
+    seed: int
+    dtype: str
+    device_type: str
+    dense_kernel: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method in one setting. The dense baseline has no knobs, block size, kernel or weights (all None)."""
+
+    setting: Setting
+    method: str
+    sparsity: float | None
+    knobs: dict[str, Any] = field(default_factory=dict)
+    block_size: int | None = None
+    kernel: str | None = None
+    weights_hash: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the arm's numbers, flat."""
+        own = {k: v for k, v in asdict(self).items() if k != "setting"}
+        return {**asdict(self.setting), **own}
+
+    @property
+    def id(self) -> str:
+        return digest(self.identity())
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which samples a task draws: the task, its generator's version, the text behind it and the chat template."""
+
+    task: str
+    generator: str
+    data: dict[str, Any]
+    chat_template: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm on one task: the unit that is planned, run, resumed and recorded."""
+
+    arm: Arm
+    samples: Samples
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the cell's numbers, flat."""
+        return {**self.arm.identity(), **asdict(self.samples)}
+
+    @property
+    def id(self) -> str:
+        return digest(self.identity())
+
+    @property
+    def pair(self) -> str:
+        """Equal for the cells of all methods that must see the same samples, dense among them."""
+        return digest({**asdict(self.arm.setting), **asdict(self.samples)})
+
+
+def missing(done: set[int], samples: int) -> list[int]:
+    """Indices of the samples still to run so that 0 … samples-1 are all done."""
+    return [i for i in range(samples) if i not in done]

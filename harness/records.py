@@ -1,0 +1,173 @@
+"""Append-only JSON lines that survive a kill and several writers at once.
+
+Every append takes an exclusive `flock`, reads what other processes added, drops the record when its key is already
+there, writes the line with one `write` and syncs it to the disk. A process killed in the middle of that write leaves
+a last line without a newline: the next append moves it to `FILE.torn` and goes on. Any other line that can't be read
+is an error that names file and line; nothing is repaired by guessing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.schema import KEYS, REQUIRED, SCHEMA
+
+Record = dict[str, Any]
+
+
+@contextmanager
+def _locked(fd: int, how: int) -> Iterator[None]:
+    fcntl.flock(fd, how)
+    try:
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with NaN and infinities as None: they aren't JSON, and a reader elsewhere would stumble on them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+class RecordFile:
+    """One file of records of one kind ("runs", "samples", "cells" or "latency", see `harness.schema`).
+
+    Reading never changes the file. Lines already read are kept in memory and only what is new is read again.
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        self.kind = kind
+        self._records: list[Record] = []
+        self._keys: set[tuple[Any, ...]] = set()
+        self._offset = 0
+        self._line = 0
+
+    def read(self) -> list[Record]:
+        """All complete records, oldest first. Raises UserError at a line that is no record of this kind."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            return []
+        try:
+            with _locked(fd, fcntl.LOCK_SH):
+                self._refresh(fd)
+        finally:
+            os.close(fd)
+        return list(self._records)
+
+    def has(self, *key: Any) -> bool:
+        """Whether a record with this key was there at the last read or append."""
+        return key in self._keys
+
+    def append(self, record: Any) -> bool:
+        """Append one record (a dataclass of `harness.schema`). False: its key was there already, nothing written."""
+        data = _finite(dataclasses.asdict(record))
+        line = (json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n").encode()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            with _locked(fd, fcntl.LOCK_EX):
+                torn = self._refresh(fd)
+                if torn:
+                    self._set_aside(fd, torn)
+                if self._key(data) in self._keys:
+                    return False
+                if os.write(fd, line) != len(line):
+                    raise OSError(f"{self.path}: the disk took only a part of a record; is it full?")
+                os.fsync(fd)
+                self._take(data)
+                self._offset += len(line)
+                self._line += 1
+        finally:
+            os.close(fd)
+        return True
+
+    def _refresh(self, fd: int) -> bytes:
+        """Read the lines after the last known one; returns the unfinished last line, if there is one."""
+        os.lseek(fd, self._offset, os.SEEK_SET)
+        chunks = []
+        while chunk := os.read(fd, 1 << 20):
+            chunks.append(chunk)
+        text = b"".join(chunks)
+        *lines, torn = text.split(b"\n")
+        for raw in lines:
+            self._take(self._parse(raw, self._line + 1))
+            self._line += 1
+            self._offset += len(raw) + 1
+        return torn
+
+    def _parse(self, raw: bytes, line: int) -> Record:
+        where = f"{self.path}:{line}"
+        cure = f"Move it aside (mv {self.path} {self.path}.bad), or mend that line, and run the same command again"
+        try:
+            data = json.loads(raw)
+        except ValueError as error:
+            raise UserError(f"{where}: corrupt record, not JSON ({error}). {cure}.") from None
+        if not isinstance(data, dict):
+            raise UserError(f"{where}: corrupt record, {type(data).__name__} instead of an object. {cure}.")
+        missing = [name for name in REQUIRED[self.kind] if name not in data]
+        if missing:
+            raise UserError(f"{where}: corrupt record, {', '.join(missing)} missing. {cure}.")
+        if data["schema"] != SCHEMA:
+            raise UserError(f"{where}: record of schema {data['schema']}, this version reads schema {SCHEMA}. {cure}.")
+        return data
+
+    def _key(self, data: Record) -> tuple[Any, ...] | None:
+        return tuple(data[name] for name in KEYS[self.kind]) if self.kind in KEYS else None
+
+    def _take(self, data: Record) -> None:
+        key = self._key(data)
+        if key is not None:
+            if key in self._keys:
+                return
+            self._keys.add(key)
+        self._records.append(data)
+
+    def _set_aside(self, fd: int, torn: bytes) -> None:
+        """Move an unfinished last line to FILE.torn; the sample it stood for runs again."""
+        aside = os.open(f"{self.path}.torn", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(aside, torn + b"\n")
+            os.fsync(aside)
+        finally:
+            os.close(aside)
+        os.ftruncate(fd, self._offset)
+
+
+class Store:
+    """The records of one study: `folder/records/{runs,samples,cells,latency}.jsonl`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs, self.samples, self.cells, self.latency = (
+            RecordFile(folder / "records" / f"{kind}.jsonl", kind) for kind in ("runs", "samples", "cells", "latency")
+        )
+
+    def samples_of(self) -> dict[str, list[Record]]:
+        """Sample records by cell id, each list by sample index."""
+        by_cell: dict[str, list[Record]] = {}
+        for record in self.samples.read():
+            by_cell.setdefault(record["cell"], []).append(record)
+        for records in by_cell.values():
+            records.sort(key=lambda r: r["index"])
+        return by_cell
+
+    def latest_cells(self) -> dict[str, Record]:
+        """The last state of every cell, by cell id."""
+        return {record["cell"]: record for record in self.cells.read()}

@@ -1,0 +1,325 @@
+"""Running the cells of one command: resume, generate, score, gate, record; then time the arm.
+
+Dense always runs first, on the same samples. A sample is recorded the moment it is done, so a kill at any moment loses
+only what was in flight; an error costs the cell it happens in and is recorded with its reason.
+"""
+
+from __future__ import annotations
+
+import statistics
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from harness import leaderboard, plan, tasks
+from harness.arms import Ready, ready
+from harness.bridge import Bridge
+from harness.config import Settings
+from harness.errors import UserError
+from harness.generate import Generation, generate
+from harness.latency import time_attention, time_prefill
+from harness.models import LoadedModel, ModelConfig, load_model
+from harness.plan import Cell
+from harness.provenance import now, run_record, tree_hash
+from harness.records import Store
+from harness.schema import CellRecord, LatencyRecord, RunRecord, SampleRecord, Status
+from harness.tasks import Sample
+
+CPU_BATCH_TOKENS = 20_480
+"""Tokens of KV cache decoded together on a CPU: a few samples, so that progress shows and a kill loses little."""
+GPU_MEMORY_SHARE = 0.4
+"""Share of the free GPU memory that the KV cache of one batch may take."""
+
+
+@dataclass
+class Done:
+    """What a command did: the ids of its arms and how many cells failed."""
+
+    arms: set[str] = field(default_factory=set)
+    failed: int = 0
+
+
+def measure(wanted: Settings, store: Store, console: Console) -> Done:
+    """Run what the settings ask for and the records of `store` don't have yet. Raises UserError for bad input."""
+    loaded = model_of(wanted)
+    if wanted.length > loaded.max_length:
+        raise UserError(
+            f"length={wanted.length}: {loaded.name} has a context of {loaded.max_length} tokens; "
+            f"choose length={loaded.max_length} or less"
+        )
+    runner = Runner(wanted, loaded, store, console)
+    arms = ready(wanted, loaded)
+    names = task_names(wanted.tasks)
+    done = Done({each.arm.id for each in arms})
+    for each in arms:
+        if wanted.job == "evaluate":
+            done.failed += runner.evaluate(each, names)
+        if wanted.latency or wanted.job == "latency":
+            runner.time(each, names[0])
+    return done
+
+
+def model_of(wanted: Settings) -> LoadedModel:
+    """The model of the settings; the jobs of a sweep share it."""
+    model = wanted.model
+    return _load(ModelConfig(name=str(model["name"]), path=str(model["path"]), dtype=wanted.dtype, device=wanted.device))
+
+
+@lru_cache(maxsize=1)
+def _load(config: ModelConfig) -> LoadedModel:
+    return load_model(config)
+
+
+def task_names(wanted: tuple[str, ...]) -> list[str]:
+    """The tasks that names of tasks and of groups stand for, each once. Raises UserError listing all of them."""
+    found: dict[str, None] = {}
+    for name in wanted:
+        members = tasks.group(name) if name in tasks.groups() else [name]
+        for member in members:
+            tasks.get(member)  # an unknown name stops here, with the names there are
+            found[member] = None
+    return list(found)
+
+
+TOKENS_KEPT = 100_000_000
+"""Tokens of prompts held in memory before they are let go, four bytes each."""
+
+_tokens: dict[tuple[str, Sample], array[int]] = {}
+
+
+class Runner:
+    """Measures arms in one setting; holds what they share: the model, the samples, the record of this process."""
+
+    def __init__(self, wanted: Settings, loaded: LoadedModel, store: Store, console: Console) -> None:
+        self.wanted, self.loaded, self.store, self.console = wanted, loaded, store, console
+        self._samples: dict[str, list[Sample]] = {}
+
+    @cached_property
+    def run(self) -> RunRecord:
+        """The record of this process; written when the first measurement needs it."""
+        record = run_record(self.loaded.device)
+        self.store.runs.append(record)
+        return record
+
+    # -- accuracy ----------------------------------------------------------------------------------------------------
+
+    def evaluate(self, each: Ready, names: list[str]) -> int:
+        """Run the samples that an arm's cells lack. Returns how many of the cells failed."""
+        by_cell, last = self.store.samples_of(), self.store.latest_cells()
+        todo: list[tuple[Cell, Sample]] = []
+        failed = 0
+        touched: list[Cell] = []
+        for name in names:
+            cell = self.cell(each, name)
+            have = {s["index"] for s in by_cell.get(cell.id, [])}
+            lacking = plan.missing(have, self.wanted.samples)
+            state = last.get(cell.id, {}).get("status")
+            if not lacking and state in (Status.OK, Status.GATED):
+                continue
+            try:
+                drawn = self.samples(name) if lacking else []
+            except Exception as error:  # a task that can't make its samples costs its cell, not the sweep
+                failed += self._fail(each, cell, error)
+                continue
+            touched.append(cell)
+            self._note(each, cell, Status.RUNNING, "", drawn[0].haystack if drawn else last[cell.id]["haystack"])
+            todo += [(cell, drawn[index]) for index in lacking]
+        broken = self._generate(each, todo) if todo else {}
+        for cell in touched:
+            if cell.id in broken:
+                failed += self._fail(each, cell, broken[cell.id])
+            else:
+                self._finish(each, cell)
+        return failed
+
+    def cell(self, each: Ready, name: str) -> Cell:
+        """The cell of an arm on a task."""
+        samples = plan.Samples(name, str(tasks.VERSION), self._data, bool(self.wanted.model.get("chat_template")))
+        return Cell(each.arm, samples)
+
+    @cached_property
+    def _data(self) -> dict[str, Any]:
+        """The text behind the samples: a file of the user's by its content, so that it may move."""
+        haystack = self.wanted.data.get("haystack")
+        return {"haystack": tree_hash(haystack) if haystack else None}
+
+    def samples(self, name: str) -> list[Sample]:
+        """The first samples of a task, as many as are wanted; made once for all arms."""
+        if name not in self._samples:
+            wanted = self.wanted
+            self._samples[name] = tasks.get(name).samples(
+                self.loaded.tokenizer, wanted.length, wanted.samples, wanted.seed, wanted.data
+            )
+        return self._samples[name]
+
+    def tokens(self, samples: list[Sample]) -> list[array[int]]:
+        """Token ids of the samples' prompts, tokenised once for all arms of all jobs of a sweep."""
+        model = self.loaded.revision_hash
+        new = [sample for sample in samples if (model, sample) not in _tokens]
+        if sum(map(len, _tokens.values())) > TOKENS_KEPT:
+            _tokens.clear()
+            new = samples
+        for sample, ids in zip(new, tasks.encode_all(self.loaded.tokenizer, [s.prompt for s in new]), strict=True):
+            _tokens[model, sample] = array("i", ids)
+        return [_tokens[model, sample] for sample in samples]
+
+    def _generate(self, each: Ready, todo: list[tuple[Cell, Sample]]) -> dict[str, Exception]:
+        """Generate and record `todo`; returns the cells that failed, by id. After an error, what is left runs cell by
+        cell and sample by sample, so that the error stays with the cell it belongs to."""
+        broken: dict[str, Exception] = {}
+        with self._progress() as progress:
+            bar = progress.add_task(f"{each.arm.method} {self.wanted.length}", total=len(todo))
+
+            def advance() -> None:
+                progress.advance(bar)
+
+            left = self._attempt(each, todo, self.batch_tokens(), advance)
+            for cell in dict.fromkeys(cell for cell, _ in left[0]):
+                mine = [pair for pair in left[0] if pair[0] == cell]
+                _, error = self._attempt(each, mine, 1, advance)
+                if error is not None:
+                    broken[cell.id] = error
+        return broken
+
+    def _attempt(
+        self, each: Ready, todo: list[tuple[Cell, Sample]], batch_tokens: int, advance: Callable[[], None]
+    ) -> tuple[list[tuple[Cell, Sample]], Exception | None]:
+        """One call of generate; returns what it did not finish, and why."""
+        done = 0
+        prompts = self.tokens([sample for _, sample in todo])
+        bridge = Bridge(
+            self.loaded, each.method, sparse_kernel=self.wanted.kernel, dense_kernel=self.wanted.dense_kernel
+        )
+        densities: list[float] = []
+
+        def on_done(position: int, generation: Generation) -> None:
+            nonlocal done
+            if position >= len(densities):  # a batch at a time: reading them waits for the device
+                densities[:] = bridge.prefill_densities()
+            kernels = sorted({k for layer in bridge.stats() for k in layer["kernel"].split("+")})
+            cell, sample = todo[position]
+            density = densities[position] if position < len(densities) else None
+            self._record(cell, sample, generation, density, kernels)
+            done += 1
+            advance()
+
+        try:
+            with bridge:
+                generate(
+                    self.loaded, prompts, [sample.max_new_tokens for _, sample in todo],
+                    stop_ids=tasks.stop_ids(self.loaded.tokenizer), batch_tokens=batch_tokens, on_done=on_done,
+                )  # fmt: skip
+        except UserError:
+            raise
+        except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on
+            if self.loaded.device.type == "cuda":
+                torch.cuda.empty_cache()
+            return todo[done:], error
+        return [], None
+
+    def _record(
+        self, cell: Cell, sample: Sample, generation: Generation, density: float | None, kernels: list[str]
+    ) -> None:
+        task = tasks.get(sample.task)
+        prediction = self.loaded.tokenizer.decode(generation.ids, skip_special_tokens=True)
+        reason = tasks.check_sample(sample, self.loaded.tokenizer, self.tokens([sample])[0])
+        self.store.samples.append(
+            SampleRecord(
+                cell=cell.id, run=self.run.run, index=sample.index, prediction=prediction, answers=list(sample.answers),
+                score=task.metric(prediction, sample.answers), tokens=sample.tokens, prefill_s=generation.prefill_s,
+                density=density, kernels=kernels, status=Status.GATED if reason else Status.OK, reason=reason or "",
+                date=now(),
+            )
+        )  # fmt: skip
+
+    def batch_tokens(self) -> int:
+        """Tokens of KV cache to decode together: as the user says, or what suits the device."""
+        if self.wanted.batch_tokens is not None:
+            return self.wanted.batch_tokens
+        loaded = self.loaded
+        if loaded.device.type != "cuda":
+            return CPU_BATCH_TOKENS
+        each = 2 * loaded.layers * loaded.kv_heads * loaded.head_dim * loaded.dtype.itemsize
+        free, _ = torch.cuda.mem_get_info(loaded.device)
+        return max(1, int(GPU_MEMORY_SHARE * free / each))
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("eta"), TimeRemainingColumn(), console=self.console, transient=True,
+            disable=not (self.wanted.progress and self.console.is_terminal),
+        )  # fmt: skip
+
+    # -- the state of a cell -----------------------------------------------------------------------------------------
+
+    def _note(
+        self, each: Ready, cell: Cell, status: str, reason: str, haystack: str, summary: dict[str, Any] | None = None
+    ) -> None:
+        self.store.cells.append(
+            CellRecord(
+                cell=cell.id, arm=each.arm.id, pair=cell.pair, run=self.run.run, identity=cell.identity(), status=status,
+                reason=reason, date=now(), knobs=each.arm.knobs, haystack=haystack, summary=summary or {},
+            )
+        )  # fmt: skip
+
+    def _fail(self, each: Ready, cell: Cell, error: Exception) -> int:
+        """Record a cell as failed and go on; returns 1, the count of it."""
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        reason = f"{type(error).__name__}: {first}" if not isinstance(error, UserError) else first
+        self._note(each, cell, Status.FAILED, reason, "")
+        self.console.print(f"failed: {each.arm.method}, {cell.samples.task}: {reason}", style="red", markup=False)
+        return 1
+
+    def _finish(self, each: Ready, cell: Cell) -> None:
+        """Record a cell's verdict and its numbers from all its samples."""
+        by_cell = self.store.samples_of()
+        mine = by_cell.get(cell.id, [])
+        dense = None
+        if each.method is not None:
+            found = [c for c in self.store.latest_cells().values() if c["pair"] == cell.pair and leaderboard.is_baseline(c)]
+            dense = by_cell.get(found[0]["cell"], []) if found else None
+        row = leaderboard.accuracy(mine, dense, self.wanted.seed)
+        status, reason = leaderboard.verdict(mine, row)
+        densities = [s["density"] for s in mine if s["density"] is not None]
+        summary = row | {
+            "samples": len(mine),
+            "density": statistics.fmean(densities) if densities else None,
+            "prefill_s": statistics.median(s["prefill_s"] for s in mine),
+        }
+        haystack = self.store.latest_cells()[cell.id]["haystack"]
+        self._note(each, cell, status, reason, haystack, summary)
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def time(self, each: Ready, name: str) -> None:
+        """Time attention and prefill of an arm, once per arm and device, on the first sample of the first task."""
+        identity = each.arm.identity()
+        latency = plan.digest({**identity, "device": self.run.device})
+        self.store.latency.read()
+        if self.store.latency.has(latency):
+            return
+        loaded, wanted = self.loaded, self.wanted
+        prompt = tasks.encode(loaded.tokenizer, self.samples(name)[0].prompt)
+        limits: dict[str, Any] = {"max_seconds": wanted.latency_seconds, "sparse_kernel": wanted.kernel}
+        self.console.print(f"timing {each.arm.method} at {wanted.length} tokens", style="dim")
+        attention = time_attention(loaded, each.method, prompt, repeats=wanted.latency_repeats, **limits)
+        prefill = time_prefill(
+            loaded, each.method, prompt, dense_kernel=wanted.dense_kernel, repeats=wanted.latency_repeats, **limits
+        )
+        self.store.latency.append(
+            LatencyRecord(
+                latency=latency, arm=each.arm.id, run=self.run.run, identity=identity, knobs=each.arm.knobs,
+                device=self.run.device, kernel=attention.kernel, density=attention.density,
+                selection_ms=attention.selection_ms, attention_ms=attention.attention_ms, total_ms=attention.total_ms,
+                total_low=attention.total_low, total_high=attention.total_high, dense_ms=attention.dense_ms,
+                dense_kernel=attention.dense_kernel, dense=attention.dense_all, dense_failed=attention.dense_failed,
+                repeats=attention.repeats, tflops=attention.tflops, ttft_ms=prefill.ttft_ms, ttft_low=prefill.low,
+                ttft_high=prefill.high, peak_mib=prefill.peak_mib, tokens=len(prompt), date=now(),
+            )
+        )  # fmt: skip

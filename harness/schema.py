@@ -1,0 +1,143 @@
+"""The one place that says what a record and a leaderboard row hold.
+
+Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one line per process: command, commit, versions,
+device), `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts) and
+`latency.jsonl` (one per arm, length and device). Samples point to their cell and their run by id, so a sweep of
+100,000 samples stays small. `leaderboard.csv` is made from these records alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+"""Version written into every record; raised when a field changes its meaning."""
+
+AVERAGE = "avg"
+"""Value of the `task` column in the rows that average an arm over its tasks."""
+
+COLUMNS: tuple[str, ...] = (
+    "study", "model", "method", "knob", "sparsity", "density", "token_density", "task", "length", "samples",
+    "accuracy", "accuracy_low", "accuracy_high", "dense_accuracy", "p_value", "kept_mass", "selection_ms",
+    "attention_ms", "total_ms", "dense_ms", "dense_kernel", "kernel", "speedup", "pct_ideal", "tflops", "ttft_ms",
+    "peak_mib", "block_size", "dtype", "device", "torch", "triton", "commit", "seed", "status", "command", "date",
+    # beyond the columns every reader may count on:
+    "haystack", "transformers", "reason", "cell",
+)  # fmt: skip
+"""Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
+`peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent."""
+
+
+class Status:
+    """Values of `status`."""
+
+    RUNNING = "running"
+    """Begun, and not finished yet (or killed): no row."""
+    OK = "ok"
+    FAILED = "failed"
+    """Could not be computed; `reason` says why, and the next run of the same command tries again."""
+    GATED = "gated"
+    """Computed, but a sanity gate says the number must not be published; `reason` says which."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One process that measured: everything the rows it wrote have in common."""
+
+    run: str
+    date: str
+    command: str
+    commit: str
+    versions: dict[str, str]
+    device: str
+    device_type: str
+    threads: int
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """One sample of one cell. `density` is the mean over layers (kept ÷ causal blocks; None where dense attention
+    ran), `kernels` the attention kernels that ran, `prefill_s` seconds from prompt to first token."""
+
+    cell: str
+    run: str
+    index: int
+    prediction: str
+    answers: list[str]
+    score: float
+    tokens: int
+    prefill_s: float
+    density: float | None
+    kernels: list[str]
+    status: str
+    reason: str
+    date: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """The state of one cell. `identity` is what its id is the hash of (see `harness.plan`); `arm` and `pair` are the
+    ids of its arm (all tasks together) and of the comparison with dense it belongs to."""
+
+    cell: str
+    arm: str
+    pair: str
+    run: str
+    identity: dict[str, Any]
+    status: str
+    reason: str
+    date: str
+    knobs: dict[str, Any] = field(default_factory=dict)
+    haystack: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class LatencyRecord:
+    """Times of one arm at one length on one device: milliseconds per attention layer call, except `ttft_ms` (whole
+    prefill); `_low` and `_high` are 10th and 90th percentiles. `dense` holds every dense kernel timed in the same run,
+    `dense_failed` why others could not be; `dense_kernel` is the fastest. `peak_mib` is of a prefill, weights included;
+    `tokens` is the length of the prompt they were taken on."""
+
+    latency: str
+    arm: str
+    run: str
+    identity: dict[str, Any]
+    knobs: dict[str, Any]
+    device: str
+    kernel: str
+    density: float
+    selection_ms: float
+    attention_ms: float
+    total_ms: float
+    total_low: float
+    total_high: float
+    dense_ms: float
+    dense_kernel: str
+    dense: dict[str, float]
+    dense_failed: dict[str, str]
+    repeats: int
+    tflops: float
+    ttft_ms: float
+    ttft_low: float
+    ttft_high: float
+    peak_mib: float | None
+    tokens: int
+    date: str
+    schema: int = SCHEMA
+
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "runs": ("schema", "run", "date", "command", "commit", "versions", "device"),
+    "samples": ("schema", "cell", "run", "index", "prediction", "answers", "score", "tokens", "status", "date"),
+    "cells": ("schema", "cell", "arm", "pair", "run", "identity", "status", "reason", "date"),
+    "latency": ("schema", "latency", "arm", "run", "identity", "device", "kernel", "total_ms", "dense_ms", "date"),
+}
+"""Fields without which a line of that file is refused as corrupt."""
+
+KEYS: dict[str, tuple[str, ...]] = {"runs": ("run",), "samples": ("cell", "index"), "latency": ("latency",)}
+"""Fields that identify a line; a second line with the same key is never written. Cells have states instead."""

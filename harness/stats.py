@@ -1,0 +1,130 @@
+"""Intervals and paired tests for per-sample scores in [0, 1].
+
+Scores are binary for most tasks (the needle was found or not) and fractional for some (share of the answers found).
+Binary: Wilson (1927) score interval and the exact McNemar test. Fractional: percentile bootstrap and sign-flip
+permutation, seeded. All tests are paired, because dense and sparse see the same samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = Sequence[float]
+RESAMPLES = 2000
+"""Bootstrap resamples of an interval."""
+PERMUTATIONS = 10_000
+"""Sign flips drawn where there are too many to try all."""
+_EXACT = 12
+"""Up to this many differing samples, all 2^n sign flips are tried."""
+_Z95 = 1.959963984540054
+
+
+def wilson(successes: float, n: int, z: float = _Z95) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927, eq. for the 95 % interval at z = 1.96).
+
+    Raises ValueError for n < 1 or successes outside [0, n].
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"successes={successes} of n={n}: needs n >= 1 and 0 <= successes <= n")
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def is_binary(scores: Scores) -> bool:
+    """Whether every score is 0 or 1."""
+    return all(s in (0, 1) for s in scores)
+
+
+def bootstrap(groups: Sequence[Scores], *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean over groups of the groups' means, resampling within each group
+    (Efron & Tibshirani 1993, ch. 13). One group: the interval of its mean."""
+    rng = np.random.default_rng(seed)
+    means = np.zeros(resamples)
+    for group in groups:
+        values = np.asarray(group, dtype=float)
+        means += values[rng.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
+    low, high = np.percentile(means / len(groups), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def interval(scores: Scores, *, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean score: Wilson where every score is 0 or 1, else the percentile bootstrap."""
+    if not len(scores):
+        raise ValueError("no scores: an interval needs at least one sample")
+    if is_binary(scores):
+        return wilson(sum(scores), len(scores))
+    return bootstrap([scores], seed=seed)
+
+
+def average_interval(groups: Sequence[Scores], *, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean over tasks, samples resampled within each task.
+
+    Where no sample differs from the others of its task (all right, say) resampling sees no uncertainty at all, which
+    is an artefact: then the Wilson interval of the pooled samples is taken.
+    """
+    if not groups or not all(len(g) for g in groups):
+        raise ValueError("every task needs at least one sample")
+    if len(groups) == 1:
+        return interval(groups[0], seed=seed)
+    if all(len(set(g)) == 1 for g in groups):
+        pooled = [s for g in groups for s in g]
+        return wilson(sum(pooled), len(pooled))
+    return bootstrap(groups, seed=seed)
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Two-sided exact McNemar p-value: the binomial tail of the discordant pairs under a fair coin (McNemar 1947)."""
+    n, k = wins + losses, min(wins, losses)
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, i) for i in range(k + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def sign_flip(differences: Scores, weights: Scores | None = None, *, seed: int = 0) -> float:
+    """Two-sided paired permutation p-value of sum(weights · differences) = 0, flipping signs (Fisher 1935; Phipson
+    & Smyth 2010 for the +1 where flips are drawn). Exact up to 12 differing samples, drawn with `seed` beyond."""
+    d = np.asarray(differences, dtype=float)
+    w = np.ones_like(d) if weights is None else np.asarray(weights, dtype=float)
+    terms = (d * w)[d != 0]
+    n = len(terms)
+    if n == 0:
+        return 1.0
+    observed = abs(terms.sum()) - 1e-12
+    if n <= _EXACT:
+        flips: NDArray[np.float64] = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        return float((abs(flips @ terms) >= observed).mean())
+    rng = np.random.default_rng(seed)
+    hits = 0
+    for _ in range(10):  # in tenths, so that thousands of samples need little memory
+        drawn = rng.integers(0, 2, (PERMUTATIONS // 10, n)) * 2.0 - 1.0
+        hits += int((abs(drawn @ terms) >= observed).sum())
+    return (hits + 1) / (PERMUTATIONS + 1)
+
+
+def paired_p(scores: Scores, dense: Scores, *, seed: int = 0) -> float:
+    """Two-sided p-value that method and dense are equally good, from the same samples in the same order."""
+    if len(scores) != len(dense):
+        raise ValueError(f"paired scores differ in number: {len(scores)} and {len(dense)}")
+    if is_binary(scores) and is_binary(dense):
+        wins = sum(s > d for s, d in zip(scores, dense, strict=True))
+        losses = sum(s < d for s, d in zip(scores, dense, strict=True))
+        return mcnemar(wins, losses)
+    return sign_flip([s - d for s, d in zip(scores, dense, strict=True)], seed=seed)
+
+
+def average_p(groups: Sequence[Scores], dense: Sequence[Scores], *, seed: int = 0) -> float:
+    """Two-sided p-value for the mean over tasks: sign flips of all pairs, each task weighing the same."""
+    if len(groups) == 1:
+        return paired_p(groups[0], dense[0], seed=seed)
+    differences, weights = [], []
+    for mine, theirs in zip(groups, dense, strict=True):
+        differences += [s - d for s, d in zip(mine, theirs, strict=True)]
+        weights += [1 / len(mine)] * len(mine)
+    return sign_flip(differences, weights, seed=seed)

@@ -1,0 +1,146 @@
+"""Tasks: what a model is asked, made to a length by the model's own tokenizer, and how its answer is scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from harness.tasks import cache, ruler
+from harness.tasks.haystack import haystack as find_haystack
+from harness.tasks.sample import Sample
+from harness.tasks.scoring import string_match_all
+from harness.tasks.sizing import Sizer, encode, without_second_bos
+
+__all__ = [
+    "VERSION", "Sample", "Task", "check_sample", "encode", "encode_all", "get", "get_samples", "group", "groups", "names",
+    "stop_ids",
+]  # fmt: skip
+
+VERSION = cache.VERSION
+CACHE = Path(".cache/samples")
+"""Where samples are kept, below the working folder."""
+GROUPS = {"niah": tuple(ruler.NIAH_TASKS), "ruler_core": ruler.NAMES}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task by name; `metric(prediction, answers)` is in [0, 1]."""
+
+    name: str
+
+    def metric(self, prediction: str, answers: Sequence[str]) -> float:
+        """RULER's string_match_all."""
+        return string_match_all(prediction, answers)
+
+    def samples(self, tokenizer: Any, length: int, n: int, seed: int, data: dict[str, Any]) -> list[Sample]:
+        """`get_samples` with the settings of the `data` group, kept on disk below the working folder."""
+        return get_samples(
+            self.name, tokenizer, length, n, seed=seed, haystack=data.get("haystack"), words=data.get("words"),
+            cache_dir=CACHE, chat_template=bool(data.get("chat_template")),
+        )  # fmt: skip
+
+
+def stop_ids(tokenizer: Any) -> set[int]:
+    """The token ids that end an answer."""
+    return {tokenizer.eos_token_id} - {None}
+
+
+def encode_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` for many texts; fast tokenizers work on them in parallel."""
+    rows = tokenizer(list(texts), add_special_tokens=True)["input_ids"] if texts else []
+    return [without_second_bos(list(ids), tokenizer.bos_token_id) for ids in rows]
+
+
+def names() -> list[str]:
+    """Every task."""
+    return list(ruler.NAMES)
+
+
+def groups() -> list[str]:
+    """Names that stand for several tasks."""
+    return list(GROUPS)
+
+
+def get(name: str) -> Task:
+    """The task called `name`; UserError lists the names there are."""
+    if name not in ruler.NAMES:
+        raise UserError(f"task {name} is not known; choose from: {', '.join(names())}, or a group: {', '.join(groups())}")
+    return Task(name)
+
+
+def group(name: str | Sequence[str]) -> list[str]:
+    """The task names that a name, a group, a comma list or a list of these stands for."""
+    parts = name.split(",") if isinstance(name, str) else list(name)
+    found: dict[str, None] = {}
+    for part in (p.strip() for p in parts):
+        found |= dict.fromkeys(GROUPS[part] if part in GROUPS else (get(part).name,))
+    return list(found)
+
+
+@lru_cache(maxsize=8)
+def _words(path: str | None) -> tuple[str, ...] | None:
+    if path is None:
+        return None
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"data.words={path}: no such file; give a text file of words, or RULER's english_words.json")
+    text = file.read_text(encoding="utf-8")
+    words = list(json.loads(text).values()) if file.suffix == ".json" else text.split()
+    return tuple(sorted(set(words)))
+
+
+def get_samples(
+    task: str,
+    tokenizer: Any,
+    length: int,
+    n: int,
+    *,
+    seed: int = 0,
+    haystack: str | None = None,
+    words: str | None = None,
+    cache_dir: Path | None = None,
+    chat_template: bool = False,
+) -> list[Sample]:
+    """The first `n` samples of `task` at `length` tokens, prompt and answer together.
+
+    Sample i depends on (seed, task, length, i), the prose and the tokenizer, and on nothing else. With `cache_dir` they are
+    kept on disk, and only those not there yet are made. Raises UserError for an unknown task, a length too short for it,
+    or a file that isn't there.
+    """
+    get(task)
+    made = ruler.builder(task, length, _words(words))
+    hay = find_haystack(haystack) if made.prose else None
+    path = None
+    samples: dict[int, Sample] = {}
+    if cache_dir is not None:
+        key = (task, length, seed, hay.name if hay else None, words, chat_template, cache.tokenizer_hash(tokenizer))
+        path = cache.cache_file(Path(cache_dir), *key)
+        samples = cache.read(path)
+    missing = [i for i in range(n) if i not in samples]
+    if missing:
+        sizer = Sizer(task, made, tokenizer, length, seed, hay, chat_template)
+        samples |= {i: sizer.sample(i) for i in missing}
+        if path is not None:
+            cache.write(path, samples)
+    return [samples[i] for i in range(n)]
+
+
+def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = None) -> str | None:
+    """None if the sample is sound, else what is wrong: more than one BOS, too long, or an answer that isn't in the text.
+
+    `ids` are the prompt's tokens where they are known: those that the model will see."""
+    ids = encode(tokenizer, sample.prompt) if ids is None else ids
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids.count(bos) > 1:
+        return f"{ids.count(bos)} BOS tokens in the prompt; there must be one"
+    if len(ids) + sample.max_new_tokens > sample.length:
+        return f"prompt of {len(ids)} tokens and {sample.max_new_tokens} to generate exceed length {sample.length}"
+    missing = [answer for answer in sample.answers if answer not in sample.prompt]
+    if missing:
+        return f"answer {missing[0]!r} is not in the prompt"
+    return None

@@ -1,0 +1,75 @@
+"""Prose for the essay-type tasks: CPython's own documentation topics, a file of the user's, or the essays of the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from harness.errors import UserError
+
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+"""Where sentences are cut. RULER uses NLTK's punkt; a needle only has to stand between two sentences."""
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """`name` as the rows carry it, and the words of the prose."""
+
+    name: str
+    words: tuple[str, ...]
+
+    def text(self, count: int) -> str:
+        """The first `count` words, the prose starting over when it is used up."""
+        repeats, rest = divmod(count, len(self.words))
+        return " ".join(self.words * repeats + self.words[:rest])
+
+
+def sentences(text: str) -> list[str]:
+    """`text` cut after full stops, question and exclamation marks that a space follows."""
+    return SENTENCE_END.split(text.strip())
+
+
+@lru_cache(maxsize=8)
+def haystack(source: str | None) -> Haystack:
+    """`source` None or "pydoc": pydoc_data.topics, which every CPython has (its text differs between versions, so the name
+    says which). "hub": baber/paul_graham_essays. Else a file: plain text, or RULER's PaulGrahamEssays.json."""
+    if source in (None, "pydoc"):
+        from pydoc_data.topics import topics
+
+        version = ".".join(platform.python_version_tuple()[:2])
+        return _named(f"pydoc-{version}", " ".join(topics[key] for key in sorted(topics)))
+    if source == "hub":
+        return _named("paul_graham_essays", _from_hub())
+    path = Path(str(source)).expanduser()
+    if not path.is_file():
+        raise UserError(f"data.haystack={source}: no such file; give a text file, RULER's PaulGrahamEssays.json, pydoc or hub")
+    raw = path.read_bytes()
+    text = raw.decode("utf-8", errors="replace")
+    if path.suffix == ".json":
+        try:
+            text = json.loads(text)["text"]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f'data.haystack={source}: expected JSON with a "text" field, as RULER distributes it') from None
+    return _named(f"{path.stem}-{hashlib.sha256(raw).hexdigest()[:8]}", text)
+
+
+def _named(name: str, text: str) -> Haystack:
+    words = tuple(re.sub(r"\s+", " ", text).strip().split(" "))
+    if len(words) < 100:
+        raise UserError(f"haystack {name} has {len(words)} words; give at least 100")
+    return Haystack(name, words)
+
+
+def _from_hub() -> str:
+    try:
+        from datasets import load_dataset
+
+        essays = load_dataset("baber/paul_graham_essays", split="train")
+    except Exception as error:
+        raise UserError(f"data.haystack=hub: can't load baber/paul_graham_essays ({error}); name a text file instead") from None
+    return " ".join(row["text"] for row in essays)

@@ -1,0 +1,67 @@
+"""RULER's aggregation tasks: common words of a numbered list (common_words_extraction.py), and the most frequent words of a
+coded text (freq_words_extraction.py)."""
+
+from __future__ import annotations
+
+import random
+import string
+from dataclasses import dataclass
+
+from scipy.special import zeta
+
+from harness.tasks.haystack import Haystack
+from harness.tasks.ruler.text import COMMON_WORDS, FREQUENT_WORDS
+from harness.tasks.ruler.words import vocabulary
+
+
+@dataclass(frozen=True)
+class CommonWords:
+    """Ten words stand `common` times, the others `rare` times; below 4096 tokens RULER has 6 and 1, and a shorter example."""
+
+    words: tuple[str, ...] | None = None
+    short: bool = False
+    max_new_tokens: int = COMMON_WORDS.tokens_to_generate
+    prose: bool = False
+
+    @property
+    def most(self) -> int:
+        """The most distinct words there are."""
+        return len(self.words or vocabulary())
+
+    def build(self, rng: random.Random, size: int, hay: Haystack | None = None) -> tuple[str, str, list[str]]:
+        """(text, answer prefix, answers) with `size` distinct words, after one worked example."""
+        shown = (20, 3, 1) if self.short else (40, 10, 3)
+        listed, common = self._list(rng, *shown)
+        example = COMMON_WORDS.template.format(context=listed) + COMMON_WORDS.answer_prefix
+        example += " " + " ".join(f"{i + 1}. {word}" for i, word in enumerate(common))
+        listed, common = self._list(rng, size, *((6, 1) if self.short else (30, 3)))
+        return f"{example}\n{COMMON_WORDS.template.format(context=listed)}", COMMON_WORDS.answer_prefix, common
+
+    def _list(self, rng: random.Random, distinct: int, common: int, rare: int) -> tuple[str, list[str]]:
+        chosen = rng.sample(self.words or vocabulary(), distinct)
+        words = chosen[:10] * common + chosen[10:] * rare
+        rng.shuffle(words)
+        return " ".join(f"{i + 1}. {word}" for i, word in enumerate(words)), chosen[:10]
+
+
+@dataclass(frozen=True)
+class FrequentWords:
+    """Coded words whose counts fall as rank^-alpha; the first rank is dots, to be ignored. `vocab` distinct words."""
+
+    vocab: int
+    alpha: float = 2.0
+    max_new_tokens: int = FREQUENT_WORDS.tokens_to_generate
+    prose: bool = False
+
+    def build(self, rng: random.Random, size: int, hay: Haystack | None = None) -> tuple[str, str, list[str]]:
+        """(text, answer prefix, answers) with about `size` words."""
+        coded: list[str] = []
+        while len(coded) < self.vocab:
+            word = "".join(rng.choices(string.ascii_lowercase, k=6))
+            if word not in coded:
+                coded.append(word)
+        coded[0] = "..."
+        total = float(zeta(self.alpha))
+        words = [w for rank, w in enumerate(coded, 1) for _ in range(int(size * rank**-self.alpha / total))]
+        rng.shuffle(words)
+        return FREQUENT_WORDS.template.format(context=" ".join(words)), FREQUENT_WORDS.answer_prefix, coded[1:4]

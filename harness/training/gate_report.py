@@ -1,0 +1,134 @@
+"""How well gates find the blocks that matter, before any task is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from harness.errors import UserError
+from harness.models import LoadedModel
+from harness.rope import ModelRope
+from harness.training.gate_truth import Capture
+from kernels.block_index import BlockIndex, causal_blocks
+from kernels.block_map import block_map
+from kernels.selection import row_budget, select_topk
+from methods.gate import AttnGate
+
+DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
+
+
+class Recall(TypedDict):
+    """One layer at one density, mean over sequences, heads and query blocks.
+
+    recall: share of the k truly best blocks that are among the gate's best k, the diagonal block, which all selections
+    keep, counted in; chance: what random blocks beside the diagonal would reach. kept_mass: share of the attention
+    that falls on the gate's blocks; oracle_mass: on the best blocks there are; kept_ratio: the first ÷ the second.
+    """
+
+    layer: int
+    density: float
+    recall: float
+    chance: float
+    kept_mass: float
+    oracle_mass: float
+    kept_ratio: float
+    tokens: int
+    sequences: int
+
+
+def recall_rows(truth: BlockIndex, guess: BlockIndex) -> Tensor:
+    """|guess ∩ truth| ÷ |truth| of every row: [B,H,Mq] float32."""
+    both = truth.to_mask() & guess.to_mask()
+    return both.sum(-1) / truth.counts
+
+
+def chance(budget: Tensor, causal: Tensor) -> float:
+    """Expected recall of a random choice of `budget` blocks of `causal` [Mq], the diagonal always among them."""
+    k, c = budget.double(), causal.double()
+    return float(((1 + (k - 1).square() / (c - 1).clamp(min=1)) / k).mean())
+
+
+@torch.no_grad()
+def gate_recall(
+    loaded: LoadedModel,
+    gates: Sequence[AttnGate],
+    sequences: Iterable[Tensor],
+    *,
+    densities: Sequence[float] = DENSITIES,
+    pool: str = "max",
+) -> list[Recall]:
+    """Recall and kept attention mass of every layer at every density, over token sequences [N] or [B,N] int64.
+
+    pool: what "truly best" means, as for the oracle. Layers that were never shown (sliding windows) have no row.
+    """
+    sums: dict[tuple[int, float], Tensor] = {}
+    counts: dict[tuple[int, float], int] = {}
+    chances: dict[float, list[float]] = {density: [] for density in densities}
+    ropes: dict[int, ModelRope] = {}
+    block = gates[0].block_size
+
+    def visit(layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+        if layer not in ropes:
+            ropes[layer] = ModelRope(loaded.model, layer)
+        grid = {"q_block": block, "k_block": block, "q_len": q.shape[2], "k_len": k.shape[2]}
+        mass = block_map(q, k, q_block=block, k_block=block, scale=scale, pool="mass")
+        truth = block_map(q, k, q_block=block, k_block=block, scale=scale, pool=pool)
+        logits = gates[layer](q, k, ropes[layer])
+        for density in densities:
+            budget = row_budget(density, **grid, device=q.device)
+            chosen, best, most = (select_topk(s, budget, **grid) for s in (logits, truth, mass))
+            values = (
+                recall_rows(best, chosen),
+                (mass * chosen.to_mask()).sum(-1),
+                (mass * most.to_mask()).sum(-1),
+            )
+            row = torch.stack([value.mean() for value in values]).double()
+            sums[layer, density] = sums.get((layer, density), 0) + row
+            counts[layer, density] = counts.get((layer, density), 0) + 1
+
+    tokens = seen = 0
+    with Capture(loaded.model, visit) as capture:
+        for sequence in sequences:
+            batch = torch.atleast_2d(sequence).to(loaded.device)
+            capture.run(batch)
+            tokens, seen = tokens + batch.numel(), seen + 1
+            length = batch.shape[1]
+            causal = causal_blocks(length, length, block, block)
+            for density in densities:
+                budget = row_budget(density, q_block=block, k_block=block, q_len=length, k_len=length, device="cpu")
+                chances[density].append(chance(budget, causal))
+    if not seen:
+        raise UserError("no sequences to measure recall on: give at least one")
+    rows: list[Recall] = []
+    for (layer, density), total in sorted(sums.items(), key=lambda item: (item[0][0], -item[0][1])):
+        recall, kept, most = (total / counts[layer, density]).tolist()
+        rows.append(
+            Recall(
+                layer=layer,
+                density=density,
+                recall=recall,
+                chance=sum(chances[density]) / seen,
+                kept_mass=kept,
+                oracle_mass=most,
+                kept_ratio=kept / most,
+                tokens=tokens,
+                sequences=seen,
+            )
+        )
+    return rows
+
+
+def mean_recall(rows: Sequence[Recall]) -> dict[float, dict[str, float]]:
+    """Means over the layers, by density: {density: {"recall": …, "chance": …, "kept_ratio": …}}."""
+    found: dict[float, dict[str, float]] = {}
+    for density in dict.fromkeys(row["density"] for row in rows):
+        own = [row for row in rows if row["density"] == density]
+        found[density] = {
+            "recall": sum(r["recall"] for r in own) / len(own),
+            "chance": sum(r["chance"] for r in own) / len(own),
+            "kept_ratio": sum(r["kept_ratio"] for r in own) / len(own),
+        }
+    return found

@@ -1,0 +1,1 @@
+"""Operations on tensors and BlockIndex: each a folder with a plain-PyTorch reference beside its fast kernels."""

@@ -1,0 +1,119 @@
+"""BlockIndex: which key blocks each query block attends to, as a compact ascending list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+def causal_blocks(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device | str | None = None) -> Tensor:
+    """Key blocks that each query block may see, int64 [Mq]; the causal diagonal is at the bottom right."""
+    rows = -(-q_len // q_block)
+    last = ((torch.arange(rows, device=device) + 1) * q_block).clamp(max=q_len) - 1 + (k_len - q_len)
+    return last // k_block + 1
+
+
+def diagonal_start(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device | str | None = None) -> Tensor:
+    """First key block that overlaps the positions of each query block's own tokens, int64 [Mq]."""
+    rows = -(-q_len // q_block)
+    return (torch.arange(rows, device=device) * q_block + (k_len - q_len)) // k_block
+
+
+def causal_mask(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device | str | None = None) -> Tensor:
+    """bool [Mq, Nk]: True where a key block is visible to some token of the query block."""
+    cols = torch.arange(-(-k_len // k_block), device=device)
+    return cols[None] < causal_blocks(q_len, k_len, q_block, k_block, device)[:, None]
+
+
+def diagonal_mask(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device | str | None = None) -> Tensor:
+    """bool [Mq, Nk]: True on the blocks that every row keeps, those over the row's own tokens."""
+    cols = torch.arange(-(-k_len // k_block), device=device)
+    first = diagonal_start(q_len, k_len, q_block, k_block, device)[:, None]
+    return (cols[None] >= first) & causal_mask(q_len, k_len, q_block, k_block, device)
+
+
+@dataclass(frozen=True)
+class BlockIndex:
+    """Key blocks kept for each (batch, head, query block).
+
+    Attributes:
+        counts: int32 [B, H, Mq], blocks kept in each row.
+        indices: int32 [B, H, Mq, width], ascending block numbers, compact; entries past `counts` are 0.
+        q_block, k_block: tokens per query and per key block.
+        q_len, k_len: tokens of the queries and keys; query i stands at position i + k_len - q_len.
+
+    H is the number of query heads, or of KV heads where a GQA group shares one index.
+    """
+
+    counts: Tensor
+    indices: Tensor
+    q_block: int
+    k_block: int
+    q_len: int
+    k_len: int
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, *, q_block: int, k_block: int, q_len: int, k_len: int) -> BlockIndex:
+        """From bool [B, H, Mq, Nk]: blocks that are not causal are dropped, the diagonal is always kept. Waits for the
+        device once, to learn the longest row."""
+        shape = (q_len, k_len, q_block, k_block)
+        rows, cols = -(-q_len // q_block), -(-k_len // k_block)
+        if mask.shape[-2:] != (rows, cols):
+            raise ValueError(f"mask has {tuple(mask.shape[-2:])} blocks; {q_len} queries by {k_len} keys need ({rows}, {cols})")
+        mask = (mask | diagonal_mask(*shape, mask.device)) & causal_mask(*shape, mask.device)
+        counts = mask.sum(-1, dtype=torch.int32)
+        width = int(counts.max())
+        order = torch.argsort(mask.logical_not().to(torch.uint8), dim=-1, stable=True)[..., :width].to(torch.int32)
+        filled = torch.arange(width, device=mask.device) < counts[..., None]
+        return cls(counts, torch.where(filled, order, 0).contiguous(), q_block, k_block, q_len, k_len)
+
+    @classmethod
+    def full(cls, batch: int, heads: int, *, q_block: int, k_block: int, q_len: int, k_len: int, device: torch.device | str | None = None) -> BlockIndex:
+        """Every causal block."""
+        counts = causal_blocks(q_len, k_len, q_block, k_block, device).to(torch.int32)
+        cols = torch.arange(-(-k_len // k_block), dtype=torch.int32, device=device)
+        indices = torch.where(cols[None] < counts[:, None], cols[None], 0)
+        rows = len(counts)
+        return cls(
+            counts.expand(batch, heads, rows).contiguous(), indices.expand(batch, heads, rows, len(cols)).contiguous(),
+            q_block, k_block, q_len, k_len,
+        )  # fmt: skip
+
+    def to_mask(self) -> Tensor:
+        """bool [B, H, Mq, Nk]."""
+        cols = -(-self.k_len // self.k_block)
+        filled = torch.arange(self.indices.shape[-1], device=self.counts.device) < self.counts[..., None]
+        mask = torch.zeros(*self.counts.shape, cols + 1, dtype=torch.bool, device=self.counts.device)
+        mask.scatter_(-1, torch.where(filled, self.indices, cols).long(), True)
+        return mask[..., :cols]
+
+    def density(self) -> Tensor:
+        """Kept causal blocks ÷ all causal blocks, float32 [B, H], on the index's device."""
+        causal = causal_blocks(self.q_len, self.k_len, self.q_block, self.k_block).sum().item()
+        return self.counts.sum(-1) / causal
+
+    def validate(self) -> None:
+        """Check everything on the host; ValueError says what is wrong."""
+        shape = (self.q_len, self.k_len, self.q_block, self.k_block)
+        rows = -(-self.q_len // self.q_block)
+        if self.counts.dtype != torch.int32 or self.indices.dtype != torch.int32:
+            raise ValueError(f"counts and indices must be int32, not {self.counts.dtype} and {self.indices.dtype}")
+        if self.counts.shape[-1] != rows or self.indices.shape[:-1] != self.counts.shape:
+            raise ValueError(f"counts {tuple(self.counts.shape)} and indices {tuple(self.indices.shape)} don't have {rows} query blocks")
+        counts, indices = self.counts.cpu(), self.indices.cpu().long()
+        causal = causal_blocks(*shape)
+        if bool((counts < 1).any()) or bool((counts > causal).any()) or bool((counts > indices.shape[-1]).any()):
+            raise ValueError("counts must lie between 1 and the row's causal blocks, and within the width of indices")
+        filled = torch.arange(indices.shape[-1]) < counts[..., None]
+        if bool((filled & ((indices < 0) | (indices >= causal[:, None]))).any()):
+            raise ValueError("indices name a block that is not causal")
+        if bool((filled[..., 1:] & (indices[..., 1:] <= indices[..., :-1])).any()):
+            raise ValueError("indices must ascend within each row")
+        if not bool((self.to_mask().cpu() | ~diagonal_mask(*shape)).all()):
+            raise ValueError("every row must keep the blocks over its own tokens")
+
+    def to(self, device: torch.device | str) -> BlockIndex:
+        """The same index on another device."""
+        return replace(self, counts=self.counts.to(device), indices=self.indices.to(device))

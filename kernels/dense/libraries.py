@@ -1,0 +1,30 @@
+"""FlashAttention 3 and 4, where their packages are installed; tensors [B, N, H, D]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor
+
+LIBRARIES = {"fa3": ("flash_attn_interface", "fa3_fwd_interface"), "fa4": ("flash_attn.cute",)}
+"""Modules that may hold `flash_attn_func`, first found wins."""
+
+
+@lru_cache
+def find_library(name: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor] | None:
+    """A function (q, k, v, scale) -> out for the library, or None where no package has it."""
+    for module in LIBRARIES[name]:
+        try:
+            function: Any = import_module(module).flash_attn_func
+        except (ImportError, AttributeError):
+            continue
+
+        def run(q: Tensor, k: Tensor, v: Tensor, scale: float, function: Any = function) -> Tensor:
+            out = function(q, k, v, softmax_scale=scale, causal=True)
+            return out[0] if isinstance(out, tuple) else out
+
+        return run
+    return None

@@ -1,0 +1,122 @@
+"""What a method is: it looks at one layer's queries and keys and says which key blocks each query block keeps."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, Self, TypedDict
+
+import torch
+from torch import Tensor
+
+from kernels.block_index import BlockIndex
+from kernels.selection import row_budget
+
+BLOCK_SIZES = (8, 16, 32, 48, 64, 80, 96, 112, 128)
+"""Multiples of 16 suit the GPU kernels; 8 runs on the reference kernels only."""
+
+Family = Literal["top-k", "threshold", "static", "none"]
+
+
+class Rope(Protocol):
+    """The rotary embedding of a layer."""
+
+    def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions [P] int64 -> cos, sin [P,R] float32; R rotary elements, halves duplicated, attention scaling in."""
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What a method sees of one layer: q [B,Hq,Q,D] and k [B,Hkv,K,D], post-RoPE, GQA un-repeated.
+
+    Query i sits at position i + K - Q and key j at position j. rope is None unless the method says needs_rope.
+    """
+
+    q: Tensor
+    k: Tensor
+    layer: int
+    scale: float
+    rope: Rope | None = None
+
+
+class Grid(TypedDict):
+    """The blocks of one layer call, as the functions of kernels/ take them: block sizes and lengths in tokens."""
+
+    q_block: int
+    k_block: int
+    q_len: int
+    k_len: int
+
+
+class Method(ABC):
+    """A sparse attention method. Subclasses take their native knobs as keyword arguments beside the shared ones.
+
+    block_size: tokens per block. sparsity: share of causal blocks to leave out, in [0, 1), 0 keeps every block; None
+    where the native knob decides. seed: of methods that draw.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    """Where the method comes from: title and arXiv number."""
+    knob: ClassVar[str]
+    """What decides how many blocks are kept."""
+    family: ClassVar[Family]
+    phases: ClassVar[tuple[str, ...]] = ("prefill",)
+    weights: ClassVar[str | None] = None
+    """File name of the trained weights it needs, with {block_size} in it where they depend on that."""
+    needs_rope: ClassVar[bool] = False
+
+    def __init__(self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0) -> None:
+        if block_size not in BLOCK_SIZES:
+            raise ValueError(f"block_size={block_size}: must be a multiple of 16 from 16 to 128, or 8 on a CPU")
+        if sparsity is not None and not 0 <= sparsity < 1:
+            raise ValueError(f"sparsity={sparsity}: must be at least 0 (keep every block) and below 1, for example 0.9")
+        if seed < 0:
+            raise ValueError(f"seed={seed}: must be at least 0")
+        self.block_size = block_size
+        self.sparsity = sparsity
+        self.seed = seed
+
+    @abstractmethod
+    def select(self, x: LayerInputs) -> BlockIndex | None:
+        """The key blocks each query block keeps; None: run dense attention. No host sync."""
+
+    def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
+        """Take trained weights. Raises ValueError, one line, where they don't fit the model."""
+        raise ValueError(f"method {self.name} has no trained weights to load")
+
+    def weights_name(self) -> str | None:
+        """File name of the trained weights this method needs at its block size; None where it needs none."""
+        return None if self.weights is None else self.weights.format(block_size=self.block_size)
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        """The native knobs and their values, as a row records them."""
+        return {}
+
+    def to(self, device: Any) -> Self:
+        """Move what the method holds to a device."""
+        return self
+
+    # -- for subclasses ----------------------------------------------------------------------------------------------
+
+    def grid(self, x: LayerInputs) -> Grid:
+        """The blocks of this call, for the functions of kernels/."""
+        return Grid(q_block=self.block_size, k_block=self.block_size, q_len=x.q.shape[2], k_len=x.k.shape[2])
+
+    def budget(self, x: LayerInputs) -> Tensor:
+        """Key blocks to keep in each row [Mq] int64 so that the density of the call is 1 - sparsity."""
+        return _row_budget(1 - self.required_sparsity(), **self.grid(x), device=x.q.device)
+
+    def required_sparsity(self, instead: str = "") -> float:
+        """The sparsity. Raises ValueError where none was given; `instead` names what else would do."""
+        if self.sparsity is None:
+            raise ValueError(f"method {self.name} needs sparsity in [0, 1), for example 0.9{instead}")
+        return self.sparsity
+
+
+@functools.lru_cache(maxsize=64)
+def _row_budget(density: float, q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device) -> Tensor:
+    """row_budget, copied to the device once and not for every layer."""
+    return row_budget(density, q_len, k_len, q_block, k_block, device)

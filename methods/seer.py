@@ -1,0 +1,117 @@
+"""SeerAttention: a trained gate per layer predicts the pooled attention map; its best blocks are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor
+
+from kernels.block_index import BlockIndex, causal_blocks
+from kernels.selection import select_threshold, select_topk
+from methods import register
+from methods.base import LayerInputs, Method
+from methods.gate import AttnGate, load_gates
+
+Selection = Literal["topk", "threshold", "nz_ratio"]
+
+
+@register("seer")
+class Seer(Method):
+    """SeerAttention with learned gates, one selection per query head.
+
+    selection="topk": each row keeps its share, so that the density of a call is 1 - sparsity.
+    selection="threshold": blocks whose gate probability is above `threshold` (released models: 5e-4 to 5e-3).
+    selection="nz_ratio": the paper's rule, the same number of blocks in every row, of which early rows have fewer.
+    Unlike the released code, the diagonal block is always kept, so no row is empty, probabilities are float32, and no
+    query block is dense by decree (there: the last two).
+    """
+
+    paper = "SeerAttention, arXiv 2410.13276"
+    knob = "top-k | threshold"
+    family = "top-k"
+    weights = "gates-{block_size}.safetensors"
+    needs_rope = True
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        sparsity: float | None = None,
+        seed: int = 0,
+        selection: Selection = "topk",
+        threshold: float | None = None,
+        nz_ratio: float | None = None,
+        q_linear: bool = False,
+    ) -> None:
+        super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
+        if selection not in get_args(Selection):
+            raise ValueError(f"selection={selection}: must be one of {', '.join(get_args(Selection))}")
+        for name, value in (("threshold", threshold), ("nz_ratio", nz_ratio)):
+            if value is not None and selection != name:
+                raise ValueError(f"{name}={value} has no effect with selection={selection}: set selection={name}")
+        self.selection = selection
+        self.threshold = self._threshold(threshold) if selection == "threshold" else None
+        self.nz_ratio = self._nz_ratio(nz_ratio) if selection == "nz_ratio" else None
+        if selection == "topk":
+            self.required_sparsity()
+        self.q_linear = q_linear
+        self.gates: list[AttnGate] = []
+
+    def _threshold(self, threshold: float | None) -> float:
+        if self.sparsity == 0:
+            if threshold is not None:
+                raise ValueError(f"sparsity=0 keeps every block, whatever threshold={threshold}: give one of them")
+            return -1.0  # below every probability, those that underflow to 0 included
+        if threshold is None:
+            raise ValueError(
+                f"selection=threshold needs a threshold, for example 2e-3: none follows from sparsity={self.sparsity}, "
+                "it has to be calibrated on measured density"
+            )
+        if not 0 <= threshold < 1:
+            raise ValueError(f"threshold={threshold}: must be a probability, at least 0 and below 1")
+        return threshold
+
+    def _nz_ratio(self, nz_ratio: float | None) -> float:
+        if nz_ratio is not None and self.sparsity is not None:
+            raise ValueError(f"sparsity={self.sparsity} and nz_ratio={nz_ratio}: give one of them, the other follows")
+        if nz_ratio is None:
+            return 1 - self.required_sparsity(", or an nz_ratio")
+        if not 0 < nz_ratio <= 1:
+            raise ValueError(f"nz_ratio={nz_ratio}: must be above 0 and at most 1")
+        return nz_ratio
+
+    def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
+        shape = {"layers": layers, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        self.gates = load_gates(state, **shape, block_size=self.block_size, q_linear=self.q_linear)
+
+    def to(self, device: Any) -> Self:
+        self.gates = [gate.to(device) for gate in self.gates]
+        return self
+
+    @torch.no_grad()
+    def select(self, x: LayerInputs) -> BlockIndex:
+        if not self.gates:
+            raise ValueError(f"method seer has no weights: load {self.weights_name()} first (made by job=distill)")
+        if x.rope is None:
+            raise ValueError("method seer needs the model's RoPE: its gates read queries and keys from before it")
+        if not 0 <= x.layer < len(self.gates):
+            raise ValueError(f"layer {x.layer}: there are gates for layers 0 to {len(self.gates) - 1}")
+        grid = self.grid(x)
+        logits = self.gates[x.layer](x.q, x.k, x.rope)
+        if self.threshold is not None:
+            return select_threshold(logits.softmax(-1), self.threshold, **grid)
+        if self.nz_ratio is not None:
+            blocks = max(1, int((1 - math.sqrt(1 - self.nz_ratio)) * logits.shape[-1]))
+            return select_topk(logits, causal_blocks(**grid, device=x.q.device).clamp(max=blocks), **grid)
+        return select_topk(logits, self.budget(x), **grid)
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        return {
+            "selection": self.selection,
+            "threshold": self.threshold,
+            "nz_ratio": self.nz_ratio,
+            "q_linear": self.q_linear,
+        }

@@ -1,0 +1,71 @@
+"""StreamingLLM: the first tokens (attention sinks) and a window of the latest ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from kernels.block_index import BlockIndex, causal_blocks
+from kernels.selection import select_topk
+from methods import register
+from methods.base import LayerInputs, Method
+
+
+@register("streaming_llm")
+class StreamingLLM(Method):
+    """Keeps the sink blocks and the most recent blocks of every row; the same in all layers and heads.
+
+    sinks: tokens at the start that all rows see (the paper keeps 4). window: tokens before and with the row's last one.
+    Both are rounded up to whole blocks. With sparsity instead of window, each row spends its share of the budget on its
+    diagonal first, then on the sinks, then on the most recent blocks.
+    """
+
+    paper = "Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453"
+    knob = "window"
+    family = "static"
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        sparsity: float | None = None,
+        seed: int = 0,
+        window: int | None = None,
+        sinks: int = 4,
+    ) -> None:
+        super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
+        if window is not None and sparsity is not None:
+            raise ValueError(f"sparsity={sparsity} and window={window}: give one of them, the other follows")
+        if window is None:
+            self.required_sparsity(", or a window in tokens")
+        elif window < 1:
+            raise ValueError(f"window={window}: must be at least 1 token")
+        if sinks < 0:
+            raise ValueError(f"sinks={sinks}: must be at least 0 tokens")
+        self.window = window
+        self.sinks = sinks
+
+    def select(self, x: LayerInputs) -> BlockIndex:
+        grid = self.grid(x)
+        sinks = -(-self.sinks // self.block_size)
+        if self.window is None:
+            budget = self.budget(x)
+        else:
+            # a row no longer than sinks and window together keeps all it sees
+            recent = -(-self.window // self.block_size)
+            budget = causal_blocks(**grid, device=x.q.device).clamp(max=sinks + recent)
+        # top-k on these scores takes the diagonal (always first), then the sinks from the start, then from the end back
+        blocks = -(-grid["k_len"] // self.block_size)
+        column = torch.arange(blocks, device=x.q.device)
+        scores = torch.where(column < sinks, 2 * blocks - column, column).float()
+        one = select_topk(scores.expand(1, 1, len(budget), blocks), budget, **grid)
+        batch, heads = x.k.shape[:2]  # one index for a whole group of query heads, and the same for every group
+        return replace(
+            one,
+            counts=one.counts.expand(batch, heads, -1).contiguous(),
+            indices=one.indices.expand(batch, heads, -1, -1).contiguous(),
+        )
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        return {"window": self.window, "sinks": self.sinks}

@@ -1,0 +1,38 @@
+"""Set before anything else is imported: offline, few threads, no display, caches in the checkout, and Triton's
+interpreter without a GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+CACHE = Path(__file__).resolve().parents[1] / ".cache"
+for _variable, _folder in (("MPLCONFIGDIR", "matplotlib"), ("HF_HOME", "huggingface"), ("TRITON_CACHE_DIR", "triton")):
+    os.environ.setdefault(_variable, str(CACHE / _folder))
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+for _switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+    os.environ[_switch] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+CUDA = torch.cuda.is_available()
+if not CUDA:
+    # Triton reads it when a kernel is defined, so it must stand before the first kernel module is imported.
+    assert not [name for name in sys.modules if name.startswith("kernels.")], "a kernel was imported before conftest"
+    os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where there is no CUDA device."""
+    if CUDA:
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)

@@ -1,0 +1,77 @@
+"""Figures are written, readable and honest about what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.image import imread
+
+from harness.figures import style, write_all
+from harness.figures.pareto import draw
+from harness.schema import COLUMNS
+
+
+def row(method: str, sparsity: float, length: int, accuracy: float | None, **more: Any) -> dict[str, Any]:
+    made: dict[str, Any] = dict.fromkeys(COLUMNS)
+    dense = method == "full"
+    made |= {
+        "model": "tiny", "method": method, "sparsity": sparsity, "density": 1 - sparsity, "length": length, "task": "avg",
+        "samples": 10, "accuracy": accuracy, "block_size": None if dense else 64, "dtype": "float32", "seed": 0,
+        "device": "cpu (x)", "status": "ok", "total_ms": 10 * (1.1 - sparsity), "ttft_ms": 100.0,
+    }  # fmt: skip
+    if accuracy is not None:
+        made |= {"accuracy_low": max(0, accuracy - 0.1), "accuracy_high": min(1, accuracy + 0.1)}
+    return made | more
+
+
+def study(lengths: list[int]) -> list[dict[str, Any]]:
+    rows = [row("full", 0.0, n, 0.95) for n in lengths]
+    return rows + [row(m, s, n, 0.9 - s / 3) for m in ("a", "b") for s in (0.5, 0.9) for n in lengths]
+
+
+def test_one_length(tmp_path: Path) -> None:
+    paths = write_all(study([4096]), tmp_path)
+    assert [p.name for p in paths] == ["pareto.png"]
+    height, width = imread(paths[0]).shape[:2]
+    assert width > height > 500
+
+
+def test_several_lengths(tmp_path: Path) -> None:
+    names = {p.name for p in write_all(study([4096, 8192]), tmp_path)}
+    assert names == {"pareto.png", "pareto_4096.png", "pareto_8192.png", "lengths.png"}
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")], "no temporary file stays"
+
+
+def test_panels_name_the_methods_and_use_a_log_time_axis() -> None:
+    density, time = draw(study([4096]), [4096], "tiny", "cpu").axes
+    for axes in (density, time):
+        assert {"a", "b", "full"} <= {t.get_text() for t in axes.texts}
+    assert (density.get_xscale(), time.get_xscale()) == ("linear", "log")
+
+
+def test_gated_points_are_hollow_and_failed_rows_absent() -> None:
+    rows = [row("full", 0.0, 4096, 0.9), row("a", 0.5, 4096, 0.99, status="gated"), row("b", 0.5, 4096, None)]
+    rows = [r for r in rows if r["accuracy"] is not None]
+    figure = draw(rows, [4096], "tiny", "cpu")
+    faces = [line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() != "None"]
+    assert "white" in faces
+    assert "b" not in {t.get_text() for t in figure.axes[0].texts}
+
+
+def test_nothing_to_draw(tmp_path: Path) -> None:
+    assert write_all([row("a", 0.5, 4096, None)], tmp_path) == []
+
+
+def test_without_times_the_panel_says_so() -> None:
+    rows = [row(m, s, 4096, 0.5, total_ms=None, ttft_ms=None) for m, s in (("full", 0.0), ("a", 0.5))]
+    texts = {t.get_text() for t in draw(rows, [4096], "tiny", "cpu").axes[1].texts}
+    assert "not measured" in texts
+
+
+@pytest.mark.parametrize("wanted", [[50.0, 50.0, 50.0], [0.0, 1.0, 99.0], [10.0, 90.0], [100.0, 100.0]])
+def test_names_never_overlap(wanted: list[float]) -> None:
+    placed = sorted(style.spread(wanted, 7.0, 0.0, 100.0))
+    assert all(b - a >= 7.0 - 1e-9 for a, b in zip(placed, placed[1:], strict=False))
+    assert placed[0] >= -1e-9 and placed[-1] <= 100 + 1e-9

@@ -1,0 +1,134 @@
+"""Batched generation of prompts of different lengths equals transformers' own, one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from harness.bridge import Bridge
+from harness.errors import UserError
+from harness.generate import Generation, _batches, generate
+from harness.models import LoadedModel, wrap_model
+from tests.harness.tiny import FAMILIES, Fixed, load, tokens
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+LENGTHS = (33, 7, 1, 50, 33)
+
+
+def prompts() -> list[list[int]]:
+    return [tokens(n, seed=i).tolist() for i, n in enumerate(LENGTHS)]
+
+
+def one_by_one(loaded: LoadedModel, prompt: list[int], max_new: int, stop: set[int]) -> list[int]:
+    """Greedy decoding by transformers' generate with eager attention."""
+    loaded.model.set_attn_implementation("eager")
+    try:
+        out = loaded.model.generate(
+            torch.tensor([prompt]), max_new_tokens=max_new, do_sample=False, eos_token_id=sorted(stop) or None,
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long), pad_token_id=0,
+        )[0, len(prompt) :].tolist()  # fmt: skip
+    finally:
+        loaded.model.set_attn_implementation("sdpa")
+    return out[:-1] if out and out[-1] in stop else out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch_tokens", [1, 130, 10_000])
+def test_equals_one_by_one(family: str, batch_tokens: int) -> None:
+    loaded = load(family, dtype=torch.float64)
+    expected = [one_by_one(loaded, prompt, 12, set()) for prompt in prompts()]
+    with Bridge(loaded, None):
+        out = generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=batch_tokens)
+    assert [g.ids for g in out] == expected
+    assert not any(g.stopped for g in out)
+    assert all(g.prefill_s > 0 for g in out)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_equals_one_by_one_on_a_gpu(family: str) -> None:
+    loaded, own = load(family), load(family, dtype=torch.float64)
+    expected = [one_by_one(own, prompt, 12, set()) for prompt in prompts()]
+    loaded = wrap_model(loaded.model, None, name=family, device="cuda", dtype=torch.float64)
+    with Bridge(loaded, None, dense_kernel="reference"):
+        out = generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=10_000)
+    assert [g.ids for g in out] == expected
+    assert all(0 < g.prefill_s < 60 for g in out)
+
+
+def test_without_a_bridge_too() -> None:
+    loaded = load("gemma3", dtype=torch.float64)
+    expected = [one_by_one(loaded, prompt, 12, set()) for prompt in prompts()]
+    assert [g.ids for g in generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=10_000)] == expected
+
+
+def test_max_new_per_sample() -> None:
+    loaded, limits = load("llama", dtype=torch.float64), [1, 9, 4, 2, 6]
+    with Bridge(loaded, None):
+        whole = generate(loaded, prompts(), 9, stop_ids=set(), batch_tokens=10_000)
+        out = generate(loaded, prompts(), limits, stop_ids=set(), batch_tokens=10_000)
+    assert [g.ids for g in out] == [g.ids[:n] for g, n in zip(whole, limits, strict=True)]
+
+
+def test_stop_ids() -> None:
+    loaded = load("llama", dtype=torch.float64)
+    with Bridge(loaded, None):
+        free = generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=10_000)
+        stop = {free[0].ids[3], free[3].ids[0]}
+        out = generate(loaded, prompts(), 12, stop_ids=stop, batch_tokens=10_000)
+    expected = [one_by_one(loaded, prompt, 12, stop) for prompt in prompts()]
+    assert [g.ids for g in out] == expected
+    assert out[3] == Generation([], out[3].prefill_s, stopped=True)
+    assert [g.stopped for g in out] == [len(g.ids) < 12 for g in out]
+
+
+def test_ends_when_all_have_stopped() -> None:
+    loaded = load("llama")
+    with Bridge(loaded, None):
+        first = generate(loaded, prompts(), 1, stop_ids=set(), batch_tokens=10_000)
+        steps: list[int] = []
+        loaded.model.register_forward_hook(lambda *_: steps.append(1))
+        generate(loaded, prompts(), 40, stop_ids={g.ids[0] for g in first}, batch_tokens=10_000)
+    assert len(steps) == len(LENGTHS)  # the prefills alone
+
+
+def test_sparse_prefill_does_not_depend_on_the_batch() -> None:
+    loaded = load("llama", dtype=torch.float64)
+    with Bridge(loaded, Fixed(keep="ends")) as bridge:
+        alone = generate(loaded, prompts(), 8, stop_ids=set(), batch_tokens=1)
+        together = generate(loaded, prompts(), 8, stop_ids=set(), batch_tokens=10_000)
+    assert [g.ids for g in alone] == [g.ids for g in together]
+    assert len(bridge.prefill_densities()) == 2 * sum(n > 1 for n in LENGTHS)
+
+
+def test_on_done_is_called_in_order() -> None:
+    loaded, seen = load("llama"), []
+    with Bridge(loaded, None):
+        out = generate(
+            loaded, prompts(), 3, stop_ids=set(), batch_tokens=80, on_done=lambda i, g: seen.append((i, g))
+        )
+    assert seen == list(enumerate(out))
+
+
+def test_batches() -> None:
+    assert [list(b) for b in _batches([5, 5, 5, 20, 1], 15)] == [[0, 1, 2], [3], [4]]
+    assert _batches([], 8) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"max_new": 0}, "at least 1"),
+        ({"prompts": [[]]}, "at least 1"),
+        ({"max_new": [1, 2]}, "2 values for 1 prompts"),
+        ({"max_new": 480}, "512 positions"),
+        ({"batch_tokens": 0}, "batch_tokens"),
+    ],
+)
+def test_refuses(change: dict[str, Any], match: str) -> None:
+    arguments = {"prompts": [list(range(3, 40))], "max_new": 4, "stop_ids": set(), "batch_tokens": 100, **change}
+    with pytest.raises(UserError, match=match):
+        generate(load("llama"), **arguments)

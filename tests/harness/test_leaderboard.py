@@ -1,0 +1,137 @@
+"""Rows are what the records say: pairing, averages, gates, failures, times."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import leaderboard, stats
+from harness.plan import Arm, Cell, Samples, Setting
+from harness.records import Store
+from harness.schema import COLUMNS, CellRecord, LatencyRecord, RunRecord, SampleRecord, Status
+
+SETTING = Setting("tiny", "abc", 4096, 0, "float32", "cpu", "sdpa")
+DENSE = Arm(SETTING, "full", 0.0)
+SPARSE = Arm(SETTING, "sieve", 0.9, {"width": 3}, 64, "reference")
+DATE = "2026-01-01T00:00:00+00:00"
+
+
+def cell_of(arm: Arm, task: str) -> Cell:
+    return Cell(arm, Samples(task, "1", {"haystack": None}, False))
+
+
+def fill(store: Store, arm: Arm, task: str, scores: list[float], *, status: str = Status.OK, reason: str = "", **more: Any) -> None:
+    cell = cell_of(arm, task)
+    store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
+    for index, score in enumerate(scores):
+        store.samples.append(
+            SampleRecord(
+                cell.id, "r1", index, "p", ["a"], score, 4000, 1.5, None if arm is DENSE else 0.1,
+                ["sdpa" if arm is DENSE else "reference"], more.get("sample_status", Status.OK), more.get("sample_reason", ""), DATE,
+            )
+        )  # fmt: skip
+    store.cells.append(CellRecord(cell.id, arm.id, cell.pair, "r1", cell.identity(), status, reason, DATE, arm.knobs, "pydoc"))
+
+
+def latency(store: Store, arm: Arm) -> None:
+    store.latency.append(
+        LatencyRecord(
+            "l1", arm.id, "r1", arm.identity(), arm.knobs, "cpu (x)", "reference", 0.1, 1.0, 3.0, 4.0, 3.9, 4.1, 16.0,
+            "sdpa", {"sdpa": 16.0, "sdpa_math": 30.0}, {}, 5, 0.01, 900.0, 890.0, 910.0, None, 4000, DATE,
+        )
+    )  # fmt: skip
+
+
+def rows_by(store: Store) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(r["method"], r["task"]): r for r in leaderboard.rows(store)}
+
+
+def test_paired_rows_and_average(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    fill(store, DENSE, "one", [1, 1, 1, 0])
+    fill(store, SPARSE, "one", [1, 0, 0, 0])
+    fill(store, DENSE, "two", [1, 1, 1, 1])
+    fill(store, SPARSE, "two", [1, 1, 0.5, 0])
+    latency(store, SPARSE)
+    rows = rows_by(store)
+    one = rows["sieve", "one"]
+    assert (one["accuracy"], one["dense_accuracy"], one["samples"], one["status"]) == (0.25, 0.75, 4, "ok")
+    assert (one["accuracy_low"], one["accuracy_high"]) == stats.wilson(1, 4)
+    assert one["p_value"] == pytest.approx(0.5)
+    assert (one["density"], one["kernel"], one["knob"], one["haystack"]) == (0.1, "reference", "width=3", "pydoc")
+    assert (one["speedup"], one["pct_ideal"], one["dense_kernel"]) == (4.0, pytest.approx(40.0), "sdpa")
+    assert one["ttft_ms"] == 900.0, "measured with warm-up, where it was"
+    average = rows["sieve", "avg"]
+    assert average["accuracy"] == pytest.approx((0.25 + 0.625) / 2)
+    assert average["dense_accuracy"] == pytest.approx((0.75 + 1) / 2)
+    assert average["samples"] == 8
+    dense = rows["full", "one"]
+    assert (dense["density"], dense["dense_accuracy"], dense["ttft_ms"]) == (1.0, None, 1500.0)
+    assert [r["method"] for r in leaderboard.rows(store)] == ["full"] * 3 + ["sieve"] * 3, "dense first"
+
+
+def test_csv_has_the_columns_and_is_replaced_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    fill(store, DENSE, "one", [1, 0])
+    path, _ = leaderboard.write(store)
+    with open(path, newline="") as file:
+        read = list(csv.DictReader(file))
+    assert tuple(read[0]) == COLUMNS
+    assert read[0]["study"] == "mine" and read[0]["command"] == "python -m harness" and read[0]["commit"] == "c0ffee"
+    assert read[0]["p_value"] == "" and read[0]["accuracy"] == "0.5"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["leaderboard.csv", "records"]
+
+
+def test_above_dense_by_more_than_noise_is_gated(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    fill(store, DENSE, "one", [0] * 10)
+    fill(store, SPARSE, "one", [1] * 10)
+    rows = rows_by(store)
+    assert rows["sieve", "one"]["status"] == "gated"
+    assert "above dense by more than noise" in rows["sieve", "one"]["reason"]
+    assert rows["sieve", "avg"]["status"] == "gated" and rows["full", "one"]["status"] == "ok"
+
+
+def test_a_little_above_dense_is_noise(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    fill(store, DENSE, "one", [0, 0, 1, 1, 1])
+    fill(store, SPARSE, "one", [1, 1, 1, 1, 1])
+    assert rows_by(store)["sieve", "one"]["status"] == "ok"
+
+
+def test_gated_sample_gates_the_cell(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    fill(store, SPARSE, "one", [1, 1], sample_status=Status.GATED, sample_reason="the needle is not in the prompt")
+    row = rows_by(store)["sieve", "one"]
+    assert row["status"] == "gated" and "2 of 2 samples: the needle" in row["reason"]
+
+
+def test_failed_cell_has_no_accuracy_and_no_average(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    fill(store, SPARSE, "one", [1, 1])
+    fill(store, SPARSE, "two", [1], status=Status.FAILED, reason="out of memory")
+    rows = rows_by(store)
+    assert (rows["sieve", "two"]["status"], rows["sieve", "two"]["accuracy"]) == ("failed", None)
+    assert rows["sieve", "two"]["reason"] == "out of memory"
+    assert (rows["sieve", "avg"]["status"], rows["sieve", "avg"]["accuracy"]) == ("failed", None)
+
+
+def test_the_last_finished_state_counts(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    fill(store, SPARSE, "one", [], status=Status.RUNNING)
+    assert leaderboard.rows(store) == [], "begun is no row"
+    fill(store, SPARSE, "one", [], status=Status.FAILED, reason="out of memory")
+    fill(store, SPARSE, "one", [1, 0])
+    fill(store, SPARSE, "one", [], status=Status.RUNNING)
+    assert rows_by(store)["sieve", "one"]["status"] == "ok"
+
+
+def test_only_timed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
+    latency(store, SPARSE)
+    (row,) = leaderboard.rows(store)
+    assert (row["task"], row["accuracy"], row["total_ms"], row["density"]) == ("", None, 4.0, 0.1)

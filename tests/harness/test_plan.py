@@ -1,0 +1,56 @@
+"""Ids are equal exactly when the numbers must be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from harness.plan import Arm, Cell, Samples, Setting, digest, missing
+
+SETTING = Setting("tiny", "abc", 4096, 0, "float32", "cpu", "sdpa")
+ARM = Arm(SETTING, "sieve", 0.9, {"width": 3, "sink": 1}, 64, "reference", "w1")
+SAMPLES = Samples("one", "1", {"haystack": None}, False)
+CELL = Cell(ARM, SAMPLES)
+
+
+def test_ids_are_stable_and_ignore_order() -> None:
+    assert CELL.id == Cell(replace(ARM, knobs={"sink": 1, "width": 3}), SAMPLES).id
+    assert len(CELL.id) == 16 and digest({"b": 1, "a": [1.5, None]}) == digest({"a": [1.5, None], "b": 1})
+    assert digest({"a": 1}) == "015abd7f5cc57a2d", "changing this orphans every record there is"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Cell(replace(ARM, sparsity=0.8), SAMPLES),
+        Cell(replace(ARM, knobs={"width": 4, "sink": 1}), SAMPLES),
+        Cell(replace(ARM, block_size=128), SAMPLES),
+        Cell(replace(ARM, kernel="triton"), SAMPLES),
+        Cell(replace(ARM, weights_hash="w2"), SAMPLES),
+        Cell(replace(ARM, method="other"), SAMPLES),
+    ],
+)
+def test_methods_differ_but_share_their_pair(other: Cell) -> None:
+    assert other.id != CELL.id and other.arm.id != ARM.id and other.pair == CELL.pair
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *(Cell(replace(ARM, setting=replace(SETTING, **{k: v})), SAMPLES) for k, v in
+          {"model_hash": "x", "length": 8192, "seed": 1, "dtype": "float16", "device_type": "cuda"}.items()),
+        Cell(ARM, replace(SAMPLES, task="two")),
+        Cell(ARM, replace(SAMPLES, generator="2")),
+        Cell(ARM, replace(SAMPLES, data={"haystack": "x"})),
+        Cell(ARM, replace(SAMPLES, chat_template=True)),
+    ],
+)  # fmt: skip
+def test_other_samples_or_numerics_are_another_pair(other: Cell) -> None:
+    assert other.id != CELL.id and other.pair != CELL.pair
+
+
+def test_missing() -> None:
+    assert missing(set(), 3) == [0, 1, 2]
+    assert missing(set(range(20)), 50) == list(range(20, 50))
+    assert missing({0, 2, 9}, 4) == [1, 3]

@@ -1,0 +1,55 @@
+"""Inputs for the tests of methods: random layers, a plain rotary embedding, and every method ready to select."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import methods
+from methods.base import LayerInputs, Method
+from methods.gate import AttnGate, gate_state
+
+HEADS, KV_HEADS, DIM, LAYERS = 4, 2, 16, 2
+
+
+class PlainRope:
+    """RoPE of base 10000 over the first `rotary` elements, with attention scaling."""
+
+    def __init__(self, rotary: int = DIM, scaling: float = 1.0) -> None:
+        self.rotary = rotary
+        self.scaling = scaling
+
+    def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        frequencies = 10000.0 ** (-torch.arange(0, self.rotary, 2) / self.rotary)
+        angles = positions[:, None].float() * frequencies.to(positions.device)
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos() * self.scaling, angles.sin() * self.scaling
+
+
+def layer(
+    q_len: int, k_len: int | None = None, *, batch: int = 1, seed: int = 0, number: int = 0, device: str = "cpu"
+) -> LayerInputs:
+    """Random queries and keys, the keys with a common part per stretch of text so that blocks differ."""
+    k_len = k_len or q_len
+    generator = torch.Generator().manual_seed(seed)
+    topics = torch.randn(batch, KV_HEADS, k_len // 48 + 1, DIM, generator=generator).repeat_interleave(48, dim=2)
+    k = torch.randn(batch, KV_HEADS, k_len, DIM, generator=generator) + 2 * topics[:, :, :k_len]
+    q = 2 * torch.randn(batch, HEADS, q_len, DIM, generator=generator)
+    q, k = q.to(device), k.to(device)
+    return LayerInputs(q=q, k=k, layer=number, scale=DIM**-0.5, rope=PlainRope())
+
+
+def gates(block_size: int, *, q_linear: bool = False, seed: int = 0) -> dict[str, Tensor]:
+    """Random gate weights for all layers."""
+    torch.manual_seed(seed)
+    made = [AttnGate(HEADS, KV_HEADS, DIM, block_size=block_size, q_linear=q_linear) for _ in range(LAYERS)]
+    return {name: 10 * weight for name, weight in gate_state(made).items()}
+
+
+def ready(name: str, **knobs: object) -> Method:
+    """A method built and, where it needs weights, loaded."""
+    method = methods.build(name, **knobs)
+    if method.weights is not None:
+        state = gates(method.block_size)
+        method.load(state, layers=LAYERS, heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM)
+    return method

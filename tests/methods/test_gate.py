@@ -1,0 +1,172 @@
+"""The gate against a second formulation: loops over blocks and heads, from pre-RoPE inputs, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import methods
+import methods.gate
+from methods.base import LayerInputs
+from methods.gate import AttnGate, load_gates
+from methods.rope import rope_apply
+from tests.methods.support import DIM, HEADS, KV_HEADS, LAYERS, PlainRope, gates, layer, ready
+
+BLOCK = 16
+
+
+def naive_logits(q: Tensor, k: Tensor, w_k: Tensor, w_q: Tensor | None, rope: PlainRope) -> Tensor:
+    """PRE-RoPE q [Hq,Q,D], k [Hkv,K,D], float64 -> logits [Hq,Mq,Nk]."""
+    q_len, k_len = q.shape[1], k.shape[1]
+    offset = k_len - q_len
+    rows, columns = -(-q_len // BLOCK), -(-k_len // BLOCK)
+    out = torch.full((HEADS, rows, columns), float("-inf"), dtype=torch.float64)
+
+    def turn(vector: Tensor, position: int) -> Tensor:
+        cos, sin = rope.cos_sin(torch.tensor([position]))
+        return rope_apply(vector[None], cos.double(), sin.double())[0]
+
+    for head in range(HEADS):
+        for i in range(rows):
+            query = q[head, i * BLOCK : (i + 1) * BLOCK].mean(0)
+            if w_q is not None:
+                query = query @ w_q[head]
+            query = turn(query, offset + i * BLOCK)
+            last_token = offset + min((i + 1) * BLOCK, q_len) - 1
+            for j in range(last_token // BLOCK + 1):
+                block = k[head // (HEADS // KV_HEADS), j * BLOCK : (j + 1) * BLOCK]
+                pooled = torch.cat((block.max(0).values, block.min(0).values, block.mean(0)))
+                key = turn(pooled @ w_k[head], j * BLOCK)
+                out[head, i, j] = query @ key / DIM**0.5
+    return out
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (89, 89), (32, 96), (41, 89), (25, 90)])
+@pytest.mark.parametrize("q_linear", [False, True])
+@pytest.mark.parametrize(("rotary", "scaling"), [(16, 1.0), (8, 1.3)])
+def test_gate_equals_the_naive_formulation(
+    shape: tuple[int, int], q_linear: bool, rotary: int, scaling: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods.gate, "CHUNK_ELEMENTS", 2 * BLOCK * HEADS * DIM)  # two blocks at a time
+    q_len, k_len = shape
+    rope = PlainRope(rotary, scaling)
+    x = layer(q_len, k_len)
+    q, k = x.q.double(), x.k.double()
+    post_q = rope_apply(q, *rope.cos_sin(torch.arange(k_len - q_len, k_len)))
+    post_k = rope_apply(k, *rope.cos_sin(torch.arange(k_len)))
+    torch.manual_seed(0)
+    gate = AttnGate(HEADS, KV_HEADS, DIM, block_size=BLOCK, q_linear=q_linear).double()
+    logits = gate(post_q, post_k, rope)
+    w_q = None if gate.q is None else gate.q.detach()
+    torch.testing.assert_close(logits[0].detach(), naive_logits(q[0], k[0], gate.k.detach(), w_q, rope))
+
+
+def test_gate_is_float32_from_half_precision() -> None:
+    x = layer(64)
+    gate = AttnGate(HEADS, KV_HEADS, DIM, block_size=BLOCK)
+    assert x.rope is not None
+    assert gate(x.q.bfloat16(), x.k.bfloat16(), x.rope).dtype == torch.float32
+
+
+def test_gate_has_as_many_weights_as_the_released_ones() -> None:
+    gate = AttnGate(32, 8, 128, block_size=64)  # Llama-3.1-8B: 32 layers, 100.66 MB in bfloat16
+    assert 32 * 2 * sum(weight.numel() for weight in gate.parameters()) == 100_663_296
+
+
+def test_gradients_reach_all_weights_and_nothing_else() -> None:
+    x = layer(64)
+    q = x.q.requires_grad_()
+    gate = AttnGate(HEADS, KV_HEADS, DIM, block_size=BLOCK, q_linear=True)
+    assert x.rope is not None
+    gate(q, x.k, x.rope).softmax(-1).square().sum().backward()
+    assert all(weight.grad is not None and bool(weight.grad.abs().sum() > 0) for weight in gate.parameters())
+    assert q.grad is None
+
+
+# -- the method around it --------------------------------------------------------------------------------------------
+
+
+def test_seer_without_weights_says_which_file() -> None:
+    with pytest.raises(ValueError, match=r"seer has no weights: load gates-16.safetensors first"):
+        methods.build("seer", sparsity=0.5, block_size=16).select(layer(64))
+
+
+def test_seer_needs_rope() -> None:
+    x = layer(64)
+    with pytest.raises(ValueError, match="seer needs the model's RoPE"):
+        ready("seer", sparsity=0.5, block_size=16).select(LayerInputs(q=x.q, k=x.k, layer=0, scale=x.scale))
+
+
+def test_seer_keeps_the_best_of_the_gate() -> None:
+    x = layer(640)
+    state = gates(BLOCK)
+    gate = load_gates(state, layers=LAYERS, heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM, block_size=BLOCK)[0]
+    assert x.rope is not None
+    logits = gate(x.q, x.k, x.rope)
+    index = ready("seer", sparsity=0.8, block_size=BLOCK).select(x)
+    assert index is not None
+    mask = index.to_mask()
+    for row in range(1, mask.shape[2]):  # blocks beside the diagonal, which is forced
+        scores, kept = logits[:, :, row, :row], mask[:, :, row, :row]
+        worst_kept = scores.masked_fill(~kept, float("inf")).amin(-1)
+        best_left = scores.masked_fill(kept, float("-inf")).amax(-1)
+        assert bool((worst_kept >= best_left).all())
+
+
+def test_seer_threshold_keeps_what_is_above_it() -> None:
+    x = layer(640)
+    method = ready("seer", selection="threshold", threshold=0.03, block_size=BLOCK)
+    index = method.select(x)
+    assert index is not None
+    assert x.rope is not None
+    probability = method.gates[0](x.q, x.k, x.rope).softmax(-1)  # type: ignore[attr-defined]
+    wanted = (probability > 0.03) | torch.eye(40, dtype=torch.bool)
+    assert torch.equal(index.to_mask(), wanted)
+    assert method.knobs() == {"selection": "threshold", "threshold": 0.03, "nz_ratio": None, "q_linear": False}
+
+
+def test_seer_nz_ratio_is_the_papers_rule() -> None:
+    index = ready("seer", selection="nz_ratio", sparsity=0.63, block_size=BLOCK).select(layer(640))
+    assert index is not None
+    rows = torch.arange(1, 41)
+    assert torch.equal(index.counts[0, 0].long(), rows.clamp(max=8))  # 8 = floor((1 - sqrt(0.63)) * 40)
+    assert (index.density() - 0.37).abs().max() < 1 / 40
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+SHAPE = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM}
+
+
+@pytest.mark.parametrize("q_linear", [False, True])
+def test_weights_survive_a_round_trip(q_linear: bool) -> None:
+    state = gates(BLOCK, q_linear=q_linear)
+    loaded = load_gates(state, **SHAPE, block_size=BLOCK, q_linear=q_linear)
+    back = methods.gate.gate_state(loaded)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 3}, r"lack layers.2.gate.k: the model has 3 layers"),
+        ({"layers": 1}, r"have layers.1.gate.k that it has no place for: the model has 1 layers"),
+        ({"heads": 8}, r"layers.0.gate.k has shape \[4, 48, 16\], not \[8, 48, 16\]: .* another model"),
+        ({"head_dim": 32}, r"has shape \[4, 48, 16\], not \[4, 96, 32\]"),
+    ],
+)
+def test_weights_of_another_model_are_refused(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        methods.build("seer", sparsity=0.5, block_size=BLOCK).load(gates(BLOCK), **{**SHAPE, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_with_and_without_q_linear_are_told_apart() -> None:
+    method = methods.build("seer", sparsity=0.5, block_size=BLOCK)
+    with pytest.raises(ValueError, match=r"have layers.0.gate.q .* q_linear is False"):
+        method.load(gates(BLOCK, q_linear=True), **SHAPE)
+    method = methods.build("seer", sparsity=0.5, block_size=BLOCK, q_linear=True)
+    with pytest.raises(ValueError, match=r"lack layers.0.gate.q: .* q_linear is True"):
+        method.load(gates(BLOCK), **SHAPE)

@@ -1,0 +1,44 @@
+"""Undoing rotary embeddings, by hand and on transformers models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from methods.rope import rope_apply, rope_undo
+from tests.methods.support import PlainRope
+
+
+@pytest.mark.parametrize("rotary", [16, 8])
+@pytest.mark.parametrize("scaling", [1.0, 1.37])
+def test_undo_is_the_inverse(rotary: int, scaling: float) -> None:
+    x = torch.randn(2, 3, 40, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cos, sin = PlainRope(rotary, scaling).cos_sin(torch.arange(1000, 1040))
+    cos, sin = cos.double(), sin.double()
+    torch.testing.assert_close(rope_undo(rope_apply(x, cos, sin), cos, sin), x)
+    torch.testing.assert_close(rope_apply(rope_undo(x, cos, sin), cos, sin), x)
+    assert torch.equal(rope_apply(x, cos, sin)[..., rotary:], x[..., rotary:])
+
+
+def test_apply_turns_pairs_by_the_angle() -> None:
+    x = torch.randn(1, 5, 16, dtype=torch.float64)
+    positions = torch.arange(5)
+    cos, sin = PlainRope().cos_sin(positions)
+    turned = rope_apply(x, cos, sin)
+    pairs = torch.complex(x[..., :8], x[..., 8:])
+    angles = positions[:, None].double() * 10000.0 ** (-torch.arange(0, 16, 2).double() / 16)
+    wanted = pairs * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(turned, torch.cat((wanted.real, wanted.imag), -1), atol=1e-6, rtol=1e-5)
+
+
+def test_half_precision_is_turned_in_float32() -> None:
+    x = torch.randn(1, 5, 16, dtype=torch.bfloat16)
+    cos, sin = PlainRope().cos_sin(torch.arange(5))
+    assert rope_apply(x, cos, sin).dtype == torch.float32
+    torch.testing.assert_close(rope_undo(rope_apply(x, cos, sin), cos, sin), x.float())
+
+
+def test_more_rotary_elements_than_there_are() -> None:
+    cos, sin = PlainRope(32).cos_sin(torch.arange(5))
+    with pytest.raises(ValueError, match="32 rotary elements for heads of 16"):
+        rope_apply(torch.randn(1, 5, 16), cos, sin)

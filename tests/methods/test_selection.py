@@ -1,0 +1,172 @@
+"""What every method promises: the density asked for, the diagonal, the same choice twice, all blocks at sparsity 0."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import methods
+from kernels.block_index import BlockIndex
+from kernels.block_map import block_map
+from methods.base import LayerInputs
+from tests.methods.support import layer, ready
+
+SPARSE = [name for name in ("block_topk", "oracle", "random", "seer", "streaming_llm")]
+SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95]
+SHAPES = [(640, 640), (637, 637), (1000, 1000), (320, 640), (205, 845)]
+"""(queries, keys): whole blocks, odd lengths, and chunks of a longer prompt."""
+
+
+def select(name: str, x: LayerInputs, **knobs: object) -> BlockIndex:
+    index = ready(name, block_size=16, **knobs).select(x)
+    assert index is not None
+    index.validate()
+    return index
+
+
+def test_all_registered_methods_are_tested_here() -> None:
+    assert sorted([*SPARSE, "dense"]) == methods.names()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", SPARSE)
+def test_density_is_what_was_asked_for(name: str, shape: tuple[int, int]) -> None:
+    x = layer(*shape)
+    for sparsity in SPARSITIES:
+        density = select(name, x, sparsity=sparsity).density()
+        assert (density - (1 - sparsity)).abs().max() < 0.01, (sparsity, density)
+
+
+@pytest.mark.parametrize("shape", [(640, 640), (637, 637), (205, 845), (1, 100), (5, 5)])
+@pytest.mark.parametrize("name", SPARSE)
+def test_sparsity_0_keeps_every_block(name: str, shape: tuple[int, int]) -> None:
+    x = layer(*shape)
+    index = select(name, x, sparsity=0.0)
+    assert bool((index.density() == 1).all())
+
+
+@pytest.mark.parametrize("selection", ["threshold", "nz_ratio"])
+def test_sparsity_0_keeps_every_block_in_other_selections_of_seer(selection: str) -> None:
+    index = select("seer", layer(637), sparsity=0.0, selection=selection)
+    assert bool((index.density() == 1).all())
+
+
+def test_dense_runs_dense_at_any_sparsity() -> None:
+    dense = methods.build("dense", sparsity=0.9)
+    assert dense.select(layer(64)) is None
+    assert dense.sparsity == 0
+
+
+@pytest.mark.parametrize("shape", [(637, 637), (200, 640), (205, 845)])
+@pytest.mark.parametrize("name", SPARSE)
+def test_the_diagonal_is_always_kept(name: str, shape: tuple[int, int]) -> None:
+    q_len, k_len = shape
+    mask = select(name, layer(*shape), sparsity=0.95).to_mask()
+    for row in range(mask.shape[2]):
+        first = k_len - q_len + row * 16
+        last = min(first + 16, k_len) - 1
+        assert bool(mask[:, :, row, first // 16 : last // 16 + 1].all())
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_the_same_choice_twice(name: str) -> None:
+    one, two = (select(name, layer(637), sparsity=0.8) for _ in range(2))
+    assert torch.equal(one.counts, two.counts)
+    assert torch.equal(one.indices, two.indices)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_batches_select_for_every_sample(name: str) -> None:
+    index = select(name, layer(200, batch=3), sparsity=0.8)
+    assert index.counts.shape[0] == 3
+    assert index.counts.shape[1] in (2, 4)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+def test_no_method_keeps_more_mass_than_the_oracle(sparsity: float) -> None:
+    x = layer(637)
+    mass = block_map(x.q, x.k, q_block=16, k_block=16, scale=x.scale, pool="mass")
+
+    def kept(name: str, **knobs: object) -> torch.Tensor:
+        mask = select(name, x, sparsity=sparsity, **knobs).to_mask()
+        mask = mask.repeat_interleave(mass.shape[1] // mask.shape[1], dim=1)
+        return (mass * mask).sum(-1)
+
+    best = kept("oracle", pool="mass")
+    for name in SPARSE:
+        assert bool((kept(name) <= best + 1e-5).all()), name
+    assert kept("block_topk").mean() > kept("random").mean()
+
+
+def test_random_depends_on_seed_layer_and_head() -> None:
+    x = layer(637)
+    base = select("random", x, sparsity=0.8).to_mask()
+    assert not torch.equal(base, select("random", x, sparsity=0.8, seed=1).to_mask())
+    assert not torch.equal(base, select("random", x, sparsity=0.8, seed=2**32).to_mask())
+    assert not torch.equal(base, select("random", layer(637, number=1), sparsity=0.8).to_mask())
+    assert not torch.equal(base[:, 0], base[:, 1])
+
+
+def test_random_is_uniform() -> None:
+    from methods.random_blocks import hashed_uniform
+
+    draw = hashed_uniform(0, 3, 1, torch.arange(0, 512 * 64, 64), 512).double()
+    assert draw.min() >= 0
+    assert draw.max() < 1
+    assert abs(draw.mean() - 0.5) < 0.005
+    assert abs(draw.var() - 1 / 12) < 0.002
+    assert (draw.mean(0) - 0.5).abs().max() < 0.08  # 6 sigma of a mean over 512
+    assert (draw.mean(1) - 0.5).abs().max() < 0.08
+    neighbours = torch.corrcoef(torch.stack((draw[:, 1:].flatten(), draw[:, :-1].flatten())))[0, 1]
+    assert abs(neighbours) < 0.01
+
+
+def test_streaming_window_in_tokens() -> None:
+    mask = select("streaming_llm", layer(160), window=17, sinks=4).to_mask()[0, 0]
+    row, column = torch.arange(10)[:, None], torch.arange(10)
+    assert torch.equal(mask, (column <= row) & ((column == 0) | (column >= row - 1)))
+
+
+def test_streaming_without_sinks() -> None:
+    mask = select("streaming_llm", layer(160), window=16, sinks=0).to_mask()[0, 0]
+    assert torch.equal(mask, torch.eye(10, dtype=torch.bool))
+
+
+def test_streaming_budget_goes_to_diagonal_then_sinks_then_recent() -> None:
+    mask = select("streaming_llm", layer(640), sparsity=0.8, sinks=20).to_mask()[0, 0]
+    kept = mask.sum(-1).tolist()
+    for row, count in enumerate(kept):
+        sinks = min(2, count - 1)
+        wanted = set(range(sinks)) | set(range(row + 1 - (count - sinks), row + 1))
+        assert set(mask[row].nonzero().flatten().tolist()) == wanted
+
+
+def test_block_topk_finds_the_block_that_queries_point_at() -> None:
+    x = layer(320)
+    q, k = torch.zeros_like(x.q), torch.zeros_like(x.k)
+    k[:, :, 5 * 16 : 6 * 16, 0] = 1.0
+    q[..., 0] = 1.0
+    index = select("block_topk", LayerInputs(q=q, k=k, layer=0, scale=x.scale), sparsity=0.8)
+    mask = index.to_mask()[0]
+    assert bool(mask[:, 12:, 5].all())
+
+
+def test_block_topk_pools_only_the_tokens_of_a_partial_block() -> None:
+    from methods.pooling import pool_blocks
+
+    x = torch.randn(2, 3, 37, 8, dtype=torch.float64)
+    for how, plain in (("mean", torch.mean), ("max", torch.amax), ("min", torch.amin)):
+        wanted = torch.stack([plain(x[:, :, i : i + 16], dim=2) for i in (0, 16, 32)], dim=2)
+        torch.testing.assert_close(pool_blocks(x, 16, how), wanted)  # type: ignore[arg-type]
+        torch.testing.assert_close(pool_blocks(x[:, :, 32:], 16, how), wanted[:, :, 2:])  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SPARSE)
+def test_the_same_choice_on_the_gpu(name: str) -> None:
+    cpu = select(name, layer(1000), sparsity=0.8).to_mask()
+    method = ready(name, block_size=16, sparsity=0.8).to("cuda")
+    index = method.select(layer(1000, device="cuda"))
+    assert index is not None
+    same = (index.to_mask().cpu() == cpu).float().mean()
+    assert same == 1 if name in ("random", "streaming_llm") else same > 0.999

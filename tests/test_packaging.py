@@ -1,0 +1,179 @@
+"""The package as a stranger gets it: dependencies, lock, wheel, README, and nothing of a build machine in it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import import_module, metadata
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = ("harness", "methods", "kernels")
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+RUNTIME = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
+ALL = [*RUNTIME, *(Requirement(text) for texts in EXTRAS.values() for text in texts)]
+BUNDLED_LIMIT = 16 * 2**20
+"""Bytes of weights that may ship with the package."""
+
+# In pieces, so that this file does not hold what it looks for.
+MACHINE_PATHS = re.compile("/wo" + "rk/|/ro" + "ot/|/ho" + "me/|/op" + "t/(?:wheels|pypi)|/t" + "mp/dev")
+
+
+def lock() -> dict[str, Version]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {name: Version(version) for name, version in pins}
+
+
+def files() -> list[Path]:
+    """What git tracks or would track; without git, every file outside hidden and generated folders."""
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout.split("\0")  # fmt: skip
+        return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
+    except (OSError, subprocess.CalledProcessError):
+        hidden = (".git", ".venv", ".cache", "__pycache__", "build", "dist")
+        return [p for p in ROOT.rglob("*") if p.is_file() and not set(p.relative_to(ROOT).parts) & set(hidden)]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.parametrize("requirement", [pytest.param(r, id=r.name) for r in ALL])
+def test_dependency_is_locked_in_a_release_it_allows(requirement: Requirement) -> None:
+    pins = lock()
+    name = canonicalize_name(requirement.name)
+    assert name in pins, f"{name} is not in requirements.lock: run .ci/lock"
+    assert requirement.specifier.contains(pins[name], prereleases=True), f"{requirement} but locked {pins[name]}"
+
+
+@pytest.mark.parametrize("requirement", [pytest.param(r, id=r.name) for r in RUNTIME])
+def test_runtime_dependency_has_a_floor(requirement: Requirement) -> None:
+    assert {s.operator for s in requirement.specifier} & {">=", "=="}
+
+
+def test_lock_is_sorted_and_names_public_releases_only() -> None:
+    pins = lock()
+    assert list(pins) == sorted(pins)
+    assert all(name == canonicalize_name(name) for name in pins)
+    assert not [name for name, version in pins.items() if version.local], "a local build cannot be installed elsewhere"
+
+
+def test_every_import_is_of_a_declared_dependency() -> None:
+    """Runtime code imports nothing that is there by chance, as the dependency of a dependency."""
+    declared = {canonicalize_name(r.name) for r in [*RUNTIME, *map(Requirement, EXTRAS["cuda"])]}
+    optional = {"flash_attn", "flash_attn_interface"}  # modules of the cuda extra, which need not be installed
+    owners = metadata.packages_distributions()
+    for path in (p for package in PACKAGES for p in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""] if node.level == 0 else []
+            elif isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            else:
+                continue
+            for top in {module.partition(".")[0] for module in modules}:
+                if top in PACKAGES or top in sys.stdlib_module_names or top in optional:
+                    continue
+                known = {canonicalize_name(name) for name in owners.get(top, [])}
+                assert known & declared, f"{path.relative_to(ROOT)} imports {top}, not in pyproject.toml"
+
+
+def test_wheel_carries_configs_and_bundled_model_and_nothing_else(wheel: Path) -> None:
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for path in files():
+        name = path.relative_to(ROOT).as_posix()
+        if name.startswith("conf/"):
+            assert f"harness/{name}" in inside
+        elif name.startswith(tuple(f"{package}/" for package in PACKAGES)):
+            assert name in inside
+    assert {name.partition("/")[0] for name in inside if ".dist-info/" not in name} == set(PACKAGES)
+    assert [name for name in inside if name.endswith("licenses/LICENSE")]
+
+
+def test_wheel_runs_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    zipfile.ZipFile(wheel).extractall(site)
+    empty.mkdir()
+    code = "import harness, runpy; print(harness.__file__); runpy.run_module('harness', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"],
+        cwd=empty, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(site))
+    assert "python -m harness method=seer" in done.stdout
+    assert not list(empty.iterdir())
+
+
+def test_bundled_weights_are_small() -> None:
+    weights = [p for p in files() if p.suffix == ".safetensors"]
+    assert sum(p.stat().st_size for p in weights) <= BUNDLED_LIMIT
+
+
+def test_no_path_of_a_build_machine() -> None:
+    found = []
+    for path in files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path.relative_to(ROOT)}: {hit}" for hit in sorted(set(MACHINE_PATHS.findall(text)))]
+    assert not found
+
+
+def test_version_is_the_newest_in_the_changelog() -> None:
+    newest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert newest[1] == PROJECT["project"]["version"]
+
+
+def test_readme_names_only_files_that_exist() -> None:
+    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_method_has_its_config_and_its_line_in_the_readme() -> None:
+    names = set(import_module("methods").names())
+    assert names == {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name in sorted(names) if f"| `{name}` |" not in readme] == []
+
+
+def test_method_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example is run as it is printed, and reaches the sparsity that is asked of it."""
+    (code,) = re.findall(r"```python\n# methods/(?:\w+)\.py\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    methods = import_module("methods")
+    base = import_module("methods.base")
+    (tmp_path / "readme_example.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(methods.names())
+    import_module("readme_example")
+    (name,) = set(methods.names()) - before
+    q, k = torch.randn(1, 4, 1024, 16), torch.randn(1, 2, 1024, 16)
+    inputs = base.LayerInputs(q=q, k=k, layer=0, scale=0.25, rope=None)
+    index = methods.build(name, sparsity=0.75, block_size=16).select(inputs)
+    index.validate()
+    assert index.density().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert methods.build(name, sparsity=0.0, block_size=16).select(inputs).density().min().item() == 1.0
