@@ -53,14 +53,18 @@ def baseline_name() -> str:
     """The name of the method that drops nothing, with which all others are compared."""
     found = [name for name in methods.names() if methods.get(name).family == "none"]
     if len(found) != 1:
-        raise UserError(f"methods of family none: {', '.join(found) or 'not one'}; there must be exactly one, the baseline")
+        raise UserError(f"methods of family none: {', '.join(found) or 'not one'}; there must be one, the baseline")
     return found[0]
 
 
 def build(wanted: Settings) -> Method:
-    """The method with its knobs; a number that Hydra read as an int is fine where a float is meant."""
+    """The method with its knobs."""
     shared = {"block_size": wanted.block_size, "sparsity": wanted.sparsity, "seed": wanted.seed}
-    return methods.build(wanted.method, **(shared | wanted.method_knobs))
+    try:
+        return methods.build(wanted.method, **(shared | wanted.method_knobs))
+    except TypeError as error:  # a word where a number belongs, say
+        knobs = ", ".join(f"method.{k}={v}" for k, v in wanted.method_knobs.items())
+        raise UserError(f"method {wanted.method} can't be made with {knobs}: {error}") from error
 
 
 def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting) -> Ready:
@@ -99,7 +103,7 @@ def _load(method: Method, path: Path, wanted: Settings, loaded: LoadedModel) -> 
 
     if not path.is_file():
         raise UserError(
-            f"no trained weights of {method.name} for {loaded.name} at block size {method.block_size}: {path} is missing; "
+            f"no weights of {method.name} for {loaded.name} at block size {method.block_size}: {path} is missing; "
             f"train them with `python -m harness job=distill method={method.name} {_model_overrides(wanted)}"
             f"block_size={method.block_size}`"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,8 @@ class Jobs:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
         self.touched: dict[Path, set[str]] = {}
+        self.stores: dict[Path, Store] = {}
+        self.next_write = 0.0
         self.measuring: dict[str, Callable[[Settings], int]] = {
             "evaluate": self._measure, "latency": self._measure, "report": self._report,
         }  # fmt: skip
@@ -40,16 +43,26 @@ class Jobs:
     def _measure(self, wanted: Settings) -> int:
         from harness.run import measure  # transformers takes seconds to import, and a report needs none of it
 
-        store = Store(wanted.folder)
-        leaderboard.rows(store)  # a corrupt record stops the command before hours of work, not after
+        store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
+        for file in (store.runs, store.samples, store.cells, store.latency):
+            file.read()  # a corrupt record stops the command before hours of work, not after
         done = measure(wanted, store, self.console)
         self.touched.setdefault(wanted.folder, set()).update(done.arms)
-        leaderboard.write(store)
+        self._keep_fresh(store)
         return 1 if done.failed else 0
+
+    def _keep_fresh(self, store: Store) -> None:
+        """Rebuild the leaderboard between the jobs of a sweep, as often as takes a twentieth of the time."""
+        began = time.monotonic()
+        if began < self.next_write:
+            return
+        leaderboard.write(store)
+        ended = time.monotonic()
+        self.next_write = ended + 20 * (ended - began)
 
     def _report(self, wanted: Settings) -> int:
         if not any((wanted.folder / "records").glob("*.jsonl")):
-            raise UserError(f"study={wanted.study}: no records in {wanted.folder}; run something with study={wanted.study}")
+            raise UserError(f"study={wanted.study}: no records in {wanted.folder}; measure something with that study")
         self.touched.setdefault(wanted.folder, set())
         return 0
 
@@ -58,7 +71,7 @@ class Jobs:
         from harness.figures import write_all
 
         for folder, arms in self.touched.items():
-            store = Store(folder)
+            store = self.stores.get(folder) or Store(folder)
             path, rows = leaderboard.write(store)
             pictures = write_all(rows, folder)
             table.show(self.console, rows, arms)

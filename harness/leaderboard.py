@@ -142,7 +142,8 @@ def _average_row(
     members: Sequence[tuple[Record, Row]], samples: Mapping[str, list[Record]], dense: Mapping[str, Record]
 ) -> Row:
     newest = max((row for _, row in members), key=lambda r: str(r["date"]))
-    row = dict(newest) | {"task": AVERAGE, "cell": "", "haystack": "+".join(sorted({r["haystack"] for _, r in members}))}
+    row = dict(newest) | {"task": AVERAGE, "cell": ""}
+    row["haystack"] = "+".join(sorted({r["haystack"] for _, r in members}))
     row["samples"] = sum(r["samples"] for _, r in members)
     densities = [r["density"] for _, r in members if r["density"] is not None]
     row["density"] = _mean(densities)

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -38,7 +37,10 @@ def command(argv: list[str] | None = None) -> str:
 @lru_cache(maxsize=1)
 def commit() -> str:
     """Commit of the checkout the code comes from, "+dirty" with uncommitted changes (results/ aside); the installed
-    version for a wheel; "unknown" where neither can be had."""
+    version for a wheel; "unknown" where neither can be had. HARNESS_COMMIT says it where the code was copied without
+    its history, to a container say."""
+    if os.environ.get("HARNESS_COMMIT"):
+        return os.environ["HARNESS_COMMIT"]
     if not DISTRIBUTION_MARKER.exists():
         return _installed()
     root = DISTRIBUTION_MARKER.parent
@@ -114,17 +116,3 @@ def file_hash(path: str | os.PathLike[str]) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def tree_hash(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, or of a folder's file names and contents in order."""
-    root = Path(path)
-    if root.is_file():
-        return file_hash(root)
-    parts = [f"{p.relative_to(root)}:{file_hash(p)}" for p in sorted(root.rglob("*")) if p.is_file()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def short(value: Any, length: int = 12) -> str:
-    """The first digits of a hash, for people."""
-    return str(value)[:length]

@@ -24,6 +24,10 @@ from harness.schema import KEYS, REQUIRED, SCHEMA
 Record = dict[str, Any]
 
 
+class RecordError(UserError):
+    """A record file that can't be read on: nothing more may be written to it."""
+
+
 @contextmanager
 def _locked(fd: int, how: int) -> Iterator[None]:
     fcntl.flock(fd, how)
@@ -31,6 +35,17 @@ def _locked(fd: int, how: int) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _write(fd: int, line: bytes, path: Path) -> None:
+    """Write a line in one piece and sync it. Raises RecordError where the disk doesn't take it, as when it is full."""
+    try:
+        written = os.write(fd, line)
+        os.fsync(fd)
+    except OSError as error:
+        raise RecordError(f"{path}: can't append ({error.strerror}); what is recorded is safe") from error
+    if written != len(line):
+        raise RecordError(f"{path}: the disk took only a part of a line, is it full? What is recorded is safe")
 
 
 def _finite(value: Any) -> Any:
@@ -59,7 +74,7 @@ class RecordFile:
         self._line = 0
 
     def read(self) -> list[Record]:
-        """All complete records, oldest first. Raises UserError at a line that is no record of this kind."""
+        """All complete records, oldest first. Raises RecordError at a line that is no record of this kind."""
         try:
             fd = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
@@ -88,9 +103,7 @@ class RecordFile:
                     self._set_aside(fd, torn)
                 if self._key(data) in self._keys:
                     return False
-                if os.write(fd, line) != len(line):
-                    raise OSError(f"{self.path}: the disk took only a part of a record; is it full?")
-                os.fsync(fd)
+                _write(fd, line, self.path)
                 self._take(data)
                 self._offset += len(line)
                 self._line += 1
@@ -118,14 +131,14 @@ class RecordFile:
         try:
             data = json.loads(raw)
         except ValueError as error:
-            raise UserError(f"{where}: corrupt record, not JSON ({error}). {cure}.") from None
+            raise RecordError(f"{where}: corrupt record, not JSON ({error}). {cure}.") from None
         if not isinstance(data, dict):
-            raise UserError(f"{where}: corrupt record, {type(data).__name__} instead of an object. {cure}.")
+            raise RecordError(f"{where}: corrupt record, {type(data).__name__} instead of an object. {cure}.")
         missing = [name for name in REQUIRED[self.kind] if name not in data]
         if missing:
-            raise UserError(f"{where}: corrupt record, {', '.join(missing)} missing. {cure}.")
+            raise RecordError(f"{where}: corrupt record, {', '.join(missing)} missing. {cure}.")
         if data["schema"] != SCHEMA:
-            raise UserError(f"{where}: record of schema {data['schema']}, this version reads schema {SCHEMA}. {cure}.")
+            raise RecordError(f"{where}: record of schema {data['schema']}, this version reads {SCHEMA}. {cure}.")
         return data
 
     def _key(self, data: Record) -> tuple[Any, ...] | None:

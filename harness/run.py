@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -23,13 +23,15 @@ from harness.bridge import Bridge
 from harness.config import Settings
 from harness.errors import UserError
 from harness.generate import Generation, generate
-from harness.latency import time_attention, time_prefill
+from harness.latency import AttentionTiming, PrefillTiming, time_attention, time_prefill
 from harness.models import LoadedModel, ModelConfig, load_model
 from harness.plan import Cell
-from harness.provenance import now, run_record, tree_hash
-from harness.records import Store
+from harness.provenance import device_name, file_hash, now, run_record
+from harness.records import Record, RecordError, Store
 from harness.schema import CellRecord, LatencyRecord, RunRecord, SampleRecord, Status
 from harness.tasks import Sample
+from harness.tasks.cache import tokenizer_hash
+from harness.tasks.haystack import haystack
 
 CPU_BATCH_TOKENS = 20_480
 """Tokens of KV cache decoded together on a CPU: a few samples, so that progress shows and a kill loses little."""
@@ -55,36 +57,30 @@ def measure(wanted: Settings, store: Store, console: Console) -> Done:
         )
     runner = Runner(wanted, loaded, store, console)
     arms = ready(wanted, loaded)
-    names = task_names(wanted.tasks)
+    names = tasks.group(wanted.tasks)
+    with Bridge(loaded, None, dense_kernel=wanted.dense_kernel):
+        pass  # a model whose attention can't be changed stops here, not in every cell
     done = Done({each.arm.id for each in arms})
     for each in arms:
         if wanted.job == "evaluate":
             done.failed += runner.evaluate(each, names)
         if wanted.latency or wanted.job == "latency":
-            runner.time(each, names[0])
+            done.failed += runner.time(each, names)
     return done
 
 
 def model_of(wanted: Settings) -> LoadedModel:
     """The model of the settings; the jobs of a sweep share it."""
-    model = wanted.model
-    return _load(ModelConfig(name=str(model["name"]), path=str(model["path"]), dtype=wanted.dtype, device=wanted.device))
+    name, path = str(wanted.model["name"]), str(wanted.model["path"])
+    return _load(ModelConfig(name=name, path=path, dtype=wanted.dtype, device=wanted.device))
 
 
 @lru_cache(maxsize=1)
 def _load(config: ModelConfig) -> LoadedModel:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of the weights; the only bar is that of the samples
     return load_model(config)
-
-
-def task_names(wanted: tuple[str, ...]) -> list[str]:
-    """The tasks that names of tasks and of groups stand for, each once. Raises UserError listing all of them."""
-    found: dict[str, None] = {}
-    for name in wanted:
-        members = tasks.group(name) if name in tasks.groups() else [name]
-        for member in members:
-            tasks.get(member)  # an unknown name stops here, with the names there are
-            found[member] = None
-    return list(found)
 
 
 TOKENS_KEPT = 100_000_000
@@ -113,49 +109,59 @@ class Runner:
         """Run the samples that an arm's cells lack. Returns how many of the cells failed."""
         by_cell, last = self.store.samples_of(), self.store.latest_cells()
         todo: list[tuple[Cell, Sample]] = []
+        begun: list[tuple[Cell, str]] = []
         failed = 0
-        touched: list[Cell] = []
         for name in names:
             cell = self.cell(each, name)
             have = {s["index"] for s in by_cell.get(cell.id, [])}
             lacking = plan.missing(have, self.wanted.samples)
-            state = last.get(cell.id, {}).get("status")
-            if not lacking and state in (Status.OK, Status.GATED):
+            if not lacking and last.get(cell.id, {}).get("status") in (Status.OK, Status.GATED):
                 continue
             try:
-                drawn = self.samples(name) if lacking else []
+                drawn = self.samples(name)
             except Exception as error:  # a task that can't make its samples costs its cell, not the sweep
                 failed += self._fail(each, cell, error)
                 continue
-            touched.append(cell)
-            self._note(each, cell, Status.RUNNING, "", drawn[0].haystack if drawn else last[cell.id]["haystack"])
+            begun.append((cell, drawn[0].haystack))
+            self._note(each, cell, Status.RUNNING, "", drawn[0].haystack)
             todo += [(cell, drawn[index]) for index in lacking]
         broken = self._generate(each, todo) if todo else {}
-        for cell in touched:
+        by_cell, last = self.store.samples_of(), self.store.latest_cells()
+        for cell, prose in begun:
             if cell.id in broken:
                 failed += self._fail(each, cell, broken[cell.id])
-            else:
-                self._finish(each, cell)
+                continue
+            pair = (c for c in last.values() if c["pair"] == cell.pair and leaderboard.is_baseline(c))
+            dense = None if each.method is None else next((by_cell.get(c["cell"]) for c in pair), None)
+            self._finish(each, cell, prose, by_cell[cell.id], dense)
         return failed
 
     def cell(self, each: Ready, name: str) -> Cell:
         """The cell of an arm on a task."""
-        samples = plan.Samples(name, str(tasks.VERSION), self._data, bool(self.wanted.model.get("chat_template")))
-        return Cell(each.arm, samples)
+        return Cell(each.arm, plan.Samples(name, str(tasks.VERSION), self._text, self._chat))
+
+    @property
+    def _chat(self) -> bool:
+        return bool(self.wanted.model.get("chat_template"))
 
     @cached_property
-    def _data(self) -> dict[str, Any]:
-        """The text behind the samples: a file of the user's by its content, so that it may move."""
-        haystack = self.wanted.data.get("haystack")
-        return {"haystack": tree_hash(haystack) if haystack else None}
+    def _text(self) -> dict[str, Any]:
+        """What the samples' text comes from, by content: the prose, the word list, the tokenizer and its template."""
+        tokenizer, words = self.loaded.tokenizer, self.wanted.data.get("words")
+        template = getattr(tokenizer, "chat_template", None) if self._chat else None
+        return {
+            "haystack": haystack(self.wanted.data.get("haystack")).name,
+            "words": file_hash(words) if words else None,
+            "tokenizer": tokenizer_hash(tokenizer),
+            "template": plan.digest(template) if template else None,
+        }
 
     def samples(self, name: str) -> list[Sample]:
         """The first samples of a task, as many as are wanted; made once for all arms."""
         if name not in self._samples:
-            wanted = self.wanted
-            self._samples[name] = tasks.get(name).samples(
-                self.loaded.tokenizer, wanted.length, wanted.samples, wanted.seed, wanted.data
-            )
+            wanted, data = self.wanted, {**self.wanted.data, "chat_template": self._chat}
+            task = tasks.get(name)
+            self._samples[name] = task.samples(self.loaded.tokenizer, wanted.length, wanted.samples, wanted.seed, data)
         return self._samples[name]
 
     def tokens(self, samples: list[Sample]) -> list[array[int]]:
@@ -170,8 +176,8 @@ class Runner:
         return [_tokens[model, sample] for sample in samples]
 
     def _generate(self, each: Ready, todo: list[tuple[Cell, Sample]]) -> dict[str, Exception]:
-        """Generate and record `todo`; returns the cells that failed, by id. After an error, what is left runs cell by
-        cell and sample by sample, so that the error stays with the cell it belongs to."""
+        """Generate and record `todo`; returns the cells that failed, by id. After an error, what is left runs sample by
+        sample, so that the error stays with the cell it belongs to."""
         broken: dict[str, Exception] = {}
         with self._progress() as progress:
             bar = progress.add_task(f"{each.arm.method} {self.wanted.length}", total=len(todo))
@@ -179,12 +185,11 @@ class Runner:
             def advance() -> None:
                 progress.advance(bar)
 
-            left = self._attempt(each, todo, self.batch_tokens(), advance)
-            for cell in dict.fromkeys(cell for cell, _ in left[0]):
-                mine = [pair for pair in left[0] if pair[0] == cell]
-                _, error = self._attempt(each, mine, 1, advance)
+            left, error = self._attempt(each, todo, self.batch_tokens(), advance)
+            for pair in left:
+                _, error = self._attempt(each, [pair], 1, advance)
                 if error is not None:
-                    broken[cell.id] = error
+                    broken.setdefault(pair[0].id, error)
         return broken
 
     def _attempt(
@@ -193,19 +198,19 @@ class Runner:
         """One call of generate; returns what it did not finish, and why."""
         done = 0
         prompts = self.tokens([sample for _, sample in todo])
-        bridge = Bridge(
-            self.loaded, each.method, sparse_kernel=self.wanted.kernel, dense_kernel=self.wanted.dense_kernel
-        )
+        wanted = self.wanted
+        bridge = Bridge(self.loaded, each.method, sparse_kernel=wanted.kernel, dense_kernel=wanted.dense_kernel)
         densities: list[float] = []
+        kernels: list[str] = []
 
         def on_done(position: int, generation: Generation) -> None:
             nonlocal done
             if position >= len(densities):  # a batch at a time: reading them waits for the device
                 densities[:] = bridge.prefill_densities()
-            kernels = sorted({k for layer in bridge.stats() for k in layer["kernel"].split("+")})
+                kernels[:] = sorted({name for layer in bridge.stats() for name in layer["kernel"].split("+")})
             cell, sample = todo[position]
             density = densities[position] if position < len(densities) else None
-            self._record(cell, sample, generation, density, kernels)
+            self._record(cell, sample, prompts[position], generation, density, list(kernels))
             done += 1
             advance()
 
@@ -215,7 +220,7 @@ class Runner:
                     self.loaded, prompts, [sample.max_new_tokens for _, sample in todo],
                     stop_ids=tasks.stop_ids(self.loaded.tokenizer), batch_tokens=batch_tokens, on_done=on_done,
                 )  # fmt: skip
-        except UserError:
+        except RecordError:
             raise
         except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on
             if self.loaded.device.type == "cuda":
@@ -224,11 +229,17 @@ class Runner:
         return [], None
 
     def _record(
-        self, cell: Cell, sample: Sample, generation: Generation, density: float | None, kernels: list[str]
+        self,
+        cell: Cell,
+        sample: Sample,
+        prompt: Sequence[int],
+        generation: Generation,
+        density: float | None,
+        kernels: list[str],
     ) -> None:
         task = tasks.get(sample.task)
         prediction = self.loaded.tokenizer.decode(generation.ids, skip_special_tokens=True)
-        reason = tasks.check_sample(sample, self.loaded.tokenizer, self.tokens([sample])[0])
+        reason = tasks.check_sample(sample, self.loaded.tokenizer, prompt)
         self.store.samples.append(
             SampleRecord(
                 cell=cell.id, run=self.run.run, index=sample.index, prediction=prediction, answers=list(sample.answers),
@@ -263,27 +274,24 @@ class Runner:
     ) -> None:
         self.store.cells.append(
             CellRecord(
-                cell=cell.id, arm=each.arm.id, pair=cell.pair, run=self.run.run, identity=cell.identity(), status=status,
-                reason=reason, date=now(), knobs=each.arm.knobs, haystack=haystack, summary=summary or {},
+                cell=cell.id, arm=each.arm.id, pair=cell.pair, run=self.run.run, identity=cell.identity(),
+                status=status, reason=reason, date=now(), knobs=each.arm.knobs, haystack=haystack,
+                summary=summary or {},
             )
         )  # fmt: skip
 
     def _fail(self, each: Ready, cell: Cell, error: Exception) -> int:
         """Record a cell as failed and go on; returns 1, the count of it."""
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        reason = f"{type(error).__name__}: {first}" if not isinstance(error, UserError) else first
+        reason = _line(error)
         self._note(each, cell, Status.FAILED, reason, "")
-        self.console.print(f"failed: {each.arm.method}, {cell.samples.task}: {reason}", style="red", markup=False)
+        self._complain(f"failed: {each.arm.method}, {cell.samples.task}: {reason}")
         return 1
 
-    def _finish(self, each: Ready, cell: Cell) -> None:
+    def _complain(self, text: str) -> None:
+        self.console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+    def _finish(self, each: Ready, cell: Cell, prose: str, mine: list[Record], dense: list[Record] | None) -> None:
         """Record a cell's verdict and its numbers from all its samples."""
-        by_cell = self.store.samples_of()
-        mine = by_cell.get(cell.id, [])
-        dense = None
-        if each.method is not None:
-            found = [c for c in self.store.latest_cells().values() if c["pair"] == cell.pair and leaderboard.is_baseline(c)]
-            dense = by_cell.get(found[0]["cell"], []) if found else None
         row = leaderboard.accuracy(mine, dense, self.wanted.seed)
         status, reason = leaderboard.verdict(mine, row)
         densities = [s["density"] for s in mine if s["density"] is not None]
@@ -292,30 +300,29 @@ class Runner:
             "density": statistics.fmean(densities) if densities else None,
             "prefill_s": statistics.median(s["prefill_s"] for s in mine),
         }
-        haystack = self.store.latest_cells()[cell.id]["haystack"]
-        self._note(each, cell, status, reason, haystack, summary)
+        self._note(each, cell, status, reason, prose, summary)
 
     # -- time --------------------------------------------------------------------------------------------------------
 
-    def time(self, each: Ready, name: str) -> None:
-        """Time attention and prefill of an arm, once per arm and device, on the first sample of the first task."""
-        identity = each.arm.identity()
-        latency = plan.digest({**identity, "device": self.run.device})
+    def time(self, each: Ready, names: list[str]) -> int:
+        """Time attention and prefill of an arm, once per arm and device, on the first sample of the first task that
+        has samples of this length. Returns 1 where that failed, else 0."""
+        identity, device = each.arm.identity(), device_name(self.loaded.device)
+        latency = plan.digest({**identity, "device": device})
         self.store.latency.read()
         if self.store.latency.has(latency):
-            return
-        loaded, wanted = self.loaded, self.wanted
-        prompt = tasks.encode(loaded.tokenizer, self.samples(name)[0].prompt)
-        limits: dict[str, Any] = {"max_seconds": wanted.latency_seconds, "sparse_kernel": wanted.kernel}
-        self.console.print(f"timing {each.arm.method} at {wanted.length} tokens", style="dim")
-        attention = time_attention(loaded, each.method, prompt, repeats=wanted.latency_repeats, **limits)
-        prefill = time_prefill(
-            loaded, each.method, prompt, dense_kernel=wanted.dense_kernel, repeats=wanted.latency_repeats, **limits
-        )
+            return 0
+        self.console.print(f"timing {each.arm.method} at {self.wanted.length} tokens", style="dim")
+        try:
+            prompt = self._first_prompt(names)
+            attention, prefill = self._times(each, prompt)
+        except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on, the next run tries again
+            self._complain(f"failed: timing {each.arm.method}: {_line(error)}")
+            return 1
         self.store.latency.append(
             LatencyRecord(
                 latency=latency, arm=each.arm.id, run=self.run.run, identity=identity, knobs=each.arm.knobs,
-                device=self.run.device, kernel=attention.kernel, density=attention.density,
+                device=device, kernel=attention.kernel, density=attention.density,
                 selection_ms=attention.selection_ms, attention_ms=attention.attention_ms, total_ms=attention.total_ms,
                 total_low=attention.total_low, total_high=attention.total_high, dense_ms=attention.dense_ms,
                 dense_kernel=attention.dense_kernel, dense=attention.dense_all, dense_failed=attention.dense_failed,
@@ -323,3 +330,27 @@ class Runner:
                 ttft_high=prefill.high, peak_mib=prefill.peak_mib, tokens=len(prompt), date=now(),
             )
         )  # fmt: skip
+        return 0
+
+    def _first_prompt(self, names: list[str]) -> Sequence[int]:
+        error: UserError | None = None
+        for name in names:
+            try:
+                return self.tokens(self.samples(name)[:1])[0]
+            except UserError as found:  # too short for this task
+                error = error or found
+        raise error or UserError("no task to take a prompt from")
+
+    def _times(self, each: Ready, prompt: Sequence[int]) -> tuple[AttentionTiming, PrefillTiming]:
+        wanted = self.wanted
+        limits: dict[str, Any] = {
+            "repeats": wanted.latency_repeats, "max_seconds": wanted.latency_seconds, "sparse_kernel": wanted.kernel,
+        }  # fmt: skip
+        attention = time_attention(self.loaded, each.method, prompt, **limits)
+        return attention, time_prefill(self.loaded, each.method, prompt, dense_kernel=wanted.dense_kernel, **limits)
+
+
+def _line(error: Exception) -> str:
+    """An error in one line; its type too, unless the message was written for a person."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"

@@ -3,6 +3,9 @@
 Scores are binary for most tasks (the needle was found or not) and fractional for some (share of the answers found).
 Binary: Wilson (1927) score interval and the exact McNemar test. Fractional: percentile bootstrap and sign-flip
 permutation, seeded. All tests are paired, because dense and sparse see the same samples.
+
+A bootstrap of a handful of samples is far too narrow (two equal scores: no width at all). Below 10 samples the Wilson
+interval stands in: a score in [0, 1] with mean p varies at most as much as a coin with that p, so it errs wide.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 Scores = Sequence[float]
 RESAMPLES = 2000
 """Bootstrap resamples of an interval."""
 PERMUTATIONS = 10_000
 """Sign flips drawn where there are too many to try all."""
+FEW = 10
+"""Below so many samples (of any task, for an average) the Wilson interval stands in for the bootstrap."""
 _EXACT = 12
 """Up to this many differing samples, all 2^n sign flips are tried."""
 _Z95 = 1.959963984540054
@@ -54,10 +58,10 @@ def bootstrap(groups: Sequence[Scores], *, seed: int = 0, resamples: int = RESAM
 
 
 def interval(scores: Scores, *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean score: Wilson where every score is 0 or 1, else the percentile bootstrap."""
+    """95 % interval of the mean score: Wilson where every score is 0 or 1 or they are few, else the bootstrap."""
     if not len(scores):
         raise ValueError("no scores: an interval needs at least one sample")
-    if is_binary(scores):
+    if is_binary(scores) or len(scores) < FEW:
         return wilson(sum(scores), len(scores))
     return bootstrap([scores], seed=seed)
 
@@ -65,16 +69,17 @@ def interval(scores: Scores, *, seed: int = 0) -> tuple[float, float]:
 def average_interval(groups: Sequence[Scores], *, seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean over tasks, samples resampled within each task.
 
-    Where no sample differs from the others of its task (all right, say) resampling sees no uncertainty at all, which
-    is an artefact: then the Wilson interval of the pooled samples is taken.
+    Where a task has few samples, or no sample differs from the others of its task (all right, say), resampling sees too
+    little or no uncertainty: then it is the Wilson interval of that mean, with the number of all samples.
     """
     if not groups or not all(len(g) for g in groups):
         raise ValueError("every task needs at least one sample")
     if len(groups) == 1:
         return interval(groups[0], seed=seed)
-    if all(len(set(g)) == 1 for g in groups):
-        pooled = [s for g in groups for s in g]
-        return wilson(sum(pooled), len(pooled))
+    if min(len(g) for g in groups) < FEW or all(len(set(g)) == 1 for g in groups):
+        n = sum(len(g) for g in groups)
+        mean = sum(sum(g) / len(g) for g in groups) / len(groups)
+        return wilson(min(mean, 1.0) * n, n)
     return bootstrap(groups, seed=seed)
 
 
@@ -90,15 +95,14 @@ def mcnemar(wins: int, losses: int) -> float:
 def sign_flip(differences: Scores, weights: Scores | None = None, *, seed: int = 0) -> float:
     """Two-sided paired permutation p-value of sum(weights · differences) = 0, flipping signs (Fisher 1935; Phipson
     & Smyth 2010 for the +1 where flips are drawn). Exact up to 12 differing samples, drawn with `seed` beyond."""
-    d = np.asarray(differences, dtype=float)
-    w = np.ones_like(d) if weights is None else np.asarray(weights, dtype=float)
-    terms = (d * w)[d != 0]
+    pairs = zip(differences, [1.0] * len(differences) if weights is None else weights, strict=True)
+    terms = np.array([d * w for d, w in pairs if d != 0])
     n = len(terms)
     if n == 0:
         return 1.0
     observed = abs(terms.sum()) - 1e-12
     if n <= _EXACT:
-        flips: NDArray[np.float64] = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        flips = 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
         return float((abs(flips @ terms) >= observed).mean())
     rng = np.random.default_rng(seed)
     hits = 0

@@ -11,12 +11,17 @@ from rich.table import Table
 from harness.leaderboard import Row
 from harness.schema import AVERAGE, Status
 
+HEADINGS = (
+    "method", "len", "dens", "accuracy %", "p", "select\nms", "total\nms", "speed\nup", "%\nideal", "TTFT\nms",
+)  # fmt: skip
+"""Columns of the table of arms; times are per attention layer call, p compares with dense on the same samples."""
 FEW = 8
 """Up to so many arms, their tasks are shown one by one too."""
 
 
 def show(console: Console, rows: Sequence[Row], arms: set[str]) -> None:
     """Print the average and latency rows of `arms` (ids; empty: all), the tasks of few arms, and what went wrong."""
+    console.print()
     mine = [r for r in rows if not arms or r["_arm"] in arms]
     averages = [r for r in mine if r["task"] in (AVERAGE, "")]
     if not averages:
@@ -29,24 +34,22 @@ def show(console: Console, rows: Sequence[Row], arms: set[str]) -> None:
         if row["status"] != Status.OK and row["task"] != AVERAGE:
             style = "red" if row["status"] == Status.FAILED else "yellow"
             where = f"{row['method']} at {row['length']}, {row['task']}"
-            console.print(f"[{style}]{row['status']}[/]: {where}: {row['reason']}", highlight=False, soft_wrap=True)
+            console.print(f"{row['status']}: {where}: {row['reason']}", style=style, markup=False, soft_wrap=True)
 
 
 def _arms(console: Console, rows: Sequence[Row]) -> None:
-    first = rows[0]
-    table = Table(title=f"{first['model']} on {first['device']}", title_justify="left", title_style="bold")
-    table.add_column("method")
-    for name in ("sparsity", "length", "density", "accuracy", "95 %", "dense", "p", "select ms", "attend ms", "total ms",
-                 "speedup", "% ideal", "TTFT ms"):  # fmt: skip
-        table.add_column(name, justify="right", no_wrap=True)
+    """Accuracy (mean over tasks) and times, a line per arm."""
+    table = _table(f"{rows[0]['model']} on {rows[0]['device']}")
+    for name in HEADINGS:
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for r in rows:
         table.add_row(
-            r["method"], _number(r["sparsity"], "g"), str(r["length"]), _number(r["density"], ".3f"),
-            _percent(r["accuracy"]), _interval(r), _percent(r["dense_accuracy"]), _number(r["p_value"], ".2g"),
-            _number(r["selection_ms"], ".3g"), _number(r["attention_ms"], ".3g"), _number(r["total_ms"], ".3g"),
-            _number(r["speedup"], ".2f", "×"), _number(r["pct_ideal"], ".0f"), _number(r["ttft_ms"], ".4g"),
+            r["method"], _length(r["length"]), _number(r["density"], ".3f"), _accuracy(r), _p(r["p_value"]),
+            _ms(r["selection_ms"]), _ms(r["total_ms"]), _number(r["speedup"], ".2f"), _number(r["pct_ideal"], ".0f"),
+            _ms(r["ttft_ms"]),
         )  # fmt: skip
     console.print(table)
+    console.print()
 
 
 def _tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) -> None:
@@ -55,28 +58,49 @@ def _tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) -> No
     tasks = list(dict.fromkeys(r["task"] for r in rows))
     if not arms or not tasks:
         return
-    table = Table(title="accuracy (%) by task, with its 95 % interval", title_justify="left", title_style="bold")
+    table = _table("accuracy (%) by task, with its 95 % interval")
     table.add_column("task")
     for row in arms.values():
-        sparsity = f" {row['sparsity']:g}" if row["sparsity"] else ""
-        table.add_column(f"{row['method']}{sparsity}\n{row['length']} tokens", justify="right", no_wrap=True)
+        table.add_column(f"{_arm(row)}\n{_length(row['length'])} tokens", justify="right", no_wrap=True)
     cells = {(r["_arm"], r["task"]): r for r in rows}
     for task in [*tasks, AVERAGE]:
         found = [arms[a] if task == AVERAGE else cells.get((a, task)) for a in arms]
         table.add_row(
-            task, *("" if r is None else f"{_percent(r['accuracy'])} {_interval(r)}".strip() for r in found),
-            style="bold" if task == AVERAGE else None,
+            task, *("" if r is None else _accuracy(r) for r in found), style="bold" if task == AVERAGE else None
         )  # fmt: skip
     console.print(table)
+    console.print()
 
 
-def _percent(value: Any) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
+def _table(title: str) -> Table:
+    """A table without lines, so that it fits a terminal of 80 columns."""
+    look: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "header_style": "dim"}
+    return Table(title=title, box=None, padding=(0, 1, 0, 0), **look)
 
 
-def _interval(row: Row) -> str:
-    return "" if row["accuracy"] is None else f"[dim]{100 * row['accuracy_low']:.0f}–{100 * row['accuracy_high']:.0f}[/]"
+def _arm(row: Row) -> str:
+    return f"{row['method']} {row['sparsity']:g}" if row["sparsity"] else str(row["method"])
 
 
-def _number(value: Any, form: str, unit: str = "") -> str:
-    return "" if value is None else f"{value:{form}}{unit}"
+def _accuracy(row: Row) -> str:
+    if row["accuracy"] is None:
+        return str(row["status"]) if row["task"] else ""
+    low, high = (f"{100 * row[c]:.0f}" for c in ("accuracy_low", "accuracy_high"))
+    return f"{100 * row['accuracy']:.1f} [dim]{f'{low}–{high}':>6}[/]"
+
+
+def _number(value: Any, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def _ms(value: Any) -> str:
+    """Milliseconds with three digits, without an exponent."""
+    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3f}"[:4]
+
+
+def _p(value: Any) -> str:
+    return "" if value is None else "<.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _length(length: int) -> str:
+    return f"{length // 1024}k" if length % 1024 == 0 else str(length)

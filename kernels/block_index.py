@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,16 +23,27 @@ def diagonal_start(q_len: int, k_len: int, q_block: int, k_block: int, device: t
 
 
 def causal_mask(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device | str | None = None) -> Tensor:
-    """bool [Mq, Nk]: True where a key block is visible to some token of the query block."""
-    cols = torch.arange(-(-k_len // k_block), device=device)
-    return cols[None] < causal_blocks(q_len, k_len, q_block, k_block, device)[:, None]
+    """bool [Mq, Nk]: True where a key block is visible to some token of the query block. Kept for the next call: read only."""
+    return _masks(q_len, k_len, q_block, k_block, torch.device(device or "cpu"))[0]
 
 
 def diagonal_mask(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device | str | None = None) -> Tensor:
-    """bool [Mq, Nk]: True on the blocks that every row keeps, those over the row's own tokens."""
-    cols = torch.arange(-(-k_len // k_block), device=device)
-    first = diagonal_start(q_len, k_len, q_block, k_block, device)[:, None]
-    return (cols[None] >= first) & causal_mask(q_len, k_len, q_block, k_block, device)
+    """bool [Mq, Nk]: True on the blocks that every row keeps, those over the row's own tokens. Kept: read only."""
+    return _masks(q_len, k_len, q_block, k_block, torch.device(device or "cpu"))[1]
+
+
+@lru_cache(maxsize=16)
+def _masks(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
+        cols = torch.arange(-(-k_len // k_block), device=device)
+        causal = cols[None] < causal_blocks(q_len, k_len, q_block, k_block, device)[:, None]
+        return causal, (cols[None] >= diagonal_start(q_len, k_len, q_block, k_block, device)[:, None]) & causal
+
+
+@lru_cache(maxsize=256)
+def causal_total(q_len: int, k_len: int, q_block: int, k_block: int) -> int:
+    """All causal blocks of one head."""
+    return int(causal_blocks(q_len, k_len, q_block, k_block).sum())
 
 
 @dataclass(frozen=True)
@@ -91,8 +103,7 @@ class BlockIndex:
 
     def density(self) -> Tensor:
         """Kept causal blocks ÷ all causal blocks, float32 [B, H], on the index's device."""
-        causal = causal_blocks(self.q_len, self.k_len, self.q_block, self.k_block).sum().item()
-        return self.counts.sum(-1) / causal
+        return self.counts.sum(-1) / causal_total(self.q_len, self.k_len, self.q_block, self.k_block)
 
     def validate(self) -> None:
         """Check everything on the host; ValueError says what is wrong."""

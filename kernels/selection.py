@@ -1,5 +1,7 @@
-"""From block scores to a BlockIndex: top-k, threshold, cumulative mass. Plain PyTorch on any device, without a host sync
-where the width is known beforehand."""
+"""From block scores to a BlockIndex: top-k, threshold, cumulative mass, in plain PyTorch on any device.
+
+Top-k never waits for the device; threshold does once, to learn how wide the index must be.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,12 @@ from kernels.block_index import BlockIndex, causal_blocks, causal_mask, diagonal
 
 
 @lru_cache(maxsize=256)
-def _budget(density: float, q_len: int, k_len: int, q_block: int, k_block: int) -> tuple[int, ...]:
-    causal = causal_blocks(q_len, k_len, q_block, k_block).tolist()
+def row_budget(density: float, q_len: int, k_len: int, q_block: int, k_block: int) -> tuple[int, ...]:
+    """Blocks to keep in each of the Mq rows: the running total follows density × causal blocks so far, and a row keeps at
+    least one. What that floor overspends in the first rows, later rows save."""
     kept: list[int] = []
     seen = used = 0
-    for blocks in causal:
+    for blocks in causal_blocks(q_len, k_len, q_block, k_block).tolist():
         seen += blocks
         k = min(blocks, max(1, round(density * seen) - used))
         used += k
@@ -24,19 +27,22 @@ def _budget(density: float, q_len: int, k_len: int, q_block: int, k_block: int) 
     return tuple(kept)
 
 
-def row_budget(density: float, q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device | str | None = None) -> Tensor:
-    """Blocks to keep in each row, int64 [Mq]: the running total follows density × causal blocks so far, and a row keeps at
-    least one. What that floor overspends in the first rows, later rows save."""
-    return torch.tensor(_budget(float(density), q_len, k_len, q_block, k_block), dtype=torch.int64, device=device)
+@lru_cache(maxsize=64)
+def _counts(budget: tuple[int, ...], shape: tuple[int, int, int, int], device: torch.device) -> tuple[Tensor, int]:
+    """Blocks a row keeps, the forced ones included: int64 [Mq] on the device, and the largest of them. Made once for all
+    layers: small tensors made on the host at every call cost more than the selection itself."""
+    forced = diagonal_mask(*shape).sum(-1).tolist()
+    counts = [max(k, f) for k, f in zip(budget, forced, strict=True)]
+    with torch.inference_mode(False):
+        return torch.tensor(counts, dtype=torch.int64, device=device), max(counts)
 
 
-def _ranked(scores: Tensor, shape: tuple[int, int, int, int], width: int) -> tuple[Tensor, Tensor]:
-    """Scores with the diagonal first and non-causal blocks last; their best `width` columns in descending order."""
+def _ranked(scores: Tensor, shape: tuple[int, int, int, int], width: int) -> Tensor:
+    """The best `width` columns of each row in descending order: the diagonal first, blocks in the future last."""
     causal, diagonal = causal_mask(*shape, scores.device), diagonal_mask(*shape, scores.device)
     scores = torch.nan_to_num(scores.float(), nan=-3e38, posinf=3e38, neginf=-3e38)
     scores = scores.masked_fill(diagonal, float("inf")).masked_fill(~causal, -float("inf"))
-    values, order = torch.sort(scores, dim=-1, descending=True, stable=True)
-    return values[..., :width], order[..., :width]
+    return torch.topk(scores, width, dim=-1).indices
 
 
 def _compact(order: Tensor, counts: Tensor, cols: int, shape: tuple[int, int, int, int]) -> BlockIndex:
@@ -48,14 +54,16 @@ def _compact(order: Tensor, counts: Tensor, cols: int, shape: tuple[int, int, in
     return BlockIndex(counts.to(torch.int32).contiguous(), indices.contiguous(), q_block, k_block, q_len, k_len)
 
 
-def select_topk(scores: Tensor, budget: Tensor, *, q_block: int, k_block: int, q_len: int, k_len: int) -> BlockIndex:
-    """The `budget` [Mq] best causal blocks of each row of scores [B, H, Mq, Nk]; the diagonal is kept and counts inside
-    the budget. Ties go to the lower block."""
+def select_topk(
+    scores: Tensor, budget: tuple[int, ...], *, q_block: int, k_block: int, q_len: int, k_len: int
+) -> BlockIndex:
+    """The `budget[i]` best causal blocks of each row i of scores [B, H, Mq, Nk]; the diagonal is kept and counts inside the
+    budget. Which of equal scores is kept is left to the device. The index is as wide as its longest row."""
     shape = (q_len, k_len, q_block, k_block)
-    forced = diagonal_mask(*shape, scores.device).sum(-1)
-    counts = torch.maximum(budget.to(scores.device), forced).expand(scores.shape[:-1])
-    _, order = _ranked(scores, shape, scores.shape[-1])
-    return _compact(order, counts, scores.shape[-1], shape)
+    if len(budget) != scores.shape[-2]:
+        raise ValueError(f"budget has {len(budget)} rows, scores have {scores.shape[-2]}")
+    counts, width = _counts(budget, shape, scores.device)
+    return _compact(_ranked(scores, shape, width), counts.expand(scores.shape[:-1]), scores.shape[-1], shape)
 
 
 def select_threshold(probs: Tensor, threshold: float, *, q_block: int, k_block: int, q_len: int, k_len: int) -> BlockIndex:
@@ -67,7 +75,7 @@ def select_mass(probs: Tensor, mass: float, *, q_block: int, k_block: int, q_len
     """The smallest set of blocks, best first after the diagonal, whose share of the row's probs reaches `mass`."""
     shape = (q_len, k_len, q_block, k_block)
     causal = causal_mask(*shape, probs.device)
-    _, order = _ranked(probs, shape, probs.shape[-1])
+    order = _ranked(probs, shape, probs.shape[-1])
     kept = probs.float().masked_fill(~causal, 0).nan_to_num().gather(-1, order)
     before = kept.cumsum(-1) - kept
     counts = (before < mass * kept.sum(-1, keepdim=True)).sum(-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,18 +104,12 @@ class Method(ABC):
         """The blocks of this call, for the functions of kernels/."""
         return Grid(q_block=self.block_size, k_block=self.block_size, q_len=x.q.shape[2], k_len=x.k.shape[2])
 
-    def budget(self, x: LayerInputs) -> Tensor:
-        """Key blocks to keep in each row [Mq] int64 so that the density of the call is 1 - sparsity."""
-        return _row_budget(1 - self.required_sparsity(), **self.grid(x), device=x.q.device)
+    def budget(self, x: LayerInputs) -> tuple[int, ...]:
+        """Key blocks to keep in each row so that the density of the call is 1 - sparsity."""
+        return row_budget(1 - self.required_sparsity(), **self.grid(x))
 
     def required_sparsity(self, instead: str = "") -> float:
         """The sparsity. Raises ValueError where none was given; `instead` names what else would do."""
         if self.sparsity is None:
             raise ValueError(f"method {self.name} needs sparsity in [0, 1), for example 0.9{instead}")
         return self.sparsity
-
-
-@functools.lru_cache(maxsize=64)
-def _row_budget(density: float, q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device) -> Tensor:
-    """row_budget, copied to the device once and not for every layer."""
-    return row_budget(density, q_len, k_len, q_block, k_block, device)

@@ -105,7 +105,7 @@ class Seer(Method):
             return select_threshold(logits.softmax(-1), self.threshold, **grid)
         if self.nz_ratio is not None:
             blocks = max(1, int((1 - math.sqrt(1 - self.nz_ratio)) * logits.shape[-1]))
-            return select_topk(logits, causal_blocks(**grid, device=x.q.device).clamp(max=blocks), **grid)
+            return select_topk(logits, tuple(causal_blocks(**grid).clamp(max=blocks).tolist()), **grid)
         return select_topk(logits, self.budget(x), **grid)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:

@@ -54,7 +54,7 @@ class StreamingLLM(Method):
         else:
             # a row no longer than sinks and window together keeps all it sees
             recent = -(-self.window // self.block_size)
-            budget = causal_blocks(**grid, device=x.q.device).clamp(max=sinks + recent)
+            budget = tuple(causal_blocks(**grid).clamp(max=sinks + recent).tolist())
         # top-k on these scores takes the diagonal (always first), then the sinks from the start, then from the end back
         blocks = -(-grid["k_len"] // self.block_size)
         column = torch.arange(blocks, device=x.q.device)

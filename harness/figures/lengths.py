@@ -55,11 +55,11 @@ def draw(rows: Sequence[Row], sparsity: float, model: str, device: str) -> Figur
             members = sorted(members, key=lambda r: r["length"])
             xs, ys = [r["length"] for r in members], [100 * r["accuracy"] for r in members]
             if dense:
-                bounds = [[100 * r[c] for r in members] for c in ("accuracy_low", "accuracy_high")]
-                axes.fill_between(xs, *bounds, color=colour, alpha=0.08, linewidth=0)
+                low, high = ([100 * r[c] for r in members] for c in ("accuracy_low", "accuracy_high"))
+                axes.fill_between(xs, low, high, color=colour, alpha=0.08, linewidth=0)
             else:
                 below, above = zip(*(style.error_bars(r) for r in members), strict=True)
-                axes.errorbar(xs, ys, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.5)
+                axes.errorbar(xs, ys, [below, above], fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.5)
             axes.plot(xs, ys, color=colour, linewidth=1.8, linestyle=(0, (5, 3)) if dense else "-", zorder=3)
             for x, y, row in zip(xs, ys, members, strict=True):
                 face = "white" if row["status"] == Status.GATED else colour

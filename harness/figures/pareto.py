@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -72,10 +73,11 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
         made = style.figure(4.6 * min(COLUMNS, len(lengths)), 3.7 * len(grid))
     with matplotlib.rc_context(style.RC):
         width = max(len(line) for line in grid)
+        inches = made.get_figwidth() / width - 0.7
         for i, line in enumerate(grid):
             for j, (length, axis) in enumerate(line):
                 axes = made.add_subplot(len(grid), width, i * width + j + 1)
-                _panel(axes, [r for r in rows if r["length"] == length], axis, looks)
+                _panel(axes, [r for r in rows if r["length"] == length], axis, looks, inches)
                 if len(lengths) > 1:
                     axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
         made.suptitle(_title(rows, lengths, model), x=0.01, ha="left", fontsize=12, fontweight="bold")
@@ -99,6 +101,11 @@ def _dense(row: Row) -> bool:
     return row["block_size"] is None
 
 
+def _dense_cost(row: Row, axis: Axis) -> Any:
+    """What dense attention costs: by its fastest kernel, whichever one the model ran."""
+    return row["dense_ms"] if axis is TOTAL else row[axis.column]
+
+
 def _line(row: Row) -> str:
     """What a line is called: the method. Variants of one method are told apart by `_variants`."""
     return str(row["method"])
@@ -118,21 +125,23 @@ def _variants(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return lines
 
 
-def _panel(axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tuple[str, str]]) -> None:
+def _panel(axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tuple[str, str]], width: float) -> None:
+    """One panel, about `width` inches wide."""
     style.percent_axis(axes)
     axes.set_xlabel(axis.label)
     dense = next((r for r in rows if _dense(r)), None)
     points = [r for r in rows if not _dense(r) and r[axis.column] is not None]
     costs = [float(r[axis.column]) for r in points]
-    if dense is not None and axis.log and dense[axis.column] is not None:
-        costs.append(float(dense[axis.column]))
-    _limits(axes, costs, axis)
+    if dense is not None and axis.log and _dense_cost(dense, axis) is not None:
+        costs.append(float(_dense_cost(dense, axis)))
+    longest = max((len(name) for name in _variants(points)), default=0)
+    _limits(axes, costs, axis, (6.6 * longest + 18) / (72 * width))
     if dense is not None:
         _band(axes, dense, axis)
     labels = []
     for name, members in sorted(_variants(points).items()):
         colour, marker = looks[_line(members[0])]
-        members = sorted(members, key=lambda r: r[axis.column])
+        members = sorted(members, key=lambda r: r["density"])  # in the time panel too: a curve follows the sparsity
         xs = [r[axis.column] for r in members]
         ys = [100 * r["accuracy"] for r in members]
         below, above = zip(*(style.error_bars(r) for r in members), strict=True)
@@ -141,21 +150,25 @@ def _panel(axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tupl
         for x, y, row in zip(xs, ys, members, strict=True):
             face = "white" if row["status"] == Status.GATED else colour
             axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=6, zorder=4)
-        labels.append((name, xs[0], ys[0], colour))
+        cheapest = min(range(len(xs)), key=xs.__getitem__)
+        labels.append((name, xs[cheapest], ys[cheapest], colour))
     _labels(axes, labels)
 
 
-def _limits(axes: Axes, costs: Sequence[float], axis: Axis) -> None:
-    """Room on the left for the names, which stand where the lines are apart: at the cheap end."""
+def _limits(axes: Axes, costs: Sequence[float], axis: Axis, names: float) -> None:
+    """Room on the left for the names, a share `names` of the panel; they stand where the lines are apart: at the cheap
+    end."""
     if not costs:
         axes.set_xlim(0, 1)
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=style.GREY)
         return
     low, high = min(costs), max(costs)
+    right = 0.1
+    left = (1 + right) * names / (1 - names)
     if axis.log:
         span = max(high / low, 1.5)
         axes.set_xscale("log")
-        axes.set_xlim(low / span**0.45, high * span**0.15)
+        axes.set_xlim(low / span**left, high * span**right)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -163,8 +176,9 @@ def _limits(axes: Axes, costs: Sequence[float], axis: Axis) -> None:
     if high - low < 0.05:  # one density: shown on the whole axis, dense at its end
         low, high = 0.0, 1.0
     span = high - low
-    axes.set_xlim(low - 0.4 * span, high + 0.1 * span)
-    axes.xaxis.set_major_locator(FixedLocator([t / 10 for t in range(0, 11, 1 if span < 0.6 else 2) if t / 10 <= high + 0.1]))
+    axes.set_xlim(low - left * span, high + right * span)
+    every = 1 if span < 0.6 else 2
+    axes.xaxis.set_major_locator(FixedLocator([t / 10 for t in range(0, 11, every) if t / 10 <= high + 0.1]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
 
 
@@ -172,7 +186,7 @@ def _band(axes: Axes, dense: Row, axis: Axis) -> None:
     mean = 100 * dense["accuracy"]
     axes.axhspan(100 * dense["accuracy_low"], 100 * dense["accuracy_high"], color=style.INK, alpha=0.08, linewidth=0)
     axes.axhline(mean, color=style.INK, linewidth=1.2, linestyle=(0, (5, 3)))
-    cost = dense[axis.column]
+    cost = _dense_cost(dense, axis)
     if cost is not None:
         axes.plot(cost, mean, "o", color=style.INK, markersize=6, zorder=4)
     below = mean > 20

@@ -96,8 +96,9 @@ def error_bars(row: Row) -> tuple[float, float]:
 def name(axes: Axes, text: str, point: tuple[float, float], height: float, colour: str, *, side: str) -> None:
     """Write a line's name beside its end `point`, at `height` on the y axis, on its left or right side. A white halo
     keeps it readable on another line."""
+    left = side == "left"
     axes.annotate(
-        text, (point[0], height), xytext=(-11 if side == "left" else 11, 0), textcoords="offset points", ha="right" if side == "left" else "left",
-        va="center", fontsize=9.5, color=colour, fontweight="bold", zorder=6,
+        text, (point[0], height), xytext=(-11 if left else 11, 0), textcoords="offset points",
+        ha="right" if left else "left", va="center", fontsize=9.5, color=colour, fontweight="bold", zorder=6,
         path_effects=[withStroke(linewidth=3, foreground="white")],
     )  # fmt: skip

@@ -182,7 +182,7 @@ class _Trainer:
             loss = gate_loss(target, logits, skip_rows=self.skip_rows)
             (loss / len(self.gates)).backward()
         grid = {"q_block": gate.block_size, "k_block": gate.block_size, "q_len": q.shape[2], "k_len": k.shape[2]}
-        budget = row_budget(STEP_DENSITY, **grid, device=q.device)
+        budget = row_budget(STEP_DENSITY, **grid)
         found = recall_rows(select_topk(target, budget, **grid), select_topk(logits.detach(), budget, **grid))
         self._values.append(torch.stack((loss.detach(), found.mean())))
 

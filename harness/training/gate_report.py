@@ -45,9 +45,9 @@ def recall_rows(truth: BlockIndex, guess: BlockIndex) -> Tensor:
     return both.sum(-1) / truth.counts
 
 
-def chance(budget: Tensor, causal: Tensor) -> float:
+def chance(budget: tuple[int, ...], causal: Tensor) -> float:
     """Expected recall of a random choice of `budget` blocks of `causal` [Mq], the diagonal always among them."""
-    k, c = budget.double(), causal.double()
+    k, c = torch.tensor(budget).double(), causal.double()
     return float(((1 + (k - 1).square() / (c - 1).clamp(min=1)) / k).mean())
 
 
@@ -78,7 +78,7 @@ def gate_recall(
         truth = block_map(q, k, q_block=block, k_block=block, scale=scale, pool=pool)
         logits = gates[layer](q, k, ropes[layer])
         for density in densities:
-            budget = row_budget(density, **grid, device=q.device)
+            budget = row_budget(density, **grid)
             chosen, best, most = (select_topk(s, budget, **grid) for s in (logits, truth, mass))
             values = (
                 recall_rows(best, chosen),
@@ -98,7 +98,7 @@ def gate_recall(
             length = batch.shape[1]
             causal = causal_blocks(length, length, block, block)
             for density in densities:
-                budget = row_budget(density, q_block=block, k_block=block, q_len=length, k_len=length, device="cpu")
+                budget = row_budget(density, q_block=block, k_block=block, q_len=length, k_len=length)
                 chances[density].append(chance(budget, causal))
     if not seen:
         raise UserError("no sequences to measure recall on: give at least one")

@@ -41,6 +41,10 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, backend: st
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
         gqa = False
     chosen = BACKENDS[backend]
+    if q_len == 1 and key_mask is not None:  # a step of padded decoding: the group's heads become rows, nothing is repeated
+        rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+        out = torch.nn.functional.scaled_dot_product_attention(rows, k, v, attn_mask=key_mask[:, None, None], scale=scale)
+        return out.reshape(q.shape)
     context: AbstractContextManager[None] = nullcontext() if chosen is None else sdpa_kernel(chosen)
     with context:
         if key_mask is None and q_len in (1, k_len):

@@ -351,7 +351,7 @@ def test_recall_of_a_known_pair() -> None:
 
 def test_chance_is_what_random_blocks_reach() -> None:
     causal = causal_blocks(640, 640, 16, 16)
-    budget = row_budget(0.2, 640, 640, 16, 16, device="cpu")
+    budget = row_budget(0.2, 640, 640, 16, 16)
     grid = {"q_block": 16, "k_block": 16, "q_len": 640, "k_len": 640}
     found = []
     for seed in range(40):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ def row(method: str, sparsity: float, length: int, accuracy: float | None, **mor
     made: dict[str, Any] = dict.fromkeys(COLUMNS)
     dense = method == "full"
     made |= {
-        "model": "tiny", "method": method, "sparsity": sparsity, "density": 1 - sparsity, "length": length, "task": "avg",
-        "samples": 10, "accuracy": accuracy, "block_size": None if dense else 64, "dtype": "float32", "seed": 0,
-        "device": "cpu (x)", "status": "ok", "total_ms": 10 * (1.1 - sparsity), "ttft_ms": 100.0,
+        "model": "tiny", "method": method, "sparsity": sparsity, "density": 1 - sparsity, "length": length,
+        "task": "avg", "samples": 10, "accuracy": accuracy, "block_size": None if dense else 64, "dtype": "float32",
+        "seed": 0,
+        "device": "cpu (x)", "status": "ok", "total_ms": 10 * (1.1 - sparsity), "dense_ms": 11.0,
+        "ttft_ms": 100.0,
     }  # fmt: skip
     if accuracy is not None:
         made |= {"accuracy_low": max(0, accuracy - 0.1), "accuracy_high": min(1, accuracy + 0.1)}
@@ -65,7 +68,7 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
 
 
 def test_without_times_the_panel_says_so() -> None:
-    rows = [row(m, s, 4096, 0.5, total_ms=None, ttft_ms=None) for m, s in (("full", 0.0), ("a", 0.5))]
+    rows = [row(m, s, 4096, 0.5, total_ms=None, dense_ms=None, ttft_ms=None) for m, s in (("full", 0.0), ("a", 0.5))]
     texts = {t.get_text() for t in draw(rows, [4096], "tiny", "cpu").axes[1].texts}
     assert "not measured" in texts
 
@@ -73,5 +76,5 @@ def test_without_times_the_panel_says_so() -> None:
 @pytest.mark.parametrize("wanted", [[50.0, 50.0, 50.0], [0.0, 1.0, 99.0], [10.0, 90.0], [100.0, 100.0]])
 def test_names_never_overlap(wanted: list[float]) -> None:
     placed = sorted(style.spread(wanted, 7.0, 0.0, 100.0))
-    assert all(b - a >= 7.0 - 1e-9 for a, b in zip(placed, placed[1:], strict=False))
+    assert all(b - a >= 7.0 - 1e-9 for a, b in pairwise(placed))
     assert placed[0] >= -1e-9 and placed[-1] <= 100 + 1e-9

@@ -23,17 +23,21 @@ def cell_of(arm: Arm, task: str) -> Cell:
     return Cell(arm, Samples(task, "1", {"haystack": None}, False))
 
 
-def fill(store: Store, arm: Arm, task: str, scores: list[float], *, status: str = Status.OK, reason: str = "", **more: Any) -> None:
-    cell = cell_of(arm, task)
+def fill(store: Store, arm: Arm, task: str, scores: list[float], status: str = Status.OK, **more: Any) -> None:
+    cell, reason = cell_of(arm, task), more.get("reason", "")
+    sample_status, sample_reason = more.get("sample_status", Status.OK), more.get("sample_reason", "")
+    kernel, density = ("sdpa", None) if arm is DENSE else ("reference", 0.1)
     store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
     for index, score in enumerate(scores):
         store.samples.append(
             SampleRecord(
-                cell.id, "r1", index, "p", ["a"], score, 4000, 1.5, None if arm is DENSE else 0.1,
-                ["sdpa" if arm is DENSE else "reference"], more.get("sample_status", Status.OK), more.get("sample_reason", ""), DATE,
+                cell.id, "r1", index, "p", ["a"], score, 4000, 1.5, density, [kernel], sample_status, sample_reason,
+                DATE,
             )
         )  # fmt: skip
-    store.cells.append(CellRecord(cell.id, arm.id, cell.pair, "r1", cell.identity(), status, reason, DATE, arm.knobs, "pydoc"))
+    store.cells.append(
+        CellRecord(cell.id, arm.id, cell.pair, "r1", cell.identity(), status, reason, DATE, arm.knobs, "pydoc")
+    )
 
 
 def latency(store: Store, arm: Arm) -> None:

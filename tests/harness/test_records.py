@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,17 @@ def test_corrupt_line_names_file_and_line(tmp_path: Path, line: str, says: str) 
         with pytest.raises(UserError, match=rf"samples\.jsonl:2: .*{says}.*[Mm]ove it aside"):
             action(RecordFile(file.path, "samples"))
     assert file.path.read_bytes() == before, "nothing overwritten"
+
+
+def test_full_disk_is_an_error_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = RecordFile(tmp_path / "samples.jsonl", "samples")
+    file.append(sample(0))
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, line: real(fd, line[:20]))
+    with pytest.raises(UserError, match="the disk took only a part of a line"):
+        file.append(sample(1))
+    monkeypatch.undo()
+    assert file.append(sample(1)) and [r["index"] for r in file.read()] == [0, 1]
 
 
 def test_concurrent_writers(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_mcnemar_equals_binomial_test(wins: int, losses: int) -> None:
 
 def test_binary_uses_wilson_and_fractions_bootstrap() -> None:
     assert stats.interval([1, 0, 1, 1]) == stats.wilson(3, 4)
-    scores = [0.5, 0.25, 1.0, 0.75, 0.0, 0.5]
+    scores = [0.5, 0.25, 1.0, 0.75, 0.0, 0.5] * 2
     low, high = stats.interval(scores)
     assert low < np.mean(scores) < high
     assert stats.interval(scores) == (low, high), "seeded: the same again"
@@ -70,8 +70,13 @@ def test_paired_p() -> None:
 
 
 def test_average_over_tasks_weighs_tasks_not_samples() -> None:
-    groups = [[1.0] * 90 + [0.0] * 10, [0.0, 1.0, 0.0, 1.0]]
+    groups = [[1.0] * 90 + [0.0] * 10, [0.0, 1.0] * 6]
     low, high = stats.average_interval(groups)
-    assert low < 0.7 < high
+    assert 0.5 < low < 0.7 < high < 0.9
     assert stats.average_interval([[1, 1], [1, 1]]) == stats.wilson(4, 4), "no spread at all: no interval of width 0"
     assert stats.average_p([[0] * 6, [0] * 6], [[1] * 6, [1] * 6]) == pytest.approx(2 / 2**12)
+
+
+def test_few_samples_never_look_certain() -> None:
+    assert stats.interval([0.75, 0.75]) == stats.wilson(1.5, 2)
+    assert stats.average_interval([[1, 1], [0.5, 0.5], [1, 0]]) == stats.wilson(4, 6)

@@ -1,0 +1,188 @@
+"""Runs of the toy model, end to end: dense beside the method, resume, kill, failure, gates."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import run as run_module
+from harness.schema import COLUMNS
+
+Command = Callable[..., int]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def lines(study: Path, kind: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (study / "records" / f"{kind}.jsonl").read_text().splitlines()]
+
+
+def board(study: Path) -> list[dict[str, str]]:
+    with open(study / "leaderboard.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_dense_beside_the_method_on_the_same_samples(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy, "latency=true", "latency_repeats=1", "task.tasks=[niah_single_1,niah_single_2]") == 0
+    study = tmp_path / "results" / "toy"
+    samples, cells = lines(study, "samples"), lines(study, "cells")
+    assert len(samples) == 2 * 2 * 2
+    by_task: dict[str, dict[str, list[Any]]] = {}
+    for cell in (c for c in cells if c["status"] == "ok"):
+        answers = [s["answers"] for s in samples if s["cell"] == cell["cell"]]
+        by_task.setdefault(cell["identity"]["task"], {})[cell["identity"]["method"]] = answers
+    assert all(found["dense"] == found["block_topk"] for found in by_task.values()) and len(by_task) == 2
+    rows = {(r["method"], r["task"]): r for r in board(study)}
+    assert set(rows) == {(m, t) for m in ("dense", "block_topk") for t in ("niah_single_1", "niah_single_2", "avg")}
+    row = rows["block_topk", "avg"]
+    assert set(row) == set(COLUMNS)
+    for column in ("accuracy_low", "dense_accuracy", "p_value", "total_ms", "dense_ms", "speedup", "ttft_ms", "commit",
+                   "command", "torch", "device", "date"):  # fmt: skip
+        assert row[column] != "", column
+    assert float(row["density"]) == pytest.approx(0.5, abs=0.05)
+    assert (row["kernel"], row["block_size"], row["dtype"], row["seed"]) == ("reference", "64", "float32", "0")
+    assert row["command"].startswith("python -m harness model=hf")
+    assert (study / "pareto.png").stat().st_size > 10_000
+    assert {p.name for p in tmp_path.iterdir()} <= {"results", ".cache"}, "nothing elsewhere, no outputs/ of Hydra"
+
+
+def test_the_same_command_does_nothing_twice_and_more_samples_extend(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "results" / "toy"
+    assert command(*toy) == 0
+    before = {kind: lines(study, kind) for kind in ("samples", "cells", "runs")}
+    prompts: list[int] = []
+    real = run_module.generate
+
+    def counted(loaded: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
+        prompts.append(len(given))
+        return real(loaded, given, *args, **kwargs)
+
+    monkeypatch.setattr(run_module, "generate", counted)
+    assert command(*toy) == 0
+    assert prompts == [] and {kind: lines(study, kind) for kind in before} == before
+    assert command(*toy, "samples=5") == 0
+    assert prompts == [3, 3], "only the new samples of dense and of the method"
+    assert sorted(s["index"] for s in lines(study, "samples")) == sorted(2 * list(range(5)))
+    assert {r["samples"] for r in board(study)} == {"5"}
+
+
+def test_sweep_joins_one_study_and_runs_dense_once(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command("-m", *toy, "method=block_topk,random", "sparsity=0,0.5", "samples=1") == 0
+    study = tmp_path / "results" / "toy"
+    rows = [r for r in board(study) if r["task"] == "avg"]
+    assert [(r["method"], r["sparsity"]) for r in rows] == [
+        ("dense", "0"), ("block_topk", "0"), ("block_topk", "0.5"), ("random", "0"), ("random", "0.5"),
+    ]  # fmt: skip
+    predictions = {s["cell"]: s["prediction"] for s in lines(study, "samples")}
+    cells = {(r["method"], r["sparsity"]): r["cell"] for r in board(study) if r["task"] == "niah_single_1"}
+    assert predictions[cells["random", "0"]] == predictions[cells["dense", "0"]], "sparsity=0 is dense"
+    assert len(lines(study, "samples")) == 5
+    assert {p.name for p in tmp_path.iterdir()} <= {"results", ".cache"}
+
+
+def test_killed_and_run_again_nothing_is_lost_or_doubled(command: Command, toy: list[str], tmp_path: Path) -> None:
+    wanted = [*(a for a in toy if not a.startswith("samples=")), "samples=30"]
+    path = tmp_path / "results" / "toy" / "records" / "samples.jsonl"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness", *wanted], cwd=tmp_path, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= 3:
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = path.read_bytes()
+    assert 3 <= kept.count(b"\n") < 60
+    with open(path, "ab") as file:  # the worst moment: in the middle of a line
+        file.write(b'{"schema":1,"cell":"')
+    assert command(*wanted) == 0
+    after = path.read_bytes()
+    assert after.startswith(kept[: kept.rfind(b"\n") + 1]), "what was recorded stays as it was"
+    keys = [(s["cell"], s["index"]) for s in lines(path.parents[1], "samples")]
+    assert len(keys) == len(set(keys)) == 60
+    assert Path(f"{path}.torn").exists()
+    assert {r["samples"] for r in board(path.parents[1])} == {"30"}
+
+
+def test_a_failing_cell_is_recorded_and_the_others_go_on(
+    command: Command,
+    toy: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = run_module.generate
+    wanted = [*toy, "task.tasks=[niah_single_1,niah_single_2]"]
+
+    def failing(loaded: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        text = [loaded.tokenizer.decode(ids) for ids in prompts]
+        if not all("The grass is green." in t for t in text):  # the noise of niah_single_1
+            raise RuntimeError("CUDA out of memory. Tried to allocate 3 GiB\nmore lines")
+        return real(loaded, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(run_module, "generate", failing)
+    assert command(*wanted) == 1
+    study = tmp_path / "results" / "toy"
+    rows = {(r["method"], r["task"]): r for r in board(study)}
+    assert rows["block_topk", "niah_single_1"]["status"] == "ok"
+    for method in ("dense", "block_topk"):
+        assert rows[method, "niah_single_2"]["status"] == rows[method, "avg"]["status"] == "failed"
+        assert rows[method, "niah_single_2"]["reason"] == "RuntimeError: CUDA out of memory. Tried to allocate 3 GiB"
+    assert "failed: dense, niah_single_2: RuntimeError: CUDA out of memory" in capsys.readouterr().out
+    monkeypatch.setattr(run_module, "generate", real)
+    assert command(*wanted) == 0, "the same command tries what failed again"
+    assert {r["status"] for r in board(study)} == {"ok"}
+    assert len(lines(study, "samples")) == 8
+
+
+def test_a_task_that_cannot_be_made_fails_alone(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy, "task.tasks=[niah_single_1,cwe]", "length=400", "samples=1") == 1
+    rows = {(r["method"], r["task"]): r for r in board(tmp_path / "results" / "toy")}
+    assert rows["block_topk", "cwe"]["status"] == "failed" and "too short" in rows["block_topk", "cwe"]["reason"]
+
+
+def test_an_unsound_sample_gates_its_cell(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module.tasks, "check_sample", lambda *_: "2 BOS tokens in the prompt; there must be one")
+    assert command(*toy) == 0
+    rows = board(tmp_path / "results" / "toy")
+    assert {r["status"] for r in rows} == {"gated"}
+    assert "2 of 2 samples: 2 BOS tokens" in rows[0]["reason"]
+
+
+def test_only_latency(command: Command, toy: list[str], tmp_path: Path) -> None:
+    wanted = [*toy, "job=latency", "latency_repeats=1"]
+    assert command(*wanted) == 0 and command(*wanted) == 0
+    study = tmp_path / "results" / "toy"
+    assert len(lines(study, "latency")) == 2, "dense and the method, once"
+    assert [(r["method"], r["task"], r["accuracy"], r["total_ms"] != "") for r in board(study)] == [
+        ("dense", "", "", True), ("block_topk", "", "", True),
+    ]  # fmt: skip
+
+
+def test_report_makes_everything_again(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy) == 0
+    study = tmp_path / "results" / "toy"
+    before = (study / "leaderboard.csv").read_text()
+    (study / "leaderboard.csv").unlink()
+    (study / "pareto.png").unlink()
+    assert command("job=report", "study=toy") == 0
+    assert (study / "leaderboard.csv").read_text() == before
+    assert (study / "pareto.png").exists()

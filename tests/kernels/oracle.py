@@ -1,0 +1,82 @@
+"""What block-sparse attention must be, as the formula reads, in float64; and ways to make inputs for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.block_index import BlockIndex
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes of one comparison; `index_heads` is Hq, or Hkv where a group shares one index."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    q_len: int
+    k_len: int
+    dim: int
+    q_block: int
+    k_block: int
+    index_heads: int
+
+    @property
+    def grid(self) -> dict[str, int]:
+        return {"q_block": self.q_block, "k_block": self.k_block, "q_len": self.q_len, "k_len": self.k_len}
+
+    def tensors(self, dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        sizes = ((self.heads, self.q_len), (self.kv_heads, self.k_len), (self.kv_heads, self.k_len))
+        q, k, v = (torch.randn(self.batch, h, n, self.dim, generator=generator).to(device, dtype) for h, n in sizes)
+        return q, k, v
+
+    def index(self, device: str, share: float = 0.4, seed: int = 1) -> BlockIndex:
+        generator = torch.Generator().manual_seed(seed)
+        rows, cols = -(-self.q_len // self.q_block), -(-self.k_len // self.k_block)
+        mask = torch.rand(self.batch, self.index_heads, rows, cols, generator=generator) < share
+        return BlockIndex.from_mask(mask.to(device), **self.grid)
+
+
+CASES = [
+    Case(2, 4, 2, 100, 100, 64, 16, 16, 4),
+    Case(1, 4, 1, 70, 131, 64, 32, 16, 1),  # a chunk of a prompt, misaligned; one index for the group
+    Case(1, 2, 2, 129, 129, 128, 64, 64, 2),
+    Case(1, 2, 1, 95, 200, 32, 16, 32, 2),
+    Case(2, 6, 2, 33, 161, 96, 32, 32, 2),
+    Case(1, 2, 1, 200, 200, 64, 128, 64, 1),
+    Case(1, 1, 1, 1, 40, 64, 16, 16, 1),
+    Case(1, 2, 1, 150, 150, 256, 128, 128, 2),
+]
+"""Odd lengths, GQA, shared indices, chunked prefill, unequal blocks, every head dim."""
+
+
+def token_mask(index: BlockIndex, heads: int) -> Tensor:
+    """bool [B, Hq, Q, K]: which key each query sees."""
+    mask = index.to_mask().cpu()
+    mask = mask.repeat_interleave(heads // mask.shape[1], 1)
+    mask = mask.repeat_interleave(index.q_block, 2).repeat_interleave(index.k_block, 3)
+    causal = torch.ones(index.q_len, index.k_len, dtype=torch.bool).tril(index.k_len - index.q_len)
+    return mask[:, :, : index.q_len, : index.k_len] & causal
+
+
+def probabilities(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """float64 [B, Hq, Q, K]."""
+    keys = k.cpu().double().repeat_interleave(q.shape[1] // k.shape[1], 1)
+    scores = q.cpu().double() @ keys.mT * q.shape[-1] ** -0.5
+    return torch.softmax(scores.masked_fill(~mask, float("-inf")), -1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex) -> Tensor:
+    """float64 [B, Hq, Q, D]."""
+    values = v.cpu().double().repeat_interleave(q.shape[1] // k.shape[1], 1)
+    return probabilities(q, k, token_mask(index, q.shape[1])) @ values
+
+
+def error(found: Tensor, true: Tensor) -> float:
+    """‖found − true‖ ÷ ‖true‖; a NaN anywhere is infinitely wrong."""
+    value = float((found.cpu().double() - true).norm() / true.norm())
+    return value if value == value else float("inf")

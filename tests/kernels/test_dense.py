@@ -1,0 +1,72 @@
+"""Dense attention: every back end that runs here against the formula, chunked, decoding, padded, windowed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.dense import available_dense, dense_attention, resolve_dense, sliding_window_attention
+from kernels.dense.reference import dense_reference
+
+CPU = torch.device("cpu")
+
+
+def tensors(q_len: int, k_len: int, dtype: torch.dtype = torch.float32, device: str = "cpu", heads: int = 4, kv: int = 2):
+    generator = torch.Generator().manual_seed(q_len + k_len)
+    return [torch.randn(2, h, n, 64, generator=generator).to(device, dtype) for h, n in ((heads, q_len), (kv, k_len), (kv, k_len))]
+
+
+@pytest.mark.parametrize(("q_len", "k_len"), [(65, 65), (1, 80), (30, 97)])
+@pytest.mark.parametrize("kernel", ["sdpa", "sdpa_math", "reference"])
+def test_equals_the_formula(kernel: str, q_len: int, k_len: int) -> None:
+    q, k, v = tensors(q_len, k_len)
+    exact = dense_reference(q.double(), k.double(), v.double(), scale=0.125).float()
+    torch.testing.assert_close(dense_attention(q, k, v, kernel=kernel), exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("q_len", "k_len"), [(650, 650), (1, 800), (300, 970)])
+def test_every_kernel_of_the_gpu(q_len: int, k_len: int) -> None:
+    q, k, v = tensors(q_len, k_len, torch.bfloat16, "cuda")
+    exact = dense_reference(q.double(), k.double(), v.double(), scale=0.125)
+    for kernel in available_dense(device=q.device, dtype=q.dtype, head_dim=64):
+        try:
+            found = dense_attention(q, k, v, kernel=kernel).double()
+        except RuntimeError:  # a back end may refuse a chunk, loudly
+            assert q_len not in (1, k_len)
+            continue
+        assert (found - exact).norm() / exact.norm() < 1e-2, kernel
+
+
+@pytest.mark.parametrize("q_len", [1, 20])
+def test_key_mask(q_len: int) -> None:
+    q, k, v = tensors(q_len, 50)
+    mask = torch.ones(2, 50, dtype=torch.bool)
+    mask[1, :13] = False
+    exact = dense_reference(q.double(), k.double(), v.double(), scale=0.125, key_mask=mask).float()
+    torch.testing.assert_close(dense_attention(q, k, v, kernel="sdpa", key_mask=mask), exact, rtol=1e-4, atol=1e-5)
+    alone = dense_attention(q[1:], k[1:, :, 13:], v[1:, :, 13:], kernel="reference")
+    torch.testing.assert_close(exact[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("q_len", "k_len"), [(300, 300), (40, 300)])
+@pytest.mark.parametrize("window", [1, 16, 150, 400])
+def test_sliding_window(window: int, q_len: int, k_len: int) -> None:
+    q, k, v = tensors(q_len, k_len)
+    position = torch.arange(q_len)[:, None] + k_len - q_len
+    key = torch.arange(k_len)
+    mask = (key <= position) & (key > position - window)
+    exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    torch.testing.assert_close(sliding_window_attention(q, k, v, window=window), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_names() -> None:
+    shape = {"device": CPU, "dtype": torch.float32, "head_dim": 64}
+    assert available_dense(**shape) == ["sdpa"]
+    assert resolve_dense("auto", **shape) == "sdpa"
+    with pytest.raises(ValueError, match="choose one of: auto, sdpa_flash"):
+        resolve_dense("flashiest", **shape)
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        resolve_dense("sdpa_cudnn", **shape)
+    with pytest.raises(ValueError, match="Hopper"):
+        resolve_dense("fa3", **shape)
