@@ -82,7 +82,17 @@ class BlockIndex:
         return cls(counts, torch.where(filled, order, 0).contiguous(), q_block, k_block, q_len, k_len)
 
     @classmethod
-    def full(cls, batch: int, heads: int, *, q_block: int, k_block: int, q_len: int, k_len: int, device: torch.device | str | None = None) -> BlockIndex:
+    def full(
+        cls,
+        batch: int,
+        heads: int,
+        *,
+        q_block: int,
+        k_block: int,
+        q_len: int,
+        k_len: int,
+        device: torch.device | str | None = None,
+    ) -> BlockIndex:
         """Every causal block."""
         counts = causal_blocks(q_len, k_len, q_block, k_block, device).to(torch.int32)
         cols = torch.arange(-(-k_len // k_block), dtype=torch.int32, device=device)
@@ -112,7 +122,9 @@ class BlockIndex:
         if self.counts.dtype != torch.int32 or self.indices.dtype != torch.int32:
             raise ValueError(f"counts and indices must be int32, not {self.counts.dtype} and {self.indices.dtype}")
         if self.counts.shape[-1] != rows or self.indices.shape[:-1] != self.counts.shape:
-            raise ValueError(f"counts {tuple(self.counts.shape)} and indices {tuple(self.indices.shape)} don't have {rows} query blocks")
+            raise ValueError(
+                f"counts {tuple(self.counts.shape)} and indices {tuple(self.indices.shape)} don't have {rows} query blocks"
+            )
         counts, indices = self.counts.cpu(), self.indices.cpu().long()
         causal = causal_blocks(*shape)
         if bool((counts < 1).any()) or bool((counts > causal).any()) or bool((counts > indices.shape[-1]).any()):

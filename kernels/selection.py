@@ -54,9 +54,7 @@ def _compact(order: Tensor, counts: Tensor, cols: int, shape: tuple[int, int, in
     return BlockIndex(counts.to(torch.int32).contiguous(), indices.contiguous(), q_block, k_block, q_len, k_len)
 
 
-def select_topk(
-    scores: Tensor, budget: tuple[int, ...], *, q_block: int, k_block: int, q_len: int, k_len: int
-) -> BlockIndex:
+def select_topk(scores: Tensor, budget: tuple[int, ...], *, q_block: int, k_block: int, q_len: int, k_len: int) -> BlockIndex:
     """The `budget[i]` best causal blocks of each row i of scores [B, H, Mq, Nk]; the diagonal is kept and counts inside the
     budget. Which of equal scores is kept is left to the device. The index is as wide as its longest row."""
     shape = (q_len, k_len, q_block, k_block)

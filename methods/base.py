@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self, TypedDict
 
-import torch
 from torch import Tensor
 
 from kernels.block_index import BlockIndex

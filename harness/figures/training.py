@@ -18,13 +18,25 @@ def training_curve(log: Path, path: Path) -> Path:
     with matplotlib.rc_context(RC):
         made = figure(10, 3.8)
         left, right = made.subplots(1, 2)
-        left.plot([r["step"] for r in steps], [r["loss"] for r in steps], color=PALETTE[0], label="weighted, all scored tokens")
-        left.plot([r["step"] for r in steps], [max(r["answer_loss"], 1e-3) for r in steps], color=PALETTE[1], label="answer tokens")
+        left.plot(
+            [r["step"] for r in steps],
+            [r["loss"] for r in steps],
+            color=PALETTE[0],
+            label="weighted, all scored tokens",
+        )
+        left.plot(
+            [r["step"] for r in steps],
+            [max(r["answer_loss"], 1e-3) for r in steps],
+            color=PALETTE[1],
+            label="answer tokens",
+        )
         left.set(yscale="log", xlabel="step", ylabel="loss (nats per token)", title="Training loss")
         left.legend(frameon=False)
         for n, (kind, by_length) in enumerate(sorted(probe.items())):
             lengths = [int(k) for k in by_length]
-            right.plot(lengths, [100 * v for v in by_length.values()], "o-", color=PALETTE[n % len(PALETTE)], label=kind)
+            right.plot(
+                lengths, [100 * v for v in by_length.values()], "o-", color=PALETTE[n % len(PALETTE)], label=kind
+            )
         right.set_xscale("log", base=2)
         right.set_xticks(lengths, [tokens(n) for n in lengths])
         right.set(xlabel="tokens", title="Whole answers right at the end, unseen rows")

@@ -105,6 +105,4 @@ class Sizer:
         note = self.hay.name if self.hay is not None else "synthetic"
         if self.most is not None and size >= self.most:
             note = "wonderwords-capped"
-        return Sample(
-            self.task, self.length, index, prompt, tuple(answers), self.made.max_new_tokens, note, tokens, self.seed
-        )
+        return Sample(self.task, self.length, index, prompt, tuple(answers), self.made.max_new_tokens, note, tokens, self.seed)

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,16 @@ class Batch:
 
 def longest(progress: float, final: int) -> int:
     """The longest length at this point of training: 512 at first, 16k after a fifth, `final` from just past half on."""
-    marks = [(0.05, 512), (0.07, 1024), (0.10, 2048), (0.14, 4096), (0.20, 8192), (0.32, 16384), (0.44, 32768), (0.55, 65536)]
+    marks = [
+        (0.05, 512),
+        (0.07, 1024),
+        (0.10, 2048),
+        (0.14, 4096),
+        (0.20, 8192),
+        (0.32, 16384),
+        (0.44, 32768),
+        (0.55, 65536),
+    ]
     return min(final, next((length for until, length in marks if progress < until), 131072))
 
 
@@ -60,7 +70,13 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
     """Endless batches. `progress` (0 … 1, shared with the training loop) sets the lengths."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, progress: Synchronized[float], *, seed: int, tokens: int,
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        corpus: Corpus,
+        progress: Synchronized[float],
+        *,
+        seed: int,
+        tokens: int,
         final: int,
     ) -> None:
         self.tokenizer, self.corpus, self.progress, self.seed = tokenizer, corpus, progress, seed
@@ -104,6 +120,8 @@ def collate(rows: list[tuple[np.ndarray, np.ndarray]], positions: np.ndarray, rn
 
 def loader(stream: Stream, workers: int) -> Iterator[Batch]:
     """Batches from `workers` processes (0: made in this one)."""
-    context = mp.get_context("fork") if workers else None
-    kwargs = {"prefetch_factor": 2, "multiprocessing_context": context} if workers else {}
-    return iter(DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **kwargs))  # type: ignore[arg-type]
+    kwargs: dict[str, Any] = {}
+    if workers:
+        kwargs = {"prefetch_factor": 2, "multiprocessing_context": mp.get_context("fork")}
+    pin = torch.cuda.is_available()
+    return iter(DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=pin, **kwargs))

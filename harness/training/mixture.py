@@ -14,10 +14,12 @@ import string
 import uuid
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from harness.tasks.ruler.text import COMMON_WORDS, FREQUENT_WORDS
 from harness.training.corpus import Corpus
 
 NOISE = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -90,7 +92,7 @@ class Mixture:
         last = max(first + 1, int(np.searchsorted(corpus.starts, begin + n)))
         cuts = sorted(self.rng.randrange(first, last) for _ in range(parts - 1))
         edges = [begin, *(int(corpus.starts[c]) for c in cuts), begin + n]
-        return [corpus.tokens[a:b].tolist() for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        return [corpus.tokens[a:b].tolist() for a, b in pairwise(edges)]
 
     # ---- episodes -----------------------------------------------------------------------------------------------
     def niah(self, row: Row, room: int, hay: str) -> None:
@@ -107,7 +109,11 @@ class Mixture:
         kinds, kind = f" {unit}s", f" {unit}s" if plural else f" {unit}"
         head = "Some special magic" if plural else "A special magic"
         hidden = " are hidden" if plural else " is hidden"
-        row.add(enc(head) + enc(kind) + enc(hidden + " within the following text. Make sure to memorize it. I will quiz you about the"))
+        row.add(
+            enc(head)
+            + enc(kind)
+            + enc(hidden + " within the following text. Make sure to memorize it. I will quiz you about the")
+        )
         row.add(enc(kind) + enc(" afterwards.") + enc("\n"))
 
         start, lead, colon = enc("One of the special magic"), enc(" for"), enc(" is:")
@@ -190,7 +196,7 @@ class Mixture:
         var = enc("VAR")
         for chain, value in zip(names, values, strict=True):
             made = [var + chain[0] + enc(" =") + value]
-            made += [var + b + enc(" = VAR") + a + enc(" ") for a, b in zip(chain[:-1], chain[1:], strict=True)]
+            made += [var + b + enc(" = VAR") + a + enc(" ") for a, b in pairwise(chain)]
             lines.append(made)
         noise = enc(NOISE[1:])
         ask = 70 + 6 * (hops + 1)
@@ -220,7 +226,7 @@ class Mixture:
     def cwe(self, row: Row, room: int) -> None:
         """A numbered list in which ten words are common; RULER's 30 and 3 repeats at length, fewer in short rows."""
         rng, enc = self.rng, self.enc
-        row.add(enc("Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that appear most often.") + enc("\n"))
+        row.add(enc(COMMON_WORDS.template.partition("{context}")[0]))
         common_repeats, rare_repeats = rng.choice([(30, 3), (10, 3), (6, 1), (4, 1)])
         n = 10 if room > 1500 else 3
         words = rng.sample(self.corpus.words, min(len(self.corpus.words), n + room // (5 * rare_repeats)))
@@ -236,7 +242,13 @@ class Mixture:
         for i, word in enumerate(pool[: max(space, n)]):
             row.add((self._ordinal(i + 1) if i else enc("1.")) + enc(" " + word))
         seen = [w for w in dict.fromkeys(pool[: max(space, n)]) if w in set(common)]
-        row.add(enc("\n") + enc("Question: What are the") + enc(f" {n}") + enc(" most common words in the above list? Answer: The top") + enc(f" {n}"))
+        row.add(
+            enc("\n")
+            + enc("Question: What are the")
+            + enc(f" {n}")
+            + enc(" most common words in the above list? Answer: The top")
+            + enc(f" {n}")
+        )
         row.add(enc(" words that appear most often in the list are:"))
         row.add([t for i, w in enumerate(seen) for t in self._ordinal(i + 1) + enc(" " + w)] + [self.eos], answer=True)
 
@@ -247,7 +259,8 @@ class Mixture:
     def fwe(self, row: Row, room: int) -> None:
         """Coded words with zeta-distributed counts; the three most frequent are asked for."""
         rng, enc = self.rng, self.enc
-        row.add(enc("Read the following coded text and track the frequency of each coded word. Find the three most frequently appeared coded words."))
+        head, _, question = FREQUENT_WORDS.template.partition("{context}")
+        row.add(enc(head.rstrip(" ")))
         space = max(24, (room - len(row.ids) - 80) // 3)
         vocab = ["".join(rng.choices(string.ascii_lowercase, k=6)) for _ in range(max(8, room // 50))]
         counts = [int(space / (k * k) / 1.6449) for k in range(1, len(vocab) + 1)]
@@ -258,8 +271,7 @@ class Mixture:
             if len(row.ids) > room - 80:
                 break
             row.add(pieces[i])
-        row.add(enc("\n") + enc("Question: Do not provide any explanation. Please ignore the dots '....'. What are the three most frequently appeared words in the above coded text?"))
-        row.add(enc(" Answer: According to the coded text above, the three most frequently appeared words are:"))
+        row.add(enc(question + FREQUENT_WORDS.answer_prefix))
         row.add(pieces[1] + pieces[2] + pieces[3] + [self.eos], answer=True)
 
     def repeated(self, row: Row, room: int) -> None:

@@ -30,7 +30,9 @@ def orthogonalise(grad: torch.Tensor, steps: int = 5, eps: float = 1e-7) -> torc
 class BatchedMuon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, scaled to the update size of AdamW (0.2 · sqrt(larger side)), decoupled decay."""
 
-    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, params: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
         by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
         for p in params:
             by_shape.setdefault(p.shape, []).append(p)

@@ -76,9 +76,13 @@ def main(cfg: DictConfig) -> Path:
     return pretrain(Pretrain(**{**job, "text_dir": str(cfg.data.text_dir), "seed": int(cfg.seed), "device": device}))
 
 
-def train_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+def train_attention(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
     """Causal attention without padding, K/V un-repeated; what every training row needs."""
-    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=kwargs.get("scaling"), enable_gqa=True)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=kwargs.get("scaling"), enable_gqa=True
+    )
     return out.transpose(1, 2), None
 
 
@@ -86,11 +90,20 @@ def build_model(recipe: Pretrain, tokenizer: Any) -> LlamaForCausalLM:
     """A fresh Llama of the recipe's shape, embeddings tied, in fp32."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
-        vocab_size=recipe.vocab_size, hidden_size=recipe.hidden, intermediate_size=recipe.intermediate, num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads, num_key_value_heads=recipe.kv_heads, head_dim=recipe.head_dim,
-        max_position_embeddings=recipe.max_length, rope_theta=recipe.rope_theta,
-        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta}, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        vocab_size=recipe.vocab_size,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        head_dim=recipe.head_dim,
+        max_position_embeddings=recipe.max_length,
+        rope_theta=recipe.rope_theta,
+        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
     AttentionInterface.register("pretrain_causal", train_attention)
@@ -105,10 +118,15 @@ def optimizers(model: LlamaForCausalLM, recipe: Pretrain) -> list[torch.optim.Op
     taken = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in taken]
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": recipe.weight_decay if not recipe.muon_lr else 0.0},
+        {
+            "params": [p for p in rest if p.ndim >= 2],
+            "weight_decay": recipe.weight_decay if not recipe.muon_lr else 0.0,
+        },
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), fused=recipe.device == "cuda")]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), fused=recipe.device == "cuda")
+    ]
     if matrices:
         made.append(BatchedMuon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay))
     return made
@@ -119,7 +137,9 @@ def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
     hidden = model.model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).last_hidden_state
     logits = model.lm_head(hidden.flatten(0, 1)[batch.where])
     each = torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
-    return torch.stack([(each * batch.weights).sum() / batch.weights.sum(), each[batch.weights == 1.0].mean().nan_to_num().detach()])
+    return torch.stack(
+        [(each * batch.weights).sum() / batch.weights.sum(), each[batch.weights == 1.0].mean().nan_to_num().detach()]
+    )
 
 
 def prepare(recipe: Pretrain) -> tuple[Any, Corpus]:
@@ -127,7 +147,9 @@ def prepare(recipe: Pretrain) -> tuple[Any, Corpus]:
     texts = read_texts(recipe.text_dir)
     if recipe.stdlib:
         texts |= read_stdlib()
-    tokenizer = train_tokenizer((t[i : i + 20_000] for t in texts.values() for i in range(0, len(t), 60_000)), recipe.vocab_size)
+    tokenizer = train_tokenizer(
+        (t[i : i + 20_000] for t in texts.values() for i in range(0, len(t), 60_000)), recipe.vocab_size
+    )
     save_tokenizer(tokenizer, Path(recipe.out))
     return tokenizer, build_corpus(texts, tokenizer, recipe.books_for_words)
 
@@ -156,19 +178,24 @@ def pretrain(recipe: Pretrain) -> Path:
     opts = optimizers(model, recipe)
     peak = [g["lr"] for o in opts for g in o.param_groups]
     held_out = Mixture(tokenizer, corpus, seed=10**9 + recipe.seed)
-    log = open(out / "train_log.jsonl", "a")
     amp = torch.autocast(recipe.device, dtype=torch.bfloat16) if recipe.device == "cuda" else nullcontext()
     kernels = ExitStack()
     kernels.enter_context(sdpa_kernel(KERNELS, set_priority=True))
 
     def write(**row: Any) -> None:
         print(json.dumps(row), flush=True)
-        log.write(json.dumps(row) + "\n")
-        log.flush()
+        with (out / "train_log.jsonl").open("a") as log:
+            log.write(json.dumps(row) + "\n")
 
-    write(recipe=asdict(recipe) | {"text_dir": Path(recipe.text_dir).name, "out": out.name}, parameters=sum(p.numel() for p in model.parameters()), corpus_tokens=len(corpus.tokens),
-          corpus_files=len(corpus.files), corpus_sha256=corpus.sha256,
-          torch=torch.__version__, gpu=torch.cuda.get_device_name() if recipe.device == "cuda" else "cpu")
+    write(
+        recipe=asdict(recipe) | {"text_dir": Path(recipe.text_dir).name, "out": out.name},
+        parameters=sum(p.numel() for p in model.parameters()),
+        corpus_tokens=len(corpus.tokens),
+        corpus_files=len(corpus.files),
+        corpus_sha256=corpus.sha256,
+        torch=torch.__version__,
+        gpu=torch.cuda.get_device_name() if recipe.device == "cuda" else "cpu",
+    )
     started, last_log, last_probe = time.time(), time.time(), time.time()
     tokens = step = 0
     running: list[torch.Tensor] = []
@@ -195,8 +222,15 @@ def pretrain(recipe: Pretrain) -> Path:
         progress.value = min(done, 1.0)
         if now - last_log > 10 or done >= 1:
             mean = torch.stack(running).mean(0).tolist()
-            write(step=step, seconds=round(now - started, 1), progress=round(done, 4), loss=round(mean[0], 4), answer_loss=round(mean[1], 4),
-                  tokens=tokens, length=batch.ids.shape[1])
+            write(
+                step=step,
+                seconds=round(now - started, 1),
+                progress=round(done, 4),
+                loss=round(mean[0], 4),
+                answer_loss=round(mean[1], 4),
+                tokens=tokens,
+                length=batch.ids.shape[1],
+            )
             running, last_log = [], now
         if now - last_probe > recipe.probe_every and done < 1:
             model.eval()
@@ -211,7 +245,6 @@ def pretrain(recipe: Pretrain) -> Path:
     write(saved=out.name, step=step, tokens=tokens)
     model.set_attn_implementation("pretrain_causal")
     write(step=step, probe=probe(model, held_out, marks(1.0, recipe.max_length), 2 * recipe.probe_rows))
-    log.close()
     kernels.close()
     training_curve(out / "train_log.jsonl", out / "training.png")
     return out

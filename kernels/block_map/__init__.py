@@ -30,7 +30,9 @@ def block_map(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if kernel == "triton":
         if q_block not in TRITON_BLOCKS or k_block not in TRITON_BLOCKS:
-            raise ValueError(f"block_map kernel=triton takes blocks of {TRITON_BLOCKS}, not {q_block} and {k_block}; use kernel=reference")
+            raise ValueError(
+                f"block_map kernel=triton takes blocks of {TRITON_BLOCKS}, not {q_block} and {k_block}; use kernel=reference"
+            )
         from kernels.block_map.triton_kernel import block_map_triton
 
         return block_map_triton(q, k, q_block=q_block, k_block=k_block, scale=scale, pool=pool)

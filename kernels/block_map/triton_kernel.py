@@ -22,7 +22,11 @@ def _log_sum_exp(
     offs_n = tl.arange(0, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
     in_d = offs_d < D
-    q = tl.load(Q + b * sqb + h * sqh + offs_m.to(tl.int64)[:, None] * sqm + offs_d[None, :], mask=(offs_m < q_len)[:, None] & in_d[None, :], other=0.0)
+    q = tl.load(
+        Q + b * sqb + h * sqh + offs_m.to(tl.int64)[:, None] * sqm + offs_d[None, :],
+        mask=(offs_m < q_len)[:, None] & in_d[None, :],
+        other=0.0,
+    )
     k_base = K + b * skb + (h // group) * skh + offs_d[:, None]
     positions = offs_m + (k_len - q_len)
     first_position = row * BLOCK_M + (k_len - q_len)
@@ -44,7 +48,8 @@ def _log_sum_exp(
 @triton.jit
 def _pool(
     Q, K, L, Out, sqb, sqh, sqm, skb, skh, skn, heads, group, q_len, k_len, cols_total, scale_log2e,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASS: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     row = tl.num_programs(0) - 1 - tl.program_id(0)
     b = (tl.program_id(1) // heads).to(tl.int64)
@@ -54,7 +59,11 @@ def _pool(
     offs_d = tl.arange(0, BLOCK_D)
     in_q = offs_m < q_len
     in_d = offs_d < D
-    q = tl.load(Q + b * sqb + h * sqh + offs_m.to(tl.int64)[:, None] * sqm + offs_d[None, :], mask=in_q[:, None] & in_d[None, :], other=0.0)
+    q = tl.load(
+        Q + b * sqb + h * sqh + offs_m.to(tl.int64)[:, None] * sqm + offs_d[None, :],
+        mask=in_q[:, None] & in_d[None, :],
+        other=0.0,
+    )
     lse = tl.load(L + (b * heads + h) * q_len + offs_m, mask=in_q, other=float("inf"))  # rows past the end weigh nothing
     k_base = K + b * skb + (h // group) * skh + offs_d[:, None]
     positions = offs_m + (k_len - q_len)
@@ -71,7 +80,9 @@ def _pool(
         if MASS:
             tl.store(line + start // BLOCK_N, tl.sum(tl.sum(tl.exp2(s - lse[:, None]), 1), 0) / rows_inside)
         else:
-            tl.store(line + start // BLOCK_N, tl.exp2(tl.max(tl.max(s, 1) - lse, 0)))  # the exponential grows: one an tile is enough
+            tl.store(
+                line + start // BLOCK_N, tl.exp2(tl.max(tl.max(s, 1) - lse, 0))
+            )  # exp2 rises: one for a tile is enough
 
 
 def block_map_triton(q: Tensor, k: Tensor, *, q_block: int, k_block: int, scale: float, pool: str) -> Tensor:
@@ -90,11 +101,13 @@ def block_map_triton(q: Tensor, k: Tensor, *, q_block: int, k_block: int, scale:
     warps = 8 if q_block == 128 else 4
     tile = 128 if q.device.type == "cuda" else 16
     _log_sum_exp[(-(-q_len // tile), batch * heads)](
-        q, k, lse, *strides, *sizes, scale, D=dim, BLOCK_D=pad, BLOCK_M=tile, BLOCK_N=64 if tile == 128 else 16, PRECISION=precision,
+        q, k, lse, *strides, *sizes, scale, D=dim, BLOCK_D=pad, BLOCK_M=tile, BLOCK_N=64 if tile == 128 else 16,
+        PRECISION=precision,
         num_warps=8 if tile == 128 else 4,
     )  # fmt: skip
     _pool[(rows, batch * heads)](
-        q, k, lse, out, *strides, *sizes, cols, scale, D=dim, BLOCK_D=pad, BLOCK_M=q_block, BLOCK_N=k_block, MASS=pool == "mass",
+        q, k, lse, out, *strides, *sizes, cols, scale, D=dim, BLOCK_D=pad, BLOCK_M=q_block, BLOCK_N=k_block,
+        MASS=pool == "mass",
         PRECISION=precision, num_warps=warps,
     )  # fmt: skip
     return out

@@ -54,7 +54,9 @@ def block_sparse_attention(
     if (index.q_len, index.k_len) != (q_len, k.shape[2]):
         raise ValueError(f"the index is for {index.q_len} queries and {index.k_len} keys, not {q_len} and {k.shape[2]}")
     if index.counts.shape[0] != batch or index.counts.shape[1] not in (heads, k.shape[1]):
-        raise ValueError(f"index has batch and heads {tuple(index.counts.shape[:2])}; expected {batch} and {heads} or {k.shape[1]}")
+        raise ValueError(
+            f"index has batch and heads {tuple(index.counts.shape[:2])}; expected {batch} and {heads} or {k.shape[1]}"
+        )
     scale = dim**-0.5 if scale is None else scale
     name = resolve_kernel(kernel, device=q.device, dtype=q.dtype, head_dim=dim, q_block=index.q_block, k_block=index.k_block)
     if name == "triton":

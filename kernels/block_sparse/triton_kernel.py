@@ -29,7 +29,11 @@ def _forward(
     offs_d = tl.arange(0, BLOCK_D)
     in_q = offs_m < q_len
     in_d = offs_d < D
-    q = tl.load(Q + b * sqb + h * sqh + offs_m.to(tl.int64)[:, None] * sqm + offs_d[None, :], mask=in_q[:, None] & in_d[None, :], other=0.0)
+    q = tl.load(
+        Q + b * sqb + h * sqh + offs_m.to(tl.int64)[:, None] * sqm + offs_d[None, :],
+        mask=in_q[:, None] & in_d[None, :],
+        other=0.0,
+    )
     first_position = row * BLOCK_M + (k_len - q_len)
     positions = offs_m + (k_len - q_len)
     count = tl.load(Counts + b * scb + hi * sch + row)
@@ -57,7 +61,11 @@ def _forward(
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         best = top
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    tl.store(Out + b * sob + h * soh + offs_m.to(tl.int64)[:, None] * som + offs_d[None, :], acc.to(Out.dtype.element_ty), mask=in_q[:, None] & in_d[None, :])
+    tl.store(
+        Out + b * sob + h * soh + offs_m.to(tl.int64)[:, None] * som + offs_d[None, :],
+        acc.to(Out.dtype.element_ty),
+        mask=in_q[:, None] & in_d[None, :],
+    )
 
 
 def block_sparse_triton(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:

@@ -18,7 +18,10 @@ from harness.training.pretrain import Pretrain, pretrain
 from harness.training.probe import answers_right
 from harness.training.tokenizer import train_tokenizer
 
-WORDS = "apple river stone quiet market engine winter letter garden silver window captain morning harbour".split()
+WORDS = [
+    "apple", "river", "stone", "quiet", "market", "engine", "winter", "letter", "garden", "silver", "window", "captain",
+    "morning", "harbour",
+]  # fmt: skip
 
 
 def prose(sentences: int, seed: int = 0) -> str:
@@ -40,7 +43,23 @@ def tokenizer(mixture: Mixture):
 
 
 def test_tokenizer_round_trips_and_joins(tokenizer) -> None:
-    parts = ["One of", " the special", " magic", " numbers", " for", " apple", "-stone", " is:", " 1234567", ".", "\n", "VAR", " XQZ", " =", " 9"]
+    parts = [
+        "One of",
+        " the special",
+        " magic",
+        " numbers",
+        " for",
+        " apple",
+        "-stone",
+        " is:",
+        " 1234567",
+        ".",
+        "\n",
+        "VAR",
+        " XQZ",
+        " =",
+        " 9",
+    ]
     text = "".join(parts)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == text
@@ -60,7 +79,11 @@ def test_pieces_are_what_the_tokenizer_would_say(mixture: Mixture, tokenizer, ki
     text = tokenizer.decode(row.ids)
     for part in text.split("<eos>"):  # the end-of-answer token is no text
         assert part in text
-    joined = [t for part in text.split("<eos>") for t in [*tokenizer(part, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]][:-1]
+    joined = [
+        t
+        for part in text.split("<eos>")
+        for t in [*tokenizer(part, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ][:-1]
     assert joined == row.ids
     assert any(row.answer) and len(row.ids) == len(row.answer)
 
@@ -127,9 +150,9 @@ def test_a_toy_run_learns_and_is_saved(tmp_path) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text(prose(4000))
     recipe = Pretrain(
-        str(tmp_path / "books"), str(tmp_path / "out"), vocab_size=400, hidden=32, intermediate=64, layers=1, heads=2, kv_heads=1,
-        head_dim=16, tokens=1024, steps=25, max_length=512, max_seconds=60, device="cpu", compile=False, workers=0, probe_rows=1,
-        stdlib=False,
+        str(tmp_path / "books"), str(tmp_path / "out"), vocab_size=400, hidden=32, intermediate=64, layers=1, heads=2,
+        kv_heads=1, head_dim=16, tokens=1024, steps=25, max_length=512, max_seconds=60, device="cpu", compile=False, workers=0,
+        probe_rows=1, stdlib=False,
     )  # fmt: skip
     out = pretrain(recipe)
     import json

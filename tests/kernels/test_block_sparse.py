@@ -110,7 +110,10 @@ def test_full_index_is_dense() -> None:
     full = BlockIndex.full(2, 4, **case.grid)
     for kernel in ("reference", "triton") if not torch.cuda.is_available() else ("reference",):
         torch.testing.assert_close(
-            block_sparse_attention(q, k, v, full, kernel=kernel), dense_attention(q, k, v, kernel="reference"), rtol=1e-4, atol=1e-5
+            block_sparse_attention(q, k, v, full, kernel=kernel),
+            dense_attention(q, k, v, kernel="reference"),
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 

@@ -13,7 +13,9 @@ CPU = torch.device("cpu")
 
 def tensors(q_len: int, k_len: int, dtype: torch.dtype = torch.float32, device: str = "cpu", heads: int = 4, kv: int = 2):
     generator = torch.Generator().manual_seed(q_len + k_len)
-    return [torch.randn(2, h, n, 64, generator=generator).to(device, dtype) for h, n in ((heads, q_len), (kv, k_len), (kv, k_len))]
+    return [
+        torch.randn(2, h, n, 64, generator=generator).to(device, dtype) for h, n in ((heads, q_len), (kv, k_len), (kv, k_len))
+    ]
 
 
 @pytest.mark.parametrize(("q_len", "k_len"), [(65, 65), (1, 80), (30, 97)])

@@ -7,10 +7,9 @@ regular expression instead of punkt; distractor needles never carry the key that
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Protocol
-
-import random
 
 from harness.tasks.haystack import Haystack
 from harness.tasks.ruler.counting import CommonWords, FrequentWords

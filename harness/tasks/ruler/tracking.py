@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import string
 from dataclasses import dataclass
+from itertools import pairwise
 
 from harness.tasks.haystack import Haystack
 from harness.tasks.ruler.text import NOISE, VARIABLE_TRACKING
@@ -36,7 +37,7 @@ class VariableTracking:
                 names.append(name)
         value = str(rng.randrange(10000, 99999))
         chain = [f"VAR {names[0]} = {value}"]
-        chain += [f"VAR {new} = VAR {old} " for old, new in zip(names[:-1], names[1:], strict=True)]
+        chain += [f"VAR {new} = VAR {old} " for old, new in pairwise(names)]
         lines = [NOISE] * size
         for n, at in enumerate(sorted(rng.sample(range(size), len(chain)))):
             lines.insert(at + n, chain[n])
