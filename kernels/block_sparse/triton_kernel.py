@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.block_index import BlockIndex
+from kernels.tiles import shared_bytes, stages
 
 
 @triton.jit
@@ -77,13 +78,16 @@ def block_sparse_triton(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, s
     if indices.stride(-1) != 1 or counts.stride(-1) != 1:
         counts, indices = counts.contiguous(), indices.contiguous()
     tile = max(index.q_block, index.k_block)
+    pad = triton.next_power_of_2(dim)
+    most = 2 if q.dtype == torch.float32 else 3
+    depth = stages(index.q_block, 2 * index.k_block, pad, q.element_size(), shared_bytes(q.device), most)
     grid = (counts.shape[-1], batch * heads)
     _forward[grid](
         q, k, v, out, counts, indices,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *counts.stride()[:2], *indices.stride()[:3],
         heads, heads // k.shape[1], heads // counts.shape[1], q_len, k.shape[2], scale * math.log2(math.e),
-        D=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_M=index.q_block, BLOCK_N=index.k_block,
+        D=dim, BLOCK_D=pad, BLOCK_M=index.q_block, BLOCK_N=index.k_block,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=8 if tile >= 128 and index.q_block >= 64 else 4, num_stages=2 if q.dtype == torch.float32 else 3,
+        num_warps=8 if tile >= 128 and index.q_block >= 64 else 4, num_stages=depth,
     )  # fmt: skip
     return out

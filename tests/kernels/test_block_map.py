@@ -37,6 +37,10 @@ def test_equals_the_whole_map_pooled(kernel: str, device: str, dtype: torch.dtyp
     if kernel == "triton" and device == "cpu" and torch.cuda.is_available():
         pytest.skip("the interpreter is for machines without a GPU")
     q, k, _ = case.tensors(dtype, device)
+    if (kernel, dtype, case.dim) == ("triton", torch.float32, 256):
+        with pytest.raises(ValueError, match="shared memory"):
+            block_map(q, k, q_block=case.q_block, k_block=case.k_block, pool=pool, kernel=kernel)
+        return
     found = block_map(q, k, q_block=case.q_block, k_block=case.k_block, pool=pool, kernel=kernel)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.cpu().double(), pooled(case, q, k, pool), rtol=1e-4, atol=1e-6)

@@ -33,6 +33,10 @@ def test_equals_the_formula(kernel: str, device: str, dtype: torch.dtype, case: 
     skip_interpreter_on_gpu(kernel, device)
     q, k, v = case.tensors(dtype, device)
     index = case.index(device)
+    if (kernel, dtype, case.dim) == ("triton", torch.float32, 256):
+        with pytest.raises(ValueError, match="shared memory"):
+            block_sparse_attention(q, k, v, index, kernel=kernel)
+        return
     out = block_sparse_attention(q, k, v, index, kernel=kernel)
     assert out.dtype == dtype and out.shape == q.shape
     assert error(out, attention(q, k, v, index)) < TOLERANCE[dtype]

@@ -1,0 +1,27 @@
+"""How deep a Triton loop may prefetch: what fits in a GPU's shared memory, asked of the device and never guessed by name."""
+
+from __future__ import annotations
+
+import torch
+
+
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may take; 227 KiB, a Hopper's, where there is no GPU to ask."""
+    if device.type != "cuda":
+        return 227 << 10
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+def stages(rows: int, loaded: int, dim: int, itemsize: int, room: int, most: int = 3) -> int:
+    """Stages of a loop that keeps `rows` query rows and loads `loaded` key or value rows a turn, each `dim` elements.
+
+    One to `most`. Raises ValueError where even one stage doesn't fit into `room` bytes, saying what would.
+    """
+    fixed, each = rows * dim * itemsize, loaded * dim * itemsize
+    found = min(most, (room - fixed) // each) if room > fixed else 0
+    if found < 1:
+        raise ValueError(
+            f"head dim {dim} with {itemsize}-byte elements needs {(fixed + each) >> 10} KiB of shared memory for these "
+            f"blocks, and the GPU has {room >> 10}; use smaller blocks, float16 or bfloat16"
+        )
+    return found

@@ -1,0 +1,21 @@
+"""The prefetch depth that fits in shared memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from kernels.tiles import stages
+
+H100, A100 = 227 << 10, 163 << 10
+
+
+def test_deep_where_there_is_room() -> None:
+    assert stages(64, 2 * 64, 64, 2, H100) == 3
+    assert stages(128, 2 * 128, 128, 2, H100) == 3
+    assert stages(128, 2 * 128, 128, 2, A100) == 2
+    assert stages(128, 2 * 128, 256, 2, H100) == 1
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"384 KiB of shared memory .* the GPU has 227; use smaller blocks"):
+        stages(128, 2 * 128, 256, 4, H100)
