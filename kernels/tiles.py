@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 
+@lru_cache
 def shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may take; 227 KiB, a Hopper's, where there is no GPU to ask."""
     if device.type != "cuda":
         return 227 << 10
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    from triton.runtime import driver  # imported late: needs triton
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 def stages(rows: int, loaded: int, dim: int, itemsize: int, room: int, most: int = 3) -> int:
