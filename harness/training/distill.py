@@ -27,7 +27,10 @@ from kernels.selection import row_budget, select_topk
 from methods.gate import AttnGate, gate_state
 
 FLOAT32_BYTES = 3 * 2**20
-"""Gates up to this size are saved in float32, larger ones in bfloat16."""
+"""With dtype "auto", gates up to this size are saved in float32, larger ones in bfloat16."""
+
+SAVED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Dtypes of the file by name."""
 
 STEP_DENSITY = 0.1
 """Density at which recall is shown while training."""
@@ -69,6 +72,7 @@ def distill(
     pool: str = "max",
     skip_rows: float = 0.0,
     q_linear: bool = False,
+    dtype: str = "auto",
     seed: int = 0,
     on_step: Callable[[Step], None] | None = None,
 ) -> Distilled:
@@ -76,10 +80,11 @@ def distill(
 
     pool: of the true attention map, "max" (SeerAttention's) or "mass". skip_rows: see gate_loss. held_out: sequences on
     which recall is measured at the end. AdamW without weight decay; the rate rises for `warmup` steps, then falls to 0
-    along a cosine. The file is gates-{block_size}.safetensors, with how it was made in its metadata.
+    along a cosine. The file is gates-{block_size}.safetensors, of dtype "float32", "bfloat16" or "auto" (by size), with
+    how it was made in its metadata.
     Raises UserError for settings out of range, or where `tokens` ends early.
     """
-    _check(steps, lr, warmup, skip_rows, pool)
+    _check(steps, lr, warmup, skip_rows, pool, dtype)
     began = time.perf_counter()
     gates = new_gates(loaded, block_size=block_size, q_linear=q_linear, seed=seed)
     weights = [weight for gate in gates for weight in gate.parameters()]
@@ -103,9 +108,9 @@ def distill(
     for gate in gates:
         gate.requires_grad_(False)
     parameters = sum(weight.numel() for weight in weights)
-    dtype = torch.float32 if parameters * 4 <= FLOAT32_BYTES else torch.bfloat16
+    saved = _saved_dtype(dtype, parameters)
     for weight in weights:
-        weight.data = weight.data.to(dtype).float()  # recall below is that of the file
+        weight.data = weight.data.to(saved).float()  # recall below is that of the file
     report = gate_recall(loaded, gates, held_out) if held_out else []
     recipe = {
         "block_size": block_size, "steps": steps, "tokens": seen, "lr": lr, "warmup": warmup, "pool": pool,
@@ -113,7 +118,7 @@ def distill(
         "model_hash": loaded.revision_hash, "model_dtype": str(loaded.dtype).removeprefix("torch."),
         "loss": history[-1].loss, "recall": mean_recall(report),
     }  # fmt: skip
-    path = save_gates(gates, out, dtype=dtype, recipe=recipe)
+    path = save_gates(gates, out, dtype=saved, recipe=recipe)
     return Distilled(path, gates, history, report, parameters, time.perf_counter() - began)
 
 
@@ -204,7 +209,13 @@ def _next(tokens: Iterator[Tensor], step: int, steps: int) -> Tensor:
         raise UserError(f"the text ended after {step} of {steps} steps: give more text, or fewer steps") from None
 
 
-def _check(steps: int, lr: float, warmup: int, skip_rows: float, pool: str) -> None:
+def _saved_dtype(name: str, parameters: int) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if parameters * 4 <= FLOAT32_BYTES else torch.bfloat16
+    return SAVED[name]
+
+
+def _check(steps: int, lr: float, warmup: int, skip_rows: float, pool: str, dtype: str) -> None:
     if steps < 1:
         raise UserError(f"steps={steps}: must be at least 1")
     if not lr > 0:
@@ -215,3 +226,5 @@ def _check(steps: int, lr: float, warmup: int, skip_rows: float, pool: str) -> N
         raise UserError(f"skip_rows={skip_rows}: must be at least 0 and below 1")
     if pool not in ("max", "mass"):
         raise UserError(f"pool={pool}: must be one of max, mass")
+    if dtype != "auto" and dtype not in SAVED:
+        raise UserError(f"dtype={dtype} of the gates' file: must be one of auto, {', '.join(SAVED)}")

@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> Path:
         done = distill(
             loaded, stream, out=out, steps=int(job.steps), held_out=held_out[: int(job.recall_sequences)],
             block_size=wanted.block_size, lr=float(job.lr), pool=str(job.pool), skip_rows=float(job.skip_rows),
-            seed=wanted.seed, on_step=on_step,
+            dtype=str(job.dtype), seed=wanted.seed, on_step=on_step,
         )  # fmt: skip
     wanted.folder.mkdir(parents=True, exist_ok=True)
     suffix = f"{wanted.block_size}"

@@ -289,6 +289,14 @@ def test_the_same_seed_gives_the_same_gates(loaded: LoadedModel, tmp_path: Path)
     assert not torch.equal(files[0]["layers.0.gate.k"], files[2]["layers.0.gate.k"])
 
 
+def test_the_file_has_the_dtype_asked_for(loaded: LoadedModel, tmp_path: Path) -> None:
+    for dtype in ("float32", "bfloat16"):
+        done = distill(loaded, topics(), out=tmp_path / dtype, steps=1, block_size=BLOCK, dtype=dtype)
+        state = load_file(str(done.path))
+        assert {str(weight.dtype) for weight in state.values()} == {f"torch.{dtype}"}
+        assert torch.equal(state["layers.0.gate.k"].float(), done.gates[0].state_dict()["k"])  # recall is of the file
+
+
 def test_steps_are_reported(loaded: LoadedModel, tmp_path: Path) -> None:
     seen: list[Step] = []
     with progress_bar(3) as bar:
@@ -328,6 +336,7 @@ def test_text_that_ends_early(loaded: LoadedModel, tmp_path: Path) -> None:
         ({"warmup": -1}, "warmup=-1"),
         ({"skip_rows": 1.0}, "skip_rows=1.0: must be at least 0 and below 1"),
         ({"pool": "mean"}, "pool=mean: must be one of max, mass"),
+        ({"dtype": "int8"}, "dtype=int8 of the gates' file: must be one of auto, float32, bfloat16"),
     ],
 )
 def test_settings_are_checked(
