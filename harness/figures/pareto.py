@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from harness.figures import style
-from harness.schema import AVERAGE, Status
+from harness.schema import Status
 
 Row = style.Row
 COLUMNS = 3
@@ -37,13 +37,13 @@ TTFT = Axis("ttft_ms", "time to first token (ms)", True)
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `pareto.png` (all lengths) and, of several lengths, one `pareto_LENGTH.png` each; one set per model and
-    device, whose names the files then carry. Rows without accuracy are left out; gated ones are hollow."""
-    shown = [r for r in rows if r["task"] == AVERAGE and r["accuracy"] is not None]
-    sets: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in shown:
-        sets[row["model"], row["device"]].append(row)
+    device, whose names the files then carry. Rows without accuracy are left out; gated ones are hollow. A study of block
+    sizes at one sparsity has no curves and gets none (see `blocks`)."""
+    sets = style.by_model(rows)
     paths = []
     for (model, device), members in sets.items():
+        if _points_only(members):
+            continue
         suffix = f"_{_slug(model)}_{_slug(device)}" if len(sets) > 1 else ""
         lengths = sorted({r["length"] for r in members})
         paths.append(style.save(draw(members, lengths, model, device), folder / f"pareto{suffix}.png"))
@@ -51,6 +51,11 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
             single = [r for r in members if r["length"] == length]
             paths.append(style.save(draw(single, [length], model, device), folder / f"pareto{suffix}_{length}.png"))
     return paths
+
+
+def _points_only(rows: Sequence[Row]) -> bool:
+    sparse = [r for r in rows if not _dense(r)]
+    return len({r["block_size"] for r in sparse}) > 1 and len({r["sparsity"] for r in sparse}) == 1
 
 
 def _slug(text: str) -> str:
@@ -93,8 +98,7 @@ def _title(rows: Sequence[Row], lengths: Sequence[int], model: str) -> str:
 def _note(rows: Sequence[Row], device: str) -> str:
     counts = sorted({r["samples"] for r in rows})
     each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-    gated = "; hollow: held back by a sanity gate" if any(r["status"] == Status.GATED for r in rows) else ""
-    return f"Mean over tasks, {each} samples a point, bars: 95 % interval{gated}. Measured on {device}."
+    return f"Mean over tasks, {each} samples a point, bars: 95 % interval{style.gated_note(rows)}. Measured on {device}."
 
 
 def _dense(row: Row) -> bool:
@@ -189,10 +193,10 @@ def _band(axes: Axes, dense: Row, axis: Axis) -> None:
     cost = _dense_cost(dense, axis)
     if cost is not None:
         axes.plot(cost, mean, "o", color=style.INK, markersize=6, zorder=4)
-    below = mean > 20
+    above = mean < 97  # at the left end, where only names of methods are
     axes.annotate(
-        str(dense["method"]), (1, mean), xycoords=("axes fraction", "data"), xytext=(-2, -4 if below else 4),
-        textcoords="offset points", ha="right", va="top" if below else "bottom", fontsize=9,
+        str(dense["method"]), (0, mean), xycoords=("axes fraction", "data"), xytext=(3, 3 if above else -3),
+        textcoords="offset points", ha="left", va="bottom" if above else "top", fontsize=9,
     )  # fmt: skip
 
 

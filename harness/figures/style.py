@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
+
+from harness.schema import AVERAGE, Status  # noqa: E402
 
 Row = dict[str, Any]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
@@ -45,6 +48,20 @@ def save(made: Figure, path: Path) -> Path:
         made.savefig(temporary, format="png")
     os.replace(temporary, path)
     return path
+
+
+def by_model(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The average rows that have an accuracy, by model and device: what one picture may hold together."""
+    sets: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["task"] == AVERAGE and row["accuracy"] is not None:
+            sets[row["model"], row["device"]].append(row)
+    return sets
+
+
+def gated_note(rows: Iterable[Row]) -> str:
+    """What a hollow point means, where a picture has one."""
+    return "; hollow: held back by a sanity gate" if any(r["status"] == Status.GATED for r in rows) else ""
 
 
 def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from harness.figures import style, write_all
+from harness.figures import blocks, style, trend, write_all
 from harness.figures.pareto import draw
 from harness.schema import COLUMNS
 
@@ -78,3 +78,22 @@ def test_names_never_overlap(wanted: list[float]) -> None:
     placed = sorted(style.spread(wanted, 7.0, 0.0, 100.0))
     assert all(b - a >= 7.0 - 1e-9 for a, b in pairwise(placed))
     assert placed[0] >= -1e-9 and placed[-1] <= 100 + 1e-9
+
+
+def test_block_sizes_at_one_sparsity_get_their_own_picture(tmp_path: Path) -> None:
+    rows = [row("full", 0.0, 4096, 0.95)]
+    rows += [row(m, 0.9, 4096, 0.9 - b / 400, block_size=b) for m in ("a", "b") for b in (16, 64, 128)]
+    assert [p.name for p in write_all(rows, tmp_path)] == ["blocks_4096_0.9.png"]
+    figure = trend.draw(rows, blocks.BLOCKS, "title", "cpu")
+    axes = figure.axes[0]
+    assert {"a", "b", "full"} <= {t.get_text() for t in axes.texts}
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["16", "64", "128"]
+    dense = next(line for line in axes.lines if list(line.get_ydata()) == [95.0] * 3)
+    assert list(dense.get_xdata()) == [16, 64, 128]
+
+
+def test_block_sizes_at_two_sparsities_keep_the_pareto_picture(tmp_path: Path) -> None:
+    rows = [row("full", 0.0, 4096, 0.95)]
+    rows += [row("a", s, 4096, 0.9 - s / 4, block_size=b) for s in (0.5, 0.9) for b in (16, 64)]
+    names = {p.name for p in write_all(rows, tmp_path)}
+    assert names == {"pareto.png", "blocks_4096_0.5.png", "blocks_4096_0.9.png"}
