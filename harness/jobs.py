@@ -26,6 +26,7 @@ class Jobs:
         self.next_write = 0.0
         self.measuring: dict[str, Callable[[Settings], int]] = {
             "evaluate": self._measure, "latency": self._measure, "report": self._report,
+            "archive": self._archive,
         }  # fmt: skip
         self.training = {"pretrain": "harness.training.pretrain", "distill": "harness.training.distill_job"}
 
@@ -44,7 +45,7 @@ class Jobs:
         from harness.run import measure  # transformers takes seconds to import, and a report needs none of it
 
         store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
-        for file in (store.runs, store.samples, store.cells, store.latency):
+        for file in store.files():
             file.read()  # a corrupt record stops the command before hours of work, not after
         done = measure(wanted, store, self.console)
         self.touched.setdefault(wanted.folder, set()).update(done.arms)
@@ -61,9 +62,17 @@ class Jobs:
         self.next_write = ended + 20 * (ended - began)
 
     def _report(self, wanted: Settings) -> int:
-        if not any((wanted.folder / "records").glob("*.jsonl")):
+        if not any(file.exists() for file in Store(wanted.folder).files()):
             raise UserError(f"study={wanted.study}: no records in {wanted.folder}; measure something with that study")
         self.touched.setdefault(wanted.folder, set())
+        return 0
+
+    def _archive(self, wanted: Settings) -> int:
+        self._report(wanted)
+        store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
+        for file in (store.samples, store.cells):  # runs and latency stay small, and readable as they are
+            if lines := file.archive():
+                self.console.print(f"{lines:,} records in {file.archived}", highlight=False, soft_wrap=True)
         return 0
 
     def finish(self) -> int:

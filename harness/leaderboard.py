@@ -1,7 +1,8 @@
 """leaderboard.csv: made from the records of a study alone, whole, every time.
 
 One row a cell; one row with `task=avg` per arm (mean over its tasks, each weighing the same); one row without accuracy
-for an arm that was only timed. The row a method shares with dense is paired: same samples, same setting.
+for an arm that was only timed. The row a method shares with dense is paired: same samples, same setting. Averages of
+different sets of tasks don't compare: `comparable` brings them to one set.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import csv
 import os
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,11 @@ def rows(store: Store) -> list[Row]:
         row = _cell_row(cell, samples, dense.get(cell["pair"]), runs, timed)
         table.append(row)
         arms[digest([cell["arm"], cell["identity"]["data"], cell["identity"]["chat_template"]])].append((cell, row))
-    for members in arms.values():
-        table.append(_average_row(members, samples, dense))
+    for group, members in arms.items():
+        average = _average_row(members, samples, dense, runs, timed)
+        for row in (average, *(row for _, row in members)):
+            row["_group"] = group  # not a column: which rows an average is made of
+        table.append(average)
     counted = {c["arm"] for c in cells.values()}
     table += [_latency_row(t, runs) for (arm, _), t in timed.items() if arm not in counted]
     for row in table:
@@ -60,7 +64,7 @@ def rows(store: Store) -> list[Row]:
 def _order(row: Row, baselines: set[str]) -> tuple[Any, ...]:
     return (
         row["model"], row["length"], row["method"] not in baselines, row["method"], row["sparsity"] or 0.0,
-        str(row["knob"]), row["seed"], row["device"], row["task"] == AVERAGE, row["task"],
+        row["block_size"] or 0, str(row["knob"]), row["seed"], row["device"], row["task"] == AVERAGE, row["task"],
     )  # fmt: skip
 
 
@@ -70,16 +74,21 @@ def _base(record: Record) -> Row:
     row |= {k: identity[k] for k in ("model", "method", "sparsity", "length", "seed", "dtype", "block_size")}
     row["knob"] = ";".join(f"{k}={_text(v)}" for k, v in knobs.items())
     row["reason"] = row["task"] = row["haystack"] = ""
+    row["decode"] = identity.get("decode", "dense")
     row["_arm"] = arm  # not a column: which arm the row belongs to, for those who pick rows
     return row
 
 
-def _provenance(run: Record) -> Row:
-    got = run["versions"]
-    return {
-        "device": run["device"], "commit": run["commit"], "command": run["command"], "torch": got.get("torch"),
-        "triton": got.get("triton"), "transformers": got.get("transformers"), "date": run["date"],
-    }  # fmt: skip
+def _provenance(used: Iterable[Record]) -> Row:
+    """Where a row's numbers come from: of all processes that made them, in their order."""
+    runs = sorted({run["run"]: run for run in used}.values(), key=lambda run: str(run["date"]))
+
+    def joined(values: Iterable[Any], between: str = "+") -> str | None:
+        return between.join(dict.fromkeys(str(v) for v in values if v is not None)) or None
+
+    versions = {name: joined(run["versions"].get(name) for run in runs) for name in ("torch", "triton", "transformers")}
+    origin = {name: joined(run[name] for run in runs) for name in ("device", "commit")}
+    return {**versions, **origin, "command": joined((run["command"] for run in runs), "; "), "date": runs[-1]["date"]}
 
 
 def _cell_row(
@@ -91,14 +100,13 @@ def _cell_row(
 ) -> Row:
     mine = samples.get(cell["cell"], [])
     row = _base(cell)
-    row |= _provenance(runs[cell["run"]]) | {"date": cell["date"], "cell": cell["cell"]}
+    row |= _provenance([runs[s["run"]] for s in mine] or [runs[cell["run"]]])
+    row |= {"date": cell["date"], "cell": cell["cell"]}
     row |= {"task": cell["identity"]["task"], "haystack": cell["haystack"], "samples": len(mine)}
     row["kernel"] = "+".join(sorted({k for s in mine for k in s["kernels"]}))
     row["density"] = _mean([s["density"] for s in mine if s["density"] is not None])
     if is_baseline(cell):
         row["density"], row["dense_kernel"] = 1.0, cell["identity"]["dense_kernel"]
-    if mine:
-        row["ttft_ms"] = 1000 * statistics.median(s["prefill_s"] for s in mine)
     row["status"], row["reason"] = cell["status"], cell["reason"]
     if cell["status"] != Status.FAILED and mine:
         theirs = None if dense is None or is_baseline(cell) else samples.get(dense["cell"], [])
@@ -112,7 +120,7 @@ def _cell_row(
 def accuracy(mine: Sequence[Record], dense: Sequence[Record] | None, seed: int) -> Row:
     """Accuracy with its interval and, given dense samples, the paired comparison on the samples both have."""
     scores = [s["score"] for s in mine]
-    low, high = stats.interval(scores, seed=seed)
+    low, high = stats.interval(scores)
     row: Row = {"accuracy": statistics.fmean(scores), "accuracy_low": low, "accuracy_high": high}
     if dense:
         ours, theirs = _paired(mine, dense)
@@ -139,38 +147,91 @@ def _paired(mine: Sequence[Record], dense: Sequence[Record]) -> tuple[list[float
 
 
 def _average_row(
-    members: Sequence[tuple[Record, Row]], samples: Mapping[str, list[Record]], dense: Mapping[str, Record]
+    members: Sequence[tuple[Record, Row]],
+    samples: Mapping[str, list[Record]],
+    dense: Mapping[str, Record],
+    runs: Mapping[str, Record],
+    timed: Mapping[tuple[str, str], Record],
 ) -> Row:
-    newest = max((row for _, row in members), key=lambda r: str(r["date"]))
-    row = dict(newest) | {"task": AVERAGE, "cell": ""}
-    row["haystack"] = "+".join(sorted({r["haystack"] for _, r in members}))
-    row["samples"] = sum(r["samples"] for _, r in members)
-    densities = [r["density"] for _, r in members if r["density"] is not None]
-    row["density"] = _mean(densities)
-    row["kernel"] = "+".join(sorted({k for _, r in members for k in str(r["kernel"]).split("+") if k}))
-    for name in ("accuracy", "accuracy_low", "accuracy_high", "dense_accuracy", "p_value"):
-        row[name] = None
-    failed = sorted(r["task"] for _, r in members if r["accuracy"] is None)
-    gated = sorted(r["task"] for _, r in members if r["status"] == Status.GATED)
+    first, task_rows = members[0][0], [row for _, row in members]
+    row = _base(first) | _provenance(
+        runs[run] for c, _ in members for run in {c["run"], *(s["run"] for s in samples.get(c["cell"], []))}
+    )
+    row |= {"task": AVERAGE, "cell": "", "tasks": len(members), "date": max(str(r["date"]) for r in task_rows)}
+    row["dense_kernel"] = task_rows[0]["dense_kernel"]
+    row["haystack"] = "+".join(sorted({r["haystack"] for r in task_rows}))
+    row["samples"] = sum(r["samples"] for r in task_rows)
+    row["density"] = _mean([r["density"] for r in task_rows if r["density"] is not None])
+    row["kernel"] = "+".join(sorted({k for r in task_rows for k in str(r["kernel"]).split("+") if k}))
+    if latency := timed.get((first["arm"], row["device"])):
+        row |= _times(latency)
+    failed = sorted(r["task"] for r in task_rows if r["accuracy"] is None)
     row["status"], row["reason"] = Status.OK, f"mean of {len(members)} tasks"
     if failed:  # a mean over fewer tasks than the others have would not be comparable
         row["status"], row["reason"] = Status.FAILED, f"no accuracy for {', '.join(failed)}"
         return row
-    if gated:
-        row["status"], row["reason"] = Status.GATED, f"gated tasks: {', '.join(gated)}"
-    groups = [[s["score"] for s in samples[c["cell"]]] for c, _ in members]
-    row["accuracy"] = statistics.fmean(statistics.fmean(g) for g in groups)
-    row["accuracy_low"], row["accuracy_high"] = stats.average_interval(groups, seed=row["seed"])
+    row |= _mean_accuracy(task_rows)
     if all(not is_baseline(c) and c["pair"] in dense for c, _ in members):
         pairs = [_paired(samples[c["cell"]], samples.get(dense[c["pair"]]["cell"], [])) for c, _ in members]
         if all(ours for ours, _ in pairs):
             row["dense_accuracy"] = statistics.fmean(statistics.fmean(theirs) for _, theirs in pairs)
             row["p_value"] = stats.average_p([a for a, _ in pairs], [b for _, b in pairs], seed=row["seed"])
+    row |= _average_verdict(row, task_rows)
     return row
 
 
+def _mean_accuracy(task_rows: Sequence[Row]) -> Row:
+    """Accuracy and its interval over tasks, each weighing the same, from the rows of the tasks."""
+    means = [r["accuracy"] for r in task_rows]
+    low, high = stats.average_interval(means, [(r["accuracy_low"], r["accuracy_high"]) for r in task_rows])
+    return {"accuracy": statistics.fmean(means), "accuracy_low": low, "accuracy_high": high}
+
+
+def _average_verdict(row: Row, task_rows: Sequence[Row]) -> Row:
+    gated = sorted(r["task"] for r in task_rows if r["status"] == Status.GATED)
+    if gated:
+        return {"status": Status.GATED, "reason": f"gated tasks: {', '.join(gated)}"}
+    status, reason = verdict([], row)
+    return {} if status == Status.OK else {"status": status, "reason": reason}
+
+
+def comparable(table: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The average rows with an accuracy, brought to one set of tasks for each model and length, and those left out.
+
+    The set is the one most sparse arms have (of equals, the larger). An arm with more tasks is averaged over that set
+    alone; an arm without some of it can't be compared and is left out. Accuracy and interval are those of the set.
+    """
+    by_group: dict[str, list[Row]] = defaultdict(list)
+    averages: dict[str, Row] = {}
+    for row in table:
+        if row["accuracy"] is not None and row["task"]:
+            if row["task"] == AVERAGE:
+                averages[row["_group"]] = row
+            else:
+                by_group[row["_group"]].append(row)
+    kept: list[Row] = []
+    left: list[Row] = []
+    panels: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for group, row in averages.items():
+        panels[row["model"], row["length"]].append(group)
+    for groups in panels.values():
+        sets = {group: frozenset(r["task"] for r in by_group[group]) for group in groups}
+        votes = Counter(sets[g] for g in groups if averages[g]["block_size"] is not None) or Counter(sets.values())
+        chosen = max(votes, key=lambda tasks: (votes[tasks], len(tasks), sorted(tasks)))
+        for group in groups:
+            if sets[group] == chosen:
+                kept.append(averages[group])
+            elif sets[group] > chosen:
+                mine = [r for r in by_group[group] if r["task"] in chosen]
+                fewer = {"samples": sum(r["samples"] for r in mine), "tasks": len(mine)}
+                kept.append(averages[group] | _mean_accuracy(mine) | fewer)
+            else:
+                left.append(averages[group])
+    return kept, left
+
+
 def _times(record: Record) -> Row:
-    """The latency columns. The baseline's are those of the fastest dense kernel, its own ideal."""
+    """The latency columns. `dense_kernel` is the fastest one; the baseline's own times are of the kernel it ran."""
     row = {k: record[k] for k in ("selection_ms", "attention_ms", "total_ms", "dense_ms", "dense_kernel", "tflops")}
     row |= {"ttft_ms": record["ttft_ms"], "peak_mib": record["peak_mib"]}
     row["speedup"] = record["dense_ms"] / record["total_ms"]
@@ -179,7 +240,7 @@ def _times(record: Record) -> Row:
 
 
 def _latency_row(record: Record, runs: Mapping[str, Record]) -> Row:
-    row = _base(record) | _provenance(runs[record["run"]]) | _times(record)
+    row = _base(record) | _provenance([runs[record["run"]]]) | _times(record)
     row |= {"density": record["density"], "kernel": record["kernel"], "date": record["date"], "status": Status.OK}
     return row
 

@@ -4,6 +4,8 @@ Every append takes an exclusive `flock`, reads what other processes added, drops
 there, writes the line with one `write` and syncs it to the disk. A process killed in the middle of that write leaves
 a last line without a newline: the next append moves it to `FILE.torn` and goes on. Any other line that can't be read
 is an error that names file and line; nothing is repaired by guessing.
+
+The lines of a finished study may lie compressed in `FILE.xz`, read before those of FILE itself (`RecordFile.archive`).
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import lzma
 import math
 import os
 from collections.abc import Iterator
@@ -59,6 +62,20 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _line(data: Record) -> bytes:
+    """A record as its line."""
+    return (json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n").encode()
+
+
+def _signature(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced: its inode and time; None where there is no file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 class RecordFile:
     """One file of records of one kind ("runs", "samples", "cells" or "latency", see `harness.schema`).
 
@@ -67,18 +84,28 @@ class RecordFile:
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path = path
+        self.archived = path.with_name(f"{path.name}.xz")
         self.kind = kind
+        self._forget()
+
+    def _forget(self) -> None:
         self._records: list[Record] = []
         self._keys: set[tuple[Any, ...]] = set()
         self._offset = 0
         self._line = 0
+        self._archive_read: tuple[int, int] | None = None
+
+    def exists(self) -> bool:
+        """Whether anything was ever recorded."""
+        return self.path.exists() or self.archived.exists()
 
     def read(self) -> list[Record]:
         """All complete records, oldest first. Raises RecordError at a line that is no record of this kind."""
         try:
             fd = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
-            return []
+            self._refresh_archive()
+            return list(self._records)
         try:
             with _locked(fd, fcntl.LOCK_SH):
                 self._refresh(fd)
@@ -93,7 +120,7 @@ class RecordFile:
     def append(self, record: Any) -> bool:
         """Append one record (a dataclass of `harness.schema`). False: its key was there already, nothing written."""
         data = _finite(dataclasses.asdict(record))
-        line = (json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n").encode()
+        line = _line(data)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -111,8 +138,59 @@ class RecordFile:
             os.close(fd)
         return True
 
+    def archive(self) -> int:
+        """Move all lines into the compressed file; returns how many it holds now. A kill at any moment loses nothing:
+        the new archive replaces the old one whole, and lines that are still in both count once."""
+        if not self.exists():
+            return 0
+        fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            with _locked(fd, fcntl.LOCK_EX):
+                torn = self._refresh(fd)
+                if torn:
+                    self._set_aside(fd, torn)
+                if self._line:
+                    self._write_archive()
+                    os.ftruncate(fd, 0)
+                    self._offset = self._line = 0
+        finally:
+            os.close(fd)
+        return len(self._records)
+
+    def _write_archive(self) -> None:
+        partial = self.archived.with_name(f".{self.archived.name}.{os.getpid()}")
+        try:
+            with open(partial, "wb") as file:
+                file.write(lzma.compress(b"".join(map(_line, self._records)), preset=6))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self.archived)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise RecordError(f"{self.archived}: can't write ({error.strerror}); what is recorded is safe") from error
+        self._archive_read = _signature(self.archived)
+
+    def _refresh_archive(self) -> None:
+        """Read the archive if it isn't the one known; then everything in the file itself is new, too."""
+        found = _signature(self.archived)
+        if found == self._archive_read:
+            return
+        self._forget()
+        if found is not None:
+            try:
+                text = lzma.decompress(self.archived.read_bytes())
+            except (lzma.LZMAError, EOFError) as error:
+                raise RecordError(
+                    f"{self.archived}: not readable as xz ({error}); restore it (git checkout), or move it aside and "
+                    "measure again"
+                ) from None
+            for number, raw in enumerate(text.split(b"\n")[:-1], 1):
+                self._take(self._parse(raw, number, self.archived))
+        self._archive_read = found
+
     def _refresh(self, fd: int) -> bytes:
         """Read the lines after the last known one; returns the unfinished last line, if there is one."""
+        self._refresh_archive()
         os.lseek(fd, self._offset, os.SEEK_SET)
         chunks = []
         while chunk := os.read(fd, 1 << 20):
@@ -120,14 +198,14 @@ class RecordFile:
         text = b"".join(chunks)
         *lines, torn = text.split(b"\n")
         for raw in lines:
-            self._take(self._parse(raw, self._line + 1))
+            self._take(self._parse(raw, self._line + 1, self.path))
             self._line += 1
             self._offset += len(raw) + 1
         return torn
 
-    def _parse(self, raw: bytes, line: int) -> Record:
-        where = f"{self.path}:{line}"
-        cure = f"Move it aside (mv {self.path} {self.path}.bad), or mend that line, and run the same command again"
+    def _parse(self, raw: bytes, line: int, path: Path) -> Record:
+        where = f"{path}:{line}"
+        cure = f"Move it aside (mv {path} {path}.bad), or mend that line, and run the same command again"
         try:
             data = json.loads(raw)
         except ValueError as error:
@@ -141,16 +219,15 @@ class RecordFile:
             raise RecordError(f"{where}: record of schema {data['schema']}, this version reads {SCHEMA}. {cure}.")
         return data
 
-    def _key(self, data: Record) -> tuple[Any, ...] | None:
-        return tuple(data[name] for name in KEYS[self.kind]) if self.kind in KEYS else None
+    def _key(self, data: Record) -> tuple[Any, ...]:
+        """What tells a line from others: its fields of KEYS; where the kind has none, the whole line."""
+        return tuple(data[name] for name in KEYS[self.kind]) if self.kind in KEYS else (_line(data),)
 
     def _take(self, data: Record) -> None:
         key = self._key(data)
-        if key is not None:
-            if key in self._keys:
-                return
+        if key not in self._keys:
             self._keys.add(key)
-        self._records.append(data)
+            self._records.append(data)
 
     def _set_aside(self, fd: int, torn: bytes) -> None:
         """Move an unfinished last line to FILE.torn; the sample it stood for runs again."""
@@ -171,6 +248,10 @@ class Store:
         self.runs, self.samples, self.cells, self.latency = (
             RecordFile(folder / "records" / f"{kind}.jsonl", kind) for kind in ("runs", "samples", "cells", "latency")
         )
+
+    def files(self) -> tuple[RecordFile, ...]:
+        """All files of the study."""
+        return self.runs, self.samples, self.cells, self.latency
 
     def samples_of(self) -> dict[str, list[Record]]:
         """Sample records by cell id, each list by sample index."""

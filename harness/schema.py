@@ -23,10 +23,13 @@ COLUMNS: tuple[str, ...] = (
     "attention_ms", "total_ms", "dense_ms", "dense_kernel", "kernel", "speedup", "pct_ideal", "tflops", "ttft_ms",
     "peak_mib", "block_size", "dtype", "device", "torch", "triton", "commit", "seed", "status", "command", "date",
     # beyond the columns every reader may count on:
-    "haystack", "transformers", "reason", "cell",
+    "haystack", "transformers", "reason", "cell", "tasks", "decode",
 )  # fmt: skip
 """Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
-`peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent."""
+`peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
+never timed has none. `tasks` is how many tasks an average row averages. `decode` says how tokens after the first were
+computed: "dense", as the methods here act at prefill. Where a row's samples came from several processes, `commit`,
+`command`, versions and `device` hold each value, joined by "+" (commands by "; ")."""
 
 
 class Status:
@@ -58,8 +61,9 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """One sample of one cell. `density` is the mean over layers (kept ÷ causal blocks; None where dense attention
-    ran), `kernels` the attention kernels that ran, `prefill_s` seconds from prompt to first token."""
+    """One sample of one cell. `density` is the mean over layers (kept ÷ causal blocks, 1.0 where dense attention ran),
+    `kernels` the attention kernels that ran at prefill, `prefill_s` seconds from prompt to first token, without warm-up
+    and perhaps beside other work: no timing."""
 
     cell: str
     run: str

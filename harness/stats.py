@@ -1,11 +1,10 @@
 """Intervals and paired tests for per-sample scores in [0, 1].
 
-Scores are binary for most tasks (the needle was found or not) and fractional for some (share of the answers found).
-Binary: Wilson (1927) score interval and the exact McNemar test. Fractional: percentile bootstrap and sign-flip
-permutation, seeded. All tests are paired, because dense and sparse see the same samples.
-
-A bootstrap of a handful of samples is far too narrow (two equal scores: no width at all). Below 10 samples the Wilson
-interval stands in: a score in [0, 1] with mean p varies at most as much as a coin with that p, so it errs wide.
+Scores are binary for most tasks (the needle was found or not) and fractional for some (share of the answers found). A
+score in [0, 1] with mean p varies at most as much as a coin with that p, so the Wilson (1927) interval holds for both; it is
+wide for fractions, and, unlike a bootstrap, never narrow near 0 and 1 or with few samples. Means over tasks combine
+the tasks' intervals (MOVER: Zou & Donner 2008). Tests are paired, because dense and sparse see the same samples: exact
+McNemar for binary scores, seeded sign flips for others.
 """
 
 from __future__ import annotations
@@ -16,12 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 Scores = Sequence[float]
-RESAMPLES = 2000
-"""Bootstrap resamples of an interval."""
 PERMUTATIONS = 10_000
 """Sign flips drawn where there are too many to try all."""
-FEW = 10
-"""Below so many samples (of any task, for an average) the Wilson interval stands in for the bootstrap."""
 _EXACT = 12
 """Up to this many differing samples, all 2^n sign flips are tried."""
 _Z95 = 1.959963984540054
@@ -45,42 +40,22 @@ def is_binary(scores: Scores) -> bool:
     return all(s in (0, 1) for s in scores)
 
 
-def bootstrap(groups: Sequence[Scores], *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean over groups of the groups' means, resampling within each group
-    (Efron & Tibshirani 1993, ch. 13). One group: the interval of its mean."""
-    rng = np.random.default_rng(seed)
-    means = np.zeros(resamples)
-    for group in groups:
-        values = np.asarray(group, dtype=float)
-        means += values[rng.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
-    low, high = np.percentile(means / len(groups), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def interval(scores: Scores, *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean score: Wilson where every score is 0 or 1 or they are few, else the bootstrap."""
+def interval(scores: Scores) -> tuple[float, float]:
+    """95 % Wilson interval of the mean score. Raises ValueError without scores."""
     if not len(scores):
         raise ValueError("no scores: an interval needs at least one sample")
-    if is_binary(scores) or len(scores) < FEW:
-        return wilson(sum(scores), len(scores))
-    return bootstrap([scores], seed=seed)
+    return wilson(min(math.fsum(scores), len(scores)), len(scores))
 
 
-def average_interval(groups: Sequence[Scores], *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean over tasks, samples resampled within each task.
-
-    Where a task has few samples, or no sample differs from the others of its task (all right, say), resampling sees too
-    little or no uncertainty: then it is the Wilson interval of that mean, with the number of all samples.
-    """
-    if not groups or not all(len(g) for g in groups):
-        raise ValueError("every task needs at least one sample")
-    if len(groups) == 1:
-        return interval(groups[0], seed=seed)
-    if min(len(g) for g in groups) < FEW or all(len(set(g)) == 1 for g in groups):
-        n = sum(len(g) for g in groups)
-        mean = sum(sum(g) / len(g) for g in groups) / len(groups)
-        return wilson(min(mean, 1.0) * n, n)
-    return bootstrap(groups, seed=seed)
+def average_interval(means: Sequence[float], intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """95 % interval of the mean of independent means, each with its own interval: the distances from mean to bound add
+    in squares (MOVER: Zou & Donner, Statistics in Medicine 27, 2008, eq. 3). Raises ValueError without means."""
+    if not means or len(means) != len(intervals):
+        raise ValueError(f"{len(means)} means and {len(intervals)} intervals: one each, at least one")
+    centre = math.fsum(means) / len(means)
+    below = math.hypot(*(m - low for m, (low, _) in zip(means, intervals, strict=True))) / len(means)
+    above = math.hypot(*(high - m for m, (_, high) in zip(means, intervals, strict=True))) / len(means)
+    return max(0.0, centre - below), min(1.0, centre + above)
 
 
 def mcnemar(wins: int, losses: int) -> float:

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.leaderboard import Row
+from harness.leaderboard import Row, comparable
 from harness.schema import AVERAGE, Status
+from harness.variants import lines
 
 HEADINGS = (
     "method", "len", "dens", "accuracy %", "p", "select\nms", "total\nms", "speed\nup", "%\nideal", "TTFT\nms",
@@ -23,13 +24,19 @@ def show(console: Console, rows: Sequence[Row], arms: set[str]) -> None:
     """Print the average and latency rows of `arms` (ids; empty: all), the tasks of few arms, and what went wrong."""
     console.print()
     mine = [r for r in rows if not arms or r["_arm"] in arms]
-    averages = [r for r in mine if r["task"] in (AVERAGE, "")]
+    kept, left = comparable(mine)
+    alike = {r["_group"]: r for r in kept}
+    averages = [alike.get(r.get("_group"), r) for r in mine if r["task"] in (AVERAGE, "")]
     if not averages:
         console.print("no finished cells yet")
         return
     if len(averages) <= FEW:
         _tasks(console, [r for r in mine if r["task"] not in (AVERAGE, "")], averages)
     _arms(console, averages)
+    for row in left:
+        where = f"{row['method']} at {row['length']}"
+        text = f"not comparable: {where}: its average is over other tasks than most have ({row['reason']})"
+        console.print(text, style="yellow", markup=False, soft_wrap=True)
     for row in mine:
         if row["status"] != Status.OK and row["task"] != AVERAGE:
             style = "red" if row["status"] == Status.FAILED else "yellow"
@@ -42,9 +49,10 @@ def _arms(console: Console, rows: Sequence[Row]) -> None:
     table = _table(f"{rows[0]['model']} on {rows[0]['device']}")
     for name in HEADINGS:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    names = _names(rows)
     for r in rows:
         table.add_row(
-            r["method"], _length(r["length"]), _number(r["density"], ".3f"), _accuracy(r), _p(r["p_value"]),
+            names[id(r)], _length(r["length"]), _number(r["density"], ".3f"), _accuracy(r), _p(r["p_value"]),
             _ms(r["selection_ms"]), _ms(r["total_ms"]), _number(r["speedup"], ".2f"), _number(r["pct_ideal"], ".0f"),
             _ms(r["ttft_ms"]),
         )  # fmt: skip
@@ -55,13 +63,14 @@ def _arms(console: Console, rows: Sequence[Row]) -> None:
 def _tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) -> None:
     """Accuracy by task, a column per arm."""
     arms = {r["_arm"]: r for r in averages if r["task"] == AVERAGE}
+    names = _names(averages)
     tasks = list(dict.fromkeys(r["task"] for r in rows))
     if not arms or not tasks:
         return
     table = _table("accuracy (%) by task, with its 95 % interval")
     table.add_column("task")
     for row in arms.values():
-        table.add_column(f"{_arm(row)}\n{_length(row['length'])} tokens", justify="right", no_wrap=True)
+        table.add_column(f"{names[id(row)]}{_sparsity(row)}\n{_length(row['length'])} tokens", justify="right", no_wrap=True)
     cells = {(r["_arm"], r["task"]): r for r in rows}
     for task in [*tasks, AVERAGE]:
         found = [arms[a] if task == AVERAGE else cells.get((a, task)) for a in arms]
@@ -78,8 +87,13 @@ def _table(title: str) -> Table:
     return Table(title=title, box=None, padding=(0, 1, 0, 0), **look)
 
 
-def _arm(row: Row) -> str:
-    return f"{row['method']} {row['sparsity']:g}" if row["sparsity"] else str(row["method"])
+def _names(rows: Sequence[Row]) -> dict[int, str]:
+    """What each row is called, by its id(): the method, and what tells it from the method's other rows."""
+    return {id(row): name for name, members in lines(rows).items() for row in members}
+
+
+def _sparsity(row: Row) -> str:
+    return f" {row['sparsity']:g}" if row["sparsity"] else ""
 
 
 def _accuracy(row: Row) -> str:

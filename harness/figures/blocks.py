@@ -10,7 +10,7 @@ from harness.figures import style
 from harness.figures.trend import Trend, draw
 
 Row = style.Row
-BLOCKS = Trend("block_size", "block size (tokens)", str, ("seed",))
+BLOCKS = Trend("block_size", "block size (tokens)", str)
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from harness.figures.trend import Trend, draw
 
 Row = style.Row
 PREFERRED = 0.9
-LENGTHS = Trend("length", "length (tokens)", style.tokens, ("seed", "block_size"))
+LENGTHS = Trend("length", "length (tokens)", style.tokens)
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:

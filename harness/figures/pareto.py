@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
+from harness import variants
 from harness.figures import style
 from harness.schema import Status
 
@@ -32,7 +33,6 @@ class Axis:
 
 DENSITY = Axis("density", "density (share of causal blocks kept)", False)
 TOTAL = Axis("total_ms", "time per attention layer call, selection included (ms)", True)
-TTFT = Axis("ttft_ms", "time to first token (ms)", True)
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -65,8 +65,8 @@ def _slug(text: str) -> str:
 def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -> Figure:
     """The figure for average rows of one model and device: for one length two panels side by side, for several a
     panel above the other, lengths from left to right."""
-    time = TOTAL if any(r["total_ms"] is not None and not _dense(r) for r in rows) else TTFT
-    looks = style.looks(_line(r) for r in rows if not _dense(r))
+    time = TOTAL
+    looks = style.looks(str(r["method"]) for r in rows if not _dense(r))
     if len(lengths) == 1:
         made = style.figure(10.5, 4.6)
         grid = [[(lengths[0], DENSITY), (lengths[0], time)]]
@@ -86,19 +86,13 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
                 if len(lengths) > 1:
                     axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
         made.suptitle(_title(rows, lengths, model), x=0.01, ha="left", fontsize=12, fontweight="bold")
-        made.supxlabel(_note(rows, device), x=0.01, ha="left", fontsize=8, color=style.GREY)
+        made.supxlabel(style.note(rows, device), x=0.01, ha="left", fontsize=8, color=style.GREY)
     return made
 
 
 def _title(rows: Sequence[Row], lengths: Sequence[int], model: str) -> str:
     at = f" at {style.tokens(lengths[0])} tokens" if len(lengths) == 1 else ""
     return f"{model}{at}: what is left of the accuracy, and what it costs"
-
-
-def _note(rows: Sequence[Row], device: str) -> str:
-    counts = sorted({r["samples"] for r in rows})
-    each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-    return f"Mean over tasks, {each} samples a point, bars: 95 % interval{style.gated_note(rows)}. Measured on {device}."
 
 
 def _dense(row: Row) -> bool:
@@ -110,25 +104,6 @@ def _dense_cost(row: Row, axis: Axis) -> Any:
     return row["dense_ms"] if axis is TOTAL else row[axis.column]
 
 
-def _line(row: Row) -> str:
-    """What a line is called: the method. Variants of one method are told apart by `_variants`."""
-    return str(row["method"])
-
-
-def _variants(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The lines of a panel: by method, and by block size, dtype and seed where a method has several."""
-    by_method: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_method[_line(row)].append(row)
-    lines: dict[str, list[Row]] = defaultdict(list)
-    for method, members in by_method.items():
-        varying = [c for c in ("block_size", "dtype", "seed") if len({r[c] for r in members}) > 1]
-        for row in members:
-            extra = ", ".join(f"{c.split('_')[0]} {row[c]}" for c in varying)
-            lines[f"{method} ({extra})" if extra else method].append(row)
-    return lines
-
-
 def _panel(axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tuple[str, str]], width: float) -> None:
     """One panel, about `width` inches wide."""
     style.percent_axis(axes)
@@ -138,19 +113,24 @@ def _panel(axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tupl
     costs = [float(r[axis.column]) for r in points]
     if dense is not None and axis.log and _dense_cost(dense, axis) is not None:
         costs.append(float(_dense_cost(dense, axis)))
-    longest = max((len(name) for name in _variants(points)), default=0)
+    lines = variants.lines(points)
+    longest = max(map(len, lines), default=0)
     _limits(axes, costs, axis, (6.6 * longest + 18) / (72 * width))
     if dense is not None:
         _band(axes, dense, axis)
     labels = []
-    for name, members in sorted(_variants(points).items()):
-        colour, marker = looks[_line(members[0])]
+    drawn: Counter[str] = Counter()
+    for name, members in sorted(lines.items()):
+        method = str(members[0]["method"])
+        colour, marker = looks[method]
+        dashes = style.DASHES[drawn[method] % len(style.DASHES)]
+        drawn[method] += 1
         members = sorted(members, key=lambda r: r["density"])  # in the time panel too: a curve follows the sparsity
         xs = [r[axis.column] for r in members]
         ys = [100 * r["accuracy"] for r in members]
         below, above = zip(*(style.error_bars(r) for r in members), strict=True)
         axes.errorbar(xs, ys, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.45)
-        axes.plot(xs, ys, "-", color=colour, linewidth=1.8, zorder=3)
+        axes.plot(xs, ys, linestyle=dashes, color=colour, linewidth=1.8, zorder=3)
         for x, y, row in zip(xs, ys, members, strict=True):
             face = "white" if row["status"] == Status.GATED else colour
             axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=6, zorder=4)

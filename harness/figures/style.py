@@ -17,12 +17,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
-from harness.schema import AVERAGE, Status  # noqa: E402
+from harness.leaderboard import comparable  # noqa: E402
+from harness.schema import Status  # noqa: E402
 
 Row = dict[str, Any]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 """Okabe & Ito (2008) in the order that keeps neighbours apart, and two more; black is dense."""
 MARKERS = "osD^vPX*"
+DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)))
+"""Line styles of the variants of one method."""
 INK, GREY = "#222222", "#6b6b6b"
 RC = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10,
@@ -50,18 +53,22 @@ def save(made: Figure, path: Path) -> Path:
     return path
 
 
-def by_model(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """The average rows that have an accuracy, by model and device: what one picture may hold together."""
+def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """The average rows that have an accuracy and compare (`leaderboard.comparable`), by model and device: what one
+    picture may hold together."""
     sets: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row["task"] == AVERAGE and row["accuracy"] is not None:
-            sets[row["model"], row["device"]].append(row)
+    for row in comparable(rows)[0]:
+        sets[row["model"], row["device"]].append(row)
     return sets
 
 
-def gated_note(rows: Iterable[Row]) -> str:
-    """What a hollow point means, where a picture has one."""
-    return "; hollow: held back by a sanity gate" if any(r["status"] == Status.GATED for r in rows) else ""
+def note(rows: Sequence[Row], device: str, *, bars: str = "bars") -> str:
+    """What the reader must know, below a picture."""
+    counts = sorted({r["samples"] for r in rows})
+    each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    gated = "; hollow: held back by a sanity gate" if any(r["status"] == Status.GATED for r in rows) else ""
+    how = "Sparse prefill, dense decoding. " if {r["decode"] for r in rows} <= {"dense", None} else ""
+    return f"Mean over tasks, {each} samples a point, {bars}: 95 % interval{gated}. {how}Measured on {device}."
 
 
 def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:

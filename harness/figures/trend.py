@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from harness import variants
 from harness.figures import style
 from harness.schema import Status
 
@@ -18,13 +20,11 @@ Row = style.Row
 
 @dataclass(frozen=True)
 class Trend:
-    """The setting on the x axis: its column, the axis label, how its values are written, and the columns by which one
-    method has several lines."""
+    """The setting on the x axis: its column, the axis label and how its values are written."""
 
     column: str
     label: str
     written: Callable[[int], str]
-    apart: tuple[str, ...]
 
 
 def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
@@ -37,11 +37,15 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
         axes = made.add_subplot()
         style.percent_axis(axes)
         ends = []
-        for name, points in _lines(rows, trend, values).items():
-            dense = points[0][1]["block_size"] is None
-            colour, marker = (style.INK, "o") if dense else looks[name[0]]
-            _line(axes, points, colour, marker, dense=dense)
-            ends.append((name[0], points[-1][0], 100 * points[-1][1]["accuracy"], colour))
+        drawn: Counter[str] = Counter()
+        for name, members in sorted(variants.lines(rows, along=trend.column).items()):
+            points = _points(members, trend, values)
+            method, dense = str(members[0]["method"]), members[0]["block_size"] is None
+            colour, marker = (style.INK, "o") if dense else looks[method]
+            dashes = (0, (5, 3)) if dense else style.DASHES[drawn[method] % len(style.DASHES)]
+            drawn[method] += 1
+            _line(axes, points, colour, marker, dashes, dense=dense)
+            ends.append((name, points[-1][0], 100 * points[-1][1]["accuracy"], colour))
         axes.set_xscale("log", base=2)
         axes.set_xlim(values[0] / 2**0.2, values[-1] * max(2.0, values[-1] / values[0]) ** 0.28)
         axes.set_xticks(values, [trend.written(v) for v in values])
@@ -51,22 +55,18 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
         for (text, x, y, colour), height in zip(ends, heights, strict=True):
             style.name(axes, text, (x, y), height, colour, side="right")
         made.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        note = f"Mean over tasks, bars and band: 95 % interval{style.gated_note(rows)}. Measured on {device}."
-        made.supxlabel(note, x=0.01, ha="left", fontsize=8, color=style.GREY)
+        made.supxlabel(style.note(rows, device, bars="bars and band"), x=0.01, ha="left", fontsize=8, color=style.GREY)
     return made
 
 
-def _lines(rows: Sequence[Row], trend: Trend, values: Sequence[int]) -> dict[tuple[str, ...], list[tuple[int, Row]]]:
-    """The points of every line, by method and what tells its lines apart."""
-    lines: dict[tuple[str, ...], list[tuple[int, Row]]] = defaultdict(list)
-    for row in sorted(rows, key=lambda r: (str(r["method"]), str([r[c] for c in trend.apart]))):
-        name = (str(row["method"]), *(str(row[c]) for c in trend.apart))
-        where = values if row[trend.column] is None else [row[trend.column]]
-        lines[name] += [(value, row) for value in where]
-    return {name: sorted(points, key=lambda p: p[0]) for name, points in lines.items()}
+def _points(rows: Sequence[Row], trend: Trend, values: Sequence[int]) -> list[tuple[int, Row]]:
+    points = [(v, row) for row in rows for v in (values if row[trend.column] is None else [row[trend.column]])]
+    return sorted(points, key=lambda point: point[0])
 
 
-def _line(axes: Axes, points: Sequence[tuple[int, Row]], colour: str, marker: str, *, dense: bool) -> None:
+def _line(
+    axes: Axes, points: Sequence[tuple[int, Row]], colour: str, marker: str, dashes: Any, *, dense: bool
+) -> None:  # fmt: skip
     xs, ys = [x for x, _ in points], [100 * r["accuracy"] for _, r in points]
     if dense:
         low, high = ([100 * r[c] for _, r in points] for c in ("accuracy_low", "accuracy_high"))
@@ -74,7 +74,7 @@ def _line(axes: Axes, points: Sequence[tuple[int, Row]], colour: str, marker: st
     else:
         below, above = zip(*(style.error_bars(r) for _, r in points), strict=True)
         axes.errorbar(xs, ys, [below, above], fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.5)
-    axes.plot(xs, ys, color=colour, linewidth=1.8, linestyle=(0, (5, 3)) if dense else "-", zorder=3)
+    axes.plot(xs, ys, color=colour, linewidth=1.8, linestyle=dashes, zorder=3)
     for (x, row), y in zip(points, ys, strict=True):
         face = "white" if row["status"] == Status.GATED else colour
         axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=6, zorder=4)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
+from harness import variants
 from harness.figures import blocks, style, trend, write_all
 from harness.figures.pareto import draw
 from harness.schema import COLUMNS
@@ -22,11 +23,12 @@ def row(method: str, sparsity: float, length: int, accuracy: float | None, **mor
         "task": "avg", "samples": 10, "accuracy": accuracy, "block_size": None if dense else 64, "dtype": "float32",
         "seed": 0,
         "device": "cpu (x)", "status": "ok", "total_ms": 10 * (1.1 - sparsity), "dense_ms": 11.0,
-        "ttft_ms": 100.0,
+        "ttft_ms": 100.0, "decode": "dense", "tasks": 1,
     }  # fmt: skip
     if accuracy is not None:
         made |= {"accuracy_low": max(0, accuracy - 0.1), "accuracy_high": min(1, accuracy + 0.1)}
-    return made | more
+    made |= more
+    return {"_group": f"{method} {sparsity} {length} {made['block_size']} {made['knob']}"} | made
 
 
 def study(lengths: list[int]) -> list[dict[str, Any]]:
@@ -68,7 +70,7 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
 
 
 def test_without_times_the_panel_says_so() -> None:
-    rows = [row(m, s, 4096, 0.5, total_ms=None, dense_ms=None, ttft_ms=None) for m, s in (("full", 0.0), ("a", 0.5))]
+    rows = [row(m, s, 4096, 0.5, total_ms=None, dense_ms=None) for m, s in (("full", 0.0), ("a", 0.5))]
     texts = {t.get_text() for t in draw(rows, [4096], "tiny", "cpu").axes[1].texts}
     assert "not measured" in texts
 
@@ -97,3 +99,25 @@ def test_block_sizes_at_two_sparsities_keep_the_pareto_picture(tmp_path: Path) -
     rows += [row("a", s, 4096, 0.9 - s / 4, block_size=b) for s in (0.5, 0.9) for b in (16, 64)]
     names = {p.name for p in write_all(rows, tmp_path)}
     assert names == {"pareto.png", "blocks_4096_0.5.png", "blocks_4096_0.9.png"}
+
+
+def test_variants_are_lines_of_their_own_named_by_what_differs() -> None:
+    two = [row("a", s, 4096, 0.8, knob=f"pool={p};width=3") for s in (0.5, 0.9) for p in ("max", "mass")]
+    assert {n: len(r) for n, r in variants.lines(two).items()} == {"a (pool max)": 2, "a (pool mass)": 2}
+    assert set(variants.lines([r for r in two if "max" in r["knob"]])) == {"a"}, "nothing differs: no bracket"
+
+
+def test_a_threshold_found_for_each_sparsity_is_one_line() -> None:
+    topk = [row("a", s, 4096, 0.8, knob="selection=topk;threshold=") for s in (0.5, 0.9)]
+    found = [row("a", s, 4096, 0.8, knob=f"selection=threshold;threshold={s / 100}") for s in (0.5, 0.9)]
+    lines = variants.lines(topk + found)
+    assert {n: len(r) for n, r in lines.items()} == {"a (selection topk)": 2, "a (selection threshold)": 2}
+    native = [row("a", 0.0, 4096, 0.8, knob=f"threshold={t}") | {"sparsity": None} for t in (0.1, 0.2)]
+    assert {n: len(r) for n, r in variants.lines(native).items()} == {"a": 2}
+    fixed = [row("a", s, 4096, 0.8, knob=f"width={w}") for s in (0.5, 0.9) for w in (1, 2)]
+    assert set(variants.lines(fixed)) == {"a (width 1)", "a (width 2)"}
+
+
+def test_lengths_along_the_axis_do_not_split_a_line() -> None:
+    rows = [row("a", 0.9, n, 0.8, knob=f"threshold={n / 1e7}") for n in (4096, 8192)]
+    assert {n: len(r) for n, r in variants.lines(rows, along="length").items()} == {"a": 2}

@@ -73,7 +73,10 @@ def test_paired_rows_and_average(tmp_path: Path) -> None:
     assert average["dense_accuracy"] == pytest.approx((0.75 + 1) / 2)
     assert average["samples"] == 8
     dense = rows["full", "one"]
-    assert (dense["density"], dense["dense_accuracy"], dense["ttft_ms"]) == (1.0, None, 1500.0)
+    assert (dense["density"], dense["dense_accuracy"]) == (1.0, None)
+    assert dense["ttft_ms"] is None, "the prefill of a sample, without warm-up and perhaps beside other work, is no timing"
+    assert (one["decode"], average["tasks"], one["tasks"]) == ("dense", 2, None)
+    assert average["ttft_ms"] == 900.0
     assert [r["method"] for r in leaderboard.rows(store)] == ["full"] * 3 + ["sieve"] * 3, "dense first"
 
 
@@ -139,3 +142,50 @@ def test_only_timed(tmp_path: Path) -> None:
     latency(store, SPARSE)
     (row,) = leaderboard.rows(store)
     assert (row["task"], row["accuracy"], row["total_ms"], row["density"]) == ("", None, 4.0, 0.1)
+
+
+def test_provenance_names_every_process_that_made_a_sample(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    fill(store, DENSE, "one", [1, 1])
+    cell = cell_of(DENSE, "one")
+    later = "2026-02-01T00:00:00+00:00"
+    store.runs.append(RunRecord("r2", later, "python -m harness samples=3", "beef", {"torch": "3"}, "cpu (x)", "cpu", 1))
+    store.samples.append(SampleRecord(cell.id, "r2", 2, "p", ["a"], 1, 40, 1.5, 1.0, ["sdpa"], Status.OK, "", later))
+    store.runs.append(RunRecord("r3", later, "another", "f00d", {"torch": "4"}, "cpu (x)", "cpu", 1))
+    store.cells.append(CellRecord(cell.id, DENSE.id, cell.pair, "r3", cell.identity(), Status.OK, "", later, {}, "pydoc"))
+    row = rows_by(store)["full", "one"]
+    assert (row["commit"], row["torch"], row["device"]) == ("c0ffee+beef", "2+3", "cpu (x)")
+    assert row["command"] == "python -m harness; python -m harness samples=3"
+
+
+def test_averages_are_compared_over_the_same_tasks(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    for task, score in (("easy", 1.0), ("hard", 0.0)):
+        fill(store, DENSE, task, [score] * 4)
+    fill(store, SPARSE, "easy", [1, 1, 1, 0])
+    kept, left = leaderboard.comparable(leaderboard.rows(store))
+    by_method = {r["method"]: r for r in kept}
+    assert not left
+    assert (by_method["full"]["accuracy"], by_method["full"]["tasks"]) == (1.0, 1), "dense over the method's one task"
+    assert by_method["full"]["accuracy_low"] == pytest.approx(stats.wilson(4, 4)[0])
+    assert rows_by(store)["full", "avg"]["accuracy"] == 0.5, "the leaderboard has all of its tasks"
+    other = Arm(SETTING, "sieve", 0.5, {"width": 3}, 64, "reference")
+    third = Arm(SETTING, "sieve", 0.7, {"width": 3}, 64, "reference")
+    for arm in (other, third):
+        fill(store, arm, "easy", [1, 1, 1, 0])
+        fill(store, arm, "hard", [0, 0, 0, 0])
+    kept, left = leaderboard.comparable(leaderboard.rows(store))
+    assert sorted((r["method"], r["sparsity"], r["tasks"]) for r in kept) == [
+        ("full", 0.0, 2), ("sieve", 0.5, 2), ("sieve", 0.7, 2),
+    ]  # fmt: skip
+    assert [(r["sparsity"], r["tasks"]) for r in left] == [(0.9, 1)]
+
+
+def test_an_average_above_dense_by_more_than_noise_is_gated(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    for task in ("one", "two", "three"):
+        fill(store, DENSE, task, [0, 0, 0, 0, 1])
+        fill(store, SPARSE, task, [1, 1, 1, 0, 1])
+    rows = rows_by(store)
+    assert {rows["sieve", t]["status"] for t in ("one", "two", "three")} == {"ok"}, "none alone"
+    assert (rows["sieve", "avg"]["status"], "above dense" in rows["sieve", "avg"]["reason"]) == ("gated", True)

@@ -186,3 +186,17 @@ def test_report_makes_everything_again(command: Command, toy: list[str], tmp_pat
     assert command("job=report", "study=toy") == 0
     assert (study / "leaderboard.csv").read_text() == before
     assert (study / "pareto.png").exists()
+
+
+def test_an_archived_study_reports_and_resumes(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy) == 0
+    study = tmp_path / "results" / "toy"
+    before = (study / "leaderboard.csv").read_text()
+    assert command("job=archive", "study=toy") == 0
+    for kind in ("samples", "cells"):
+        assert (study / "records" / f"{kind}.jsonl").read_bytes() == b""
+        (study / "records" / f"{kind}.jsonl").unlink()
+    assert command("job=report", "study=toy") == 0
+    assert command(*toy) == 0
+    assert (study / "leaderboard.csv").read_text() == before
+    assert not (study / "records" / "samples.jsonl").exists(), "nothing ran again"

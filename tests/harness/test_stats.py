@@ -33,19 +33,53 @@ def test_mcnemar_equals_binomial_test(wins: int, losses: int) -> None:
     assert stats.mcnemar(wins, losses) == pytest.approx(expected)
 
 
-def test_binary_uses_wilson_and_fractions_bootstrap() -> None:
+def test_fractions_get_the_interval_of_a_coin_with_their_mean() -> None:
     assert stats.interval([1, 0, 1, 1]) == stats.wilson(3, 4)
-    scores = [0.5, 0.25, 1.0, 0.75, 0.0, 0.5] * 2
-    low, high = stats.interval(scores)
-    assert low < np.mean(scores) < high
-    assert stats.interval(scores) == (low, high), "seeded: the same again"
+    assert stats.interval([0.75, 0.75]) == stats.wilson(1.5, 2), "equal scores: no interval of width 0"
+    assert stats.interval([0.1] * 10)[0] > 0, "a sum a little off by rounding is no error"
+    with pytest.raises(ValueError, match="no scores"):
+        stats.interval([])
 
 
-def test_bootstrap_is_near_the_normal_interval() -> None:
-    scores = np.random.default_rng(1).random(400).tolist()
-    low, high = stats.bootstrap([scores])
-    half = 1.96 * np.std(scores) / 20
-    assert (low, high) == pytest.approx((np.mean(scores) - half, np.mean(scores) + half), abs=0.006)
+@pytest.mark.parametrize("n", [1, 4, 50])
+def test_a_lower_score_never_raises_a_bound(n: int) -> None:
+    scores = [1.0] * n
+    before = stats.interval(scores)
+    for lowered in (0.75, 0.5, 0.0):
+        scores[0] = lowered
+        after = stats.interval(scores)
+        assert after[0] < before[0] and after[1] <= before[1]
+        before = after
+
+
+def average(groups: list[list[float]]) -> tuple[float, float]:
+    return stats.average_interval([sum(g) / len(g) for g in groups], [stats.interval(g) for g in groups])
+
+
+def test_average_of_one_task_is_the_task() -> None:
+    assert average([[1.0, 0.0, 0.5]]) == pytest.approx(stats.wilson(1.5, 3))
+
+
+def test_average_weighs_tasks_not_samples_and_has_width_at_the_ceiling() -> None:
+    low, high = average([[1.0] * 90 + [0.0] * 10, [0.0, 1.0] * 6])
+    assert 0.5 < low < 0.7 < high < 0.9
+    low, high = average([[1.0] * 50] * 11)
+    assert low == pytest.approx(1 - (1 - stats.wilson(50, 50)[0]) / np.sqrt(11)) and high == 1.0
+    assert average([[1.0] * 50] * 10 + [[1.0] * 49 + [0.75]])[0] < low
+    with pytest.raises(ValueError, match="at least one"):
+        stats.average_interval([], [])
+
+
+@pytest.mark.parametrize("n", [4, 20, 50])
+def test_intervals_hold_the_truth_as_often_as_they_say(n: int) -> None:
+    truth = np.array([0.99] * 6 + [0.5, 0.8, 0.9, 0.05, 0.999])
+    rng = np.random.default_rng(n)
+    trials, held = 400, 0
+    for _ in range(trials):
+        groups = (rng.random((n, len(truth))) < truth).T.astype(float)
+        low, high = average(groups.tolist())
+        held += low <= truth.mean() <= high
+    assert held / trials > 0.93
 
 
 def test_sign_flip_exact_equals_scipy() -> None:
@@ -69,14 +103,5 @@ def test_paired_p() -> None:
         stats.paired_p([1], [1, 0])
 
 
-def test_average_over_tasks_weighs_tasks_not_samples() -> None:
-    groups = [[1.0] * 90 + [0.0] * 10, [0.0, 1.0] * 6]
-    low, high = stats.average_interval(groups)
-    assert 0.5 < low < 0.7 < high < 0.9
-    assert stats.average_interval([[1, 1], [1, 1]]) == stats.wilson(4, 4), "no spread at all: no interval of width 0"
+def test_average_p_pairs_all_samples() -> None:
     assert stats.average_p([[0] * 6, [0] * 6], [[1] * 6, [1] * 6]) == pytest.approx(2 / 2**12)
-
-
-def test_few_samples_never_look_certain() -> None:
-    assert stats.interval([0.75, 0.75]) == stats.wilson(1.5, 2)
-    assert stats.average_interval([[1, 1], [0.5, 0.5], [1, 0]]) == stats.wilson(4, 6)

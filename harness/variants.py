@@ -1,0 +1,83 @@
+"""Which rows make one line: those of a method, told apart by what really differs, named by no more than that."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from harness.leaderboard import Row
+
+SETTINGS = ("block_size", "dtype", "seed")
+"""Columns beside the native knobs in which the lines of one method may differ."""
+
+
+def lines(rows: Sequence[Row], *, along: str = "sparsity") -> dict[str, list[Row]]:
+    """The rows of every line, by its name: the method, and in brackets what tells it from the method's other lines.
+
+    along: the column on the x axis, which never splits a line. A number among the native knobs that moves with the
+    sparsity (a threshold found for each) does not split one either.
+    """
+    by_method: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_method[str(row["method"])].append(row)
+    found: dict[str, list[Row]] = {}
+    for method, members in by_method.items():
+        parts: dict[tuple[str, ...], list[Row]] = {(): members}
+        for column in SETTINGS:
+            if column != along:
+                parts = _split(parts, column, lambda row, column=column: row[column])  # type: ignore[misc]
+        for name in _names(members, numbers=False):
+            parts = _split(parts, name, lambda row, name=name: knobs(row).get(name, ""))  # type: ignore[misc]
+        for name in _names(members, numbers=True):
+            parts = _split_numbers(parts, name, along)
+        found |= {f"{method} ({', '.join(extra)})" if extra else method: part for extra, part in parts.items()}
+    return found
+
+
+def knobs(row: Row) -> dict[str, str]:
+    """The native knobs of a row, from its `knob` column."""
+    pairs = (item.partition("=") for item in str(row["knob"] or "").split(";") if item)
+    return {name: value for name, _, value in pairs}
+
+
+def _names(rows: Sequence[Row], *, numbers: bool) -> list[str]:
+    values: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        for name, value in knobs(row).items():
+            values[name].add(value)
+    return [name for name, seen in values.items() if all(map(_is_number, seen)) == numbers]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def _split(parts: dict[tuple[str, ...], list[Row]], name: str, value: Any) -> dict[tuple[str, ...], list[Row]]:
+    made: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for extra, rows in parts.items():
+        several = len({value(row) for row in rows}) > 1
+        for row in rows:
+            made[(*extra, f"{name.split('_')[0]} {value(row)}") if several else extra].append(row)
+    return dict(made)
+
+
+def _split_numbers(
+    parts: dict[tuple[str, ...], list[Row]], name: str, along: str
+) -> dict[tuple[str, ...], list[Row]]:  # fmt: skip
+    """Split by a number only where rows of one sparsity and one place on the x axis differ in it."""
+    made: dict[tuple[str, ...], list[Row]] = {}
+    for extra, rows in parts.items():
+        seen: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+        for row in rows:
+            if row["sparsity"] is not None:
+                seen[row["sparsity"], row["length"], row[along]].add(knobs(row).get(name, ""))
+        if any(len(values) > 1 for values in seen.values()):
+            made |= _split({extra: rows}, name, lambda row: knobs(row).get(name, ""))
+        else:
+            made[extra] = rows
+    return made
