@@ -218,7 +218,7 @@ class Runner:
             with bridge:
                 generate(
                     self.loaded, prompts, [sample.max_new_tokens for _, sample in todo],
-                    stop_ids=tasks.stop_ids(self.loaded.tokenizer), batch_tokens=batch_tokens, on_done=on_done,
+                    stop_ids=tasks.stop_ids(self.loaded.tokenizer, self.loaded.model), batch_tokens=batch_tokens, on_done=on_done,
                 )  # fmt: skip
         except RecordError:
             raise

@@ -154,11 +154,11 @@ def test_readme_names_only_files_that_exist() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_every_method_has_its_config_and_its_line_in_the_readme() -> None:
+def test_every_method_has_its_config_and_the_readme_lists_those_that_ship() -> None:
     names = set(import_module("methods").names())
     assert names == {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
-    readme = (ROOT / "README.md").read_text()
-    assert [name for name in sorted(names) if f"| `{name}` |" not in readme] == []
+    listed = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert listed <= names and len(listed) >= 6
 
 
 def test_method_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,9 +166,11 @@ def test_method_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (code,) = re.findall(r"```python\n# methods/(?:\w+)\.py\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     methods = import_module("methods")
     base = import_module("methods.base")
+    code = re.sub(r'@register\("(\w+)"\)', r'@register("\1_of_the_readme")', code)  # who follows it has the other
     (tmp_path / "readme_example.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(methods.names())
+    monkeypatch.setattr(methods, "_registry", dict(methods._registry))  # the example is gone after the test
     import_module("readme_example")
     (name,) = set(methods.names()) - before
     q, k = torch.randn(1, 4, 1024, 16), torch.randn(1, 2, 1024, 16)

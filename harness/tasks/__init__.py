@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,9 +46,10 @@ class Task:
         )  # fmt: skip
 
 
-def stop_ids(tokenizer: Any) -> set[int]:
-    """The token ids that end an answer."""
-    return {tokenizer.eos_token_id} - {None}
+def stop_ids(tokenizer: Any, model: Any = None) -> set[int]:
+    """The token ids that end an answer: the tokenizer's, and those of the model's generation config (end of turn, …)."""
+    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return {tokenizer.eos_token_id, *(more if isinstance(more, list | tuple) else [more])} - {None}
 
 
 def encode_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -82,16 +84,20 @@ def group(name: str | Sequence[str]) -> list[str]:
     return list(found)
 
 
-@lru_cache(maxsize=8)
-def _words(path: str | None) -> tuple[str, ...] | None:
+def _words(path: str | None) -> tuple[tuple[str, ...] | None, str | None]:
+    """The words of a file, and the hash of its content, which names them in the cache."""
     if path is None:
-        return None
+        return None, None
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"data.words={path}: no such file; give a text file of words, or RULER's english_words.json")
-    text = file.read_text(encoding="utf-8")
-    words = list(json.loads(text).values()) if file.suffix == ".json" else text.split()
-    return tuple(sorted(set(words)))
+    return _parsed(raw := file.read_bytes(), file.suffix == ".json"), hashlib.sha256(raw).hexdigest()[:12]
+
+
+@lru_cache(maxsize=8)
+def _parsed(raw: bytes, as_json: bool) -> tuple[str, ...]:
+    text = raw.decode("utf-8")
+    return tuple(sorted(set(json.loads(text).values() if as_json else text.split())))
 
 
 def get_samples(
@@ -113,12 +119,14 @@ def get_samples(
     or a file that isn't there.
     """
     get(task)
-    made = ruler.builder(task, length, _words(words))
+    own_words, words_hash = _words(words)
+    made = ruler.builder(task, length, own_words)
     hay = find_haystack(haystack) if made.prose else None
     path = None
     samples: dict[int, Sample] = {}
     if cache_dir is not None:
-        key = (task, length, seed, hay.name if hay else None, words, chat_template, cache.tokenizer_hash(tokenizer))
+        template = cache.template_hash(tokenizer) if chat_template else False
+        key = (task, length, seed, hay.name if hay else None, words_hash, template, cache.tokenizer_hash(tokenizer))
         path = cache.cache_file(Path(cache_dir), *key)
         samples = cache.read(path)
     missing = [i for i in range(n) if i not in samples]
@@ -131,13 +139,16 @@ def get_samples(
 
 
 def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = None) -> str | None:
-    """None if the sample is sound, else what is wrong: more than one BOS, too long, or an answer that isn't in the text.
+    """None if the sample is sound, else what is wrong: not one BOS (none where the tokenizer sets none), too long, or an
+    answer that isn't in the text.
 
     `ids` are the prompt's tokens where they are known: those that the model will see."""
     ids = encode(tokenizer, sample.prompt) if ids is None else ids
     bos = tokenizer.bos_token_id
     if bos is not None and ids.count(bos) > 1:
         return f"{ids.count(bos)} BOS tokens in the prompt; there must be one"
+    if bos is not None and ids[0] != bos and encode(tokenizer, "a")[0] == bos:
+        return "no BOS token in front of the prompt, where this tokenizer sets one; there must be one"
     if len(ids) + sample.max_new_tokens > sample.length:
         return f"prompt of {len(ids)} tokens and {sample.max_new_tokens} to generate exceed length {sample.length}"
     missing = [answer for answer in sample.answers if answer not in sample.prompt]

@@ -24,6 +24,12 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(definition.encode()).hexdigest()[:12]
 
 
+def template_hash(tokenizer: Any) -> str:
+    """sha256 (12 digits) of the chat template's text: two models may share a tokenizer and not its template."""
+    template = getattr(tokenizer, "chat_template", None)
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def cache_file(folder: Path, *key: object) -> Path:
     """The file of the samples that `key` determines."""
     task, length, *rest = key

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -212,3 +214,37 @@ def test_errors_say_what_would_be_right(tokenizer, tmp_path: Path) -> None:
         haystack(str(tmp_path / "list.json"))
     with pytest.raises(UserError, match="no chat template"):
         tasks.get_samples("vt", tokenizer, 1024, 1, chat_template=True)
+
+
+def test_two_templates_of_one_tokenizer_have_samples_of_their_own(tokenizer, tmp_path: Path) -> None:
+    prompts = []
+    for template in ("A {{ messages[0]['content'] }}", "B {{ messages[0]['content'] }}"):
+        other = copy.deepcopy(tokenizer)
+        other.chat_template = template
+        kept = {"cache_dir": tmp_path, "chat_template": True}
+        prompts.append(tasks.get_samples("niah_single_1", other, 1024, 1, **kept)[0].prompt[:2])
+    assert prompts == ["A ", "B "]
+
+
+def test_an_edited_word_list_is_read_again(tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "words.txt"
+    answers = []
+    for stem in ("alpha", "omega"):
+        file.write_text(" ".join(f"{stem}{i}" for i in range(600)))
+        made = tasks.get_samples("cwe", tokenizer, 8192, 1, words=str(file), cache_dir=tmp_path / "cache")
+        answers.append(made[0].answers[0][:5])
+    assert answers == ["alpha", "omega"]
+
+
+def test_a_prompt_without_the_bos_that_the_tokenizer_sets_is_unsound(tokenizer) -> None:
+    sample = tasks.get_samples("niah_single_1", tokenizer, 1024, 1)[0]
+    ids = tasks.encode(tokenizer, sample.prompt)
+    assert ids[0] == tokenizer.bos_token_id
+    assert tasks.check_sample(sample, tokenizer, ids) is None
+    assert "no BOS token in front" in str(tasks.check_sample(sample, tokenizer, ids[1:]))
+
+
+@pytest.mark.parametrize(("more", "expected"), [(None, {1}), (7, {1, 7}), ([7, 8], {1, 7, 8})])
+def test_the_models_own_stop_ids_count(tokenizer, more: object, expected: set[int]) -> None:
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=more))
+    assert tasks.stop_ids(tokenizer, model) == expected

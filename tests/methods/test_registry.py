@@ -7,14 +7,15 @@ import pytest
 import methods
 from methods.base import LayerInputs, Method
 
-ALL = ["block_topk", "dense", "oracle", "random", "seer", "streaming_llm"]
+SHIPPED = {"block_topk", "dense", "oracle", "random", "seer", "streaming_llm"}
 
 
 def test_every_file_with_a_method_is_found() -> None:
-    assert methods.names() == ALL
+    assert methods.names() == sorted(methods.names())
+    assert set(methods.names()) >= SHIPPED
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", methods.names())
 def test_a_method_says_what_it_is(name: str) -> None:
     cls = methods.get(name)
     assert cls.name == name
@@ -26,7 +27,7 @@ def test_a_method_says_what_it_is(name: str) -> None:
 
 
 def test_unknown_method_lists_all_names() -> None:
-    with pytest.raises(ValueError, match="unknown method sear; choose one of: block_topk, dense, oracle, random, seer"):
+    with pytest.raises(ValueError, match=r"unknown method sear; choose one of: .*block_topk, .*seer"):
         methods.build("sear")
 
 
