@@ -26,11 +26,13 @@ CHECK_EVERY = 8
 
 @dataclass(frozen=True)
 class Generation:
-    """What came after one prompt: the token ids without the stop id, seconds of prefill, and whether it stopped."""
+    """What came after one prompt: the token ids without the stop id, seconds of prefill, and whether it stopped. finite:
+    whether the best logit was a finite number at every one of these tokens; where not, the tokens mean nothing."""
 
     ids: list[int]
     prefill_s: float
     stopped: bool
+    finite: bool = True
 
 
 def generate(
@@ -40,23 +42,25 @@ def generate(
     *,
     stop_ids: set[int],
     batch_tokens: int,
-    on_done: Callable[[int, Generation], None] | None = None,
+    batch_size: int | None = None,
+    on_batch: Callable[[int, list[Generation]], None] | None = None,
 ) -> list[Generation]:
     """Continue each prompt (token ids) greedily by up to max_new tokens, or until one of stop_ids.
 
     Sequences are decoded together as long as their caches hold at most batch_tokens columns, counted as sequences ×
-    longest; a longer one is decoded by itself. on_done(i, generation) is called for prompt i when its batch is done, in
-    the order of the prompts. Raises UserError for an empty prompt, or one that doesn't fit the model's max_length.
+    longest, and they are at most batch_size; a longer one is decoded by itself. on_batch(i, generations) is called when
+    the batch that begins with prompt i is done, in the order of the prompts. Raises UserError for an empty prompt, or
+    one that doesn't fit the model's max_length.
     """
     limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
     _check(loaded, prompts, limits, batch_tokens)
     results: list[Generation] = []
-    for batch in _batches([len(p) + m for p, m in zip(prompts, limits, strict=True)], batch_tokens):
+    for batch in _batches([len(p) + m for p, m in zip(prompts, limits, strict=True)], batch_tokens, batch_size):
         chosen = slice(batch.start, batch.stop)
-        for generation in _generate_batch(loaded, prompts[chosen], limits[chosen], stop_ids):
-            results.append(generation)
-            if on_done is not None:
-                on_done(len(results) - 1, generation)
+        done = _generate_batch(loaded, prompts[chosen], limits[chosen], stop_ids)
+        results += done
+        if on_batch is not None:
+            on_batch(batch.start, done)
     return results
 
 
@@ -75,12 +79,14 @@ def _check(loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: list[i
             )
 
 
-def _batches(lengths: list[int], batch_tokens: int) -> list[range]:
-    """Runs of neighbouring prompts, as long as count × longest stays within batch_tokens; at least one each."""
+def _batches(lengths: list[int], batch_tokens: int, batch_size: int | None = None) -> list[range]:
+    """Runs of neighbouring prompts, at most batch_size, as long as count × longest stays within batch_tokens; at least
+    one each."""
     batches, start, longest = [], 0, 0
     for i, length in enumerate(lengths):
         longest = max(longest, length)
-        if i > start and (i - start + 1) * longest > batch_tokens:
+        count = i - start + 1
+        if i > start and (count * longest > batch_tokens or count > (batch_size or count)):
             batches.append(range(start, i))
             start, longest = i, length
     return [*batches, range(start, len(lengths))] if lengths else []
@@ -94,35 +100,44 @@ def _generate_batch(
     longest, steps = max(lengths), max(limits)
     cache = _BatchCache(loaded.layers, rows=len(prompts), prompt=longest, columns=longest + steps - 1)
     stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=loaded.device)
-    first, marks = _prefill(loaded, prompts, cache)
-    out = _decode(loaded, cache, first, lengths, limits, stops)
+    first, finite, marks = _prefill(loaded, prompts, cache)
+    out, finite = _decode(loaded, cache, first, finite, lengths, limits, stops)
     sync(loaded.device)
-    rows = out.tolist()
     return [
-        _trim(row[:limit], stop_ids, elapsed_ms(start, end) / 1e3)
-        for row, limit, (start, end) in zip(rows, limits, marks, strict=True)
+        _trim(row[:limit], stop_ids, elapsed_ms(start, end) / 1e3, ok)
+        for row, limit, (start, end), ok in zip(out.tolist(), limits, marks, finite.tolist(), strict=True)
     ]
 
 
 def _prefill(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], cache: _BatchCache
-) -> tuple[Tensor, list[tuple[Mark, Mark]]]:
-    """Run each prompt by itself. Returns the first new token of each [B] and the marks around each prefill."""
+) -> tuple[Tensor, Tensor, list[tuple[Mark, Mark]]]:
+    """Run each prompt by itself. Returns the first new token of each [B], whether its logit is finite [B], and the marks
+    around each prefill."""
     ids = _to_device([token for prompt in prompts for token in prompt], loaded.device)
-    first, marks, start = [], [], 0
+    first, finite, marks, start = [], [], [], 0
     for row, prompt in enumerate(prompts):
         cache.prefill(row, len(prompt))
         began = mark(loaded.device)
-        first.append(_next(loaded, ids[None, start : start + len(prompt)], cache))
+        token, sound = _next(loaded, ids[None, start : start + len(prompt)], cache)
+        first.append(token)
+        finite.append(sound)
         marks.append((began, mark(loaded.device)))
         start += len(prompt)
-    return torch.cat(first), marks
+    return torch.cat(first), torch.cat(finite), marks
 
 
 def _decode(
-    loaded: LoadedModel, cache: _BatchCache, token: Tensor, lengths: list[int], limits: list[int], stops: Tensor
-) -> Tensor:
-    """Tokens [B, steps], the first of them being `token`; what follows a stop id or a limit is meaningless."""
+    loaded: LoadedModel,
+    cache: _BatchCache,
+    token: Tensor,
+    finite: Tensor,
+    lengths: list[int],
+    limits: list[int],
+    stops: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Tokens [B, steps], the first of them being `token`; what follows a stop id or a limit is meaningless. And whether
+    the logits of all that isn't were finite [B], as `finite` says of the first."""
     device, longest, steps = loaded.device, max(lengths), max(limits)
     cache.decode()
     out = torch.zeros(len(lengths), steps, dtype=torch.int64, device=device)
@@ -139,19 +154,22 @@ def _decode(
         if step + 1 == steps or (step % every == every - 1 and bool(done.all())):
             break
         mask = None if key_mask is None else key_mask[:, : longest + step + 1]
-        token = _next(loaded, token[:, None], cache, attention_mask=mask, position_ids=(position + step)[:, None])
-    return out
+        places = {"attention_mask": mask, "position_ids": (position + step)[:, None]}
+        token, sound = _next(loaded, token[:, None], cache, **places)
+        finite = finite & (sound | done)
+    return out, finite
 
 
-def _next(loaded: LoadedModel, ids: Tensor, cache: Cache, **kwargs: Any) -> Tensor:
-    """The most likely next token [B] after ids [B,Q]."""
-    logits = loaded.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **kwargs).logits
-    return torch.argmax(logits[:, -1], dim=-1)
+def _next(loaded: LoadedModel, ids: Tensor, cache: Cache, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """The most likely next token [B] after ids [B,Q], and whether its logit is finite [B]: argmax finds a NaN first."""
+    logits = loaded.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **kwargs).logits[:, -1]
+    token = torch.argmax(logits, dim=-1)
+    return token, logits.gather(-1, token[:, None])[:, 0].isfinite()
 
 
-def _trim(row: list[int], stop_ids: set[int], prefill_s: float) -> Generation:
+def _trim(row: list[int], stop_ids: set[int], prefill_s: float, finite: bool) -> Generation:
     end = next((i for i, token in enumerate(row) if token in stop_ids), None)
-    return Generation(row[:end], prefill_s, stopped=end is not None)
+    return Generation(row[:end], prefill_s, stopped=end is not None, finite=finite)
 
 
 def _to_device(values: list[int], device: torch.device) -> Tensor:

@@ -104,6 +104,8 @@ def _cell_row(
     row |= {"date": cell["date"], "cell": cell["cell"]}
     row |= {"task": cell["identity"]["task"], "haystack": cell["haystack"], "samples": len(mine)}
     row["kernel"] = "+".join(sorted({k for s in mine for k in s["kernels"]}))
+    decoded = sorted({k for s in mine for k in s.get("decode_kernels", [])})
+    row["decode"] += f" ({'+'.join(decoded)})" if decoded else ""
     row["density"] = _mean([s["density"] for s in mine if s["density"] is not None])
     if is_baseline(cell):
         row["density"], row["dense_kernel"] = 1.0, cell["identity"]["dense_kernel"]
@@ -158,7 +160,7 @@ def _average_row(
         runs[run] for c, _ in members for run in {c["run"], *(s["run"] for s in samples.get(c["cell"], []))}
     )
     row |= {"task": AVERAGE, "cell": "", "tasks": len(members), "date": max(str(r["date"]) for r in task_rows)}
-    row["dense_kernel"] = task_rows[0]["dense_kernel"]
+    row["dense_kernel"], row["decode"] = (task_rows[0][c] for c in ("dense_kernel", "decode"))
     row["haystack"] = "+".join(sorted({r["haystack"] for r in task_rows}))
     row["samples"] = sum(r["samples"] for r in task_rows)
     row["density"] = _mean([r["density"] for r in task_rows if r["density"] is not None])
@@ -233,7 +235,7 @@ def comparable(table: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 def _times(record: Record) -> Row:
     """The latency columns. `dense_kernel` is the fastest one; the baseline's own times are of the kernel it ran."""
     row = {k: record[k] for k in ("selection_ms", "attention_ms", "total_ms", "dense_ms", "dense_kernel", "tflops")}
-    row |= {"ttft_ms": record["ttft_ms"], "peak_mib": record["peak_mib"]}
+    row |= {"ttft_ms": record["ttft_ms"], "peak_mib": record["peak_mib"], "dense_ttft_ms": record.get("dense_ttft_ms")}
     row["speedup"] = record["dense_ms"] / record["total_ms"]
     row["pct_ideal"] = 100 * record["dense_ms"] * record["density"] / record["total_ms"]
     return row

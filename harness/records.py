@@ -1,7 +1,7 @@
 """Append-only JSON lines that survive a kill and several writers at once.
 
-Every append takes an exclusive `flock`, reads what other processes added, drops the record when its key is already
-there, writes the line with one `write` and syncs it to the disk. A process killed in the middle of that write leaves
+Every append takes an exclusive `flock`, reads what other processes added, drops records whose key is already there,
+writes the lines with one `write` and syncs them to the disk. A process killed in the middle of that write leaves
 a last line without a newline: the next append moves it to `FILE.torn` and goes on. Any other line that can't be read
 is an error that names file and line; nothing is repaired by guessing.
 
@@ -16,7 +16,7 @@ import json
 import lzma
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,15 @@ def _locked(fd: int, how: int) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def _write(fd: int, line: bytes, path: Path) -> None:
-    """Write a line in one piece and sync it. Raises RecordError where the disk doesn't take it, as when it is full."""
+def _write(fd: int, lines: bytes, path: Path) -> None:
+    """Write lines in one piece and sync them. Raises RecordError where the disk doesn't take them, as when it is full."""
     try:
-        written = os.write(fd, line)
+        written = os.write(fd, lines)
         os.fsync(fd)
     except OSError as error:
         raise RecordError(f"{path}: can't append ({error.strerror}); what is recorded is safe") from error
-    if written != len(line):
-        raise RecordError(f"{path}: the disk took only a part of a line, is it full? What is recorded is safe")
+    if written != len(lines):
+        raise RecordError(f"{path}: the disk took only a part, is it full? What is recorded is safe")
 
 
 def _finite(value: Any) -> Any:
@@ -119,8 +119,11 @@ class RecordFile:
 
     def append(self, record: Any) -> bool:
         """Append one record (a dataclass of `harness.schema`). False: its key was there already, nothing written."""
-        data = _finite(dataclasses.asdict(record))
-        line = _line(data)
+        return self.append_all([record]) == 1
+
+    def append_all(self, records: Iterable[Any]) -> int:
+        """Append records with one lock, one write and one sync; returns how many had a key that wasn't there yet."""
+        wanted = [_finite(dataclasses.asdict(record)) for record in records]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -128,15 +131,17 @@ class RecordFile:
                 torn = self._refresh(fd)
                 if torn:
                     self._set_aside(fd, torn)
-                if self._key(data) in self._keys:
-                    return False
-                _write(fd, line, self.path)
-                self._take(data)
-                self._offset += len(line)
-                self._line += 1
+                new = list({self._key(data): data for data in wanted if self._key(data) not in self._keys}.values())
+                if new:
+                    lines = b"".join(map(_line, new))
+                    _write(fd, lines, self.path)
+                    for data in new:
+                        self._take(data)
+                    self._offset += len(lines)
+                    self._line += len(new)
         finally:
             os.close(fd)
-        return True
+        return len(new)
 
     def archive(self) -> int:
         """Move all lines into the compressed file; returns how many it holds now. A kill at any moment loses nothing:

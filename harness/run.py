@@ -1,7 +1,7 @@
 """Running the cells of one command: resume, generate, score, gate, record; then time the arm.
 
-Dense always runs first, on the same samples. A sample is recorded the moment it is done, so a kill at any moment loses
-only what was in flight; an error costs the cell it happens in and is recorded with its reason.
+Dense always runs first, on the same samples. Samples are recorded as soon as those they were decoded with are done, so a
+kill at any moment loses one batch at most; an error costs the cell it happens in and is recorded with its reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.generate import Generation, generate
 from harness.latency import AttentionTiming, PrefillTiming, time_attention, time_prefill
 from harness.models import LoadedModel, ModelConfig, load_model
 from harness.plan import Cell
-from harness.provenance import device_name, file_hash, now, run_record
+from harness.provenance import commit, device_name, file_hash, now, run_record, versions
 from harness.records import Record, RecordError, Store
 from harness.schema import CellRecord, LatencyRecord, RunRecord, SampleRecord, Status
 from harness.tasks import Sample
@@ -35,6 +35,8 @@ from harness.tasks.haystack import haystack
 
 CPU_BATCH_TOKENS = 20_480
 """Tokens of KV cache decoded together on a CPU: a few samples, so that progress shows and a kill loses little."""
+BATCH_SIZE = 64
+"""Samples decoded together at most: more is hardly faster, and a kill loses them."""
 GPU_MEMORY_SHARE = 0.4
 """Share of the free GPU memory that the KV cache of one batch may take."""
 
@@ -182,8 +184,8 @@ class Runner:
         with self._progress() as progress:
             bar = progress.add_task(f"{each.arm.method} {self.wanted.length}", total=len(todo))
 
-            def advance() -> None:
-                progress.advance(bar)
+            def advance(samples: int) -> None:
+                progress.advance(bar, samples)
 
             left, error = self._attempt(each, todo, self.batch_tokens(), advance)
             for pair in left:
@@ -193,32 +195,35 @@ class Runner:
         return broken
 
     def _attempt(
-        self, each: Ready, todo: list[tuple[Cell, Sample]], batch_tokens: int, advance: Callable[[], None]
+        self, each: Ready, todo: list[tuple[Cell, Sample]], batch_tokens: int, advance: Callable[[int], None]
     ) -> tuple[list[tuple[Cell, Sample]], Exception | None]:
         """One call of generate; returns what it did not finish, and why."""
         done = 0
         prompts = self.tokens([sample for _, sample in todo])
         wanted = self.wanted
         bridge = Bridge(self.loaded, each.method, sparse_kernel=wanted.kernel, dense_kernel=wanted.dense_kernel)
-        densities: list[float] = []
-        kernels: list[str] = []
 
-        def on_done(position: int, generation: Generation) -> None:
+        def on_batch(first: int, generations: list[Generation]) -> None:
             nonlocal done
-            if position >= len(densities):  # a batch at a time: reading them waits for the device
-                densities[:] = bridge.prefill_densities()
-                kernels[:] = sorted({name for layer in bridge.stats() for name in layer["kernel"].split("+")})
-            cell, sample = todo[position]
-            density = densities[position] if position < len(densities) else None
-            self._record(cell, sample, prompts[position], generation, density, list(kernels))
-            done += 1
-            advance()
+            densities = dict(enumerate(bridge.prefill_densities()))
+            kernels = sorted({name for layer in bridge.stats() for name in layer["kernel"].split("+")})
+            records = []
+            for position, generation in enumerate(generations, first):
+                cell, sample = todo[position]
+                ran = kernels, sorted(bridge.decode_kernels)
+                records.append(
+                    self._record(cell, sample, prompts[position], generation, densities.get(position), ran)
+                )  # fmt: skip
+            self.store.samples.append_all(records)
+            done += len(records)
+            advance(len(records))
 
         try:
             with bridge:
                 generate(
                     self.loaded, prompts, [sample.max_new_tokens for _, sample in todo],
-                    stop_ids=tasks.stop_ids(self.loaded.tokenizer, self.loaded.model), batch_tokens=batch_tokens, on_done=on_done,
+                    stop_ids=tasks.stop_ids(self.loaded.tokenizer, self.loaded.model), batch_tokens=batch_tokens,
+                    batch_size=BATCH_SIZE, on_batch=on_batch,
                 )  # fmt: skip
         except RecordError:
             raise
@@ -235,18 +240,18 @@ class Runner:
         prompt: Sequence[int],
         generation: Generation,
         density: float | None,
-        kernels: list[str],
-    ) -> None:
+        ran: tuple[list[str], list[str]],
+    ) -> SampleRecord:
         task = tasks.get(sample.task)
         prediction = self.loaded.tokenizer.decode(generation.ids, skip_special_tokens=True)
         reason = tasks.check_sample(sample, self.loaded.tokenizer, prompt)
-        self.store.samples.append(
-            SampleRecord(
-                cell=cell.id, run=self.run.run, index=sample.index, prediction=prediction, answers=list(sample.answers),
-                score=task.metric(prediction, sample.answers), tokens=sample.tokens, prefill_s=generation.prefill_s,
-                density=density, kernels=kernels, status=Status.GATED if reason else Status.OK, reason=reason or "",
-                date=now(),
-            )
+        if reason is None and not generation.finite:
+            reason = "logits are NaN or infinite: a kernel, the dtype or the weights are at fault"
+        return SampleRecord(
+            cell=cell.id, run=self.run.run, index=sample.index, prediction=prediction, answers=list(sample.answers),
+            score=task.metric(prediction, sample.answers), tokens=sample.tokens, prefill_s=generation.prefill_s,
+            density=density, status=Status.GATED if reason else Status.OK, reason=reason or "", date=now(),
+            kernels=ran[0], decode_kernels=ran[1],
         )  # fmt: skip
 
     def batch_tokens(self) -> int:
@@ -305,10 +310,12 @@ class Runner:
     # -- time --------------------------------------------------------------------------------------------------------
 
     def time(self, each: Ready, names: list[str]) -> int:
-        """Time attention and prefill of an arm, once per arm and device, on the first sample of the first task that
-        has samples of this length. Returns 1 where that failed, else 0."""
+        """Time attention and prefill of an arm, once for each device, commit, torch and limits of the timing, on the first
+        sample of the first task that has samples of this length. Returns 1 where that failed, else 0."""
         identity, device = each.arm.identity(), device_name(self.loaded.device)
-        latency = plan.digest({**identity, "device": device})
+        limits = [self.wanted.latency_repeats, self.wanted.latency_seconds]
+        origin = [commit(), *(versions().get(name) for name in ("torch", "triton", "transformers"))]
+        latency = plan.digest({**identity, "device": device, "limits": limits, "origin": origin})
         self.store.latency.read()
         if self.store.latency.has(latency):
             return 0
@@ -328,6 +335,7 @@ class Runner:
                 dense_kernel=attention.dense_kernel, dense=attention.dense_all, dense_failed=attention.dense_failed,
                 repeats=attention.repeats, tflops=attention.tflops, ttft_ms=prefill.ttft_ms, ttft_low=prefill.low,
                 ttft_high=prefill.high, peak_mib=prefill.peak_mib, tokens=len(prompt), date=now(),
+                dense_ttft_ms=prefill.dense_ttft_ms,
             )
         )  # fmt: skip
         return 0
@@ -345,9 +353,10 @@ class Runner:
         wanted = self.wanted
         limits: dict[str, Any] = {
             "repeats": wanted.latency_repeats, "max_seconds": wanted.latency_seconds, "sparse_kernel": wanted.kernel,
+            "dense_kernel": wanted.dense_kernel,
         }  # fmt: skip
         attention = time_attention(self.loaded, each.method, prompt, **limits)
-        return attention, time_prefill(self.loaded, each.method, prompt, dense_kernel=wanted.dense_kernel, **limits)
+        return attention, time_prefill(self.loaded, each.method, prompt, **limits)
 
 
 def _line(error: Exception) -> str:

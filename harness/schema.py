@@ -23,13 +23,13 @@ COLUMNS: tuple[str, ...] = (
     "attention_ms", "total_ms", "dense_ms", "dense_kernel", "kernel", "speedup", "pct_ideal", "tflops", "ttft_ms",
     "peak_mib", "block_size", "dtype", "device", "torch", "triton", "commit", "seed", "status", "command", "date",
     # beyond the columns every reader may count on:
-    "haystack", "transformers", "reason", "cell", "tasks", "decode",
+    "haystack", "transformers", "reason", "cell", "tasks", "decode", "dense_ttft_ms",
 )  # fmt: skip
 """Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
 never timed has none. `tasks` is how many tasks an average row averages. `decode` says how tokens after the first were
-computed: "dense", as the methods here act at prefill. Where a row's samples came from several processes, `commit`,
-`command`, versions and `device` hold each value, joined by "+" (commands by "; ")."""
+computed, "dense" as the methods here act at prefill, and by which kernels. Where a row's samples came from several
+processes, `commit`, `command`, versions and `device` hold each value, joined by "+" (commands by "; ")."""
 
 
 class Status:
@@ -62,8 +62,8 @@ class RunRecord:
 @dataclass(frozen=True)
 class SampleRecord:
     """One sample of one cell. `density` is the mean over layers (kept ÷ causal blocks, 1.0 where dense attention ran),
-    `kernels` the attention kernels that ran at prefill, `prefill_s` seconds from prompt to first token, without warm-up
-    and perhaps beside other work: no timing."""
+    `kernels` the attention kernels that ran at prefill, `decode_kernels` those at decode, `prefill_s` seconds from prompt to
+    first token, without warm-up and perhaps beside other work: no timing."""
 
     cell: str
     run: str
@@ -78,6 +78,7 @@ class SampleRecord:
     status: str
     reason: str
     date: str
+    decode_kernels: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
 
@@ -105,7 +106,8 @@ class LatencyRecord:
     """Times of one arm at one length on one device: milliseconds per attention layer call, except `ttft_ms` (whole
     prefill); `_low` and `_high` are 10th and 90th percentiles. `dense` holds every dense kernel timed in the same run,
     `dense_failed` why others could not be; `dense_kernel` is the fastest. `peak_mib` is of a prefill, weights included;
-    `tokens` is the length of the prompt they were taken on."""
+    `tokens` is the length of the prompt they were taken on; `dense_ttft_ms` is the whole prefill with dense attention, timed
+    in turns with the method's. Of several records of one arm and device the last counts."""
 
     latency: str
     arm: str
@@ -132,6 +134,7 @@ class LatencyRecord:
     peak_mib: float | None
     tokens: int
     date: str
+    dense_ttft_ms: float | None = None
     schema: int = SCHEMA
 
 

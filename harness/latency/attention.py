@@ -80,6 +80,7 @@ class _Plan:
     loaded: LoadedModel
     method: Method | None
     sparse_kernel: str
+    dense_kernel: str
     dense_kernels: list[str]
     wanted: list[int]
     repeats: int
@@ -108,6 +109,7 @@ def time_attention(
     prompt_ids: Sequence[int],
     *,
     sparse_kernel: str = "auto",
+    dense_kernel: str = "auto",
     dense_kernels: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
     repeats: int = 20,
@@ -115,7 +117,8 @@ def time_attention(
 ) -> AttentionTiming:
     """Time a method's attention (None: dense) beside the dense kernels, in a prefill of prompt_ids.
 
-    dense_kernels None: all that run here except the ORACLES. layers None: all but those of a sliding window.
+    dense_kernel: what runs where the method asks for dense attention. dense_kernels: those it is raced with, None: all
+    that run here except the ORACLES. layers None: all but those of a sliding window.
     Each layer is timed `repeats` times or as often as max_seconds allow, at least once; max_seconds leaves out the
     prefill itself. Raises UserError if nothing could be timed.
     """
@@ -128,7 +131,7 @@ def time_attention(
     if method is not None:
         method = method.to(loaded.device)
     deadline = time.perf_counter() + max_seconds
-    plan = _Plan(loaded, method, sparse_kernel, kernels, wanted, repeats, deadline)
+    plan = _Plan(loaded, method, sparse_kernel, dense_kernel, kernels, wanted, repeats, deadline)
     ids = torch.tensor([list(prompt_ids)], dtype=torch.int64, device=loaded.device)
     with Bridge(loaded, None, observer=plan.observe, record=False), suppress(_Enough):
         loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
@@ -206,7 +209,7 @@ def _kernel(plan: _Plan, index: BlockIndex | None) -> str:
         "device": plan.loaded.device, "dtype": plan.loaded.dtype, "head_dim": plan.loaded.head_dim,
     }  # fmt: skip
     if index is None:
-        return resolve_dense("auto", **where)
+        return resolve_dense(plan.dense_kernel, **where)
     return resolve_kernel(plan.sparse_kernel, q_block=index.q_block, k_block=index.k_block, **where)
 
 

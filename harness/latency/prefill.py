@@ -20,6 +20,7 @@ class PrefillTiming:
     """Milliseconds from prompt to first token: median, 10th and 90th percentile of `repeats` runs.
 
     peak_mib: the most GPU memory allocated during a prefill, weights included; None on a CPU, which keeps no count.
+    dense_ttft_ms: median with dense attention, the runs taking turns with the method's.
     """
 
     ttft_ms: float
@@ -27,6 +28,7 @@ class PrefillTiming:
     high: float
     peak_mib: float | None
     repeats: int
+    dense_ttft_ms: float
 
 
 @torch.inference_mode()
@@ -40,7 +42,7 @@ def time_prefill(
     repeats: int = 5,
     max_seconds: float = 60.0,
 ) -> PrefillTiming:
-    """Time the prefill of one prompt with a method; None: dense. Call it for both in the same run to compare them.
+    """Time the prefill of one prompt with a method (None: dense), in turns with dense attention.
 
     Runs `repeats` times or as often as max_seconds allow, at least once; on a GPU two more runs warm up before.
     """
@@ -52,10 +54,21 @@ def time_prefill(
     def prefill() -> None:
         loaded.model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
-    with Bridge(loaded, method, sparse_kernel=sparse_kernel, dense_kernel=dense_kernel, record=False):
+    with Bridge(loaded, method, sparse_kernel=sparse_kernel, dense_kernel=dense_kernel, record=False) as bridge:
         peak = _peak_mib(prefill, device)
-        times = take_turns({"prefill": prefill}, device, repeats=repeats, max_seconds=max_seconds)["prefill"]
-    return PrefillTiming(times.median, times.low, times.high, peak, times.repeats)
+
+        def dense() -> None:
+            bridge.method = None
+            prefill()
+
+        def sparse() -> None:
+            bridge.method = method
+            prefill()
+
+        functions = {"mine": sparse} if method is None else {"dense": dense, "mine": sparse}
+        times = take_turns(functions, device, repeats=repeats, max_seconds=max_seconds)
+    mine = times["mine"]
+    return PrefillTiming(mine.median, mine.low, mine.high, peak, mine.repeats, times.get("dense", mine).median)
 
 
 def _peak_mib(function: Callable[[], None], device: torch.device) -> float | None:

@@ -103,14 +103,15 @@ def block_map_triton(q: Tensor, k: Tensor, *, q_block: int, k_block: int, scale:
     warps = 8 if q_block == 128 else 4
     room = shared_bytes(q.device)
     tile = 128 if q.device.type == "cuda" else 16
-    _log_sum_exp[(-(-q_len // tile), batch * heads)](
-        q, k, lse, *strides, *sizes, scale, D=dim, BLOCK_D=pad, BLOCK_M=tile, BLOCK_N=64 if tile == 128 else 16,
-        PRECISION=precision, num_warps=8 if tile == 128 else 4,
-        num_stages=stages(tile, 64 if tile == 128 else 16, pad, q.element_size(), room),
-    )  # fmt: skip
-    _pool[(rows, batch * heads)](
-        q, k, lse, out, *strides, *sizes, cols, scale, D=dim, BLOCK_D=pad, BLOCK_M=q_block, BLOCK_N=k_block,
-        MASS=pool == "mass", PRECISION=precision, num_warps=warps,
-        num_stages=stages(q_block, k_block, pad, q.element_size(), room),
-    )  # fmt: skip
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        _log_sum_exp[(-(-q_len // tile), batch * heads)](
+            q, k, lse, *strides, *sizes, scale, D=dim, BLOCK_D=pad, BLOCK_M=tile, BLOCK_N=64 if tile == 128 else 16,
+            PRECISION=precision, num_warps=8 if tile == 128 else 4,
+            num_stages=stages(tile, 64 if tile == 128 else 16, pad, q.element_size(), room),
+        )  # fmt: skip
+        _pool[(rows, batch * heads)](
+            q, k, lse, out, *strides, *sizes, cols, scale, D=dim, BLOCK_D=pad, BLOCK_M=q_block, BLOCK_N=k_block,
+            MASS=pool == "mass", PRECISION=precision, num_warps=warps,
+            num_stages=stages(q_block, k_block, pad, q.element_size(), room),
+        )  # fmt: skip
     return out

@@ -82,12 +82,13 @@ def block_sparse_triton(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, s
     most = 2 if q.dtype == torch.float32 else 3
     depth = stages(index.q_block, 2 * index.k_block, pad, q.element_size(), shared_bytes(q.device), most)
     grid = (counts.shape[-1], batch * heads)
-    _forward[grid](
-        q, k, v, out, counts, indices,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *counts.stride()[:2], *indices.stride()[:3],
-        heads, heads // k.shape[1], heads // counts.shape[1], q_len, k.shape[2], scale * math.log2(math.e),
-        D=dim, BLOCK_D=pad, BLOCK_M=index.q_block, BLOCK_N=index.k_block,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=8 if tile >= 128 and index.q_block >= 64 else 4, num_stages=depth,
-    )  # fmt: skip
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        _forward[grid](
+            q, k, v, out, counts, indices,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *counts.stride()[:2], *indices.stride()[:3],
+            heads, heads // k.shape[1], heads // counts.shape[1], q_len, k.shape[2], scale * math.log2(math.e),
+            D=dim, BLOCK_D=pad, BLOCK_M=index.q_block, BLOCK_N=index.k_block,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=8 if tile >= 128 and index.q_block >= 64 else 4, num_stages=depth,
+        )  # fmt: skip
     return out

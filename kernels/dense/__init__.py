@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.dense.libraries import LIBRARIES, find_library
+from kernels.dense.libraries import LIBRARIES, LIBRARY_GPUS, find_library
 from kernels.dense.reference import dense_reference
 from kernels.dense.sdpa import BACKENDS, sdpa_attention, sdpa_runs
 from kernels.dense.window import sliding_window_attention
@@ -21,8 +21,9 @@ def _runs(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) 
         return None
     if kernel in BACKENDS:
         return sdpa_runs(kernel, device, dtype, head_dim)
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
-        return "it runs on Hopper GPUs only"
+    majors = LIBRARY_GPUS[kernel]
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] not in majors:
+        return f"it runs on GPUs of compute capability {' and '.join(f'{m}.x' for m in majors)} only"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it takes float16 and bfloat16, not {dtype}"
     if find_library(kernel) is None:

@@ -12,6 +12,9 @@ from torch import Tensor
 LIBRARIES = {"fa3": ("flash_attn_interface", "fa3_fwd_interface"), "fa4": ("flash_attn.cute",)}
 """Modules that may hold `flash_attn_func`, first found wins."""
 
+LIBRARY_GPUS = {"fa3": (9,), "fa4": (9, 10)}
+"""Major compute capabilities a library runs on: Hopper is 9, the Blackwell of data centres 10."""
+
 
 @lru_cache
 def find_library(name: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor] | None:

@@ -104,18 +104,41 @@ def test_sparse_prefill_does_not_depend_on_the_batch() -> None:
     assert len(bridge.prefill_densities()) == 2 * sum(n > 1 for n in LENGTHS)
 
 
-def test_on_done_is_called_in_order() -> None:
+def test_on_batch_is_called_in_order() -> None:
     loaded, seen = load("llama"), []
     with Bridge(loaded, None):
         out = generate(
-            loaded, prompts(), 3, stop_ids=set(), batch_tokens=80, on_done=lambda i, g: seen.append((i, g))
+            loaded, prompts(), 3, stop_ids=set(), batch_tokens=80, on_batch=lambda i, g: seen.append((i, g))
         )
-    assert seen == list(enumerate(out))
+    assert [g for _, batch in seen for g in batch] == out
+    assert [i for i, _ in seen] == [sum(len(batch) for _, batch in seen[:n]) for n in range(len(seen))]
+    assert 1 < len(seen) < len(out)
+
+
+def test_a_prompt_with_nan_logits_says_so_and_its_neighbours_do_not() -> None:
+    loaded = load("llama")
+    embedding = loaded.model.get_input_embeddings().weight
+    used = {token for prompt in prompts() for token in prompt}
+    bad = next(t for t in range(embedding.shape[0] - 1, -1, -1) if t not in used)
+    texts = [list(p) for p in prompts() if len(p) > 2][:3]
+    texts[1][1] = bad
+    kept = embedding[bad].clone()
+    try:
+        with torch.no_grad():
+            embedding[bad] = float("nan")
+        with Bridge(loaded, None):
+            # the head may be tied to the embedding: only what the prompt itself feeds in counts here
+            found = [g.finite for g in generate(loaded, texts, 3, stop_ids=set(), batch_tokens=10_000)]
+    finally:
+        with torch.no_grad():
+            embedding[bad] = kept
+    assert found == [True, False, True]
 
 
 def test_batches() -> None:
     assert [list(b) for b in _batches([5, 5, 5, 20, 1], 15)] == [[0, 1, 2], [3], [4]]
     assert _batches([], 8) == []
+    assert [list(b) for b in _batches([5, 5, 5, 5, 5], 1000, 2)] == [[0, 1], [2, 3], [4]]
 
 
 @pytest.mark.parametrize(

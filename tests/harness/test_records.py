@@ -79,7 +79,7 @@ def test_full_disk_is_an_error_and_loses_nothing(tmp_path: Path, monkeypatch: py
     file.append(sample(0))
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, line: real(fd, line[:20]))
-    with pytest.raises(UserError, match="the disk took only a part of a line"):
+    with pytest.raises(UserError, match="the disk took only a part, is it full"):
         file.append(sample(1))
     monkeypatch.undo()
     assert file.append(sample(1)) and [r["index"] for r in file.read()] == [0, 1]
@@ -111,3 +111,13 @@ def test_store_sorts_samples_by_index(tmp_path: Path) -> None:
     for index in (2, 0, 1):
         store.samples.append(sample(index))
     assert [r["index"] for r in store.samples_of()["c1"]] == [0, 1, 2]
+
+
+def test_a_batch_is_written_at_once_and_without_doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = RecordFile(tmp_path / "samples.jsonl", "samples")
+    syncs = []
+    monkeypatch.setattr(os, "fsync", syncs.append)
+    assert file.append_all([sample(0), sample(1), sample(1), sample(2)]) == 3
+    assert len(syncs) == 1
+    assert file.append_all([sample(2), sample(3)]) == 1 and file.append_all([]) == 0
+    assert [r["index"] for r in RecordFile(file.path, "samples").read()] == [0, 1, 2, 3] == [r["index"] for r in file.read()]

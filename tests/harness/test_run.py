@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from harness import bridge as bridge_module
 from harness import run as run_module
 from harness.schema import COLUMNS
 
@@ -200,3 +201,40 @@ def test_an_archived_study_reports_and_resumes(command: Command, toy: list[str],
     assert command(*toy) == 0
     assert (study / "leaderboard.csv").read_text() == before
     assert not (study / "records" / "samples.jsonl").exists(), "nothing ran again"
+
+
+def test_logits_that_are_not_finite_gate_the_cell(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = bridge_module.block_sparse_attention
+    monkeypatch.setattr(bridge_module, "block_sparse_attention", lambda *a, **k: attention(*a, **k) * float("nan"))
+    assert command(*toy) == 0
+    rows = {r["method"]: r for r in board(tmp_path / "results" / "toy") if r["task"] != "avg"}
+    assert (rows["dense"]["status"], rows["block_topk"]["status"]) == ("ok", "gated")
+    assert "2 of 2 samples: logits are NaN or infinite" in rows["block_topk"]["reason"]
+
+
+def test_timings_of_another_commit_are_taken_again_and_the_last_count(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, study = [*toy, "job=latency", "latency_repeats=1"], tmp_path / "results" / "toy"
+    for name in ("one", "two", "two"):
+        monkeypatch.setattr(run_module, "commit", lambda name=name: name)
+        assert command(*wanted) == 0
+    timed = lines(study, "latency")
+    assert len(timed) == 4, "two arms, two commits"
+    assert all(record["dense_ttft_ms"] > 0 for record in timed)
+    last = next(record for record in reversed(timed) if record["identity"]["method"] == "block_topk")
+    (row,) = (r for r in board(study) if r["method"] == "block_topk")
+    assert float(row["total_ms"]) == pytest.approx(last["total_ms"], rel=1e-5)
+
+
+def test_the_baseline_is_timed_with_the_kernel_it_runs(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy, "job=latency", "latency_repeats=1", "dense_kernel=sdpa_math") == 0
+    records = {r["identity"]["method"]: r for r in lines(tmp_path / "results" / "toy", "latency")}
+    assert records["dense"]["kernel"] == "sdpa_math"
+
+
+def test_decode_kernels_are_named(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy) == 0
+    assert {r["decode"] for r in board(tmp_path / "results" / "toy")} == {"dense (sdpa)"}
