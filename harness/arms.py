@@ -88,13 +88,14 @@ def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting) -> Ready:
 
 def weights_folder(wanted: Settings, loaded: LoadedModel) -> Path:
     """Where trained weights of a method for this model lie: `model.gates` if given; the model's folder if the user
-    named one (or it is the bundled model); `gates/NAME` for a model from the hub, whose cache isn't ours."""
+    named one (or it is the bundled model); `gates/ID` for a model from the hub, whose cache isn't ours: by its id, not by
+    what a yaml calls it."""
     if wanted.model.get("gates"):
         return Path(wanted.model["gates"]).expanduser()
     path = str(wanted.model["path"])
     if loaded.path is not None and (path == "bundled" or Path(path).expanduser().is_dir()):
         return loaded.path
-    return Path(OWN_GATES) / re.sub(r"[^\w.-]+", "-", loaded.name)
+    return Path(OWN_GATES) / re.sub(r"[^\w.-]+", "-", path)
 
 
 def _load(method: Method, path: Path, wanted: Settings, loaded: LoadedModel) -> None:
@@ -119,6 +120,6 @@ def _load(method: Method, path: Path, wanted: Settings, loaded: LoadedModel) -> 
 
 
 def _model_overrides(wanted: Settings) -> str:
-    """How this model is named on the command line; `hf` takes any path."""
+    """How this model is named on the command line; `hf` takes any path, and the folder of the gates is the same."""
     path = str(wanted.model["path"])
-    return f"model={path} " if path == wanted.model["name"] else f"model=hf model.path={path} "
+    return "model=bundled " if path == "bundled" else f"model=hf model.path={path} "

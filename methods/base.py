@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypedDict
 
 from torch import Tensor
 
 from kernels.block_index import BlockIndex
 from kernels.selection import row_budget
+
+if TYPE_CHECKING:
+    from methods.gate import AttnGate
 
 BLOCK_SIZES = (8, 16, 32, 48, 64, 80, 96, 112, 128)
 """Multiples of 16 suit the GPU kernels; 8 runs on the reference kernels only."""
@@ -64,6 +67,8 @@ class Method(ABC):
     phases: ClassVar[tuple[str, ...]] = ("prefill",)
     weights: ClassVar[str | None] = None
     """File name of the trained weights it needs, with {block_size} in it where they depend on that."""
+    gate: ClassVar[type[AttnGate] | None] = None
+    """What job=distill trains for it, one a layer; None where nothing is trained."""
     needs_rope: ClassVar[bool] = False
 
     def __init__(self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0) -> None:

@@ -33,6 +33,7 @@ class Seer(Method):
     knob = "top-k | threshold"
     family = "top-k"
     weights = "gates-{block_size}.safetensors"
+    gate = AttnGate
     needs_rope = True
 
     def __init__(

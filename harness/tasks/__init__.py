@@ -19,7 +19,7 @@ from harness.tasks.sizing import Sizer, encode, without_second_bos
 
 __all__ = [
     "VERSION", "Sample", "Task", "check_sample", "encode", "encode_all", "get", "get_samples", "group", "groups", "names",
-    "stop_ids",
+    "sets_bos", "stop_ids",
 ]  # fmt: skip
 
 VERSION = cache.VERSION
@@ -44,6 +44,11 @@ class Task:
             self.name, tokenizer, length, n, seed=seed, haystack=data.get("haystack"), words=data.get("words"),
             cache_dir=CACHE, chat_template=bool(data.get("chat_template")),
         )  # fmt: skip
+
+
+def sets_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a BOS token in front of every text."""
+    return tokenizer.bos_token_id is not None and encode(tokenizer, "a")[0] == tokenizer.bos_token_id
 
 
 def stop_ids(tokenizer: Any, model: Any = None) -> set[int]:
@@ -147,7 +152,7 @@ def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = Non
     bos = tokenizer.bos_token_id
     if bos is not None and ids.count(bos) > 1:
         return f"{ids.count(bos)} BOS tokens in the prompt; there must be one"
-    if bos is not None and ids[0] != bos and encode(tokenizer, "a")[0] == bos:
+    if bos is not None and ids[0] != bos and sets_bos(tokenizer):
         return "no BOS token in front of the prompt, where this tokenizer sets one; there must be one"
     if len(ids) + sample.max_new_tokens > sample.length:
         return f"prompt of {len(ids)} tokens and {sample.max_new_tokens} to generate exceed length {sample.length}"

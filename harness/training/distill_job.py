@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +13,40 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from harness import tasks
+import methods
 from harness.arms import weights_folder
-from harness.config import settings
+from harness.config import Settings, settings
 from harness.errors import UserError
 from harness.figures.gates import gate_curves
 from harness.models import LoadedModel
 from harness.run import model_of
-from harness.training.corpus import build_corpus, read_texts
 from harness.training.distill import distill, progress_bar
-from harness.training.mixture import Mixture
+from harness.training.rows import Rows, row_sources
+from methods.base import Method
 
-TRAINING_SEED = 1_000_003
-"""Added to the seed of generated samples, so that no gate learns from a sample that a method is tested on."""
-
-Rows = Callable[[int], Tensor]
+OWN_BUNDLED = Path("gates/bundled")
+"""Where gates trained here for the bundled model go: those that ship lie in the installed package."""
 
 
 def main(cfg: DictConfig) -> Path:
     """Train and save the gates; writes gate_steps.csv, gate_recall.csv and gates.png into the study's folder."""
     wanted = settings(cfg)
     job = cfg.job
+    method = _method(wanted)
     loaded = model_of(wanted)
     lengths = [int(n) for n in job.lengths]
     if max(lengths) > loaded.max_length:
         raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
-    train, test = row_sources(loaded, wanted.data, wanted.seed)
+    out = _out(job.out, method, wanted, loaded, overwrite=bool(job.overwrite))
+    train, test = row_sources(loaded, wanted.data, wanted.seed, kind=str(job.rows))
     stream = batches(train, lengths, int(job.tokens))
     held_out = [test(length)[None] for length in lengths]
-    out = Path(job.out) if job.out else weights_folder(wanted, loaded)
     with progress_bar(int(job.steps)) as on_step:
         done = distill(
             loaded, stream, out=out, steps=int(job.steps), held_out=held_out[: int(job.recall_sequences)],
             block_size=wanted.block_size, lr=float(job.lr), pool=str(job.pool), skip_rows=float(job.skip_rows),
-            dtype=str(job.dtype), seed=wanted.seed, on_step=on_step,
+            q_linear=bool(wanted.method_knobs.get("q_linear", False)), dtype=str(job.dtype), seed=wanted.seed,
+            on_step=on_step,
         )  # fmt: skip
     wanted.folder.mkdir(parents=True, exist_ok=True)
     suffix = f"{wanted.block_size}"
@@ -63,7 +60,30 @@ def main(cfg: DictConfig) -> Path:
     shown = recall.groupby("density")[["recall", "chance", "kept_mass", "oracle_mass", "kept_ratio"]].mean()
     console.print(shown.round(3).to_string(), highlight=False)
     console.print(f"wrote {done.path}", highlight=False)
+    if done.path.parent != weights_folder(wanted, loaded):
+        console.print(f"to use them: model.gates={done.path.parent}", highlight=False)
     return done.path
+
+
+def _method(wanted: Settings) -> type[Method]:
+    """The method whose gates are wanted. Raises UserError where it has none."""
+    method = methods.get(wanted.method)
+    if method.gate is None:
+        able = [name for name in methods.names() if methods.get(name).gate is not None]
+        raise UserError(f"method {wanted.method} has no gates to train; choose one of: {', '.join(able)}")
+    return method
+
+
+def _out(given: Any, method: type[Method], wanted: Settings, loaded: LoadedModel, *, overwrite: bool) -> Path:
+    """The folder for the gates. Raises UserError where the file is there already, before any training."""
+    if given:
+        out = Path(given).expanduser()
+    else:
+        out = OWN_BUNDLED if str(wanted.model["path"]) == "bundled" else weights_folder(wanted, loaded)
+    path = out / str(method.weights).format(block_size=wanted.block_size)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
+    return out
 
 
 def batches(rows: Rows, lengths: list[int], tokens: int) -> Iterator[Tensor]:
@@ -71,30 +91,3 @@ def batches(rows: Rows, lengths: list[int], tokens: int) -> Iterator[Tensor]:
     while True:
         for length in lengths:
             yield torch.stack([rows(length) for _ in range(max(1, tokens // length))])
-
-
-def row_sources(loaded: LoadedModel, data: dict[str, Any], seed: int) -> tuple[Rows, Rows]:
-    """Two sources of rows, int64 [length] each: one to train on, and one of other draws to measure recall on."""
-    seeds = (TRAINING_SEED + seed, 2 * TRAINING_SEED + seed)
-    if data.get("text_dir"):
-        corpus = build_corpus(read_texts(str(data["text_dir"])), loaded.tokenizer)
-        first, second = (partial(from_mixture, Mixture(loaded.tokenizer, corpus, seed=s)) for s in seeds)
-    else:
-        first, second = (partial(from_samples, loaded, data, count(s)) for s in seeds)
-    return first, second
-
-
-def from_mixture(mixture: Mixture, length: int) -> Tensor:
-    """A row of the bundled model's training mixture: questions about books, of other words and needles than any test's."""
-    return torch.from_numpy(mixture.row(length)[0].astype("int64"))
-
-
-def from_samples(loaded: LoadedModel, data: dict[str, Any], seeds: Iterator[int], length: int) -> Tensor:
-    """Generated RULER samples of seeds that no test uses, joined and cut to the length."""
-    ids: list[int] = []
-    while len(ids) < length:
-        seed = next(seeds)
-        name = random.Random(seed).choice(tasks.names())
-        sample = tasks.get_samples(name, loaded.tokenizer, length, 1, seed=seed, haystack=data.get("haystack"))[0]
-        ids += tasks.encode(loaded.tokenizer, f"{sample.prompt} {', '.join(sample.answers)}")
-    return torch.tensor(ids[:length])

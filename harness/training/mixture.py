@@ -15,15 +15,28 @@ import uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from harness.tasks.ruler.text import COMMON_WORDS, FREQUENT_WORDS
+from harness.tasks.ruler.text import NOISE as RULER_NOISE
 from harness.training.corpus import Corpus
 
-NOISE = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NOISE = f" {RULER_NOISE}"
 KINDS = {"needle": 0.36, "essay": 0.26, "noise": 0.07, "vt": 0.13, "cwe": 0.04, "fwe": 0.04, "prose": 0.10}
+
+
+def fits_mixture(tokenizer: Any) -> bool:
+    """Whether rows can be put together from pieces in this tokenizer: byte-level, so that a piece's tokens don't depend on
+    what stands before it, every digit a token, BOS and EOS, and ids of 16 bits."""
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or None in ends or len(tokenizer) > 2**16:
+        return False
+    space = backend.encode(" the", add_special_tokens=False).tokens[0].startswith("Ġ")
+    return space and len(backend.encode("1234567", add_special_tokens=False).ids) == 7
 
 
 @dataclass
