@@ -45,6 +45,7 @@ test: lint types pytest
 
 lint: install-dev
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 
 types: install-dev
 	$(BIN)/python -m mypy

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import methods
@@ -14,7 +15,7 @@ from harness.plan import Arm, Setting
 from harness.provenance import file_hash
 from kernels.block_sparse import resolve_kernel
 from kernels.dense import resolve_dense
-from methods.base import Method
+from methods.base import Knob, Method
 
 OWN_GATES = "gates"
 """Folder (below the working folder) for trained weights of a model whose own folder is not ours to write into."""
@@ -28,20 +29,23 @@ class Ready:
     method: Method | None
 
 
-def ready(wanted: Settings, loaded: LoadedModel) -> list[Ready]:
-    """The arms of one command, the dense baseline first. Raises UserError for what this model or device can't do."""
+Calibrated = Callable[[Ready, Knob], float]
+"""Finds the value of a knob for an arm's sparsity."""
+
+
+def ready(wanted: Settings, loaded: LoadedModel, calibrated: Calibrated | None = None) -> list[Ready]:
+    """The arms of one command, the dense baseline first. `calibrated` is called where a knob must be found for the
+    sparsity, with the arm that lacks it. Raises UserError for what this model or device can't do."""
     try:
         cls = methods.get(wanted.method)
-        dense_kernel = resolve_dense(
-            wanted.dense_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim
-        )
+        dense_kernel = resolve_dense(wanted.dense_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim)
         setting = Setting(
             model=loaded.name, model_hash=loaded.revision_hash, length=wanted.length, seed=wanted.seed,
             dtype=str(loaded.dtype).removeprefix("torch."), device_type=loaded.device.type, dense_kernel=dense_kernel,
         )  # fmt: skip
         arms = [Ready(Arm(setting, baseline_name(), 0.0), None)]
         if cls.family != "none":
-            arms.append(_sparse(wanted, loaded, setting))
+            arms.append(_sparse(wanted, loaded, setting, calibrated))
     except UserError:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each, for what they can't do
@@ -67,7 +71,7 @@ def build(wanted: Settings) -> Method:
         raise UserError(f"method {wanted.method} can't be made with {knobs}: {error}") from error
 
 
-def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting) -> Ready:
+def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting, calibrated: Calibrated | None) -> Ready:
     method = build(wanted)
     kernel = resolve_kernel(
         wanted.kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim,
@@ -79,11 +83,18 @@ def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting) -> Ready:
         path = weights_folder(wanted, loaded) / weights
         _load(method, path, wanted, loaded)
         weights_hash = file_hash(path)
-    arm = Arm(
-        setting, method.name, method.sparsity, {**wanted.method_knobs, **method.knobs()}, method.block_size, kernel,
-        weights_hash,
+    each = Ready(
+        Arm(
+            setting, method.name, method.sparsity, {**wanted.method_knobs, **method.knobs()}, method.block_size, kernel,
+            weights_hash,
+        ),
+        method.to(loaded.device),
     )  # fmt: skip
-    return Ready(arm, method.to(loaded.device))
+    knob = method.calibrates()
+    if knob is None or calibrated is None:
+        return each
+    method.set_knob(knob, calibrated(each, knob))
+    return Ready(replace(each.arm, knobs={**wanted.method_knobs, **method.knobs()}), method)
 
 
 def weights_folder(wanted: Settings, loaded: LoadedModel) -> Path:

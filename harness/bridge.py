@@ -107,9 +107,7 @@ class Bridge:
         self.loaded = loaded
         self.method = None if method is None else method.to(loaded.device)
         self.sparse_kernel = sparse_kernel
-        self.dense_kernel = resolve_dense(
-            dense_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim
-        )
+        self.dense_kernel = resolve_dense(dense_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim)
         self.decode_kernels: set[str] = set()
         self._timer = timer
         self._observer = observer
@@ -167,9 +165,7 @@ class Bridge:
         self._note(layer, kernel, index, (start, selected, self._mark()))
         return out
 
-    def decode(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, key_mask: Tensor | None
-    ) -> Tensor:
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, key_mask: Tensor | None) -> Tensor:
         """Attention of one new token per sequence, always dense. key_mask [B,K] bool, False where there is no key."""
         if window is not None and k.shape[2] > window:
             k, v = k[:, :, -window:], v[:, :, -window:]

@@ -52,6 +52,7 @@ class Settings:
     batch_tokens: int | None
     latency_repeats: int
     latency_seconds: float
+    calibration_prompts: int
     progress: bool
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -90,6 +91,7 @@ def settings(cfg: DictConfig) -> Settings:
         batch_tokens=None if raw["batch_tokens"] == "auto" else _integer("batch_tokens", raw["batch_tokens"], 1),
         latency_repeats=_integer("latency_repeats", raw["latency_repeats"], 1),
         latency_seconds=_seconds("latency_seconds", raw["latency_seconds"]),
+        calibration_prompts=_integer("calibration_prompts", raw["calibration_prompts"], 1),
         progress=_boolean("progress", raw["progress"]),
         data=dict(raw["data"]),
     )

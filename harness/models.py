@@ -71,9 +71,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
     if folder is None:
         folder, commit = _snapshot(config.path, model)
     revision = commit or revision_hash(folder)
-    return wrap_model(
-        model, tokenizer, name=config.name, device=device, dtype=dtype, path=folder, revision=revision
-    )
+    return wrap_model(model, tokenizer, name=config.name, device=device, dtype=dtype, path=folder, revision=revision)
 
 
 def wrap_model(

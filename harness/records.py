@@ -77,7 +77,7 @@ def _signature(path: Path) -> tuple[int, int] | None:
 
 
 class RecordFile:
-    """One file of records of one kind ("runs", "samples", "cells" or "latency", see `harness.schema`).
+    """One file of records of one kind ("runs", "samples", "cells", … see `harness.schema`).
 
     Reading never changes the file. Lines already read are kept in memory and only what is new is read again.
     """
@@ -246,17 +246,18 @@ class RecordFile:
 
 
 class Store:
-    """The records of one study: `folder/records/{runs,samples,cells,latency}.jsonl`."""
+    """The records of one study: `folder/records/{runs,samples,cells,latency,calibrations}.jsonl`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.runs, self.samples, self.cells, self.latency = (
-            RecordFile(folder / "records" / f"{kind}.jsonl", kind) for kind in ("runs", "samples", "cells", "latency")
+        self.runs, self.samples, self.cells, self.latency, self.calibrations = (
+            RecordFile(folder / "records" / f"{kind}.jsonl", kind)
+            for kind in ("runs", "samples", "cells", "latency", "calibrations")
         )
 
     def files(self) -> tuple[RecordFile, ...]:
         """All files of the study."""
-        return self.runs, self.samples, self.cells, self.latency
+        return self.runs, self.samples, self.cells, self.latency, self.calibrations
 
     def samples_of(self) -> dict[str, list[Record]]:
         """Sample records by cell id, each list by sample index."""

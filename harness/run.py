@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from harness import leaderboard, plan, tasks
+from harness import calibrate, leaderboard, plan, tasks
 from harness.arms import Ready, ready
 from harness.bridge import Bridge
 from harness.config import Settings
@@ -28,10 +28,11 @@ from harness.models import LoadedModel, ModelConfig, load_model
 from harness.plan import Cell
 from harness.provenance import commit, device_name, file_hash, now, run_record, versions
 from harness.records import Record, RecordError, Store
-from harness.schema import CellRecord, LatencyRecord, RunRecord, SampleRecord, Status
+from harness.schema import CalibrationRecord, CellRecord, LatencyRecord, RunRecord, SampleRecord, Status
 from harness.tasks import Sample
 from harness.tasks.cache import tokenizer_hash
 from harness.tasks.haystack import haystack
+from methods.base import Knob
 
 CPU_BATCH_TOKENS = 20_480
 """Tokens of KV cache decoded together on a CPU: a few samples, so that progress shows and a kill loses little."""
@@ -58,8 +59,8 @@ def measure(wanted: Settings, store: Store, console: Console) -> Done:
             f"choose length={loaded.max_length} or less"
         )
     runner = Runner(wanted, loaded, store, console)
-    arms = ready(wanted, loaded)
     names = tasks.group(wanted.tasks)
+    arms = ready(wanted, loaded, lambda each, knob: runner.calibrated(each, knob, names))
     with Bridge(loaded, None, dense_kernel=wanted.dense_kernel):
         pass  # a model whose attention can't be changed stops here, not in every cell
     done = Done({each.arm.id for each in arms})
@@ -104,6 +105,57 @@ class Runner:
         record = run_record(self.loaded.device)
         self.store.runs.append(record)
         return record
+
+    # -- a native knob for the sparsity ------------------------------------------------------------------------------
+
+    def calibrated(self, each: Ready, knob: Knob, names: list[str]) -> float:
+        """The value of a knob at which the arm has its sparsity: as recorded, or found now and recorded."""
+        assert each.method is not None and each.method.sparsity is not None
+        count, target = self.wanted.calibration_prompts, 1 - each.method.sparsity
+        identity = {**each.arm.identity(), "tasks": names, "prompts": count, "text": self._text, "chat": self._chat}
+        key = plan.digest(identity)
+        for record in self.store.calibrations.read():
+            if record["calibration"] == key:
+                return float(record["value"])
+        prompts = self._calibration_prompts(names, count)
+        with self._progress() as progress:
+            bar = progress.add_task(f"calibrating {each.arm.method}", total=calibrate.MOST)
+            found = calibrate.calibrate(
+                self.loaded, each.method, knob, prompts, target, on_try=lambda: progress.advance(bar),
+                sparse_kernel=self.wanted.kernel, dense_kernel=self.wanted.dense_kernel,
+            )  # fmt: skip
+        if abs(found.density - target) > calibrate.TOLERANCE:
+            self._complain(
+                f"calibrating {each.arm.method}: density {target:.3g} is out of reach, "
+                f"the nearest is {found.density:.3g} at {knob.name}={found.value:.4g}"
+            )
+        self.store.calibrations.append(
+            CalibrationRecord(
+                calibration=key, run=self.run.run, identity=identity, knob=knob.name, value=found.value, target=target,
+                density=found.density, layers=found.layers, tried=found.tried, date=now(),
+            )
+        )  # fmt: skip
+        return found.value
+
+    def _calibration_prompts(self, names: list[str], count: int) -> list[Sequence[int]]:
+        """Prompts of this length that no test uses, of the tasks in turn."""
+        wanted, data = self.wanted, {**self.wanted.data, "chat_template": self._chat}
+        prompts: list[Sequence[int]] = []
+        error: UserError | None = None
+        for number in range(count + len(names)):
+            try:
+                drawn = tasks.get(names[number % len(names)]).samples(
+                    self.loaded.tokenizer, wanted.length, number // len(names) + 1, calibrate.SEED + wanted.seed, data
+                )
+            except UserError as found:  # too short for this task
+                error = error or found
+                continue
+            prompts += self.tokens(drawn[-1:])
+            if len(prompts) == count:
+                return prompts
+        if prompts:
+            return prompts
+        raise error or UserError("no task to take calibration prompts from")
 
     # -- accuracy ----------------------------------------------------------------------------------------------------
 

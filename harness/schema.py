@@ -1,8 +1,9 @@
 """The one place that says what a record and a leaderboard row hold.
 
 Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one line per process: command, commit, versions,
-device), `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts) and
-`latency.jsonl` (one per arm, length and device). Samples point to their cell and their run by id, so a sweep of
+device), `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts),
+`latency.jsonl` (one per arm, length and device) and `calibrations.jsonl` (a native knob found for a sparsity); any of them
+may lie compressed in `KIND.jsonl.xz` (job=archive). Samples point to their cell and their run by id, so a sweep of
 100,000 samples stays small. `leaderboard.csv` is made from these records alone.
 """
 
@@ -138,13 +139,35 @@ class LatencyRecord:
     schema: int = SCHEMA
 
 
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """A native knob found for a sparsity. `identity` is what `calibration` is the hash of: the arm without the knob, and
+    which prompts; `density` is what was reached on them, `layers` in each layer, `tried` how many values were measured."""
+
+    calibration: str
+    run: str
+    identity: dict[str, Any]
+    knob: str
+    value: float
+    target: float
+    density: float
+    layers: list[float]
+    tried: int
+    date: str
+    schema: int = SCHEMA
+
+
 REQUIRED: dict[str, tuple[str, ...]] = {
     "runs": ("schema", "run", "date", "command", "commit", "versions", "device"),
     "samples": ("schema", "cell", "run", "index", "prediction", "answers", "score", "tokens", "status", "date"),
     "cells": ("schema", "cell", "arm", "pair", "run", "identity", "status", "reason", "date"),
     "latency": ("schema", "latency", "arm", "run", "identity", "device", "kernel", "total_ms", "dense_ms", "date"),
+    "calibrations": ("schema", "calibration", "run", "identity", "knob", "value", "density", "date"),
 }
 """Fields without which a line of that file is refused as corrupt."""
 
-KEYS: dict[str, tuple[str, ...]] = {"runs": ("run",), "samples": ("cell", "index"), "latency": ("latency",)}
+KEYS: dict[str, tuple[str, ...]] = {
+    "runs": ("run",), "samples": ("cell", "index"), "latency": ("latency",),
+    "calibrations": ("calibration",),
+}  # fmt: skip
 """Fields that identify a line; a second line with the same key is never written. Cells have states instead."""

@@ -1,9 +1,9 @@
 """Sparse attention methods, one file each. A method is found by being in this folder: nothing else lists it.
 
-    @register("my_method")
-    class MyMethod(Method): ...
+@register("my_method")
+class MyMethod(Method): ...
 
-    build("my_method", block_size=64, sparsity=0.9)
+build("my_method", block_size=64, sparsity=0.9)
 """
 
 from __future__ import annotations

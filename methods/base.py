@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from methods.gate import AttnGate
 
 BLOCK_SIZES = (8, 16, 32, 48, 64, 80, 96, 112, 128)
-"""Multiples of 16 suit the GPU kernels; 8 runs on the reference kernels only."""
+"""The reference kernels take all of these, the Triton ones 16, 32, 64 and 128."""
 
 Family = Literal["top-k", "threshold", "static", "none"]
 
@@ -49,6 +49,21 @@ class Grid(TypedDict):
     k_block: int
     q_len: int
     k_len: int
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A native knob whose value for a sparsity no formula gives: it is bisected on measured density (harness.calibrate).
+
+    name: of the attribute that holds it. low, high: its range, both above 0 where log is set, which halves the range in
+    its logarithm. rising: whether density rises with it.
+    """
+
+    name: str
+    low: float
+    high: float
+    rising: bool
+    log: bool = False
 
 
 class Method(ABC):
@@ -93,6 +108,14 @@ class Method(ABC):
     def weights_name(self) -> str | None:
         """File name of the trained weights this method needs at its block size; None where it needs none."""
         return None if self.weights is None else self.weights.format(block_size=self.block_size)
+
+    def calibrates(self) -> Knob | None:
+        """The knob that must be found for the sparsity that was asked for; None where nothing must."""
+        return None
+
+    def set_knob(self, knob: Knob, value: float) -> None:
+        """Take a value of the knob that `calibrates` names."""
+        setattr(self, knob.name, value)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         """The native knobs and their values, as a row records them."""

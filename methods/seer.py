@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.block_index import BlockIndex, causal_blocks
 from kernels.selection import select_threshold, select_topk
 from methods import register
-from methods.base import LayerInputs, Method
+from methods.base import Knob, LayerInputs, Method
 from methods.gate import AttnGate, load_gates
 
 Selection = Literal["topk", "threshold", "nz_ratio"]
@@ -23,7 +23,8 @@ class Seer(Method):
     """SeerAttention with learned gates, one selection per query head.
 
     selection="topk": each row keeps its share, so that the density of a call is 1 - sparsity.
-    selection="threshold": blocks whose gate probability is above `threshold` (released models: 5e-4 to 5e-3).
+    selection="threshold": blocks whose gate probability is above `threshold` (released models: 5e-4 to 5e-3); given a
+    sparsity instead, the threshold is calibrated for it.
     selection="nz_ratio": the paper's rule, the same number of blocks in every row, of which early rows have fewer.
     Unlike the released code, the diagonal block is always kept, so no row is empty, probabilities are float32, and no
     query block is dense by decree (there: the last two).
@@ -61,19 +62,24 @@ class Seer(Method):
         self.q_linear = q_linear
         self.gates: list[AttnGate] = []
 
-    def _threshold(self, threshold: float | None) -> float:
+    def _threshold(self, threshold: float | None) -> float | None:
+        if self.sparsity is not None and threshold is not None:
+            raise ValueError(
+                f"sparsity={self.sparsity} and threshold={threshold}: give one of them (sparsity=null: the threshold decides)"
+            )
         if self.sparsity == 0:
-            if threshold is not None:
-                raise ValueError(f"sparsity=0 keeps every block, whatever threshold={threshold}: give one of them")
             return -1.0  # below every probability, those that underflow to 0 included
         if threshold is None:
-            raise ValueError(
-                f"selection=threshold needs a threshold, for example 2e-3: none follows from sparsity={self.sparsity}, "
-                "it has to be calibrated on measured density"
-            )
+            self.required_sparsity(", or a threshold")
+            return None  # to be calibrated
         if not 0 <= threshold < 1:
             raise ValueError(f"threshold={threshold}: must be a probability, at least 0 and below 1")
         return threshold
+
+    def calibrates(self) -> Knob | None:
+        if self.selection != "threshold" or not self.sparsity:
+            return None
+        return Knob("threshold", low=1e-9, high=1.0, rising=False, log=True)
 
     def _nz_ratio(self, nz_ratio: float | None) -> float:
         if nz_ratio is not None and self.sparsity is not None:
@@ -102,7 +108,9 @@ class Seer(Method):
             raise ValueError(f"layer {x.layer}: there are gates for layers 0 to {len(self.gates) - 1}")
         grid = self.grid(x)
         logits = self.gates[x.layer](x.q, x.k, x.rope)
-        if self.threshold is not None:
+        if self.selection == "threshold":
+            if self.threshold is None:
+                raise ValueError(f"the threshold for sparsity={self.sparsity} has not been calibrated: see harness.calibrate")
             return select_threshold(logits.softmax(-1), self.threshold, **grid)
         if self.nz_ratio is not None:
             blocks = max(1, int((1 - math.sqrt(1 - self.nz_ratio)) * logits.shape[-1]))

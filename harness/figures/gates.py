@@ -22,9 +22,7 @@ def gate_curves(steps: pd.DataFrame, recall: pd.DataFrame, path: Path) -> Path:
         if len(recall):
             mean = recall.groupby(["density", "layer"])["kept_ratio"].mean().unstack("density")
             for n, density in enumerate(sorted(mean.columns, reverse=True)):
-                right.plot(
-                    mean.index, 100 * mean[density], "o-", color=PALETTE[n % len(PALETTE)], label=f"density {density:g}"
-                )
+                right.plot(mean.index, 100 * mean[density], "o-", color=PALETTE[n % len(PALETTE)], label=f"density {density:g}")
             right.legend(frameon=False, fontsize=8)
         right.set(xlabel="layer", ylabel="kept mass ÷ oracle's (%)", title="Attention kept, held-out text")
     return save(made, path)

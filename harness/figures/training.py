@@ -34,9 +34,7 @@ def training_curve(log: Path, path: Path) -> Path:
         left.legend(frameon=False)
         for n, (kind, by_length) in enumerate(sorted(probe.items())):
             lengths = [int(k) for k in by_length]
-            right.plot(
-                lengths, [100 * v for v in by_length.values()], "o-", color=PALETTE[n % len(PALETTE)], label=kind
-            )
+            right.plot(lengths, [100 * v for v in by_length.values()], "o-", color=PALETTE[n % len(PALETTE)], label=kind)
         right.set_xscale("log", base=2)
         right.set_xticks(lengths, [tokens(n) for n in lengths])
         right.set(xlabel="tokens", title="Whole answers right at the end, unseen rows")

@@ -153,9 +153,7 @@ def _dense_kernels(loaded: LoadedModel, wanted: Sequence[str] | None) -> list[st
     return found
 
 
-def _time_layer(
-    plan: _Plan, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, *, max_seconds: float
-) -> _Layer:
+def _time_layer(plan: _Plan, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, *, max_seconds: float) -> _Layer:
     loaded, method = plan.loaded, plan.method
     inputs = LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=_rope(loaded, layer, method))
     functions: dict[str, Callable[[], Any]] = {}

@@ -82,9 +82,7 @@ def _pool(
         if MASS:
             tl.store(line + start // BLOCK_N, tl.sum(tl.sum(tl.exp2(s - lse[:, None]), 1), 0) / rows_inside)
         else:
-            tl.store(
-                line + start // BLOCK_N, tl.exp2(tl.max(tl.max(s, 1) - lse, 0))
-            )  # exp2 rises: one for a tile is enough
+            tl.store(line + start // BLOCK_N, tl.exp2(tl.max(tl.max(s, 1) - lse, 0)))  # exp2 rises: one for a tile is enough
 
 
 def block_map_triton(q: Tensor, k: Tensor, *, q_block: int, k_block: int, scale: float, pool: str) -> Tensor:

@@ -70,9 +70,7 @@ class TestEqualsEager:
         expected = eager(loaded, input_ids=ids).logits
         with Bridge(loaded, Fixed(keep=keep)) as bridge, torch.no_grad():
             cache = DynamicCache(config=loaded.model.config)
-            parts = [
-                loaded.model(input_ids=chunk, past_key_values=cache).logits for chunk in (ids[:, :37], ids[:, 37:])
-            ]
+            parts = [loaded.model(input_ids=chunk, past_key_values=cache).logits for chunk in (ids[:, :37], ids[:, 37:])]
         close(torch.cat(parts, 1), expected)
         if family in GLOBAL:
             assert bridge.method is not None

@@ -87,9 +87,7 @@ def test_corrupt_record_line_is_named_and_nothing_is_overwritten(
     assert {p: p.read_bytes() for p in before} == before
 
 
-def test_gates_of_another_model(
-    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gates_of_another_model(command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
     from safetensors.torch import save_file
 

@@ -107,9 +107,7 @@ def test_sparse_prefill_does_not_depend_on_the_batch() -> None:
 def test_on_batch_is_called_in_order() -> None:
     loaded, seen = load("llama"), []
     with Bridge(loaded, None):
-        out = generate(
-            loaded, prompts(), 3, stop_ids=set(), batch_tokens=80, on_batch=lambda i, g: seen.append((i, g))
-        )
+        out = generate(loaded, prompts(), 3, stop_ids=set(), batch_tokens=80, on_batch=lambda i, g: seen.append((i, g)))
     assert [g for _, batch in seen for g in batch] == out
     assert [i for i, _ in seen] == [sum(len(batch) for _, batch in seen[:n]) for n in range(len(seen))]
     assert 1 < len(seen) < len(out)

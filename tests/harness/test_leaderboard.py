@@ -35,9 +35,7 @@ def fill(store: Store, arm: Arm, task: str, scores: list[float], status: str = S
                 DATE,
             )
         )  # fmt: skip
-    store.cells.append(
-        CellRecord(cell.id, arm.id, cell.pair, "r1", cell.identity(), status, reason, DATE, arm.knobs, "pydoc")
-    )
+    store.cells.append(CellRecord(cell.id, arm.id, cell.pair, "r1", cell.identity(), status, reason, DATE, arm.knobs, "pydoc"))
 
 
 def latency(store: Store, arm: Arm) -> None:
