@@ -74,7 +74,7 @@ def _base(record: Record) -> Row:
     row |= {k: identity[k] for k in ("model", "method", "sparsity", "length", "seed", "dtype", "block_size")}
     row["knob"] = ";".join(f"{k}={_text(v)}" for k, v in knobs.items())
     row["reason"] = row["task"] = row["haystack"] = ""
-    row["decode"] = identity.get("decode", "dense")
+    row["decode"] = identity.get("decode", "full")
     row["_arm"] = arm  # not a column: which arm the row belongs to, for those who pick rows
     return row
 

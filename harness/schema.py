@@ -29,7 +29,7 @@ COLUMNS: tuple[str, ...] = (
 """Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
 never timed has none. `tasks` is how many tasks an average row averages. `decode` says how tokens after the first were
-computed, "dense" as the methods here act at prefill, and by which kernels. Where a row's samples came from several
+computed, "full" attention as the methods here act at prefill, and by which kernels. Where a row's samples came from several
 processes, `commit`, `command`, versions and `device` hold each value, joined by "+" (commands by "; ")."""
 
 

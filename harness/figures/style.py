@@ -67,7 +67,7 @@ def note(rows: Sequence[Row], device: str, *, bars: str = "bars") -> str:
     counts = sorted({r["samples"] for r in rows})
     each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
     gated = "; hollow: held back by a sanity gate" if any(r["status"] == Status.GATED for r in rows) else ""
-    how = "Sparse prefill, dense decoding. " if all(str(r["decode"]).startswith("dense") for r in rows) else ""
+    how = "Sparse prefill, full attention at decode. " if all(str(r["decode"]).startswith("full") for r in rows) else ""
     return f"Mean over tasks, {each} samples a point, {bars}: 95 % interval{gated}. {how}Measured on {device}."
 
 

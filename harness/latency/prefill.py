@@ -65,10 +65,10 @@ def time_prefill(
             bridge.method = method
             prefill()
 
-        functions = {"mine": sparse} if method is None else {"dense": dense, "mine": sparse}
+        functions = {"mine": sparse} if method is None else {"full": dense, "mine": sparse}
         times = take_turns(functions, device, repeats=repeats, max_seconds=max_seconds)
     mine = times["mine"]
-    return PrefillTiming(mine.median, mine.low, mine.high, peak, mine.repeats, times.get("dense", mine).median)
+    return PrefillTiming(mine.median, mine.low, mine.high, peak, mine.repeats, times.get("full", mine).median)
 
 
 def _peak_mib(function: Callable[[], None], device: torch.device) -> float | None:

@@ -23,7 +23,7 @@ def row(method: str, sparsity: float, length: int, accuracy: float | None, **mor
         "task": "avg", "samples": 10, "accuracy": accuracy, "block_size": None if dense else 64, "dtype": "float32",
         "seed": 0,
         "device": "cpu (x)", "status": "ok", "total_ms": 10 * (1.1 - sparsity), "dense_ms": 11.0,
-        "ttft_ms": 100.0, "decode": "dense", "tasks": 1,
+        "ttft_ms": 100.0, "decode": "full", "tasks": 1,
     }  # fmt: skip
     if accuracy is not None:
         made |= {"accuracy_low": max(0, accuracy - 0.1), "accuracy_high": min(1, accuracy + 0.1)}

@@ -73,7 +73,7 @@ def test_paired_rows_and_average(tmp_path: Path) -> None:
     dense = rows["full", "one"]
     assert (dense["density"], dense["dense_accuracy"]) == (1.0, None)
     assert dense["ttft_ms"] is None, "the prefill of a sample, without warm-up and perhaps beside other work, is no timing"
-    assert (one["decode"], average["tasks"], one["tasks"]) == ("dense", 2, None)
+    assert (one["decode"], average["tasks"], one["tasks"]) == ("full", 2, None)
     assert average["ttft_ms"] == 900.0
     assert [r["method"] for r in leaderboard.rows(store)] == ["full"] * 3 + ["sieve"] * 3, "dense first"
 
