@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from harness.schema import Status
 Row = style.Row
 COLUMNS = 3
 """Lengths beside each other before a new pair of panel rows begins."""
+
+
+Label = tuple[str, float, float, str]
+"""A line's name, its cheapest point and its colour."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,10 @@ def _panel(axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tupl
             axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=6, zorder=4)
         cheapest = min(range(len(xs)), key=xs.__getitem__)
         labels.append((name, xs[cheapest], ys[cheapest], colour))
-    _labels(axes, labels)
+    marks = [(name, float(r[axis.column]), 100 * r["accuracy"]) for name, members in lines.items() for r in members]
+    if dense is not None and _dense_cost(dense, axis) is not None:
+        marks.append(("", float(_dense_cost(dense, axis)), 100 * dense["accuracy"]))
+    _labels(axes, labels, marks, width)
 
 
 def _limits(axes: Axes, costs: Sequence[float], axis: Axis, names: float) -> None:
@@ -180,10 +188,20 @@ def _band(axes: Axes, dense: Row, axis: Axis) -> None:
     )  # fmt: skip
 
 
-def _labels(axes: Axes, labels: Sequence[tuple[str, float, float, str]]) -> None:
-    """Names at the left of the cheapest points, moved apart where they would overlap."""
+def _labels(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[str, float, float]], width: float) -> None:
+    """Names at the left of the cheapest points, moved apart where they would overlap; below the point where the name
+    would cover a point of another line."""
     if not labels:
         return
     heights = style.spread([y for _, _, y, _ in labels], 7.0, 0.0, 100.0)
+    low, high = axes.get_xlim()
+    log = axes.get_xscale() == "log"
+
+    def across(x: float) -> float:
+        return math.log(x / low) / math.log(high / low) if log else (x - low) / (high - low)
+
     for (name, x, y, colour), height in zip(labels, heights, strict=True):
-        style.name(axes, name, (x, y), height, colour, side="left")
+        start = across(x) - (6.6 * len(name) + 11) / (72 * width)
+        others = [(across(px), py) for owner, px, py in points if owner != name]
+        hidden = any(start < px < across(x) and abs(py - height) < 4 for px, py in others)
+        style.name(axes, name, (x, y), y - 8 if hidden else height, colour, side="below" if hidden else "left")

@@ -68,7 +68,7 @@ def note(rows: Sequence[Row], device: str, *, bars: str = "bars") -> str:
     each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
     gated = "; hollow: held back by a sanity gate" if any(r["status"] == Status.GATED for r in rows) else ""
     how = "Sparse prefill, full attention at decode. " if all(str(r["decode"]).startswith("full") for r in rows) else ""
-    return f"Mean over tasks, {each} samples a point, {bars}: 95 % interval{gated}. {how}Measured on {device}."
+    return f"Mean over tasks, {each} samples a point, {bars}: 95 % interval{gated}.\n{how}Measured on {device}."
 
 
 def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -118,11 +118,10 @@ def error_bars(row: Row) -> tuple[float, float]:
 
 
 def name(axes: Axes, text: str, point: tuple[float, float], height: float, colour: str, *, side: str) -> None:
-    """Write a line's name beside its end `point`, at `height` on the y axis, on its left or right side. A white halo
-    keeps it readable on another line."""
-    left = side == "left"
+    """Write a line's name beside its end `point`, at `height` on the y axis, on its left or right side, or below it. A
+    white halo keeps it readable on another line."""
+    away, align = {"left": (-11, "right"), "right": (11, "left"), "below": (0, "center")}[side]
     axes.annotate(
-        text, (point[0], height), xytext=(-11 if left else 11, 0), textcoords="offset points",
-        ha="right" if left else "left", va="center", fontsize=9.5, color=colour, fontweight="bold", zorder=6,
-        path_effects=[withStroke(linewidth=3, foreground="white")],
+        text, (point[0], height), xytext=(away, 0), textcoords="offset points", ha=align, va="center", fontsize=9.5,
+        color=colour, fontweight="bold", zorder=6, path_effects=[withStroke(linewidth=3, foreground="white")],
     )  # fmt: skip
