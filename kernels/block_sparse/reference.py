@@ -7,7 +7,9 @@ from torch import Tensor
 
 from kernels.block_index import BlockIndex
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 4 << 20
+"""Bytes gathered and scored at once. Small enough that the allocator hands out the same pages again: at 64 MiB half of a
+call at 4k tokens went into fresh pages."""
 
 
 def block_sparse_reference(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
