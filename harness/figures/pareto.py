@@ -27,6 +27,10 @@ Label = tuple[str, float, float, str]
 """A line's name, its cheapest point and its colour."""
 
 
+NEAR = 0.08
+"""Share of the panel's width by which a name may stand off its line to leave another line's point in sight."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """One cost: its column, the label of its axis and whether the axis is logarithmic."""
@@ -42,8 +46,8 @@ TOTAL = Axis("total_ms", "time per attention layer call, selection included (ms)
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `pareto.png` (all lengths) and, of several lengths, one `pareto_LENGTH.png` each; one set per model and
-    device, whose names the files then carry. Rows without accuracy are left out; gated ones are hollow. A study of block
-    sizes at one sparsity has no curves and gets none (see `blocks`)."""
+    device, whose names the files then carry. Rows without accuracy are left out; gated ones are hollow. A study of dense
+    attention alone, or of block sizes at one sparsity (see `blocks`), has no curves and gets none."""
     sets = style.by_model(rows)
     paths = []
     for (model, device), members in sets.items():
@@ -59,7 +63,10 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def _points_only(rows: Sequence[Row]) -> bool:
+    """Nothing but single points, or no sparse method at all."""
     sparse = [r for r in rows if not _dense(r)]
+    if not sparse:
+        return True
     return len({r["block_size"] for r in sparse}) > 1 and len({r["sparsity"] for r in sparse}) == 1
 
 
@@ -189,8 +196,8 @@ def _band(axes: Axes, dense: Row, axis: Axis) -> None:
 
 
 def _labels(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[str, float, float]], width: float) -> None:
-    """Names at the left of the cheapest points, moved apart where they would overlap; below the point where the name
-    would cover a point of another line."""
+    """Names at the left of the cheapest points, moved apart where they would overlap; a little further left, or below the
+    point, where the name would cover a point of another line."""
     if not labels:
         return
     heights = style.spread([y for _, _, y, _ in labels], 7.0, 0.0, 100.0)
@@ -202,6 +209,8 @@ def _labels(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[str, flo
 
     for (name, x, y, colour), height in zip(labels, heights, strict=True):
         start = across(x) - (6.6 * len(name) + 11) / (72 * width)
-        others = [(across(px), py) for owner, px, py in points if owner != name]
-        hidden = any(start < px < across(x) and abs(py - height) < 4 for px, py in others)
-        style.name(axes, name, (x, y), y - 8 if hidden else height, colour, side="below" if hidden else "left")
+        hidden = [px for owner, px, py in points if owner != name and start < across(px) < across(x) and abs(py - height) < 4]
+        if hidden and across(x) - across(min(hidden)) > NEAR:
+            style.name(axes, name, (x, y), y - 8, colour, side="below")
+        else:
+            style.name(axes, name, (min([x, *hidden]), y), height, colour, side="left")

@@ -66,6 +66,7 @@ def test_gated_points_are_hollow_and_failed_rows_absent() -> None:
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
+    assert write_all([row("full", 0.0, n, 0.9) for n in (1024, 2048)], tmp_path) == [], "nothing to compare"
     assert write_all([row("a", 0.5, 4096, None)], tmp_path) == []
 
 
