@@ -7,19 +7,20 @@ from torch import Tensor
 
 from kernels.block_index import BlockIndex
 from kernels.block_sparse.reference import block_sparse_reference
+from kernels.block_sparse.sdpa import block_sparse_sdpa
 
-KERNELS = ("reference", "triton")
+KERNELS = ("reference", "sdpa", "triton")
 TRITON_BLOCKS = (16, 32, 64, 128)
 TRITON_DIMS = (16, 32, 64, 96, 128, 256)
 
 
 def resolve_kernel(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int) -> str:
-    """The kernel that will run: an explicit name is checked, "auto" takes triton on CUDA and reference elsewhere.
+    """The kernel that will run: an explicit name is checked, "auto" takes triton on CUDA and sdpa elsewhere.
 
     Raises ValueError where the name is unknown or the kernel does not support the device, type or shape.
     """
     if kernel == "auto":
-        kernel = "triton" if device.type == "cuda" else "reference"
+        kernel = "triton" if device.type == "cuda" else "sdpa"
     if kernel not in KERNELS:
         raise ValueError(f"kernel={kernel} is not known; choose one of: auto, {', '.join(KERNELS)}")
     if kernel == "triton":
@@ -63,7 +64,8 @@ def block_sparse_attention(
         from kernels.block_sparse.triton_kernel import block_sparse_triton  # imported late: needs triton
 
         return block_sparse_triton(q, k, v, index, scale=scale)
-    return block_sparse_reference(q, k, v, index, scale=scale)
+    run = block_sparse_sdpa if name == "sdpa" else block_sparse_reference
+    return run(q, k, v, index, scale=scale)
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -277,7 +277,7 @@ class TestStats:
         window, whole = bridge.stats()
         assert window["kernel"] == "sliding_window"
         assert window["density"] is None
-        assert whole["kernel"] == "reference"
+        assert whole["kernel"] == "sdpa"
         assert whole["calls"] == 2
         # four block rows: 1 + 2 + 2 + 2 kept of 1 + 2 + 3 + 4; three: 1 + 2 + 2 of 6
         assert whole["densities"] == pytest.approx([7 / 10, 5 / 6])

@@ -31,7 +31,7 @@ Command = Callable[..., int]
         (["length=0"], "length=0: must be a whole number of at least 1"),
         (["samples=many"], "samples=many: must be a whole number of at least 1"),
         (["block_size=24"], "block_size=24: must be a multiple of 16 from 16 to 128"),
-        (["kernel=fast"], "kernel=fast is not known; choose one of: auto, reference, triton"),
+        (["kernel=fast"], "kernel=fast is not known; choose one of: auto, reference, sdpa, triton"),
         (["kernel=triton", "block_size=80"], "kernel=triton"),
         (["dense_kernel=fa9"], "fa9 is not known; choose one of: auto, "),
         (["dtype=int8"], "dtype=int8: must be one of auto, float32, "),

@@ -50,7 +50,7 @@ def test_dense_beside_the_method_on_the_same_samples(command: Command, toy: list
                    "command", "torch", "device", "date"):  # fmt: skip
         assert row[column] != "", column
     assert float(row["density"]) == pytest.approx(0.5, abs=0.05)
-    assert (row["kernel"], row["block_size"], row["dtype"], row["seed"]) == ("reference", "64", "float32", "0")
+    assert (row["kernel"], row["block_size"], row["dtype"], row["seed"]) == ("sdpa", "64", "float32", "0")
     assert row["command"].startswith("python -m harness model=hf")
     assert (study / "pareto.png").stat().st_size > 10_000
     assert {p.name for p in tmp_path.iterdir()} <= {"results", ".cache"}, "nothing elsewhere, no outputs/ of Hydra"

@@ -16,9 +16,11 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, tor
 GPU = pytest.mark.gpu
 RUNS = [
     ("reference", "cpu", torch.float64), ("reference", "cpu", torch.float32), ("reference", "cpu", torch.float16),
+    ("sdpa", "cpu", torch.float64), ("sdpa", "cpu", torch.float32), ("sdpa", "cpu", torch.bfloat16),
     ("triton", "cpu", torch.float32), ("triton", "cpu", torch.float16),
     pytest.param("triton", "cuda", torch.bfloat16, marks=GPU), pytest.param("triton", "cuda", torch.float16, marks=GPU),
     pytest.param("triton", "cuda", torch.float32, marks=GPU), pytest.param("reference", "cuda", torch.float32, marks=GPU),
+    pytest.param("sdpa", "cuda", torch.bfloat16, marks=GPU),
 ]  # fmt: skip
 
 
@@ -43,7 +45,7 @@ def test_equals_the_formula(kernel: str, device: str, dtype: torch.dtype, case: 
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
-@pytest.mark.parametrize("kernel", ["reference", "triton"])
+@pytest.mark.parametrize("kernel", ["reference", "sdpa", "triton"])
 def test_every_block_size(kernel: str, block: int) -> None:
     device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
     case = Case(1, 2, 1, 2 * block + 3, 3 * block + 1, 64, block, block, 2)
@@ -52,7 +54,7 @@ def test_every_block_size(kernel: str, block: int) -> None:
     assert error(block_sparse_attention(q, k, v, index, kernel=kernel), attention(q, k, v, index)) < 1e-5
 
 
-@pytest.mark.parametrize("kernel", ["reference", "triton"])
+@pytest.mark.parametrize("kernel", ["reference", "sdpa", "triton"])
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_rows_of_one_block_and_full_rows(kernel: str, share: float) -> None:
     device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
@@ -63,7 +65,7 @@ def test_rows_of_one_block_and_full_rows(kernel: str, share: float) -> None:
     assert error(block_sparse_attention(q, k, v, index, kernel=kernel), attention(q, k, v, index)) < 1e-5
 
 
-@pytest.mark.parametrize("kernel", ["reference", "triton"])
+@pytest.mark.parametrize("kernel", ["reference", "sdpa", "triton"])
 def test_what_is_not_selected_is_not_read(kernel: str) -> None:
     device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
     case = Case(1, 2, 1, 96, 96, 64, 16, 16, 1)
@@ -78,7 +80,7 @@ def test_what_is_not_selected_is_not_read(kernel: str) -> None:
     assert torch.isfinite(out[:, :, row * 16 : row * 16 + 16]).all()
 
 
-@pytest.mark.parametrize("kernel", ["reference", "triton"])
+@pytest.mark.parametrize("kernel", ["reference", "sdpa", "triton"])
 def test_every_element_is_written(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
     case = Case(2, 4, 2, 67, 90, 32, 32, 16, 4)
@@ -87,7 +89,7 @@ def test_every_element_is_written(kernel: str, monkeypatch: pytest.MonkeyPatch) 
     assert torch.isfinite(block_sparse_attention(q, k, v, case.index(device), kernel=kernel)).all()
 
 
-@pytest.mark.parametrize("kernel", ["reference", "triton"])
+@pytest.mark.parametrize("kernel", ["reference", "sdpa", "triton"])
 def test_strided_inputs(kernel: str) -> None:
     device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
     case = Case(1, 4, 2, 80, 80, 64, 16, 16, 4)
@@ -112,7 +114,7 @@ def test_full_index_is_dense() -> None:
     case = Case(2, 4, 2, 130, 170, 64, 32, 16, 4)
     q, k, v = case.tensors(torch.float32, "cpu")
     full = BlockIndex.full(2, 4, **case.grid)
-    for kernel in ("reference", "triton") if not torch.cuda.is_available() else ("reference",):
+    for kernel in ("reference", "sdpa", "triton") if not torch.cuda.is_available() else ("reference", "sdpa"):
         torch.testing.assert_close(
             block_sparse_attention(q, k, v, full, kernel=kernel),
             dense_attention(q, k, v, kernel="reference"),
@@ -145,10 +147,10 @@ def test_bad_input_is_one_clear_line() -> None:
     with pytest.raises(ValueError, match="types"):
         block_sparse_attention(q.half(), k, v, index)
     shape = {"device": torch.device("cpu"), "dtype": torch.float32, "head_dim": 64, "q_block": 64, "k_block": 64}
-    with pytest.raises(ValueError, match="choose one of: auto, reference, triton"):
+    with pytest.raises(ValueError, match="choose one of: auto, reference, sdpa, triton"):
         resolve_kernel("cutlass", **shape)
     with pytest.raises(ValueError, match="48 is not supported"):
         resolve_kernel("triton", **shape | {"q_block": 48})
     with pytest.raises(ValueError, match="float64"):
         resolve_kernel("triton", **shape | {"dtype": torch.float64})
-    assert resolve_kernel("auto", **shape) == "reference"
+    assert resolve_kernel("auto", **shape) == "sdpa"
