@@ -236,6 +236,7 @@ def _times(record: Record) -> Row:
     """The latency columns. `dense_kernel` is the fastest one; the baseline's own times are of the kernel it ran."""
     row = {k: record[k] for k in ("selection_ms", "attention_ms", "total_ms", "dense_ms", "dense_kernel", "tflops")}
     row |= {"ttft_ms": record["ttft_ms"], "peak_mib": record["peak_mib"], "dense_ttft_ms": record.get("dense_ttft_ms")}
+    row["kept_mass"] = record.get("kept_mass")
     row["speedup"] = record["dense_ms"] / record["total_ms"]
     row["pct_ideal"] = 100 * record["dense_ms"] * record["density"] / record["total_ms"]
     return row

@@ -108,7 +108,8 @@ class LatencyRecord:
     prefill); `_low` and `_high` are 10th and 90th percentiles. `dense` holds every dense kernel timed in the same run,
     `dense_failed` why others could not be; `dense_kernel` is the fastest. `peak_mib` is of a prefill, weights included;
     `tokens` is the length of the prompt they were taken on; `dense_ttft_ms` is the whole prefill with dense attention, timed
-    in turns with the method's. Of several records of one arm and device the last counts."""
+    in turns with the method's; `kept_mass` is the share of the true attention on the kept blocks of that prompt, and
+    `kept_by_layer` that of each layer. Of several records of one arm and device the last counts."""
 
     latency: str
     arm: str
@@ -136,6 +137,8 @@ class LatencyRecord:
     tokens: int
     date: str
     dense_ttft_ms: float | None = None
+    kept_mass: float | None = None
+    kept_by_layer: list[float] = field(default_factory=list)
     schema: int = SCHEMA
 
 

@@ -24,6 +24,7 @@ from harness.models import LoadedModel
 from kernels.block_index import BlockIndex
 from kernels.block_sparse import block_sparse_attention, resolve_kernel
 from kernels.dense import available_dense, dense_attention, resolve_dense
+from kernels.kept_mass import kept_mass
 from methods.base import LayerInputs, Method
 
 ORACLES = ("reference", "sdpa_math")
@@ -39,6 +40,8 @@ class AttentionTiming:
     dense_all: every dense kernel that ran; dense_kernel is the fastest and dense_ms its time; dense_failed: why others
     did not run. speedup = dense_ms ÷ total_ms. pct_ideal = 100 · dense_ms · density ÷ total_ms.
     tflops: 4·D FLOP for each query-key pair of the kept blocks, blocks on the diagonal counted whole, ÷ attention_ms.
+    kept_mass: share of the true attention on the kept blocks, mean over layers and heads (kernels.kept_mass), 1 for dense;
+    kept_by_layer: of each layer.
     peak_mib: GPU memory of one call (selection and attention) beyond its inputs, the most of any layer; None on a CPU.
     repeats: calls timed in the layer with the fewest.
     """
@@ -57,6 +60,8 @@ class AttentionTiming:
     speedup: float
     pct_ideal: float
     tflops: float
+    kept_mass: float
+    kept_by_layer: tuple[float, ...]
     peak_mib: float | None
     layers: tuple[int, ...]
     repeats: int
@@ -70,6 +75,7 @@ class _Layer:
     density: float
     flop: float
     kernel: str
+    kept: float
     peak_mib: float | None
 
 
@@ -179,7 +185,8 @@ def _time_layer(plan: _Plan, layer: int, q: Tensor, k: Tensor, v: Tensor, scale:
     functions |= {"selection": select, "attention": lambda: attend(index), "total": lambda: attend(select())}
     times = take_turns(functions, loaded.device, repeats=plan.repeats, max_seconds=max_seconds)
     density, flop = _work(q, k, index)
-    return _Layer(times, density, flop, kernel, peak)
+    kept = 1.0 if index is None else float(kept_mass(q, k, index, scale=scale).mean())
+    return _Layer(times, density, flop, kernel, kept, peak)
 
 
 def _rope(loaded: LoadedModel, layer: int, method: Method | None) -> Any:
@@ -250,6 +257,8 @@ def _summary(plan: _Plan) -> AttentionTiming:
         speedup=dense[fastest] / total,
         pct_ideal=100 * dense[fastest] * density / total,
         tflops=fmean(layer.flop for layer in layers) / (attention * 1e9),
+        kept_mass=fmean(layer.kept for layer in layers),
+        kept_by_layer=tuple(layer.kept for layer in layers),
         peak_mib=max(peaks) if peaks else None,
         layers=tuple(sorted(plan.done)),
         repeats=min(layer.times["total"].repeats for layer in layers),

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from harness import calibrate
-from harness import run as run_module
 from harness.calibrate import bisect
 from methods.base import Knob
 
@@ -70,7 +69,7 @@ def test_seers_threshold_is_found_recorded_and_taken_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("calibrated again")
 
-    monkeypatch.setattr(run_module.calibrate, "calibrate", never)
+    monkeypatch.setattr(calibrate, "calibrate", never)
     assert command(*wanted, "sparsity=0.7", "samples=2") == 0
     assert len(records(tmp_path, "samples")) == 8
     with pytest.raises(AssertionError, match="calibrated again"):

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from harness import bridge as bridge_module
-from harness import run as run_module
+from harness import evaluate as evaluate_module
+from harness import timed as timed_module
 from harness.schema import COLUMNS
 
 Command = Callable[..., int]
@@ -63,13 +64,13 @@ def test_the_same_command_does_nothing_twice_and_more_samples_extend(
     assert command(*toy) == 0
     before = {kind: lines(study, kind) for kind in ("samples", "cells", "runs")}
     prompts: list[int] = []
-    real = run_module.generate
+    real = evaluate_module.generate
 
     def counted(loaded: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
         prompts.append(len(given))
         return real(loaded, given, *args, **kwargs)
 
-    monkeypatch.setattr(run_module, "generate", counted)
+    monkeypatch.setattr(evaluate_module, "generate", counted)
     assert command(*toy) == 0
     assert prompts == [] and {kind: lines(study, kind) for kind in before} == before
     assert command(*toy, "samples=5") == 0
@@ -128,7 +129,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = run_module.generate
+    real = evaluate_module.generate
     wanted = [*toy, "task.tasks=[niah_single_1,niah_single_2]"]
 
     def failing(loaded: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
@@ -137,7 +138,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
             raise RuntimeError("CUDA out of memory. Tried to allocate 3 GiB\nmore lines")
         return real(loaded, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(run_module, "generate", failing)
+    monkeypatch.setattr(evaluate_module, "generate", failing)
     assert command(*wanted) == 1
     study = tmp_path / "results" / "toy"
     rows = {(r["method"], r["task"]): r for r in board(study)}
@@ -146,7 +147,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
         assert rows[method, "niah_single_2"]["status"] == rows[method, "avg"]["status"] == "failed"
         assert rows[method, "niah_single_2"]["reason"] == "RuntimeError: CUDA out of memory. Tried to allocate 3 GiB"
     assert "failed: dense, niah_single_2: RuntimeError: CUDA out of memory" in capsys.readouterr().out
-    monkeypatch.setattr(run_module, "generate", real)
+    monkeypatch.setattr(evaluate_module, "generate", real)
     assert command(*wanted) == 0, "the same command tries what failed again"
     assert {r["status"] for r in board(study)} == {"ok"}
     assert len(lines(study, "samples")) == 8
@@ -161,7 +162,7 @@ def test_a_task_that_cannot_be_made_fails_alone(command: Command, toy: list[str]
 def test_an_unsound_sample_gates_its_cell(
     command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module.tasks, "check_sample", lambda *_: "2 BOS tokens in the prompt; there must be one")
+    monkeypatch.setattr(evaluate_module.tasks, "check_sample", lambda *_: "2 BOS tokens in the prompt; there must be one")
     assert command(*toy) == 0
     rows = board(tmp_path / "results" / "toy")
     assert {r["status"] for r in rows} == {"gated"}
@@ -219,7 +220,7 @@ def test_timings_of_another_commit_are_taken_again_and_the_last_count(
 ) -> None:
     wanted, study = [*toy, "job=latency", "latency_repeats=1"], tmp_path / "results" / "toy"
     for name in ("one", "two", "two"):
-        monkeypatch.setattr(run_module, "commit", lambda name=name: name)
+        monkeypatch.setattr(timed_module, "commit", lambda name=name: name)
         assert command(*wanted) == 0
     timed = lines(study, "latency")
     assert len(timed) == 4, "two arms, two commits"

@@ -1,0 +1,106 @@
+"""What the arms of one command share: the model, the samples and their tokens, the record of this process, the terminal."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from harness import plan, tasks
+from harness.config import Settings
+from harness.errors import UserError
+from harness.models import LoadedModel
+from harness.provenance import file_hash, run_record
+from harness.records import Store
+from harness.schema import RunRecord
+from harness.tasks import Sample
+from harness.tasks.cache import tokenizer_hash
+from harness.tasks.haystack import haystack
+
+TOKENS_KEPT = 100_000_000
+"""Tokens of prompts held in memory before they are let go, four bytes each."""
+
+_tokens: dict[tuple[str, Sample], array[int]] = {}
+
+
+class Bench:
+    """The place where arms are measured."""
+
+    def __init__(self, wanted: Settings, loaded: LoadedModel, store: Store, console: Console) -> None:
+        self.wanted, self.loaded, self.store, self.console = wanted, loaded, store, console
+        self._samples: dict[str, list[Sample]] = {}
+
+    @cached_property
+    def run(self) -> RunRecord:
+        """The record of this process; written when the first measurement needs it."""
+        record = run_record(self.loaded.device)
+        self.store.runs.append(record)
+        return record
+
+    @property
+    def chat(self) -> bool:
+        """Whether prompts go through the model's chat template."""
+        return bool(self.wanted.model.get("chat_template"))
+
+    @cached_property
+    def text(self) -> dict[str, Any]:
+        """What the samples' text comes from, by content: the prose, the word list, the tokenizer and its template."""
+        tokenizer, words = self.loaded.tokenizer, self.wanted.data.get("words")
+        template = getattr(tokenizer, "chat_template", None) if self.chat else None
+        return {
+            "haystack": haystack(self.wanted.data.get("haystack")).name,
+            "words": file_hash(words) if words else None,
+            "tokenizer": tokenizer_hash(tokenizer),
+            "template": plan.digest(template) if template else None,
+        }
+
+    def samples(self, name: str) -> list[Sample]:
+        """The first samples of a task, as many as are wanted; made once for all arms."""
+        if name not in self._samples:
+            wanted, data = self.wanted, {**self.wanted.data, "chat_template": self.chat}
+            task = tasks.get(name)
+            self._samples[name] = task.samples(self.loaded.tokenizer, wanted.length, wanted.samples, wanted.seed, data)
+        return self._samples[name]
+
+    def tokens(self, samples: list[Sample]) -> list[array[int]]:
+        """Token ids of the samples' prompts, tokenised once for all arms of all jobs of a sweep."""
+        model = self.loaded.revision_hash
+        new = [sample for sample in samples if (model, sample) not in _tokens]
+        if sum(map(len, _tokens.values())) > TOKENS_KEPT:
+            _tokens.clear()
+            new = samples
+        for sample, ids in zip(new, tasks.encode_all(self.loaded.tokenizer, [s.prompt for s in new]), strict=True):
+            _tokens[model, sample] = array("i", ids)
+        return [_tokens[model, sample] for sample in samples]
+
+    def first_prompt(self, names: list[str]) -> Sequence[int]:
+        """The prompt of the first sample of the first task that has samples of this length."""
+        error: UserError | None = None
+        for name in names:
+            try:
+                return self.tokens(self.samples(name)[:1])[0]
+            except UserError as found:  # too short for this task
+                error = error or found
+        raise error or UserError("no task to take a prompt from")
+
+    def progress(self) -> Progress:
+        """A bar for the terminal, gone when it is done."""
+        return Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("eta"), TimeRemainingColumn(), console=self.console, transient=True,
+            disable=not (self.wanted.progress and self.console.is_terminal),
+        )  # fmt: skip
+
+    def complain(self, text: str) -> None:
+        """Say what went wrong; the command goes on."""
+        self.console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def one_line(error: Exception) -> str:
+    """An error in one line; its type too, unless the message was written for a person."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"

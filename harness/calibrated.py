@@ -1,0 +1,67 @@
+"""The native knob of an arm for its sparsity, where no formula gives it: as recorded, or found now and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness import calibrate, plan, tasks
+from harness.arms import Ready
+from harness.bench import Bench, one_line
+from harness.errors import UserError
+from harness.provenance import now
+from harness.schema import CalibrationRecord
+from methods.base import Knob
+
+
+def knob_value(bench: Bench, each: Ready, knob: Knob, names: list[str]) -> float:
+    """The value of a knob at which the arm has its sparsity. Raises UserError where it can't be measured."""
+    assert each.method is not None and each.method.sparsity is not None
+    count, target = bench.wanted.calibration_prompts, 1 - each.method.sparsity
+    identity = {**each.arm.identity(), "tasks": names, "prompts": count, "text": bench.text, "chat": bench.chat}
+    key = plan.digest(identity)
+    for record in bench.store.calibrations.read():
+        if record["calibration"] == key:
+            return float(record["value"])
+    prompts = _calibration_prompts(bench, names, count)
+    with bench.progress() as progress:
+        bar = progress.add_task(f"calibrating {each.arm.method}", total=calibrate.MOST)
+        try:
+            found = calibrate.calibrate(
+                bench.loaded, each.method, knob, prompts, target, on_try=lambda: progress.advance(bar),
+                sparse_kernel=bench.wanted.kernel, dense_kernel=bench.wanted.dense_kernel,
+            )  # fmt: skip
+        except RuntimeError as error:  # out of memory, a kernel that fails: the next job of a sweep goes on
+            raise UserError(f"can't calibrate {each.arm.method} at {bench.wanted.length}: {one_line(error)}") from error
+    if abs(found.density - target) > calibrate.TOLERANCE:
+        bench.complain(
+            f"calibrating {each.arm.method}: density {target:.3g} is out of reach, "
+            f"the nearest is {found.density:.3g} at {knob.name}={found.value:.4g}"
+        )
+    bench.store.calibrations.append(
+        CalibrationRecord(
+            calibration=key, run=bench.run.run, identity=identity, knob=knob.name, value=found.value, target=target,
+            density=found.density, layers=found.layers, tried=found.tried, date=now(),
+        )
+    )  # fmt: skip
+    return found.value
+
+
+def _calibration_prompts(bench: Bench, names: list[str], count: int) -> list[Sequence[int]]:
+    """Prompts of this length that no test uses, of the tasks in turn."""
+    wanted, data = bench.wanted, {**bench.wanted.data, "chat_template": bench.chat}
+    prompts: list[Sequence[int]] = []
+    error: UserError | None = None
+    for number in range(count + len(names)):
+        try:
+            drawn = tasks.get(names[number % len(names)]).samples(
+                bench.loaded.tokenizer, wanted.length, number // len(names) + 1, calibrate.SEED + wanted.seed, data
+            )
+        except UserError as found:  # too short for this task
+            error = error or found
+            continue
+        prompts += bench.tokens(drawn[-1:])
+        if len(prompts) == count:
+            return prompts
+    if prompts:
+        return prompts
+    raise error or UserError("no task to take calibration prompts from")
