@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.leaderboard import Row
 
-SETTINGS = ("block_size", "dtype", "seed")
+SETTINGS = ("block_size", "dtype", "seed", "kernel")
 """Columns beside the native knobs in which the lines of one method may differ."""
 
 

@@ -122,3 +122,8 @@ def test_a_threshold_found_for_each_sparsity_is_one_line() -> None:
 def test_lengths_along_the_axis_do_not_split_a_line() -> None:
     rows = [row("a", 0.9, n, 0.8, knob=f"threshold={n / 1e7}") for n in (4096, 8192)]
     assert {n: len(r) for n, r in variants.lines(rows, along="length").items()} == {"a": 2}
+
+
+def test_kernels_of_one_method_are_lines_of_their_own() -> None:
+    rows = [row("a", 0.5, 4096, 0.8, kernel=kernel) for kernel in ("sdpa", "triton")]
+    assert set(variants.lines(rows)) == {"a (kernel sdpa)", "a (kernel triton)"}
