@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import methods
 from harness.config import Settings
@@ -73,10 +75,7 @@ def build(wanted: Settings) -> Method:
 
 def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting, calibrated: Calibrated | None) -> Ready:
     method = build(wanted)
-    kernel = resolve_kernel(
-        wanted.kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim,
-        q_block=method.block_size, k_block=method.block_size,
-    )  # fmt: skip
+    kernel = _kernel(wanted, loaded, method)
     weights = method.weights_name()
     weights_hash = None
     if weights is not None:
@@ -95,6 +94,23 @@ def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting, calibrated:
         return each
     method.set_knob(knob, calibrated(each, knob))
     return Ready(replace(each.arm, knobs={**wanted.method_knobs, **method.knobs()}), method)
+
+
+def _kernel(wanted: Settings, loaded: LoadedModel, method: Method) -> str:
+    """The kernel that the method's blocks call for. A method may share an index between the heads of a GQA group without
+    saying so: a kernel that runs only where they do is let through, and refused at its first call if they don't. What ran
+    is recorded from the calls themselves."""
+    group = loaded.heads // loaded.kv_heads
+    shape: dict[str, Any] = {
+        "device": loaded.device, "dtype": loaded.dtype, "head_dim": loaded.head_dim,
+        "q_block": method.block_size, "k_block": method.block_size,
+    }  # fmt: skip
+    try:
+        return resolve_kernel(wanted.kernel, **shape, shared=group if getattr(method, "shared", False) else 1)
+    except ValueError:
+        with suppress(ValueError):
+            return resolve_kernel(wanted.kernel, **shape, shared=group)
+        raise
 
 
 def weights_folder(wanted: Settings, loaded: LoadedModel) -> Path:

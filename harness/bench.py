@@ -89,15 +89,20 @@ class Bench:
 
     def progress(self) -> Progress:
         """A bar for the terminal, gone when it is done."""
-        return Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("eta"), TimeRemainingColumn(), console=self.console, transient=True,
-            disable=not (self.wanted.progress and self.console.is_terminal),
-        )  # fmt: skip
+        return progress_bar(self.console, self.wanted.progress)
 
     def complain(self, text: str) -> None:
         """Say what went wrong; the command goes on."""
         self.console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_bar(console: Console, wanted: bool) -> Progress:
+    """A bar for the terminal, gone when it is done; none where nobody looks."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("eta"), TimeRemainingColumn(), console=console, transient=True,
+        disable=not (wanted and console.is_terminal),
+    )  # fmt: skip
 
 
 def one_line(error: Exception) -> str:

@@ -26,7 +26,7 @@ from harness.clock import Mark, elapsed_ms, mark, sync
 from harness.errors import UserError
 from harness.models import LoadedModel
 from kernels.block_index import BlockIndex
-from kernels.block_sparse import block_sparse_attention, resolve_kernel
+from kernels.block_sparse import as_run, block_sparse_attention, resolve_kernel
 from kernels.dense import dense_attention, resolve_dense, sliding_window_attention
 from methods.base import LayerInputs, Method, Rope
 
@@ -114,7 +114,6 @@ class Bridge:
         self._record = record
         self._logs: dict[int, _LayerLog] = {}
         self._ropes: dict[int, Rope] = {}
-        self._sparse: dict[tuple[int, int], str] = {}
         self._previous: str | dict[str, str] | None = None
 
     # -- attaching ---------------------------------------------------------------------------------------------------
@@ -160,7 +159,8 @@ class Bridge:
             kernel = self.dense_kernel
             out = dense_attention(q, k, v, scale=scale, kernel=kernel)
         else:
-            kernel = self._kernel(index)
+            kernel = self._kernel(index, heads=q.shape[1])
+            index = as_run(index, kernel)  # merging blocks is part of the kernel's time, and the density is of what ran
             out = block_sparse_attention(q, k, v, index, scale=scale, kernel=kernel)
         self._note(layer, kernel, index, (start, selected, self._mark()))
         return out
@@ -187,18 +187,16 @@ class Bridge:
             self._ropes[layer] = ModelRope(self.loaded.model, layer)
         return self._ropes[layer]
 
-    def _kernel(self, index: BlockIndex) -> str:
-        blocks = (index.q_block, index.k_block)
-        if blocks not in self._sparse:
-            self._sparse[blocks] = resolve_kernel(
-                self.sparse_kernel,
-                device=self.loaded.device,
-                dtype=self.loaded.dtype,
-                head_dim=self.loaded.head_dim,
-                q_block=index.q_block,
-                k_block=index.k_block,
-            )
-        return self._sparse[blocks]
+    def _kernel(self, index: BlockIndex, *, heads: int) -> str:
+        return resolve_kernel(
+            self.sparse_kernel,
+            device=self.loaded.device,
+            dtype=self.loaded.dtype,
+            head_dim=self.loaded.head_dim,
+            q_block=index.q_block,
+            k_block=index.k_block,
+            shared=heads // index.counts.shape[1],
+        )
 
     # -- what happened -----------------------------------------------------------------------------------------------
 

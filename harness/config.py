@@ -30,7 +30,8 @@ def conf_dir() -> Path:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for, checked. `model`, `method_knobs` and `data` are the plain dicts of their groups."""
+    """What the user asked for, checked. `model`, `method_knobs` and `data` are the plain dicts of their groups, `options`
+    that of the job, its name aside."""
 
     job: str
     study: str
@@ -55,6 +56,7 @@ class Settings:
     calibration_prompts: int
     progress: bool
     data: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -94,6 +96,7 @@ def settings(cfg: DictConfig) -> Settings:
         calibration_prompts=_integer("calibration_prompts", raw["calibration_prompts"], 1),
         progress=_boolean("progress", raw["progress"]),
         data=dict(raw["data"]),
+        options={k: v for k, v in raw["job"].items() if k != "name"},
     )
 
 

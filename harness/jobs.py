@@ -26,7 +26,7 @@ class Jobs:
         self.next_write = 0.0
         self.measuring: dict[str, Callable[[Settings], int]] = {
             "evaluate": self._measure, "latency": self._measure, "report": self._report,
-            "archive": self._archive,
+            "archive": self._archive, "kernel_speed": self._kernel_speed,
         }  # fmt: skip
         self.training = {"pretrain": "harness.training.pretrain", "distill": "harness.training.distill_job"}
 
@@ -45,12 +45,26 @@ class Jobs:
         from harness.run import measure  # transformers takes seconds to import, and a report needs none of it
 
         store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
+        if store.kernels.exists():
+            raise UserError(f"study={wanted.study} is a study of kernels: name another one, for example study=mine")
         for file in store.files():
             file.read()  # a corrupt record stops the command before hours of work, not after
         done = measure(wanted, store, self.console)
         self.touched.setdefault(wanted.folder, set()).update(done.arms)
         self._keep_fresh(store)
         return 1 if done.failed else 0
+
+    def _kernel_speed(self, wanted: Settings) -> int:
+        from harness.kernel_speed.study import Study
+
+        store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
+        if store.cells.exists() or store.latency.exists():
+            raise UserError(f"study={wanted.study} holds other measurements: name another one, study=kernel_speed say")
+        for file in store.files():
+            file.read()
+        failed = Study(wanted, store, self.console).go()
+        self.touched.setdefault(wanted.folder, set())
+        return 1 if failed else 0
 
     def _keep_fresh(self, store: Store) -> None:
         """Rebuild the leaderboard between the jobs of a sweep, as often as takes a twentieth of the time."""
@@ -77,13 +91,26 @@ class Jobs:
 
     def finish(self) -> int:
         """Write leaderboard and figures of the studies touched, print the table and where everything lies."""
-        from harness.figures import write_all
-
         for folder, arms in self.touched.items():
             store = self.stores.get(folder) or Store(folder)
-            path, rows = leaderboard.write(store)
-            pictures = write_all(rows, folder)
-            table.show(self.console, rows, arms)
-            for written in (path, *pictures, folder / "records"):
-                self.console.print(f"wrote {written}", highlight=False, soft_wrap=True)
+            written = self._finish_kernels(store) if store.kernels.exists() else self._finish(store, arms)
+            for path in (*written, folder / "records"):
+                self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
         return 0
+
+    def _finish(self, store: Store, arms: set[str]) -> list[Path]:
+        from harness.figures import write_all
+
+        path, rows = leaderboard.write(store)
+        pictures = write_all(rows, store.folder)
+        table.show(self.console, rows, arms)
+        return [path, *pictures]
+
+    def _finish_kernels(self, store: Store) -> list[Path]:
+        from harness.figures import kernel_speed
+        from harness.kernel_speed import board
+
+        path, rows = board.write(store)
+        pictures = kernel_speed.write(rows, store.folder)
+        board.show(self.console, rows)
+        return [path, *pictures]

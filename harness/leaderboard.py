@@ -79,7 +79,7 @@ def _base(record: Record) -> Row:
     return row
 
 
-def _provenance(used: Iterable[Record]) -> Row:
+def provenance(used: Iterable[Record]) -> Row:
     """Where a row's numbers come from: of all processes that made them, in their order."""
     runs = sorted({run["run"]: run for run in used}.values(), key=lambda run: str(run["date"]))
 
@@ -100,7 +100,7 @@ def _cell_row(
 ) -> Row:
     mine = samples.get(cell["cell"], [])
     row = _base(cell)
-    row |= _provenance([runs[s["run"]] for s in mine] or [runs[cell["run"]]])
+    row |= provenance([runs[s["run"]] for s in mine] or [runs[cell["run"]]])
     row |= {"date": cell["date"], "cell": cell["cell"]}
     row |= {"task": cell["identity"]["task"], "haystack": cell["haystack"], "samples": len(mine)}
     row["kernel"] = "+".join(sorted({k for s in mine for k in s["kernels"]}))
@@ -156,7 +156,7 @@ def _average_row(
     timed: Mapping[tuple[str, str], Record],
 ) -> Row:
     first, task_rows = members[0][0], [row for _, row in members]
-    row = _base(first) | _provenance(
+    row = _base(first) | provenance(
         runs[run] for c, _ in members for run in {c["run"], *(s["run"] for s in samples.get(c["cell"], []))}
     )
     row |= {"task": AVERAGE, "cell": "", "tasks": len(members), "date": max(str(r["date"]) for r in task_rows)}
@@ -243,7 +243,7 @@ def _times(record: Record) -> Row:
 
 
 def _latency_row(record: Record, runs: Mapping[str, Record]) -> Row:
-    row = _base(record) | _provenance([runs[record["run"]]]) | _times(record)
+    row = _base(record) | provenance([runs[record["run"]]]) | _times(record)
     row |= {"density": record["density"], "kernel": record["kernel"], "date": record["date"], "status": Status.OK}
     return row
 
@@ -259,16 +259,20 @@ def _text(value: Any) -> str:
 
 
 def write(store: Store) -> tuple[Path, list[Row]]:
-    """Rebuild `leaderboard.csv` (in one step: readers see the old file or the new one) and return it and its rows."""
+    """Rebuild `leaderboard.csv` and return it and its rows."""
     table = rows(store)
-    path = store.folder / "leaderboard.csv"
+    return write_csv(store.folder / "leaderboard.csv", COLUMNS, table), table
+
+
+def write_csv(path: Path, columns: Sequence[str], table: Sequence[Row]) -> Path:
+    """Write rows as CSV in one step: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([_text(row[c]) for c in COLUMNS] for row in table)
+        writer.writerow(columns)
+        writer.writerows([_text(row[c]) for c in columns] for row in table)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    return path, table
+    return path

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,23 @@ from methods.rope import rope_apply
 _HIDDEN_NOPE = {"afmoe", "cohere2", "cohere2_moe", "exaone4", "exaone4_5", "exaone_moe", "granite_swa",
                 "granitemoe_swa"}  # fmt: skip
 """Models that leave RoPE out of some layers in a way that the layer itself does not show."""
+
+TABLE_STEP = 4096
+"""Tables are made for a multiple of so many positions: prompts of nearly the same length find theirs made."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """cos, sin [P,R/2], and the frequencies and attention scaling they were made from."""
+
+    frequencies: Tensor
+    scaling: float
+    cos: Tensor
+    sin: Tensor
+
+
+_tables: WeakKeyDictionary[nn.Module, dict[tuple, _Table]] = WeakKeyDictionary()
+"""By rotary module: a table of 128k positions takes 64 MiB, so layers share it."""
 
 
 class ModelRope:
@@ -48,12 +67,32 @@ class ModelRope:
         """positions [P] int64 -> cos, sin [P,R] float32, rounded to the model's dtype as transformers rounds them."""
         return self._cos_sin(self._rotary, positions)
 
+    def table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos, sin [length,R/2] float32 of positions 0 to length - 1: one half of what cos_sin gives. Read only."""
+        kept = _tables.setdefault(self._rotary, {})
+        key = (self._layer_type, self._rotates, self._dtype, device)
+        frequencies, scaling = getattr(self._rotary, self._name("inv_freq")), self._scaling(self._rotary)
+        found = kept.get(key)
+        # dynamic types put other frequencies in place of the old ones: another tensor, not another content
+        if found is None or found.frequencies is not frequencies or found.scaling != scaling or len(found.cos) < length:
+            with torch.inference_mode(False), torch.no_grad():  # training may use what an evaluation made
+                positions = torch.arange(-(-length // TABLE_STEP) * TABLE_STEP, device=device)
+                found = _Table(frequencies, scaling, *self._waves(self._rotary, positions))
+            kept[key] = found
+        return found.cos[:length], found.sin[:length]
+
     def _cos_sin(self, rotary: nn.Module, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self._waves(rotary, positions)
+        return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+
+    def _waves(self, rotary: nn.Module, positions: Tensor) -> tuple[Tensor, Tensor]:
         frequencies = getattr(rotary, self._name("inv_freq")).to(device=positions.device, dtype=torch.float32)
-        scaling = float(getattr(rotary, self._name("attention_scaling"), 1.0)) if self._rotates else 1.0
         angles = positions[:, None].float() * (frequencies if self._rotates else torch.zeros_like(frequencies))
-        angles = torch.cat((angles, angles), dim=-1)
+        scaling = self._scaling(rotary)
         return tuple((wave * scaling).to(self._dtype).float() for wave in (angles.cos(), angles.sin()))  # type: ignore[return-value]
+
+    def _scaling(self, rotary: nn.Module) -> float:
+        return float(getattr(rotary, self._name("attention_scaling"), 1.0)) if self._rotates else 1.0
 
     def _name(self, what: str) -> str:
         return what if self._layer_type is None else f"{self._layer_type}_{what}"

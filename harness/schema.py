@@ -2,9 +2,10 @@
 
 Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one line per process: command, commit, versions,
 device), `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts),
-`latency.jsonl` (one per arm, length and device) and `calibrations.jsonl` (a native knob found for a sparsity); any of them
-may lie compressed in `KIND.jsonl.xz` (job=archive). Samples point to their cell and their run by id, so a sweep of
-100,000 samples stays small. `leaderboard.csv` is made from these records alone.
+`latency.jsonl` (one per arm, length and device), `calibrations.jsonl` (a native knob found for a sparsity) and, in a study of
+kernels without a model, `kernels.jsonl` (the state of a case); any of them may lie compressed in `KIND.jsonl.xz`
+(job=archive). Samples point to their cell and their run by id, so a sweep of 100,000 samples stays small.
+`leaderboard.csv` is made from these records alone.
 """
 
 from __future__ import annotations
@@ -31,6 +32,20 @@ COLUMNS: tuple[str, ...] = (
 never timed has none. `tasks` is how many tasks an average row averages. `decode` says how tokens after the first were
 computed, "full" attention as the methods here act at prefill, and by which kernels. Where a row's samples came from several
 processes, `commit`, `command`, versions and `device` hold each value, joined by "+" (commands by "; ")."""
+
+
+KERNEL_COLUMNS: tuple[str, ...] = (
+    *COLUMNS,
+    "phase", "op", "batch", "index", "selection", "q_block", "k_block", "shared", "total_low", "total_high", "repeats",
+    "attention_speedup", "attention_pct_ideal", "gb_s", "error", "timing",
+)  # fmt: skip
+"""Columns of leaderboard.csv in a study of kernels (job=kernel_speed), where `model` is the shape and `method` says where
+the index comes from. `op` is what was timed: dense, sparse, selection or block_map; `index` the kind of index (…_shared: one
+for the query heads of a KV head), `selection` the method whose selection is in `total_ms`. `total_low` and `total_high` are
+the 10th and 90th percentile of `repeats` calls; `attention_speedup` and `attention_pct_ideal` leave the selection out.
+`q_block` and `k_block` are of the index that ran: a kernel that merges blocks attends to more than it was given, and its
+density says so. `gb_s`, at decode, is keys and values that must be read ÷ time; `error` the relative error against float32
+attention over the same index; `timing` says whether calls were timed by events or replayed as a CUDA graph."""
 
 
 class Status:
@@ -143,6 +158,39 @@ class LatencyRecord:
 
 
 @dataclass(frozen=True)
+class KernelRecord:
+    """The state of one case of a study of kernels, the last line of a case counts. `identity` is what was timed (see
+    `harness.kernel_speed.cases`) and on which shape, dtype and seed; `case` is the hash of it, the device, commit, versions
+    and limits. `times` holds [median, 10th percentile, 90th percentile, repeats] in milliseconds of "attention", "selection"
+    and "total" (both timed as one; of dense attention, a selection alone or a block map: the call). `density`, `flop`,
+    `q_block` and `k_block` are of the index that ran, which a kernel that merges blocks makes coarser than the one it was
+    given (`identity["block"]`). `error` is relative, against float32 attention over that index. `dense_ms` is the fastest
+    dense kernel of the same process at this length. `final`: a failure that the next run need not try again."""
+
+    case: str
+    run: str
+    identity: dict[str, Any]
+    device: str
+    status: str
+    reason: str
+    date: str
+    times: dict[str, list[float]] = field(default_factory=dict)
+    density: float | None = None
+    flop: float | None = None
+    kv_bytes: float | None = None
+    q_block: int | None = None
+    k_block: int | None = None
+    error: float | None = None
+    dense_ms: float | None = None
+    dense_kernel: str | None = None
+    peak_mib: float | None = None
+    timing: str = "events"
+    about: dict[str, Any] = field(default_factory=dict)
+    final: bool = False
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
 class CalibrationRecord:
     """A native knob found for a sparsity. `identity` is what `calibration` is the hash of: the arm without the knob, and
     which prompts; `density` is what was reached on them, `layers` in each layer, `tried` how many values were measured."""
@@ -166,6 +214,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "cells": ("schema", "cell", "arm", "pair", "run", "identity", "status", "reason", "date"),
     "latency": ("schema", "latency", "arm", "run", "identity", "device", "kernel", "total_ms", "dense_ms", "date"),
     "calibrations": ("schema", "calibration", "run", "identity", "knob", "value", "density", "date"),
+    "kernels": ("schema", "case", "run", "identity", "device", "status", "reason", "date"),
 }
 """Fields without which a line of that file is refused as corrupt."""
 
@@ -173,4 +222,5 @@ KEYS: dict[str, tuple[str, ...]] = {
     "runs": ("run",), "samples": ("cell", "index"), "latency": ("latency",),
     "calibrations": ("calibration",),
 }  # fmt: skip
-"""Fields that identify a line; a second line with the same key is never written. Cells have states instead."""
+"""Fields that identify a line; a second line with the same key is never written. Cells and kernel cases have states
+instead."""

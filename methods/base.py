@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypedDict
 
+import torch
 from torch import Tensor
 
 from kernels.block_index import BlockIndex
@@ -26,6 +27,10 @@ class Rope(Protocol):
 
     def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions [P] int64 -> cos, sin [P,R] float32; R rotary elements, halves duplicated, attention scaling in."""
+
+    def table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos, sin [length,R/2] float32 of positions 0 to length - 1, one of the equal halves. Kept for the next call, and
+        shared by layers that rotate alike: read only."""
 
 
 @dataclass(frozen=True)

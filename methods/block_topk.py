@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from kernels.block_index import BlockIndex
-from kernels.selection import select_topk
+from kernels.pool import pool
+from kernels.selection import select_from_pooled
 from methods import register
 from methods.base import LayerInputs, Method
-from methods.pooling import pool_blocks
 
 
 @register("block_topk")
@@ -14,19 +14,25 @@ class BlockTopK(Method):
     """score(i, j) = mean of query block i · mean of key block j × scale, in float32, post-RoPE; the highest are kept.
 
     The estimate that MoBA (which pools keys only) and MInference's block-sparse heads build on. Each query head ranks
-    for itself; the diagonal block is always kept.
+    for itself, or with shared the query heads of a KV head together, by the mean of their scores; the diagonal block is
+    always kept.
     """
 
     paper = "MInference 1.0 (block-sparse pattern), arXiv 2407.02490"
     knob = "top-k"
     family = "top-k"
 
-    def __init__(self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0, shared: bool = False
+    ) -> None:  # fmt: skip
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
         self.required_sparsity()
+        self.shared = shared
 
     def select(self, x: LayerInputs) -> BlockIndex:
-        q = pool_blocks(x.q, self.block_size, "mean").unflatten(1, (x.k.shape[1], -1))  # [B,Hkv,g,Mq,D]
-        k = pool_blocks(x.k, self.block_size, "mean").unsqueeze(2)
-        scores = (q @ k.transpose(-1, -2)).flatten(1, 2) * x.scale
-        return select_topk(scores, self.budget(x), **self.grid(x))
+        q, k = (pool(tokens, self.block_size, ("mean",)) for tokens in (x.q, x.k))
+        share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
+        return select_from_pooled(q, k, scale=x.scale, budget=self.budget(x), share=share, **self.grid(x))
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        return {"shared": self.shared}

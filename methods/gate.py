@@ -16,15 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from kernels.block_index import causal_blocks
+from kernels.pool import Pool, pool
+from kernels.project import project
 from methods.base import Rope
-from methods.pooling import Pool, pool_blocks
-from methods.rope import rope_apply, rope_undo
 
 POOLED_K: tuple[Pool, ...] = ("max", "min", "mean")
 """How keys are pooled, in the order in which the pooled vectors are concatenated."""
-
-CHUNK_ELEMENTS = 1 << 24
-"""Elements whose RoPE is undone at once: bounds the float32 copies of long prompts at 64 MiB each."""
 
 
 class AttnGate(nn.Module):
@@ -56,37 +53,29 @@ class AttnGate(nn.Module):
 
     def pool(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         """Post-RoPE q, k -> pre-RoPE q pooled [B,Hq,Mq,D] and k pooled three ways [B,Hkv,Nk,3D], float32."""
+        cos, sin = rope.table(k.shape[2], k.device)
         offset = k.shape[2] - q.shape[2]
-        return _pool(q, self.block_size, ("mean",), rope, offset), _pool(k, self.block_size, POOLED_K, rope, 0)
+        pooled_q = pool(q, self.block_size, ("mean",), cos=cos[offset:], sin=sin[offset:])
+        return pooled_q, pool(k, self.block_size, POOLED_K, cos=cos, sin=sin)
+
+    def project(
+        self, pooled_q: Tensor, pooled_k: Tensor, rope: Rope, *, q_len: int, k_len: int, kernel: str = "auto"
+    ) -> tuple[Tensor, Tensor]:
+        """What `pool` returned -> the queries [B,Hq,Mq,D] and keys [B,Hq,Nk,D] whose products are the logits' numerators:
+        projected, with RoPE at the first token of each block. Differentiable with kernel="reference"."""
+        cos, sin = (table[:: self.block_size] for table in rope.table(k_len, pooled_k.device))
+        keys = project(pooled_k, self.k, cos=cos, sin=sin, kernel=kernel)
+        cos, sin = (table[k_len - q_len :: self.block_size] for table in rope.table(k_len, pooled_q.device))
+        return project(pooled_q, self.q, cos=cos, sin=sin, kernel=kernel), keys
 
     def score(self, pooled_q: Tensor, pooled_k: Tensor, rope: Rope, *, q_len: int, k_len: int) -> Tensor:
         """What `pool` returned -> logits [B,Hq,Mq,Nk] float32, -inf above the causal diagonal. Differentiable."""
         block, device = self.block_size, pooled_q.device
-        if self.q is not None:
-            pooled_q = pooled_q @ self.q
-        # query head h uses kv head h // group: the pooled keys of a group meet the weights of each of its heads
-        weight = self.k.unflatten(0, (self.kv_heads, -1))  # [Hkv,g,3D,D]
-        keys = (pooled_k.unsqueeze(2) @ weight).flatten(1, 2)  # [B,Hq,Nk,D]
-        q_starts = torch.arange(k_len - q_len, k_len, block, device=device)
-        k_starts = torch.arange(0, k_len, block, device=device)
-        queries = rope_apply(pooled_q, *rope.cos_sin(q_starts))
-        keys = rope_apply(keys, *rope.cos_sin(k_starts))
+        queries, keys = self.project(pooled_q, pooled_k, rope, q_len=q_len, k_len=k_len, kernel="reference")
         logits = queries @ keys.transpose(-1, -2) * keys.shape[-1] ** -0.5
         causal = causal_blocks(q_len, k_len, block, block, device=device)
         future = torch.arange(keys.shape[2], device=device) >= causal[:, None]
         return logits.masked_fill(future, float("-inf"))
-
-
-def _pool(x: Tensor, block: int, how: Sequence[Pool], rope: Rope, first: int) -> Tensor:
-    """Undo RoPE of x [B,H,P,D], whose first token is at position `first`, and pool: [B,H,ceil(P/block),len(how)*D]."""
-    step = max(1, CHUNK_ELEMENTS // (x[:, :, 0].numel() * block)) * block
-    parts = []
-    for start in range(0, x.shape[2], step):
-        chunk = x[:, :, start : start + step]
-        positions = torch.arange(first + start, first + start + chunk.shape[2], device=x.device)
-        plain = rope_undo(chunk, *rope.cos_sin(positions))
-        parts.append(torch.cat([pool_blocks(plain, block, way) for way in how], dim=-1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args
+from functools import lru_cache
+from typing import Any, Literal, Self, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
 from kernels.block_index import BlockIndex, causal_blocks
-from kernels.selection import select_threshold, select_topk
+from kernels.selection import select_from_pooled
 from methods import register
-from methods.base import Knob, LayerInputs, Method
+from methods.base import Grid, Knob, LayerInputs, Method
 from methods.gate import AttnGate, load_gates
 
 Selection = Literal["topk", "threshold", "nz_ratio"]
 
 
+class Rule(TypedDict, total=False):
+    """What decides how many blocks a row keeps, as kernels.selection takes it; one of the two."""
+
+    budget: tuple[int, ...]
+    threshold: float
+
+
+@lru_cache(maxsize=64)
+def nz_budget(nz_ratio: float, q_len: int, k_len: int, q_block: int, k_block: int) -> tuple[int, ...]:
+    """The paper's rule: the same number of blocks in every row, or all that are causal where they are fewer."""
+    blocks = max(1, int((1 - math.sqrt(1 - nz_ratio)) * -(-k_len // k_block)))
+    return tuple(causal_blocks(q_len, k_len, q_block, k_block).clamp(max=blocks).tolist())
+
+
 @register("seer")
 class Seer(Method):
-    """SeerAttention with learned gates, one selection per query head.
+    """SeerAttention with learned gates, one selection per query head; with shared, one per group of query heads that share
+    a KV head, from the mean of their logits.
 
     selection="topk": each row keeps its share, so that the density of a call is 1 - sparsity.
     selection="threshold": blocks whose gate probability is above `threshold` (released models: 5e-4 to 5e-3); given a
@@ -47,6 +63,7 @@ class Seer(Method):
         threshold: float | None = None,
         nz_ratio: float | None = None,
         q_linear: bool = False,
+        shared: bool = False,
     ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
         if selection not in get_args(Selection):
@@ -60,6 +77,7 @@ class Seer(Method):
         if selection == "topk":
             self.required_sparsity()
         self.q_linear = q_linear
+        self.shared = shared
         self.gates: list[AttnGate] = []
 
     def _threshold(self, threshold: float | None) -> float | None:
@@ -106,16 +124,20 @@ class Seer(Method):
             raise ValueError("method seer needs the model's RoPE: its gates read queries and keys from before it")
         if not 0 <= x.layer < len(self.gates):
             raise ValueError(f"layer {x.layer}: there are gates for layers 0 to {len(self.gates) - 1}")
-        grid = self.grid(x)
-        logits = self.gates[x.layer](x.q, x.k, x.rope)
-        if self.selection == "threshold":
-            if self.threshold is None:
-                raise ValueError(f"the threshold for sparsity={self.sparsity} has not been calibrated: see harness.calibrate")
-            return select_threshold(logits.softmax(-1), self.threshold, **grid)
+        gate, grid = self.gates[x.layer], self.grid(x)
+        pooled_q, pooled_k = gate.pool(x.q, x.k, x.rope)
+        queries, keys = gate.project(pooled_q, pooled_k, x.rope, q_len=grid["q_len"], k_len=grid["k_len"])
+        share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
+        return select_from_pooled(queries, keys, scale=keys.shape[-1] ** -0.5, share=share, **self._rule(x, grid), **grid)
+
+    def _rule(self, x: LayerInputs, grid: Grid) -> Rule:
+        if self.selection == "topk":
+            return Rule(budget=self.budget(x))
         if self.nz_ratio is not None:
-            blocks = max(1, int((1 - math.sqrt(1 - self.nz_ratio)) * logits.shape[-1]))
-            return select_topk(logits, tuple(causal_blocks(**grid).clamp(max=blocks).tolist()), **grid)
-        return select_topk(logits, self.budget(x), **grid)
+            return Rule(budget=nz_budget(self.nz_ratio, **grid))
+        if self.threshold is None:
+            raise ValueError(f"the threshold for sparsity={self.sparsity} has not been calibrated: see harness.calibrate")
+        return Rule(threshold=self.threshold)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {
@@ -123,4 +145,5 @@ class Seer(Method):
             "threshold": self.threshold,
             "nz_ratio": self.nz_ratio,
             "q_linear": self.q_linear,
+            "shared": self.shared,
         }

@@ -22,7 +22,7 @@ from harness.errors import UserError
 from harness.latency.measure import Times, extra_mib, take_turns
 from harness.models import LoadedModel
 from kernels.block_index import BlockIndex
-from kernels.block_sparse import block_sparse_attention, resolve_kernel
+from kernels.block_sparse import as_run, block_sparse_attention, resolve_kernel
 from kernels.dense import available_dense, dense_attention, resolve_dense
 from kernels.kept_mass import kept_mass
 from methods.base import LayerInputs, Method
@@ -35,7 +35,8 @@ ORACLES = ("reference", "sdpa_math")
 class AttentionTiming:
     """Means over `layers` of per-layer medians; milliseconds per layer call.
 
-    density: kept ÷ causal blocks of the index that ran. attention_ms: the kernel alone, given the index; total_ms:
+    density: kept ÷ causal blocks of the index that ran, which a kernel that merges blocks made coarser (its attention_ms
+    holds the merging). attention_ms: the kernel alone, given the method's index; total_ms:
     selection and attention timed as one, with total_low and total_high its 10th and 90th percentile.
     dense_all: every dense kernel that ran; dense_kernel is the fastest and dense_ms its time; dense_failed: why others
     did not run. speedup = dense_ms ÷ total_ms. pct_ideal = 100 · dense_ms · density ÷ total_ms.
@@ -174,7 +175,7 @@ def _time_layer(plan: _Plan, layer: int, q: Tensor, k: Tensor, v: Tensor, scale:
         return None if method is None else method.select(inputs)
 
     index = select()
-    kernel = _kernel(plan, index)
+    kernel = _kernel(plan, index, heads=q.shape[1])
 
     def attend(chosen: BlockIndex | None) -> Tensor:
         if chosen is None:
@@ -184,8 +185,9 @@ def _time_layer(plan: _Plan, layer: int, q: Tensor, k: Tensor, v: Tensor, scale:
     peak = extra_mib(lambda: attend(select()), loaded.device)
     functions |= {"selection": select, "attention": lambda: attend(index), "total": lambda: attend(select())}
     times = take_turns(functions, loaded.device, repeats=plan.repeats, max_seconds=max_seconds)
-    density, flop = _work(q, k, index)
-    kept = 1.0 if index is None else float(kept_mass(q, k, index, scale=scale).mean())
+    ran = None if index is None else as_run(index, kernel)
+    density, flop = _work(q, k, ran)
+    kept = 1.0 if ran is None else float(kept_mass(q, k, ran, scale=scale).mean())
     return _Layer(times, density, flop, kernel, kept, peak)
 
 
@@ -209,13 +211,14 @@ def _runs(plan: _Plan, name: str, function: Callable[[], Any]) -> bool:
     return True
 
 
-def _kernel(plan: _Plan, index: BlockIndex | None) -> str:
+def _kernel(plan: _Plan, index: BlockIndex | None, *, heads: int) -> str:
     where: dict[str, Any] = {
         "device": plan.loaded.device, "dtype": plan.loaded.dtype, "head_dim": plan.loaded.head_dim,
     }  # fmt: skip
     if index is None:
         return resolve_dense(plan.dense_kernel, **where)
-    return resolve_kernel(plan.sparse_kernel, q_block=index.q_block, k_block=index.k_block, **where)
+    shared = heads // index.counts.shape[1]
+    return resolve_kernel(plan.sparse_kernel, q_block=index.q_block, k_block=index.k_block, shared=shared, **where)
 
 
 def _work(q: Tensor, k: Tensor, index: BlockIndex | None) -> tuple[float, float]:

@@ -1,8 +1,10 @@
 """Repeated timing of several functions under equal conditions.
 
-The functions take turns, so that a clock that drifts drifts for all of them. Before every call on a GPU a buffer larger
-than the L2 cache is written: the inputs come from memory, as they do in a model, and the host gets a head start in
-queueing the launches. Time is taken on the device (CUDA events), on a CPU with perf_counter.
+The functions take turns, there and back, so that a clock that drifts drifts for all of them and none always follows the one
+that heats the card most. Before every call on a GPU a buffer larger than the L2 cache is written: the inputs come from
+memory, as they do in a model. Then the GPU waits a millisecond, so that the host has queued the launches when they begin, as
+it has in a model whose GPU is busy: what is timed is the device, not Python (a whole prefill is timed without). Time is taken
+on the device (CUDA events), on a CPU with perf_counter.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from harness.clock import elapsed_ms, mark, sync
 
 FLUSH_BYTES = 256 << 20
 """Written before every call on a GPU; the L2 caches of Hopper and Blackwell hold 50 to 126 MB."""
+
+HEAD_START = 2_000_000
+"""Clock cycles that the GPU waits before a call, about a millisecond."""
 
 WARM_UP = 2
 """Calls of each function on a GPU before the clock runs, once it has compiled."""
@@ -42,22 +47,36 @@ class Times:
 
 
 def take_turns(
-    functions: Mapping[str, Callable[[], Any]], device: torch.device, *, repeats: int, max_seconds: float
+    functions: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    *,
+    repeats: int,
+    max_seconds: float,
+    head_start: bool = True,
 ) -> dict[str, Times]:
-    """Time every function `repeats` times, or as often as fits into max_seconds (warm-up included), at least once."""
+    """Time every function `repeats` times, or as often as fits into max_seconds (warm-up included), at least once.
+
+    head_start: let the host queue a call's launches before the GPU begins; without, its launches are part of the time.
+    """
     stop = time.perf_counter() + max_seconds
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.type == "cuda" else None
     if flush is not None:  # the first calls on a CPU are no slower than the next, and there they are dear
         for _ in range(WARM_UP):
+            began = time.perf_counter()
             for function in functions.values():
                 function()
+            sync(device)
+            if 2 * time.perf_counter() - began > stop:  # long calls are warm after one, and the time is for the clock
+                break
     samples: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats):
         began = time.perf_counter()
         marks = {}
-        for name, function in functions.items():
+        for name, function in list(functions.items())[:: -1 if turn % 2 else 1]:
             if flush is not None:
                 flush.zero_()
+                if head_start:
+                    torch.cuda._sleep(HEAD_START)
             start = mark(device)
             function()
             marks[name] = start, mark(device)

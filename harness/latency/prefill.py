@@ -66,7 +66,7 @@ def time_prefill(
             prefill()
 
         functions = {"mine": sparse} if method is None else {"full": dense, "mine": sparse}
-        times = take_turns(functions, device, repeats=repeats, max_seconds=max_seconds)
+        times = take_turns(functions, device, repeats=repeats, max_seconds=max_seconds, head_start=False)
     mine = times["mine"]
     return PrefillTiming(mine.median, mine.low, mine.high, peak, mine.repeats, times.get("full", mine).median)
 

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from kernels.block_index import BlockIndex
-from kernels.block_sparse.reference import block_sparse_reference
-from kernels.block_sparse.sdpa import block_sparse_sdpa
+from kernels.block_sparse.table import BACKENDS, preferred
+from kernels.merge_blocks import merge_blocks
 
-KERNELS = ("reference", "sdpa", "triton")
-TRITON_BLOCKS = (16, 32, 64, 128)
-TRITON_DIMS = (16, 32, 64, 96, 128, 256)
+KERNELS = tuple(BACKENDS)
 
 
-def resolve_kernel(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int) -> str:
-    """The kernel that will run: an explicit name is checked, "auto" takes triton on CUDA and sdpa elsewhere.
+def resolve_kernel(
+    kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int = 1
+) -> str:
+    """The kernel that will run. An explicit name is checked. "auto" takes the first that runs here: on Hopper `hopper`, else
+    `triton`; on other GPUs `triton`; on a CPU `sdpa`.
 
-    Raises ValueError where the name is unknown or the kernel does not support the device, type or shape.
+    shared: query heads that have one index, Hq ÷ index heads. Raises ValueError where the name is unknown or the kernel does
+    not support the device, type or shape.
     """
-    if kernel == "auto":
-        kernel = "triton" if device.type == "cuda" else "sdpa"
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel={kernel} is not known; choose one of: auto, {', '.join(KERNELS)}")
-    if kernel == "triton":
-        if device.type != "cuda" and not _interpreting():
-            raise ValueError(f"kernel=triton needs a CUDA device, not {device.type}; use kernel=reference")
-        if dtype not in (torch.float16, torch.bfloat16, torch.float32):
-            raise ValueError(f"kernel=triton takes float16, bfloat16 and float32, not {dtype}; use kernel=reference")
-        for name, block in (("query", q_block), ("key", k_block)):
-            if block not in TRITON_BLOCKS:
-                raise ValueError(f"kernel=triton: {name} block size {block} is not supported; choose one of {TRITON_BLOCKS}")
-        if head_dim not in TRITON_DIMS:
-            raise ValueError(f"kernel=triton: head dim {head_dim} is not supported; it takes {TRITON_DIMS}")
-    return kernel
+    return _resolve(kernel, device, dtype, head_dim, q_block, k_block, shared)
 
 
-def _interpreting() -> bool:
-    import os
+@lru_cache(maxsize=256)  # asked at every call: what a device can do and which packages are installed doesn't change
+def _resolve(
+    kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int
+) -> str:
+    if kernel != "auto" and kernel not in BACKENDS:
+        raise ValueError(f"kernel={kernel} is not known; choose one of: auto, {', '.join(BACKENDS)}")
+    reason = None
+    for name in preferred(device) if kernel == "auto" else (kernel,):
+        reason = BACKENDS[name].reason(
+            device=device, dtype=dtype, head_dim=head_dim, q_block=q_block, k_block=k_block, shared=shared
+        )
+        if reason is None:
+            return name
+    raise ValueError(f"kernel={name} can't run here: {reason}; kernel=sdpa runs everywhere")
 
-    return os.environ.get("TRITON_INTERPRET") == "1"
+
+def as_run(index: BlockIndex, kernel: str) -> BlockIndex:
+    """The index that `kernel` (a resolved name) runs when it is given `index`: the same, or one of merged blocks. Density and
+    FLOPs are to be taken from it. No host sync."""
+    size = BACKENDS[kernel].merges
+    return index if size is None else merge_blocks(index, size // index.q_block, size // index.k_block)
 
 
 def block_sparse_attention(
@@ -48,7 +55,8 @@ def block_sparse_attention(
     """Causal attention of q [B, Hq, Q, D] to k, v [B, Hkv, K, D] over the key blocks of `index`. Returns [B, Hq, Q, D].
 
     Query head h reads KV head h // (Hq // Hkv); the causal diagonal is at the bottom right (Q < K: a chunk of a prompt).
-    `scale` is 1/√D unless given. Raises ValueError for shapes that don't fit, or a kernel that can't run.
+    `scale` is 1/√D unless given. A kernel that merges blocks attends to all of `as_run(index, kernel)`. Raises ValueError
+    for shapes that don't fit, or a kernel that can't run.
     """
     check_shapes(q, k, v)
     batch, heads, q_len, dim = q.shape
@@ -58,14 +66,11 @@ def block_sparse_attention(
         raise ValueError(
             f"index has batch and heads {tuple(index.counts.shape[:2])}; expected {batch} and {heads} or {k.shape[1]}"
         )
-    scale = dim**-0.5 if scale is None else scale
-    name = resolve_kernel(kernel, device=q.device, dtype=q.dtype, head_dim=dim, q_block=index.q_block, k_block=index.k_block)
-    if name == "triton":
-        from kernels.block_sparse.triton_kernel import block_sparse_triton  # imported late: needs triton
-
-        return block_sparse_triton(q, k, v, index, scale=scale)
-    run = block_sparse_sdpa if name == "sdpa" else block_sparse_reference
-    return run(q, k, v, index, scale=scale)
+    name = resolve_kernel(
+        kernel, device=q.device, dtype=q.dtype, head_dim=dim, q_block=index.q_block, k_block=index.k_block,
+        shared=heads // index.counts.shape[1],
+    )  # fmt: skip
+    return BACKENDS[name].run(q, k, v, as_run(index, name), scale=dim**-0.5 if scale is None else scale)
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.block_index import BlockIndex
@@ -52,6 +53,35 @@ CASES = [
     Case(1, 2, 1, 150, 150, 256, 128, 128, 2),
 ]
 """Odd lengths, GQA, shared indices, chunked prefill, unequal blocks, every head dim."""
+
+
+COARSE = [
+    Case(1, 4, 2, 300, 300, 128, 128, 128, 4),
+    Case(2, 4, 2, 200, 431, 64, 128, 128, 4),  # a chunk, misaligned
+    Case(1, 4, 1, 257, 257, 64, 64, 64, 4),
+    Case(1, 8, 2, 333, 333, 128, 64, 64, 2),  # one index for four heads
+    Case(2, 8, 2, 100, 517, 64, 64, 64, 2),
+    Case(1, 4, 2, 300, 300, 64, 128, 64, 2),
+    Case(1, 2, 2, 1, 300, 128, 128, 128, 2),
+    Case(1, 2, 2, 130, 130, 128, 64, 128, 2),
+]
+"""The same for kernels that take blocks of 64 and 128 only."""
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn,
+    blocks: tuple[int, ...] = (16, 32, 64),
+    dims: tuple[int, ...] = (32, 64),
+    longest: int = 150,
+) -> Case:
+    """Any lengths, also of chunks, any GQA ratio and batch, an index for each query head or for each KV head."""
+    kv_heads, group, q_len = draw(st.integers(1, 2)), draw(st.integers(1, 4)), draw(st.integers(1, longest))
+    return Case(
+        draw(st.integers(1, 2)), kv_heads * group, kv_heads, q_len, q_len + draw(st.integers(0, longest)),
+        draw(st.sampled_from(dims)), draw(st.sampled_from(blocks)), draw(st.sampled_from(blocks)),
+        draw(st.sampled_from([kv_heads, kv_heads * group])),
+    )  # fmt: skip
 
 
 def token_mask(index: BlockIndex, heads: int) -> Tensor:

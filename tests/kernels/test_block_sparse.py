@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kernels.block_index import BlockIndex
-from kernels.block_sparse import block_sparse_attention, resolve_kernel
+from kernels.block_sparse import as_run, block_sparse_attention
+from kernels.block_sparse.table import BACKENDS
 from kernels.dense import dense_attention
-from tests.kernels.oracle import CASES, Case, attention, error
+from tests.kernels.oracle import CASES, COARSE, Case, attention, cases, error
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 GPU = pytest.mark.gpu
@@ -18,82 +23,156 @@ RUNS = [
     ("reference", "cpu", torch.float64), ("reference", "cpu", torch.float32), ("reference", "cpu", torch.float16),
     ("sdpa", "cpu", torch.float64), ("sdpa", "cpu", torch.float32), ("sdpa", "cpu", torch.bfloat16),
     ("triton", "cpu", torch.float32), ("triton", "cpu", torch.float16),
-    pytest.param("triton", "cuda", torch.bfloat16, marks=GPU), pytest.param("triton", "cuda", torch.float16, marks=GPU),
-    pytest.param("triton", "cuda", torch.float32, marks=GPU), pytest.param("reference", "cuda", torch.float32, marks=GPU),
-    pytest.param("sdpa", "cuda", torch.bfloat16, marks=GPU),
+    *(
+        pytest.param(kernel, "cuda", dtype, marks=GPU)
+        for kernel, dtypes in {
+            "triton": (torch.bfloat16, torch.float16, torch.float32), "reference": (torch.float32,),
+            "sdpa": (torch.bfloat16,), "hopper": (torch.bfloat16, torch.float16),
+            "flash4": (torch.bfloat16, torch.float16), "flex": (torch.bfloat16, torch.float32),
+        }.items() for dtype in dtypes
+    ),
 ]  # fmt: skip
+COARSE_ONLY = ("hopper", "flash4")
+"""Kernels whose blocks are tiles of 64 and 128 rows."""
+FINE_RUNS = [run for run in RUNS if (run if isinstance(run, tuple) else run.values)[0] not in COARSE_ONLY]
+COARSE_RUNS = [run for run in RUNS if (run if isinstance(run, tuple) else run.values)[:2] != ("triton", "cpu")]
+EVERY = ["reference", "sdpa", "triton", *(pytest.param(name, marks=GPU) for name in ("hopper", "flash4", "flex"))]
 
 
-def skip_interpreter_on_gpu(kernel: str, device: str) -> None:
-    if kernel == "triton" and device == "cpu" and torch.cuda.is_available():
-        pytest.skip("the interpreter is for machines without a GPU")
+def home(kernel: str) -> tuple[str, torch.dtype, int]:
+    """Device, type and block size at which a kernel is tested here; skips where it can't run."""
+    if kernel in ("reference", "sdpa"):
+        return "cpu", torch.float32, 16
+    if kernel == "triton":
+        return "cuda" if torch.cuda.is_available() else "cpu", torch.float32, 16
+    block = 128 if kernel in COARSE_ONLY else 16
+    skip_where_it_cannot_run(kernel, torch.bfloat16, Case(1, 2, 1, 1, 1, 64, block, block, 2))
+    return "cuda", torch.bfloat16, block
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize(("kernel", "device", "dtype"), RUNS)
-def test_equals_the_formula(kernel: str, device: str, dtype: torch.dtype, case: Case) -> None:
-    skip_interpreter_on_gpu(kernel, device)
+def skip_where_it_cannot_run(kernel: str, dtype: torch.dtype, case: Case, device: str = "cuda") -> None:
+    reason = BACKENDS[kernel].reason(
+        device=torch.device(device), dtype=dtype, head_dim=case.dim, q_block=case.q_block, k_block=case.k_block,
+        shared=case.heads // case.index_heads,
+    )  # fmt: skip
+    if reason is not None:
+        pytest.skip(f"{kernel}: {reason}")
+
+
+def check(kernel: str, device: str, dtype: torch.dtype, case: Case, share: float = 0.4, seed: int = 1) -> None:
     q, k, v = case.tensors(dtype, device)
-    index = case.index(device)
-    if (kernel, dtype, case.dim) == ("triton", torch.float32, 256):
-        with pytest.raises(ValueError, match="shared memory"):
-            block_sparse_attention(q, k, v, index, kernel=kernel)
-        return
+    index = case.index(device, share=share, seed=seed)
     out = block_sparse_attention(q, k, v, index, kernel=kernel)
-    assert out.dtype == dtype and out.shape == q.shape
+    assert out.dtype == dtype and out.shape == q.shape and out.device == q.device
     assert error(out, attention(q, k, v, index)) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("kernel", "device", "dtype"), FINE_RUNS)
+def test_equals_the_formula(kernel: str, device: str, dtype: torch.dtype, case: Case) -> None:
+    if kernel == "triton" and device == "cpu" and torch.cuda.is_available():
+        pytest.skip("the interpreter is for machines without a GPU")
+    if device == "cuda":
+        skip_where_it_cannot_run(kernel, dtype, case)
+    check(kernel, device, dtype, case)
+
+
+@pytest.mark.parametrize("case", COARSE, ids=str)
+@pytest.mark.parametrize(("kernel", "device", "dtype"), COARSE_RUNS)
+def test_equals_the_formula_on_coarse_blocks(kernel: str, device: str, dtype: torch.dtype, case: Case) -> None:
+    if device == "cuda":
+        skip_where_it_cannot_run(kernel, dtype, case)
+    check(kernel, device, dtype, case)
+
+
+def examples(count: int) -> Callable[[Any], Any]:
+    return settings(derandomize=True, deadline=None, max_examples=count, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("kernel", ["reference", "sdpa"])
+@examples(60)
+@given(cases(blocks=(8, 16, 48, 64), dims=(8, 40)), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 99))
+def test_any_shape(kernel: str, case: Case, share: float, seed: int) -> None:
+    check(kernel, "cpu", torch.float64, case, share, seed)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
+@examples(12)
+@given(cases(blocks=(16, 32), longest=60), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 99))
+def test_any_shape_in_the_interpreter(case: Case, share: float, seed: int) -> None:
+    check("triton", "cpu", torch.float32, case, share, seed)
+
+
+@GPU
+@pytest.mark.parametrize("kernel", ["triton", "hopper", "flash4"])
+def test_any_shape_on_a_gpu(kernel: str) -> None:
+    home(kernel)
+
+    @examples(60)
+    @given(cases((64, 128), (64, 128), 700), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 99))
+    def run(case: Case, share: float, seed: int) -> None:
+        where = {"q_block": case.q_block, "k_block": case.k_block, "shared": case.heads // case.index_heads}
+        reason = BACKENDS[kernel].reason(device=torch.device("cuda"), dtype=torch.bfloat16, head_dim=case.dim, **where)
+        if reason is None:
+            check(kernel, "cuda", torch.bfloat16, case, share, seed)
+
+    run()
+
+
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
-@pytest.mark.parametrize("kernel", ["reference", "sdpa", "triton"])
+@pytest.mark.parametrize("kernel", EVERY)
 def test_every_block_size(kernel: str, block: int) -> None:
-    device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
+    device, dtype, _ = home(kernel)
     case = Case(1, 2, 1, 2 * block + 3, 3 * block + 1, 64, block, block, 2)
-    q, k, v = case.tensors(torch.float32, device)
-    index = case.index(device)
-    assert error(block_sparse_attention(q, k, v, index, kernel=kernel), attention(q, k, v, index)) < 1e-5
+    if kernel in COARSE_ONLY:
+        skip_where_it_cannot_run(kernel, dtype, case)
+    check(kernel, device, dtype, case)
 
 
-@pytest.mark.parametrize("kernel", ["reference", "sdpa", "triton"])
+@pytest.mark.parametrize("kernel", EVERY)
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_rows_of_one_block_and_full_rows(kernel: str, share: float) -> None:
-    device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
-    case = Case(1, 2, 2, 75, 75, 64, 16, 16, 2)
-    q, k, v = case.tensors(torch.float32, device)
-    index = case.index(device, share=share)
-    assert index.counts.max() == (1 if share == 0 else 5)
-    assert error(block_sparse_attention(q, k, v, index, kernel=kernel), attention(q, k, v, index)) < 1e-5
+    device, dtype, block = home(kernel)
+    case = Case(1, 2, 2, 5 * block - 5, 5 * block - 5, 64, block, block, 2)
+    assert case.index(device, share=share).counts.max() == (1 if share == 0 else 5)
+    check(kernel, device, dtype, case, share)
 
 
-@pytest.mark.parametrize("kernel", ["reference", "sdpa", "triton"])
+@pytest.mark.parametrize("kernel", EVERY)
 def test_what_is_not_selected_is_not_read(kernel: str) -> None:
-    device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
-    case = Case(1, 2, 1, 96, 96, 64, 16, 16, 1)
-    q, k, v = case.tensors(torch.float32, device)
+    device, dtype, block = home(kernel)
+    case = Case(1, 2, 1, 6 * block, 6 * block, 64, block, block, 1)
+    q, k, v = case.tensors(dtype, device)
     index = case.index(device, share=0.3)
-    unused = ~index.to_mask().any(2)[0, 0]
-    assert unused.sum() == 0, "the diagonal uses every block somewhere; poison the future of one row instead"
-    row = 2  # queries 32 … 47
-    outside = ~index.to_mask()[0, 0, row].repeat_interleave(16)
+    row = 2  # every block is kept in some row; what is poisoned is the rest and the future of one row
+    outside = ~index.to_mask()[0, 0, row].repeat_interleave(block)
     k[:, :, outside], v[:, :, outside] = float("nan"), float("nan")
     out = block_sparse_attention(q, k, v, index, kernel=kernel)
-    assert torch.isfinite(out[:, :, row * 16 : row * 16 + 16]).all()
+    assert torch.isfinite(out[:, :, row * block : (row + 1) * block]).all()
 
 
-@pytest.mark.parametrize("kernel", ["reference", "sdpa", "triton"])
+@pytest.mark.parametrize("kernel", EVERY)
 def test_every_element_is_written(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
-    case = Case(2, 4, 2, 67, 90, 32, 32, 16, 4)
-    q, k, v = case.tensors(torch.float32, device)
-    monkeypatch.setattr(torch, "empty_like", lambda x, **kw: torch.full_like(x, float("nan"), **kw))
-    assert torch.isfinite(block_sparse_attention(q, k, v, case.index(device), kernel=kernel)).all()
+    device, dtype, block = home(kernel)
+    case = Case(2, 4, 2, 4 * block + 3, 5 * block + 10, 64, block, block, 4)
+    q, k, v = case.tensors(dtype, device)
+    index = case.index(device)
+    for name in ("empty", "empty_like"):  # what our kernels and FlashAttention-4 make their outputs with
+        make = getattr(torch, name)
+
+        def poisoned(*args: Any, make: Callable[..., torch.Tensor] = make, **kwargs: Any) -> torch.Tensor:
+            made = make(*args, **kwargs)
+            return made.fill_(float("nan")) if made.is_floating_point() else made
+
+        monkeypatch.setattr(torch, name, poisoned)
+    assert torch.isfinite(block_sparse_attention(q, k, v, index, kernel=kernel)).all()
 
 
-@pytest.mark.parametrize("kernel", ["reference", "sdpa", "triton"])
+@pytest.mark.parametrize("kernel", EVERY)
 def test_strided_inputs(kernel: str) -> None:
-    device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
-    case = Case(1, 4, 2, 80, 80, 64, 16, 16, 4)
-    q, k, v = case.tensors(torch.float32, device)
+    device, dtype, block = home(kernel)
+    case = Case(1, 4, 2, 5 * block, 5 * block, 64, block, block, 4)
+    q, k, v = case.tensors(dtype, device)
     index = case.index(device)
     wanted = block_sparse_attention(q, k, v, index, kernel=kernel)
     bnhd = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
@@ -102,12 +181,14 @@ def test_strided_inputs(kernel: str) -> None:
     torch.testing.assert_close(block_sparse_attention(*transposed, index, kernel=kernel), wanted)
 
 
-def test_scale_is_applied() -> None:
-    case = CASES[0]
-    q, k, v = case.tensors(torch.float64, "cpu")
-    index = case.index("cpu")
-    scaled = block_sparse_attention(q, k, v, index, scale=0.05)
-    torch.testing.assert_close(scaled, block_sparse_attention(q * (0.05 * 8), k, v, index))
+@pytest.mark.parametrize("kernel", EVERY)
+def test_scale_is_applied(kernel: str) -> None:
+    device, dtype, block = home(kernel)
+    case = Case(1, 4, 2, 2 * block + 3, 2 * block + 3, 64, block, block, 4)
+    q, k, v = case.tensors(dtype, device)
+    index = case.index(device)
+    scaled = block_sparse_attention(q, k, v, index, scale=0.25, kernel=kernel)  # of a power of two, q · 2 is exact
+    torch.testing.assert_close(scaled, block_sparse_attention(q * 2, k, v, index, kernel=kernel))
 
 
 def test_full_index_is_dense() -> None:
@@ -124,14 +205,28 @@ def test_full_index_is_dense() -> None:
 
 
 @GPU
-@pytest.mark.parametrize("block", [32, 64, 128])
+@pytest.mark.parametrize("kernel", ["triton", "hopper", "flash4", "flex"])
+@pytest.mark.parametrize("block", [64, 128])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_long_on_a_gpu(block: int, dim: int) -> None:
-    case = Case(1, 4, 2, 8000, 8000, dim, block, block, 4)
+@pytest.mark.parametrize("index_heads", [4, 1])
+def test_long_on_a_gpu(kernel: str, block: int, dim: int, index_heads: int) -> None:
+    case = Case(1, 4, 1, 8000, 8000, dim, block, block, index_heads)
+    skip_where_it_cannot_run(kernel, torch.bfloat16, case)
     q, k, v = case.tensors(torch.bfloat16, "cuda")
     index = case.index("cuda", share=0.1)
     exact = block_sparse_attention(q.double(), k.double(), v.double(), index, kernel="reference").cpu()
-    assert error(block_sparse_attention(q, k, v, index, kernel="triton"), exact) < 1e-2
+    assert error(block_sparse_attention(q, k, v, index, kernel=kernel), exact) < 1e-2
+
+
+@GPU
+@pytest.mark.parametrize("index_heads", [8, 2])
+def test_merged_blocks_on_a_gpu(index_heads: int) -> None:
+    case = Case(1, 8, 2, 1000, 1200, 128, 64, 64, index_heads)
+    skip_where_it_cannot_run("flash4_merged", torch.bfloat16, case)
+    q, k, v = case.tensors(torch.bfloat16, "cuda")
+    index = case.index("cuda", share=0.1)
+    out = block_sparse_attention(q, k, v, index, kernel="flash4_merged")
+    assert error(out, attention(q, k, v, as_run(index, "flash4_merged"))) < 1e-2
 
 
 def test_bad_input_is_one_clear_line() -> None:
@@ -146,11 +241,3 @@ def test_bad_input_is_one_clear_line() -> None:
         block_sparse_attention(q, k, v, replace(index, counts=index.counts[:, :3], indices=index.indices[:, :3]))
     with pytest.raises(ValueError, match="types"):
         block_sparse_attention(q.half(), k, v, index)
-    shape = {"device": torch.device("cpu"), "dtype": torch.float32, "head_dim": 64, "q_block": 64, "k_block": 64}
-    with pytest.raises(ValueError, match="choose one of: auto, reference, sdpa, triton"):
-        resolve_kernel("cutlass", **shape)
-    with pytest.raises(ValueError, match="48 is not supported"):
-        resolve_kernel("triton", **shape | {"q_block": 48})
-    with pytest.raises(ValueError, match="float64"):
-        resolve_kernel("triton", **shape | {"dtype": torch.float64})
-    assert resolve_kernel("auto", **shape) == "sdpa"

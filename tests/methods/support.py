@@ -20,10 +20,14 @@ class PlainRope:
         self.scaling = scaling
 
     def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        frequencies = 10000.0 ** (-torch.arange(0, self.rotary, 2) / self.rotary)
-        angles = positions[:, None].float() * frequencies.to(positions.device)
+        frequencies = 10000.0 ** (-torch.arange(0, self.rotary, 2, device=positions.device) / self.rotary)
+        angles = positions[:, None].float() * frequencies
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos() * self.scaling, angles.sin() * self.scaling
+
+    def table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        cos, sin = self.cos_sin(torch.arange(length, device=device))
+        return cos[:, : self.rotary // 2], sin[:, : self.rotary // 2]
 
 
 def layer(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import kernels.pool.reference
 import methods
 import methods.gate
 from methods.base import LayerInputs
@@ -48,7 +49,7 @@ def naive_logits(q: Tensor, k: Tensor, w_k: Tensor, w_q: Tensor | None, rope: Pl
 def test_gate_equals_the_naive_formulation(
     shape: tuple[int, int], q_linear: bool, rotary: int, scaling: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(methods.gate, "CHUNK_ELEMENTS", 2 * BLOCK * HEADS * DIM)  # two blocks at a time
+    monkeypatch.setattr(kernels.pool.reference, "CHUNK_ELEMENTS", 2 * BLOCK * HEADS * DIM)  # two blocks at a time
     q_len, k_len = shape
     rope = PlainRope(rotary, scaling)
     x = layer(q_len, k_len)
@@ -123,7 +124,7 @@ def test_seer_threshold_keeps_what_is_above_it() -> None:
     probability = method.gates[0](x.q, x.k, x.rope).softmax(-1)  # type: ignore[attr-defined]
     wanted = (probability > 0.03) | torch.eye(40, dtype=torch.bool)
     assert torch.equal(index.to_mask(), wanted)
-    assert method.knobs() == {"selection": "threshold", "threshold": 0.03, "nz_ratio": None, "q_linear": False}
+    assert method.knobs() == {"selection": "threshold", "threshold": 0.03, "nz_ratio": None, "q_linear": False, "shared": False}
 
 
 def test_seer_nz_ratio_is_the_papers_rule() -> None:

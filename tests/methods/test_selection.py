@@ -147,6 +147,36 @@ def test_block_topk_finds_the_block_that_queries_point_at() -> None:
     assert bool(mask[:, 12:, 5].all())
 
 
+@pytest.mark.parametrize("name", ["block_topk", "seer"])
+@pytest.mark.parametrize("shape", [(637, 637), (205, 845)])
+def test_a_shared_selection_ranks_by_the_mean_of_the_group(name: str, shape: tuple[int, int]) -> None:
+    x = layer(*shape)
+    method = ready(name, block_size=16, sparsity=0.8, shared=True)
+    index = method.select(x)
+    assert index is not None
+    index.validate()
+    assert index.counts.shape[1] == x.k.shape[1]
+    assert (index.density() - 0.2).abs().max() < 0.01
+    assert method.knobs()["shared"] is True
+    if name == "seer":
+        assert x.rope is not None
+        scores = method.gates[0](x.q, x.k, x.rope)  # type: ignore[attr-defined]
+    else:
+        q, k = (block_means(tokens) for tokens in (x.q, x.k))
+        scores = q @ k.repeat_interleave(2, 1).mT
+    mean = scores.unflatten(1, (2, 2)).mean(2)
+    mask, offset = index.to_mask(), shape[1] - shape[0]
+    for row in range(mask.shape[2]):
+        own = (offset + row * 16) // 16  # blocks before the diagonal
+        worst_kept = mean[:, :, row, :own].masked_fill(~mask[:, :, row, :own], float("inf")).amin(-1) if own else None
+        best_left = mean[:, :, row, :own].masked_fill(mask[:, :, row, :own], float("-inf")).amax(-1) if own else None
+        assert worst_kept is None or best_left is None or bool((worst_kept >= best_left - 1e-4).all())
+
+
+def block_means(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([part.mean(2) for part in x.split(16, dim=2)], dim=2)
+
+
 def test_block_topk_pools_only_the_tokens_of_a_partial_block() -> None:
     from methods.pooling import pool_blocks
 
@@ -155,6 +185,37 @@ def test_block_topk_pools_only_the_tokens_of_a_partial_block() -> None:
         wanted = torch.stack([plain(x[:, :, i : i + 16], dim=2) for i in (0, 16, 32)], dim=2)
         torch.testing.assert_close(pool_blocks(x, 16, how), wanted)  # type: ignore[arg-type]
         torch.testing.assert_close(pool_blocks(x[:, :, 32:], 16, how), wanted[:, :, 2:])  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("block_topk", {"sparsity": 0.8, "shared": True}),
+        ("seer", {"sparsity": 0.8, "shared": True}),
+        ("seer", {"selection": "threshold", "threshold": 0.02}),
+        ("seer", {"selection": "nz_ratio", "sparsity": 0.8}),
+    ],
+)
+def test_the_same_choice_on_the_gpu_with_other_knobs(name: str, knobs: dict[str, object]) -> None:
+    cpu = select(name, layer(205, 845), **knobs).to_mask()
+    index = ready(name, block_size=16, **knobs).to("cuda").select(layer(205, 845, device="cuda"))
+    assert index is not None
+    index.validate()
+    assert (index.to_mask().cpu() == cpu).float().mean() > 0.999
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["block_topk", "seer"])
+def test_selection_never_waits_for_the_device(name: str) -> None:
+    method = ready(name, block_size=16, sparsity=0.8).to("cuda")
+    x = layer(1000, device="cuda")
+    method.select(x)  # what is made once per shape may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        method.select(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

@@ -1,0 +1,116 @@
+"""What the study measures: cases, each one row, in the order in which they are timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SHARED = "_shared"
+"""End of the name of an index kind whose query heads of a GQA group share one index (H = KV heads)."""
+
+UNIFORM = "uniform"
+"""Index kind of blocks drawn uniformly, without a model; every other kind is a method that selects on a model's activations."""
+
+FULL, SPARSE, SELECTION, BLOCK_MAP = "full", "sparse", "selection", "block_map"
+"""What a case times: dense attention, attention over an index (alone, and with the selection before it), the selection
+alone, or the pooled map of true attention that gates learn from."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The attention of a model: query heads, KV heads, elements of a head."""
+
+    name: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("llama3_8b", 32, 8, 128), Shape("qwen3_4b", 32, 8, 128), Shape("qwen2_7b", 28, 4, 128),
+        Shape("bundled", 4, 2, 64),
+    )
+}  # fmt: skip
+"""Shapes by name: those of the models in conf/model."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row. method: where the index comes from, or the method whose selection is timed. index: the kind of index, empty
+    without one. selection: the method whose selection is timed before the attention, empty for none."""
+
+    op: str
+    length: int
+    batch: int
+    kernel: str
+    method: str
+    block: int | None = None
+    sparsity: float | None = None
+    index: str = ""
+    selection: str = ""
+
+    @property
+    def shared(self) -> bool:
+        """Whether the query heads of a GQA group share one index."""
+        return self.index.endswith(SHARED)
+
+    @property
+    def turn(self) -> tuple[Any, ...]:
+        """Equal for the cases that are timed in turns, on the same tensors and index."""
+        own = self.method if self.op == SELECTION else ""
+        return self.op, self.length, self.batch, self.block, self.sparsity, self.index, own
+
+    def identity(self) -> dict[str, Any]:
+        """Its fields, as a record carries them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The whole study. phase: "prefill" (queries are all tokens) or "decode" (one query for each sequence of the batch).
+
+    block_map: kernel of the block map, None: not timed. baseline: the method that drops nothing. merges: sparse kernels that
+    merge finer blocks, and the size they merge them to; at that size itself they are another kernel by another name, and
+    are left out.
+    """
+
+    phase: str
+    shape: Shape
+    lengths: tuple[int, ...]
+    batches: tuple[int, ...]
+    sparsities: tuple[float, ...]
+    blocks: tuple[int, ...]
+    kernels: tuple[str, ...]
+    dense: tuple[str, ...]
+    indices: tuple[str, ...]
+    selections: tuple[str, ...]
+    block_map: str | None
+    baseline: str
+    merges: Mapping[str, int] = field(default_factory=dict)
+
+    def cases(self) -> list[Case]:
+        """Every case: short lengths first, at each length dense attention first."""
+        return [case for n in sorted(self.lengths) for batch in sorted(self.batches) for case in self._at(n, batch)]
+
+    def _at(self, length: int, batch: int) -> Iterator[Case]:
+        for kernel in self.dense:
+            yield Case(FULL, length, batch, kernel, self.baseline)
+        for block in self.blocks:
+            if self.block_map is not None:
+                yield Case(BLOCK_MAP, length, batch, self.block_map, BLOCK_MAP, block)
+            for sparsity in self.sparsities:
+                yield from self._sparse(length, batch, block, sparsity)
+
+    def _sparse(self, length: int, batch: int, block: int, sparsity: float) -> Iterator[Case]:
+        for ending in ("", SHARED):
+            if any(kind.endswith(SHARED) == bool(ending) for kind in self.indices):
+                for method in self.selections:
+                    index = f"{method}{ending}"
+                    yield Case(SELECTION, length, batch, "", method, block, sparsity, index, method)
+        for index in self.indices:
+            for kernel in (name for name in self.kernels if self.merges.get(name) != block):
+                method, selection = index.removesuffix(SHARED), next(iter(self.selections), "")
+                yield Case(SPARSE, length, batch, kernel, method, block, sparsity, index, selection)

@@ -1,0 +1,142 @@
+"""torch's flex_attention over a BlockMask made from the BlockIndex: a Triton kernel on CUDA, a C++ one on a CPU.
+
+Compiled at the first call of a shape (seconds on a GPU, more on a CPU). Lengths that are multiples of 128 get a kernel each,
+without bounds checks, as a latency study wants it; all others share one that takes any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.block_index import BlockIndex
+from kernels.block_sparse.diagonal import per_query_head, split_diagonal
+
+ALIGNED = 128
+"""Lengths that are multiples of it let the kernel drop its bounds checks."""
+MOST_KERNELS = 64
+"""Kernels that one process may compile of each kind; torch's own limit of 8 is soon reached in a sweep over lengths. Beyond
+it the call fails: it never falls back to flex_attention's dense form."""
+
+
+def flex_reason(
+    *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int
+) -> str | None:
+    """None where the kernel runs, else the reason why not. shared doesn't matter: each head gets its list."""
+    if device.type not in ("cuda", "cpu"):
+        return f"it runs on CUDA and on a CPU, not on {device.type}"
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"it takes float16, bfloat16 and float32, not {dtype}"
+    if q_block % 16 or k_block % 16:
+        return f"it takes blocks that are multiples of 16, not {q_block} and {k_block}"
+    if not 16 <= head_dim <= 256:
+        return f"it takes head dims from 16 to 256, not {head_dim}"
+    if device.type == "cpu" and not _cpu_compiler():
+        return "on a CPU it needs a C++ compiler and AVX2"
+    return None
+
+
+def block_sparse_flex(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
+    """See `kernels.block_sparse.block_sparse_attention`. Forward only."""
+    q, k, v = (x.detach() for x in (q, k, v))
+    q_len, k_len, dim = q.shape[2], k.shape[2], q.shape[3]
+    attend = _ragged() if q_len % ALIGNED or k_len % ALIGNED else _aligned()
+    options = kernel_options(q.device, q.dtype, dim, index.q_block, index.k_block)
+    # The template takes the scale as a constant, where torch would make a float an input of the graph.
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=MOST_KERNELS, specialize_float=True):
+        return attend(q, k, v, block_mask(index, q.shape[1]), scale, options)
+
+
+def block_mask(index: BlockIndex, heads: int) -> Any:
+    """The BlockMask of an index, for `heads` query heads. Nothing of size Q × K is made, and nothing waits for the device."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    # flex_attention finds a query head's list by h modulo the lists, where a GQA group is h divided by its size: so each
+    # head gets one. Both lists are equally wide, as older releases step through them with one stride.
+    lists = split_diagonal(per_query_head(index, heads), _width(index))
+    offset = index.k_len - index.q_len
+    return BlockMask.from_kv_blocks(
+        lists.masked_counts, lists.masked, lists.full_counts, lists.full,
+        BLOCK_SIZE=(index.q_block, index.k_block), mask_mod=_shifted(offset, index.counts.device) if offset else _causal,
+        seq_lengths=(index.q_len, index.k_len), compute_q_blocks=False,
+    )  # fmt: skip
+
+
+def kernel_options(device: torch.device, dtype: torch.dtype, dim: int, q_block: int, k_block: int) -> dict[str, Any]:
+    """Tiles for torch's Triton template: its own where they divide the blocks, else the largest powers of two that do and
+    whose stages fit into shared memory."""
+    if device.type != "cuda":
+        return {}
+    # A row's first block is one over its own tokens, which it sees: no row is ever wholly masked.
+    options: dict[str, Any] = {"FORCE_USE_FLEX_ATTENTION": True, "ROWS_GUARANTEED_SAFE": True}
+    if q_block % 128 == 0 and k_block % 128 == 0:
+        return options
+    small = dim * dtype.itemsize <= 256
+    rows, cols = min(q_block & -q_block, 128 if small else 64), min(k_block & -k_block, 64 if small else 32)
+    return options | {"BLOCK_M": rows, "BLOCK_N": cols, "num_warps": 8 if rows == 128 else 4}
+
+
+def _width(index: BlockIndex) -> int:
+    """Columns of the lists. The C++ kernel asks for one a key block; on CUDA they may be fewer, in steps of an eighth, as
+    each width of an aligned length is a kernel of its own."""
+    cols, width = -(-index.k_len // index.k_block), index.indices.shape[-1]
+    if index.counts.device.type == "cpu":
+        return cols
+    step = -(-cols // 8)
+    return min(cols, -(-width // step) * step)
+
+
+def _causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return key <= query
+
+
+@lru_cache(maxsize=64)
+def _shifted(offset: int, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The causal mask of queries that stand `offset` tokens further than their number. A tensor, so that another offset is
+    not another kernel."""
+    with torch.inference_mode(False):
+        shift = torch.tensor(offset, device=device)
+
+    def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return key <= query + shift
+
+    return causal
+
+
+# Two functions, not one compiled twice: torch keeps compiled kernels by function, and an aligned length would be given the
+# kernel for any length where that was compiled first.
+
+
+@lru_cache
+def _aligned() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def aligned(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, options: dict[str, Any]) -> Tensor:
+        return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=True, kernel_options=options)  # type: ignore
+
+    return torch.compile(aligned, dynamic=False, fullgraph=True)
+
+
+@lru_cache
+def _ragged() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def ragged(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, options: dict[str, Any]) -> Tensor:
+        return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=True, kernel_options=options)  # type: ignore
+
+    return torch.compile(ragged, dynamic=True, fullgraph=True)
+
+
+@lru_cache
+def _cpu_compiler() -> bool:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError:
+        return False
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX")

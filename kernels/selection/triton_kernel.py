@@ -1,0 +1,223 @@
+"""Scoring and selecting blocks in one launch: scores of a few rows at a time pass through a scratch that stays in L2.
+
+Each of a fixed number of programs takes tiles of rows in turn. It scores its tile against all causal columns (tensor cores;
+float32 inputs as two float16 halves each, see `split`), puts the scores in its own part of the scratch, and reads them back
+as whole rows, to select in registers (see `cut`). Nothing of size Mq × Nk is stored, nothing waits for the host. The scratch
+takes 2 × 64 × 4 bytes for every SM and column: 132 MiB on an H100 with 2048 columns, of which half is in use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.block_index import BlockIndex
+from kernels.selection.cut_kernel import MASS, THRESHOLD, TOPK, select_rows
+from kernels.selection.split_kernel import split
+from kernels.tiles import shared_bytes
+
+MOST_COLUMNS = 65535
+"""Key blocks at most: two counts share one 32-bit number in the running sum."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """rows and columns of a score tile; elements: most scores of whole rows held at once; programs for each SM.
+
+    On a Hopper two programs share an SM, 112 KiB and 128 threads each, so that one scores while the other selects.
+    """
+
+    rows: int = 64
+    columns: int = 64
+    elements: int = 4096
+    warps: int = 4
+    stages: int = 2
+    programs: int = 2
+
+    def at_once(self, wide: int) -> int:
+        """Rows of `wide` scores to select in at once. Of short rows fewer elements: a row's own numbers take registers too."""
+        return min(self.rows, max(1, min(self.elements // wide, max(2, self.elements // (2 * wide)))))
+
+
+@triton.jit
+def _queries(
+    Q, Unit, low, head, m, stride, rows, D: tl.constexpr, PAD_D: tl.constexpr, SPLIT: tl.constexpr
+):  # fmt: skip
+    """Queries of the rows m [M]: high and low halves [M, D], unit [M]. Q: the head's first row; low: from there to its
+    low halves. Without SPLIT all is in the first."""
+    offs_d = tl.arange(0, PAD_D)
+    inside = (m < rows)[:, None] & (offs_d < D)[None, :]
+    at = Q + m[:, None] * stride + offs_d[None, :]
+    high = tl.load(at, mask=inside, other=0.0)
+    rest = high
+    unit = tl.full(m.shape, 1.0, tl.float32)
+    if SPLIT:
+        rest = tl.load(at + low, mask=inside, other=0.0)
+        unit = tl.load(Unit + head * rows + m, mask=m < rows, other=1.0)
+    return high, rest, unit
+
+
+@triton.jit
+def _dot(
+    q, q_rest, q_unit, K, Unit, low, head, n, stride, cols, D: tl.constexpr, PAD_D: tl.constexpr, SPLIT: tl.constexpr
+):  # fmt: skip
+    """Scores [M, N] of what `_queries` returned and the keys n [N], of which K, Unit, low and head say what Q's did."""
+    offs_d = tl.arange(0, PAD_D)
+    inside = (n < cols)[:, None] & (offs_d < D)[None, :]
+    at = K + n[:, None] * stride + offs_d[None, :]
+    k = tl.load(at, mask=inside, other=0.0)
+    s = tl.dot(q, k.T)
+    if SPLIT:
+        rest = tl.dot(q_rest, k.T)
+        rest = tl.dot(q, tl.load(at + low, mask=inside, other=0.0).T, rest)
+        s += tl.where(rest == rest, rest, 0.0)  # NaN here only: an infinity times a low half of 0
+        s = s * q_unit[:, None] * tl.load(Unit + head * cols + n, mask=n < cols, other=1.0)[None, :]
+    return s
+
+
+@triton.jit
+def _select(
+    Q, K, QUnit, KUnit, Scratch, Budget, Counts, Indices, q_low, k_low, sqb, sqh, sqm, skb, skh, skn,
+    heads, k_heads, group, tiles, total, rows, cols, q_len, k_len, scale, level, width,
+    Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, R: tl.constexpr, W: tl.constexpr, SHARE: tl.constexpr, MAX: tl.constexpr,
+    RULE: tl.constexpr, CAPPED: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    me = tl.program_id(0)
+    programs = tl.num_programs(0)
+    line = Scratch + me.to(tl.int64) * BLOCK_M * W
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    for turn in range(0, tl.cdiv(total, programs)):
+        # back and forth, so that no program always gets the long rows
+        tile = turn * programs + tl.where(turn % 2 == 0, me, programs - 1 - me)
+        if tile < total:
+            head = tile // tiles  # heads one after another: their keys stay in L2
+            first = (tiles - 1 - tile % tiles) * BLOCK_M
+            b = (head // heads).to(tl.int64)
+            h = (head % heads).to(tl.int64) * SHARE
+            last = tl.minimum(first + BLOCK_M, rows)
+            causal = (tl.minimum(last * Q_BLOCK, q_len) - 1 + k_len - q_len) // K_BLOCK + 1
+            m = first + offs_m
+            q_base = Q + b * sqb
+            k_base = K + b * skb
+            if SHARE == 1:
+                q, q_rest, q_unit = _queries(
+                    q_base + h * sqh, QUnit, q_low, b * heads + h, m, sqm, rows, D, PAD_D, SPLIT
+                )  # fmt: skip
+            for start in range(0, causal, BLOCK_N):
+                n = start + offs_n
+                if SHARE == 1:
+                    hk = h // group
+                    s = _dot(
+                        q, q_rest, q_unit, k_base + hk * skh, KUnit, k_low, b * k_heads + hk, n, skn, cols, D, PAD_D, SPLIT
+                    )  # fmt: skip
+                else:
+                    s = tl.full([BLOCK_M, BLOCK_N], -float("inf") if MAX else 0.0, tl.float32)
+                    for g in range(h, h + SHARE):
+                        hk = g // group
+                        q, q_rest, q_unit = _queries(
+                            q_base + g * sqh, QUnit, q_low, b * heads * SHARE + g, m, sqm, rows, D, PAD_D, SPLIT
+                        )  # fmt: skip
+                        one = _dot(
+                            q, q_rest, q_unit, k_base + hk * skh, KUnit, k_low, b * k_heads + hk, n, skn, cols,
+                            D, PAD_D, SPLIT,
+                        )  # fmt: skip
+                        if MAX:
+                            s = tl.maximum(s, one * scale, propagate_nan=tl.PropagateNan.ALL)
+                        else:
+                            s += one
+                if SHARE == 1 or not MAX:
+                    s = s * scale  # a mean's share is in it
+                tl.store(line + offs_m[:, None] * W + n[None, :], s)
+            tl.debug_barrier()  # all scores are written before any row is read
+            place = head.to(tl.int64) * rows
+            if W >= 512 and causal <= W // 2:
+                SHORT: tl.constexpr = 2 * R if 2 * R < BLOCK_M else BLOCK_M
+                for r in range(0, BLOCK_M, SHORT):
+                    select_rows(
+                        line + r * W, Budget, Counts + place, Indices + place * width, first + r, rows, q_len, k_len,
+                        level, width, W, Q_BLOCK, K_BLOCK, SHORT, W // 2, RULE, CAPPED,
+                    )  # fmt: skip
+            else:
+                for r in range(0, BLOCK_M, R):
+                    select_rows(
+                        line + r * W, Budget, Counts + place, Indices + place * width, first + r, rows, q_len, k_len,
+                        level, width, W, Q_BLOCK, K_BLOCK, R, W, RULE, CAPPED,
+                    )  # fmt: skip
+            tl.debug_barrier()  # all rows are read before the next tile's scores are written
+
+
+@lru_cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def select_triton(
+    q: Tensor,
+    k: Tensor,
+    shape: tuple[int, int, int, int],
+    *,
+    scale: float,
+    counts: tuple[Tensor, int] | None,
+    threshold: float | None,
+    mass: float | None,
+    share: int,
+    combine: str,
+    max_blocks: int | None,
+    config: Config | None = None,
+) -> BlockIndex:
+    """See `kernels.selection.select_from_pooled`; counts: what `kept_counts` returned, or None for the other rules."""
+    q_len, k_len, q_block, k_block = shape
+    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    batch, q_heads, rows, dim = q.shape
+    cols, heads = k.shape[2], q_heads // share
+    if cols > MOST_COLUMNS or dim > 256:
+        raise ValueError(f"kernel=triton selects from {MOST_COLUMNS} key blocks and vectors of 256 at most, not {cols}, {dim}")
+    config = config or _config(q, share)
+    rule, level = TOPK.value, 0.0
+    if counts is not None:
+        budget, width = counts
+    else:
+        budget, width = q, min(max_blocks or cols, cols)  # q: never read
+        if threshold is not None:
+            rule, level = THRESHOLD.value, threshold
+        elif mass is not None:
+            rule, level = MASS.value, mass
+    wide = max(config.columns, triton.next_power_of_2(cols))
+    tiles = -(-rows // config.rows)
+    total = batch * heads * tiles
+    programs = min(total, config.programs * _processors(q.device) if q.is_cuda else 3)
+    if q.dtype == torch.float32:
+        q_half, k_half = split(q, k)
+        q, q_unit, q_low = q_half.parts[0], q_half.unit, q.numel()
+        k, k_unit, k_low = k_half.parts[0], k_half.unit, k.numel()
+    else:
+        q_unit, k_unit, q_low, k_low = q, k, 0, 0  # never read
+    scratch = torch.empty(programs, config.rows, wide, dtype=torch.float32, device=q.device)
+    out_counts = torch.empty(batch, heads, rows, dtype=torch.int32, device=q.device)
+    indices = torch.empty(batch, heads, rows, width, dtype=torch.int32, device=q.device)
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        _select[(programs,)](
+            q, k, q_unit, k_unit, scratch, budget, out_counts, indices, q_low, k_low, *q.stride()[:3], *k.stride()[:3],
+            heads, k.shape[1], q_heads // k.shape[1], tiles, total, rows, cols, q_len, k_len,
+            scale / share if combine == "mean" else scale, level, width,
+            Q_BLOCK=q_block, K_BLOCK=k_block, D=dim, PAD_D=max(16, triton.next_power_of_2(dim)),
+            BLOCK_M=config.rows, BLOCK_N=config.columns, R=config.at_once(wide), W=wide,
+            SHARE=share, MAX=combine == "max", RULE=rule, CAPPED=counts is None and width < cols,
+            SPLIT=q_low > 0, num_warps=config.warps, num_stages=config.stages,
+        )  # fmt: skip
+    return BlockIndex(out_counts, indices, q_block, k_block, q_len, k_len)
+
+
+def _config(q: Tensor, share: int) -> Config:
+    if not q.is_cuda:
+        return Config(rows=16, columns=16, elements=512)  # the interpreter: small enough for tests to take several of each
+    narrow = share > 1 or q.shape[3] > 128
+    shallow = shared_bytes(q.device) < 112 << 10  # GPUs below an A100: a single stage
+    return Config(columns=32 if narrow else 64, stages=1 if shallow else 2)

@@ -1,0 +1,70 @@
+"""The adapter to flex_attention: its BlockMask, its tiles, and on a CPU the compiled kernel at one small size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kernels.block_sparse import block_sparse_attention
+from kernels.block_sparse.flex import block_mask, flex_reason, kernel_options
+from tests.kernels.oracle import Case, attention, cases, error, token_mask
+
+HERE = {"device": torch.device("cpu"), "dtype": torch.float32, "head_dim": 32, "q_block": 32, "k_block": 32, "shared": 1}
+
+
+@settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@given(cases(longest=200), st.sampled_from([0.0, 0.3, 1.0]))
+def test_the_mask_shows_what_the_index_keeps(case: Case, share: float) -> None:
+    """Its blocks, with its mask function on the partial ones only, are the tokens that each query sees."""
+    index = case.index("cpu", share=share)
+    made = block_mask(index, case.heads)
+    assert made.shape == (case.batch, case.heads, case.q_len, case.k_len)
+    assert made.kv_indices.shape == made.full_kv_indices.shape, "older releases step through both with one stride"
+    query, key = torch.arange(case.q_len)[:, None], torch.arange(case.k_len)
+    inside = made.mask_mod(torch.tensor(0), torch.tensor(0), query, key)
+
+    def tokens(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        *lead, width = indices.shape
+        kept = torch.zeros(*lead, -(-case.k_len // case.k_block) + 1, dtype=torch.bool)
+        filled = torch.arange(width) < counts[..., None]
+        kept.scatter_(-1, torch.where(filled, indices, kept.shape[-1] - 1).long(), True)
+        kept = kept[..., :-1].repeat_interleave(case.q_block, 2).repeat_interleave(case.k_block, 3)
+        return kept[:, :, : case.q_len, : case.k_len]
+
+    partial = tokens(made.kv_num_blocks, made.kv_indices)
+    full = tokens(made.full_kv_num_blocks, made.full_kv_indices)
+    assert torch.equal((partial & inside) | full, token_mask(index, case.heads))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "blocks", "tile"),
+    [
+        (torch.bfloat16, 128, (128, 128), None),  # the template's own
+        (torch.bfloat16, 64, (64, 64), (64, 64, 4)),
+        (torch.bfloat16, 128, (128, 64), (128, 64, 8)),
+        (torch.bfloat16, 128, (48, 80), (16, 16, 4)),
+        (torch.float32, 128, (64, 64), (64, 32, 4)),
+        (torch.bfloat16, 256, (64, 64), (64, 32, 4)),
+    ],
+)
+def test_tiles_divide_blocks(dtype: torch.dtype, dim: int, blocks: tuple[int, int], tile: tuple[int, int, int] | None) -> None:
+    options = kernel_options(torch.device("cuda"), dtype, dim, *blocks)
+    found = (options["BLOCK_M"], options["BLOCK_N"], options["num_warps"]) if "BLOCK_M" in options else None
+    assert found == tile
+    assert kernel_options(torch.device("cpu"), dtype, dim, *blocks) == {}
+
+
+def test_a_cpu_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.block_sparse.flex._cpu_compiler", lambda: False)
+    assert "needs a C++ compiler" in str(flex_reason(**HERE))
+
+
+@pytest.mark.skipif(flex_reason(**HERE) is not None, reason=str(flex_reason(**HERE)))
+def test_compiled_on_a_cpu() -> None:
+    """A chunk, off the block, one list for two heads, in a batch: what tests on a GPU vary."""
+    case = Case(2, 4, 2, 70, 101, 32, 32, 32, 2)
+    q, k, v = case.tensors(torch.float32, "cpu")
+    index = case.index("cpu")
+    assert error(block_sparse_attention(q, k, v, index, kernel="flex"), attention(q, k, v, index)) < 1e-5

@@ -1,0 +1,267 @@
+"""Selection from pooled vectors: every kernel against a ranking in plain Python, row by row, from float64 scores."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.block_index import BlockIndex, causal_blocks, diagonal_start
+from kernels.selection import row_budget, select_from_pooled, select_topk
+
+GPU = pytest.mark.gpu
+KERNELS = [
+    ("reference", "cpu", torch.float32),
+    pytest.param("triton", "cpu", torch.float32, marks=pytest.mark.skipif(torch.cuda.is_available(), reason="interpreter")),
+    pytest.param("triton", "cpu", torch.float16, marks=pytest.mark.skipif(torch.cuda.is_available(), reason="interpreter")),
+    pytest.param("triton", "cuda", torch.float32, marks=GPU),
+    pytest.param("triton", "cuda", torch.bfloat16, marks=GPU),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes of one selection; share: query heads with one index, combine: how their scores become one."""
+
+    batch: int
+    heads: int
+    key_heads: int
+    q_len: int
+    k_len: int
+    q_block: int
+    k_block: int
+    dim: int
+    share: int = 1
+    combine: str = "mean"
+
+    @property
+    def grid(self) -> dict[str, int]:
+        return {"q_block": self.q_block, "k_block": self.k_block, "q_len": self.q_len, "k_len": self.k_len}
+
+    def vectors(self, dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        rows, cols = -(-self.q_len // self.q_block), -(-self.k_len // self.k_block)
+        q = torch.randn(self.batch, self.heads, rows, self.dim, generator=generator)
+        k = torch.randn(self.batch, self.key_heads, cols, self.dim, generator=generator)
+        return q.to(device, dtype), k.to(device, dtype)
+
+    def select(self, q: Tensor, k: Tensor, kernel: str, **rule: object) -> BlockIndex:
+        found = select_from_pooled(
+            q, k, scale=self.dim**-0.5, share=self.share, combine=self.combine, kernel=kernel, **self.grid, **rule
+        )  # type: ignore[arg-type]
+        found.validate()
+        assert found.counts.shape[1] == self.heads // self.share
+        width = found.indices.shape[-1]
+        assert not found.indices[torch.arange(width, device=q.device) >= found.counts[..., None]].any(), "the tail is zero"
+        return found
+
+
+CASES = [
+    Case(1, 2, 1, 640, 640, 16, 16, 32),
+    Case(2, 2, 2, 205, 845, 16, 16, 24),  # a chunk of a prompt, off the blocks
+    Case(1, 4, 2, 500, 500, 32, 16, 16, 2),  # unequal blocks: two columns on the diagonal, or three
+    Case(1, 4, 4, 300, 437, 16, 32, 16, 2, "max"),
+    Case(1, 1, 1, 1, 40, 16, 16, 16),
+    Case(1, 1, 1, 7, 7, 16, 16, 16),
+]
+
+
+def true_scores(case: Case, q: Tensor, k: Tensor) -> Tensor:
+    """float64 [B, H, Mq, Nk]."""
+    keys = k.cpu().double().repeat_interleave(case.heads // case.key_heads, 1)
+    scores = (q.cpu().double() @ keys.mT * case.dim**-0.5).unflatten(1, (-1, case.share))
+    return scores.mean(2) if case.combine == "mean" else scores.amax(2)
+
+
+def ranked(case: Case, scores: Tensor) -> list[tuple[Tensor, int, list[int]]]:
+    """Of each row: its causal scores, how many blocks are forced, and the columns best first after the diagonal."""
+    causal, own = causal_blocks(**case.grid).tolist(), diagonal_start(**case.grid).tolist()
+    rows = []
+    for head in scores.flatten(0, 1):
+        for row, (end, start) in enumerate(zip(causal, own, strict=True)):
+            order = sorted(range(start), key=lambda c, line=head[row]: (-line[c].item(), c))
+            rows.append((head[row, :end], end - start, [*range(start, end), *order]))
+    return rows
+
+
+def kept(index: BlockIndex) -> list[set[int]]:
+    return [set(row.nonzero().flatten().tolist()) for row in index.to_mask().cpu().flatten(0, 2)]
+
+
+@pytest.mark.parametrize(("kernel", "device", "dtype"), KERNELS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("density", [0.1, 0.4, 1.0])
+def test_topk_keeps_the_budget_of_the_best(
+    kernel: str, device: str, dtype: torch.dtype, case: Case, density: float
+) -> None:  # fmt: skip
+    q, k = case.vectors(dtype, device)
+    budget = row_budget(density, **case.grid)
+    index = case.select(q, k, kernel, budget=budget)
+    rows = ranked(case, true_scores(case, q, k))
+    for i, ((_, forced, order), found) in enumerate(zip(rows, kept(index), strict=True)):
+        assert found == set(order[: max(budget[i % len(budget)], forced)])
+
+
+@pytest.mark.parametrize(("kernel", "device", "dtype"), KERNELS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("limit", [None, 5])
+def test_threshold_keeps_what_is_above(
+    kernel: str, device: str, dtype: torch.dtype, case: Case, limit: int | None
+) -> None:  # fmt: skip
+    q, k = case.vectors(dtype, device)
+    index = case.select(q, k, kernel, threshold=0.03, max_blocks=limit)
+    for (scores, forced, order), found in zip(ranked(case, true_scores(case, q, k)), kept(index), strict=True):
+        probs = scores.softmax(-1)
+        above = {c for c in order[forced:] if probs[c] > 0.03} | set(order[:forced])
+        near = {c for c in order[forced:] if abs(probs[c] - 0.03) < 1e-6}
+        if limit is not None:
+            above = set(order[: min(limit, len(above))])
+        assert found - near == above - near
+
+
+@pytest.mark.parametrize(("kernel", "device", "dtype"), KERNELS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("mass", "limit"), [(0.2, None), (0.9, None), (0.9, 5)])
+def test_mass_is_reached_by_the_fewest(
+    kernel: str, device: str, dtype: torch.dtype, case: Case, mass: float, limit: int | None
+) -> None:  # fmt: skip
+    q, k = case.vectors(dtype, device)
+    index = case.select(q, k, kernel, mass=mass, max_blocks=limit)
+    for (scores, forced, order), found in zip(ranked(case, true_scores(case, q, k)), kept(index), strict=True):
+        assert found == set(order[: len(found)]), "best first after the diagonal"
+        sums = [0.0, *scores.softmax(-1)[order].cumsum(0).tolist()]
+        if limit is None or len(found) < limit:
+            assert sums[len(found)] > mass - 1e-6
+        if len(found) > forced:
+            assert sums[len(found) - 1] < mass + 1e-6
+
+
+@pytest.mark.parametrize(("kernel", "device", "dtype"), KERNELS)
+def test_thresholds_at_the_ends(kernel: str, device: str, dtype: torch.dtype) -> None:
+    case = CASES[0]
+    q, k = case.vectors(dtype, device)
+    assert (case.select(q, k, kernel, threshold=-1.0).density() == 1).all()
+    assert (case.select(q, k, kernel, threshold=1.0).counts == 1).all()
+
+
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+def test_ties_go_to_the_earlier_block(kernel: str) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    case = Case(1, 1, 1, 480, 480, 16, 16, 16)
+    q, k = torch.ones(1, 1, 30, 16, device=device), torch.zeros(1, 1, 30, 16, device=device)
+    k[:, :, [4, 9]] = 1.0
+    k[:, :, 11] = -0.0  # equal to zero
+    k[:, :, 15] = -1.0
+    for rule in ({"budget": tuple(min(6, row + 1) for row in range(30))}, {"mass": 0.55}):
+        found = kept(case.select(q, k, kernel, **rule))
+        for row in range(16, 30):
+            best = [row, 4, 9, 0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13, 14]
+            assert found[row] == set(best[: len(found[row])])
+            assert len(found[row]) == 6 or "mass" in rule
+    wanted = select_topk((q @ k.mT).cpu(), tuple(min(6, row + 1) for row in range(30)), **case.grid)
+    assert kept(case.select(q, k, kernel, budget=tuple(min(6, row + 1) for row in range(30)))) == kept(wanted)
+
+
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+def test_nan_and_infinite_scores(kernel: str) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    case = Case(1, 1, 1, 320, 320, 16, 16, 16)
+    q, k = torch.zeros(1, 1, 20, 16, device=device), torch.randn(1, 1, 20, 16).to(device)
+    q[..., 0] = 1.0
+    k[0, 0, 1, 0], k[0, 0, 2, 0], k[0, 0, 3, 0] = float("nan"), float("inf"), -float("inf")
+    found = kept(case.select(q, k, kernel, budget=tuple(min(5, row + 1) for row in range(20))))
+    for row in range(9, 20):
+        assert 2 in found[row] and not found[row] & {1, 3}
+    for rule in ({"threshold": 0.01}, {"mass": 0.5}):
+        found = kept(case.select(q, k, kernel, **rule))
+        assert found[1] == {1} and all(found[row] == {row} for row in range(3, 20)), "NaN leaves the diagonal"
+
+
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+def test_extreme_scores_end(kernel: str) -> None:
+    """Scores over the whole range of float32, where neither interpolation nor halving values gets anywhere."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    case = Case(1, 1, 1, 1280, 1280, 16, 16, 16)
+    q, k = torch.zeros(1, 1, 80, 16), torch.zeros(1, 1, 80, 16)
+    q[..., 0] = 4.0
+    sizes = 10.0 ** torch.linspace(-36, 30, 80)
+    k[0, 0, :, 0] = sizes[torch.randperm(80, generator=torch.Generator().manual_seed(2))]
+    k[0, 0, ::3] *= -1
+    budget = tuple(max(1, (row + 1) // 3) for row in range(80))
+    rows = ranked(case, true_scores(case, q, k))
+    found = kept(case.select(q.to(device), k.to(device), kernel, budget=budget))
+    assert all(f == set(order[:b]) for f, b, (_, _, order) in zip(found, budget, rows, strict=True))
+
+
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+def test_strided_vectors_and_the_same_choice_twice(kernel: str) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    case = CASES[0]
+    q, k = case.vectors(torch.float32, device)
+    budget = row_budget(0.3, **case.grid)
+    plain = case.select(q, k, kernel, budget=budget)
+    strided = q.transpose(1, 2).contiguous().transpose(1, 2), k.mT.contiguous().mT
+    for again in (case.select(q, k, kernel, budget=budget), case.select(*strided, kernel, budget=budget)):
+        assert torch.equal(plain.counts, again.counts) and torch.equal(plain.indices, again.indices)
+
+
+def test_a_shared_index_ranks_by_the_mean() -> None:
+    """By hand: two query heads that want different blocks, and a block that both like well enough."""
+    case = Case(1, 2, 1, 80, 80, 16, 16, 16, 2)
+    q, k = torch.zeros(1, 2, 5, 16), torch.zeros(1, 1, 5, 16)
+    q[0, 0, :, 0] = q[0, 1, :, 1] = 1.0
+    k[0, 0, 0, :2], k[0, 0, 1, :2], k[0, 0, 2, :2] = (torch.tensor(v) for v in ([5.0, -5.0], [-5.0, 5.0], [1.0, 1.0]))
+    for kernel in ("reference", "triton") if not torch.cuda.is_available() else ("reference",):
+        assert kept(case.select(q, k, kernel, budget=(1, 2, 2, 2, 2)))[4] == {2, 4}
+        best = Case(1, 2, 1, 80, 80, 16, 16, 16, 2, "max").select(q, k, kernel, budget=(1, 2, 3, 3, 3))
+        assert kept(best)[4] == {0, 1, 4}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rule", [{"density": 0.1}, {"threshold": 1e-3}, {"mass": 0.8}])
+@pytest.mark.parametrize("cols", [2048, 4096, 8192, 12000])
+def test_long_rows_agree_with_the_reference_on_the_gpu(cols: int, rule: dict[str, float]) -> None:
+    case = Case(1, 2, 1, 16 * 300, 16 * cols, 16, 16, 128)
+    q, k = case.vectors(torch.float32, "cuda")
+    given = {"budget": row_budget(rule["density"], **case.grid)} if "density" in rule else rule
+    one, two = (case.select(q, k, kernel, **given).to_mask() for kernel in ("triton", "reference"))
+    assert (one != two).sum() <= 1e-4 * two.sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, "give one rule"),
+        ({"budget": (1,), "mass": 0.5}, "give one rule"),
+        ({"budget": (1, 1)}, "budget has 2 rows, the queries have 3"),
+        ({"mass": 1.5}, "mass=1.5: must be above 0 and at most 1"),
+        ({"budget": (1, 1, 1), "max_blocks": 4}, "max_blocks is for threshold and mass"),
+        ({"threshold": 0.1, "max_blocks": 1}, "max_blocks=1: must be at least 2"),
+        ({"threshold": 0.1, "share": 3}, "share=3: must divide the 2 query heads"),
+        ({"threshold": 0.1, "combine": "min"}, "combine=min: must be one of mean, max"),
+        ({"threshold": 0.1, "q_len": 60}, "the lengths 60 and 48 make 4, 3"),
+        ({"threshold": 0.1, "kernel": "cuda"}, "choose one of: auto, reference, triton"),
+        ({"threshold": 0.1, "k": torch.zeros(1, 2, 3, 8)}, r"expected \[B,Hq,Mq,D\] and \[B,Hk,Nk,D\]"),
+    ],
+)
+def test_bad_input_is_one_clear_line(change: dict, says: str) -> None:
+    given = {"q": torch.zeros(1, 2, 3, 16), "k": torch.zeros(1, 2, 3, 16), "scale": 1.0, **CASES_48, **change}
+    with pytest.raises(ValueError, match=says) as caught:
+        select_from_pooled(given.pop("q"), given.pop("k"), **given)
+    assert "\n" not in str(caught.value)
+
+
+CASES_48 = {"q_block": 16, "k_block": 16, "q_len": 48, "k_len": 48}
+
+
+def test_the_threshold_index_of_the_triton_kernel_is_as_wide_as_it_may_be() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter is for machines without a GPU")
+    case = CASES[0]
+    q, k = case.vectors(torch.float32, "cpu")
+    assert case.select(q, k, "triton", threshold=0.1).indices.shape[-1] == 40
+    assert case.select(q, k, "triton", threshold=0.1, max_blocks=7).indices.shape[-1] == 7
+    assert math.prod(case.select(q, k, "reference", threshold=0.1).indices.shape) < 2 * 40 * 40
