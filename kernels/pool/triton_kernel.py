@@ -1,4 +1,10 @@
-"""Block pooling in Triton: x is read once, whatever is pooled; the tables of RoPE are read once for several heads."""
+"""Block pooling in Triton: x is read once, whatever is pooled.
+
+One warp pools one block of one head, a few tokens side by side, and nothing leaves its registers: many such programs on an SM
+keep memory busy. Each reads RoPE's tables for itself, from L2, where the programs of the other heads of its block find them
+too. Measured on an H100 (32 query heads of 128, 131,072 tokens): 0.41 ms for 1.07 GB, against 0.63 ms where a program pools
+eight heads with tables it reads once.
+"""
 
 from __future__ import annotations
 
@@ -7,74 +13,84 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-HEADS = 8
-"""Heads that one program pools with the same cos and sin. Float32 tables take twice the bytes of a bfloat16 head, so one
-head a program would read three times what x has; eight read 1.25 times, from L2, and leave programs enough at 4k."""
+
+@triton.jit
+def _gather(x, valid, total, top, low, MEAN: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr):
+    """Add tokens x [T, elements] to what was pooled of the tokens before them, each token of a turn on its own."""
+    if MEAN >= 0:
+        total += tl.where(valid, x, 0.0)
+    if MAX >= 0:
+        top = tl.maximum(top, tl.where(valid, x, -float("inf")), propagate_nan=tl.PropagateNan.ALL)
+    if MIN >= 0:
+        low = tl.minimum(low, tl.where(valid, x, float("inf")), propagate_nan=tl.PropagateNan.ALL)
+    return total, top, low
 
 
 @triton.jit
-def _store(Line, x, valid, d, inside, step, tokens, MEAN: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr):
-    """Pool x [tokens, elements] down its tokens, each way to its place in the line; -1 marks a way that isn't asked for."""
+def _store(Line, total, top, low, d, inside, step, tokens, MEAN: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr):
+    """Pool [T, elements] down to one, each way to its place in the line; -1 marks a way that isn't asked for."""
     if MEAN >= 0:
-        mean = tl.sum(tl.where(valid, x, 0.0), 0) / tokens
-        tl.store(Line + MEAN * step + d, mean, mask=inside)
-    if MAX >= 0 or MIN >= 0:
-        # the hardware's max and min pass over NaN, PyTorch's don't
-        bad = tl.max(tl.where(valid & (x != x), 1, 0), 0) > 0
-        if MAX >= 0:
-            top = tl.max(tl.where(valid, x, -float("inf")), 0)
-            tl.store(Line + MAX * step + d, tl.where(bad, float("nan"), top), mask=inside)
-        if MIN >= 0:
-            low = tl.min(tl.where(valid, x, float("inf")), 0)
-            tl.store(Line + MIN * step + d, tl.where(bad, float("nan"), low), mask=inside)
+        tl.store(Line + MEAN * step + d, tl.sum(total, 0) / tokens, mask=inside)
+    # the hardware's max and min pass over NaN, PyTorch's don't
+    if MAX >= 0:
+        bad = tl.max((top != top).to(tl.int32), 0) > 0
+        tl.store(Line + MAX * step + d, tl.where(bad, float("nan"), tl.max(top, 0)), mask=inside)
+    if MIN >= 0:
+        bad = tl.max((low != low).to(tl.int32), 0) > 0
+        tl.store(Line + MIN * step + d, tl.where(bad, float("nan"), tl.min(low, 0)), mask=inside)
 
 
 @triton.jit
 def _pool(
-    X, Cos, Sin, Out, sxb, sxh, sxp, scp, ssp, sob, soh, soi, heads, groups, length,
-    D: tl.constexpr, HALF: tl.constexpr, PAD_HALF: tl.constexpr, PAD_REST: tl.constexpr,
-    BLOCK: tl.constexpr, PAD_BLOCK: tl.constexpr, HEADS: tl.constexpr,
-    MEAN: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr, STAGES: tl.constexpr,
+    X, Cos, Sin, Out, sxb, sxh, sxp, scp, ssp, sob, soh, soi, heads, length,
+    D: tl.constexpr, HALF: tl.constexpr, PAD_HALF: tl.constexpr, PAD_REST: tl.constexpr, BLOCK: tl.constexpr,
+    TURN: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr,
 ):  # fmt: skip
-    # the groups of heads of one block follow one another, so that all but the first find its tables in L2
-    block = tl.program_id(0) // groups
-    first = (tl.program_id(0) % groups * HEADS).to(tl.int64)
+    block = tl.program_id(0) // heads  # the heads of one block follow one another
+    h = (tl.program_id(0) % heads).to(tl.int64)
     b = tl.program_id(1).to(tl.int64)
-    offs_p = tl.arange(0, PAD_BLOCK)
-    p = block * BLOCK + offs_p
-    here = (offs_p < BLOCK) & (p < length)
-    tokens = tl.minimum(length - block * BLOCK, BLOCK).to(tl.float32)
+    tokens = tl.minimum(length - block * BLOCK, BLOCK)
+    offs_p = tl.arange(0, TURN)
     offs_h = tl.arange(0, PAD_HALF)
     offs_r = tl.arange(0, PAD_REST)
     in_half = offs_h < HALF
     in_rest = offs_r < D - 2 * HALF
-    half = here[:, None] & in_half[None, :]
-    rest = here[:, None] & in_rest[None, :]
-    rows = X + b * sxb + p.to(tl.int64)[:, None] * sxp
-    if HALF > 0:
-        cos = tl.load(Cos + p.to(tl.int64)[:, None] * scp + offs_h[None, :], mask=half, other=1.0)
-        sin = tl.load(Sin + p.to(tl.int64)[:, None] * ssp + offs_h[None, :], mask=half, other=0.0)
-        norm = cos * cos + sin * sin  # undoes the attention scaling too
-        cos = cos / norm
-        sin = sin / norm
-    for i in tl.range(0, tl.minimum(heads - first, HEADS).to(tl.int32), num_stages=STAGES):
-        h = first + i
-        line = Out + b * sob + h * soh + block.to(tl.int64) * soi
-        source = rows + h * sxh
+    total1 = tl.zeros([TURN, PAD_HALF], tl.float32)
+    top1 = tl.full([TURN, PAD_HALF], -float("inf"), tl.float32)
+    low1 = tl.full([TURN, PAD_HALF], float("inf"), tl.float32)
+    total2, top2, low2 = total1, top1, low1
+    total3 = tl.zeros([TURN, PAD_REST], tl.float32)
+    top3 = tl.full([TURN, PAD_REST], -float("inf"), tl.float32)
+    low3 = tl.full([TURN, PAD_REST], float("inf"), tl.float32)
+    for start in range(0, tokens, TURN):
+        here = start + offs_p < tokens
+        p = (block * BLOCK + start + offs_p).to(tl.int64)
+        source = X + b * sxb + h * sxh + p[:, None] * sxp
         if HALF > 0:
+            half = here[:, None] & in_half[None, :]
             one = tl.load(source + offs_h[None, :], mask=half, other=0.0).to(tl.float32)
             two = tl.load(source + HALF + offs_h[None, :], mask=half, other=0.0).to(tl.float32)
-            _store(line, one * cos + two * sin, half, offs_h, in_half, D, tokens, MEAN, MAX, MIN)
-            _store(line + HALF, two * cos - one * sin, half, offs_h, in_half, D, tokens, MEAN, MAX, MIN)
+            cos = tl.load(Cos + p[:, None] * scp + offs_h[None, :], mask=half, other=1.0)
+            sin = tl.load(Sin + p[:, None] * ssp + offs_h[None, :], mask=half, other=0.0)
+            undo = 1.0 / (cos * cos + sin * sin)  # the attention scaling, squared: 1 where there is none
+            cos *= undo
+            sin *= undo
+            total1, top1, low1 = _gather(one * cos + two * sin, half, total1, top1, low1, MEAN, MAX, MIN)
+            total2, top2, low2 = _gather(two * cos - one * sin, half, total2, top2, low2, MEAN, MAX, MIN)
         if D > 2 * HALF:
+            rest = here[:, None] & in_rest[None, :]
             x = tl.load(source + 2 * HALF + offs_r[None, :], mask=rest, other=0.0).to(tl.float32)
-            _store(line + 2 * HALF, x, rest, offs_r, in_rest, D, tokens, MEAN, MAX, MIN)
+            total3, top3, low3 = _gather(x, rest, total3, top3, low3, MEAN, MAX, MIN)
+    line = Out + b * sob + h * soh + block.to(tl.int64) * soi
+    if HALF > 0:
+        _store(line, total1, top1, low1, offs_h, in_half, D, tokens, MEAN, MAX, MIN)
+        _store(line + HALF, total2, top2, low2, offs_h, in_half, D, tokens, MEAN, MAX, MIN)
+    if D > 2 * HALF:
+        _store(line + 2 * HALF, total3, top3, low3, offs_r, in_rest, D, tokens, MEAN, MAX, MIN)
 
 
-def pool_triton(
-    x: Tensor, block: int, how: tuple[str, ...], cos: Tensor | None, sin: Tensor | None, *, warps: int | None = None
-) -> Tensor:
-    """See `kernels.pool.pool`. warps of a program: 32 elements of x for each thread, unless given."""
+def pool_triton(x: Tensor, block: int, how: tuple[str, ...], cos: Tensor | None, sin: Tensor | None) -> Tensor:
+    """See `kernels.pool.pool`."""
     if len(set(how)) < len(how):
         raise ValueError(f"how={how}: kernel=triton pools each way once; use kernel=reference")
     x = x if x.stride(-1) == 1 else x.contiguous()
@@ -84,20 +100,17 @@ def pool_triton(
     half = 0
     if cos is None or sin is None:
         cos = sin = out  # never read
-        together = min(HEADS // 2, heads)  # no tables to share, but loads of the next head run ahead of this one's sums
     else:
         cos, sin = (t if t.stride(-1) == 1 and t.dtype == torch.float32 else t.float().contiguous() for t in (cos, sin))
         half = cos.shape[1]
-        together = min(HEADS, heads)
-    groups = -(-heads // together)
     place = {way: how.index(way) if way in how else -1 for way in ("mean", "max", "min")}
-    pad_block = triton.next_power_of_2(block)
+    columns = triton.next_power_of_2(max(half, dim - 2 * half))
     with torch.cuda.device_of(x):  # Triton launches on the current device
-        _pool[(blocks * groups, batch)](
-            x, cos, sin, out, *x.stride()[:3], cos.stride(0), sin.stride(0), *out.stride()[:3], heads, groups, length,
+        _pool[(blocks * heads, batch)](
+            x, cos, sin, out, *x.stride()[:3], cos.stride(0), sin.stride(0), *out.stride()[:3], heads, length,
             D=dim, HALF=half, PAD_HALF=triton.next_power_of_2(max(1, half)),
-            PAD_REST=triton.next_power_of_2(max(1, dim - 2 * half)), BLOCK=block, PAD_BLOCK=pad_block, HEADS=together,
-            MEAN=place["mean"], MAX=place["max"], MIN=place["min"], STAGES=3,
-            num_warps=warps or min(16, max(4, pad_block * triton.next_power_of_2(dim) // 1024)),
+            PAD_REST=triton.next_power_of_2(max(1, dim - 2 * half)), BLOCK=block,
+            TURN=max(1, 256 // columns) if x.is_cuda else 16,  # one load of 16 bytes a lane
+            MEAN=place["mean"], MAX=place["max"], MIN=place["min"], num_warps=1,
         )  # fmt: skip
     return out

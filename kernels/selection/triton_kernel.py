@@ -179,7 +179,8 @@ def select_triton(
     cols, heads = k.shape[2], q_heads // share
     if cols > MOST_COLUMNS or dim > 256:
         raise ValueError(f"kernel=triton selects from {MOST_COLUMNS} key blocks and vectors of 256 at most, not {cols}, {dim}")
-    config = config or _config(q, share)
+    wide = triton.next_power_of_2(cols)
+    config = config or _config(q, share, wide)
     rule, level = TOPK.value, 0.0
     if counts is not None:
         budget, width = counts
@@ -189,7 +190,7 @@ def select_triton(
             rule, level = THRESHOLD.value, threshold
         elif mass is not None:
             rule, level = MASS.value, mass
-    wide = max(config.columns, triton.next_power_of_2(cols))
+    wide = max(config.columns, wide)
     tiles = -(-rows // config.rows)
     total = batch * heads * tiles
     programs = min(total, config.programs * _processors(q.device) if q.is_cuda else 3)
@@ -215,9 +216,15 @@ def select_triton(
     return BlockIndex(out_counts, indices, q_block, k_block, q_len, k_len)
 
 
-def _config(q: Tensor, share: int) -> Config:
+def _config(q: Tensor, share: int, wide: int) -> Config:
     if not q.is_cuda:
         return Config(rows=16, columns=16, elements=512)  # the interpreter: small enough for tests to take several of each
-    narrow = share > 1 or q.shape[3] > 128
-    shallow = shared_bytes(q.device) < 112 << 10  # GPUs below an A100: a single stage
-    return Config(columns=32 if narrow else 64, stages=1 if shallow else 2)
+    stages = 1 if shared_bytes(q.device) < 112 << 10 else 2  # GPUs below an A100: a single stage
+    if share > 1 or q.shape[3] > 128:
+        return Config(columns=32, stages=stages)
+    # Measured on an H100: many small programs hide each other's waits best where a row fits into one warp
+    if wide <= 1024:
+        return Config(rows=16, columns=32, elements=1024, warps=1, stages=stages, programs=8)
+    if wide <= 2048:
+        return Config(rows=32, columns=32, elements=2048, warps=2, stages=stages, programs=4)
+    return Config(stages=stages)
