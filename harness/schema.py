@@ -40,12 +40,13 @@ KERNEL_COLUMNS: tuple[str, ...] = (
     "attention_speedup", "attention_pct_ideal", "gb_s", "error", "timing",
 )  # fmt: skip
 """Columns of leaderboard.csv in a study of kernels (job=kernel_speed), where `model` is the shape and `method` says where
-the index comes from. `op` is what was timed: dense, sparse, selection or block_map; `index` the kind of index (…_shared: one
-for the query heads of a KV head), `selection` the method whose selection is in `total_ms`. `total_low` and `total_high` are
-the 10th and 90th percentile of `repeats` calls; `attention_speedup` and `attention_pct_ideal` leave the selection out.
-`q_block` and `k_block` are of the index that ran: a kernel that merges blocks attends to more than it was given, and its
-density says so. `gb_s`, at decode, is keys and values that must be read ÷ time; `error` the relative error against float32
-attention over the same index; `timing` says whether calls were timed by events or replayed as a CUDA graph."""
+the index comes from. `op` is what was timed: full (dense attention), sparse, selection or block_map; `index` the kind of
+index (…_shared: one for the query heads of a KV head), `selection` the method whose selection is in `total_ms`. `total_low`
+and `total_high` are the 10th and 90th percentile of `repeats` calls; `attention_speedup` and `attention_pct_ideal` leave
+the selection out. `q_block` and `k_block` are of the index that ran: a kernel that merges blocks attends to more than it
+was given, and its density says so. `gb_s`, at decode, is keys and values that must be read ÷ time; `error` the relative
+error against float32 attention over the same index; `timing` says whether calls were timed by events or replayed as a CUDA
+graph."""
 
 
 class Status:

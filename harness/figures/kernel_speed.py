@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Line:
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write the pictures the rows allow, one set per shape, dtype and device: `time_by_length.png`, `share_of_ideal.png`, and
-    `decode.png` of a study of decoding. A line needs two points."""
+    `decode.png` of a study of decoding. A picture needs two lengths, or two sparsities."""
     sets: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row["status"] == Status.OK and row["total_ms"] is not None:
@@ -68,12 +68,13 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def _by_length(rows: Sequence[Row], column: str, panel: str) -> Figure | None:
-    """Time against length, one panel a value of `column`; dense kernels in every panel (of its batch)."""
+    """Time against length, a panel each for the lowest and highest value of `column`; dense kernels in every panel (of its
+    batch)."""
     dense = [r for r in rows if r["op"] == FULL]
     sparse = [r for r in rows if r["op"] == SPARSE]
     sparsity = _usual(sparse)
     sparse = [r for r in sparse if r["sparsity"] == sparsity]
-    panels = sorted({r[column] for r in sparse})[:3]
+    panels = _ends({r[column] for r in sparse})
     if not panels or len({r["length"] for r in sparse}) < 2:
         return None
     unit, scale = ("µs", 1e3) if max(r["total_ms"] for r in dense + sparse) < 5 else ("ms", 1.0)
@@ -103,6 +104,12 @@ def _by_length(rows: Sequence[Row], column: str, panel: str) -> Figure | None:
     return made
 
 
+def _ends(values: Iterable[int]) -> list[int]:
+    """The lowest and the highest: two panels are what a page shows in letters that can be read."""
+    ordered = sorted(values)
+    return ordered if len(ordered) < 3 else [ordered[0], ordered[-1]]
+
+
 def _usual(rows: Sequence[Row]) -> float:
     """The sparsity with most rows, of those the nearest to 0.9."""
     counts = Counter(r["sparsity"] for r in rows)
@@ -113,13 +120,17 @@ def _usual(rows: Sequence[Row]) -> float:
 
 
 def _by_sparsity(rows: Sequence[Row]) -> Figure | None:
-    """Per cent of the ideal against sparsity at the longest length that has several sparsities, one panel a block size."""
+    """Per cent of the ideal against sparsity, a panel each for the smallest and largest block size, at the length where most
+    was timed; of equal ones the longest."""
     sparse = [r for r in rows if r["op"] == SPARSE and r["pct_ideal"] is not None]
-    several = [n for n in {r["length"] for r in sparse} if len({r["sparsity"] for r in sparse if r["length"] == n}) > 1]
-    if not several:
+    timed: dict[int, set[tuple[int, float]]] = defaultdict(set)
+    for row in sparse:
+        timed[row["length"]].add((row["block_size"], row["sparsity"]))
+    length = max(timed, key=lambda n: (len(timed[n]), n), default=0)
+    sparse = [r for r in sparse if r["length"] == length]
+    if len({r["sparsity"] for r in sparse}) < 2:
         return None
-    sparse = [r for r in sparse if r["length"] == max(several)]
-    panels = sorted({r["block_size"] for r in sparse})[:3]
+    panels = _ends({r["block_size"] for r in sparse})
     looks = style.looks(r["kernel"] for r in sparse)
     made = style.figure(max(7.0, 5.2 * len(panels)), 4.8)
     with matplotlib.rc_context(style.RC):
@@ -135,7 +146,7 @@ def _by_sparsity(rows: Sequence[Row]) -> Figure | None:
             if i == 0:
                 axes.set_ylabel("% of the ideal (fastest dense × density ÷ total)")
             _draw(axes, lines, made.get_figwidth() / len(panels) - 0.8, log=False)
-        _frame(made, rows, sparse, f"share of the ideal speed-up at {style.tokens(max(several))} tokens, selection included")
+        _frame(made, rows, sparse, f"share of the ideal speed-up at {style.tokens(length)} tokens, selection included")
     return made
 
 

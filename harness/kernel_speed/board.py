@@ -73,7 +73,7 @@ def _times(record: Record) -> Row:
     found: Row = {"selection_ms": median.get("selection"), "attention_ms": attention, "total_ms": total}
     found |= _spread(times.get("total"))
     dense, density = record["dense_ms"], record["density"]
-    if dense is not None:
+    if dense is not None and op in (FULL, SPARSE):  # a block map is no attention that could be faster
         found["speedup"] = dense / total if total else None
         found["attention_speedup"] = dense / attention if attention else None
         if density is not None:

@@ -92,17 +92,19 @@ class Grid:
     merges: Mapping[str, int] = field(default_factory=dict)
 
     def cases(self) -> list[Case]:
-        """Every case: short lengths first, at each length dense attention first."""
+        """Every case: short lengths first, at each length dense attention first, then the sparsities, blocks and indices in the
+        order given (a run that is cut has the first ones whole), the block maps last."""
         return [case for n in sorted(self.lengths) for batch in sorted(self.batches) for case in self._at(n, batch)]
 
     def _at(self, length: int, batch: int) -> Iterator[Case]:
         for kernel in self.dense:
             yield Case(FULL, length, batch, kernel, self.baseline)
-        for block in self.blocks:
-            if self.block_map is not None:
-                yield Case(BLOCK_MAP, length, batch, self.block_map, BLOCK_MAP, block)
-            for sparsity in self.sparsities:
+        for sparsity in self.sparsities:
+            for block in self.blocks:
                 yield from self._sparse(length, batch, block, sparsity)
+        if self.block_map is not None:
+            for block in self.blocks:
+                yield Case(BLOCK_MAP, length, batch, self.block_map, BLOCK_MAP, block)
 
     def _sparse(self, length: int, batch: int, block: int, sparsity: float) -> Iterator[Case]:
         for ending in ("", SHARED):

@@ -32,6 +32,7 @@ class Recorder:
         self.wanted, self.grid, self.store, self.console = wanted, grid, store, console
         self.device = device_name(wanted.device)
         self.about: dict[str, Any] = {}
+        self._origin = [commit(), *(versions().get(name) for name in ORIGIN)]
         self._said: set[str] = set()
 
     @cached_property
@@ -44,8 +45,7 @@ class Recorder:
     def id(self, case: Case) -> str:
         """The case's id: equal where the numbers must be."""
         limits = [self.wanted.latency_repeats, self.wanted.latency_seconds]
-        origin = [commit(), *(versions().get(name) for name in ORIGIN)]
-        return plan.digest({**self.identity(case), "device": self.device, "limits": limits, "origin": origin})
+        return plan.digest({**self.identity(case), "device": self.device, "limits": limits, "origin": self._origin})
 
     def identity(self, case: Case) -> dict[str, Any]:
         """What is timed, on which shape, dtype and seed, and which text a model selects on."""

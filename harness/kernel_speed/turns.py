@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ from kernels.block_index import BlockIndex
 
 REFUSALS = (ValueError, ImportError, NotImplementedError)
 """What is raised by a kernel that can't run here and never will; anything else, out of memory say, may pass."""
+
+FEWEST = 3
+"""Clocked calls of every function at least, whatever the limit in seconds: of fewer, a median says nothing. Clocks that drift
+made one call of a kernel slower than another of the same kernel and its selection."""
 
 TIMES_OF_ONE = "total"
 """Where the time of a case that has only one is kept."""
@@ -45,7 +50,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Timer:
-    """How often, and for how many seconds at most, the cases of a turn are called. graphs: replayed as CUDA graphs."""
+    """How often, and for how many seconds at most, the cases of a turn are called. graphs: replayed as CUDA graphs.
+
+    The call that is checked and the one whose memory is measured are the warm-up of the others: at 128k tokens calls take
+    tenths of a second, and the time is for the clock. Graphs are short, and warmed up once more: their first replay is slow.
+    """
 
     device: torch.device
     repeats: int
@@ -63,7 +72,9 @@ class Timer:
 
     def turns(self, functions: Mapping[str, Callable[[], Any]]) -> dict[str, Times]:
         """See `take_turns`."""
-        return take_turns(functions, self.device, repeats=self.repeats, max_seconds=self.seconds)
+        return take_turns(
+            functions, self.device, repeats=self.repeats, max_seconds=self.seconds, at_least=FEWEST, warm=not self.graphs
+        )
 
 
 def failed(error: Exception, device: torch.device) -> Result:
@@ -171,8 +182,11 @@ def _both(select: Callable[[], Any], attend: Callable[[], Any]) -> None:
 
 def _checked(work: Work, index: BlockIndex, call: Callable[[], Any]) -> Result:
     """The first call: it compiles, and its result is held against exact attention."""
+    torch.full_like(work.q, float("nan"))  # freed at once: an output that isn't written holds NaN, not the last kernel's answer
     error = relative_error(work.q, work.k, work.v, index, call(), scale=work.scale)
     limit = TOLERANCE[work.q.dtype]
     if error <= limit:
         return Result(error=error)
+    if not isfinite(error):  # no number that a record can hold
+        return Result(wrong=True, reason="the output, or its error, is not finite: wrong answer")
     return Result(error=error, wrong=True, reason=f"relative error {error:.2g} against float32, above {limit:g}: wrong answer")

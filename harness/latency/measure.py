@@ -52,15 +52,19 @@ def take_turns(
     *,
     repeats: int,
     max_seconds: float,
+    at_least: int = 1,
+    warm: bool = False,
     head_start: bool = True,
 ) -> dict[str, Times]:
-    """Time every function `repeats` times, or as often as fits into max_seconds (warm-up included), at least once.
+    """Time every function `repeats` times, or as often as fits into max_seconds (warm-up included), but `at_least` times
+    (or `repeats` times, where that is less), however long that takes.
 
-    head_start: let the host queue a call's launches before the GPU begins; without, its launches are part of the time.
+    warm: each function has been called just before, and needs no call without the clock. head_start: let the host queue a
+    call's launches before the GPU begins; without, its launches are part of the time.
     """
     stop = time.perf_counter() + max_seconds
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.type == "cuda" else None
-    if flush is not None:  # the first calls on a CPU are no slower than the next, and there they are dear
+    if flush is not None and not warm:  # the first calls on a CPU are no slower than the next, and there they are dear
         for _ in range(WARM_UP):
             began = time.perf_counter()
             for function in functions.values():
@@ -84,7 +88,7 @@ def take_turns(
         for name, (start, end) in marks.items():
             samples[name].append(elapsed_ms(start, end))
         now = time.perf_counter()
-        if turn + 1 < repeats and now + (now - began) > stop:  # another turn would not fit
+        if turn + 1 >= at_least and now + (now - began) > stop:  # another turn would not fit
             break
     return {name: Times.of(values) for name, values in samples.items()}
 

@@ -55,8 +55,9 @@ def block_sparse_attention(
     """Causal attention of q [B, Hq, Q, D] to k, v [B, Hkv, K, D] over the key blocks of `index`. Returns [B, Hq, Q, D].
 
     Query head h reads KV head h // (Hq // Hkv); the causal diagonal is at the bottom right (Q < K: a chunk of a prompt).
-    `scale` is 1/√D unless given. A kernel that merges blocks attends to all of `as_run(index, kernel)`. Raises ValueError
-    for shapes that don't fit, or a kernel that can't run.
+    `scale` is 1/√D unless given; triton and hopper take positive ones only. A kernel that merges blocks attends to all of
+    `as_run(index, kernel)`. The kernels for GPUs are forward only. Raises ValueError for shapes that don't fit, an index on
+    another device, or a kernel that can't run.
     """
     check_shapes(q, k, v)
     batch, heads, q_len, dim = q.shape
@@ -66,10 +67,14 @@ def block_sparse_attention(
         raise ValueError(
             f"index has batch and heads {tuple(index.counts.shape[:2])}; expected {batch} and {heads} or {k.shape[1]}"
         )
+    if index.counts.device != q.device:
+        raise ValueError(f"q is on {q.device} and the index on {index.counts.device}; move it with index.to(q.device)")
     name = resolve_kernel(
         kernel, device=q.device, dtype=q.dtype, head_dim=dim, q_block=index.q_block, k_block=index.k_block,
         shared=heads // index.counts.shape[1],
     )  # fmt: skip
+    if not q.numel():
+        return torch.empty_like(q)
     return BACKENDS[name].run(q, k, v, as_run(index, name), scale=dim**-0.5 if scale is None else scale)
 
 

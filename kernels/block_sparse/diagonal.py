@@ -60,11 +60,12 @@ def _own_blocks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """int32 [Mq], [B, H, Mq] and [B, H, Mq, W']: how many blocks lie over a row's own tokens, and which. Read only."""
     with torch.inference_mode(False):  # kept for later calls, which may train
-        first = diagonal_start(*shape)
-        own = causal_blocks(*shape) - first
-        steps = torch.arange(int(own.max()))
-        blocks = _widen(torch.where(steps < own[:, None], first[:, None] + steps, 0), width or len(steps))
-        own, blocks = own.to(device, torch.int32), blocks.to(device, torch.int32)
+        most = int((causal_blocks(*shape) - diagonal_start(*shape)).max())  # on the host; all else on the device
+        first = diagonal_start(*shape, device)
+        own = (causal_blocks(*shape, device) - first).to(torch.int32)
+        steps = torch.arange(most, device=device)
+        blocks = torch.where(steps < own[:, None], first[:, None] + steps, 0).to(torch.int32)
+        blocks = _widen(blocks, width or most)
         return (
             own,
             own.expand(batch, heads, -1).contiguous(),

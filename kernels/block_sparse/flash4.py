@@ -4,7 +4,8 @@ A tile is 128 query rows on Hopper, 256 on Blackwell. Finer query blocks leave h
 of 64 rows) and are refused by the library on Blackwell. Where the heads of a GQA group share one index, their rows are packed
 into one sequence instead, token by token: G heads × 64 rows fill the tile. The library's own packing (pack_gqa) can't do
 that: it cuts a tile of packed rows out of one query block's tokens, and its tile may not hold more rows than a query block.
-The packed copy of q and the unpacking of the output move 4·B·Hq·Q·D elements: 1.4 ms of an H100's memory at 128k tokens.
+The packed copy of q and the unpacking of the output move 4·B·Hq·Q·D elements: 1.4 ms at 3 TB/s, for
+128k tokens and 32 heads of 128 in bfloat16.
 
 Scheduling is the library's: with a mask_mod it launches one program a tile, shortest rows first. Its longest-first order
 belongs to causal=True, which masks every block, not only the diagonal ones; persistent programs belong to Blackwell.

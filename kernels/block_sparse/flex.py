@@ -99,7 +99,7 @@ def _shifted(offset: int, device: torch.device) -> Callable[[Tensor, Tensor, Ten
     """The causal mask of queries that stand `offset` tokens further than their number. A tensor, so that another offset is
     not another kernel."""
     with torch.inference_mode(False):
-        shift = torch.tensor(offset, device=device)
+        shift = torch.full((), offset, device=device)  # torch.tensor would wait for the device
 
     def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return key <= query + shift

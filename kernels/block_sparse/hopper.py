@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.block_index import BlockIndex
+from kernels.block_sparse.triton_tuning import describable
 
 ROWS = 128
 """Query rows of a tile: q_block × the query heads that are packed into it."""
@@ -24,7 +24,7 @@ def hopper_reason(
     """None where the kernel runs, else the reason why not. shared: query heads that have one index."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         return "it runs on Hopper GPUs (compute capability 9.0) only"
-    if find_spec("triton.experimental.gluon") is None:
+    if not _has_gluon():
         return "it needs a triton with Gluon, 3.6 or newer"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it takes float16 and bfloat16, not {dtype}"
@@ -32,12 +32,24 @@ def hopper_reason(
         return f"it takes head dims {', '.join(map(str, HEAD_DIMS))}, not {head_dim}"
     if k_block not in BLOCKS or (head_dim == 256 and k_block == 128):
         return f"at head dim {head_dim} it takes key blocks of 16, 32, 64{'' if head_dim == 256 else ' and 128'}, not {k_block}"
-    if q_block not in BLOCKS or shared % (ROWS // q_block):
+    if q_block not in BLOCKS:
+        return f"it takes query blocks of {', '.join(map(str, BLOCKS))}, not {q_block}"
+    pack = ROWS // q_block
+    if shared % pack:
         return (
-            f"a tile is {ROWS} query rows: query blocks of {ROWS}, or an index shared by "
-            f"{ROWS // q_block if q_block in BLOCKS else 2} query heads (a multiple of that) for blocks of {q_block}"
+            f"a tile is {ROWS} query rows: query blocks of {q_block} need an index that a multiple of {pack} query heads share"
         )
     return None
+
+
+@lru_cache
+def _has_gluon() -> bool:
+    """Whether triton is there, and 3.6 or newer: what came before has no Gluon, or not all that the kernel uses."""
+    try:
+        import triton
+    except ImportError:
+        return False
+    return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
 
 
 def block_sparse_hopper(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
@@ -55,8 +67,10 @@ def _config(dim: int) -> dict[str, Any]:
 def _launch(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, scale: float, config: dict[str, Any]) -> Tensor:
     from kernels.block_sparse.hopper_kernel import block_sparse_hopper_kernel
 
-    if scale <= 0:
-        raise ValueError(f"scale={scale}: kernel=hopper needs it to be positive; use kernel=triton")
+    if not scale > 0:
+        raise ValueError(
+            f"scale={scale} must be positive: kernel=hopper takes a row's maximum before it scales; use kernel=sdpa"
+        )
     q, k, v = (_addressable(x) for x in (q, k, v))
     batch, heads, q_len, dim = q.shape
     out = torch.empty_like(q)
@@ -77,9 +91,9 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, scale: float, co
 
 
 def _addressable(x: Tensor) -> Tensor:
-    """A tensor that TMA can read: the last dimension contiguous, the others at multiples of 16 bytes."""
-    fine = x.stride(-1) == 1 and x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1])
-    return x if fine else x.contiguous()
+    """A tensor that TMA can read, a copy where x isn't; `contiguous` would hand back x itself where it starts off 16 bytes, or
+    has an odd stride in a dimension of one element."""
+    return x if describable(x) else x.clone(memory_format=torch.contiguous_format)
 
 
 def _descriptor(x: Tensor, rows: int) -> Any:

@@ -225,7 +225,8 @@ def _consume(
     tma.store_wait(0)
 
 
-@gluon.jit
+# Lengths and the index's shape change from call to call and help no address: one compiled kernel serves them all.
+@gluon.jit(do_not_specialize=["scb", "sch", "sib", "sih", "sim", "tiles", "rows", "offset"])
 def block_sparse_hopper_kernel(
     qd, kd, vd, od, Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, offset, scale,
     QB: gl.constexpr, KB: gl.constexpr, N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr, PACK: gl.constexpr,

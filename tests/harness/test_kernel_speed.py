@@ -144,18 +144,21 @@ def test_what_a_kernel_refuses_is_final(command: Command, tmp_path: Path) -> Non
     assert records(folder) == before
 
 
-def test_a_wrong_answer_is_held_back(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("factor", "says"), [(1.1, "relative error 0.1 "), (float("nan"), "the output, or its error, is not")])
+def test_a_wrong_answer_is_held_back(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, says: str
+) -> None:
     real = Work.sparse
 
     def off(self: Work, kernel: str, index: BlockIndex) -> Callable[[], Any]:
         call = real(self, kernel, index)
-        return (lambda: call() * 1.1) if kernel == "reference" else call
+        return (lambda: call() * factor) if kernel == "reference" else call
 
     monkeypatch.setattr(Work, "sparse", off)
-    assert command(*SMALL, "job.lengths=[192]") == 1
+    assert command(*SMALL, "job.lengths=[192]", "job.sparsities=[0.5]") == 1
     rows = {r["kernel"]: r for r in board(tmp_path / "results" / "speed") if r["op"] == "sparse"}
     assert (rows["sdpa"]["status"], rows["reference"]["status"]) == ("ok", "gated")
-    assert rows["reference"]["reason"].startswith("relative error 0.1 ")
+    assert rows["reference"]["reason"].startswith(says)
 
 
 def test_attention_is_timed_where_the_selection_fails(
@@ -254,6 +257,24 @@ def test_a_model_with_a_shorter_context_fails_those_rows_alone(command: Command,
     assert "toy has a context of 2048 tokens" in rows["block_topk"]["reason"]
 
 
+def test_a_cut_run_has_the_first_sparsity_whole_and_every_call_three_times(command: Command, tmp_path: Path) -> None:
+    arguments = [
+        "job.lengths=[192]",
+        "job.sparsities=[0.8,0.5]",
+        "job.blocks=[64,32]",
+        "job.kernels=[sdpa]",
+        "latency_repeats=5",
+    ]
+    assert command(*SMALL, *arguments, "job.block_map=reference", "latency_seconds=0.000001") == 0
+    made = records(tmp_path / "results" / "speed")
+    order = [(r["identity"]["op"], r["identity"]["sparsity"], r["identity"]["block"]) for r in made]
+    assert [o for o in order if o[0] == "sparse"] == [("sparse", s, b) for s in (0.8, 0.5) for b in (64, 32)]
+    assert [o[0] for o in order[-2:]] == ["block_map", "block_map"]
+    assert {values[3] for r in made if r["identity"]["op"] in ("full", "sparse") for values in r["times"].values()} == {3}
+    maps = [r for r in board(tmp_path / "results" / "speed") if r["op"] == "block_map"]
+    assert len(maps) == 2 and all(r["total_ms"] and not r["speedup"] and not r["pct_ideal"] for r in maps)
+
+
 # -- parts ---------------------------------------------------------------------------------------------------------------
 
 
@@ -293,7 +314,7 @@ def test_the_check_sees_a_wrong_block_and_nan(shared: bool) -> None:
     bad = block_sparse_attention(*tensors, other, scale=work.scale, kernel="reference")
     assert relative_error(*tensors, index, good, scale=work.scale) < 1e-5
     assert relative_error(*tensors, index, bad, scale=work.scale) > 0.1
-    good[..., -1, 0] = float("nan")
+    good[0, 1, 40, 0] = float("nan")  # in no block that is compared
     assert relative_error(*tensors, index, good, scale=work.scale) == float("inf")
 
 
@@ -322,6 +343,37 @@ def test_pictures_show_real_indices_before_random_ones(tmp_path: Path) -> None:
     assert [p.name for p in pictures.write(rows, tmp_path)] == ["time_by_length.png"], "one sparsity is no curve"
     gated = [r | {"status": "gated"} for r in rows]
     assert pictures.write(gated, tmp_path) == []
+
+
+def test_pictures_take_the_length_where_most_was_timed_and_two_panels() -> None:
+    own = {"method": "uniform", "index": "uniform", "shared": False, "k_block": 64, "pct_ideal": 50.0}
+    rows = [
+        planted("sparse", "quick", 4096, 1.0, sparsity=s, block_size=b, **own) for s in (0.5, 0.8, 0.9) for b in (32, 64, 128)
+    ]
+    rows += [planted("sparse", "quick", 8192, 1.0, sparsity=s, block_size=32, **own) for s in (0.5, 0.9)]  # a run that was cut
+    made = pictures._by_sparsity(rows)
+    assert made is not None and "at 4k tokens" in made.get_suptitle()
+    assert [axes.get_title("left") for axes in made.axes] == ["blocks of 32", "blocks of 128"]
+
+
+@pytest.mark.gpu
+def test_a_kernel_that_writes_nothing_is_held_back(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Work.sparse
+
+    def idle(self: Work, kernel: str, index: BlockIndex) -> Callable[[], Any]:
+        return (lambda: torch.empty_like(self.q)) if kernel == "sdpa" else real(self, kernel, index)
+
+    monkeypatch.setattr(Work, "sparse", idle)
+    arguments = [
+        "device=cuda",
+        "job.shape=llama3_8b",
+        "job.kernels=[triton,sdpa]",
+        "job.lengths=[2048]",
+        "job.sparsities=[0.5]",
+    ]
+    assert command(*SMALL, *arguments) == 1
+    rows = {r["kernel"]: r["status"] for r in board(tmp_path / "results" / "speed") if r["op"] == "sparse"}
+    assert rows == {"triton": "ok", "sdpa": "gated"}
 
 
 @pytest.mark.gpu

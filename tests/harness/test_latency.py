@@ -33,6 +33,8 @@ def test_turns_measure_sleep_and_keep_to_their_time() -> None:
     assert take_turns(functions, CPU, repeats=10_000, max_seconds=0.1)["long"].repeats < 10
     assert time.perf_counter() - began < 1
     assert take_turns(functions, CPU, repeats=5, max_seconds=0)["long"].repeats == 1
+    assert take_turns(functions, CPU, repeats=5, max_seconds=0, at_least=3)["long"].repeats == 3
+    assert take_turns(functions, CPU, repeats=2, max_seconds=0, at_least=3)["long"].repeats == 2
 
 
 def test_attention() -> None:

@@ -33,7 +33,7 @@ RUNS = [
     ),
 ]  # fmt: skip
 COARSE_ONLY = ("hopper", "flash4")
-"""Kernels whose blocks are tiles of 64 and 128 rows."""
+"""Kernels whose tiles are 64 or 128 query rows; finer blocks of hopper need a shared index, see test_hopper."""
 FINE_RUNS = [run for run in RUNS if (run if isinstance(run, tuple) else run.values)[0] not in COARSE_ONLY]
 COARSE_RUNS = [run for run in RUNS if (run if isinstance(run, tuple) else run.values)[:2] != ("triton", "cpu")]
 EVERY = ["reference", "sdpa", "triton", *(pytest.param(name, marks=GPU) for name in ("hopper", "flash4", "flex"))]
@@ -191,6 +191,15 @@ def test_scale_is_applied(kernel: str) -> None:
     torch.testing.assert_close(scaled, block_sparse_attention(q * 2, k, v, index, kernel=kernel))
 
 
+@pytest.mark.parametrize("kernel", EVERY)
+@pytest.mark.parametrize(("batch", "q_len"), [(0, 200), (1, 0)])
+def test_nothing_to_do(kernel: str, batch: int, q_len: int) -> None:
+    device, dtype, block = home(kernel)
+    case = Case(batch, 4, 2, q_len, 200, 64, block, block, 4)
+    index = BlockIndex.full(batch, 4, **case.grid, device=device)
+    assert block_sparse_attention(*case.tensors(dtype, device), index, kernel=kernel).shape == (batch, 4, q_len, 64)
+
+
 def test_full_index_is_dense() -> None:
     case = Case(2, 4, 2, 130, 170, 64, 32, 16, 4)
     q, k, v = case.tensors(torch.float32, "cpu")
@@ -241,3 +250,5 @@ def test_bad_input_is_one_clear_line() -> None:
         block_sparse_attention(q, k, v, replace(index, counts=index.counts[:, :3], indices=index.indices[:, :3]))
     with pytest.raises(ValueError, match="types"):
         block_sparse_attention(q.half(), k, v, index)
+    with pytest.raises(ValueError, match=r"q is on cpu and the index on meta; move it with index.to\(q.device\)"):
+        block_sparse_attention(q, k, v, index.to("meta"))

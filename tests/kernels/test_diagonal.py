@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +52,15 @@ def test_a_shared_list_is_repeated_for_its_heads(case: Case) -> None:
     for head in range(case.heads):
         assert torch.equal(each.counts[:, head], index.counts[:, head // shared])
         assert torch.equal(each.indices[:, head], index.indices[:, head // shared])
+
+
+@pytest.mark.parametrize("width", [None, 6])
+def test_waits_for_no_device(width: int | None) -> None:
+    """On a device without data: nothing can be asked of it."""
+    index = Case(1, 2, 1, 70, 90, 16, 16, 16, 2).index("cpu")
+    near, far = split_diagonal(index, width), split_diagonal(index.to("meta"), width)
+    for name in ("masked_counts", "masked", "full_counts", "full"):
+        assert getattr(far, name).is_meta and getattr(far, name).shape == getattr(near, name).shape
 
 
 def test_what_is_kept_of_a_shape_may_be_used_in_training() -> None:

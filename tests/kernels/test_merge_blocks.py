@@ -62,6 +62,13 @@ def test_density_rises_as_the_arithmetic_says() -> None:
     assert float(coarse) == pytest.approx(1 - 0.9**4 * (1 - 2 / 65), abs=0.005)
 
 
+def test_waits_for_no_device() -> None:
+    """On a device without data: nothing can be asked of it."""
+    index = Case(1, 2, 1, 300, 333, 16, 16, 16, 2).index("cpu")
+    near, far = merge_blocks(index, 2, 4), merge_blocks(index.to("meta"), 2, 4)
+    assert far.indices.is_meta and far.indices.shape == near.indices.shape and far.counts.shape == near.counts.shape
+
+
 def test_a_full_index_stays_full() -> None:
     merged = merge_blocks(BlockIndex.full(2, 3, q_block=16, k_block=32, q_len=100, k_len=333), 4, 2)
     assert torch.equal(merged.density(), torch.ones(2, 3))

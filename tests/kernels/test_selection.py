@@ -60,7 +60,7 @@ class Case:
 
 
 CASES = [
-    Case(1, 2, 1, 640, 640, 16, 16, 32),
+    Case(1, 2, 1, 400, 400, 16, 16, 32),
     Case(2, 2, 2, 205, 845, 16, 16, 24),  # a chunk of a prompt, off the blocks
     Case(1, 4, 2, 500, 500, 32, 16, 16, 2),  # unequal blocks: two columns on the diagonal, or three
     Case(1, 4, 4, 300, 437, 16, 32, 16, 2, "max"),
@@ -184,13 +184,13 @@ def test_nan_and_infinite_scores(kernel: str) -> None:
 def test_extreme_scores_end(kernel: str) -> None:
     """Scores over the whole range of float32, where neither interpolation nor halving values gets anywhere."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    case = Case(1, 1, 1, 1280, 1280, 16, 16, 16)
-    q, k = torch.zeros(1, 1, 80, 16), torch.zeros(1, 1, 80, 16)
+    case = Case(1, 1, 1, 640, 640, 16, 16, 16)
+    q, k = torch.zeros(1, 1, 40, 16), torch.zeros(1, 1, 40, 16)
     q[..., 0] = 4.0
-    sizes = 10.0 ** torch.linspace(-36, 30, 80)
-    k[0, 0, :, 0] = sizes[torch.randperm(80, generator=torch.Generator().manual_seed(2))]
+    sizes = 10.0 ** torch.linspace(-36, 30, 40)
+    k[0, 0, :, 0] = sizes[torch.randperm(40, generator=torch.Generator().manual_seed(2))]
     k[0, 0, ::3] *= -1
-    budget = tuple(max(1, (row + 1) // 3) for row in range(80))
+    budget = tuple(max(1, (row + 1) // 3) for row in range(40))
     rows = ranked(case, true_scores(case, q, k))
     found = kept(case.select(q.to(device), k.to(device), kernel, budget=budget))
     assert all(f == set(order[:b]) for f, b, (_, _, order) in zip(found, budget, rows, strict=True))
@@ -206,6 +206,17 @@ def test_strided_vectors_and_the_same_choice_twice(kernel: str) -> None:
     strided = q.transpose(1, 2).contiguous().transpose(1, 2), k.mT.contiguous().mT
     for again in (case.select(q, k, kernel, budget=budget), case.select(*strided, kernel, budget=budget)):
         assert torch.equal(plain.counts, again.counts) and torch.equal(plain.indices, again.indices)
+
+
+@pytest.mark.parametrize("rule", [{"density": 0.1}, {"mass": 0.6}], ids=str)
+def test_early_rows_of_many_columns_are_read_half_as_wide(rule: dict[str, float]) -> None:
+    """300 columns, held as 512: rows that see at most 256 are selected from in their own way."""
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter is for machines without a GPU")
+    case = Case(1, 1, 1, 4750, 4790, 128, 16, 16)
+    q, k = case.vectors(torch.float32, "cpu")
+    given = {"budget": row_budget(rule["density"], **case.grid)} if "density" in rule else rule
+    assert kept(case.select(q, k, "triton", **given)) == kept(case.select(q, k, "reference", **given))
 
 
 def test_a_shared_index_ranks_by_the_mean() -> None:
@@ -262,6 +273,6 @@ def test_the_threshold_index_of_the_triton_kernel_is_as_wide_as_it_may_be() -> N
         pytest.skip("the interpreter is for machines without a GPU")
     case = CASES[0]
     q, k = case.vectors(torch.float32, "cpu")
-    assert case.select(q, k, "triton", threshold=0.1).indices.shape[-1] == 40
+    assert case.select(q, k, "triton", threshold=0.1).indices.shape[-1] == 25
     assert case.select(q, k, "triton", threshold=0.1, max_blocks=7).indices.shape[-1] == 7
-    assert math.prod(case.select(q, k, "reference", threshold=0.1).indices.shape) < 2 * 40 * 40
+    assert math.prod(case.select(q, k, "reference", threshold=0.1).indices.shape) < 2 * 25 * 25

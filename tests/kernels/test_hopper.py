@@ -1,0 +1,138 @@
+"""The kernel for Hopper: what it refuses, what it can address; on a GPU every block size, packed heads and odd strides."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.block_sparse import hopper
+from kernels.block_sparse.hopper import _addressable, block_sparse_hopper, hopper_reason
+from tests.kernels.oracle import Case, attention, error
+
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
+GPU = pytest.mark.gpu
+CASES = [
+    Case(1, 4, 1, 700, 1333, 128, 64, 64, 1),  # two heads in a tile, the last query block short
+    Case(1, 4, 2, 900, 900, 128, 128, 64, 4),
+    Case(2, 4, 2, 640, 640, 128, 128, 32, 4),
+    Case(1, 8, 1, 300, 1001, 128, 16, 16, 1),  # eight heads in a tile
+    Case(1, 4, 1, 777, 777, 64, 32, 32, 1),
+    Case(2, 32, 2, 333, 500, 64, 16, 128, 2),  # two tiles of heads for a list
+    Case(1, 4, 2, 500, 900, 256, 128, 64, 4),
+    Case(1, 2, 1, 300, 300, 256, 64, 64, 1),
+    Case(1, 8, 1, 100, 420, 256, 16, 16, 1),
+    Case(1, 8, 2, 1, 129, 128, 32, 64, 2),
+    Case(1, 1, 1, 128, 128, 64, 128, 128, 1),  # one tile
+]
+WHERE = {
+    "device": torch.device("cuda", 0), "dtype": torch.bfloat16, "head_dim": 128, "q_block": 128, "k_block": 128, "shared": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, None),
+        ({"q_block": 64, "k_block": 16, "shared": 2}, None),
+        ({"q_block": 16, "shared": 8, "dtype": torch.float16}, None),
+        ({"head_dim": 256, "k_block": 64}, None),
+        ({"device": torch.device("cpu")}, "runs on Hopper GPUs"),
+        ({"dtype": torch.float32}, "float16 and bfloat16, not torch.float32"),
+        ({"head_dim": 96}, "head dims 64, 128, 256, not 96"),
+        ({"head_dim": 256}, "at head dim 256 it takes key blocks of 16, 32, 64, not 128"),
+        ({"k_block": 48}, "key blocks of 16, 32, 64 and 128, not 48"),
+        ({"q_block": 48, "shared": 8}, "query blocks of 16, 32, 64, 128, not 48"),
+        ({"q_block": 64}, "query blocks of 64 need an index that a multiple of 2 query heads share"),
+        ({"q_block": 16, "shared": 4}, "a multiple of 8 query heads"),
+    ],
+)
+def test_reasons(change: dict[str, Any], says: str | None) -> None:
+    reason = hopper_reason(**{**WHERE, **change})
+    assert (reason is None) if says is None else (reason is not None and says in reason)
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize(
+    ("triton", "runs"),
+    [(None, False), (SimpleNamespace(__version__="3.5.1"), False), (SimpleNamespace(__version__="3.10.0+git1"), True)],
+)
+def test_triton_must_be_new_enough(monkeypatch: pytest.MonkeyPatch, triton: Any, runs: bool) -> None:
+    monkeypatch.setitem(sys.modules, "triton", triton)  # None: not installed
+    hopper._has_gluon.cache_clear()
+    reason = hopper_reason(**WHERE)
+    hopper._has_gluon.cache_clear()
+    assert (reason is None) if runs else (reason is not None and "3.6 or newer" in reason)
+
+
+def awkward(x: Tensor) -> dict[str, Tensor]:
+    """x in memory as TMA does not take it."""
+    _, heads, length, dim = x.shape
+    shifted = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)  # contiguous, but starts two bytes late
+    wide = torch.cat([x, x[..., :1]], -1)[..., :dim]  # rows of an odd number of elements
+    single = x[:1].contiguous().as_strided((1, heads, length, dim), (heads * length * dim + 3, length * dim, dim, 1))
+    return {
+        "shifted": shifted, "wide": wide, "transposed": x.mT.contiguous().mT, "odd stride of one": single,
+        "expanded": x[:, :1].expand(x.shape), "repeated": x[:, :, :1].expand(x.shape),
+    }  # fmt: skip
+
+
+def test_what_cannot_be_addressed_is_copied() -> None:
+    x = torch.randn(1, 4, 40, 64, dtype=torch.float16)
+    for name, view in awkward(x).items():
+        made = _addressable(view)
+        assert torch.equal(made, view) and made.data_ptr() != view.data_ptr(), name
+        for y in (made, torch.empty_like(made)):  # the output is made like the queries
+            assert y.data_ptr() % 16 == 0 and y.stride(-1) == 1, name
+            assert all(stride > 0 and stride % 8 == 0 for stride in y.stride()[:-1]), name
+    heads_last = x.transpose(1, 2).contiguous().transpose(1, 2)
+    for view in (x, heads_last, x[:, ::2], x[:, :, 3:]):
+        assert _addressable(view) is view, "copies cost time: none where none is needed"
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_a_scale_must_be_positive(scale: float) -> None:
+    case = Case(1, 2, 2, 128, 128, 64, 128, 128, 2)
+    with pytest.raises(ValueError, match=r"must be positive.*use kernel=sdpa"):
+        block_sparse_hopper(*case.tensors(torch.float16, "cpu"), case.index("cpu"), scale=scale)
+
+
+def run(case: Case, dtype: torch.dtype, tensors: tuple[Tensor, Tensor, Tensor], share: float = 0.4) -> None:
+    reason = hopper_reason(
+        device=torch.device("cuda"), dtype=dtype, head_dim=case.dim, q_block=case.q_block, k_block=case.k_block,
+        shared=case.heads // case.index_heads,
+    )  # fmt: skip
+    if reason is not None and "Hopper" in reason:
+        pytest.skip(reason)
+    assert reason is None
+    index = case.index("cuda", share=share)
+    out = block_sparse_hopper(*tensors, index, scale=case.dim**-0.5)
+    assert error(out, attention(*tensors, index)) < TOLERANCE[dtype]
+
+
+@GPU
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_equals_the_formula(case: Case, dtype: torch.dtype, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = case.tensors(dtype, "cuda")
+    monkeypatch.setattr(torch, "empty_like", lambda x, **kw: torch.full_like(x, float("nan"), **kw))
+    run(case, dtype, tensors, share)
+
+
+@GPU
+@pytest.mark.parametrize("name", list(awkward(torch.zeros(1, 1, 1, 64))))
+def test_awkward_memory(name: str) -> None:
+    case = Case(1, 4, 4, 300, 300, 64, 128, 64, 4)
+    q, k, v = (awkward(x)[name] for x in case.tensors(torch.float16, "cuda"))
+    run(case, torch.float16, (q, k, v))
