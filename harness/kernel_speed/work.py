@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +13,6 @@ from kernels.block_index import BlockIndex
 from kernels.block_sparse import as_run, block_sparse_attention
 from kernels.decode import sparse_decode
 from kernels.dense import dense_attention, resolve_dense
-from kernels.dense.libraries import LIBRARIES
-
-SPLITTING = "fa3"
-"""A dense library that must be told to share the keys of one query among many programs (0: as many as it likes). It does
-not do so by itself, and decoding would look slow."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +42,6 @@ class Work:
         """A call of dense attention. Raises ValueError where the kernel can't run here."""
         q, k, v = self.q, self.k, self.v
         resolve_dense(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1])
-        if self.phase == "decode" and kernel == SPLITTING:
-            return lambda: _split(kernel)(q, k, v, self.scale)
         return lambda: dense_attention(q, k, v, scale=self.scale, kernel=kernel)
 
     def sparse(self, kernel: str, index: BlockIndex) -> Callable[[], Tensor]:
@@ -82,19 +73,3 @@ class Work:
         if index.counts.shape[1] != self.k.shape[1]:
             return None
         return float(index.counts.sum(dtype=torch.int64)) * index.k_block * token
-
-
-def _split(kernel: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
-    """The library's function for one query per sequence, with as many splits of the keys as it likes."""
-    for module in LIBRARIES[kernel]:
-        try:
-            function: Any = import_module(module).flash_attn_func
-        except (ImportError, AttributeError):
-            continue
-
-        def run(q: Tensor, k: Tensor, v: Tensor, scale: float, function: Any = function) -> Tensor:
-            out = function(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, causal=True, num_splits=0)
-            return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
-
-        return run
-    raise ValueError(f"dense kernel {kernel} is not installed: pip install 'sparse-attention-harness[cuda]'")

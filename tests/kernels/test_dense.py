@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 
 from kernels.dense import available_dense, dense_attention, resolve_dense, sliding_window_attention
+from kernels.dense.libraries import find_library
 from kernels.dense.reference import dense_reference
 
 CPU = torch.device("cpu")
@@ -72,3 +76,24 @@ def test_names() -> None:
         resolve_dense("sdpa_cudnn", **shape)
     with pytest.raises(ValueError, match=r"compute capability 9\.x only"):
         resolve_dense("fa3", **shape)
+
+
+@pytest.mark.parametrize(("queries", "splits"), [(1, {"num_splits": 0}), (2, {})])
+def test_fa3_splits_the_keys_of_a_single_query(monkeypatch: pytest.MonkeyPatch, queries: int, splits: dict[str, int]) -> None:
+    seen: dict[str, object] = {}
+
+    def stand_in(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **given: object) -> torch.Tensor:
+        seen.update(given)
+        return q
+
+    module = ModuleType("flash_attn_interface")
+    module.flash_attn_func = stand_in  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    find_library.cache_clear()
+    try:
+        run = find_library("fa3")
+        assert run is not None
+        run(torch.zeros(1, queries, 2, 16), torch.zeros(1, 9, 2, 16), torch.zeros(1, 9, 2, 16), 0.25)
+    finally:
+        find_library.cache_clear()
+    assert seen == {"softmax_scale": 0.25, "causal": True, **splits}
