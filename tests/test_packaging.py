@@ -157,8 +157,19 @@ def test_readme_names_only_files_that_exist() -> None:
 def test_every_method_has_its_config_and_the_readme_lists_those_that_ship() -> None:
     names = set(import_module("methods").names())
     assert names == {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
-    listed = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    listed = first_column("Methods")
     assert listed <= names and len(listed) >= 6
+
+
+def test_the_readme_lists_every_kernel() -> None:
+    assert first_column("Kernels") == set(import_module("kernels.block_sparse").KERNELS)
+
+
+def first_column(section: str) -> set[str]:
+    """Names in the first column of the tables of a section of the README."""
+    (text,) = re.findall(rf"^## {section}\n(.*?)^## ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    cells = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
 
 def test_method_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
