@@ -44,3 +44,12 @@ def check_tables(cos: Tensor | None, sin: Tensor | None, length: int, dim: int) 
     if cos.ndim != 2 or cos.shape != sin.shape or cos.shape[0] != length:
         raise ValueError(f"cos {tuple(cos.shape)}, sin {tuple(sin.shape)}: expected [{length}, R/2] twice")
     check_rotary(2 * cos.shape[1], dim)
+
+
+def kernel_tables(cos: Tensor | None, sin: Tensor | None, *, unread: Tensor) -> tuple[Tensor, Tensor, int]:
+    """cos and sin as the Triton kernels read them, float32 with rows side by side, and their width R/2; where there are none,
+    `unread` in their place and 0."""
+    if cos is None or sin is None:
+        return unread, unread, 0
+    cos, sin = (t if t.stride(-1) == 1 and t.dtype == torch.float32 else t.float().contiguous() for t in (cos, sin))
+    return cos, sin, cos.shape[1]

@@ -37,10 +37,13 @@ def _tile(t, rows, units, heads_kv, PACK: gl.constexpr):
 
 
 @gluon.jit
-def _steps(count, PER_STEP: gl.constexpr):
-    """Steps of a row and the listed blocks in its first step: the list is walked from its end, where the diagonal is."""
+def _list(Counts, Indices, scb, sch, sib, sih, sim, b, h, row, PER_STEP: gl.constexpr):
+    """The list of a row and its length, the steps it takes, and how many of its blocks the first step has: it is walked from
+    its end, where the diagonal is."""
+    count = gl.load(Counts + b.to(gl.int64) * scb + h.to(gl.int64) * sch + row)
+    lists = Indices + b.to(gl.int64) * sib + h.to(gl.int64) * sih + row.to(gl.int64) * sim
     steps = (count + PER_STEP - 1) // PER_STEP
-    return steps, count - (steps - 1) * PER_STEP
+    return lists, count, steps, count - (steps - 1) * PER_STEP
 
 
 @gluon.jit
@@ -91,10 +94,7 @@ def _produce(
     q_phase = 0
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
         b, kv, h, row = _tile(t, rows, units, heads_kv, PACK)
-        hi = kv if SHARED else h
-        count = gl.load(Counts + b.to(gl.int64) * scb + hi.to(gl.int64) * sch + row)
-        lists = Indices + b.to(gl.int64) * sib + hi.to(gl.int64) * sih + row.to(gl.int64) * sim
-        steps, first = _steps(count, PER_STEP)
+        lists, count, steps, first = _list(Counts, Indices, scb, sch, sib, sih, sim, b, kv if SHARED else h, row, PER_STEP)
         mbarrier.wait(q_empty, q_phase ^ 1)
         mbarrier.expect(q_full, 128 * D * 2)
         _load_queries(qd, q0, q_full, b, h, row, 0, QB, D)
@@ -146,10 +146,7 @@ def _consume(
     q_phase = 0
     for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
         b, kv, h, row = _tile(t, rows, units, heads_kv, PACK)
-        hi = kv if SHARED else h
-        count = gl.load(Counts + b.to(gl.int64) * scb + hi.to(gl.int64) * sch + row)
-        lists = Indices + b.to(gl.int64) * sib + hi.to(gl.int64) * sih + row.to(gl.int64) * sim
-        steps, first = _steps(count, PER_STEP)
+        lists, count, steps, first = _list(Counts, Indices, scb, sch, sib, sih, sim, b, kv if SHARED else h, row, PER_STEP)
         start = row * QB + offset  # position of the first query
         position = start + rr % QB
         # blocks that reach into some query's future: those over the query block's own tokens, all of them listed, at the end

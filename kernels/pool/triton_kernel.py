@@ -3,7 +3,7 @@
 One warp pools one block of one head, a few tokens side by side, and nothing leaves its registers: many such programs on an SM
 keep memory busy. Each reads RoPE's tables for itself, from L2, where the programs of the other heads of its block find them
 too. Measured on an H100 (32 query heads of 128, 131,072 tokens): 0.41 ms for 1.07 GB, against 0.63 ms where a program pools
-eight heads with tables it reads once.
+eight heads one after another.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from kernels.rope import kernel_tables
 
 
 @triton.jit
@@ -97,12 +99,7 @@ def pool_triton(x: Tensor, block: int, how: tuple[str, ...], cos: Tensor | None,
     batch, heads, length, dim = x.shape
     blocks = -(-length // block)
     out = torch.empty(batch, heads, blocks, len(how) * dim, dtype=torch.float32, device=x.device)
-    half = 0
-    if cos is None or sin is None:
-        cos = sin = out  # never read
-    else:
-        cos, sin = (t if t.stride(-1) == 1 and t.dtype == torch.float32 else t.float().contiguous() for t in (cos, sin))
-        half = cos.shape[1]
+    cos, sin, half = kernel_tables(cos, sin, unread=out)
     place = {way: how.index(way) if way in how else -1 for way in ("mean", "max", "min")}
     columns = triton.next_power_of_2(max(half, dim - 2 * half))
     with torch.cuda.device_of(x):  # Triton launches on the current device

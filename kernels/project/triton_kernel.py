@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.rope import kernel_tables
+
 
 @triton.jit
 def _project(
@@ -72,12 +74,7 @@ def project_triton(x: Tensor, weight: Tensor | None, cos: Tensor | None, sin: Te
         w = weight.detach().to(x.dtype)
         w = w if w.stride(-1) == 1 else w.contiguous()
         stride_h, stride_i = w.stride(0), w.stride(1)
-    half = 0
-    if cos is None or sin is None:
-        cos = sin = out  # never read
-    else:
-        cos, sin = (t if t.stride(-1) == 1 and t.dtype == torch.float32 else t.float().contiguous() for t in (cos, sin))
-        half = cos.shape[1]
+    cos, sin, half = kernel_tables(cos, sin, unread=out)
     rest = dim - 2 * half
     tile = 32 if x.is_cuda else 16
     with torch.cuda.device_of(x):  # Triton launches on the current device
