@@ -1,10 +1,10 @@
 # mypy: disable-error-code="no-untyped-def"
 """Choosing in whole rows of scores that a program holds in registers, in Triton.
 
-The cut between kept and left is found by counting: how many scores are at least x? x is guessed between a value with too
-many and one with too few, by interpolation and halving in turn, then by halving the order-preserving integers of the floats,
-which ends after 32 more turns whatever the scores. A running sum over the row then places the kept columns in ascending
-order.
+The cut between kept and left is found by counting: how many scores are at least x? The first x is the last row's cut, as
+neighbours are alike; the next ones come from interpolating the logarithm of the count, and where that doesn't end, from
+halving the order-preserving integers of the floats, which ends after 32 turns whatever the scores. A running sum over the row
+then places the kept columns in ascending order.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOWEST = tl.constexpr(-(2**31))
-"""Below the key of every score: blocks that can't be chosen."""
-GUESSES = tl.constexpr(16)
+LEAST = tl.constexpr(-3e38)
+"""What NaN and minus infinity count as; blocks that can't be chosen are minus infinity, below it."""
+GUESSES = tl.constexpr(20)
 """Turns of interpolation before halving integers."""
 TOPK = tl.constexpr(0)
 THRESHOLD = tl.constexpr(1)
@@ -23,8 +23,8 @@ MASS = tl.constexpr(2)
 
 @triton.jit
 def _key(x):
-    """float32 -> int32 that orders the same. Negative zero counts as zero."""
-    bits = (x + 0.0).to(tl.int32, bitcast=True)
+    """float32 -> int32 that orders the same."""
+    bits = x.to(tl.int32, bitcast=True)
     return tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
 
 
@@ -35,132 +35,177 @@ def _value(key):
 
 
 @triton.jit
-def _cut(key, weight, wanted, free, RULE: tl.constexpr):
-    """Where to cut each row of keys [R, W], blocks that can't be chosen being LOWEST: low, high, kept, room, each [R].
+def _under(score, x):
+    """1 where score [R, W] is under x [R], else 0: the sign bit of the difference, as comparing takes more instructions. So
+    neither may be NaN, score and x not both infinite, and score not -0.0."""
+    return ((score - x[:, None]).to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
 
-    Keys of at least `high` are kept, `kept` of them; of those from `low` up to `high`, the first `room` are kept too.
-    Kept are the `wanted` best (top-k), or the fewest whose `weight` reaches `wanted` (mass). free: blocks to choose from.
+
+@triton.jit
+def _cut(score, weight, wanted, free, guess, reach, RULE: tl.constexpr):
+    """Where to cut each row of scores [R, W]: its score without those that aren't kept, the cut [R], kept [R], guess, reach.
+
+    Kept, and at least the cut, are the `wanted` best (top-k), or the fewest whose `weight` reaches `wanted` (mass); of equal
+    ones the first. free [R]: blocks to choose from, all others being minus infinity. guess, reach: where to look first, and
+    how far to go from there for twice or half as many; returned for the next row.
     """
-    low = tl.min(tl.where(key == LOWEST, 0x7FFFFFFF, key), 1).to(tl.int64)
-    high = tl.max(key, 1).to(tl.int64) + 1
+    low = tl.full(free.shape, -2139095039, tl.int32)  # the keys of the least and the greatest finite number
+    high = tl.full(free.shape, 2139095039, tl.int32)
     n_low = free  # blocks of at least low, and of at least high
     n_high = tl.zeros_like(free)
+    some = wanted > 0  # False for NaN
     if RULE == MASS:
         w_low = tl.sum(weight, 1)
         w_high = tl.zeros_like(w_low)
-        some = wanted > 0.0  # False for NaN
-        active = some & (n_low > 1) & (high - low > 1) & (w_low > wanted)
+        active = some & (n_low > 1) & (w_low > wanted)
     else:
-        some = wanted > 0
-        active = some & (n_low > wanted) & (high - low > 1)
+        w_low = n_low.to(tl.float32)
+        w_high = tl.zeros_like(w_low)
+        active = some & (n_low > wanted)
+    goal = tl.log2(tl.maximum(wanted.to(tl.float32), 1e-30))
+    over = tl.zeros_like(w_low)  # doublings that low has too many
+    under = tl.zeros_like(w_low)  # that high has too few, negative
+    x = tl.full(free.shape, 0.0, tl.float32) + guess
+    step = tl.zeros_like(x) + reach
+    both = some & (free < 0)  # whether low and high have both been counted
     turn = 0
     while tl.max(active.to(tl.int32), 0) > 0:
-        v_low = _value(low.to(tl.int32))
-        v_high = _value(high.to(tl.int32))
-        if RULE == MASS:
-            share = (w_low - wanted) / (w_low - w_high)
-        else:
-            share = (n_low - wanted).to(tl.float32) / tl.maximum(n_low - n_high, 1).to(tl.float32)
-        guess = v_low + (v_high - v_low) * tl.where(turn % 2 == 0, share, 0.5)
-        probe = tl.where(turn < GUESSES, _key(guess).to(tl.int64), (low + high) >> 1)
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        probe = tl.where(turn < GUESSES, _key(x), middle)
         probe = tl.maximum(tl.minimum(probe, high - 1), low + 1)
-        above = key >= probe.to(tl.int32)[:, None]
-        n = tl.sum(above.to(tl.int32), 1)
+        at = _value(probe) + 0.0
+        n = score.shape[1] - tl.sum(_under(score, at), 1)
         if RULE == MASS:
-            w = tl.sum(tl.where(above, weight, 0.0), 1)
-            enough = active & (w >= wanted)
+            w = tl.sum(tl.where(score >= at[:, None], weight, 0.0), 1)
         else:
-            enough = active & (n >= wanted)
-        short = active & (enough == 0)
+            w = n.to(tl.float32)
+        enough = active & (w >= wanted)
+        short = active & (w < wanted)
+        far = tl.log2(tl.maximum(w, 0.5 if RULE != MASS else 1e-30)) - goal
         low = tl.where(enough, probe, low)
-        high = tl.where(short, probe, high)
         n_low = tl.where(enough, n, n_low)
+        w_low = tl.where(enough, w, w_low)
+        over = tl.where(enough, far, over)
+        high = tl.where(short, probe, high)
         n_high = tl.where(short, n, n_high)
+        w_high = tl.where(short, w, w_high)
+        under = tl.where(short, far, under)
+        both = both | (active & (low > -2139095039) & (high < 2139095039))
+        v_low = _value(low)
+        span = (_value(high) - v_low) / (over - under)
+        x = tl.where(both, v_low + span * over, at + 1.25 * step * far)
+        step = tl.where(both, span, 1.5 * step)
         if RULE == MASS:
-            w_low = tl.where(enough, w, w_low)
-            w_high = tl.where(short, w, w_high)
-            active = active & (n_low - n_high > 1) & (high - low > 1)
+            active = active & (n_low - n_high > 1) & (low < high - 1)
         else:
-            active = active & (n_low > wanted) & (high - low > 1)
+            active = active & (n_low > wanted) & (low < high - 1)
         turn += 1
-    between = n_low - n_high
+    cut = tl.where(some, _value(low), float("inf"))  # no score is infinite
+    span = tl.max(tl.where(both & (step < 1e30), step, 0.0), 0)
+    reach = tl.where(span > 0.0, span, reach)
+    found = tl.max(tl.where(some & (low > -2139095039), cut, LEAST), 0)
+    guess = tl.where(found > LEAST, found, guess)
+    kept = n_low
     if RULE == MASS:
         # more than one between means equal ones, or that all are needed: as many as fill what is missing
-        each = tl.sum(tl.where((key >= low.to(tl.int32)[:, None]) & (key < high.to(tl.int32)[:, None]), weight, 0.0), 1)
-        each = each / tl.maximum(between, 1).to(tl.float32)
+        between = n_low - n_high
+        each = (w_low - w_high) / tl.maximum(between, 1).to(tl.float32)
         missing = tl.ceil((wanted - w_high) / each)
         room = tl.where(missing < between.to(tl.float32), tl.maximum(missing, 1.0).to(tl.int32), between)
-        room = tl.where(high - low > 1, between, room)
+        kept = n_high + tl.where(low < high - 1, between, room)
     else:
-        room = wanted - n_high
-    return low.to(tl.int32), high.to(tl.int32), n_high, tl.where(some, room, 0)
+        kept = tl.minimum(n_low, wanted)
+    kept = tl.where(some, kept, 0)
+    if tl.max((some & (kept < n_low)).to(tl.int32), 0) > 0:
+        score = _first_of_equal(score, cut, kept - n_high)
+    return score, cut, kept, guess, reach
+
+
+@triton.jit
+def _first_of_equal(score, cut, room):
+    """Score [R, W] with all but the first `room` [R] of those that equal the cut [R] set to minus infinity."""
+    cols = tl.arange(0, score.shape[1])[None, :]
+    equal = score == cut[:, None]
+    start = tl.zeros_like(room)  # fewer than room lie before start; before end there are enough
+    end = tl.full(room.shape, score.shape[1], tl.int32)
+    while tl.max(end - start, 0) > 1:
+        middle = (start + end) // 2
+        n = tl.sum((equal & (cols < middle[:, None])).to(tl.int32), 1)
+        end = tl.where(n >= room, middle, end)
+        start = tl.where(n >= room, start, middle)
+    return tl.where(equal & (cols >= end[:, None]), -float("inf"), score)
 
 
 @triton.jit
 def select_rows(
-    Line, Budget, Counts, Indices, first, rows, q_len, k_len, level, width, scratch_width,
-    Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
-    RULE: tl.constexpr, CAPPED: tl.constexpr,
+    scores, Budget, Counts, Indices, first, rows, q_len, k_len, level, width, guess, reach,
+    Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, FILL: tl.constexpr, RULE: tl.constexpr, CAPPED: tl.constexpr,
 ):  # fmt: skip
-    """Select in R rows from `first` on, whose scores [R, W] are at Line; Counts and Indices are those of the head.
+    """Select in R rows from `first` on, whose scores are [R, W], anything beyond their causal columns. Counts and Indices are
+    those of the head. Returns guess and reach (see `_cut`) for the next rows.
 
-    level: the threshold or mass. CAPPED: the index may be too narrow for what they keep.
+    level: the threshold or mass. CAPPED: the index may be too narrow for what they keep. FILL: zeros to write at once.
     """
+    R: tl.constexpr = scores.shape[0]
+    W: tl.constexpr = scores.shape[1]
     row = first + tl.arange(0, R)
     inside = row < rows
     offset = k_len - q_len
     causal = (tl.minimum((row + 1) * Q_BLOCK, q_len) - 1 + offset) // K_BLOCK + 1
     causal = tl.where(inside, causal, 0)
-    own = tl.minimum((row * Q_BLOCK + offset) // K_BLOCK, causal)  # columns from here on are the diagonal
-    cols = tl.arange(0, W)
-    scores = tl.load(Line + tl.arange(0, R)[:, None] * scratch_width + cols[None, :])
-    free = cols[None, :] < own[:, None]
-    seen = cols[None, :] < causal[:, None]
-    diagonal = seen & (cols[None, :] >= own[:, None])
+    own = tl.minimum((row * Q_BLOCK + offset) // K_BLOCK, causal)  # columns from here on are the diagonal, always kept
     forced = causal - own
-    clean = tl.where(scores != scores, -3e38, scores)
-    clean = tl.where(clean == float("inf"), 3e38, tl.where(clean == -float("inf"), -3e38, clean))
-    key = tl.where(free, _key(clean), LOWEST)
+    cols = tl.arange(0, W)[None, :]
+    free = cols < own[:, None]
+    clean = tl.minimum(tl.where(scores > LEAST, scores, LEAST), -LEAST)  # NaN is above nothing
+    score = tl.where(free, clean + 0.0, -float("inf"))  # adding zero makes -0.0 zero
     if RULE == TOPK:
         wanted = tl.load(Budget + row, mask=inside, other=0) - forced
-        low, high, kept, room = _cut(key, scores, wanted, own, TOPK)
+        score, cut, kept, guess, reach = _cut(score, score, wanted, own, guess, reach, TOPK)
     else:
         # a NaN anywhere makes the whole softmax NaN, and no comparison with it is true
-        scores = tl.where(seen, scores, -float("inf"))
-        top = tl.max(scores, 1)
-        weight = tl.where(seen, tl.exp(scores - top[:, None]), 0.0)
+        scores = tl.where(cols < causal[:, None], scores, -float("inf"))
+        weight = tl.exp(scores - tl.max(scores, 1)[:, None])
+        weight = tl.where(cols < causal[:, None], weight, 0.0)
         total = tl.sum(weight, 1)
         if RULE == THRESHOLD:
             above = free & (weight / total[:, None] > level)
-            count = tl.sum(above.to(tl.int32), 1)
+            kept = tl.sum(above.to(tl.int32), 1)
             if CAPPED:
-                wanted = tl.minimum(count, width - forced)
-                low, high, kept, room = _cut(key, weight, wanted, own, TOPK)
+                kept = tl.minimum(kept, width - forced)
+                score, cut, kept, guess, reach = _cut(score, weight, kept, own, guess, reach, TOPK)
+            else:
+                score = tl.where(above, 0.0, -float("inf"))
+                cut = tl.zeros_like(total)
         else:
-            wanted = level * total - tl.sum(tl.where(diagonal, weight, 0.0), 1)
-            low, high, kept, room = _cut(key, tl.where(free, weight, 0.0), wanted, own, MASS)
+            chosen = tl.where(free, weight, 0.0)
+            wanted = level * total - tl.sum(weight - chosen, 1)
+            score, cut, kept, guess, reach = _cut(score, chosen, wanted, own, guess, reach, MASS)
             if CAPPED:
-                wanted = tl.minimum(kept + room, width - forced)
-                low, high, kept, room = _cut(key, weight, wanted, own, TOPK)
-    if RULE == THRESHOLD and not CAPPED:
-        sure = above | diagonal
-        before = tl.cumsum(sure.to(tl.int32), 1) - sure.to(tl.int32)
-        chosen = sure
-        kept = count
-        room = tl.zeros_like(count)
-    else:
-        sure = (key >= high[:, None]) & free | diagonal
-        equal = (key >= low[:, None]) & (key < high[:, None]) & free
-        both = sure.to(tl.int32) + (equal.to(tl.int32) << 16)
-        both = tl.cumsum(both, 1) - both
-        equal_before = (both >> 16) & 0xFFFF
-        before = (both & 0xFFFF) + tl.minimum(equal_before, room[:, None])
-        chosen = sure | (equal & (equal_before < room[:, None]))
-    count = forced + kept + room
-    tl.store(Counts + row, count, mask=inside)
+                kept = tl.minimum(kept, width - forced)
+                score, cut, kept, guess, reach = _cut(score, weight, kept, own, guess, reach, TOPK)
+    # Four neighbours are one thread's: counted together, the running sum has a fourth of the steps between threads
+    even, odd = tl.split(tl.reshape(1 - _under(score, cut), [R, W // 4, 2, 2]))
+    one, three = tl.split(even)
+    two, four = tl.split(odd)
+    place = tl.cumsum(one + two + three + four, 1)
     out = Indices + row.to(tl.int64)[:, None] * width
-    tl.store(out + before, tl.broadcast_to(cols[None, :], (R, W)), mask=chosen & inside[:, None])
-    for start in range(0, width, W):
-        place = start + cols
-        empty = (place[None, :] >= count[:, None]) & (place < width)[None, :] & inside[:, None]
-        tl.store(out + place[None, :], tl.zeros([R, W], tl.int32), mask=empty)
+    line = tl.broadcast_to(4 * tl.arange(0, W // 4)[None, :], (R, W // 4))
+    place -= four
+    tl.store(out + place, line + 3, mask=four > 0)
+    place -= three
+    tl.store(out + place, line + 2, mask=three > 0)
+    place -= two
+    tl.store(out + place, line + 1, mask=two > 0)
+    place -= one
+    tl.store(out + place, line, mask=one > 0)
+    DIAGONAL: tl.constexpr = triton.next_power_of_2((Q_BLOCK + K_BLOCK - 1) // K_BLOCK + 1)
+    last = tl.arange(0, DIAGONAL)[None, :]
+    tl.store(out + kept[:, None] + last, own[:, None] + last, mask=last < forced[:, None])
+    count = kept + forced
+    tl.store(Counts + row, count, mask=inside)
+    tail = tl.arange(0, FILL)[None, :]
+    for start in range(tl.min(tl.where(inside, count, width), 0) // FILL * FILL, width, FILL):
+        empty = (start + tail >= count[:, None]) & (start + tail < width) & inside[:, None]
+        tl.store(out + start + tail, tl.zeros([R, FILL], tl.int32), mask=empty)
+    return guess, reach

@@ -71,10 +71,18 @@ def _mass_counts(ranks: Tensor, probs: Tensor, mass: float, shape: Shape) -> Ten
     return torch.minimum(torch.maximum(counts, forced), causal_blocks(*shape, probs.device))
 
 
+def one_key_head(q_heads: int, k_heads: int, share: int) -> bool:
+    """Whether query heads that share an index read the same keys. The mean of their scores is then the score of their mean,
+    which costs a part of it."""
+    return (q_heads // k_heads) % share == 0
+
+
 def pooled_scores(q: Tensor, k: Tensor, *, scale: float, share: int = 1, combine: str = "mean") -> Tensor:
     """q [B, Hq, Mq, D] · k [B, Hk, Nk, D] × scale -> [B, Hq / share, Mq, Nk] in float32 (float64 stays)."""
     if q.dtype != torch.float64:
         q, k = q.float(), k.float()
+    if combine == "mean" and one_key_head(q.shape[1], k.shape[1], share):
+        q, share = q.unflatten(1, (-1, share)).mean(2), 1
     scores = (q.unflatten(1, (k.shape[1], -1)) @ k.unsqueeze(2).transpose(-1, -2)).flatten(1, 2) * scale
     if share == 1:
         return scores

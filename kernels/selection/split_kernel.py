@@ -27,7 +27,7 @@ class Halves:
 @triton.jit
 def _split_rows(
     X, High, Low, Unit, tile, sxb, sxh, sxm, heads, rows, total,
-    D: tl.constexpr, PAD_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    D: tl.constexpr, PAD_D: tl.constexpr, BLOCK_M: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # of all heads
     head = row // rows
@@ -35,7 +35,12 @@ def _split_rows(
     h = (head % heads).to(tl.int64)
     d = tl.arange(0, PAD_D)
     inside = (row < total)[:, None] & (d < D)[None, :]
-    x = tl.load(X + (b * sxb + h * sxh + (row % rows).to(tl.int64) * sxm)[:, None] + d[None, :], mask=inside, other=0.0)
+    at = X + (b * sxb + h * SHARE * sxh + (row % rows).to(tl.int64) * sxm)[:, None] + d[None, :]
+    x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    if SHARE > 1:
+        for g in tl.static_range(1, SHARE):
+            x += tl.load(at + g * sxh, mask=inside, other=0.0).to(tl.float32)
+        x *= 1.0 / SHARE
     exponent = tl.max(tl.abs(x), 1).to(tl.int32, bitcast=True) >> 23
     exponent = tl.minimum(tl.maximum(exponent, 13), 254) - 11
     unit = (exponent << 23).to(tl.float32, bitcast=True)
@@ -53,28 +58,30 @@ def _split_rows(
 def _split(
     Q, K, QHigh, QLow, KHigh, KLow, QUnit, KUnit, sqb, sqh, sqm, skb, skh, skm,
     q_heads, k_heads, q_rows, k_rows, q_total, k_total, q_tiles,
-    D: tl.constexpr, PAD_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    D: tl.constexpr, PAD_D: tl.constexpr, BLOCK_M: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     if tile < q_tiles:
-        _split_rows(Q, QHigh, QLow, QUnit, tile, sqb, sqh, sqm, q_heads, q_rows, q_total, D, PAD_D, BLOCK_M)
+        _split_rows(Q, QHigh, QLow, QUnit, tile, sqb, sqh, sqm, q_heads, q_rows, q_total, D, PAD_D, BLOCK_M, SHARE)
     else:
-        _split_rows(K, KHigh, KLow, KUnit, tile - q_tiles, skb, skh, skm, k_heads, k_rows, k_total, D, PAD_D, BLOCK_M)
+        _split_rows(K, KHigh, KLow, KUnit, tile - q_tiles, skb, skh, skm, k_heads, k_rows, k_total, D, PAD_D, BLOCK_M, 1)
 
 
-def split(q: Tensor, k: Tensor) -> tuple[Halves, Halves]:
-    """q [B, Hq, M, D] and k [B, Hk, N, D], float32 with unit last stride, in one launch."""
+def split(q: Tensor, k: Tensor, share: int = 1) -> tuple[Halves, Halves]:
+    """q [B, Hq, M, D] and k [B, Hk, N, D] with unit last stride, in one launch. Of q the mean of every `share` heads."""
+    heads = q.shape[1] // share
+    shapes = [(q.shape[0], heads, *q.shape[2:]), tuple(k.shape)]
     halves = []
-    for x in (q, k):
-        parts = torch.empty(2, *x.shape, dtype=torch.float16, device=x.device)
-        halves.append(Halves(parts, torch.empty(x.shape[:3], dtype=torch.float32, device=x.device)))
+    for shape in shapes:
+        parts = torch.empty(2, *shape, dtype=torch.float16, device=q.device)
+        halves.append(Halves(parts, torch.empty(shape[:3], dtype=torch.float32, device=q.device)))
     dim, block = q.shape[3], 32
-    totals = [x.shape[0] * x.shape[1] * x.shape[2] for x in (q, k)]
+    totals = [shape[0] * shape[1] * shape[2] for shape in shapes]
     tiles = [-(-total // block) for total in totals]
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _split[(sum(tiles),)](
             q, k, *halves[0].parts, *halves[1].parts, halves[0].unit, halves[1].unit, *q.stride()[:3], *k.stride()[:3],
-            q.shape[1], k.shape[1], q.shape[2], k.shape[2], *totals, tiles[0],
-            D=dim, PAD_D=triton.next_power_of_2(dim), BLOCK_M=block, num_warps=4,
+            heads, k.shape[1], q.shape[2], k.shape[2], *totals, tiles[0],
+            D=dim, PAD_D=triton.next_power_of_2(dim), BLOCK_M=block, SHARE=share, num_warps=4,
         )  # fmt: skip
     return halves[0], halves[1]

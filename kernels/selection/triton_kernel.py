@@ -1,9 +1,10 @@
-"""Scoring and selecting blocks in one launch: scores of a few rows at a time pass through a scratch that stays in L2.
+"""Scoring and selecting blocks in one launch: scores of a few rows at a time pass through a small scratch.
 
 Each of a fixed number of programs takes tiles of rows in turn. It scores its tile against all causal columns (tensor cores;
 float32 inputs as two float16 halves each, see `split`), puts the scores in its own part of the scratch, and reads them back
 as whole rows, to select in registers (see `cut`). Nothing of size Mq × Nk is stored, nothing waits for the host. The scratch
-takes 2 × 64 × 4 bytes for every SM and column: 132 MiB on an H100 with 2048 columns, of which half is in use.
+takes 4 × 32 × 4 bytes for every SM and column: 132 MiB on an H100 with 2048 columns, of which causality uses half. What
+doesn't fit into L2 goes to memory and back, so rows are read one step ahead.
 """
 
 from __future__ import annotations
@@ -18,19 +19,18 @@ from torch import Tensor
 
 from kernels.block_index import BlockIndex
 from kernels.selection.cut_kernel import MASS, THRESHOLD, TOPK, select_rows
+from kernels.selection.reference import one_key_head
 from kernels.selection.split_kernel import split
 from kernels.tiles import shared_bytes
 
 MOST_COLUMNS = 65535
-"""Key blocks at most: two counts share one 32-bit number in the running sum."""
+"""Key blocks at most: a row is held in registers, and where they end, in a thread's local memory."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """rows and columns of a score tile; elements: most scores of whole rows held at once; programs for each SM.
-
-    On a Hopper two programs share an SM, 112 KiB and 128 threads each, so that one scores while the other selects.
-    """
+    """rows and columns of a score tile; elements: most scores of whole rows held at once; programs for each SM, of which
+    some score while others select."""
 
     rows: int = 64
     columns: int = 64
@@ -81,18 +81,45 @@ def _dot(
 
 
 @triton.jit
+def _select_tile(
+    Line, Budget, Counts, Indices, first, rows, q_len, k_len, level, width, guess, reach, scratch_width,
+    Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
+    RULE: tl.constexpr, CAPPED: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """Select in the BLOCK_M rows whose scores are at Line, R at once. AHEAD: the next ones are on their way meanwhile."""
+    FILL: tl.constexpr = 256 if W > 256 else W
+    at = Line + tl.arange(0, R)[:, None] * scratch_width + tl.arange(0, W)[None, :]
+    scores = tl.load(at)
+    for r in range(0, tl.minimum(BLOCK_M, rows - first), R):
+        coming = scores
+        if AHEAD:
+            coming = tl.load(at + tl.minimum(r + R, BLOCK_M - R) * scratch_width)
+        guess, reach = select_rows(
+            scores, Budget, Counts, Indices, first + r, rows, q_len, k_len, level, width, guess, reach,
+            Q_BLOCK, K_BLOCK, FILL, RULE, CAPPED,
+        )  # fmt: skip
+        if AHEAD:
+            scores = coming
+        else:
+            scores = tl.load(at + tl.minimum(r + R, BLOCK_M - R) * scratch_width)
+    return guess, reach
+
+
+@triton.jit
 def _select(
     Q, K, QUnit, KUnit, Scratch, Budget, Counts, Indices, q_low, k_low, sqb, sqh, sqm, skb, skh, skn,
     heads, k_heads, group, tiles, total, rows, cols, q_len, k_len, scale, level, width,
     Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, R: tl.constexpr, W: tl.constexpr, SHARE: tl.constexpr, MAX: tl.constexpr,
-    RULE: tl.constexpr, CAPPED: tl.constexpr, SPLIT: tl.constexpr,
+    RULE: tl.constexpr, CAPPED: tl.constexpr, AHEAD: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     me = tl.program_id(0)
     programs = tl.num_programs(0)
     line = Scratch + me.to(tl.int64) * BLOCK_M * W
     offs_m = tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
+    guess = 0.0
+    reach = 1.0
     for turn in range(0, tl.cdiv(total, programs)):
         # back and forth, so that no program always gets the long rows
         tile = turn * programs + tl.where(turn % 2 == 0, me, programs - 1 - me)
@@ -139,17 +166,15 @@ def _select(
             place = head.to(tl.int64) * rows
             if W >= 512 and causal <= W // 2:
                 SHORT: tl.constexpr = 2 * R if 2 * R < BLOCK_M else BLOCK_M
-                for r in range(0, BLOCK_M, SHORT):
-                    select_rows(
-                        line + r * W, Budget, Counts + place, Indices + place * width, first + r, rows, q_len, k_len,
-                        level, width, W, Q_BLOCK, K_BLOCK, SHORT, W // 2, RULE, CAPPED,
-                    )  # fmt: skip
+                guess, reach = _select_tile(
+                    line, Budget, Counts + place, Indices + place * width, first, rows, q_len, k_len, level, width,
+                    guess, reach, W, Q_BLOCK, K_BLOCK, BLOCK_M, SHORT, W // 2, RULE, CAPPED, AHEAD,
+                )  # fmt: skip
             else:
-                for r in range(0, BLOCK_M, R):
-                    select_rows(
-                        line + r * W, Budget, Counts + place, Indices + place * width, first + r, rows, q_len, k_len,
-                        level, width, W, Q_BLOCK, K_BLOCK, R, W, RULE, CAPPED,
-                    )  # fmt: skip
+                guess, reach = _select_tile(
+                    line, Budget, Counts + place, Indices + place * width, first, rows, q_len, k_len, level, width,
+                    guess, reach, W, Q_BLOCK, K_BLOCK, BLOCK_M, R, W, RULE, CAPPED, AHEAD,
+                )  # fmt: skip
             tl.debug_barrier()  # all rows are read before the next tile's scores are written
 
 
@@ -177,10 +202,11 @@ def select_triton(
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     batch, q_heads, rows, dim = q.shape
     cols, heads = k.shape[2], q_heads // share
+    folds = share > 1 and combine == "mean" and one_key_head(q_heads, k.shape[1], share)
     if cols > MOST_COLUMNS or dim > 256:
         raise ValueError(f"kernel=triton selects from {MOST_COLUMNS} key blocks and vectors of 256 at most, not {cols}, {dim}")
     wide = triton.next_power_of_2(cols)
-    config = config or _config(q, share, wide)
+    config = config or _config(q, 1 if folds else share, wide)
     rule, level = TOPK.value, 0.0
     if counts is not None:
         budget, width = counts
@@ -191,13 +217,16 @@ def select_triton(
         elif mass is not None:
             rule, level = MASS.value, mass
     wide = max(config.columns, wide)
+    at_once = config.at_once(wide)
     tiles = -(-rows // config.rows)
     total = batch * heads * tiles
     programs = min(total, config.programs * _processors(q.device) if q.is_cuda else 3)
-    if q.dtype == torch.float32:
-        q_half, k_half = split(q, k)
-        q, q_unit, q_low = q_half.parts[0], q_half.unit, q.numel()
-        k, k_unit, k_low = k_half.parts[0], k_half.unit, k.numel()
+    if q.dtype == torch.float32 or folds:
+        q_half, k_half = split(q, k, share if folds else 1)
+        if folds:
+            q_heads, share = heads, 1
+        q, q_unit, q_low = q_half.parts[0], q_half.unit, q_half.parts[0].numel()
+        k, k_unit, k_low = k_half.parts[0], k_half.unit, k_half.parts[0].numel()
     else:
         q_unit, k_unit, q_low, k_low = q, k, 0, 0  # never read
     scratch = torch.empty(programs, config.rows, wide, dtype=torch.float32, device=q.device)
@@ -209,9 +238,9 @@ def select_triton(
             heads, k.shape[1], q_heads // k.shape[1], tiles, total, rows, cols, q_len, k_len,
             scale / share if combine == "mean" else scale, level, width,
             Q_BLOCK=q_block, K_BLOCK=k_block, D=dim, PAD_D=max(16, triton.next_power_of_2(dim)),
-            BLOCK_M=config.rows, BLOCK_N=config.columns, R=config.at_once(wide), W=wide,
+            BLOCK_M=config.rows, BLOCK_N=config.columns, R=at_once, W=wide,
             SHARE=share, MAX=combine == "max", RULE=rule, CAPPED=counts is None and width < cols,
-            SPLIT=q_low > 0, num_warps=config.warps, num_stages=config.stages,
+            AHEAD=at_once * wide <= 1024 * config.warps, SPLIT=q_low > 0, num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
     return BlockIndex(out_counts, indices, q_block, k_block, q_len, k_len)
 
@@ -222,9 +251,10 @@ def _config(q: Tensor, share: int, wide: int) -> Config:
     stages = 1 if shared_bytes(q.device) < 112 << 10 else 2  # GPUs below an A100: a single stage
     if share > 1 or q.shape[3] > 128:
         return Config(columns=32, stages=stages)
-    # Measured on an H100: many small programs hide each other's waits best where a row fits into one warp
+    # Measured on an H100, where a row's own numbers are the more of a program's work the fewer threads share it. More programs
+    # need more scratch than L2 holds, and are slower
     if wide <= 1024:
-        return Config(rows=16, columns=32, elements=1024, warps=1, stages=stages, programs=8)
+        return Config(rows=16, columns=32, elements=1024, warps=1, stages=1, programs=8)
     if wide <= 2048:
-        return Config(rows=32, columns=32, elements=2048, warps=2, stages=stages, programs=4)
+        return Config(rows=32, columns=64, elements=2048, warps=2, stages=1, programs=4)
     return Config(stages=stages)
