@@ -16,6 +16,8 @@ ROWS = 128
 """Query rows of a tile: q_block × the query heads that are packed into it."""
 HEAD_DIMS = (64, 128, 256)
 BLOCKS = (16, 32, 64, 128)
+NEAR = 32 << 20
+"""Bytes of keys and values to work on at a time, of an L2 of 50 MB."""
 
 
 def hopper_reason(
@@ -84,10 +86,18 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, scale: float, co
         block_sparse_hopper_kernel[(min(tiles, _processors(q.device)),)](
             *(_descriptor(x, r) for x, r in ((q, query_rows), (k, index.k_block), (v, index.k_block), (out, query_rows))),
             counts, indices, *counts.stride()[:2], *indices.stride()[:3],
-            tiles, rows, heads // kv_heads // pack, kv_heads, k.shape[2] - q_len, scale * math.log2(math.e),
+            tiles, rows, heads // kv_heads // pack, kv_heads, _bundle(k), k.shape[2] - q_len, scale * math.log2(math.e),
             QB=index.q_block, KB=index.k_block, D=dim, PACK=pack, SHARED=counts.shape[1] != heads, num_warps=4, **config,
         )  # fmt: skip
     return out
+
+
+def _bundle(k: Tensor) -> int:
+    """KV heads whose tiles run side by side: as many as L2 holds the keys and values of. Rows of a short prompt differ much in
+    length within one turn of all programs; those of several heads fill it with rows of one length."""
+    heads = k.shape[0] * k.shape[1]
+    most = max(1, NEAR // (2 * k.shape[2] * k.shape[3] * k.element_size()))
+    return max(n for n in range(1, min(most, heads) + 1) if heads % n == 0)
 
 
 def _addressable(x: Tensor) -> Tensor:

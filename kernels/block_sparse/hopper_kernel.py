@@ -25,15 +25,30 @@ ROWS = 128
 
 
 @gluon.jit
-def _tile(t, rows, units, heads_kv, PACK: gl.constexpr):
-    """Tile number -> batch, KV head, first query head, query block. The query heads of a KV head run side by side, so that its
-    keys stay in L2, and of each KV head the longest rows come first."""
+def _turns(tiles):
+    """How many tiles this program takes."""
+    me = gl.program_id(0)
+    programs = gl.num_programs(0)
+    whole = tiles // programs
+    return whole + (gl.where(whole % 2 == 0, me, programs - 1 - me) < tiles % programs).to(gl.int32)
+
+
+@gluon.jit
+def _tile(turn, rows, units, heads_kv, bundle, PACK: gl.constexpr):
+    """Turn of this program -> batch, KV head, first query head, query block. Programs take tiles in turns, back and forth, so
+    that none always gets the longer rows. The query heads of `bundle` KV heads run side by side, so that their keys stay in
+    L2, and of each bundle the longest rows come first."""
+    me = gl.program_id(0)
+    programs = gl.num_programs(0)
+    t = turn * programs + gl.where(turn % 2 == 0, me, programs - 1 - me)
     unit = t % units
     rest = t // units
+    head = rest % bundle
+    rest = rest // bundle
     row = rows - 1 - rest % rows
-    rest = rest // rows
-    kv = rest % heads_kv
-    return rest // heads_kv, kv, kv * units * PACK + unit * PACK, row
+    head += rest // rows * bundle
+    kv = head % heads_kv
+    return head // heads_kv, kv, kv * units * PACK + unit * PACK, row
 
 
 @gluon.jit
@@ -81,7 +96,7 @@ def _load_queries(desc, tiles, bar, b, h, row, FIRST: gl.constexpr, QB: gl.const
 @gluon.jit
 def _produce(
     qd, kd, vd, q0, q1, ring, q_full, q_empty, full, empty,
-    Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv,
+    Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle,
     QB: gl.constexpr, KB: gl.constexpr, N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr, PACK: gl.constexpr,
     SHARED: gl.constexpr,
 ):  # fmt: skip
@@ -92,8 +107,8 @@ def _produce(
     PER_STEP: gl.constexpr = N // KB
     at = 0
     q_phase = 0
-    for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        b, kv, h, row = _tile(t, rows, units, heads_kv, PACK)
+    for turn in range(_turns(tiles)):
+        b, kv, h, row = _tile(turn, rows, units, heads_kv, bundle, PACK)
         lists, count, steps, first = _list(Counts, Indices, scb, sch, sib, sih, sim, b, kv if SHARED else h, row, PER_STEP)
         mbarrier.wait(q_empty, q_phase ^ 1)
         mbarrier.expect(q_full, 128 * D * 2)
@@ -125,7 +140,7 @@ def _mask(s, lists, base, count, position, KB: gl.constexpr, N: gl.constexpr, S:
 @gluon.jit
 def _consume(
     od, q_tiles, o_tiles, ring, q_full, q_empty, full, empty,
-    Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, offset, scale,
+    Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle, offset, scale,
     W: gl.constexpr, QB: gl.constexpr, KB: gl.constexpr, N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr,
     PACK: gl.constexpr, SHARED: gl.constexpr, Q_IN_REGISTERS: gl.constexpr, OWN_OUT: gl.constexpr,
 ):  # fmt: skip
@@ -144,8 +159,8 @@ def _consume(
     rr = 64 * W + gl.arange(0, 64, layout=gl.SliceLayout(1, S))
     at = 0
     q_phase = 0
-    for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        b, kv, h, row = _tile(t, rows, units, heads_kv, PACK)
+    for turn in range(_turns(tiles)):
+        b, kv, h, row = _tile(turn, rows, units, heads_kv, bundle, PACK)
         lists, count, steps, first = _list(Counts, Indices, scb, sch, sib, sih, sim, b, kv if SHARED else h, row, PER_STEP)
         start = row * QB + offset  # position of the first query
         position = start + rr % QB
@@ -223,9 +238,9 @@ def _consume(
 
 
 # Lengths and the index's shape change from call to call and help no address: one compiled kernel serves them all.
-@gluon.jit(do_not_specialize=["scb", "sch", "sib", "sih", "sim", "tiles", "rows", "offset"])
+@gluon.jit(do_not_specialize=["scb", "sch", "sib", "sih", "sim", "tiles", "rows", "bundle", "offset"])
 def block_sparse_hopper_kernel(
-    qd, kd, vd, od, Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, offset, scale,
+    qd, kd, vd, od, Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle, offset, scale,
     QB: gl.constexpr, KB: gl.constexpr, N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr, PACK: gl.constexpr,
     SHARED: gl.constexpr, Q_IN_REGISTERS: gl.constexpr, OWN_OUT: gl.constexpr,
 ):  # fmt: skip
@@ -258,17 +273,17 @@ def block_sparse_hopper_kernel(
         [
             (_consume, (
                 od, q0, o0, ring, q_full, q_empty, full, empty,
-                Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, offset, scale,
+                Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle, offset, scale,
                 0, QB, KB, N, D, SLOTS, PACK, SHARED, Q_IN_REGISTERS, OWN_OUT,
             )),
             (_consume, (
                 od, q1, o1, ring, q_full, q_empty, full, empty,
-                Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, offset, scale,
+                Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle, offset, scale,
                 1, QB, KB, N, D, SLOTS, PACK, SHARED, Q_IN_REGISTERS, OWN_OUT,
             )),
             (_produce, (
                 qd, kd, vd, q0, q1, ring, q_full, q_empty, full, empty,
-                Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv,
+                Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle,
                 QB, KB, N, D, SLOTS, PACK, SHARED,
             )),
         ],

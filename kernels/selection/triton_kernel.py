@@ -249,8 +249,10 @@ def _config(q: Tensor, share: int, wide: int) -> Config:
     if not q.is_cuda:
         return Config(rows=16, columns=16, elements=512)  # the interpreter: small enough for tests to take several of each
     stages = 1 if shared_bytes(q.device) < 112 << 10 else 2  # GPUs below an A100: a single stage
-    if share > 1 or q.shape[3] > 128:
+    if q.shape[3] > 128:
         return Config(columns=32, stages=stages)
+    if share > 1:
+        return Config(elements=2048, stages=1)
     # Measured on an H100, where a row's own numbers are the more of a program's work the fewer threads share it. More programs
     # need more scratch than L2 holds, and are slower
     if wide <= 1024:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.block_sparse import hopper
-from kernels.block_sparse.hopper import _addressable, block_sparse_hopper, hopper_reason
+from kernels.block_sparse.hopper import _addressable, _bundle, block_sparse_hopper, hopper_reason
 from tests.kernels.oracle import Case, attention, error
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -128,6 +128,26 @@ def test_equals_the_formula(case: Case, dtype: torch.dtype, share: float, monkey
     tensors = case.tensors(dtype, "cuda")
     monkeypatch.setattr(torch, "empty_like", lambda x, **kw: torch.full_like(x, float("nan"), **kw))
     run(case, dtype, tensors, share)
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "length", "bundle"),
+    [(1, 8, 4096, 8), (2, 8, 8192, 8), (1, 8, 131072, 1), (1, 6, 20000, 3), (1, 1, 10**6, 1)],
+)
+def test_as_many_heads_at_a_time_as_fit_and_divide(batch: int, heads: int, length: int, bundle: int) -> None:
+    assert _bundle(torch.empty(batch, heads, length, 128, dtype=torch.float16, device="meta")) == bundle
+
+
+@GPU
+@pytest.mark.parametrize("bundle", [1, 2, 4, 8])
+def test_every_tile_has_its_turn(bundle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tiles than programs, an odd number of rows, and heads of two sequences side by side."""
+    case = Case(2, 8, 4, 1200, 1201, 64, 128, 128, 8)
+    monkeypatch.setattr(hopper, "NEAR", bundle * 2 * 1201 * 64 * 2)
+    tensors = case.tensors(torch.float16, "cuda")
+    assert _bundle(tensors[1]) == bundle
+    monkeypatch.setattr(torch, "empty_like", lambda x, **kw: torch.full_like(x, float("nan"), **kw))
+    run(case, torch.float16, tensors)
 
 
 @GPU
