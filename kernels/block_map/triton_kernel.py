@@ -62,7 +62,8 @@ def _fold(best, total, s, scale_log2e):
     return top, total * tl.exp2(best - top) + tl.sum(tl.exp2(s * scale_log2e - top[:, None]), 1)
 
 
-@triton.jit
+# What changes with a prompt's length is not specialised on: no compiling for each length.
+@triton.jit(do_not_specialize=["q_len", "k_len"])
 def _log_sum_exp(
     Q, K, L, sqb, sqh, sqm, skb, skh, skn, heads, group, q_len, k_len, scale_log2e,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
@@ -99,7 +100,8 @@ def _reduce(
         return tl.sum(tl.reshape(rows, [BLOCK_M // Q_BLOCK, Q_BLOCK, BLOCK_N // K_BLOCK]), 1)
 
 
-@triton.jit
+# What changes with a prompt's length is not specialised on: no compiling for each length.
+@triton.jit(do_not_specialize=["q_len", "k_len", "rows_total", "cols_total"])
 def _pool(
     Q, K, L, Out, sqb, sqh, sqm, skb, skh, skn, heads, group, q_len, k_len, rows_total, cols_total, scale_log2e,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, Q_BLOCK: tl.constexpr,

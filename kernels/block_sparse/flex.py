@@ -1,7 +1,7 @@
 """torch's flex_attention over a BlockMask made from the BlockIndex: a Triton kernel on CUDA, a C++ one on a CPU.
 
-Compiled at the first call of a shape (seconds on a GPU, more on a CPU). Lengths that are multiples of 128 get a kernel each,
-without bounds checks, as a latency study wants it; all others share one that takes any length.
+Compiled at the first call of a shape (seconds on a GPU, more on a CPU): a kernel for every length on a GPU, as a latency study
+wants it; on a CPU for lengths that are multiples of 128, without bounds checks, while all others share one for any length.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kernels.block_index import BlockIndex
 from kernels.block_sparse.diagonal import per_query_head, split_diagonal
 
 ALIGNED = 128
-"""Lengths that are multiples of it let the kernel drop its bounds checks."""
+"""Lengths that are multiples of it let the CPU's kernel drop its bounds checks."""
 MOST_KERNELS = 64
 """Kernels that one process may compile of each kind; torch's own limit of 8 is soon reached in a sweep over lengths. Beyond
 it the call fails: it never falls back to flex_attention's dense form."""
@@ -44,11 +44,12 @@ def block_sparse_flex(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, sca
     """See `kernels.block_sparse.block_sparse_attention`. Forward only."""
     q, k, v = (x.detach() for x in (q, k, v))
     q_len, k_len, dim = q.shape[2], k.shape[2], q.shape[3]
-    attend = _ragged() if q_len % ALIGNED or k_len % ALIGNED else _aligned()
+    # One kernel for any length gave wrong rows on CUDA (torch 2.11) after calls of other block sizes in the same process.
+    attend = _ragged() if (q_len % ALIGNED or k_len % ALIGNED) and q.device.type == "cpu" else _aligned()
     options = kernel_options(q.device, q.dtype, dim, index.q_block, index.k_block)
     # The template takes the scale as a constant, where torch would make a float an input of the graph.
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=MOST_KERNELS, specialize_float=True):
-        return attend(q, k, v, block_mask(index, q.shape[1]), scale, options)
+        return attend(q, k, v, block_mask(index, q.shape[1]), scale, options, f"{index.q_block} {index.k_block}")
 
 
 def block_mask(index: BlockIndex, heads: int) -> Any:
@@ -115,7 +116,10 @@ def _shifted(offset: int, device: torch.device) -> Callable[[Tensor, Tensor, Ten
 def _aligned() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    def aligned(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, options: dict[str, Any]) -> Tensor:
+    def aligned(
+        q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, options: dict[str, Any], blocks: str
+    ) -> Tensor:  # fmt: skip
+        assert blocks  # looked at, so that each block size is a kernel of its own, whether or not torch tells masks apart by it
         return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=True, kernel_options=options)  # type: ignore
 
     return torch.compile(aligned, dynamic=False, fullgraph=True)
@@ -125,7 +129,10 @@ def _aligned() -> Callable[..., Tensor]:
 def _ragged() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    def ragged(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, options: dict[str, Any]) -> Tensor:
+    def ragged(
+        q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, options: dict[str, Any], blocks: str
+    ) -> Tensor:  # fmt: skip
+        assert blocks  # looked at, so that each block size is a kernel of its own, whether or not torch tells masks apart by it
         return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=True, kernel_options=options)  # type: ignore
 
     return torch.compile(ragged, dynamic=True, fullgraph=True)

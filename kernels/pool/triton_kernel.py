@@ -42,7 +42,8 @@ def _store(Line, total, top, low, d, inside, step, tokens, MEAN: tl.constexpr, M
         tl.store(Line + MIN * step + d, tl.where(bad, float("nan"), tl.min(low, 0)), mask=inside)
 
 
-@triton.jit
+# What changes with a prompt's length is not specialised on: no compiling for each length.
+@triton.jit(do_not_specialize=["length"])
 def _pool(
     X, Cos, Sin, Out, sxb, sxh, sxp, scp, ssp, sob, soh, soi, heads, length,
     D: tl.constexpr, HALF: tl.constexpr, PAD_HALF: tl.constexpr, PAD_REST: tl.constexpr, BLOCK: tl.constexpr,

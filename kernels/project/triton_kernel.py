@@ -14,7 +14,8 @@ from torch import Tensor
 from kernels.rope import kernel_tables
 
 
-@triton.jit
+# What changes with a prompt's length is not specialised on: no compiling for each length.
+@triton.jit(do_not_specialize=["length"])
 def _project(
     X, W, Cos, Sin, Out, sxb, sxh, sxm, swh, swi, scm, ssm, heads, group, length,
     INNER: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAD_HALF: tl.constexpr, PAD_REST: tl.constexpr,

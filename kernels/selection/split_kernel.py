@@ -54,7 +54,8 @@ def _split_rows(
     tl.store(Unit + row, unit, mask=row < total)
 
 
-@triton.jit
+# What changes with a prompt's length is not specialised on: no compiling for each length.
+@triton.jit(do_not_specialize=["q_heads", "k_heads", "q_rows", "k_rows", "q_total", "k_total", "q_tiles"])
 def _split(
     Q, K, QHigh, QLow, KHigh, KLow, QUnit, KUnit, sqb, sqh, sqm, skb, skh, skm,
     q_heads, k_heads, q_rows, k_rows, q_total, k_total, q_tiles,

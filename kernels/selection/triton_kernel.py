@@ -105,7 +105,8 @@ def _select_tile(
     return guess, reach
 
 
-@triton.jit
+# What changes with a prompt's length or the sparsity is not specialised on: no compiling for each.
+@triton.jit(do_not_specialize=["heads", "k_heads", "group", "tiles", "total", "rows", "cols", "q_len", "k_len", "width"])
 def _select(
     Q, K, QUnit, KUnit, Scratch, Budget, Counts, Indices, q_low, k_low, sqb, sqh, sqm, skb, skh, skn,
     heads, k_heads, group, tiles, total, rows, cols, q_len, k_len, scale, level, width,

@@ -68,3 +68,13 @@ def test_compiled_on_a_cpu() -> None:
     q, k, v = case.tensors(torch.float32, "cpu")
     index = case.index("cpu")
     assert error(block_sparse_attention(q, k, v, index, kernel="flex"), attention(q, k, v, index)) < 1e-5
+
+
+@pytest.mark.gpu
+def test_block_sizes_do_not_mix() -> None:
+    """One odd length in several block sizes: a kernel compiled for one of them must not serve another."""
+    for q_block, k_block in ((64, 128), (128, 64), (64, 64), (128, 128), (64, 128)):
+        case = Case(1, 2, 2, 130, 130, 128, q_block, k_block, 2)
+        q, k, v = case.tensors(torch.float32, "cuda")
+        index = case.index("cuda")
+        assert error(block_sparse_attention(q, k, v, index, kernel="flex"), attention(q, k, v, index)) < 1e-5
