@@ -67,19 +67,25 @@ class BlockIndex:
     k_len: int
 
     @classmethod
-    def from_mask(cls, mask: Tensor, *, q_block: int, k_block: int, q_len: int, k_len: int) -> BlockIndex:
-        """From bool [B, H, Mq, Nk]: blocks that are not causal are dropped, the diagonal is always kept. Waits for the
-        device once, to learn the longest row."""
+    def from_mask(
+        cls, mask: Tensor, *, q_block: int, k_block: int, q_len: int, k_len: int, wait: bool = True
+    ) -> BlockIndex:  # fmt: skip
+        """From bool [B, H, Mq, Nk]: blocks that are not causal are dropped, the diagonal is always kept.
+
+        wait: for the device, once, to learn the longest row; without, `indices` are as wide as there are key blocks.
+        """
         shape = (q_len, k_len, q_block, k_block)
         rows, cols = -(-q_len // q_block), -(-k_len // k_block)
         if mask.shape[-2:] != (rows, cols):
             raise ValueError(f"mask has {tuple(mask.shape[-2:])} blocks; {q_len} queries by {k_len} keys need ({rows}, {cols})")
         mask = (mask | diagonal_mask(*shape, mask.device)) & causal_mask(*shape, mask.device)
         counts = mask.sum(-1, dtype=torch.int32)
-        width = int(counts.max())
-        order = torch.argsort(mask.logical_not().to(torch.uint8), dim=-1, stable=True)[..., :width].to(torch.int32)
-        filled = torch.arange(width, device=mask.device) < counts[..., None]
-        return cls(counts, torch.where(filled, order, 0).contiguous(), q_block, k_block, q_len, k_len)
+        width = int(counts.max()) if wait else cols
+        place = torch.where(mask, mask.cumsum(-1, dtype=torch.int32) - 1, width).long()  # what isn't kept goes to a last column
+        columns = torch.arange(cols, dtype=torch.int32, device=mask.device).expand(mask.shape)
+        indices = torch.zeros(*mask.shape[:-1], width + 1, dtype=torch.int32, device=mask.device)
+        indices = indices.scatter_(-1, place, columns)[..., :width].contiguous()
+        return cls(counts, indices, q_block, k_block, q_len, k_len)
 
     @classmethod
     def full(

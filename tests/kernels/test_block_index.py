@@ -47,6 +47,9 @@ def test_mask_round_trip(grid: dict[str, int], seed: int, share: float) -> None:
     wanted = (mask | diagonal_mask(**grid)) & causal_mask(**grid)
     assert torch.equal(index.to_mask(), wanted)
     torch.testing.assert_close(index.density(), wanted.sum((-2, -1)) / causal_mask(**grid).sum())
+    wide = BlockIndex.from_mask(mask, wait=False, **grid)
+    wide.validate()
+    assert wide.indices.shape[-1] == mask.shape[-1] and torch.equal(wide.to_mask(), wanted)
 
 
 @EXACT
