@@ -46,6 +46,10 @@ def causal_total(q_len: int, k_len: int, q_block: int, k_block: int) -> int:
     return int(causal_blocks(q_len, k_len, q_block, k_block).sum())
 
 
+MASK_CHUNK = 1 << 25
+"""Entries of a mask made into indices at once; each takes 20 bytes meanwhile."""
+
+
 @dataclass(frozen=True)
 class BlockIndex:
     """Key blocks kept for each (batch, head, query block).
@@ -81,10 +85,13 @@ class BlockIndex:
         mask = (mask | diagonal_mask(*shape, mask.device)) & causal_mask(*shape, mask.device)
         counts = mask.sum(-1, dtype=torch.int32)
         width = int(counts.max()) if wait else cols
-        place = torch.where(mask, mask.cumsum(-1, dtype=torch.int32) - 1, width).long()  # what isn't kept goes to a last column
-        columns = torch.arange(cols, dtype=torch.int32, device=mask.device).expand(mask.shape)
-        indices = torch.zeros(*mask.shape[:-1], width + 1, dtype=torch.int32, device=mask.device)
-        indices = indices.scatter_(-1, place, columns)[..., :width].contiguous()
+        columns = torch.arange(cols, dtype=torch.int32, device=mask.device)
+        indices = torch.empty(*mask.shape[:-1], width, dtype=torch.int32, device=mask.device)
+        step = max(1, MASK_CHUNK // max(1, mask[:, :1].numel()))
+        for some, out in zip(mask.split(step, 1), indices.split(step, 1), strict=True):
+            place = torch.where(some, some.cumsum(-1, dtype=torch.int32) - 1, width).long()  # not kept: a last column
+            wide = torch.zeros(*some.shape[:-1], width + 1, dtype=torch.int32, device=mask.device)
+            out.copy_(wide.scatter_(-1, place, columns.expand(some.shape))[..., :width])
         return cls(counts, indices, q_block, k_block, q_len, k_len)
 
     @classmethod

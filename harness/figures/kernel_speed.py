@@ -141,7 +141,7 @@ def _by_sparsity(rows: Sequence[Row]) -> Figure | None:
             axes.set_ylim(0, max(104.0, *(y + 4 for line in lines for _, y in line.points)))
             axes.axhline(100, color=style.INK, linewidth=1.0, linestyle=(0, (5, 3)))
             sparsities = sorted({r["sparsity"] for r in sparse})
-            axes.set_xticks(sparsities, [f"{s:g}".lstrip("0") for s in sparsities])
+            axes.set_xticks(sparsities, [f"{s:g}".lstrip("0") or "0" for s in sparsities])
             axes.set_xlabel("sparsity (share of causal blocks left out)")
             if i == 0:
                 axes.set_ylabel("% of the ideal (fastest dense × density ÷ total)")

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from kernels.backends import KERNELS, pick
 from kernels.block_map.reference import block_map_reference, log_sum_exp_reference
+from kernels.block_map.tuning import MOST_DIM
 
 __all__ = ["KERNELS", "POOLS", "block_map", "log_sum_exp"]
 
 POOLS = ("max", "mass", "mean")
-TRITON_BLOCKS = (16, 32, 64, 128)
+TRITON_BLOCKS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def block_map(
@@ -34,7 +35,8 @@ def block_map(
 
     Two passes, the log-sum-exp of each query first, so that nothing of size Q × K is stored; a dense forward that returns it
     (natural logarithm, float32 [B, Hq, Q], of the scaled scores, as FlashAttention does) or `log_sum_exp` saves the first as
-    `lse`. Float64 inputs are computed in float64. Raises ValueError for shapes that don't fit or a kernel that can't run.
+    `lse`. Float64 inputs are computed in float64. Triton takes blocks of powers of two up to 128 and head dims up to 2048.
+    Raises ValueError for shapes that don't fit or a kernel that can't run.
     """
     if pool not in POOLS:
         raise ValueError(f"pool={pool} is not known; choose one of: {', '.join(POOLS)}")
@@ -81,7 +83,10 @@ def _resolve(q: Tensor, k: Tensor, kernel: str, scale: float | None) -> tuple[st
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not scale > 0:
         raise ValueError(f"scale={scale}: must be above 0")
-    return pick(kernel, q), scale
+    kernel = pick(kernel, q)
+    if kernel == "triton" and q.shape[-1] > MOST_DIM:
+        raise ValueError(f"kernel=triton takes head dims up to {MOST_DIM}, not {q.shape[-1]}; use kernel=reference")
+    return kernel, scale
 
 
 def _queries(q_len: int, q_block: int, device: torch.device) -> Tensor:

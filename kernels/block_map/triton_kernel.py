@@ -2,6 +2,8 @@
 
 Floor: two products Q Kᵀ, as many FLOPs as one dense forward; the exponentials of the first pass come on top (and those of
 the second for sums; a maximum needs one a block). Tiles on the causal diagonal are the last of a row: only they are masked.
+
+A head dim too wide for one product is read in pieces of BLOCK_D elements, queries and keys both anew for every tile.
 """
 
 from __future__ import annotations
@@ -22,15 +24,43 @@ LOG2E = tl.constexpr(math.log2(math.e))
 def _load_queries(
     Q, sqb, sqh, sqm, heads, q_len, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """batch, head, first row, queries [BLOCK_M, BLOCK_D]; the longest rows start first."""
+    """batch, head, first row, queries [BLOCK_M, BLOCK_D]; the longest rows start first. In pieces: pointers to the first."""
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
     offs_m = first + tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
-    mask = (offs_m < q_len)[:, None] & (offs_d < D)[None, :]
-    q = tl.load(Q + b * sqb + h * sqh + offs_m.to(tl.int64)[:, None] * sqm + offs_d[None, :], mask=mask, other=0.0)
+    if D > BLOCK_D:  # rows past the end read the last one, and weigh nothing later
+        rows = tl.minimum(offs_m, q_len - 1).to(tl.int64)
+        q = Q + b * sqb + h * sqh + rows[:, None] * sqm + offs_d[None, :]
+    else:
+        mask = (offs_m < q_len)[:, None] & (offs_d < D)[None, :]
+        q = tl.load(Q + b * sqb + h * sqh + offs_m.to(tl.int64)[:, None] * sqm + offs_d[None, :], mask=mask, other=0.0)
     return b, h, first, q
+
+
+@triton.jit
+def _product(q, k_base, skn, start, k_len, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """q · k [BLOCK_M, BLOCK_N] of keys from `start` on, in pieces of the head dim; q and k_base point to the first piece."""
+    offs_n = tl.arange(0, BLOCK_N)
+    rows = tl.cast(start, tl.int64)
+    if MASKED:  # keys past the end read the last one: they are in the future of every row
+        k_tile = k_base + (tl.minimum(rows + offs_n, k_len - 1) - offs_n)[:, None] * skn
+    else:
+        k_tile = k_base + rows * skn
+    s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for piece in range(0, D, BLOCK_D):
+        if D % BLOCK_D == 0:
+            q_part = tl.load(q + piece)
+            k_part = tl.load(k_tile + piece)
+        else:
+            inside = (piece + tl.arange(0, BLOCK_D) < D)[None, :]
+            q_part = tl.load(q + piece, mask=inside, other=0.0)
+            k_part = tl.load(k_tile + piece, mask=inside, other=0.0)
+        s = tl.dot(q_part, tl.trans(k_part), s, input_precision=PRECISION)
+    return s
 
 
 @triton.jit
@@ -41,15 +71,18 @@ def _scores(
 ):  # fmt: skip
     """Scores [BLOCK_M, BLOCK_N], not scaled, of keys from `start` on; row i sees keys up to offset + i. -inf in the future."""
     offs_n = tl.arange(0, BLOCK_N)
-    k_tile = k_base + tl.cast(start, tl.int64) * skn
-    if MASKED:
-        mask = (start + offs_n < k_len)[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
-        k = tl.load(k_tile, mask=mask, other=0.0)
-    elif D < BLOCK_D:
-        k = tl.load(k_tile, mask=(tl.arange(0, BLOCK_D) < D)[None, :], other=0.0)
+    if D > BLOCK_D:
+        s = _product(q, k_base, skn, start, k_len, D, BLOCK_D, BLOCK_M, BLOCK_N, MASKED, PRECISION)
     else:
-        k = tl.load(k_tile)
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        k_tile = k_base + tl.cast(start, tl.int64) * skn
+        if MASKED:
+            mask = (start + offs_n < k_len)[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+            k = tl.load(k_tile, mask=mask, other=0.0)
+        elif D < BLOCK_D:
+            k = tl.load(k_tile, mask=(tl.arange(0, BLOCK_D) < D)[None, :], other=0.0)
+        else:
+            k = tl.load(k_tile)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if MASKED:
         s = tl.where((start + offs_n)[None, :] <= (offset + tl.arange(0, BLOCK_M))[:, None], s, -float("inf"))
     return s
@@ -133,13 +166,12 @@ def log_sum_exp_triton(q: Tensor, k: Tensor, *, scale: float) -> Tensor:
     """See `kernels.block_map.log_sum_exp`."""
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     batch, heads, q_len, dim = q.shape
-    pad = triton.next_power_of_2(dim)
-    tile = tile_for(LOG_SUM_EXP, q.device, q.element_size(), pad)
+    tile = tile_for(LOG_SUM_EXP, q.device, q.element_size(), triton.next_power_of_2(dim))
     lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _log_sum_exp[(-(-q_len // tile.rows), batch * heads)](
             q, k, lse, *q.stride()[:3], *k.stride()[:3], heads, heads // k.shape[1], q_len, k.shape[2], scale * LOG2E.value,
-            D=dim, BLOCK_D=pad, BLOCK_M=tile.rows, BLOCK_N=tile.cols,
+            D=dim, BLOCK_D=tile.piece, BLOCK_M=tile.rows, BLOCK_N=tile.cols,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32", num_warps=tile.warps, num_stages=tile.depth,
         )  # fmt: skip
     return lse
@@ -151,8 +183,8 @@ def block_map_triton(
     """Largest probability of each block, or their sum: see `kernels.block_map.block_map`."""
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     batch, heads, q_len, dim = q.shape
-    k_len, pad = k.shape[2], triton.next_power_of_2(dim)
-    tile = tile_for(POOL, q.device, q.element_size(), pad)
+    k_len = k.shape[2]
+    tile = tile_for(POOL, q.device, q.element_size(), triton.next_power_of_2(dim))
     q_part, k_part = min(q_block, tile.rows), min(k_block, tile.cols)  # larger blocks are put together afterwards
     lse = log_sum_exp_triton(q, k, scale=scale) if lse is None else lse.float().contiguous()
     rows, cols = -(-q_len // q_part), -(-k_len // k_part)
@@ -160,9 +192,9 @@ def block_map_triton(
     with torch.cuda.device_of(q):
         _pool[(-(-q_len // tile.rows), batch * heads)](
             q, k, lse, out, *q.stride()[:3], *k.stride()[:3], heads, heads // k.shape[1], q_len, k_len, rows, cols,
-            scale * LOG2E.value, D=dim, BLOCK_D=pad, BLOCK_M=tile.rows, BLOCK_N=tile.cols, Q_BLOCK=q_part, K_BLOCK=k_part,
-            LARGEST=largest, PRECISION="ieee" if q.dtype == torch.float32 else "tf32", num_warps=tile.warps,
-            num_stages=tile.depth,
+            scale * LOG2E.value, D=dim, BLOCK_D=tile.piece, BLOCK_M=tile.rows, BLOCK_N=tile.cols, Q_BLOCK=q_part,
+            K_BLOCK=k_part, LARGEST=largest, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=tile.warps, num_stages=tile.depth,
         )  # fmt: skip
     return _join(out, q_block // q_part, k_block // k_part, largest)
 

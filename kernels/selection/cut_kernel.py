@@ -45,11 +45,11 @@ def _under(score, x):
 def _cut(score, weight, wanted, free, guess, reach, RULE: tl.constexpr):
     """Where to cut each row of scores [R, W]: its score without those that aren't kept, the cut [R], kept [R], guess, reach.
 
-    Kept, and at least the cut, are the `wanted` best (top-k), or the fewest whose `weight` reaches `wanted` (mass); of equal
-    ones the first. free [R]: blocks to choose from, all others being minus infinity. guess, reach: where to look first, and
-    how far to go from there for twice or half as many; returned for the next row.
+    Kept, and at least the cut, are the `wanted` best (top-k, which reads no weight), or the fewest whose `weight` reaches
+    `wanted` (mass); of equal ones the first. free [R]: blocks to choose from, all others being minus infinity. guess, reach:
+    where to look first, and how far to go from there for twice or half as many; returned for the next row.
     """
-    low = tl.full(free.shape, -2139095039, tl.int32)  # the keys of the least and the greatest finite number
+    low = tl.full(free.shape, -2139095039, tl.int32)  # keys below and above all scores, which lie within 3e38
     high = tl.full(free.shape, 2139095039, tl.int32)
     n_low = free  # blocks of at least low, and of at least high
     n_high = tl.zeros_like(free)
@@ -57,7 +57,8 @@ def _cut(score, weight, wanted, free, guess, reach, RULE: tl.constexpr):
     if RULE == MASS:
         w_low = tl.sum(weight, 1)
         w_high = tl.zeros_like(w_low)
-        active = some & (n_low > 1) & (w_low > wanted)
+        wanted = tl.minimum(wanted, w_low)  # a mass of one: no more than there is, whatever the rounding
+        active = some & (n_low > 1)
     else:
         w_low = n_low.to(tl.float32)
         w_high = tl.zeros_like(w_low)
@@ -101,7 +102,7 @@ def _cut(score, weight, wanted, free, guess, reach, RULE: tl.constexpr):
             active = active & (n_low > wanted) & (low < high - 1)
         turn += 1
     cut = tl.where(some, _value(low), float("inf"))  # no score is infinite
-    span = tl.max(tl.where(both & (step < 1e30), step, 0.0), 0)
+    span = tl.max(tl.where(both & (low < high - 1) & (step < 1e30), step, 0.0), 0)  # equal scores tell nothing of a spread
     reach = tl.where(span > 0.0, span, reach)
     found = tl.max(tl.where(some & (low > -2139095039), cut, LEAST), 0)
     guess = tl.where(found > LEAST, found, guess)

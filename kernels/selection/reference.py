@@ -18,7 +18,7 @@ Shape = tuple[int, int, int, int]
 def _ranks(scores: Tensor, shape: Shape) -> Tensor:
     """Scores to rank by, float32: the diagonal above all, blocks in the future below all, NaN with the lowest."""
     causal, diagonal = causal_mask(*shape, scores.device), diagonal_mask(*shape, scores.device)
-    scores = torch.nan_to_num(scores.float(), nan=-3e38, posinf=3e38, neginf=-3e38)
+    scores = torch.nan_to_num(scores.float(), nan=-3e38, posinf=3e38, neginf=-3e38).clamp(-3e38, 3e38)
     return scores.masked_fill(diagonal, float("inf")).masked_fill(~causal, -float("inf"))
 
 

@@ -1,5 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Float32 vectors as two float16 ones, so that tensor cores multiply them at nearly float32 precision.
+"""Vectors as two float16 ones, so that tensor cores multiply them at nearly float32 precision: of queries that share an index
+and read the same keys, their mean.
 
 Each row is scaled by a power of two (exact) to a largest element of 2^11 to 2^12, and split: x = unit · (high + low), 11 bits
 each. The product is high·high + (high·low + low·high), with an error of 2^-22 of its factors: as good as three TF32 products

@@ -1,10 +1,10 @@
-"""Scoring and selecting blocks in one launch: scores of a few rows at a time pass through a small scratch.
+"""Scoring and selecting blocks in one launch: scores of a few rows at a time pass through a scratch.
 
 Each of a fixed number of programs takes tiles of rows in turn. It scores its tile against all causal columns (tensor cores;
-float32 inputs as two float16 halves each, see `split`), puts the scores in its own part of the scratch, and reads them back
-as whole rows, to select in registers (see `cut`). Nothing of size Mq × Nk is stored, nothing waits for the host. The scratch
-takes 4 × 32 × 4 bytes for every SM and column: 132 MiB on an H100 with 2048 columns, of which causality uses half. What
-doesn't fit into L2 goes to memory and back, so rows are read one step ahead.
+float32 inputs, and means of queries, as two float16 halves each, see `split`), puts the scores in its own part of the
+scratch, and reads them back as whole rows, to select in registers (see `cut`). Nothing of size Mq × Nk is stored, nothing
+waits for the host. The scratch takes 4 × 32 × 4 bytes for every SM and column: 132 MiB on an H100 with 2048 columns, of
+which causality uses half. What doesn't fit into L2 goes to memory and back, so rows are read one step ahead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kernels.selection.split_kernel import split
 from kernels.tiles import shared_bytes
 
 MOST_COLUMNS = 65535
-"""Key blocks at most: a row is held in registers, and where they end, in a thread's local memory."""
+"""Key blocks at most: a row is held in registers, past 8192 in part in local memory, and the scratch takes 64 KiB a column."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,11 @@ TILES = [
     *CASES,
     Case(1, 2, 1, 100, 133, 64, 64, 128, 2),  # blocks larger than the interpreter's tiles
     Case(1, 1, 1, 33, 129, 16, 128, 16, 1),
+    Case(1, 2, 1, 40, 61, 64, 4, 2, 2),  # blocks of a few tokens, and of one
+    Case(1, 1, 1, 33, 40, 16, 8, 1, 1),
+    Case(1, 2, 1, 70, 83, 512, 8, 8, 2),  # head dims in several pieces, and in one piece and a part
+    Case(2, 2, 1, 37, 37, 300, 16, 4, 2),
+    Case(1, 1, 1, 33, 50, 2048, 16, 16, 1),
 ]
 
 
@@ -125,6 +130,8 @@ def test_bad_input_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
         block_map(q, q, q_block=16, k_block=16, lse=torch.zeros(1, 32))
     with pytest.raises(ValueError, match="takes blocks of"):
         block_map(near, near, q_block=48, k_block=16, kernel="triton")
+    with pytest.raises(ValueError, match="takes head dims up to 2048, not 2049; use kernel=reference"):
+        block_map(near.new_zeros(1, 1, 4, 2049), near.new_zeros(1, 1, 4, 2049), q_block=16, k_block=16, kernel="triton")
     with pytest.raises(ValueError, match="queries are the last tokens of the keys"):
         block_map(q, q[:, :, :16], q_block=16, k_block=16)
     with pytest.raises(ValueError, match="no multiple of"):
@@ -146,4 +153,31 @@ def test_tiles_fit_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr("kernels.block_map.tuning.shared_bytes", lambda device, kib=kib: kib << 10)
         tile = tile_for(POOL, gpu, itemsize, dim)
-        assert (tile.rows, tile.depth) == (rows, depth)
+        assert (tile.rows, tile.depth, tile.piece) == (rows, depth, dim)
+    for kib, itemsize, cols, depth in ((227, 2, 256, 3), (99, 2, 256, 2), (64, 2, 128, 2), (227, 4, 64, 2)):
+        monkeypatch.setattr("kernels.block_map.tuning.shared_bytes", lambda device, kib=kib: kib << 10)
+        tile = tile_for(POOL, gpu, itemsize, 1024)
+        assert (tile.cols, tile.depth) == (cols, depth)
+        assert tile.depth * (tile.rows + tile.cols) * tile.piece * itemsize <= kib << 10
+
+
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+def test_wide_heads_with_strided_inputs_and_poisoned_ends(kernel: str) -> None:
+    """Rows past the end are read in no piece: what lies behind the tensors is NaN."""
+    device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
+    case = Case(1, 2, 1, 45, 77, 384, 8, 8, 2)
+    q, k, _ = case.tensors(torch.float32, device)
+    wanted = pooled(case, q, k, "mass")
+    q, k = (torch.nn.functional.pad(x, (0, 128, 0, 64), value=float("nan"))[:, :, : x.shape[2], :384] for x in (q, k))
+    found = block_map(q, k, q_block=8, k_block=8, pool="mass", kernel=kernel)
+    torch.testing.assert_close(found.cpu().double(), wanted, rtol=1e-4, atol=1e-6)
+
+
+@GPU
+@pytest.mark.parametrize("pool", ["max", "mass"])
+def test_long_and_wide_on_a_gpu(pool: str) -> None:
+    case = Case(1, 4, 2, 1201, 1901, 1024, 16, 16, 4)
+    q, k, _ = case.tensors(torch.bfloat16, "cuda")
+    exact = block_map(q.double(), k.double(), q_block=16, k_block=16, pool=pool, kernel="reference")
+    found = block_map(q, k, q_block=16, k_block=16, pool=pool, kernel="triton")
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-7)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.block_sparse import block_sparse_attention
-from kernels.block_sparse.flex import block_mask, flex_reason, kernel_options
+from kernels.block_sparse.flex import block_mask, flex_reason, kernel_options, padded_length
 from tests.kernels.oracle import Case, attention, cases, error, token_mask
 
 HERE = {"device": torch.device("cpu"), "dtype": torch.float32, "head_dim": 32, "q_block": 32, "k_block": 32, "shared": 1}
@@ -68,6 +68,30 @@ def test_compiled_on_a_cpu() -> None:
     q, k, v = case.tensors(torch.float32, "cpu")
     index = case.index("cpu")
     assert error(block_sparse_attention(q, k, v, index, kernel="flex"), attention(q, k, v, index)) < 1e-5
+
+
+def test_prompts_are_padded_to_few_lengths() -> None:
+    assert [padded_length(n) for n in (1, 128, 129, 1000, 1025, 4096, 4097, 5120, 5121, 8192)] == [
+        128, 128, 256, 1024, 1280, 4096, 5120, 5120, 6144, 8192,
+    ]  # fmt: skip
+    assert len({padded_length(n) for n in range(4097, 131073)}) == 20
+
+
+@pytest.mark.parametrize(("q_len", "k_len"), [(70, 101), (130, 130), (1, 40)])
+def test_padding_changes_nothing(q_len: int, k_len: int) -> None:
+    """The padded mask shows each query what the index does, and shows padding to none of them."""
+    case = Case(2, 4, 2, q_len, k_len, 16, 32, 32, 2)
+    index = case.index("cpu")
+    lengths = padded_length(q_len), padded_length(k_len)
+    made = block_mask(index, 4, lengths)
+    assert made.shape[-2:] == lengths
+    rows, cols = -(-q_len // 32), -(-k_len // 32)
+    kept = index.to_mask().repeat_interleave(2, 1)
+    dense = made.to_dense().bool()
+    assert torch.equal(dense[:, :, :rows, :cols], kept) and not dense[:, :, rows:].any() and not dense[..., cols:].any()
+    query, key = torch.arange(q_len)[:, None], torch.arange(lengths[1])
+    zero = torch.zeros(1, dtype=torch.int64)
+    assert torch.equal(made.mask_mod(zero, zero, query, key), key <= query + k_len - q_len)
 
 
 @pytest.mark.gpu

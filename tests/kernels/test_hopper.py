@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
+from itertools import product
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,12 +139,40 @@ def test_as_many_heads_at_a_time_as_fit_and_divide(batch: int, heads: int, lengt
     assert _bundle(torch.empty(batch, heads, length, 128, dtype=torch.float16, device="meta")) == bundle
 
 
+@pytest.mark.parametrize(("batch", "heads_kv", "units", "pack"), [(1, 8, 4, 1), (2, 3, 1, 4), (3, 2, 2, 2)])
+@pytest.mark.parametrize("programs", [1, 7, 16, 132])
+def test_every_tile_is_dealt_once(batch: int, heads_kv: int, units: int, pack: int, programs: int) -> None:
+    """The kernel's own functions, run on tensors."""
+    pytest.importorskip("triton")
+    from kernels.block_sparse import hopper_kernel
+
+    me = torch.arange(programs)
+    language = SimpleNamespace(
+        program_id=lambda axis: me, num_programs=lambda axis: torch.tensor(programs), where=torch.where, int32=torch.int32
+    )
+    turns_of, tile_of = (
+        FunctionType(f.fn.__code__, {"gl": language}) for f in (hopper_kernel._turns, hopper_kernel._tile)
+    )  # fmt: skip
+    for rows in (1, 9, 40):
+        for bundle in (n for n in range(1, batch * heads_kv + 1) if batch * heads_kv % n == 0):
+            tiles = batch * heads_kv * units * rows
+            turns = turns_of(torch.tensor(tiles))
+            dealt = []
+            for turn in range(int(turns.max())):
+                tile = torch.stack(torch.broadcast_tensors(*tile_of(torch.tensor(turn), rows, units, heads_kv, bundle, pack)))
+                dealt += tile[:, turn < turns].T.tolist()
+            assert len(dealt) == tiles
+            wanted = product(range(batch), range(heads_kv), range(units), range(rows))
+            assert {tuple(tile) for tile in dealt} == {(b, kv, (kv * units + unit) * pack, row) for b, kv, unit, row in wanted}
+
+
 @GPU
 @pytest.mark.parametrize("bundle", [1, 2, 4, 8])
-def test_every_tile_has_its_turn(bundle: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More tiles than programs, an odd number of rows, and heads of two sequences side by side."""
-    case = Case(2, 8, 4, 1200, 1201, 64, 128, 128, 8)
-    monkeypatch.setattr(hopper, "NEAR", bundle * 2 * 1201 * 64 * 2)
+@pytest.mark.parametrize("length", [1200, 2500])
+def test_every_tile_is_computed(length: int, bundle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tiles than programs, a last turn of either direction, and heads of two sequences side by side."""
+    case = Case(2, 8, 4, length, 1301 + length, 64, 128, 128, 8)
+    monkeypatch.setattr(hopper, "NEAR", bundle * 2 * case.k_len * 64 * 2)
     tensors = case.tensors(torch.float16, "cuda")
     assert _bundle(tensors[1]) == bundle
     monkeypatch.setattr(torch, "empty_like", lambda x, **kw: torch.full_like(x, float("nan"), **kw))

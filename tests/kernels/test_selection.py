@@ -64,6 +64,10 @@ CASES = [
     Case(2, 2, 2, 205, 845, 16, 16, 24),  # a chunk of a prompt, off the blocks
     Case(1, 4, 2, 500, 500, 32, 16, 16, 2),  # unequal blocks: two columns on the diagonal, or three
     Case(1, 4, 4, 300, 437, 16, 32, 16, 2, "max"),
+    Case(1, 4, 4, 300, 300, 16, 16, 16, 4),  # a shared index of keys of their own, and of more heads than read the same keys
+    Case(1, 4, 2, 300, 300, 16, 16, 16, 4),
+    Case(2, 8, 2, 205, 300, 16, 16, 24, 4),  # of heads that read the same keys
+    Case(1, 6, 2, 205, 205, 16, 16, 16, 3),
     Case(1, 1, 1, 1, 40, 16, 16, 16),
     Case(1, 1, 1, 7, 7, 16, 16, 16),
 ]
@@ -182,7 +186,7 @@ def test_nan_and_infinite_scores(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", ["reference", "triton"])
 def test_extreme_scores_end(kernel: str) -> None:
-    """Scores over the whole range of float32, where neither interpolation nor halving values gets anywhere."""
+    """Scores over the whole range of float32, where interpolation gets nowhere."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     case = Case(1, 1, 1, 640, 640, 16, 16, 16)
     q, k = torch.zeros(1, 1, 40, 16), torch.zeros(1, 1, 40, 16)
@@ -217,6 +221,48 @@ def test_early_rows_of_many_columns_are_read_half_as_wide(rule: dict[str, float]
     q, k = case.vectors(torch.float32, "cpu")
     given = {"budget": row_budget(rule["density"], **case.grid)} if "density" in rule else rule
     assert kept(case.select(q, k, "triton", **given)) == kept(case.select(q, k, "reference", **given))
+
+
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+def test_the_whole_mass_takes_no_block_that_adds_nothing(kernel: str) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    case = Case(1, 1, 1, 320, 320, 16, 16, 16)
+    q, k = torch.zeros(1, 1, 20, 16), torch.zeros(1, 1, 20, 16)
+    q[..., 0], k[..., 0] = 100.0, -100.0
+    k[0, 0, 3, 0] = 100.0
+    found = kept(case.select(q.to(device), k.to(device), kernel, mass=1.0))
+    assert all(found[row] == {3, row} for row in range(4, 20))
+
+
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+def test_scores_past_the_largest_are_equal(kernel: str) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    case = Case(1, 1, 1, 64, 64, 16, 16, 16)
+    q, k = torch.zeros(1, 1, 4, 16), torch.zeros(1, 1, 4, 16)
+    q[..., 0] = 4.0
+    k[0, 0, :, 0] = torch.tensor([3.1e38, 3.3e38, 1.0, 0.0])
+    assert kept(case.select(q.to(device), k.to(device), kernel, budget=(1, 2, 2, 2)))[3] == {0, 3}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counted in the interpreter")
+def test_a_cut_is_found_in_few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row starts from the cut of the last one; a search that starts anew takes twice as many turns."""
+    from kernels.selection import cut_kernel
+
+    turns, under = 0, cut_kernel._under
+
+    def counted(*args: object) -> object:
+        nonlocal turns
+        turns += 1
+        return under(*args)
+
+    monkeypatch.setattr(cut_kernel, "_under", counted)
+    case = Case(1, 1, 1, 16 * 600, 16 * 600, 16, 16, 64)
+    q, k = case.vectors(torch.float32, "cpu")
+    q = q[:, :, :1] + 0.1 * q  # neighbours are alike
+    case.select(q, k, "triton", budget=row_budget(0.1, **case.grid))
+    # Several rows at once, so fewer than the five of one row. Without a guess 3.1, without a reach 16.8, by halving alone 7.5
+    assert turns / 600 - 1 < 2.5  # placing the blocks asks once more
 
 
 def test_a_shared_index_ranks_by_the_mean() -> None:
