@@ -1,21 +1,25 @@
-"""Block top-k: the product of mean-pooled queries and keys ranks the blocks; nothing is trained."""
+"""Block top-k: the product of pooled queries and keys ranks the blocks; nothing is trained."""
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from kernels.block_index import BlockIndex
-from kernels.pool import pool
+from kernels.pool import pool as pool_blocks
 from kernels.selection import select_from_pooled
 from methods import register
 from methods.base import LayerInputs, Method
 
+Pool = Literal["mean", "max"]
+
 
 @register("block_topk")
 class BlockTopK(Method):
-    """score(i, j) = mean of query block i · mean of key block j × scale, in float32, post-RoPE; the highest are kept.
+    """score(i, j) = pooled query block i · pooled key block j × scale, in float32, post-RoPE; the highest are kept.
 
-    The estimate that MoBA (which pools keys only) and MInference's block-sparse heads build on. Each query head ranks
-    for itself, or with shared the query heads of a KV head together, by the mean of their scores; the diagonal block is
-    always kept.
+    pool="mean", the default: the estimate that MoBA (which pools keys only) and MInference's block-sparse heads build on.
+    pool="max": the largest of each element, of queries and of keys, before the product. Each query head ranks for itself,
+    or with shared the query heads of a KV head together, by the mean of their scores; the diagonal block is always kept.
     """
 
     paper = "MInference 1.0 (block-sparse pattern), arXiv 2407.02490"
@@ -23,16 +27,25 @@ class BlockTopK(Method):
     family = "top-k"
 
     def __init__(
-        self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0, shared: bool = False
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        block_size: int = 64,
+        sparsity: float | None = None,
+        seed: int = 0,
+        pool: Pool = "mean",
+        shared: bool = False,
+    ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
         self.required_sparsity()
+        if pool not in get_args(Pool):
+            raise ValueError(f"pool={pool}: must be one of {', '.join(get_args(Pool))}")
+        self.pool = pool
         self.shared = shared
 
     def select(self, x: LayerInputs) -> BlockIndex:
-        q, k = (pool(tokens, self.block_size, ("mean",)) for tokens in (x.q, x.k))
+        q, k = (pool_blocks(tokens, self.block_size, (self.pool,)) for tokens in (x.q, x.k))
         share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
         return select_from_pooled(q, k, scale=x.scale, budget=self.budget(x), share=share, **self.grid(x))
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
-        return {"shared": self.shared}
+        return {"pool": self.pool, "shared": self.shared}

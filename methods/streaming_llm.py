@@ -46,15 +46,17 @@ class StreamingLLM(Method):
         self.window = window
         self.sinks = sinks
 
-    def select(self, x: LayerInputs) -> BlockIndex:
-        grid = self.grid(x)
-        sinks = -(-self.sinks // self.block_size)
+    def row_budgets(self, x: LayerInputs) -> tuple[int, ...]:
+        """Blocks that each row keeps."""
         if self.window is None:
-            budget = self.budget(x)
-        else:
-            # a row no longer than sinks and window together keeps all it sees
-            recent = -(-self.window // self.block_size)
-            budget = tuple(causal_blocks(**grid).clamp(max=sinks + recent).tolist())
+            return self.budget(x)
+        # a row no longer than sinks and window together keeps all it sees
+        blocks = -(-self.sinks // self.block_size) + -(-self.window // self.block_size)
+        return tuple(causal_blocks(**self.grid(x)).clamp(max=blocks).tolist())
+
+    def select(self, x: LayerInputs) -> BlockIndex:
+        grid, budget = self.grid(x), self.row_budgets(x)
+        sinks = -(-self.sinks // self.block_size)
         # top-k on these scores takes the diagonal (always first), then the sinks from the start, then from the end back
         blocks = -(-grid["k_len"] // self.block_size)
         column = torch.arange(blocks, device=x.q.device)

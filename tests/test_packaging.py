@@ -161,6 +161,11 @@ def test_every_method_has_its_config_and_the_readme_lists_those_that_ship() -> N
     assert listed <= names and len(listed) >= 6
 
 
+def test_every_method_is_described() -> None:
+    described = re.findall(r"^### `(\w+)`$", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE)
+    assert len(described) == len(set(described)) and set(described) == set(import_module("methods").names())
+
+
 def test_the_readme_lists_every_kernel() -> None:
     assert first_column("Kernels") == set(import_module("kernels.block_sparse").KERNELS)
 

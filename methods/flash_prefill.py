@@ -1,0 +1,79 @@
+"""FlashPrefill: blocks whose score is at least a share of their row's best are kept; nothing is sorted or summed up."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from kernels.block_index import BlockIndex
+from kernels.key_mean_map import key_mean_map
+from kernels.pool import pool
+from methods import register
+from methods.base import Knob, LayerInputs, Method
+from methods.row_rules import decreed
+
+
+@register("flash_prefill")
+class FlashPrefill(Method):
+    """score(i, j) = Σ exp(q_t · mean key of block j × scale) over the queries t of block i at or past the end of block j;
+    kept where score >= alpha × the row's highest. Each query head selects for itself.
+
+    alpha: 0.18, the release's for Llama-3.1 (0.12 for Qwen3, 0.08 for Qwen2.5). Beside what reaches it, each row keeps the
+    first `sinks` blocks, 2, and the `window` latest, its own with them, 4; the `last` query blocks at the end, 2, keep all.
+    The release's blocks are 128. Queries are not pooled, and a block that has not ended for any of a row's queries has no
+    score: of the diagonal block only its last token counts. The row's sum, by which the release divides, is in both sides of
+    the comparison; here logarithms are compared.
+
+    Given a sparsity, alpha is calibrated for it and what is kept by decree shrinks where it would leave the scores no say:
+    full rows and the diagonal take at most half of the budget (the diagonal always stays), and of each other row sinks and
+    window get half of its share; an alpha above 1 leaves nothing but these. The release is for whole prompts; in a chunk of
+    one the last blocks are the chunk's.
+    """
+
+    paper = "FlashPrefill, arXiv 2603.06199"
+    knob = "alpha"
+    family = "threshold"
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        sparsity: float | None = None,
+        seed: int = 0,
+        alpha: float | None = None,
+        sinks: int = 2,
+        window: int = 4,
+        last: int = 2,
+    ) -> None:
+        super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
+        if sparsity is not None and alpha is not None:
+            raise ValueError(f"sparsity={sparsity} and alpha={alpha}: give one of them, the other follows")
+        if alpha is not None and not 0 < alpha <= 1:
+            raise ValueError(f"alpha={alpha}: must be a share of the row's highest score, above 0 and at most 1")
+        for name, value, least in (("sinks", sinks, 0), ("window", window, 1), ("last", last, 0)):
+            if value < least:
+                raise ValueError(f"{name}={value}: must be at least {least} blocks")
+        self.alpha = 0.18 if alpha is None else alpha
+        self.sinks, self.window, self.last = sinks, window, last
+
+    def calibrates(self) -> Knob | None:
+        return Knob("alpha", low=1e-6, high=1.1, rising=False, log=True) if self.sparsity else None
+
+    @torch.no_grad()
+    def select(self, x: LayerInputs) -> BlockIndex:
+        grid, device = self.grid(x), x.q.device
+        if self.sparsity == 0:
+            return BlockIndex.full(*x.q.shape[:2], **grid, device=device)
+        density = None if self.sparsity is None else 1 - self.sparsity
+        forced = decreed(self.sinks, self.window, self.last, density, **grid, device=device)
+        # mean keys in the inputs' type, as the release has them: the product then runs on tensor cores
+        means = pool(x.k, self.block_size, ("mean",)).to(x.q.dtype)
+        scores = key_mean_map(
+            x.q, means, q_block=self.block_size, k_block=self.block_size, k_len=grid["k_len"], scale=x.scale
+        )  # fmt: skip
+        best = scores.amax(-1, keepdim=True)
+        return BlockIndex.from_mask((scores >= best + math.log(self.alpha)) | forced, **grid, wait=False)
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        return {"alpha": self.alpha, "sinks": self.sinks, "window": self.window, "last": self.last}

@@ -1,0 +1,157 @@
+"""SpargeAttn, stage 1 only: pooled attention up to a cumulative share, where blocks are alike enough to be pooled."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from kernels.block_index import BlockIndex, causal_mask
+from kernels.pool import pool
+from kernels.pool.reference import pool_one
+from kernels.selection.reference import pooled_scores
+from methods import register
+from methods.base import Grid, Knob, LayerInputs, Method
+from methods.chunks import query_heads, row_average, select_in_chunks
+from methods.vertical_slash import first_of
+
+Rule = Literal["cdf", "topk"]
+
+CDF, TOPK = 0.98, 0.5
+SIMILAR: dict[Rule, float] = {"cdf": 0.6, "topk": -0.1}
+
+TOKEN_ELEMENTS = 1 << 25
+"""Elements of queries or keys normalised at once: bounds their float32 copies at 128 MiB each."""
+
+
+@register("sparge")
+class Sparge(Method):
+    """Stage 1 only: the choice of blocks. Skipping P·V inside the kernel (stage 2) and INT8/FP8 products are left out.
+
+    A block is alike if the mean cosine of its tokens with each other, keys less their mean over the prompt, is above
+    `similar`. Rows of query blocks that aren't alike, and columns of such key blocks, are kept in full. Of the others each
+    row keeps, from the softmax of its pooled scores over key blocks that are alike, the best blocks: with rule="cdf" as
+    many as sum to no more than `cdf`, with rule="topk" a share `topk` of all blocks, of which those in the future are
+    then dropped; one at least. sink=True adds the first block to every row.
+
+    cdf: 0.98 with similar 0.6. topk: 0.5 with similar -0.1, which every block is above. Query blocks are of block_size
+    (128 there) and key blocks half of it where that is a multiple of 16, as there.
+    With a sparsity the rule's knob is calibrated and `similar` is -0.1 if not given (as where the released code is asked for
+    a share: rows kept in full would put most sparsities out of reach); where the sparsity leaves the average row nothing beside
+    its diagonal, no block is kept at least. Unlike the released code the diagonal is always kept.
+    """
+
+    paper = "SpargeAttn (stage 1), arXiv 2502.18137"
+    knob = "cdf | topk"
+    family = "threshold"
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        sparsity: float | None = None,
+        seed: int = 0,
+        rule: Rule = "cdf",
+        cdf: float | None = None,
+        topk: float | None = None,
+        similar: float | None = None,
+        sink: bool = False,
+    ) -> None:
+        super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
+        if rule not in get_args(Rule):
+            raise ValueError(f"rule={rule}: must be one of {', '.join(get_args(Rule))}")
+        for name, value in (("cdf", cdf), ("topk", topk)):
+            if value is None:
+                continue
+            if rule != name:
+                raise ValueError(f"{name}={value} has no effect with rule={rule}: set rule={name}")
+            if sparsity is not None:
+                raise ValueError(f"sparsity={sparsity} and {name}={value}: give one of them, the other follows")
+            if not 0 < value <= 1:
+                raise ValueError(f"{name}={value}: must be a share, above 0 and at most 1")
+        if similar is not None and not -1 <= similar <= 1:
+            raise ValueError(f"similar={similar}: must be a mean cosine, between -1 and 1 (below 0: every block is alike)")
+        self.rule = rule
+        self.cdf = CDF if cdf is None else cdf
+        self.topk = TOPK if topk is None else topk
+        self.similar = SIMILAR["topk" if sparsity is not None else rule] if similar is None else similar
+        self.sink = sink
+
+    def calibrates(self) -> Knob | None:
+        return Knob(self.rule, low=1e-3, high=1.0, rising=True) if self.sparsity else None
+
+    def grid(self, x: LayerInputs) -> Grid:
+        k_block = self.block_size // 2 if self.block_size % 32 == 0 else self.block_size
+        return Grid(q_block=self.block_size, k_block=k_block, q_len=x.q.shape[2], k_len=x.k.shape[2])
+
+    @torch.no_grad()
+    def select(self, x: LayerInputs) -> BlockIndex:
+        grid = self.grid(x)
+        if self.sparsity == 0:
+            return BlockIndex.full(x.q.shape[0], x.k.shape[1], device=x.q.device, **grid)
+        pooled_q, pooled_k = pool(x.q, grid["q_block"], ("mean",)), pool(x.k, grid["k_block"], ("mean",))
+        unlike_q, unlike_k = self._unlike(x, grid)
+        group, least = x.q.shape[1] // x.k.shape[1], self._least(grid)
+        future = ~causal_mask(grid["q_len"], grid["k_len"], grid["q_block"], grid["k_block"], x.q.device)
+
+        def choose(kv: slice) -> Tensor:
+            heads = query_heads(kv, group)
+            scores = pooled_scores(pooled_q[:, heads], pooled_k[:, kv], scale=x.scale).masked_fill_(future, -float("inf"))
+            if unlike_q is None or unlike_k is None:
+                mask = self._best(scores, least)
+            else:
+                unlike = unlike_k[:, kv].repeat_interleave(group, dim=1).unsqueeze(-2)
+                mask = self._best(scores.masked_fill_(unlike, -float("inf")), least) | unlike | unlike_q[:, heads, :, None]
+            if self.sink:
+                mask[..., 0] = True
+            return mask
+
+        return select_in_chunks(choose, x, grid)
+
+    def _unlike(self, x: LayerInputs, grid: Grid) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Blocks whose tokens are too different to stand for each other, bool [B,Hq,Mq] and [B,Hkv,Nk]; None: not one."""
+        if self.similar < 0:
+            return None, None
+        wide = torch.float64 if x.k.dtype == torch.float64 else torch.float32
+        center = x.k.mean(2, keepdim=True, dtype=wide)
+        likeness = self_similarity(x.q, grid["q_block"]), self_similarity(x.k, grid["k_block"], center)
+        return ~(likeness[0] > self.similar), ~(likeness[1] > self.similar)
+
+    def _least(self, grid: Grid) -> int:
+        """Blocks that a row chooses at least, beside its diagonal."""
+        if self.sparsity is None:
+            return 1
+        diagonal = -(-grid["q_block"] // grid["k_block"])
+        return 1 if row_average(self.sparsity, grid) >= diagonal + 1 else 0
+
+    def _best(self, scores: Tensor, least: int) -> Tensor:
+        """bool like scores [B,H,Mq,Nk], which are -inf where nothing is to be chosen (rows of nothing else choose any block:
+        those they see are all kept for not being alike)."""
+        best, order = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
+        if self.rule == "topk":
+            count = torch.full(best.shape[:-1], max(least, int(self.topk * best.shape[-1])), device=best.device)
+        else:
+            count = (best.cumsum(-1) <= self.cdf).sum(-1).clamp(min=least)
+        return first_of(order, count)
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        chosen = {"cdf": self.cdf} if self.rule == "cdf" else {"topk": self.topk}
+        return {"rule": self.rule, **chosen, "similar": self.similar, "sink": self.sink}
+
+
+def self_similarity(x: Tensor, block: int, center: Tensor | None = None) -> Tensor:
+    """Mean cosine of the tokens of a block with each other and themselves, float32 [B,H,ceil(P/block)] (float64 stays).
+
+    x [B,H,P,D], less center [B,H,1,D] if given. It is the mean of the Gram matrix of the normalised tokens, which is the
+    squared length of their mean; no Gram matrix is formed.
+    """
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    step = max(1, TOKEN_ELEMENTS // (x[:, :, 0].numel() * block)) * block
+    parts = []
+    for start in range(0, x.shape[2], step):
+        part = x[:, :, start : start + step].to(wide)
+        part = normalize(part if center is None else part - center, dim=-1)
+        parts.append(pool_one(part, block, "mean").square().sum(-1))
+    return torch.cat(parts, dim=-1)

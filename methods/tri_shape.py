@@ -1,0 +1,54 @@
+"""Tri-shape: the first tokens, a window of the latest ones, and the last queries of the prompt in full."""
+
+from __future__ import annotations
+
+from kernels.block_index import causal_blocks
+from methods import register
+from methods.base import LayerInputs
+from methods.row_rules import affordable, full_rows
+from methods.streaming_llm import StreamingLLM
+
+
+@register("tri_shape")
+class TriShape(StreamingLLM):
+    """StreamingLLM's sinks and window (an "A-shape"), and the query blocks of the last `last` tokens keep every block.
+
+    sinks: tokens at the start that all rows see, 128. window: tokens before and with the row's last one, 3968. last: queries
+    kept in full, 100. The defaults are those of MInference's release; each is rounded up to whole blocks.
+
+    With sparsity instead of window, each row spends its share of the budget as StreamingLLM does. Deviation, there only:
+    the full rows are as many as half of the budget pays, so that any sparsity can be reached at short lengths. In a chunk of
+    a prompt the last queries are the chunk's.
+    """
+
+    paper = "SCBench (Tri-shape), arXiv 2412.10319"
+    knob = "window"
+    family = "static"
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        sparsity: float | None = None,
+        seed: int = 0,
+        window: int | None = None,
+        sinks: int = 128,
+        last: int = 100,
+    ) -> None:
+        if window is None and sparsity is None:
+            window = 3968
+        super().__init__(block_size=block_size, sparsity=sparsity, seed=seed, window=window, sinks=sinks)
+        if last < 0:
+            raise ValueError(f"last={last}: must be at least 0 tokens")
+        self.last = last
+
+    def row_budgets(self, x: LayerInputs) -> tuple[int, ...]:
+        grid = self.grid(x)
+        rows = full_rows(self.last, grid["q_len"], self.block_size)
+        if self.window is None:
+            return affordable(1 - self.required_sparsity(), rows, **grid)[1]
+        narrow, seen = super().row_budgets(x), causal_blocks(**grid).tolist()
+        return (*narrow[: len(seen) - rows], *seen[len(seen) - rows :])
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        return {**super().knobs(), "last": self.last}

@@ -1,0 +1,111 @@
+"""XAttention: blocks are scored by sums along antidiagonals, and the best are kept until a share of the row's score is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kernels.block_index import BlockIndex
+from kernels.block_map import block_map
+from methods import register
+from methods.base import Grid, Knob, LayerInputs, Method
+from methods.row_rules import decreed, reach_mass
+
+CHUNK_BYTES = 512 << 20
+"""Extra memory that the heads scored at once may take, about."""
+
+
+def stride_groups(x: Tensor, stride: int, *, reverse: bool) -> Tensor:
+    """x [B,H,P,D] -> [B,H,ceil(P/stride),stride·D]: `stride` tokens side by side, the last first with `reverse`; zeros for
+    tokens that the last group lacks."""
+    if x.shape[2] % stride:
+        x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % stride))
+    groups = x.unflatten(2, (-1, stride))
+    return (groups.flip(3) if reverse else groups).flatten(3)
+
+
+def antidiagonal_map(q: Tensor, k: Tensor, *, stride: int, block: int, scale: float) -> Tensor:
+    """Block scores of q [B,Hq,Q,D] and k [B,Hkv,K,D]: float32 [B,Hq,Mq,Nk], each row sums to one.
+
+    Tokens are put together in groups of `stride`; the score of two groups is the mean of the products along the antidiagonal
+    of their stride × stride tile, in which every query and every key takes part once. Causal softmax over the groups, then
+    its sum in each tile of blocks. A query group sees the key groups that have ended when it has, so where a chunk starts
+    off the stride, its last keys count from the next group on.
+    """
+    shift, cols = k.shape[2] - q.shape[2], -(-k.shape[2] // block)
+    q = stride_groups(q, stride, reverse=False)
+    k = stride_groups(k, stride, reverse=True)[:, :, : shift // stride + q.shape[2]]
+    side = block // stride
+    scores = block_map(q, k, q_block=side, k_block=side, scale=scale / stride, pool="mass")
+    return torch.nn.functional.pad(scores, (0, cols - scores.shape[-1]))
+
+
+@register("xattention")
+class XAttention(Method):
+    """Antidiagonal scores; in each row the first block and the diagonal, then the best others until `threshold` of the row's
+    score is kept. Each query head selects for itself.
+
+    stride: tokens from one antidiagonal to the next, 8 (the paper: 4, 8 or 16); divides the block size, which is 128 there.
+    threshold: share of a row's score, 0.9. Given a sparsity instead, it is calibrated for it, and the forced blocks take at
+    most half of a row's share of the budget, the diagonal first.
+
+    Deviations from the release: its thresholds per head, searched offline for one model, are not used; the softmax stays in
+    float32 where it rounds to the inputs' type; its options keep_sink, which marks row 0 instead of column 0, and keep_recent
+    are left out, the first column and the diagonal being forced anyway.
+    """
+
+    paper = "XAttention: Block Sparse Attention with Antidiagonal Scoring, arXiv 2503.16428"
+    knob = "threshold"
+    family = "threshold"
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        sparsity: float | None = None,
+        seed: int = 0,
+        threshold: float | None = None,
+        stride: int = 8,
+    ) -> None:
+        super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
+        if sparsity is not None and threshold is not None:
+            raise ValueError(f"sparsity={sparsity} and threshold={threshold}: give one of them, the other follows")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold}: must be a share of a row's score, from 0 to 1")
+        if stride < 1 or block_size % stride:
+            raise ValueError(f"stride={stride}: must divide block_size={block_size}, for example 8")
+        self.threshold = 0.9 if threshold is None else threshold
+        self.stride = stride
+
+    def calibrates(self) -> Knob | None:
+        return Knob("threshold", low=0.0, high=1.0, rising=True) if self.sparsity else None
+
+    @torch.no_grad()
+    def select(self, x: LayerInputs) -> BlockIndex:
+        grid, device = self.grid(x), x.q.device
+        if self.sparsity == 0:
+            return BlockIndex.full(*x.q.shape[:2], **grid, device=device)
+        density = None if self.sparsity is None else 1 - self.sparsity
+        forced = decreed(1, 1, 0, density, **grid, device=device)
+        masks = []
+        for q, k in _head_chunks(x, grid):
+            scores = antidiagonal_map(q, k, stride=self.stride, block=self.block_size, scale=x.scale)
+            masks.append(reach_mass(scores, forced, self.threshold))
+        return BlockIndex.from_mask(torch.cat(masks, 1), **grid, wait=False)
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        return {"threshold": self.threshold, "stride": self.stride}
+
+
+def _head_chunks(x: LayerInputs, grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:
+    """Queries and keys of some KV heads at a time: the regrouped copies, and 24 bytes a block for ranking it, are bounded."""
+    batch, heads, q_len, dim = x.q.shape
+    rows, cols = (-(-length // block) for length, block in ((q_len, grid["q_block"]), (grid["k_len"], grid["k_block"])))
+    group = heads // x.k.shape[1]
+    each = batch * group * (q_len * dim * x.q.element_size() + 24 * rows * cols)
+    step = max(1, CHUNK_BYTES // each)
+    for first in range(0, x.k.shape[1], step):
+        last = min(first + step, x.k.shape[1])
+        yield x.q[:, first * group : last * group], x.k[:, first:last]

@@ -1,0 +1,68 @@
+"""Block top-k against its formula, written out block by block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import methods
+from methods.base import LayerInputs
+from tests.methods.support import layer
+
+BLOCK = 16
+
+
+def literal(x: LayerInputs, pool: str) -> torch.Tensor:
+    """bool [B, Hq, Mq, Nk] of the blocks with the highest products, float64, one block at a time; the diagonal first."""
+    method = methods.build("block_topk", block_size=BLOCK, sparsity=0.8)
+    budget = method.budget(x)
+    (batch, heads, q_len, _), (_, kv_heads, k_len, _) = x.q.shape, x.k.shape
+    q, k, offset = x.q.double(), x.k.double(), k_len - q_len
+
+    def pooled(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.mean(0) if pool == "mean" else tokens.amax(0)
+
+    kept = torch.zeros(batch, heads, len(budget), -(-k_len // BLOCK), dtype=torch.bool)
+    for b in range(batch):
+        for h in range(heads):
+            keys = [pooled(part) for part in k[b, h // (heads // kv_heads)].split(BLOCK)]
+            for row, queries in enumerate(q[b, h].split(BLOCK)):
+                first, last = offset + row * BLOCK, offset + row * BLOCK + len(queries) - 1
+                seen = range(last // BLOCK + 1)
+                scores = {j: float(pooled(queries) @ keys[j]) * x.scale for j in seen}
+                own = [j for j in seen if j >= first // BLOCK]
+                ranked = own + sorted(set(seen) - set(own), key=lambda j: -scores[j])
+                kept[b, h, row, ranked[: max(budget[row], len(own))]] = True
+    return kept
+
+
+@pytest.mark.parametrize("pool", ["mean", "max"])
+@pytest.mark.parametrize(("q_len", "k_len", "batch"), [(203, 203, 2), (61, 210, 1), (1, 100, 1)])
+def test_equals_the_formula(q_len: int, k_len: int, batch: int, pool: str) -> None:
+    x = layer(q_len, k_len, batch=batch)
+    found = methods.build("block_topk", block_size=BLOCK, sparsity=0.8, pool=pool).select(x)
+    assert found is not None
+    assert torch.equal(found.to_mask(), literal(x, pool))
+
+
+def test_a_maximum_sees_one_loud_key_that_a_mean_hides() -> None:
+    x = layer(320)
+    q, k = torch.zeros_like(x.q), torch.zeros_like(x.k)
+    q[..., 0] = 1.0
+    k[:, :, 5 * BLOCK, 0], k[:, :, 5 * BLOCK + 1 : 6 * BLOCK, 0] = (
+        10.0,
+        -1.0,
+    )  # one key fits well, the others of its block badly
+    loud = LayerInputs(q=q, k=k, layer=0, scale=x.scale)
+    hit = {}
+    for pool in ("mean", "max"):
+        index = methods.build("block_topk", block_size=BLOCK, sparsity=0.9, pool=pool).select(loud)
+        assert index is not None
+        hit[pool] = bool(index.to_mask()[:, :, 12:, 5].any())
+    assert hit == {"mean": False, "max": True}
+
+
+def test_an_unknown_pool_is_refused() -> None:
+    with pytest.raises(ValueError, match="pool=min: must be one of mean, max"):
+        methods.build("block_topk", sparsity=0.5, pool="min")
+    assert methods.build("block_topk", sparsity=0.5, pool="max").knobs() == {"pool": "max", "shared": False}
