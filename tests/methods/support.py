@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import methods
+from kernels.block_index import BlockIndex
 from methods.base import LayerInputs, Method
 from methods.gate import AttnGate, gate_state
 
@@ -57,3 +58,15 @@ def ready(name: str, **knobs: object) -> Method:
         state = gates(method.block_size)
         method.load(state, layers=LAYERS, heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM)
     return method
+
+
+def select_without_waiting(method: Method, x: LayerInputs) -> BlockIndex:
+    """The selection on a GPU; an error if it waits for the device."""
+    method.select(x)  # what is made once per shape may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        index = method.select(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert index is not None
+    return index

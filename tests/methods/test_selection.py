@@ -10,7 +10,7 @@ from harness.calibrate import bisect
 from kernels.block_index import BlockIndex
 from kernels.block_map import block_map
 from methods.base import LayerInputs, Method
-from tests.methods.support import layer, ready
+from tests.methods.support import layer, ready, select_without_waiting
 
 SPARSE = [name for name in methods.names() if methods.get(name).family != "none"]
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95]
@@ -243,12 +243,7 @@ def test_the_same_choice_on_the_gpu_with_other_knobs(name: str, knobs: dict[str,
 def test_selection_never_waits_for_the_device(name: str) -> None:
     method = ready(name, block_size=16, sparsity=0.8).to("cuda")
     x = layer(1000, device="cuda")
-    method.select(x)  # what is made once per shape may wait
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        method.select(x)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    select_without_waiting(method, x)
 
 
 @pytest.mark.gpu
