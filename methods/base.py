@@ -140,6 +140,13 @@ class Method(ABC):
         """Key blocks to keep in each row so that the density of the call is 1 - sparsity."""
         return row_budget(1 - self.required_sparsity(), **self.grid(x))
 
+    def one_of(self, **knob: float | None) -> None:
+        """Raises ValueError where both a sparsity and the native knob, given by its name, were asked for."""
+        for name, value in knob.items():
+            if self.sparsity is not None and value is not None:
+                both = f"sparsity={self.sparsity} and {name}={value}"
+                raise ValueError(f"{both}: give one of them (sparsity=null: {name} decides)")
+
     def required_sparsity(self, instead: str = "") -> float:
         """The sparsity. Raises ValueError where none was given; `instead` names what else would do."""
         if self.sparsity is None:

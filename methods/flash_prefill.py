@@ -47,8 +47,7 @@ class FlashPrefill(Method):
         last: int = 2,
     ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
-        if sparsity is not None and alpha is not None:
-            raise ValueError(f"sparsity={sparsity} and alpha={alpha}: give one of them, the other follows")
+        self.one_of(alpha=alpha)
         if alpha is not None and not 0 < alpha <= 1:
             raise ValueError(f"alpha={alpha}: must be a share of the row's highest score, above 0 and at most 1")
         for name, value, least in (("sinks", sinks, 0), ("window", window, 1), ("last", last, 0)):

@@ -50,8 +50,7 @@ class FlexPrefill(Method):
         min_budget: int = 1024,
     ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
-        if gamma is not None and sparsity is not None:
-            raise ValueError(f"sparsity={sparsity} and gamma={gamma}: give one of them, the other follows")
+        self.one_of(gamma=gamma)
         if gamma is not None and not 0 < gamma <= 1:
             raise ValueError(f"gamma={gamma}: must be a share of the attention, above 0 and at most 1")
         if not tau >= 0:

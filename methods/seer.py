@@ -81,10 +81,7 @@ class Seer(Method):
         self.gates: list[AttnGate] = []
 
     def _threshold(self, threshold: float | None) -> float | None:
-        if self.sparsity is not None and threshold is not None:
-            raise ValueError(
-                f"sparsity={self.sparsity} and threshold={threshold}: give one of them (sparsity=null: the threshold decides)"
-            )
+        self.one_of(threshold=threshold)
         if self.sparsity == 0:
             return -1.0  # below every probability, those that underflow to 0 included
         if threshold is None:
@@ -100,8 +97,7 @@ class Seer(Method):
         return Knob("threshold", low=1e-9, high=1.0, rising=False, log=True)
 
     def _nz_ratio(self, nz_ratio: float | None) -> float:
-        if nz_ratio is not None and self.sparsity is not None:
-            raise ValueError(f"sparsity={self.sparsity} and nz_ratio={nz_ratio}: give one of them, the other follows")
+        self.one_of(nz_ratio=nz_ratio)
         if nz_ratio is None:
             return 1 - self.required_sparsity(", or an nz_ratio")
         if not 0 < nz_ratio <= 1:

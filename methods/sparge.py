@@ -67,8 +67,7 @@ class Sparge(Method):
                 continue
             if rule != name:
                 raise ValueError(f"{name}={value} has no effect with rule={rule}: set rule={name}")
-            if sparsity is not None:
-                raise ValueError(f"sparsity={sparsity} and {name}={value}: give one of them, the other follows")
+            self.one_of(**{name: value})
             if not 0 < value <= 1:
                 raise ValueError(f"{name}={value}: must be a share, above 0 and at most 1")
         if similar is not None and not -1 <= similar <= 1:

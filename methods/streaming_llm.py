@@ -35,8 +35,7 @@ class StreamingLLM(Method):
         sinks: int = 4,
     ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
-        if window is not None and sparsity is not None:
-            raise ValueError(f"sparsity={sparsity} and window={window}: give one of them, the other follows")
+        self.one_of(window=window)
         if window is None:
             self.required_sparsity(", or a window in tokens")
         elif window < 1:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from kernels.block_index import BlockIndex
 from kernels.block_map import block_map
 from methods import register
-from methods.base import Grid, Knob, LayerInputs, Method
+from methods.base import Knob, LayerInputs, Method
+from methods.chunks import query_heads, select_in_chunks
 from methods.row_rules import decreed, reach_mass
-
-CHUNK_BYTES = 512 << 20
-"""Extra memory that the heads scored at once may take, about."""
 
 
 def stride_groups(x: Tensor, stride: int, *, reverse: bool) -> Tensor:
@@ -70,8 +66,7 @@ class XAttention(Method):
         stride: int = 8,
     ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
-        if sparsity is not None and threshold is not None:
-            raise ValueError(f"sparsity={sparsity} and threshold={threshold}: give one of them, the other follows")
+        self.one_of(threshold=threshold)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold}: must be a share of a row's score, from 0 to 1")
         if stride < 1 or block_size % stride:
@@ -89,23 +84,14 @@ class XAttention(Method):
             return BlockIndex.full(*x.q.shape[:2], **grid, device=device)
         density = None if self.sparsity is None else 1 - self.sparsity
         forced = decreed(1, 1, 0, density, **grid, device=device)
-        masks = []
-        for q, k in _head_chunks(x, grid):
+        group = x.q.shape[1] // x.k.shape[1]
+
+        def choose(kv: slice) -> Tensor:
+            q, k = x.q[:, query_heads(kv, group)], x.k[:, kv]
             scores = antidiagonal_map(q, k, stride=self.stride, block=self.block_size, scale=x.scale)
-            masks.append(reach_mass(scores, forced, self.threshold))
-        return BlockIndex.from_mask(torch.cat(masks, 1), **grid, wait=False)
+            return reach_mass(scores, forced, self.threshold)
+
+        return select_in_chunks(choose, x, grid)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"threshold": self.threshold, "stride": self.stride}
-
-
-def _head_chunks(x: LayerInputs, grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:
-    """Queries and keys of some KV heads at a time: the regrouped copies, and 24 bytes a block for ranking it, are bounded."""
-    batch, heads, q_len, dim = x.q.shape
-    rows, cols = (-(-length // block) for length, block in ((q_len, grid["q_block"]), (grid["k_len"], grid["k_block"])))
-    group = heads // x.k.shape[1]
-    each = batch * group * (q_len * dim * x.q.element_size() + 24 * rows * cols)
-    step = max(1, CHUNK_BYTES // each)
-    for first in range(0, x.k.shape[1], step):
-        last = min(first + step, x.k.shape[1])
-        yield x.q[:, first * group : last * group], x.k[:, first:last]

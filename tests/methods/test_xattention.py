@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import methods
-from methods import xattention
 from methods.base import LayerInputs
 from tests.methods.support import layer
 
@@ -81,7 +80,7 @@ def test_the_recipe_really_leaves_blocks_out() -> None:
 def test_heads_at_a_time_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x = sharpened(203, 203, 2, torch.float32)
     wanted = select(x, block_size=16)
-    monkeypatch.setattr(xattention, "CHUNK_BYTES", 1)
+    monkeypatch.setattr("methods.chunks.BLOCK_PAIRS", 1)
     assert torch.equal(select(x, block_size=16), wanted)
 
 
