@@ -71,6 +71,16 @@ class Knob:
     log: bool = False
 
 
+class HeadSearch(Protocol):
+    """Finds, offline, what a method must know of a model's heads: job=search_heads feeds it calibration prompts."""
+
+    def observe(self, x: LayerInputs, v: Tensor) -> None:
+        """One layer of one prompt, v [B,Hkv,K,D]; the layers of a prompt come in their order, prompt after prompt."""
+
+    def result(self) -> dict[str, Any]:
+        """What was found, as JSON holds it; `Method.load_search` takes it."""
+
+
 class Method(ABC):
     """A sparse attention method. Subclasses take their native knobs as keyword arguments beside the shared ones.
 
@@ -89,6 +99,8 @@ class Method(ABC):
     """File name of the trained weights it needs, with {block_size} in it where they depend on that."""
     gate: ClassVar[type[AttnGate] | None] = None
     """What job=distill trains for it, one a layer; None where nothing is trained."""
+    searched: ClassVar[str | None] = None
+    """File name (.json) of what job=search_heads found for it; None where nothing is searched."""
     needs_rope: ClassVar[bool] = False
 
     def __init__(self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0) -> None:
@@ -109,6 +121,16 @@ class Method(ABC):
     def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         """Take trained weights. Raises ValueError, one line, where they don't fit the model."""
         raise ValueError(f"method {self.name} has no trained weights to load")
+
+    def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> HeadSearch:
+        """The search over a model of this shape. Raises ValueError where nothing is searched."""
+        raise ValueError(f"method {self.name} needs no search of a model's heads")
+
+    def load_search(
+        self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int
+    ) -> None:  # fmt: skip
+        """Take what a search found. Raises ValueError, one line, where it does not fit the model."""
+        raise ValueError(f"method {self.name} needs no search of a model's heads")
 
     def weights_name(self) -> str | None:
         """File name of the trained weights this method needs at its block size; None where it needs none."""
