@@ -83,8 +83,10 @@ def _by_length(rows: Sequence[Row], column: str, panel: str) -> Figure | None:
     with matplotlib.rc_context(style.RC):
         for i, value in enumerate(panels):
             axes = made.add_subplot(1, len(panels), i + 1)
-            mine = [r for r in dense if column != "batch" or r["batch"] == value]
-            mine += [r for r in sparse if r[column] == value]
+            mine = [r for r in sparse if r[column] == value]
+            longest = max(r["length"] for group in _groups(mine) for r in _shown(group))
+            mine += [r for r in dense if column != "batch" or r["batch"] == value]
+            mine = [r for r in mine if r["length"] <= longest]  # a dense line that goes on alone compares with nothing
             lines = list(_lines(mine, looks, "length", "total_ms", scale, blocks=column != "block_size"))
             axes.set_title(f"{panel} {value}", loc="left", fontweight="bold")
             axes.set_xscale("log", base=2)

@@ -22,8 +22,9 @@ from harness.clock import elapsed_ms, mark, sync
 FLUSH_BYTES = 256 << 20
 """Written before every call on a GPU; the L2 caches of Hopper and Blackwell hold 50 to 126 MB."""
 
-HEAD_START = 2_000_000
-"""Clock cycles that the GPU waits before a call, about a millisecond."""
+HEAD_START = 8_000_000
+"""Clock cycles that the GPU waits before a call, about five milliseconds: Python needs up to three to queue a selection of many
+small launches and a kernel of a library (with one millisecond, short calls of such kernels were timed too long)."""
 
 WARM_UP = 2
 """Calls of each function on a GPU before the clock runs, once it has compiled."""
