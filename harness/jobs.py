@@ -25,7 +25,7 @@ class Jobs:
         self.stores: dict[Path, Store] = {}
         self.next_write = 0.0
         self.measuring: dict[str, Callable[[Settings], int]] = {
-            "evaluate": self._measure, "latency": self._measure, "report": self._report,
+            "evaluate": self._measure, "latency": self._measure, "kept_mass": self._measure, "report": self._report,
             "archive": self._archive, "kernel_speed": self._kernel_speed,
         }  # fmt: skip
         self.training = {"pretrain": "harness.training.pretrain", "distill": "harness.training.distill_job"}
@@ -58,7 +58,7 @@ class Jobs:
         from harness.kernel_speed.study import Study
 
         store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
-        if store.cells.exists() or store.latency.exists():
+        if store.cells.exists() or store.latency.exists() or store.mass.exists():
             raise UserError(f"study={wanted.study} holds other measurements: name another one, study=kernel_speed say")
         for file in store.files():
             file.read()
@@ -99,12 +99,12 @@ class Jobs:
         return 0
 
     def _finish(self, store: Store, arms: set[str]) -> list[Path]:
-        from harness.figures import write_all
+        from harness.figures import kept, write_all
 
         path, rows = leaderboard.write(store)
         pictures = write_all(rows, store.folder)
         table.show(self.console, rows, arms)
-        return [path, *pictures]
+        return [path, *pictures, *kept.write(store)]
 
     def _finish_kernels(self, store: Store) -> list[Path]:
         from harness.figures import kernel_speed

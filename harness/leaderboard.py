@@ -1,8 +1,8 @@
 """leaderboard.csv: made from the records of a study alone, whole, every time.
 
 One row a cell; one row with `task=avg` per arm (mean over its tasks, each weighing the same); one row without accuracy
-for an arm that was only timed. The row a method shares with dense is paired: same samples, same setting. Averages of
-different sets of tasks don't compare: `comparable` brings them to one set.
+for an arm that was only timed, or of which only the attention mass was measured. The row a method shares with dense is
+paired: same samples, same setting. Averages of different sets of tasks don't compare: `comparable` brings them to one set.
 """
 
 from __future__ import annotations
@@ -55,8 +55,12 @@ def rows(store: Store) -> list[Row]:
         table.append(average)
     counted = {c["arm"] for c in cells.values()}
     table += [_latency_row(t, runs) for (arm, _), t in timed.items() if arm not in counted]
+    kept = {record["arm"]: record for record in store.mass.read()}
+    table += [mass_row(m, runs) for arm, m in kept.items() if arm not in counted and not any(a == arm for a, _ in timed)]
     for row in table:
         row["study"] = store.folder.name
+        if row["_arm"] in kept:  # of more prompts than the one that was timed
+            row["kept_mass"] = mean_mass(kept[row["_arm"]])
     baselines = {row["method"] for row in table if row["block_size"] is None}
     return sorted(table, key=lambda r: _order(r, baselines))
 
@@ -246,6 +250,22 @@ def _latency_row(record: Record, runs: Mapping[str, Record]) -> Row:
     row = _base(record) | provenance([runs[record["run"]]]) | _times(record)
     row |= {"density": record["density"], "kernel": record["kernel"], "date": record["date"], "status": Status.OK}
     return row
+
+
+def mass_row(record: Record, runs: Mapping[str, Record]) -> Row:
+    """The row of an arm of which nothing but the attention mass is known."""
+    row = _base(record) | provenance([runs[record["run"]]])
+    return row | {
+        "density": _mean(record["density"]),
+        "kept_mass": mean_mass(record),
+        "date": record["date"],
+        "status": Status.OK,
+    }
+
+
+def mean_mass(record: Record) -> float:
+    """The attention mass of a record, mean over layers and heads."""
+    return statistics.fmean(statistics.fmean(heads) for heads in record["kept"])
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -15,6 +15,7 @@ from harness.calibrated import knob_value
 from harness.config import Settings
 from harness.errors import UserError
 from harness.evaluate import evaluate
+from harness.mass import measure_mass
 from harness.models import LoadedModel, ModelConfig, load_model
 from harness.records import Store
 from harness.timed import time_arm
@@ -45,7 +46,9 @@ def measure(wanted: Settings, store: Store, console: Console) -> Done:
     for each in arms:
         if wanted.job == "evaluate":
             done.failed += evaluate(bench, each, names)
-        if wanted.latency or wanted.job == "latency":
+        if wanted.job == "kept_mass":
+            done.failed += measure_mass(bench, each, names)
+        elif wanted.latency or wanted.job == "latency":
             done.failed += time_arm(bench, each, names)
     return done
 

@@ -2,7 +2,8 @@
 
 Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one line per process: command, commit, versions,
 device), `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts),
-`latency.jsonl` (one per arm, length and device), `calibrations.jsonl` (a native knob found for a sparsity) and, in a study of
+`latency.jsonl` (one per arm, length and device), `mass.jsonl` (the attention mass an arm keeps), `calibrations.jsonl` (a native
+knob found for a sparsity) and, in a study of
 kernels without a model, `kernels.jsonl` (the state of a case); any of them may lie compressed in `KIND.jsonl.xz`
 (job=archive). Samples point to their cell and their run by id, so a sweep of 100,000 samples stays small.
 `leaderboard.csv` is made from these records alone.
@@ -209,6 +210,27 @@ class CalibrationRecord:
     schema: int = SCHEMA
 
 
+@dataclass(frozen=True)
+class MassRecord:
+    """The attention mass that one arm keeps, measured on activations of dense prefills. `kept` is [layers][heads], the share
+    of the true attention on what the method selects, mean over `prompts`; `density` that of each layer; `layers` their
+    numbers (those of a sliding window are never sparse); `tokens` the mean length of the prompts; `identity` what `mass` is
+    the hash of."""
+
+    mass: str
+    arm: str
+    run: str
+    identity: dict[str, Any]
+    knobs: dict[str, Any]
+    prompts: int
+    tokens: float
+    layers: list[int]
+    kept: list[list[float]]
+    density: list[float]
+    date: str
+    schema: int = SCHEMA
+
+
 REQUIRED: dict[str, tuple[str, ...]] = {
     "runs": ("schema", "run", "date", "command", "commit", "versions", "device"),
     "samples": ("schema", "cell", "run", "index", "prediction", "answers", "score", "tokens", "status", "date"),
@@ -216,12 +238,13 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "latency": ("schema", "latency", "arm", "run", "identity", "device", "kernel", "total_ms", "dense_ms", "date"),
     "calibrations": ("schema", "calibration", "run", "identity", "knob", "value", "density", "date"),
     "kernels": ("schema", "case", "run", "identity", "device", "status", "reason", "date"),
+    "mass": ("schema", "mass", "arm", "run", "identity", "layers", "kept", "density", "date"),
 }
 """Fields without which a line of that file is refused as corrupt."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "runs": ("run",), "samples": ("cell", "index"), "latency": ("latency",),
-    "calibrations": ("calibration",),
+    "calibrations": ("calibration",), "mass": ("mass",),
 }  # fmt: skip
 """Fields that identify a line; a second line with the same key is never written. Cells and kernel cases have states
 instead."""

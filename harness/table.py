@@ -47,14 +47,18 @@ def show(console: Console, rows: Sequence[Row], arms: set[str]) -> None:
 def _arms(console: Console, rows: Sequence[Row]) -> None:
     """Accuracy (mean over tasks) and times, a line per arm."""
     table = _table(f"{rows[0]['model']} on {rows[0]['device']}")
-    for name in HEADINGS:
+    masses = all(r["accuracy"] is None and r["total_ms"] is None for r in rows)  # nothing but the mass was measured
+    for name in (*HEADINGS[:3], "kept\nmass %") if masses else HEADINGS:
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     names = _names(rows)
     for r in rows:
+        kept = [] if r["kept_mass"] is None else [f"{100 * r['kept_mass']:.0f}"]
         table.add_row(
-            names[id(r)], _length(r["length"]), _number(r["density"], ".3f"), _accuracy(r), _p(r["p_value"]),
-            _ms(r["selection_ms"]), _ms(r["total_ms"]), _number(r["speedup"], ".2f"), _number(r["pct_ideal"], ".0f"),
-            _ms(r["ttft_ms"]),
+            names[id(r)], _length(r["length"]), _number(r["density"], ".3f"),
+            *(kept if masses else (
+                _accuracy(r), _p(r["p_value"]), _ms(r["selection_ms"]), _ms(r["total_ms"]), _number(r["speedup"], ".2f"),
+                _number(r["pct_ideal"], ".0f"), _ms(r["ttft_ms"]),
+            )),
         )  # fmt: skip
     console.print(table)
     console.print()
