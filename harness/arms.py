@@ -13,11 +13,14 @@ import methods
 from harness.config import Settings
 from harness.errors import UserError
 from harness.models import LoadedModel
-from harness.plan import Arm, Setting
+from harness.plan import Arm, Decoding, Setting
 from harness.provenance import file_hash
 from kernels.block_sparse import resolve_kernel
+from kernels.decode import resolve_decode
 from kernels.dense import resolve_dense
+from methods import decode
 from methods.base import Knob, Method
+from methods.decode.base import DecodeMethod
 
 OWN_GATES = "gates"
 """Folder (below the working folder) for trained weights of a model whose own folder is not ours to write into."""
@@ -25,10 +28,16 @@ OWN_GATES = "gates"
 
 @dataclass(frozen=True)
 class Ready:
-    """An arm and what runs it; method None is dense attention."""
+    """An arm and what runs it; method None is dense attention at prefill, decoding None dense attention at decode."""
 
     arm: Arm
     method: Method | None
+    decoding: DecodeMethod | None = None
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is the arm that all others are compared with."""
+        return self.method is None and self.decoding is None
 
 
 Calibrated = Callable[[Ready, Knob], float]
@@ -46,8 +55,12 @@ def ready(wanted: Settings, loaded: LoadedModel, calibrated: Calibrated | None =
             dtype=str(loaded.dtype).removeprefix("torch."), device_type=loaded.device.type, dense_kernel=dense_kernel,
         )  # fmt: skip
         arms = [Ready(Arm(setting, baseline_name(), 0.0), None)]
+        found, decoding = _decoding(wanted, loaded)
         if cls.family != "none":
-            arms.append(_sparse(wanted, loaded, setting, calibrated))
+            sparse = _sparse(wanted, loaded, setting, calibrated)
+            arms.append(replace(sparse, arm=replace(sparse.arm, decode=found), decoding=decoding))
+        elif decoding is not None:
+            arms.append(Ready(replace(arms[0].arm, decode=found), None, decoding))
     except UserError:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each, for what they can't do
@@ -63,6 +76,36 @@ def baseline_name() -> str:
     return found[0]
 
 
+def _decoding(wanted: Settings, loaded: LoadedModel) -> tuple[Decoding | None, DecodeMethod | None]:
+    """The method that decodes, for the arm and as it runs; None twice for full attention."""
+    method = build_decoding(wanted)
+    if method.family == "none":
+        return None, None
+    kernel = resolve_decode(
+        wanted.decode_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim,
+        k_block=method.block_size, rows=loaded.heads // loaded.kv_heads,
+    )  # fmt: skip
+    weights_hash = load_weights(method, "decode", wanted, loaded)
+    return Decoding(method.name, method.knobs(), kernel, weights_hash), method.to(loaded.device)
+
+
+def full_decode(wanted: Settings) -> bool:
+    """Whether tokens after the first are to attend to everything."""
+    try:
+        return decode.get(wanted.decode).family == "none"
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def build_decoding(wanted: Settings) -> DecodeMethod:
+    """The method of decoding with its knobs."""
+    try:
+        return decode.build(wanted.decode, **{"seed": wanted.seed} | wanted.decode_knobs)
+    except TypeError as error:  # a word where a number belongs, say
+        knobs = ", ".join(f"decode.{k}={v}" for k, v in wanted.decode_knobs.items())
+        raise UserError(f"decode method {wanted.decode} can't be made with {knobs}: {error}") from error
+
+
 def build(wanted: Settings) -> Method:
     """The method with its knobs."""
     shared = {"block_size": wanted.block_size, "sparsity": wanted.sparsity, "seed": wanted.seed}
@@ -76,12 +119,7 @@ def build(wanted: Settings) -> Method:
 def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting, calibrated: Calibrated | None) -> Ready:
     method = build(wanted)
     kernel = _kernel(wanted, loaded, method)
-    weights = method.weights_name()
-    weights_hash = None
-    if weights is not None:
-        path = weights_folder(wanted, loaded) / weights
-        _load(method, path, wanted, loaded)
-        weights_hash = file_hash(path)
+    weights_hash = load_weights(method, "method", wanted, loaded)
     each = Ready(
         Arm(
             setting, method.name, method.sparsity, {**wanted.method_knobs, **method.knobs()}, method.block_size, kernel,
@@ -125,15 +163,20 @@ def weights_folder(wanted: Settings, loaded: LoadedModel) -> Path:
     return Path(OWN_GATES) / re.sub(r"[^\w.-]+", "-", path)
 
 
-def _load(method: Method, path: Path, wanted: Settings, loaded: LoadedModel) -> None:
+def load_weights(method: Method | DecodeMethod, group: str, wanted: Settings, loaded: LoadedModel) -> str | None:
+    """Load the trained weights of a method, if it needs any; returns the hash of their file. group: of the command line."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if (name := method.weights_name()) is None:
+        return None
+    path = weights_folder(wanted, loaded) / name
     if not path.is_file():
+        size = "block_size" if group == "method" else f"{group}.block_size"
         raise UserError(
             f"no weights of {method.name} for {loaded.name} at block size {method.block_size}: {path} is missing; "
-            f"train them with `python -m harness job=distill method={method.name} {_model_overrides(wanted)}"
-            f"block_size={method.block_size}`"
+            f"train them with `python -m harness job=distill {group}={method.name} {_model_overrides(wanted)}"
+            f"{size}={method.block_size}`"
         )
     try:
         state = load_file(str(path), device=str(loaded.device))
@@ -144,6 +187,7 @@ def _load(method: Method, path: Path, wanted: Settings, loaded: LoadedModel) -> 
         method.load(state, **shape)
     except ValueError as error:
         raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
+    return file_hash(path)
 
 
 def _model_overrides(wanted: Settings) -> str:

@@ -4,6 +4,8 @@
         loaded.model(ids)          # selection and sparse kernel at prefill, dense attention at decode
     bridge.stats()
 
+decoding= gives it a method of decoding too (see harness.decoding), method=None or one of prefill beside it.
+
 transformers calls one registered function for every attention layer, with q [B,Hq,Q,D] and k/v [B,Hkv,K,D] post-RoPE,
 and one registered mask function for every forward pass. Both are registered once; which Bridge a layer belongs to is
 looked up by its module, so several models can have one each at the same time. Nothing is patched.
@@ -23,12 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from harness.clock import Mark, elapsed_ms, mark, sync
+from harness.decoding import Decoder
 from harness.errors import UserError
 from harness.models import LoadedModel
 from kernels.block_index import BlockIndex
 from kernels.block_sparse import as_run, block_sparse_attention, resolve_kernel
 from kernels.dense import dense_attention, resolve_dense, sliding_window_attention
 from methods.base import LayerInputs, Method, Rope
+from methods.decode.base import DecodeMethod
 
 NAME = "sparse_attention_harness"
 """The attention implementation's name. transformers reads meaning into "flash", "sdpa", "flex_attention" and "/"."""
@@ -57,7 +61,7 @@ _attached: WeakKeyDictionary[nn.Module, Bridge] = WeakKeyDictionary()
 
 
 class LayerStats(TypedDict):
-    """What one layer did at prefill since the last reset; decode steps don't count.
+    """What one layer did at prefill since the last reset; decode steps don't count (`Decoder.take_densities`).
 
     densities: kept ÷ causal blocks, one value a call, mean over batch and heads; 1.0 where dense attention ran; empty
     for a layer of a sliding window. Times are medians in milliseconds, None without timer=True.
@@ -82,10 +86,10 @@ class _LayerLog:
 class Bridge:
     """Attaches a method to a model for as long as the `with` block lasts.
 
-    method None: dense attention in every layer. sparse_kernel, dense_kernel: names of kernels/, or "auto"; what ran at
-    prefill is in the stats, and what ran at decode in decode_kernels (see MASKED). timer: take times of selection and
-    attention of every prefill layer call (no host sync until stats). observer: see Observer. record=False: keep no
-    densities, for timing a whole prefill.
+    method None: dense attention in every layer at prefill; decoding None: at decode. sparse_kernel, dense_kernel,
+    decode_kernel: names of kernels/, or "auto"; what ran at prefill is in the stats, and at decode in decode_kernels (see
+    MASKED). timer: take times of selection and attention of every prefill layer call (no host sync until stats). observer:
+    see Observer. record=False: keep no densities, for timing a whole prefill.
     """
 
     def __init__(
@@ -98,17 +102,16 @@ class Bridge:
         timer: bool = False,
         observer: Observer | None = None,
         record: bool = True,
+        decoding: DecodeMethod | None = None,
+        decode_kernel: str = "auto",
     ) -> None:
-        if method is not None and method.phases != ("prefill",):
-            raise UserError(
-                f"method {method.name} acts at {' and '.join(method.phases)}: here only methods that act at prefill "
-                "alone can run, decode is dense"
-            )
         self.loaded = loaded
         self.method = None if method is None else method.to(loaded.device)
         self.sparse_kernel = sparse_kernel
         self.dense_kernel = resolve_dense(dense_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim)
+        self.decoder = None if decoding is None else Decoder(loaded, decoding, kernel=decode_kernel, record=record)
         self.decode_kernels: set[str] = set()
+        self._hook: Any = None
         self._timer = timer
         self._observer = observer
         self._record = record
@@ -134,9 +137,14 @@ class Bridge:
         if config._attn_implementation != NAME:
             self.__exit__()
             raise UserError(f"{type(model).__name__} does not use transformers' AttentionInterface: not supported")
+        if self.decoder is not None:
+            self._hook = self.decoder.follow(model.get_decoder())
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
         for module in [m for m, bridge in _attached.items() if bridge is self]:
             del _attached[module]
         if self._previous is not None:
@@ -152,6 +160,8 @@ class Bridge:
             return sliding_window_attention(q, k, v, window=window, scale=scale)
         if self._observer is not None:
             self._observer(layer, q, k, v, scale)
+        if self.decoder is not None:
+            self.decoder.prompt(layer)
         start = self._mark()
         index = self._select(layer, q, k, scale)
         selected = self._mark()
@@ -165,11 +175,19 @@ class Bridge:
         self._note(layer, kernel, index, (start, selected, self._mark()))
         return out
 
-    def decode(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, key_mask: Tensor | None) -> Tensor:
-        """Attention of one new token per sequence, always dense. key_mask [B,K] bool, False where there is no key."""
+    def decode(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, key_mask: Tensor | None
+    ) -> Tensor:
+        """Attention of one new token per sequence. key_mask [B,K] bool, False where there is no key."""
         if window is not None and k.shape[2] > window:
             k, v = k[:, :, -window:], v[:, :, -window:]
             key_mask = None if key_mask is None else key_mask[:, -window:]
+        elif self.decoder is not None:
+            rope = self._rope(layer) if self.decoder.method.needs_rope else None
+            index, starts = self.decoder.select(layer, q, k, scale=scale, key_mask=key_mask, rope=rope)
+            if index is not None:
+                self.decode_kernels.add(f"sparse {self.decoder.kernel}")
+                return self.decoder.attend(q, k, v, index, starts, scale=scale)
         kernel = self.dense_kernel if key_mask is None or self.dense_kernel in MASKED else "sdpa"
         self.decode_kernels.add(kernel)
         return dense_attention(q, k, v, scale=scale, kernel=kernel, key_mask=key_mask)
@@ -218,6 +236,8 @@ class Bridge:
         """Forget what has been recorded so far."""
         self._logs.clear()
         self.decode_kernels.clear()
+        if self.decoder is not None:
+            self.decoder.take_densities()
 
     def stats(self) -> list[LayerStats]:
         """What each layer that ran did at prefill, in the order of the layers. Waits for the device."""
@@ -284,10 +304,10 @@ def _attention(
     _check_call(module, query, key, value, attention_mask, dropout, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window = kwargs.get("sliding_window")
+    layer = int(getattr(module, "layer_idx", 0))
     if query.shape[2] == 1:
-        out = bridge.decode(query, key, value, scale=scale, window=window, key_mask=attention_mask)
+        out = bridge.decode(layer, query, key, value, scale=scale, window=window, key_mask=attention_mask)
     else:
-        layer = int(getattr(module, "layer_idx", 0))
         out = bridge.attend(layer, query, key, value, scale=scale, window=window)
     return out.transpose(1, 2), None
 

@@ -17,7 +17,7 @@ from harness.errors import UserError
 PACKAGE = Path(__file__).resolve().parent
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 RESERVED = ("name", "paper")
-"""Keys of a conf/method file that are no knobs of the method."""
+"""Keys of a conf/method or conf/decode file that are no knobs of the method."""
 
 
 def conf_dir() -> Path:
@@ -39,6 +39,8 @@ class Settings:
     model: dict[str, Any]
     method: str
     method_knobs: dict[str, Any]
+    decode: str
+    decode_knobs: dict[str, Any]
     tasks: tuple[str, ...]
     length: int
     sparsity: float | None
@@ -49,6 +51,7 @@ class Settings:
     dtype: torch.dtype
     kernel: str
     dense_kernel: str
+    decode_kernel: str
     latency: bool
     batch_tokens: int | None
     latency_repeats: int
@@ -79,6 +82,8 @@ def settings(cfg: DictConfig) -> Settings:
         model=dict(raw["model"]),
         method=str(raw["method"]["name"]),
         method_knobs={k: v for k, v in raw["method"].items() if k not in RESERVED},
+        decode=str(raw["decode"]["name"]),
+        decode_knobs={k: v for k, v in raw["decode"].items() if k not in RESERVED},
         tasks=tuple(str(t) for t in ([tasks] if isinstance(tasks, str) else tasks)),
         length=_integer("length", raw["length"], 1),
         sparsity=_sparsity(raw["sparsity"]),
@@ -89,6 +94,7 @@ def settings(cfg: DictConfig) -> Settings:
         dtype=_dtype(raw["dtype"], device),
         kernel=str(raw["kernel"]),
         dense_kernel=str(raw["dense_kernel"]),
+        decode_kernel=str(raw["decode_kernel"]),
         latency=_boolean("latency", raw["latency"]),
         batch_tokens=None if raw["batch_tokens"] == "auto" else _integer("batch_tokens", raw["batch_tokens"], 1),
         latency_repeats=_integer("latency_repeats", raw["latency_repeats"], 1),

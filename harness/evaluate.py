@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from harness import leaderboard, plan, tasks
 from harness.arms import Ready
 from harness.bench import Bench, one_line
 from harness.bridge import Bridge
+from harness.decoding import mean_density
 from harness.generate import Generation, generate
 from harness.plan import Cell
 from harness.provenance import now
@@ -58,7 +60,7 @@ def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
             failed += _fail(bench, each, cell, broken[cell.id])
             continue
         pair = (c for c in last.values() if c["pair"] == cell.pair and leaderboard.is_baseline(c))
-        dense = None if each.method is None else next((by_cell.get(c["cell"]) for c in pair), None)
+        dense = None if each.baseline else next((by_cell.get(c["cell"]) for c in pair), None)
         _finish(bench, each, cell, prose, by_cell[cell.id], dense)
     return failed
 
@@ -73,7 +75,7 @@ def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]]) -> dic
     sample, so that the error stays with the cell it belongs to."""
     broken: dict[str, Exception] = {}
     with bench.progress() as progress:
-        bar = progress.add_task(f"{each.arm.method} {bench.wanted.length}", total=len(todo))
+        bar = progress.add_task(f"{name_of(each)} {bench.wanted.length}", total=len(todo))
 
         def advance(samples: int) -> None:
             progress.advance(bar, samples)
@@ -93,19 +95,24 @@ def _attempt(
     done = 0
     prompts = bench.tokens([sample for _, sample in todo])
     wanted = bench.wanted
-    bridge = Bridge(bench.loaded, each.method, sparse_kernel=wanted.kernel, dense_kernel=wanted.dense_kernel)
+    bridge = Bridge(
+        bench.loaded, each.method, sparse_kernel=wanted.kernel, dense_kernel=wanted.dense_kernel, decoding=each.decoding,
+        decode_kernel=wanted.decode_kernel,
+    )  # fmt: skip
 
     def on_batch(first: int, generations: list[Generation]) -> None:
         nonlocal done
         densities = dict(enumerate(bridge.prefill_densities()))
         kernels = sorted({name for layer in bridge.stats() for name in layer["kernel"].split("+")})
+        steps = bridge.decoder.take_densities() if bridge.decoder is not None else []
         records = []
         for position, generation in enumerate(generations, first):
             cell, sample = todo[position]
-            ran = kernels, sorted(bridge.decode_kernels)
-            records.append(
-                _record(bench, cell, sample, prompts[position], generation, densities.get(position), ran)
+            ran = Ran(
+                kernels, sorted(bridge.decode_kernels), densities.get(position),
+                mean_density(steps, position - first, generation.steps),
             )  # fmt: skip
+            records.append(_record(bench, cell, sample, prompts[position], generation, ran))
         bench.store.samples.append_all(records)
         done += len(records)
         advance(len(records))
@@ -126,14 +133,23 @@ def _attempt(
     return [], None
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What ran for a sample: kernels and density at prefill and at decode (see `schema.SampleRecord`)."""
+
+    kernels: list[str]
+    decode_kernels: list[str]
+    density: float | None
+    decode_density: float | None
+
+
 def _record(
     bench: Bench,
     cell: Cell,
     sample: Sample,
     prompt: Sequence[int],
     generation: Generation,
-    density: float | None,
-    ran: tuple[list[str], list[str]],
+    ran: Ran,
 ) -> SampleRecord:
     task = tasks.get(sample.task)
     prediction = bench.loaded.tokenizer.decode(generation.ids, skip_special_tokens=True)
@@ -143,8 +159,8 @@ def _record(
     return SampleRecord(
         cell=cell.id, run=bench.run.run, index=sample.index, prediction=prediction, answers=list(sample.answers),
         score=task.metric(prediction, sample.answers), tokens=sample.tokens, prefill_s=generation.prefill_s,
-        density=density, status=Status.GATED if reason else Status.OK, reason=reason or "", date=now(),
-        kernels=ran[0], decode_kernels=ran[1],
+        density=ran.density, status=Status.GATED if reason else Status.OK, reason=reason or "", date=now(),
+        kernels=ran.kernels, decode_kernels=ran.decode_kernels, decode_density=ran.decode_density,
     )  # fmt: skip
 
 
@@ -158,6 +174,11 @@ def _batch_tokens(bench: Bench) -> int:
     each = 2 * loaded.layers * loaded.kv_heads * loaded.head_dim * loaded.dtype.itemsize
     free, _ = torch.cuda.mem_get_info(loaded.device)
     return max(1, int(GPU_MEMORY_SHARE * free / each))
+
+
+def name_of(each: Ready) -> str:
+    """What an arm is called in the terminal: its method, and the one that decodes where there is one."""
+    return each.arm.method + ("" if each.arm.decode is None else f" + {each.arm.decode.method}")
 
 
 def _note(
@@ -176,7 +197,7 @@ def _fail(bench: Bench, each: Ready, cell: Cell, error: Exception) -> int:
     """Record a cell as failed and go on; returns 1, the count of it."""
     reason = one_line(error)
     _note(bench, each, cell, Status.FAILED, reason, "")
-    bench.complain(f"failed: {each.arm.method}, {cell.samples.task}: {reason}")
+    bench.complain(f"failed: {name_of(each)}, {cell.samples.task}: {reason}")
     return 1
 
 

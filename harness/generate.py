@@ -34,6 +34,11 @@ class Generation:
     stopped: bool
     finite: bool = True
 
+    @property
+    def steps(self) -> int:
+        """Decode steps that made its tokens, the stop id with them; the first token comes from the prefill."""
+        return max(0, len(self.ids) + self.stopped - 1)
+
 
 def generate(
     loaded: LoadedModel,

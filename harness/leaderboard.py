@@ -21,13 +21,20 @@ from harness.records import Record, Store
 from harness.schema import AVERAGE, COLUMNS, Status
 
 Row = dict[str, Any]
+FULL = "full"
+"""How the column `decode` begins where no method decodes."""
 SUSPICIOUS = 0.01
 """A method above dense with a p-value below this is gated: dropping attention can hardly help, a bug can."""
 
 
 def is_baseline(record: Mapping[str, Any]) -> bool:
-    """Whether a cell or latency record belongs to the dense baseline: no sparse kernel ran."""
-    return record["identity"]["kernel"] is None
+    """Whether a cell or latency record belongs to the dense baseline: no sparse kernel ran, at prefill or decode."""
+    return record["identity"]["kernel"] is None and "decode" not in record["identity"]
+
+
+def is_baseline_row(row: Row) -> bool:
+    """The same of a row."""
+    return row["block_size"] is None and str(row["decode"]).startswith(FULL)
 
 
 def finished(cells: Iterable[Record]) -> dict[str, Record]:
@@ -61,14 +68,16 @@ def rows(store: Store) -> list[Row]:
         row["study"] = store.folder.name
         if row["_arm"] in kept:  # of more prompts than the one that was timed
             row["kept_mass"] = mean_mass(kept[row["_arm"]])
-    baselines = {row["method"] for row in table if row["block_size"] is None}
+    baselines = {row["method"] for row in table if is_baseline_row(row)}
     return sorted(table, key=lambda r: _order(r, baselines))
 
 
 def _order(row: Row, baselines: set[str]) -> tuple[Any, ...]:
     return (
         row["model"], row["length"], row["method"] not in baselines, row["method"], row["sparsity"] or 0.0,
-        row["block_size"] or 0, str(row["knob"]), row["seed"], row["device"], row["task"] == AVERAGE, row["task"],
+        row["block_size"] or 0, str(row["knob"]), not is_baseline_row(row),
+        str(row["decode"]).split(" ")[0], row["decode_density"] or 0.0, str(row["decode"]),
+        row["seed"], row["device"], row["task"] == AVERAGE, row["task"],
     )  # fmt: skip
 
 
@@ -78,9 +87,17 @@ def _base(record: Record) -> Row:
     row |= {k: identity[k] for k in ("model", "method", "sparsity", "length", "seed", "dtype", "block_size")}
     row["knob"] = ";".join(f"{k}={_text(v)}" for k, v in knobs.items())
     row["reason"] = row["task"] = row["haystack"] = ""
-    row["decode"] = identity.get("decode", "full")
+    row["decode"] = _decoding(identity)
     row["_arm"] = arm  # not a column: which arm the row belongs to, for those who pick rows
     return row
+
+
+def _decoding(identity: Mapping[str, Any]) -> str:
+    """How tokens after the first were computed: a method with its knobs, or full attention."""
+    if "decode" not in identity:
+        return FULL
+    found = identity["decode"]
+    return " ".join([found["method"], *(f"{k}={_text(v)}" for k, v in found["knobs"].items() if v is not None)])
 
 
 def provenance(used: Iterable[Record]) -> Row:
@@ -111,7 +128,8 @@ def _cell_row(
     decoded = sorted({k for s in mine for k in s.get("decode_kernels", [])})
     row["decode"] += f" ({'+'.join(decoded)})" if decoded else ""
     row["density"] = _mean([s["density"] for s in mine if s["density"] is not None])
-    if is_baseline(cell):
+    row["decode_density"] = _mean([s["decode_density"] for s in mine if s.get("decode_density") is not None])
+    if cell["identity"]["kernel"] is None:
         row["density"], row["dense_kernel"] = 1.0, cell["identity"]["dense_kernel"]
     row["status"], row["reason"] = cell["status"], cell["reason"]
     if cell["status"] != Status.FAILED and mine:
@@ -167,7 +185,8 @@ def _average_row(
     row["dense_kernel"], row["decode"] = (task_rows[0][c] for c in ("dense_kernel", "decode"))
     row["haystack"] = "+".join(sorted({r["haystack"] for r in task_rows}))
     row["samples"] = sum(r["samples"] for r in task_rows)
-    row["density"] = _mean([r["density"] for r in task_rows if r["density"] is not None])
+    for column in ("density", "decode_density"):
+        row[column] = _mean([r[column] for r in task_rows if r[column] is not None])
     row["kernel"] = "+".join(sorted({k for r in task_rows for k in str(r["kernel"]).split("+") if k}))
     if latency := timed.get((first["arm"], row["device"])):
         row |= _times(latency)
@@ -222,7 +241,7 @@ def comparable(table: Sequence[Row]) -> tuple[list[Row], list[Row]]:
         panels[row["model"], row["length"]].append(group)
     for groups in panels.values():
         sets = {group: frozenset(r["task"] for r in by_group[group]) for group in groups}
-        votes = Counter(sets[g] for g in groups if averages[g]["block_size"] is not None) or Counter(sets.values())
+        votes = Counter(sets[g] for g in groups if not is_baseline_row(averages[g])) or Counter(sets.values())
         chosen = max(votes, key=lambda tasks: (votes[tasks], len(tasks), sorted(tasks)))
         for group in groups:
             if sets[group] == chosen:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 _DIGITS = 16
@@ -35,8 +35,19 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """A method that decodes sparsely."""
+
+    method: str
+    knobs: dict[str, Any]
+    kernel: str
+    weights_hash: str | None = None
+
+
+@dataclass(frozen=True)
 class Arm:
-    """One method in one setting. The dense baseline has no knobs, block size, kernel or weights (all None)."""
+    """One method in one setting. The dense baseline has no knobs, block size, kernel or weights (all None), and decodes with
+    full attention, as every arm without a `decode`."""
 
     setting: Setting
     method: str
@@ -45,11 +56,17 @@ class Arm:
     block_size: int | None = None
     kernel: str | None = None
     weights_hash: str | None = None
+    decode: Decoding | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Everything that determines the arm's numbers, flat."""
-        own = {k: v for k, v in asdict(self).items() if k != "setting"}
+        """Everything that determines the arm's numbers, flat. Full attention at decode has no entry: arms keep the ids they
+        had before there was another."""
+        own = {k: v for k, v in asdict(self).items() if k != "setting" and (k, v) != ("decode", None)}
         return {**asdict(self.setting), **own}
+
+    def prefill(self) -> Arm:
+        """What the arm is at prefill, which its decoding doesn't change."""
+        return replace(self, decode=None)
 
     @property
     def id(self) -> str:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from rich.console import Console
 
 from harness import tasks
-from harness.arms import ready
+from harness.arms import full_decode, ready
 from harness.bench import Bench
 from harness.bridge import Bridge
 from harness.calibrated import knob_value
@@ -39,6 +39,8 @@ def measure(wanted: Settings, store: Store, console: Console) -> Done:
         )
     bench = Bench(wanted, loaded, store, console)
     names = tasks.group(wanted.tasks)
+    if wanted.job == "latency" and not full_decode(wanted):
+        raise UserError(f"job=latency times prefill, which decode={wanted.decode} does not change: leave decode out")
     arms = ready(wanted, loaded, lambda each, knob: knob_value(bench, each, knob, names))
     with Bridge(loaded, None, dense_kernel=wanted.dense_kernel):
         pass  # a model whose attention can't be changed stops here, not in every cell
@@ -48,7 +50,9 @@ def measure(wanted: Settings, store: Store, console: Console) -> Done:
             done.failed += evaluate(bench, each, names)
         if wanted.job == "kept_mass":
             done.failed += measure_mass(bench, each, names)
-        elif wanted.latency or wanted.job == "latency":
+            continue
+        timed = each.method is not None or each.baseline  # dense prefill is timed with the baseline
+        if timed and (wanted.latency or wanted.job == "latency"):
             done.failed += time_arm(bench, each, names)
     return done
 

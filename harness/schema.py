@@ -27,12 +27,14 @@ COLUMNS: tuple[str, ...] = (
     "peak_mib", "block_size", "dtype", "device", "torch", "triton", "commit", "seed", "status", "command", "date",
     # beyond the columns every reader may count on:
     "haystack", "transformers", "reason", "cell", "tasks", "decode", "dense_ttft_ms",
+    "decode_density",
 )  # fmt: skip
 """Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
 never timed has none. `tasks` is how many tasks an average row averages. `decode` says how tokens after the first were
-computed, "full" attention as the methods here act at prefill, and by which kernels. Where a row's samples came from several
-processes, `commit`, `command`, versions and `device` hold each value, joined by "+" (commands by "; ")."""
+computed, "full" attention or a method of decoding with its knobs, and by which kernels; `decode_density` is kept blocks ÷ the
+cache's blocks, the mean over steps, layers and heads. Where a row's samples came from several processes, `commit`,
+`command`, versions and `device` hold each value, joined by "+" (commands by "; ")."""
 
 
 KERNEL_COLUMNS: tuple[str, ...] = (
@@ -80,7 +82,8 @@ class RunRecord:
 @dataclass(frozen=True)
 class SampleRecord:
     """One sample of one cell. `density` is the mean over layers (kept ÷ causal blocks, 1.0 where dense attention ran),
-    `kernels` the attention kernels that ran at prefill, `decode_kernels` those at decode, `prefill_s` seconds from prompt to
+    `kernels` the attention kernels that ran at prefill, `decode_kernels` those at decode, `decode_density` the mean over the
+    steps after the first token where a method decoded (kept ÷ the cache's blocks), `prefill_s` seconds from prompt to
     first token, without warm-up and perhaps beside other work: no timing."""
 
     cell: str
@@ -97,6 +100,7 @@ class SampleRecord:
     reason: str
     date: str
     decode_kernels: list[str] = field(default_factory=list)
+    decode_density: float | None = None
     schema: int = SCHEMA
 
 

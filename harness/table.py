@@ -13,7 +13,8 @@ from harness.schema import AVERAGE, Status
 from harness.variants import lines
 
 HEADINGS = (
-    "method", "len", "dens", "accuracy %", "p", "select\nms", "total\nms", "speed\nup", "%\nideal", "TTFT\nms",
+    "method", "len", "dens", "decode\ndens", "accuracy %", "p", "select\nms", "total\nms", "speed\nup", "%\nideal", "TTFT\nms",
+    "kept\nmass %",
 )  # fmt: skip
 """Columns of the table of arms; times are per attention layer call, p compares with dense on the same samples."""
 FEW = 8
@@ -47,19 +48,21 @@ def show(console: Console, rows: Sequence[Row], arms: set[str]) -> None:
 def _arms(console: Console, rows: Sequence[Row]) -> None:
     """Accuracy (mean over tasks) and times, a line per arm."""
     table = _table(f"{rows[0]['model']} on {rows[0]['device']}")
-    masses = all(r["accuracy"] is None and r["total_ms"] is None for r in rows)  # nothing but the mass was measured
-    for name in (*HEADINGS[:3], "kept\nmass %") if masses else HEADINGS:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     names = _names(rows)
-    for r in rows:
-        kept = [] if r["kept_mass"] is None else [f"{100 * r['kept_mass']:.0f}"]
-        table.add_row(
-            names[id(r)], _length(r["length"]), _number(r["density"], ".3f"),
-            *(kept if masses else (
-                _accuracy(r), _p(r["p_value"]), _ms(r["selection_ms"]), _ms(r["total_ms"]), _number(r["speedup"], ".2f"),
-                _number(r["pct_ideal"], ".0f"), _ms(r["ttft_ms"]),
-            )),
-        )  # fmt: skip
+    masses = all(r["accuracy"] is None and r["total_ms"] is None for r in rows)  # nothing but the mass was measured
+    cells = [
+        (
+            names[id(r)], _length(r["length"]), _number(r["density"], ".3f"), _number(r["decode_density"], ".3f"),
+            _accuracy(r), _p(r["p_value"]), _ms(r["selection_ms"]), _ms(r["total_ms"]), _number(r["speedup"], ".2f"),
+            _number(r["pct_ideal"], ".0f"), _ms(r["ttft_ms"]), _percent(r["kept_mass"]) if masses else "",
+        )
+        for r in rows
+    ]  # fmt: skip
+    shown = [any(column) for column in zip(*cells, strict=True)]  # what nobody measured takes no room
+    for name in (name for name, show in zip(HEADINGS, shown, strict=True) if show):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for line in cells:
+        table.add_row(*(cell for cell, show in zip(line, shown, strict=True) if show))
     console.print(table)
     console.print()
 
@@ -109,6 +112,10 @@ def _accuracy(row: Row) -> str:
 
 def _number(value: Any, form: str) -> str:
     return "" if value is None else f"{value:{form}}"
+
+
+def _percent(value: Any) -> str:
+    return "" if value is None else f"{100 * value:.0f}"
 
 
 def _ms(value: Any) -> str:

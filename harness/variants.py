@@ -27,6 +27,7 @@ def lines(rows: Sequence[Row], *, along: str = "sparsity") -> dict[str, list[Row
         for column in SETTINGS:
             if column != along:
                 parts = _split(parts, column, lambda row, column=column: row[column])  # type: ignore[misc]
+        parts = _split(parts, "", lambda row: decoding(row)[0])
         for name in _names(members, numbers=False):
             parts = _split(parts, name, lambda row, name=name: knobs(row).get(name, ""))  # type: ignore[misc]
         for name in _names(members, numbers=True):
@@ -38,7 +39,13 @@ def lines(rows: Sequence[Row], *, along: str = "sparsity") -> dict[str, list[Row
 def knobs(row: Row) -> dict[str, str]:
     """The native knobs of a row, from its `knob` column."""
     pairs = (item.partition("=") for item in str(row["knob"] or "").split(";") if item)
-    return {name: value for name, _, value in pairs}
+    return {name: value for name, _, value in pairs} | decoding(row)[1]
+
+
+def decoding(row: Row) -> tuple[str, dict[str, str]]:
+    """The method that decodes, and its knobs, from the `decode` column ("NAME knob=value … (kernels)")."""
+    name, *rest = str(row["decode"] or "").partition(" (")[0].split(" ")
+    return name, {f"decode.{knob}": value for knob, _, value in (item.partition("=") for item in rest)}
 
 
 def _names(rows: Sequence[Row], *, numbers: bool) -> list[str]:
@@ -62,7 +69,9 @@ def _split(parts: dict[tuple[str, ...], list[Row]], name: str, value: Any) -> di
     for extra, rows in parts.items():
         several = len({value(row) for row in rows}) > 1
         for row in rows:
-            made[(*extra, f"{name.split('_')[0]} {value(row)}") if several else extra].append(row)
+            made[(*extra, f"{name.removeprefix('decode.').split('_')[0]} {value(row)}".strip()) if several else extra].append(
+                row
+            )
     return dict(made)
 
 

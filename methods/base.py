@@ -94,7 +94,6 @@ class Method(ABC):
     knob: ClassVar[str]
     """What decides how many blocks are kept."""
     family: ClassVar[Family]
-    phases: ClassVar[tuple[str, ...]] = ("prefill",)
     weights: ClassVar[str | None] = None
     """File name of the trained weights it needs, with {block_size} in it where they depend on that."""
     gate: ClassVar[type[AttnGate] | None] = None

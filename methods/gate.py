@@ -10,6 +10,7 @@ paper's formula.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -24,16 +25,40 @@ POOLED_K: tuple[Pool, ...] = ("max", "min", "mean")
 """How keys are pooled, in the order in which the pooled vectors are concatenated."""
 
 
-class AttnGate(nn.Module):
+class Gate(nn.Module, ABC):
+    """What job=distill trains: logits over key blocks of `block_size` tokens for query blocks of `q_block`."""
+
+    def __init__(self, *, block_size: int, q_block: int) -> None:
+        super().__init__()
+        self.block_size = block_size
+        self.q_block = q_block
+
+    @abstractmethod
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights to begin with."""
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, rope: Rope) -> Tensor:
+        """Post-RoPE q [B,Hq,Q,D] and k [B,Hkv,K,D] -> logits [B,H,Mq,Nk] float32, -inf where nothing is to be predicted."""
+
+    def learns_from(self, q: Tensor) -> Tensor:
+        """The queries of a text [B,Hq,N,D] that it learns from, the last ones."""
+        return q
+
+    def truth(self, attention: Tensor, pool: str, k_len: int) -> Tensor:
+        """What it is to predict, from the true attention map [B,Hq,Mq,Nk] pooled by `pool`: [B,H,Mq,Nk], rows of any sum."""
+        return attention
+
+
+class AttnGate(Gate):
     """The gate of one layer. Weights k [Hq,3D,D] and, with q_linear, q [Hq,D,D], both applied as x @ W per head."""
 
     q: nn.Parameter | None
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, *, block_size: int, q_linear: bool = False) -> None:
-        super().__init__()
+        super().__init__(block_size=block_size, q_block=block_size)
         if heads % kv_heads:
             raise ValueError(f"{heads} query heads and {kv_heads} kv heads: the first must be a multiple of the second")
-        self.block_size = block_size
         self.kv_heads = kv_heads
         self.k = nn.Parameter(torch.empty(heads, len(POOLED_K) * head_dim, head_dim))
         self.q = nn.Parameter(torch.empty(heads, head_dim, head_dim)) if q_linear else None
@@ -81,7 +106,7 @@ class AttnGate(nn.Module):
 # -- weights ---------------------------------------------------------------------------------------------------------
 
 
-def gate_state(gates: Sequence[AttnGate]) -> dict[str, Tensor]:
+def gate_state(gates: Sequence[Gate]) -> dict[str, Tensor]:
     """The weights of all layers, by the names they have in a file: layers.{i}.gate.k and, with q_linear, .gate.q."""
     return {
         f"layers.{layer}.gate.{name}": weight.detach()
@@ -102,12 +127,19 @@ def load_gates(
 ) -> list[AttnGate]:
     """The gates of a model from their weights, in float32. Raises ValueError, one line, unless names and shapes fit."""
     gates = [AttnGate(heads, kv_heads, head_dim, block_size=block_size, q_linear=q_linear) for _ in range(layers)]
-    wanted = gate_state(gates)
     model = f"the model has {layers} layers, {heads} query heads of {head_dim} elements"
+    fill_gates(gates, state, f"{model}, and q_linear is {q_linear}")
+    return gates
+
+
+def fill_gates(gates: Sequence[Gate], state: Mapping[str, Tensor], model: str) -> None:
+    """Put weights into the gates of a model, which `model` describes, and freeze them. Raises ValueError, one line, unless
+    names and shapes fit."""
+    wanted = gate_state(gates)
     missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unknown:
         which = f"lack {missing[0]}" if missing else f"have {unknown[0]} that it has no place for"
-        raise ValueError(f"the gate weights {which}: {model}, and q_linear is {q_linear}; they are another model's")
+        raise ValueError(f"the gate weights {which}: {model}; they are another model's")
     for name, weight in wanted.items():
         if state[name].shape != weight.shape:
             raise ValueError(
@@ -117,4 +149,5 @@ def load_gates(
     with torch.no_grad():
         for name, weight in wanted.items():
             weight.copy_(state[name])
-    return [gate.requires_grad_(False) for gate in gates]
+    for gate in gates:
+        gate.requires_grad_(False)

@@ -161,6 +161,14 @@ def test_every_method_has_its_config_and_the_readme_lists_those_that_ship() -> N
     assert listed <= names and len(listed) >= 6
 
 
+def test_every_method_of_decoding_has_its_config_its_row_and_its_description() -> None:
+    names = set(import_module("methods.decode").names())
+    assert names == {path.stem for path in (ROOT / "conf" / "decode").glob("*.yaml")}
+    assert first_column("Sparse decoding") == names
+    described = re.findall(r"^### `decode=(\w+)`$", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE)
+    assert len(described) == len(set(described)) and set(described) == names
+
+
 def test_every_method_is_described() -> None:
     described = re.findall(r"^### `(\w+)`$", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE)
     assert len(described) == len(set(described)) and set(described) == set(import_module("methods").names())
@@ -186,7 +194,7 @@ def test_method_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "readme_example.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(methods.names())
-    monkeypatch.setattr(methods, "_registry", dict(methods._registry))  # the example is gone after the test
+    monkeypatch.setattr(methods.registry, "found", dict(methods.registry.found))  # the example is gone after the test
     import_module("readme_example")
     (name,) = set(methods.names()) - before
     q, k = torch.randn(1, 4, 1024, 16), torch.randn(1, 2, 1024, 16)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.figures import style
 from harness.figures.trend import Trend, draw
+from harness.leaderboard import is_baseline_row
 
 Row = style.Row
 PREFERRED = 0.9
@@ -20,12 +21,12 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     sets = style.by_model(rows)
     paths = []
     for number, ((model, device), members) in enumerate(sorted(sets.items())):
-        sparse = [r for r in members if r["block_size"] is not None and r["sparsity"] is not None]
+        sparse = [r for r in members if not is_baseline_row(r) and r["sparsity"] is not None]
         if len({r["length"] for r in sparse}) < 2:
             continue
         counts = Counter(r["sparsity"] for r in sparse)
         sparsity = max(counts, key=lambda s: (counts[s], -abs(s - PREFERRED)))
-        kept = [r for r in members if r["block_size"] is None or r["sparsity"] == sparsity]
+        kept = [r for r in members if is_baseline_row(r) or r["sparsity"] == sparsity]
         name = "lengths.png" if len(sets) == 1 else f"lengths_{number}.png"
         title = f"{model}: accuracy by length at sparsity {sparsity:g}"
         paths.append(style.save(draw(kept, LENGTHS, title, device), folder / name))

@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from harness import variants
 from harness.figures import style
+from harness.leaderboard import is_baseline_row
 from harness.schema import Status
 
 Row = style.Row
@@ -41,6 +42,7 @@ class Axis:
 
 
 DENSITY = Axis("density", "density (share of causal blocks kept)", False)
+DECODE = Axis("decode_density", "density at decode (share of the cache's blocks kept)", False)
 TOTAL = Axis("total_ms", "time per attention layer call, selection included (ms)", True)
 
 
@@ -76,17 +78,18 @@ def _slug(text: str) -> str:
 
 def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -> Figure:
     """The figure for average rows of one model and device: for one length two panels side by side, for several a
-    panel above the other, lengths from left to right."""
-    time = TOTAL
+    panel above the other, lengths from left to right. Methods that decode sparsely after a dense prefill have one panel each:
+    the timings are of prefill."""
+    kinds = _axes(rows)
     looks = style.looks(str(r["method"]) for r in rows if not _dense(r))
     if len(lengths) == 1:
-        made = style.figure(10.5, 4.6)
-        grid = [[(lengths[0], DENSITY), (lengths[0], time)]]
+        made = style.figure(10.5 if len(kinds) > 1 else 6.0, 4.6)
+        grid = [[(lengths[0], kind) for kind in kinds]]
     else:
         grid = []
         for start in range(0, len(lengths), COLUMNS):
             part = lengths[start : start + COLUMNS]
-            grid += [[(n, DENSITY) for n in part], [(n, time) for n in part]]
+            grid += [[(n, kind) for n in part] for kind in kinds]
         made = style.figure(4.6 * min(COLUMNS, len(lengths)), 3.7 * len(grid))
     with matplotlib.rc_context(style.RC):
         width = max(len(line) for line in grid)
@@ -102,17 +105,25 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
     return made
 
 
+def _axes(rows: Sequence[Row]) -> tuple[Axis, ...]:
+    """The costs to show: of a study of decoding alone, density at decode."""
+    sparse = [r for r in rows if not _dense(r)]
+    return (DECODE,) if sparse and all(r["block_size"] is None for r in sparse) else (DENSITY, TOTAL)
+
+
 def _title(rows: Sequence[Row], lengths: Sequence[int], model: str) -> str:
     at = f" at {style.tokens(lengths[0])} tokens" if len(lengths) == 1 else ""
     return f"{model}{at}: what is left of the accuracy, and what it costs"
 
 
 def _dense(row: Row) -> bool:
-    return row["block_size"] is None
+    return is_baseline_row(row)
 
 
 def _dense_cost(row: Row, axis: Axis) -> Any:
     """What dense attention costs: by its fastest kernel, whichever one the model ran."""
+    if axis is DECODE:
+        return 1.0
     return row["dense_ms"] if axis is TOTAL else row[axis.column]
 
 
@@ -125,7 +136,7 @@ def _panel(axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tupl
     costs = [float(r[axis.column]) for r in points]
     if dense is not None and axis.log and _dense_cost(dense, axis) is not None:
         costs.append(float(_dense_cost(dense, axis)))
-    lines = variants.lines(points)
+    lines = variants.lines(points, along=axis.column) if axis is DECODE else variants.lines(points)
     longest = max(map(len, lines), default=0)
     _limits(axes, costs, axis, (6.6 * longest + 18) / (72 * width))
     if dense is not None:
@@ -137,7 +148,9 @@ def _panel(axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tupl
         colour, marker = looks[method]
         dashes = style.DASHES[drawn[method] % len(style.DASHES)]
         drawn[method] += 1
-        members = sorted(members, key=lambda r: r["density"])  # in the time panel too: a curve follows the sparsity
+        members = sorted(
+            members, key=lambda r: r[axis.column if axis is DECODE else "density"]
+        )  # in the time panel too: a curve follows the sparsity
         xs = [r[axis.column] for r in members]
         ys = [100 * r["accuracy"] for r in members]
         below, above = zip(*(style.error_bars(r) for r in members), strict=True)

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
-from harness.leaderboard import comparable  # noqa: E402
+from harness.leaderboard import FULL, comparable, is_baseline_row  # noqa: E402
 from harness.schema import Status  # noqa: E402
 
 Row = dict[str, Any]
@@ -67,7 +67,10 @@ def note(rows: Sequence[Row], device: str, *, bars: str = "bars") -> str:
     counts = sorted({r["samples"] for r in rows})
     each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
     gated = "; hollow: held back by a sanity gate" if any(r["status"] == Status.GATED for r in rows) else ""
-    how = "Sparse prefill, full attention at decode. " if all(str(r["decode"]).startswith("full") for r in rows) else ""
+    sparse = [r for r in rows if not is_baseline_row(r)]
+    how = "Sparse prefill, full attention at decode. " if all(str(r["decode"]).startswith(FULL) for r in rows) else ""
+    if sparse and all(r["block_size"] is None for r in sparse):
+        how = "Dense prefill, sparse decode. "
     return f"Mean over tasks, {each} samples a point, {bars}: 95 % interval{gated}.\n{how}Measured on {device}."
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from harness import variants
 from harness.figures import style
+from harness.leaderboard import is_baseline_row
 from harness.schema import Status
 
 Row = style.Row
@@ -31,7 +32,7 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
     """The figure for average rows of one model and device. A dense row without a value of the column (it has no block
     size) holds at every value."""
     made = style.figure(8.0, 4.6)
-    looks = style.looks(str(r["method"]) for r in rows if r["block_size"] is not None)
+    looks = style.looks(str(r["method"]) for r in rows if not is_baseline_row(r))
     values = sorted({r[trend.column] for r in rows if r[trend.column] is not None})
     with matplotlib.rc_context(style.RC):
         axes = made.add_subplot()
@@ -40,7 +41,7 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
         drawn: Counter[str] = Counter()
         for name, members in sorted(variants.lines(rows, along=trend.column).items()):
             points = _points(members, trend, values)
-            method, dense = str(members[0]["method"]), members[0]["block_size"] is None
+            method, dense = str(members[0]["method"]), is_baseline_row(members[0])
             colour, marker = (style.INK, "o") if dense else looks[method]
             dashes = (0, (5, 3)) if dense else style.DASHES[drawn[method] % len(style.DASHES)]
             drawn[method] += 1

@@ -1,4 +1,4 @@
-"""Train SeerAttention's gates for a frozen model, from its own attention (SeerAttention, arXiv 2410.13276).
+"""Train the gates of a method for a frozen model, from its own attention (SeerAttention, arXiv 2410.13276, and -R, 2506.08889).
 
 One forward pass a step trains the gates of all layers: a gate sees its layer's queries and keys while the pass is
 there, and its gradient is taken at once, so that only one layer's attention map is in memory at a time. Nothing flows
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +23,9 @@ from harness.errors import UserError
 from harness.models import LoadedModel
 from harness.rope import ModelRope
 from harness.training.gate_report import Recall, gate_recall, mean_recall, recall_rows
-from harness.training.gate_truth import Capture, gate_loss, target_map
+from harness.training.gate_truth import Capture, gate_grid, gate_loss, target_map
 from kernels.selection import row_budget, select_topk
-from methods.gate import AttnGate, gate_state
+from methods.gate import AttnGate, Gate, gate_state
 
 FLOAT32_BYTES = 3 * 2**20
 """With dtype "auto", gates up to this size are saved in float32, larger ones in bfloat16."""
@@ -52,7 +53,7 @@ class Distilled:
     """What came out. parameters: of all gates. recall: on the held-out sequences, of the weights as saved."""
 
     path: Path
-    gates: list[AttnGate]
+    gates: list[Gate]
     steps: list[Step]
     recall: list[Recall]
     parameters: int
@@ -74,19 +75,22 @@ def distill(
     q_linear: bool = False,
     dtype: str = "auto",
     seed: int = 0,
+    kind: type[Gate] = AttnGate,
+    file: str = "gates-{block_size}.safetensors",
     on_step: Callable[[Step], None] | None = None,
 ) -> Distilled:
     """Train one gate per layer for `steps` batches of `tokens` ([N] or [B,N] int64 each); save them into folder `out`.
 
     pool: of the true attention map, "max" (SeerAttention's) or "mass". skip_rows: see gate_loss. held_out: sequences on
     which recall is measured at the end. AdamW without weight decay; the rate rises for `warmup` steps, then falls to 0
-    along a cosine. The file is gates-{block_size}.safetensors, of dtype "float32", "bfloat16" or "auto" (by size), with
-    how it was made in its metadata.
+    along a cosine. kind: of gate; q_linear is an option of AttnGate alone. The file is named by the pattern `file`, of dtype
+    "float32", "bfloat16" or "auto" (by size), with how it was made in its metadata.
     Raises UserError for settings out of range, or where `tokens` ends early.
     """
     _check(steps, lr, warmup, skip_rows, pool, dtype)
     began = time.perf_counter()
-    gates = new_gates(loaded, block_size=block_size, q_linear=q_linear, seed=seed)
+    options = {"q_linear": True} if q_linear else {}
+    gates = new_gates(loaded, kind, block_size=block_size, seed=seed, **options)
     weights = [weight for gate in gates for weight in gate.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, warmup))
@@ -118,7 +122,7 @@ def distill(
         "model_hash": loaded.revision_hash, "model_dtype": str(loaded.dtype).removeprefix("torch."),
         "loss": history[-1].loss, "recall": mean_recall(report),
     }  # fmt: skip
-    path = save_gates(gates, out, dtype=saved, recipe=recipe)
+    path = save_gates(gates, out / file.format(block_size=block_size), dtype=saved, recipe=recipe)
     return Distilled(path, gates, history, report, parameters, time.perf_counter() - began)
 
 
@@ -133,14 +137,12 @@ def progress_bar(steps: int) -> Iterator[Callable[[Step], None]]:
         yield lambda step: bar.update(task, completed=step.step + 1, loss=step.loss, recall=step.recall)
 
 
-def new_gates(loaded: LoadedModel, *, block_size: int, q_linear: bool = False, seed: int = 0) -> list[AttnGate]:
+def new_gates(loaded: LoadedModel, kind: type[Any] = AttnGate, *, block_size: int, seed: int = 0, **options: Any) -> list[Gate]:
     """Untrained gates for every layer of a model, on its device; the same numbers for the same seed on every device."""
     generator = torch.Generator().manual_seed(seed)
     gates = []
     for _ in range(loaded.layers):
-        gate = AttnGate(
-            loaded.heads, loaded.kv_heads, loaded.head_dim, block_size=block_size, q_linear=q_linear
-        )  # fmt: skip
+        gate = kind(loaded.heads, loaded.kv_heads, loaded.head_dim, block_size=block_size, **options)
         gate.reset_parameters(generator)
         gates.append(gate.to(loaded.device))
     return gates
@@ -153,12 +155,11 @@ def rate(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def save_gates(gates: Sequence[AttnGate], folder: Path, *, dtype: torch.dtype, recipe: dict[str, object]) -> Path:
-    """Write gates-{block_size}.safetensors whole or not at all; each item of `recipe` as JSON in its metadata."""
+def save_gates(gates: Sequence[Gate], path: Path, *, dtype: torch.dtype, recipe: dict[str, object]) -> Path:
+    """Write the file whole or not at all; each item of `recipe` as JSON in its metadata."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"gates-{gates[0].block_size}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: weight.to("cpu", dtype).contiguous() for name, weight in gate_state(gates).items()}
     partial = path.with_suffix(".partial")
     save_file(state, str(partial), metadata={key: json.dumps(value) for key, value in recipe.items()})
@@ -169,7 +170,7 @@ def save_gates(gates: Sequence[AttnGate], folder: Path, *, dtype: torch.dtype, r
 class _Trainer:
     """Takes each layer's share of a step: its target, its gate's loss, and the gradient at once."""
 
-    def __init__(self, loaded: LoadedModel, gates: Sequence[AttnGate], *, pool: str, skip_rows: float) -> None:
+    def __init__(self, loaded: LoadedModel, gates: Sequence[Gate], *, pool: str, skip_rows: float) -> None:
         self.loaded = loaded
         self.gates = gates
         self.pool = pool
@@ -181,12 +182,13 @@ class _Trainer:
         gate = self.gates[layer]
         if layer not in self._ropes:
             self._ropes[layer] = ModelRope(self.loaded.model, layer)
-        target = target_map(q, k, scale=scale, block_size=gate.block_size, pool=self.pool)
+        q = gate.learns_from(q)
+        target = target_map(q, k, gate, scale=scale, pool=self.pool)
         with torch.enable_grad():  # the model's forward pass around us has none
             logits = gate(q, k, self._ropes[layer])
             loss = gate_loss(target, logits, skip_rows=self.skip_rows)
             (loss / len(self.gates)).backward()
-        grid = {"q_block": gate.block_size, "k_block": gate.block_size, "q_len": q.shape[2], "k_len": k.shape[2]}
+        grid = gate_grid(gate, q, k)
         budget = row_budget(STEP_DENSITY, **grid)
         found = recall_rows(select_topk(target, budget, **grid), select_topk(logits.detach(), budget, **grid))
         self._values.append(torch.stack((loss.detach(), found.mean())))

@@ -11,11 +11,10 @@ from torch import Tensor
 from harness.errors import UserError
 from harness.models import LoadedModel
 from harness.rope import ModelRope
-from harness.training.gate_truth import Capture
+from harness.training.gate_truth import Capture, gate_grid, true_map
 from kernels.block_index import BlockIndex, causal_blocks
-from kernels.block_map import block_map
 from kernels.selection import row_budget, select_topk
-from methods.gate import AttnGate
+from methods.gate import Gate
 
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
 
@@ -54,7 +53,7 @@ def chance(budget: tuple[int, ...], causal: Tensor) -> float:
 @torch.no_grad()
 def gate_recall(
     loaded: LoadedModel,
-    gates: Sequence[AttnGate],
+    gates: Sequence[Gate],
     sequences: Iterable[Tensor],
     *,
     densities: Sequence[float] = DENSITIES,
@@ -66,17 +65,17 @@ def gate_recall(
     """
     sums: dict[tuple[int, float], Tensor] = {}
     counts: dict[tuple[int, float], int] = {}
-    chances: dict[float, list[float]] = {density: [] for density in densities}
+    chances: dict[tuple[int, float], float] = {}
     ropes: dict[int, ModelRope] = {}
-    block = gates[0].block_size
 
     def visit(layer: int, q: Tensor, k: Tensor, scale: float) -> None:
         if layer not in ropes:
             ropes[layer] = ModelRope(loaded.model, layer)
-        grid = {"q_block": block, "k_block": block, "q_len": q.shape[2], "k_len": k.shape[2]}
-        mass = block_map(q, k, q_block=block, k_block=block, scale=scale, pool="mass")
-        truth = block_map(q, k, q_block=block, k_block=block, scale=scale, pool=pool)
-        logits = gates[layer](q, k, ropes[layer])
+        gate = gates[layer]
+        q = gate.learns_from(q)
+        grid = gate_grid(gate, q, k)
+        mass, truth = (true_map(q, k, gate, scale=scale, pool=how) for how in ("mass", pool))
+        logits = gate(q, k, ropes[layer])
         for density in densities:
             budget = row_budget(density, **grid)
             chosen, best, most = (select_topk(s, budget, **grid) for s in (logits, truth, mass))
@@ -88,6 +87,7 @@ def gate_recall(
             row = torch.stack([value.mean() for value in values]).double()
             sums[layer, density] = sums.get((layer, density), 0) + row
             counts[layer, density] = counts.get((layer, density), 0) + 1
+            chances[layer, density] = chances.get((layer, density), 0.0) + chance(budget, causal_blocks(**grid))
 
     tokens = seen = 0
     with Capture(loaded.model, visit) as capture:
@@ -95,11 +95,6 @@ def gate_recall(
             batch = torch.atleast_2d(sequence).to(loaded.device)
             capture.run(batch)
             tokens, seen = tokens + batch.numel(), seen + 1
-            length = batch.shape[1]
-            causal = causal_blocks(length, length, block, block)
-            for density in densities:
-                budget = row_budget(density, q_block=block, k_block=block, q_len=length, k_len=length)
-                chances[density].append(chance(budget, causal))
     if not seen:
         raise UserError("no sequences to measure recall on: give at least one")
     rows: list[Recall] = []
@@ -110,7 +105,7 @@ def gate_recall(
                 layer=layer,
                 density=density,
                 recall=recall,
-                chance=sum(chances[density]) / seen,
+                chance=chances[layer, density] / counts[layer, density],
                 kept_mass=kept,
                 oracle_mass=most,
                 kept_ratio=kept / most,

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from harness.errors import UserError
 from kernels.block_map import block_map
 from kernels.dense import dense_attention, sliding_window_attention
+from methods.base import Grid
+from methods.gate import Gate
 
 NAME = "gate_capture"
 
@@ -86,16 +88,27 @@ def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
         raise UserError("gates learn from text without padding: give tokens only, no attention mask")
 
 
-def target_map(q: Tensor, k: Tensor, *, scale: float, block_size: int, pool: str) -> Tensor:
-    """What the gate's softmax is to match: the pooled attention map [B,Hq,Mq,Nk] float32, rows summing to 1."""
-    truth = block_map(q, k, q_block=block_size, k_block=block_size, scale=scale, pool=pool)
-    return truth / truth.sum(-1, keepdim=True)
+def gate_grid(gate: Gate, q: Tensor, k: Tensor) -> Grid:
+    """The blocks of the gate's map of these queries, for the functions of kernels/."""
+    return Grid(q_block=gate.q_block, k_block=gate.block_size, q_len=q.shape[2], k_len=k.shape[2])
+
+
+def true_map(q: Tensor, k: Tensor, gate: Gate, *, scale: float, pool: str) -> Tensor:
+    """The true attention as the gate is to know it: pooled over its blocks and heads, [B,H,Mq,Nk] float32."""
+    found = block_map(q, k, q_block=gate.q_block, k_block=gate.block_size, scale=scale, pool=pool)
+    return gate.truth(found, pool, k.shape[2])
+
+
+def target_map(q: Tensor, k: Tensor, gate: Gate, *, scale: float, pool: str) -> Tensor:
+    """What the gate's softmax is to match: the pooled attention map [B,H,Mq,Nk] float32, rows summing to 1."""
+    truth = true_map(q, k, gate, scale=scale, pool=pool)
+    return truth / truth.sum(-1, keepdim=True).clamp(min=1e-9)
 
 
 def gate_loss(target: Tensor, logits: Tensor, *, skip_rows: float = 0.0) -> Tensor:
     """Mean over batch, heads and rows of KL(target || softmax(logits)), in nats.
 
-    target, logits: [B,Hq,Mq,Nk] float32; logits are -inf in the future, where target is 0.
+    target, logits: [B,H,Mq,Nk] float32; logits are -inf in the future, where target is 0.
 
     SeerAttention divides by Nk as well and multiplies by 10, so that its loss shrinks as the text grows; a mean over
     rows means the same at every length. skip_rows: share of the first rows left out (SeerAttention: a quarter).

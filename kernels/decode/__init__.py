@@ -20,7 +20,14 @@ MAX_ROWS = 128
 
 
 def sparse_decode(
-    q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float | None = None, kernel: str = "auto"
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: BlockIndex,
+    *,
+    scale: float | None = None,
+    starts: Tensor | None = None,
+    kernel: str = "auto",
 ) -> Tensor:
     """Attention of q [B, Hq, Q, D], the last Q <= 8 tokens, to the key blocks of `index` in k, v [B, Hkv, K, D].
 
@@ -32,8 +39,10 @@ def sparse_decode(
     kernel "auto": triton on a GPU (reference for float64), reference elsewhere. The Triton kernel waits for nothing on the
     host: it can be captured in a CUDA graph, and counts and indices may change between replays.
 
-    Keys of padding are not known to it: in a padded batch leave their blocks out of the index, and where padding ends inside
-    a block this function is not for you. Raises ValueError for shapes that don't fit, or a kernel that can't run.
+    starts: int32 [B], where each sequence's keys begin in a batch that is padded on the left; its block j then holds keys
+    starts[b] + j × k_block on, so that blocks don't depend on the padding, which is never read. The index (counts at most
+    the sequence's own blocks) is still made for k_len = K.
+    Raises ValueError for shapes that don't fit, or a kernel that can't run.
     """
     check_shapes(q, k, v)
     batch, heads, q_len, dim = q.shape
@@ -52,14 +61,18 @@ def sparse_decode(
         )
     if index.counts.device != q.device:
         raise ValueError(f"q is on {q.device} and the index on {index.counts.device}; move it with index.to(q.device)")
+    if starts is not None and (starts.shape != (batch,) or starts.dtype != torch.int32 or starts.device != q.device):
+        raise ValueError(
+            f"starts is {starts.dtype} {tuple(starts.shape)} on {starts.device}: must be int32 ({batch},) on {q.device}"
+        )
     rows = heads // index.counts.shape[1] * q_len
     name = resolve_decode(kernel, device=q.device, dtype=q.dtype, head_dim=dim, k_block=index.k_block, rows=rows)
     scale = dim**-0.5 if scale is None else scale
     if name == "triton":
         from kernels.decode.triton_kernel import sparse_decode_triton  # imported late: needs triton
 
-        return sparse_decode_triton(q, k, v, index, scale=scale)
-    return sparse_decode_reference(q, k, v, index, scale=scale)
+        return sparse_decode_triton(q, k, v, index, scale=scale, starts=starts)
+    return sparse_decode_reference(q, k, v, index, scale=scale, starts=starts)
 
 
 def resolve_decode(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, k_block: int, rows: int = 1) -> str:

@@ -8,7 +8,9 @@ from torch import Tensor
 from kernels.block_index import BlockIndex
 
 
-def sparse_decode_reference(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
+def sparse_decode_reference(
+    q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float, starts: Tensor | None = None
+) -> Tensor:
     """See `kernels.decode.sparse_decode`. Softmax in float32, or float64 for float64 inputs. Copies the selected K and V of
     each head of the index."""
     accurate = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -17,6 +19,8 @@ def sparse_decode_reference(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, 
     entry = torch.arange(index.indices.shape[-1], device=q.device)
     listed = entry < index.counts[..., 0, None]  # [B,H,width]
     token = index.indices[:, :, 0, :, None] * index.k_block + torch.arange(index.k_block, device=q.device)
+    if starts is not None:
+        token = token + starts[:, None, None, None]
     real = (listed[..., None] & (token < k_len)).flatten(2)  # [B,H,width·k_block]
     token = torch.where(real, token.flatten(2), 0).long()
     # in float64 and float32 products of 0 and NaN matter: keys that are not selected must not be touched

@@ -35,11 +35,12 @@ def _place(tile, offs_n, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
 # What changes from step to step is not specialised on: no compiling in the middle of decoding.
 @triton.jit(do_not_specialize=["sib", "sih", "scb", "sch", "k_len", "parts"])
 def _attend(
-    Q, K, V, Out, Part, Counts, Indices,
+    Q, K, V, Out, Part, Counts, Indices, Starts,
     sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, scb, sch, sib, sih,
     lists, lists_per_kv, k_len, parts, scale_log2e,
     D: tl.constexpr, BLOCK_D: tl.constexpr, Q_LEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK_N: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, PADDED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One split of one list: rows are the query heads of the group × queries. Out gets the result where there is one split,
     else Part gets [parts, D] float32 results, and behind them their log2-sum-exp [parts]."""
@@ -60,9 +61,14 @@ def _attend(
         mask=in_m[:, None] & in_d[None, :],
         other=0.0,
     )
-    positions = k_len - Q_LEN + offs_m % Q_LEN
     k_base = K + b * skb + (h // lists_per_kv) * skh + offs_d[None, :]
     v_base = V + b * svb + (h // lists_per_kv) * svh + offs_d[None, :]
+    if PADDED:  # from here on the sequence's first key is key 0
+        start = tl.load(Starts + b)
+        k_len -= start
+        k_base += start.to(tl.int64) * skn
+        v_base += start.to(tl.int64) * svn
+    positions = k_len - Q_LEN + offs_m % Q_LEN
     list_start = Indices + b * sib + h * sih
     count = tl.load(Counts + b * scb + h * sch)
     tiles = (count * BLOCK_N + TILE - 1) // TILE
@@ -141,7 +147,15 @@ def can_overlap(device: torch.device) -> bool:
 
 
 def sparse_decode_triton(
-    q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float, splits: int | None = None, overlap: bool | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: BlockIndex,
+    *,
+    scale: float,
+    starts: Tensor | None = None,
+    splits: int | None = None,
+    overlap: bool | None = None,
 ) -> Tensor:
     """See `kernels.decode.sparse_decode`. `splits` of each list and `overlap` of the two kernels: chosen unless given."""
     if k.stride(-1) != 1 or v.stride(-1) != 1:
@@ -164,11 +178,11 @@ def sparse_decode_triton(
     options: dict[str, Any] = {"launch_pdl": True} if overlap else {}
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _attend[(splits, batch * lists)](
-            q, k, v, out, part, counts, indices,
+            q, k, v, out, part, counts, indices, counts if starts is None else starts.contiguous(),
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *counts.stride()[:2], *indices.stride()[:2],
             lists, lists // k.shape[1], k.shape[2], parts, scale * math.log2(math.e),
             D=dim, BLOCK_D=pad, Q_LEN=q_len, ROWS=rows, BLOCK_M=block_m, BLOCK_N=block, TILE=tile, SPLIT=splits > 1,
-            PRECISION="ieee" if q.dtype == torch.float32 else "tf32", OVERLAP=overlap,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PADDED=starts is not None, OVERLAP=overlap,
             num_warps=8 if block_m > 64 else 4,
             num_stages=stages(block_m, 2 * tile, pad, itemsize, shared_bytes(q.device), 2 if itemsize == 4 else 3),
         )  # fmt: skip

@@ -13,8 +13,9 @@ from kernels.backends import pick
 from kernels.block_index import BlockIndex
 from kernels.selection.budget import kept_counts, row_budget
 from kernels.selection.reference import select_from_pooled_reference, select_mass, select_threshold, select_topk
+from kernels.selection.step import select_step
 
-__all__ = ["row_budget", "select_from_pooled", "select_mass", "select_threshold", "select_topk"]
+__all__ = ["row_budget", "select_from_pooled", "select_mass", "select_step", "select_threshold", "select_topk"]
 
 Combine = Literal["mean", "max"]
 

@@ -210,12 +210,6 @@ class TestRefuses:
         with pytest.raises(ValueError, match="nonsense"), Bridge(loaded, Fixed(), sparse_kernel="nonsense"):
             loaded.model(input_ids=tokens(1, 40))
 
-    def test_a_method_that_acts_at_decode(self) -> None:
-        method = Fixed()
-        method.phases = ("prefill", "decode")  # type: ignore[misc]
-        with pytest.raises(UserError, match="decode"):
-            Bridge(load("llama"), method)
-
 
 class TestAttaching:
     def test_restores_on_exit(self) -> None:

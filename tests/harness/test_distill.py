@@ -183,7 +183,7 @@ def naive_target(q: Tensor, k: Tensor, scale: float) -> Tensor:
 def test_target_and_loss_by_hand() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(1, 4, 70, 8), torch.randn(1, 2, 70, 8)
-    target = target_map(q, k, scale=0.5, block_size=BLOCK, pool="max")
+    target = target_map(q, k, AttnGate(4, 2, 16, block_size=BLOCK), scale=0.5, pool="max")
     torch.testing.assert_close(target, naive_target(q, k, 0.5), atol=1e-6, rtol=1e-4)
     future = torch.ones(5, 5).triu(1).bool()
     logits = torch.randn(1, 4, 5, 5).masked_fill(future, float("-inf")).requires_grad_()
@@ -377,7 +377,7 @@ class Perfect(AttnGate):
     """A gate that knows the answer."""
 
     def forward(self, q: Tensor, k: Tensor, rope: object) -> Tensor:
-        return target_map(q, k, scale=q.shape[-1] ** -0.5, block_size=self.block_size, pool="mass")
+        return target_map(q, k, self, scale=q.shape[-1] ** -0.5, pool="mass")
 
 
 def test_recall_of_a_perfect_gate(loaded: LoadedModel) -> None:

@@ -127,3 +127,30 @@ def test_lengths_along_the_axis_do_not_split_a_line() -> None:
 def test_kernels_of_one_method_are_lines_of_their_own() -> None:
     rows = [row("a", 0.5, 4096, 0.8, kernel=kernel) for kernel in ("sdpa", "triton")]
     assert set(variants.lines(rows)) == {"a (kernel sdpa)", "a (kernel triton)"}
+
+
+def decoded(name: str, budget: int, accuracy: float, **more: Any) -> dict[str, Any]:
+    """A row of dense prefill and sparse decoding."""
+    text = f"{name} block_size=16 budget={budget} shared=False (sparse triton)"
+    made = row("full", 0.0, 4096, accuracy, decode=text, decode_density=budget / 4096, total_ms=None, dense_ms=None, **more)
+    return made | {"_group": f"{name} {budget} {more}"}
+
+
+def test_a_study_of_decoding_is_drawn_by_density_at_decode(tmp_path: Path) -> None:
+    rows = [row("full", 0.0, 4096, 0.95)]
+    rows += [decoded(name, budget, 0.9) for name in ("net", "rod") for budget in (256, 1024)]
+    (axes,) = draw(rows, [4096], "tiny", "cpu").axes
+    assert {"full (net)", "full (rod)", "full"} <= {t.get_text() for t in axes.texts}
+    assert axes.get_xlabel().startswith("density at decode")
+    assert [p.name for p in write_all(rows, tmp_path)] == ["pareto.png"]
+    assert style.note(rows, "cpu").split("\n")[1].startswith("Dense prefill, sparse decode.")
+
+
+def test_decoding_tells_lines_apart_and_budgets_are_one_line() -> None:
+    rows = [decoded("net", budget, 0.9) for budget in (256, 1024)] + [row("full", 0.0, 4096, 0.95)]
+    assert {name: len(part) for name, part in variants.lines(rows, along="decode_density").items()} == {
+        "full (net)": 2, "full (full)": 1,
+    }  # fmt: skip
+    assert set(variants.lines(rows)) == {"full (net, budget 256)", "full (net, budget 1024)", "full (full)"}
+    other = decoded("net", 256, 0.9) | {"decode": "net block_size=16 budget=256 shared=True (sparse triton)"}
+    assert "full (net, shared True)" in variants.lines([*rows, other], along="decode_density")

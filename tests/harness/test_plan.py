@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
-from harness.plan import Arm, Cell, Samples, Setting, digest, missing
+from harness.plan import Arm, Cell, Decoding, Samples, Setting, digest, missing
+from harness.records import Store
 
+PARTS = (Setting, Arm, Samples)
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 SETTING = Setting("tiny", "abc", 4096, 0, "float32", "cpu", "sdpa")
 ARM = Arm(SETTING, "sieve", 0.9, {"width": 3, "sink": 1}, 64, "reference", "w1")
 SAMPLES = Samples("one", "1", {"haystack": None}, False)
@@ -29,6 +33,7 @@ def test_ids_are_stable_and_ignore_order() -> None:
         Cell(replace(ARM, kernel="triton"), SAMPLES),
         Cell(replace(ARM, weights_hash="w2"), SAMPLES),
         Cell(replace(ARM, method="other"), SAMPLES),
+        Cell(replace(ARM, decode=Decoding("net", {"budget": 64}, "reference")), SAMPLES),
     ],
 )
 def test_methods_differ_but_share_their_pair(other: Cell) -> None:
@@ -48,6 +53,31 @@ def test_methods_differ_but_share_their_pair(other: Cell) -> None:
 )  # fmt: skip
 def test_other_samples_or_numerics_are_another_pair(other: Cell) -> None:
     assert other.id != CELL.id and other.pair != CELL.pair
+
+
+DECODING = Cell(replace(ARM, decode=Decoding("net", {"budget": 64, "mesh": None}, "reference", "w2")), SAMPLES)
+
+
+@pytest.mark.parametrize(
+    "change", [{"method": "rod"}, {"knobs": {"budget": 128, "mesh": None}}, {"kernel": "triton"}, {"weights_hash": None}]
+)
+def test_decoding_is_part_of_an_arm_and_of_no_pair(change: dict[str, object]) -> None:
+    assert DECODING.arm.decode is not None
+    other = Cell(replace(DECODING.arm, decode=replace(DECODING.arm.decode, **change)), SAMPLES)  # type: ignore[arg-type]
+    assert other.id != DECODING.id and other.arm.id != DECODING.arm.id and other.pair == DECODING.pair
+    assert other.arm.prefill().id == DECODING.arm.prefill().id == ARM.id
+
+
+@pytest.mark.parametrize("study", ["bundled", "bundled_cpu", "block_sizes"])
+def test_committed_cells_keep_their_ids(study: str) -> None:
+    """A cell made again from what its record says, with full attention at decode, is the same cell."""
+    cells = Store(RESULTS / study).cells.read()
+    assert cells
+    for record in cells:
+        known = record["identity"]
+        setting, arm, samples = ({f.name: known[f.name] for f in fields(part) if f.name in known} for part in PARTS)
+        cell = Cell(Arm(Setting(**setting), **arm), Samples(**samples))
+        assert (cell.id, cell.arm.id, cell.pair) == (record["cell"], record["arm"], record["pair"])
 
 
 def test_missing() -> None:

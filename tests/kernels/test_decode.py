@@ -192,3 +192,34 @@ def test_bad_input_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="needs a CUDA device, not cpu"):
         sparse_decode(q, k, v, index, kernel="triton")
+
+
+@pytest.mark.parametrize("splits", [None, 3])
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+@pytest.mark.parametrize("lists", [2, 4])
+def test_padding_on_the_left_is_never_read(kernel: str, lists: int, splits: int | None) -> None:
+    """Sequences that start at any column equal each by itself, with NaN where there is padding."""
+    case = Case(3, 4, 2, 1, 150, 32, 16, 16, lists)
+    device, starts = where(kernel), (0, 37, 149)
+    q, k, v = case.tensors(torch.float32, device)
+    index = case.index(device, share=0.5)
+    blocks = torch.tensor([-(-(150 - s) // 16) for s in starts], device=device)
+    own = [BlockIndex.from_mask(index.to_mask()[b : b + 1, :, :, :n], q_block=16, k_block=16, q_len=1, k_len=150 - s)
+           for b, (s, n) in enumerate(zip(starts, blocks.tolist(), strict=True))]  # fmt: skip
+    counts = torch.cat([one.counts for one in own])
+    indices = torch.cat([torch.nn.functional.pad(one.indices, (0, 10 - one.indices.shape[-1])) for one in own])
+    index = replace(index, counts=counts, indices=indices)
+    at = torch.tensor(starts, dtype=torch.int32, device=device)
+    padding = (torch.arange(150, device=device) < at[:, None])[:, None, :, None]
+    k, v = k.masked_fill(padding, float("nan")), v.masked_fill(padding, float("nan"))
+    if kernel == "triton":
+        from kernels.decode.triton_kernel import sparse_decode_triton
+
+        out = sparse_decode_triton(q, k, v, index, scale=case.dim**-0.5, starts=at, splits=splits)
+    else:
+        out = sparse_decode(q, k, v, index, starts=at, kernel=kernel)
+    for b, start in enumerate(starts):
+        row = slice(b, b + 1)
+        assert error(out[row], attention(q[row], k[row, :, start:], v[row, :, start:], own[b])) < 1e-5
+    with pytest.raises(ValueError, match=r"starts is torch.int64 \(3,\)"):
+        sparse_decode(q, k, v, index, starts=at.long(), kernel=kernel)

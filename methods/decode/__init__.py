@@ -1,0 +1,22 @@
+"""Methods of sparse decoding, one file each: at every step they choose which key blocks the newest token attends to.
+
+@register("my_method")
+class MyMethod(DecodeMethod): ...
+
+build("my_method", budget=1024)
+
+A method is found by being in this folder. One that acts at prefill too has a class in `methods` as well; any method of one
+phase runs beside any of the other.
+"""
+
+from __future__ import annotations
+
+from methods.decode.base import DecodeMethod
+from methods.registry import Registry
+
+registry: Registry[DecodeMethod] = Registry("decode method", __name__, __path__)
+
+register = registry.register
+names = registry.names
+get = registry.get
+build = registry.build

@@ -1,0 +1,71 @@
+"""Oracle: the blocks that the step's true attention says matter most. Not for use: the bound that others are held to."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from kernels.block_index import BlockIndex
+from methods.decode import register
+from methods.decode.base import DecodeMethod, StepInputs
+
+Pool = Literal["max", "mass"]
+
+
+@register("oracle")
+class Oracle(DecodeMethod):
+    """Top-k on the step's true softmax, pooled over blocks, for each query head.
+
+    pool="mass": the sum, which no other choice of as many blocks exceeds in kept attention mass. pool="max": the highest
+    probability. shared=true: one choice for the query heads of a KV head, by the mean over them (max: the highest of them,
+    SeerAttention-R's ground truth). Reads every key: compare its accuracy, not its time.
+    """
+
+    paper = "ground truth of SeerAttention-R, arXiv 2506.08889"
+    family = "top-k"
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 16,
+        budget: int | None = None,
+        sparsity: float | None = None,
+        dense_layers: int = 0,
+        seed: int = 0,
+        pool: Pool = "mass",
+        shared: bool = False,
+    ) -> None:
+        super().__init__(block_size=block_size, budget=budget, sparsity=sparsity, dense_layers=dense_layers, seed=seed)
+        if pool not in get_args(Pool):
+            raise ValueError(f"pool={pool}: must be one of {', '.join(get_args(Pool))}")
+        self.pool = pool
+        self.shared = shared
+
+    def select(self, x: StepInputs, state: Any) -> BlockIndex | None:
+        if self.keeps_all(x):
+            return None
+        return self.best(self.scores(x), x)
+
+    def scores(self, x: StepInputs) -> Tensor:
+        """The pooled attention of each sequence's own blocks, [B,H,Nk] float32, 0 past them."""
+        blocks = -(-x.k.shape[2] // self.block_size)
+        token = torch.arange(blocks * self.block_size, device=x.q.device)
+        lengths = x.lengths()
+        rows = []
+        for b in range(x.q.shape[0]):  # one sequence at a time: keys are copied, in float32
+            column = token if x.starts is None else token + x.starts[b]
+            keys = x.k[b].index_select(1, column.clamp(max=x.k.shape[2] - 1))  # [Hkv,T,D], from its first key on
+            q = x.q[b, :, 0].unflatten(0, (keys.shape[0], -1)).float()
+            logits = (q @ keys.float().mT).flatten(0, 1) * x.scale
+            probs = logits.masked_fill(token >= lengths[b], float("-inf")).softmax(-1).unflatten(-1, (blocks, -1))
+            rows.append(probs.sum(-1) if self.pool == "mass" else probs.amax(-1))
+        scores = torch.stack(rows)
+        if not self.shared:
+            return scores
+        grouped = scores.unflatten(1, (x.k.shape[1], -1))
+        return grouped.mean(2) if self.pool == "mass" else grouped.amax(2)
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        return super().knobs() | {"pool": self.pool, "shared": self.shared}

@@ -1,0 +1,68 @@
+"""Quest: pages of keys ranked by a bound on the scores in them, from the smallest and largest of each element."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.block_index import BlockIndex
+from kernels.pool import pool
+from kernels.step_scores import step_scores
+from methods.decode import register
+from methods.decode.base import DecodeMethod, StepInputs
+from methods.decode.blocks import PerBlock, newest, per_sequence
+
+
+@register("quest")
+class Quest(DecodeMethod):
+    """score(page) = Σ_d max(q_d · min_d, q_d · max_d), no less than the query's product with any key of the page.
+
+    The best `budget` tokens of pages (blocks), three at least, the newest always, for each query head; shared=true: one
+    choice for the query heads of a KV head, by the mean of their scores. The first two layers are dense.
+    """
+
+    paper = "Quest, arXiv 2406.10774"
+    family = "top-k"
+    least_blocks = 3
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 16,
+        budget: int | None = None,
+        sparsity: float | None = None,
+        dense_layers: int = 2,
+        seed: int = 0,
+        shared: bool = False,
+    ) -> None:
+        super().__init__(block_size=block_size, budget=budget, sparsity=sparsity, dense_layers=dense_layers, seed=seed)
+        self.shared = shared
+
+    def start(self, x: StepInputs) -> PerBlock:
+        bounds = per_sequence(x, lambda k: pool(k, self.block_size, ("max", "min")).to(k.dtype))  # exact: of k's own values
+        return PerBlock(bounds)
+
+    def extend(self, state: PerBlock, x: StepInputs) -> None:
+        key = x.k[:, :, -1]
+        state.reserve(-(-x.k.shape[2] // self.block_size))
+        page, place = newest(x, self.block_size)
+        top, bottom = state.read(page).chunk(2, -1)
+        grown = torch.cat((torch.maximum(top, key), torch.minimum(bottom, key)), -1)
+        state.write(page, torch.where((place == 0)[:, None, None], key.repeat(1, 1, 2), grown))
+
+    def select(self, x: StepInputs, state: PerBlock) -> BlockIndex | None:
+        if self.keeps_all(x):
+            return None
+        return self.best(self.scores(x, state), x)
+
+    def scores(self, x: StepInputs, state: PerBlock) -> Tensor:
+        """[B,H,Nk] float32, unscaled. max(q·min, q·max) is q·max where q is positive, q·min where it is negative: one product
+        with both side by side, and linear in what it multiplies, so that the mean over a group is that of the queries."""
+        q = x.q[:, :, 0]
+        parts = torch.cat((q.clamp(min=0), q.clamp(max=0)), -1)
+        if self.shared:
+            parts = parts.unflatten(1, (x.k.shape[1], -1)).mean(2)
+        return step_scores(parts, state.values)
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        return super().knobs() | {"shared": self.shared}

@@ -1,0 +1,147 @@
+"""SeerAttention-R: a trained gate per layer predicts which key blocks the newest token needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from kernels.block_index import BlockIndex
+from kernels.pool import pool
+from kernels.rope import unrotate
+from kernels.selection import select_step
+from kernels.step_scores import step_scores
+from methods.base import Rope
+from methods.decode import register
+from methods.decode.base import DecodeMethod, StepInputs
+from methods.decode.blocks import PerBlock, newest, per_sequence
+from methods.decode.gate import DecodeGate, load_decode_gates
+from methods.gate import POOLED_K
+
+
+@dataclass
+class _State:
+    """keys: the gate's vector of every block. high, low, total: of each sequence's newest block, the largest, smallest and
+    sum of its keys from before RoPE, float32 [B,Hkv,D]."""
+
+    keys: PerBlock
+    high: Tensor
+    low: Tensor
+    total: Tensor
+
+
+@register("seer_r")
+class SeerR(DecodeMethod):
+    """The best blocks by the gate's scores, one choice for the query heads of a KV head; the newest block is always kept.
+
+    threshold: blocks whose share of the gate's softmax (over the blocks before the newest) is above it, instead of a budget
+    (the paper: 2e-3 to 6e-3). first=true: the first block always, as in the released kernel; it counts in the budget.
+    """
+
+    paper = "SeerAttention-R, arXiv 2506.08889"
+    knob = "budget | threshold"
+    family = "top-k"
+    default_budget = 4096
+    weights = "decode-gates-{block_size}.safetensors"
+    gate = DecodeGate
+    needs_rope = True
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        budget: int | None = None,
+        sparsity: float | None = None,
+        dense_layers: int = 0,
+        seed: int = 0,
+        threshold: float | None = None,
+        first: bool = False,
+    ) -> None:
+        super().__init__(block_size=block_size, budget=budget, sparsity=sparsity, dense_layers=dense_layers, seed=seed)
+        if threshold is not None:
+            if budget is not None or sparsity is not None or first:
+                raise ValueError(f"threshold={threshold}: give no budget, sparsity or first beside it")
+            if not 0 <= threshold < 1:
+                raise ValueError(f"threshold={threshold}: must be a probability, at least 0 and below 1")
+            self.budget = None
+        self.threshold = threshold
+        self.first = first
+        self.gates: list[DecodeGate] = []
+
+    def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
+        shape = {"layers": layers, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        self.gates = load_decode_gates(state, **shape, block_size=self.block_size)
+
+    def to(self, device: Any) -> Self:
+        self.gates = [gate.to(device) for gate in self.gates]
+        return self
+
+    @torch.no_grad()
+    def start(self, x: StepInputs) -> _State:
+        gate, rope = self._gate(x)
+        cos, sin = rope.table(x.k.shape[2], x.k.device)
+
+        def pooled(k: Tensor) -> Tensor:
+            return pool(k, self.block_size, POOLED_K, cos=cos[: k.shape[2]], sin=sin[: k.shape[2]]).float()
+
+        blocks = per_sequence(x, pooled)
+        keys = gate.keys(blocks, *(table[:: self.block_size][: blocks.shape[2]] for table in (cos, sin)))
+        block, place = newest(x, self.block_size)
+        high, low, mean = PerBlock(blocks).read(block).chunk(3, -1)
+        return _State(PerBlock(keys), high, low, mean * (place + 1)[:, None, None])
+
+    @torch.no_grad()
+    def extend(self, state: _State, x: StepInputs) -> None:
+        gate, rope = self._gate(x)
+        cos, sin = rope.table(x.k.shape[2], x.k.device)
+        block, place = newest(x, self.block_size)
+        at = (x.lengths() - 1)[:, None]  # [B,1], as the tables' rows then broadcast over heads
+        key = unrotate(x.k[:, :, -1], cos[at], sin[at]).float()
+        begins = (place == 0)[:, None, None]
+        state.high = torch.where(begins, key, torch.maximum(state.high, key))
+        state.low = torch.where(begins, key, torch.minimum(state.low, key))
+        state.total = torch.where(begins, key, state.total + key)
+        pooled = torch.cat((state.high, state.low, state.total / (place + 1)[:, None, None]), -1)
+        begin = (block * self.block_size)[:, None, None]
+        state.keys.reserve(-(-x.k.shape[2] // self.block_size))
+        state.keys.write(block, gate.keys(pooled[:, :, None], cos[begin], sin[begin])[:, :, 0])
+
+    @torch.no_grad()
+    def select(self, x: StepInputs, state: _State) -> BlockIndex | None:
+        if self.threshold is None:
+            if self.keeps_all(x):
+                return None
+            scores = self.scores(x, state)
+            if self.first:
+                scores[..., 0] = float("inf")
+            return self.best(scores, x)
+        scores = self.scores(x, state)
+        column = torch.arange(scores.shape[-1], device=scores.device)
+        own = column == newest(x, self.block_size)[0][:, None, None]
+        return select_step(
+            scores.masked_fill(own, float("-inf")), k_block=self.block_size, k_len=x.k.shape[2], threshold=self.threshold,
+            starts=x.starts,
+        )  # fmt: skip
+
+    def scores(self, x: StepInputs, state: _State) -> Tensor:
+        """The gate's logits [B,Hkv,Nk] float32."""
+        gate, rope = self._gate(x)
+        cos, sin = rope.table(x.k.shape[2], x.k.device)
+        at = (x.lengths() - 1)[:, None, None]
+        query = gate.queries(x.q, cos[at], sin[at])[:, :, 0]
+        return step_scores(query, state.keys.values, scale=query.shape[-1] ** -0.5)
+
+    def _gate(self, x: StepInputs) -> tuple[DecodeGate, Rope]:
+        if not self.gates:
+            raise ValueError(f"decode method seer_r has no weights: load {self.weights_name()} first (made by job=distill)")
+        if x.rope is None:
+            raise ValueError("decode method seer_r needs the model's RoPE: its gates read queries and keys from before it")
+        if not 0 <= x.layer < len(self.gates):
+            raise ValueError(f"layer {x.layer}: there are gates for layers 0 to {len(self.gates) - 1}")
+        return self.gates[x.layer], x.rope
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        return super().knobs() | {"threshold": self.threshold, "first": self.first}
