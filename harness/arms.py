@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import methods
+from harness import searched
 from harness.config import Settings
 from harness.errors import UserError
 from harness.models import LoadedModel
 from harness.plan import Arm, Decoding, Setting
 from harness.provenance import file_hash
+from harness.searched import model_overrides
+from kernels import column_sparse
 from kernels.block_sparse import resolve_kernel
 from kernels.decode import resolve_decode
 from kernels.dense import resolve_dense
+from kernels.skip_softmax import resolve_skip
 from methods import decode
 from methods.base import Knob, Method
 from methods.decode.base import DecodeMethod
@@ -120,6 +124,9 @@ def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting, calibrated:
     method = build(wanted)
     kernel = _kernel(wanted, loaded, method)
     weights_hash = load_weights(method, "method", wanted, loaded)
+    found = searched.load(method, weights_folder(wanted, loaded), wanted, loaded)
+    if found is not None:
+        weights_hash = found if weights_hash is None else f"{weights_hash}+{found}"
     each = Ready(
         Arm(
             setting, method.name, method.sparsity, {**wanted.method_knobs, **method.knobs()}, method.block_size, kernel,
@@ -143,6 +150,10 @@ def _kernel(wanted: Settings, loaded: LoadedModel, method: Method) -> str:
         "device": loaded.device, "dtype": loaded.dtype, "head_dim": loaded.head_dim,
         "q_block": method.block_size, "k_block": method.block_size,
     }  # fmt: skip
+    if method.columns:
+        return column_sparse.resolve_kernel(wanted.kernel, **shape)
+    if method.in_kernel:
+        return resolve_skip(wanted.kernel, **shape)
     try:
         return resolve_kernel(wanted.kernel, **shape, shared=group if getattr(method, "shared", False) else 1)
     except ValueError:
@@ -175,22 +186,15 @@ def load_weights(method: Method | DecodeMethod, group: str, wanted: Settings, lo
         size = "block_size" if group == "method" else f"{group}.block_size"
         raise UserError(
             f"no weights of {method.name} for {loaded.name} at block size {method.block_size}: {path} is missing; "
-            f"train them with `python -m harness job=distill {group}={method.name} {_model_overrides(wanted)}"
+            f"train them with `python -m harness job=distill {group}={method.name} {model_overrides(wanted)}"
             f"{size}={method.block_size}`"
         )
     try:
         state = load_file(str(path), device=str(loaded.device))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is no safetensors file ({error}); train the weights again with job=distill") from error
-    shape = {"layers": loaded.layers, "heads": loaded.heads, "kv_heads": loaded.kv_heads, "head_dim": loaded.head_dim}
     try:
-        method.load(state, **shape)
+        method.load(state, **searched.model_shape(loaded))
     except ValueError as error:
         raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
     return file_hash(path)
-
-
-def _model_overrides(wanted: Settings) -> str:
-    """How this model is named on the command line; `hf` takes any path, and the folder of the gates is the same."""
-    path = str(wanted.model["path"])
-    return "model=bundled " if path == "bundled" else f"model=hf model.path={path} "

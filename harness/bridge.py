@@ -28,9 +28,8 @@ from harness.clock import Mark, elapsed_ms, mark, sync
 from harness.decoding import Decoder
 from harness.errors import UserError
 from harness.models import LoadedModel
-from kernels.block_index import BlockIndex
-from kernels.block_sparse import as_run, block_sparse_attention, resolve_kernel
 from kernels.dense import dense_attention, resolve_dense, sliding_window_attention
+from kernels.sparse_attention import Choice, SparseIndex, attend, resolve_kernel
 from methods.base import LayerInputs, Method, Rope
 from methods.decode.base import DecodeMethod
 
@@ -64,13 +63,15 @@ class LayerStats(TypedDict):
     """What one layer did at prefill since the last reset; decode steps don't count (`Decoder.take_densities`).
 
     densities: kept ÷ causal blocks, one value a call, mean over batch and heads; 1.0 where dense attention ran; empty
-    for a layer of a sliding window. Times are medians in milliseconds, None without timer=True.
+    for a layer of a sliding window. token_densities: the same of (query, key) pairs. Times are medians in milliseconds,
+    None without timer=True.
     """
 
     layer: int
     calls: int
     density: float | None
     densities: list[float]
+    token_densities: list[float]
     kernel: str
     selection_ms: float | None
     attention_ms: float | None
@@ -79,6 +80,7 @@ class LayerStats(TypedDict):
 @dataclass
 class _LayerLog:
     densities: list[Tensor | float] = field(default_factory=list)
+    token_densities: list[Tensor | float] = field(default_factory=list)
     kernels: Counter[str] = field(default_factory=Counter)
     marks: list[tuple[Mark, Mark, Mark]] = field(default_factory=list)
 
@@ -163,16 +165,15 @@ class Bridge:
         if self.decoder is not None:
             self.decoder.prompt(layer)
         start = self._mark()
-        index = self._select(layer, q, k, scale)
+        choice, ran = self._select(layer, q, k, scale), None
         selected = self._mark()
-        if index is None:
+        if choice is None:
             kernel = self.dense_kernel
             out = dense_attention(q, k, v, scale=scale, kernel=kernel)
         else:
-            kernel = self._kernel(index, heads=q.shape[1])
-            index = as_run(index, kernel)  # merging blocks is part of the kernel's time, and the density is of what ran
-            out = block_sparse_attention(q, k, v, index, scale=scale, kernel=kernel)
-        self._note(layer, kernel, index, (start, selected, self._mark()))
+            kernel = self._kernel(choice, heads=q.shape[1])
+            out, ran = attend(q, k, v, choice, scale=scale, kernel=kernel)
+        self._note(layer, kernel, ran, (start, selected, self._mark()))
         return out
 
     def decode(
@@ -192,7 +193,7 @@ class Bridge:
         self.decode_kernels.add(kernel)
         return dense_attention(q, k, v, scale=scale, kernel=kernel, key_mask=key_mask)
 
-    def _select(self, layer: int, q: Tensor, k: Tensor, scale: float) -> BlockIndex | None:
+    def _select(self, layer: int, q: Tensor, k: Tensor, scale: float) -> Choice | None:
         if self.method is None:
             return None
         rope = self._rope(layer) if self.method.needs_rope else None
@@ -205,16 +206,11 @@ class Bridge:
             self._ropes[layer] = ModelRope(self.loaded.model, layer)
         return self._ropes[layer]
 
-    def _kernel(self, index: BlockIndex, *, heads: int) -> str:
+    def _kernel(self, choice: Choice, *, heads: int) -> str:
+        loaded = self.loaded
         return resolve_kernel(
-            self.sparse_kernel,
-            device=self.loaded.device,
-            dtype=self.loaded.dtype,
-            head_dim=self.loaded.head_dim,
-            q_block=index.q_block,
-            k_block=index.k_block,
-            shared=heads // index.counts.shape[1],
-        )
+            self.sparse_kernel, choice, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim, heads=heads
+        )  # fmt: skip
 
     # -- what happened -----------------------------------------------------------------------------------------------
 
@@ -224,11 +220,12 @@ class Bridge:
     def _mark(self) -> Mark:
         return mark(self.loaded.device) if self._timer else 0.0
 
-    def _note(self, layer: int, kernel: str, index: BlockIndex | None, marks: tuple[Mark, Mark, Mark]) -> None:
+    def _note(self, layer: int, kernel: str, index: SparseIndex | None, marks: tuple[Mark, Mark, Mark]) -> None:
         log = self._log(layer)
         log.kernels[kernel] += 1
         if self._record:
             log.densities.append(1.0 if index is None else index.density().mean())
+            log.token_densities.append(1.0 if index is None else index.token_density().mean())
         if self._timer:
             log.marks.append(marks)
 
@@ -244,12 +241,14 @@ class Bridge:
         sync(self.loaded.device)
         return [_layer_stats(layer, log) for layer, log in sorted(self._logs.items())]
 
-    def prefill_densities(self) -> list[float]:
-        """Density of every forward pass over more than one token, in order: the mean over its global layers.
+    def prefill_densities(self, *, tokens: bool = False) -> list[float]:
+        """Density (with `tokens`: token density) of every forward pass over more than one token, in order: the mean over its
+        global layers.
 
         One value per prompt where each was prefilled alone and in one piece, as `generate` does.
         """
-        layers = [stats["densities"] for stats in self.stats() if stats["densities"]]
+        every = [stats["token_densities" if tokens else "densities"] for stats in self.stats()]
+        layers = [densities for densities in every if densities]
         if len({len(densities) for densities in layers}) > 1:
             raise UserError(
                 "layers with a sliding window were global in some prompts and not in others (the prompts straddle the "
@@ -259,14 +258,17 @@ class Bridge:
 
 
 def _layer_stats(layer: int, log: _LayerLog) -> LayerStats:
-    tensors = [d for d in log.densities if isinstance(d, Tensor)]
+    measured = [*log.densities, *log.token_densities]
+    tensors = [d for d in measured if isinstance(d, Tensor)]
     read = iter(torch.stack(tensors).tolist() if tensors else [])  # one transfer for all calls
-    densities = [float(next(read)) if isinstance(d, Tensor) else d for d in log.densities]
+    values = [float(next(read)) if isinstance(d, Tensor) else d for d in measured]
+    densities = values[: len(log.densities)]
     return LayerStats(
         layer=layer,
         calls=sum(log.kernels.values()),
         density=statistics.fmean(densities) if densities else None,
         densities=densities,
+        token_densities=values[len(log.densities) :],
         kernel="+".join(sorted(log.kernels)),
         selection_ms=statistics.median(elapsed_ms(a, b) for a, b, _ in log.marks) if log.marks else None,
         attention_ms=statistics.median(elapsed_ms(b, c) for _, b, c in log.marks) if log.marks else None,

@@ -22,7 +22,7 @@ def knob_value(bench: Bench, each: Ready, knob: Knob, names: list[str]) -> float
     for record in bench.store.calibrations.read():
         if record["calibration"] == key:
             return float(record["value"])
-    prompts = _calibration_prompts(bench, names, count)
+    prompts = calibration_prompts(bench, names, count)
     with bench.progress() as progress:
         bar = progress.add_task(f"calibrating {each.arm.method}", total=calibrate.MOST)
         try:
@@ -46,7 +46,7 @@ def knob_value(bench: Bench, each: Ready, knob: Knob, names: list[str]) -> float
     return found.value
 
 
-def _calibration_prompts(bench: Bench, names: list[str], count: int) -> list[Sequence[int]]:
+def calibration_prompts(bench: Bench, names: list[str], count: int) -> list[Sequence[int]]:
     """Prompts of this length that no test uses, of the tasks in turn."""
     wanted, data = bench.wanted, {**bench.wanted.data, "chat_template": bench.chat}
     prompts: list[Sequence[int]] = []

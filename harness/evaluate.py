@@ -102,14 +102,16 @@ def _attempt(
 
     def on_batch(first: int, generations: list[Generation]) -> None:
         nonlocal done
-        densities = dict(enumerate(bridge.prefill_densities()))
+        pairs = zip(bridge.prefill_densities(), bridge.prefill_densities(tokens=True), strict=True)
+        densities = dict(enumerate(pairs))
         kernels = sorted({name for layer in bridge.stats() for name in layer["kernel"].split("+")})
         steps = bridge.decoder.take_densities() if bridge.decoder is not None else []
         records = []
         for position, generation in enumerate(generations, first):
             cell, sample = todo[position]
+            density, token_density = densities.get(position, (None, None))
             ran = Ran(
-                kernels, sorted(bridge.decode_kernels), densities.get(position),
+                kernels, sorted(bridge.decode_kernels), density, token_density,
                 mean_density(steps, position - first, generation.steps),
             )  # fmt: skip
             records.append(_record(bench, cell, sample, prompts[position], generation, ran))
@@ -140,6 +142,7 @@ class Ran:
     kernels: list[str]
     decode_kernels: list[str]
     density: float | None
+    token_density: float | None
     decode_density: float | None
 
 
@@ -161,6 +164,7 @@ def _record(
         score=task.metric(prediction, sample.answers), tokens=sample.tokens, prefill_s=generation.prefill_s,
         density=ran.density, status=Status.GATED if reason else Status.OK, reason=reason or "", date=now(),
         kernels=ran.kernels, decode_kernels=ran.decode_kernels, decode_density=ran.decode_density,
+        token_density=ran.token_density,
     )  # fmt: skip
 
 

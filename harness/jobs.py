@@ -28,7 +28,10 @@ class Jobs:
             "evaluate": self._measure, "latency": self._measure, "kept_mass": self._measure, "report": self._report,
             "archive": self._archive, "kernel_speed": self._kernel_speed,
         }  # fmt: skip
-        self.training = {"pretrain": "harness.training.pretrain", "distill": "harness.training.distill_job"}
+        self.training = {
+            "pretrain": "harness.training.pretrain", "distill": "harness.training.distill_job",
+            "search_heads": "harness.search_heads",
+        }  # fmt: skip
 
     def run(self, cfg: DictConfig) -> int:
         """Run the job of one composed config. Returns 1 where cells failed, else 0; UserError for bad input."""

@@ -128,9 +128,11 @@ def _cell_row(
     decoded = sorted({k for s in mine for k in s.get("decode_kernels", [])})
     row["decode"] += f" ({'+'.join(decoded)})" if decoded else ""
     row["density"] = _mean([s["density"] for s in mine if s["density"] is not None])
+    row["token_density"] = _mean_of_all([s.get("token_density") for s in mine])
     row["decode_density"] = _mean([s["decode_density"] for s in mine if s.get("decode_density") is not None])
     if cell["identity"]["kernel"] is None:
-        row["density"], row["dense_kernel"] = 1.0, cell["identity"]["dense_kernel"]
+        row["density"] = row["token_density"] = 1.0
+        row["dense_kernel"] = cell["identity"]["dense_kernel"]
     row["status"], row["reason"] = cell["status"], cell["reason"]
     if cell["status"] != Status.FAILED and mine:
         theirs = None if dense is None or is_baseline(cell) else samples.get(dense["cell"], [])
@@ -187,6 +189,7 @@ def _average_row(
     row["samples"] = sum(r["samples"] for r in task_rows)
     for column in ("density", "decode_density"):
         row[column] = _mean([r[column] for r in task_rows if r[column] is not None])
+    row["token_density"] = _mean_of_all([r["token_density"] for r in task_rows])
     row["kernel"] = "+".join(sorted({k for r in task_rows for k in str(r["kernel"]).split("+") if k}))
     if latency := timed.get((first["arm"], row["device"])):
         row |= _times(latency)
@@ -267,7 +270,13 @@ def _times(record: Record) -> Row:
 
 def _latency_row(record: Record, runs: Mapping[str, Record]) -> Row:
     row = _base(record) | provenance([runs[record["run"]]]) | _times(record)
-    row |= {"density": record["density"], "kernel": record["kernel"], "date": record["date"], "status": Status.OK}
+    row |= {
+        "density": record["density"],
+        "token_density": record.get("token_density"),
+        "kernel": record["kernel"],
+        "date": record["date"],
+        "status": Status.OK,
+    }
     return row
 
 
@@ -289,6 +298,12 @@ def mean_mass(record: Record) -> float:
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    """None where one has no value: older records lack it, and a mean over the others would be of other samples."""
+    known = [value for value in values if value is not None]
+    return _mean(known) if len(known) == len(values) else None
 
 
 def _text(value: Any) -> str:

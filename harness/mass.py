@@ -20,28 +20,42 @@ from harness.provenance import now
 from harness.rope import ModelRope
 from harness.schema import MassRecord
 from kernels.kept_mass import kept_mass
+from kernels.skip_softmax import SkipRule
+from kernels.sparse_attention import Choice, SparseIndex, attend, resolve_kernel
 from methods.base import LayerInputs, Method
 
 
 @dataclass
 class Kept:
-    """What a method keeps in the layers of some prompts: kept[layer] a list of [heads] a prompt, density[layer] likewise."""
+    """What a method keeps in the layers of some prompts: kept[layer] a list of [heads] a prompt, density[layer] likewise.
+    sparse_kernel: runs only where a method leaves the choice to it."""
 
     loaded: LoadedModel
     method: Method
+    sparse_kernel: str = "auto"
     kept: dict[int, list[Tensor]] = field(default_factory=dict)
     density: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
         """The Bridge's observer: what the method would keep of this layer, whose attention then runs dense."""
         rope = ModelRope(self.loaded.model, layer) if self.method.needs_rope else None
-        index = self.method.select(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope))
-        if index is None:
+        choice = self.method.select(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope))
+        if choice is None:
             mass, density = q.new_ones(q.shape[1], dtype=torch.float32), q.new_ones((), dtype=torch.float32)
         else:
+            index = self._chosen(q, k, v, choice, scale)
             mass, density = kept_mass(q, k, index, scale=scale).mean(0), index.density().mean()
         self.kept.setdefault(layer, []).append(mass)
         self.density.setdefault(layer, []).append(density)
+
+    def _chosen(self, q: Tensor, k: Tensor, v: Tensor, choice: Choice, scale: float) -> SparseIndex:
+        if not isinstance(choice, SkipRule):
+            return choice
+        loaded = self.loaded
+        kernel = resolve_kernel(
+            self.sparse_kernel, choice, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim, heads=q.shape[1]
+        )
+        return attend(q, k, v, choice, scale=scale, kernel=kernel)[1]
 
     def by_head(self) -> list[list[float]]:
         """[layers][heads], the mean over prompts."""
@@ -53,9 +67,16 @@ class Kept:
 
 
 @torch.inference_mode()
-def keep(loaded: LoadedModel, method: Method, prompts: Sequence[Sequence[int]], *, advance: Any = None) -> Kept:
+def keep(
+    loaded: LoadedModel,
+    method: Method,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sparse_kernel: str = "auto",
+    advance: Any = None,
+) -> Kept:
     """Prefill the prompts (token ids) with dense attention, and note what the method would have kept in each global layer."""
-    found = Kept(loaded, method.to(loaded.device))
+    found = Kept(loaded, method.to(loaded.device), sparse_kernel)
     with Bridge(loaded, None, observer=found.observe, record=False):
         for prompt in prompts:
             ids = torch.tensor([list(prompt)], dtype=torch.int64, device=loaded.device)
@@ -79,7 +100,9 @@ def measure_mass(bench: Bench, each: Ready, names: list[str]) -> int:
         prompts = prompts_in_turn(bench, names, count)
         with bench.progress() as progress:
             bar = progress.add_task(f"mass kept by {each.arm.method}", total=len(prompts))
-            found = keep(bench.loaded, each.method, prompts, advance=lambda: progress.advance(bar))
+            found = keep(
+                bench.loaded, each.method, prompts, sparse_kernel=bench.wanted.kernel, advance=lambda: progress.advance(bar)
+            )
     except Exception as error:  # out of memory, a method that refuses: the sweep goes on, the next run tries again
         bench.complain(f"failed: mass kept by {each.arm.method}: {one_line(error)}")
         return 1

@@ -31,10 +31,11 @@ COLUMNS: tuple[str, ...] = (
 )  # fmt: skip
 """Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
-never timed has none. `tasks` is how many tasks an average row averages. `decode` says how tokens after the first were
-computed, "full" attention or a method of decoding with its knobs, and by which kernels; `decode_density` is kept blocks ÷ the
-cache's blocks, the mean over steps, layers and heads. Where a row's samples came from several processes, `commit`,
-`command`, versions and `device` hold each value, joined by "+" (commands by "; ")."""
+never timed has none. `density` counts tiles that are computed, `token_density` (query, key) pairs. `tasks` is how many
+tasks an average row averages. `decode` says how tokens after the first were computed, "full" attention or a method of
+decoding with its knobs, and by which kernels; `decode_density` is kept blocks ÷ the cache's blocks, the mean over steps,
+layers and heads. Where a row's samples came from several processes, `commit`, `command`, versions and `device` hold each
+value, joined by "+" (commands by "; ")."""
 
 
 KERNEL_COLUMNS: tuple[str, ...] = (
@@ -82,6 +83,7 @@ class RunRecord:
 @dataclass(frozen=True)
 class SampleRecord:
     """One sample of one cell. `density` is the mean over layers (kept ÷ causal blocks, 1.0 where dense attention ran),
+    `token_density` the same of (query, key) pairs (None in records older than it),
     `kernels` the attention kernels that ran at prefill, `decode_kernels` those at decode, `decode_density` the mean over the
     steps after the first token where a method decoded (kept ÷ the cache's blocks), `prefill_s` seconds from prompt to
     first token, without warm-up and perhaps beside other work: no timing."""
@@ -101,6 +103,7 @@ class SampleRecord:
     date: str
     decode_kernels: list[str] = field(default_factory=list)
     decode_density: float | None = None
+    token_density: float | None = None
     schema: int = SCHEMA
 
 
@@ -130,7 +133,8 @@ class LatencyRecord:
     `dense_failed` why others could not be; `dense_kernel` is the fastest. `peak_mib` is of a prefill, weights included;
     `tokens` is the length of the prompt they were taken on; `dense_ttft_ms` is the whole prefill with dense attention, timed
     in turns with the method's; `kept_mass` is the share of the true attention on the kept blocks of that prompt, and
-    `kept_by_layer` that of each layer. Of several records of one arm and device the last counts."""
+    `kept_by_layer` that of each layer; `token_density` is attended ÷ causal (query, key) pairs. Of several records of one arm
+    and device the last counts."""
 
     latency: str
     arm: str
@@ -160,6 +164,7 @@ class LatencyRecord:
     dense_ttft_ms: float | None = None
     kept_mass: float | None = None
     kept_by_layer: list[float] = field(default_factory=list)
+    token_density: float | None = None
     schema: int = SCHEMA
 
 

@@ -40,7 +40,7 @@ def time_arm(bench: Bench, each: Ready, names: list[str]) -> int:
             repeats=attention.repeats, tflops=attention.tflops, ttft_ms=prefill.ttft_ms, ttft_low=prefill.low,
             ttft_high=prefill.high, peak_mib=prefill.peak_mib, tokens=len(prompt), date=now(),
             dense_ttft_ms=prefill.dense_ttft_ms, kept_mass=attention.kept_mass,
-            kept_by_layer=list(attention.kept_by_layer),
+            kept_by_layer=list(attention.kept_by_layer), token_density=attention.token_density,
         )
     )  # fmt: skip
     return 0

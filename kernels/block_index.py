@@ -46,6 +46,25 @@ def causal_total(q_len: int, k_len: int, q_block: int, k_block: int) -> int:
     return int(causal_blocks(q_len, k_len, q_block, k_block).sum())
 
 
+@lru_cache(maxsize=64)
+def row_pairs(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each query block, float64 [Mq]: its queries, the blocks over its own tokens, and the (query, key) pairs in those that
+    are no future. Kept for the next call: read only. All other causal blocks are whole, and before all of its queries."""
+    shape = (q_len, k_len, q_block, k_block)
+    starts = diagonal_start(*shape)
+    first = torch.arange(len(starts)) * q_block
+    queries = (first + q_block).clamp(max=q_len) - first
+    before = first + (k_len - q_len) - starts * k_block  # keys between the start of the blocks and the first query
+    pairs = queries * before + queries * (queries + 1) // 2
+    with torch.inference_mode(False):
+        return tuple(x.double().to(device) for x in (queries, causal_blocks(*shape) - starts, pairs))  # type: ignore[return-value]
+
+
+def causal_pairs(q_len: int, k_len: int) -> int:
+    """(query, key) pairs of one head that are no future."""
+    return q_len * (k_len - q_len) + q_len * (q_len + 1) // 2
+
+
 MASK_CHUNK = 1 << 25
 """Entries of a mask made into indices at once; each takes 20 bytes meanwhile."""
 
@@ -124,9 +143,32 @@ class BlockIndex:
         mask.scatter_(-1, torch.where(filled, self.indices, cols).long(), True)
         return mask[..., :cols]
 
+    @property
+    def heads(self) -> int:
+        """Heads that have a list of their own: query heads, or KV heads."""
+        return self.counts.shape[1]
+
+    def tiles(self) -> Tensor:
+        """q_block × k_block tiles to compute, int64 [B, H]."""
+        return self.counts.sum(-1)
+
     def density(self) -> Tensor:
         """Kept causal blocks ÷ all causal blocks, float32 [B, H], on the index's device."""
-        return self.counts.sum(-1) / causal_total(self.q_len, self.k_len, self.q_block, self.k_block)
+        return self.tiles() / causal_total(self.q_len, self.k_len, self.q_block, self.k_block)
+
+    def pairs(self) -> Tensor:
+        """(query, key) pairs that are attended to, float64 [B, H]."""
+        queries, own, diagonal = row_pairs(self.q_len, self.k_len, self.q_block, self.k_block, self.counts.device)
+        return ((self.counts - own) * (queries * self.k_block) + diagonal).sum(-1)
+
+    def token_density(self) -> Tensor:
+        """Attended (query, key) pairs ÷ all causal pairs, float32 [B, H], on the index's device."""
+        return (self.pairs() / causal_pairs(self.q_len, self.k_len)).float()
+
+    def row_keys(self, row: int) -> Tensor:
+        """bool [B, H, K]: keys in the kept blocks of one query block, the future of single queries among them."""
+        one = replace(self, counts=self.counts[:, :, row : row + 1], indices=self.indices[:, :, row : row + 1])
+        return one.to_mask()[:, :, 0].repeat_interleave(self.k_block, -1)[..., : self.k_len]
 
     def validate(self) -> None:
         """Check everything on the host; ValueError says what is wrong."""

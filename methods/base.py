@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from kernels.block_index import BlockIndex
+from kernels.column_index import ColumnIndex
 from kernels.selection import row_budget
+from kernels.skip_softmax import SkipRule
 
 if TYPE_CHECKING:
     from methods.gate import AttnGate
@@ -99,8 +101,14 @@ class Method(ABC):
     gate: ClassVar[type[AttnGate] | None] = None
     """What job=distill trains for it, one a layer; None where nothing is trained."""
     searched: ClassVar[str | None] = None
-    """File name (.json) of what job=search_heads found for it; None where nothing is searched."""
+    """File name (.json) of what job=search_heads finds for it; None where nothing is searched."""
+    search_required: ClassVar[bool] = False
+    """Whether it can't run without that file."""
     needs_rope: ClassVar[bool] = False
+    columns: ClassVar[bool] = False
+    """Whether it may select single key columns: fewer kernels take them."""
+    in_kernel: ClassVar[bool] = False
+    """Whether it selects nothing, and hands the kernel a rule to decide by: fewer kernels have one."""
 
     def __init__(self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0) -> None:
         if block_size not in BLOCK_SIZES:
@@ -114,8 +122,9 @@ class Method(ABC):
         self.seed = seed
 
     @abstractmethod
-    def select(self, x: LayerInputs) -> BlockIndex | None:
-        """The key blocks each query block keeps; None: run dense attention. No host sync."""
+    def select(self, x: LayerInputs) -> BlockIndex | ColumnIndex | SkipRule | None:
+        """The key blocks each query block keeps, perhaps with single key columns, or a rule for the kernel; None: run dense
+        attention. No host sync."""
 
     def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         """Take trained weights. Raises ValueError, one line, where they don't fit the model."""
@@ -134,6 +143,10 @@ class Method(ABC):
     def weights_name(self) -> str | None:
         """File name of the trained weights this method needs at its block size; None where it needs none."""
         return None if self.weights is None else self.weights.format(block_size=self.block_size)
+
+    def search_file(self) -> str | None:
+        """The file it takes what was found from: `searched`, or the path that the user gave; None where it needs none."""
+        return self.searched
 
     def calibrates(self) -> Knob | None:
         """The knob that must be found for the sparsity that was asked for; None where nothing must."""

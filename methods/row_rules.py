@@ -75,9 +75,10 @@ def decreed(
         return (kept & (cols < causal[:, None])).to(device)
 
 
-def reach_mass(scores: Tensor, forced: Tensor, mass: float) -> Tensor:
+def reach_mass(scores: Tensor, forced: Tensor, mass: float | Tensor) -> Tensor:
     """bool like scores [..., Mq, Nk] >= 0: `forced` [Mq, Nk], then the best others of each row, until what is kept makes up
-    `mass` of the row's sum. The block that crosses it is kept; of equal ones the earlier. Never waits for the device."""
+    `mass` of the row's sum (a number, or [H, 1, 1] by head). The block that crosses it is kept; of equal ones the earlier.
+    Never waits for the device."""
     wanted = mass * scores.sum(-1, keepdim=True)
     others = scores.masked_fill(forced, 0)
     best, order = others.sort(dim=-1, descending=True, stable=True)

@@ -1,7 +1,4 @@
-"""Where the last queries look: the attention of every key column (vertical) and of every diagonal (slash).
-
-The estimate that MInference (arXiv 2407.02490) and FlexPrefill (arXiv 2502.20766) start from.
-"""
+"""What is made of the last queries' attention to columns and diagonals (`kernels.last_queries`): the largest, and a mask."""
 
 from __future__ import annotations
 
@@ -11,40 +8,6 @@ from torch.nn.functional import pad
 
 from kernels.block_index import causal_blocks
 from methods.base import Grid
-
-SCORES = 1 << 26
-"""Attention scores held at once, twice over: 256 MiB each in float32 (a KV head of more is not split)."""
-
-
-def vertical_slash(q: Tensor, k: Tensor, *, scale: float, last_q: int) -> tuple[Tensor, Tensor]:
-    """Column and diagonal means of softmax(causal(q kᵀ · scale)) over the last `last_q` queries (all, where fewer).
-
-    q [B,Hq,Q,D], k [B,Hkv,K,D] -> vertical, slash [B,Hq,K] in float32 (float64 stays), each summing to 1. vertical[j] is
-    the attention to key j; slash[j] that on the diagonal which the last query meets at key j, so slash[K-1] is what
-    tokens give to themselves. 2·Hq·last_q·K·D FLOPs; the scores exist for a few KV heads at a time.
-    """
-    if last_q < 1:
-        raise ValueError(f"last_q={last_q}: must be at least 1 query")
-    (batch, heads, q_len, dim), (kv_heads, k_len) = q.shape, k.shape[1:3]
-    rows, group = min(last_q, q_len), heads // kv_heads
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    q = q[:, :, q_len - rows :].reshape(batch, kv_heads, group * rows, dim).to(wide) * scale
-    future = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu(1)
-    vertical = torch.empty(batch, kv_heads, group, k_len, dtype=wide, device=q.device)
-    slash = torch.empty_like(vertical)
-    step = max(1, SCORES // (batch * group * rows * k_len))
-    for first in range(0, kv_heads, step):
-        part = slice(first, first + step)
-        scores = (q[:, part] @ k[:, part].to(wide).mT).unflatten(2, (group, rows))
-        scores[..., k_len - rows :].masked_fill_(future, -float("inf"))
-        # rows - 1 zeros in front: row r of a diagonal lies one place further right than row r - 1, so a view whose rows
-        # are one element longer than they are has the diagonals as its columns
-        scores = scores.softmax(-1)
-        probs = pad(scores, (rows - 1, 0))
-        strides = (*probs.stride()[:-2], probs.stride(-2) + 1, 1)
-        vertical[:, part] = scores.mean(-2)
-        slash[:, part] = probs.as_strided((*probs.shape[:-1], k_len), strides).mean(-2)
-    return vertical.flatten(1, 2), slash.flatten(1, 2)
 
 
 def block_sums(x: Tensor, block: int) -> Tensor:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Self
+
 import torch
 from torch import Tensor
 
@@ -11,6 +15,10 @@ from methods import register
 from methods.base import Knob, LayerInputs, Method
 from methods.chunks import query_heads, select_in_chunks
 from methods.row_rules import decreed, reach_mass
+from methods.xattention_search import LEVELS, ThresholdSearch, counts_of, path_from
+
+SEARCHED = "searched"
+"""The value of `thresholds` that stands for the model's own file."""
 
 
 def stride_groups(x: Tensor, stride: int, *, reverse: bool) -> Tensor:
@@ -46,15 +54,19 @@ class XAttention(Method):
     stride: tokens from one antidiagonal to the next, 8 (the paper: 4, 8 or 16); divides the block size, which is 128 there.
     threshold: share of a row's score, 0.9. Given a sparsity instead, it is calibrated for it, and the forced blocks take at
     most half of a row's share of the budget, the diagonal first.
+    thresholds: one for each head, from a file that job=search_heads made, or "searched", the one beside the model's weights.
+    Such a file orders steps that lower one head's threshold from 1 on; as many are taken as keep the attention mass of one
+    threshold of 0.9, or with a sparsity as many as give it.
 
-    Deviations from the release: its thresholds per head, searched offline for one model, are not used; the softmax stays in
-    float32 where it rounds to the inputs' type; its options keep_sink, which marks row 0 instead of column 0, and keep_recent
-    are left out, the first column and the diagonal being forced anyway.
+    Deviations from the release: its thresholds per head, which it has for one model, are searched on attention mass here, not
+    on accuracy; the softmax stays in float32 where it rounds to the inputs' type; its options keep_sink, which marks row 0
+    instead of column 0, and keep_recent are left out, the first column and the diagonal being forced anyway.
     """
 
     paper = "XAttention: Block Sparse Attention with Antidiagonal Scoring, arXiv 2503.16428"
     knob = "threshold"
     family = "threshold"
+    searched = "xattention-thresholds.json"
 
     def __init__(
         self,
@@ -64,6 +76,7 @@ class XAttention(Method):
         seed: int = 0,
         threshold: float | None = None,
         stride: int = 8,
+        thresholds: str | None = None,
     ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
         self.one_of(threshold=threshold)
@@ -71,27 +84,86 @@ class XAttention(Method):
             raise ValueError(f"threshold={threshold}: must be a share of a row's score, from 0 to 1")
         if stride < 1 or block_size % stride:
             raise ValueError(f"stride={stride}: must divide block_size={block_size}, for example 8")
+        if threshold is not None and thresholds is not None:
+            raise ValueError(f"threshold={threshold} and thresholds={thresholds}: give one of them")
         self.threshold = 0.9 if threshold is None else threshold
         self.stride = stride
+        self.thresholds = thresholds
+        self.steps: float = 0
+        self._path: list[int] = []
+        self._table: Tensor | None = None
+
+    # -- thresholds per head -----------------------------------------------------------------------------------------
+
+    def search_file(self) -> str | None:
+        """Where its thresholds per head are read from; None where one serves all heads."""
+        return self.searched if self.thresholds == SEARCHED else self.thresholds
+
+    def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> ThresholdSearch:
+        return ThresholdSearch(self, self._scores, self._forced, layers=layers, heads=heads, threshold=self.threshold)
+
+    def load_search(
+        self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int
+    ) -> None:  # fmt: skip
+        self._path, steps = path_from(found, layers=layers, heads=heads)
+        self._table = torch.ones(layers, heads)
+        self._take(steps)
+
+    def _take(self, steps: float) -> None:
+        """So many steps of the path from thresholds of 1."""
+        assert self._table is not None
+        self.steps = round(steps)
+        taken = counts_of(self._path[: self.steps], self._table.numel())
+        self._table = torch.tensor(LEVELS)[taken].view(self._table.shape).to(self._table.device)
+
+    def to(self, device: Any) -> Self:
+        self._table = None if self._table is None else self._table.to(device)
+        return self
 
     def calibrates(self) -> Knob | None:
-        return Knob("threshold", low=0.0, high=1.0, rising=True) if self.sparsity else None
+        if not self.sparsity:
+            return None
+        if self._table is not None:
+            return Knob("steps", low=0.0, high=float(len(self._path)), rising=False)
+        return Knob("threshold", low=0.0, high=1.0, rising=True)
+
+    def set_knob(self, knob: Knob, value: float) -> None:
+        if knob.name == "steps":
+            self._take(value)
+        else:
+            super().set_knob(knob, value)
+
+    # -- selecting ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def select(self, x: LayerInputs) -> BlockIndex:
         grid, device = self.grid(x), x.q.device
         if self.sparsity == 0:
             return BlockIndex.full(*x.q.shape[:2], **grid, device=device)
+        if self.thresholds is not None and self._table is None:
+            raise ValueError(f"method {self.name} has thresholds={self.thresholds} and was given none: load_search takes them")
         density = None if self.sparsity is None else 1 - self.sparsity
-        forced = decreed(1, 1, 0, density, **grid, device=device)
+        forced = self._forced(x, density)
         group = x.q.shape[1] // x.k.shape[1]
 
         def choose(kv: slice) -> Tensor:
-            q, k = x.q[:, query_heads(kv, group)], x.k[:, kv]
-            scores = antidiagonal_map(q, k, stride=self.stride, block=self.block_size, scale=x.scale)
-            return reach_mass(scores, forced, self.threshold)
+            mine = query_heads(kv, group)
+            scores = self._scores(replace(x, q=x.q[:, mine], k=x.k[:, kv]))
+            return reach_mass(scores, forced, self._shares(x, mine))
 
         return select_in_chunks(choose, x, grid)
 
+    def _scores(self, x: LayerInputs) -> Tensor:
+        return antidiagonal_map(x.q, x.k, stride=self.stride, block=self.block_size, scale=x.scale)
+
+    def _forced(self, x: LayerInputs, density: float | None = None) -> Tensor:
+        return decreed(1, 1, 0, density, **self.grid(x), device=x.q.device)
+
+    def _shares(self, x: LayerInputs, heads: slice) -> float | Tensor:
+        """The share of its score that a row keeps, or [H,1,1] by head."""
+        return self.threshold if self._table is None else self._table[x.layer, heads, None, None].to(x.q.device)
+
     def knobs(self) -> dict[str, int | float | str | bool | None]:
-        return {"threshold": self.threshold, "stride": self.stride}
+        if self.thresholds is None:
+            return {"threshold": self.threshold, "stride": self.stride}
+        return {"threshold": None, "steps": self.steps, "stride": self.stride, "thresholds": self.thresholds}

@@ -100,7 +100,7 @@ class ModelIndices:
             for wish, method in chosen.items():
                 x = LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope if method.needs_rope else None)
                 index = method.select(x)
-                if index is not None:
+                if isinstance(index, BlockIndex):
                     self._found[wish].append(index)
 
         with torch.inference_mode(), Bridge(self.loaded, None, observer=observe, record=False):

@@ -103,7 +103,7 @@ def _dense(wanted: Settings, head_dim: int) -> tuple[str, ...]:
 
 
 def _indices(given: dict[str, Any], phase: str) -> tuple[str, ...]:
-    sparse = [name for name in methods.names() if methods.get(name).family != "none"]
+    sparse = [name for name in _selecting() if not methods.get(name).columns]  # the kernels here take blocks alone
     sources = [UNIFORM, *sparse] if phase == "prefill" else [UNIFORM]
     return _names("indices", given, [f"{name}{ending}" for name in sources for ending in ("", SHARED)])
 
@@ -111,7 +111,13 @@ def _indices(given: dict[str, Any], phase: str) -> tuple[str, ...]:
 def _selections(given: dict[str, Any], phase: str) -> tuple[str, ...]:
     if phase == "decode":  # a decode step selects among keys pooled before it: that is another measurement
         return ()
-    return _names("selections", given, [name for name in methods.names() if methods.get(name).family != "none"])
+    return _names("selections", given, _selecting())
+
+
+def _selecting() -> list[str]:
+    """Methods that select something before attention."""
+    every = [(name, methods.get(name)) for name in methods.names()]
+    return [name for name, cls in every if cls.family != "none" and not cls.in_kernel]
 
 
 def _map_kernel(wanted: Settings, phase: str) -> str | None:

@@ -26,6 +26,8 @@ from harness.records import Store
 from harness.run import model_of
 from kernels.block_index import BlockIndex
 from kernels.block_map import block_map
+from kernels.skip_softmax import SkipRule
+from kernels.sparse_attention import SparseIndex
 from methods.base import Method
 
 
@@ -134,7 +136,7 @@ class Study:
             select = self._selection(first, work) if first.selection else None
             return turns.time_sparse(cases, work, self._index(first, work), select, self.timer)
 
-    def _selection(self, case: Case, work: Work) -> Callable[[], BlockIndex]:
+    def _selection(self, case: Case, work: Work) -> Callable[[], SparseIndex]:
         assert case.block is not None and case.sparsity is not None
         which = case.selection, case.block, case.sparsity, case.shared
         if which not in self._selectors:
@@ -142,9 +144,9 @@ class Study:
         method = self._selectors[which]
         inputs = layer_inputs(method, work.q, work.k, work.scale)
 
-        def select() -> BlockIndex:
+        def select() -> SparseIndex:
             index = method.select(inputs)
-            if index is None:
+            if index is None or isinstance(index, SkipRule):
                 raise ValueError(f"method {case.selection} asks for dense attention: it selects nothing")
             return index
 

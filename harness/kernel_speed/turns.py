@@ -18,6 +18,7 @@ from harness.kernel_speed.graph import captured
 from harness.kernel_speed.work import Work
 from harness.latency.measure import Times, extra_mib, take_turns
 from kernels.block_index import BlockIndex
+from kernels.sparse_attention import SparseIndex
 
 REFUSALS = (ValueError, ImportError, NotImplementedError)
 """What is raised by a kernel that can't run here and never will; anything else, out of memory say, may pass."""
@@ -109,7 +110,7 @@ def time_dense(cases: list[Case], work: Work, timer: Timer) -> dict[Case, Result
 
 
 def time_sparse(
-    cases: list[Case], work: Work, index: BlockIndex, select: Callable[[], BlockIndex] | None, timer: Timer
+    cases: list[Case], work: Work, index: BlockIndex, select: Callable[[], Any] | None, timer: Timer
 ) -> dict[Case, Result]:
     """Every sparse kernel over one index: alone, and with a selection before it (None: there is none, as at decode).
 
@@ -165,7 +166,7 @@ def time_calls(functions: Mapping[Case, Callable[[], Any]], timer: Timer) -> dic
     for case, call in functions.items():
         try:
             out = call()
-            density = float(out.density().mean()) if isinstance(out, BlockIndex) else None
+            density = float(out.density().mean()) if isinstance(out, SparseIndex) else None
             del out
             results[case] = Result(peak_mib=extra_mib(call, timer.device), density=density)
             running[str(case)] = call

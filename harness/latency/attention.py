@@ -21,10 +21,10 @@ from harness.bridge import Bridge
 from harness.errors import UserError
 from harness.latency.measure import Times, extra_mib, take_turns
 from harness.models import LoadedModel
-from kernels.block_index import BlockIndex
-from kernels.block_sparse import as_run, block_sparse_attention, resolve_kernel
+from kernels import sparse_attention
 from kernels.dense import available_dense, dense_attention, resolve_dense
 from kernels.kept_mass import kept_mass
+from kernels.sparse_attention import Choice, SparseIndex, resolve_kernel
 from methods.base import LayerInputs, Method
 
 ORACLES = ("reference", "sdpa_math")
@@ -36,11 +36,12 @@ class AttentionTiming:
     """Means over `layers` of per-layer medians; milliseconds per layer call.
 
     density: kept ÷ causal blocks of the index that ran, which a kernel that merges blocks made coarser (its attention_ms
-    holds the merging). attention_ms: the kernel alone, given the method's index; total_ms:
-    selection and attention timed as one, with total_low and total_high its 10th and 90th percentile.
+    holds the merging). token_density: the same of (query, key) pairs. attention_ms: the kernel alone, given the method's
+    index; total_ms: selection and attention timed as one, with total_low and total_high its 10th and 90th percentile.
     dense_all: every dense kernel that ran; dense_kernel is the fastest and dense_ms its time; dense_failed: why others
     did not run. speedup = dense_ms ÷ total_ms. pct_ideal = 100 · dense_ms · density ÷ total_ms.
-    tflops: 4·D FLOP for each query-key pair of the kept blocks, blocks on the diagonal counted whole, ÷ attention_ms.
+    tflops: 4·D FLOP for each query-key pair of the tiles computed, blocks on the diagonal and tiles of columns counted whole,
+    ÷ attention_ms; where the kernel decides, 2·D more for each pair of a tile that it then leaves.
     kept_mass: share of the true attention on the kept blocks, mean over layers and heads (kernels.kept_mass), 1 for dense;
     kept_by_layer: of each layer.
     peak_mib: GPU memory of one call (selection and attention) beyond its inputs, the most of any layer; None on a CPU.
@@ -48,6 +49,7 @@ class AttentionTiming:
     """
 
     density: float
+    token_density: float
     selection_ms: float
     attention_ms: float
     total_ms: float
@@ -74,6 +76,7 @@ class _Layer:
 
     times: dict[str, Times]
     density: float
+    token_density: float
     flop: float
     kernel: str
     kept: float
@@ -171,24 +174,24 @@ def _time_layer(plan: _Plan, layer: int, q: Tensor, k: Tensor, v: Tensor, scale:
     if not functions:
         raise UserError(f"no dense kernel could run: {plan.failed}")
 
-    def select() -> BlockIndex | None:
+    def select() -> Choice | None:
         return None if method is None else method.select(inputs)
 
-    index = select()
-    kernel = _kernel(plan, index, heads=q.shape[1])
+    choice = select()
+    kernel = _kernel(plan, choice, heads=q.shape[1])
 
-    def attend(chosen: BlockIndex | None) -> Tensor:
+    def attend(chosen: Choice | None) -> tuple[Tensor, SparseIndex | None]:
         if chosen is None:
-            return dense_attention(q, k, v, scale=scale, kernel=kernel)
-        return block_sparse_attention(q, k, v, chosen, scale=scale, kernel=kernel)
+            return dense_attention(q, k, v, scale=scale, kernel=kernel), None
+        return sparse_attention.attend(q, k, v, chosen, scale=scale, kernel=kernel)
 
     peak = extra_mib(lambda: attend(select()), loaded.device)
-    functions |= {"selection": select, "attention": lambda: attend(index), "total": lambda: attend(select())}
+    functions |= {"selection": select, "attention": lambda: attend(choice), "total": lambda: attend(select())}
     times = take_turns(functions, loaded.device, repeats=plan.repeats, max_seconds=max_seconds)
-    ran = None if index is None else as_run(index, kernel)
-    density, flop = _work(q, k, ran)
+    ran = attend(choice)[1]
+    density, token_density, work = _work(q, k, choice, ran)
     kept = 1.0 if ran is None else float(kept_mass(q, k, ran, scale=scale).mean())
-    return _Layer(times, density, flop, kernel, kept, peak)
+    return _Layer(times, density, token_density, work, kernel, kept, peak)
 
 
 def _rope(loaded: LoadedModel, layer: int, method: Method | None) -> Any:
@@ -211,24 +214,22 @@ def _runs(plan: _Plan, name: str, function: Callable[[], Any]) -> bool:
     return True
 
 
-def _kernel(plan: _Plan, index: BlockIndex | None, *, heads: int) -> str:
+def _kernel(plan: _Plan, choice: Choice | None, *, heads: int) -> str:
     where: dict[str, Any] = {
         "device": plan.loaded.device, "dtype": plan.loaded.dtype, "head_dim": plan.loaded.head_dim,
     }  # fmt: skip
-    if index is None:
+    if choice is None:
         return resolve_dense(plan.dense_kernel, **where)
-    shared = heads // index.counts.shape[1]
-    return resolve_kernel(plan.sparse_kernel, q_block=index.q_block, k_block=index.k_block, shared=shared, **where)
+    return resolve_kernel(plan.sparse_kernel, choice, heads=heads, **where)
 
 
-def _work(q: Tensor, k: Tensor, index: BlockIndex | None) -> tuple[float, float]:
-    """Density, and FLOP of the attention (two products of 2·D FLOP a pair)."""
+def _work(q: Tensor, k: Tensor, choice: Choice | None, ran: SparseIndex | None) -> tuple[float, float, float]:
+    """Density, token density, and FLOP of the attention (two products of 2·D FLOP a pair)."""
     batch, heads, tokens, dim = q.shape
-    if index is None:
+    if choice is None or ran is None:
         offset = k.shape[2] - tokens
-        return 1.0, 4.0 * dim * batch * heads * (tokens * offset + tokens * (tokens + 1) / 2)
-    kept = float(index.counts.sum(dtype=torch.int64)) * (heads // index.counts.shape[1])
-    return float(index.density().mean()), 4.0 * dim * kept * index.q_block * index.k_block
+        return 1.0, 1.0, 4.0 * dim * batch * heads * (tokens * offset + tokens * (tokens + 1) / 2)
+    return float(ran.density().mean()), float(ran.token_density().mean()), sparse_attention.flop(q, choice, ran)
 
 
 def _summary(plan: _Plan) -> AttentionTiming:
@@ -247,6 +248,7 @@ def _summary(plan: _Plan) -> AttentionTiming:
     peaks = [layer.peak_mib for layer in layers if layer.peak_mib is not None]
     return AttentionTiming(
         density=density,
+        token_density=fmean(layer.token_density for layer in layers),
         selection_ms=mean("selection"),
         attention_ms=attention,
         total_ms=total,

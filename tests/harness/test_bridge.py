@@ -302,3 +302,14 @@ class TestStats:
             assert stats["selection_ms"] > 0
             assert stats["attention_ms"] is not None
             assert stats["attention_ms"] > 0
+
+
+def test_a_method_that_reuses_between_layers_sees_every_prompt_anew() -> None:
+    loaded, method = load("llama"), methods.build("kascade", sparsity=0.5, block_size=16)
+    prompts = [tokens(1, 100, seed=seed) for seed in (1, 2)]
+    with Bridge(loaded, method):
+        together = [loaded.model(prompt, use_cache=False).logits for prompt in prompts]
+    for prompt, logits in zip(prompts, together, strict=True):
+        with Bridge(loaded, methods.build("kascade", sparsity=0.5, block_size=16)) as bridge:
+            assert torch.equal(loaded.model(prompt, use_cache=False).logits, logits)
+            assert bridge.prefill_densities()[0] == pytest.approx(0.5, abs=0.02)

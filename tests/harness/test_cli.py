@@ -18,7 +18,7 @@ Command = Callable[..., int]
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["method=seerr"], "method=seerr is not known (did you mean seer?); choose one of: block_topk, dense, "),
+        (["method=seerr"], "method=seerr is not known (did you mean seer?); choose one of: blasst, block_topk, dense, "),
         (["model=nothing"], "model=nothing is not known; choose one of: bundled, hf, "),
         (["task=ruler"], "task=ruler is not known (did you mean ruler_core?); choose one of: cwe, demo, "),
         (["job=run"], "job=run is not known; choose one of: archive, distill, evaluate, kept_mass, "),

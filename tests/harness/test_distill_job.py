@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from harness.arms import _model_overrides, weights_folder
+from harness.arms import weights_folder
 from harness.errors import UserError
+from harness.searched import model_overrides
 from harness.training.rows import row_sources
 
 Command = Callable[..., int]
@@ -156,5 +157,5 @@ def test_the_hint_trains_where_the_method_looks(
     here = {"toy": Path("toy"), "bundled": Path("package")}
     wanted = SimpleNamespace(model=model)
     loaded = SimpleNamespace(name=model["name"], path=here.get(model["path"]))
-    assert _model_overrides(wanted) == hint  # type: ignore[arg-type]
+    assert model_overrides(wanted) == hint  # type: ignore[arg-type]
     assert weights_folder(wanted, loaded) == Path(folder)  # type: ignore[arg-type]

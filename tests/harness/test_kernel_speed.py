@@ -195,6 +195,8 @@ def test_decode(command: Command, tmp_path: Path) -> None:
         (["job.indices=[seer,best]"], "job.indices: best is not known; choose from: uniform, uniform_shared, block_topk, "),
         (["job.indices=[dense]"], "job.indices: dense is not known"),
         (["job.selections=[none]"], "job.selections: none is not known; choose from: block_topk, "),
+        (["job.selections=[blasst]"], "job.selections: blasst is not known; choose from: block_topk, "),  # it selects nothing
+        (["job.indices=[blasst]"], "job.indices: blasst is not known"),
         (["job.phase=train"], "job.phase: train is not known; choose from: prefill, decode"),
         (
             ["job.phase=decode", "job.kernels=[reference]", "job.indices=[seer]"],

@@ -32,7 +32,7 @@ def fill(store: Store, arm: Arm, task: str, scores: list[float], status: str = S
         store.samples.append(
             SampleRecord(
                 cell.id, "r1", index, "p", ["a"], score, 4000, 1.5, density, [kernel], sample_status, sample_reason,
-                DATE,
+                DATE, token_density=more.get("token_density"),
             )
         )  # fmt: skip
     store.cells.append(CellRecord(cell.id, arm.id, cell.pair, "r1", cell.identity(), status, reason, DATE, arm.knobs, "pydoc"))
@@ -76,6 +76,20 @@ def test_paired_rows_and_average(tmp_path: Path) -> None:
     assert (one["decode"], average["tasks"], one["tasks"]) == ("full", 2, None)
     assert average["ttft_ms"] == 900.0
     assert [r["method"] for r in leaderboard.rows(store)] == ["full"] * 3 + ["sieve"] * 3, "dense first"
+
+
+def test_token_density_is_of_all_samples_or_of_none(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    fill(store, DENSE, "one", [1])
+    fill(store, SPARSE, "one", [1, 0], token_density=0.08)
+    fill(store, SPARSE, "two", [1, 0], token_density=0.06)
+    rows = rows_by(store)
+    found = [rows[key]["token_density"] for key in (("full", "one"), ("sieve", "one"), ("sieve", "two"), ("sieve", "avg"))]
+    assert found == [1.0, pytest.approx(0.08), pytest.approx(0.06), pytest.approx(0.07)]
+    fill(store, SPARSE, "three", [1])  # a record older than the field
+    rows = rows_by(store)
+    assert rows["sieve", "three"]["token_density"] is None and rows["sieve", "avg"]["token_density"] is None
+    assert rows["sieve", "avg"]["density"] == pytest.approx(0.1)
 
 
 def test_csv_has_the_columns_and_is_replaced_whole(tmp_path: Path) -> None:

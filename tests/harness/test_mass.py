@@ -113,7 +113,8 @@ def test_a_failure_is_said_and_tried_again(
 def test_methods_stand_by_the_mass_they_keep(tmp_path: Path) -> None:
     rows = [
         {"method": name, "knob": "", "sparsity": 0.9, "length": length, "block_size": 64, "dtype": "float32", "seed": 0,
-         "kernel": "sdpa", "decode": "full", "layers": [0, 1], "kept": [[kept, kept], [kept, 1.0]], "densities": [0.1, 0.1], "prompts": 2}
+         "kernel": "sdpa", "decode": "full", "layers": [0, 1], "kept": [[kept, kept], [kept, 1.0]], "densities": [0.1, 0.1],
+         "prompts": 2}
         for length in (1024, 2048) for name, kept in (("worse", 0.2), ("better", 0.6))
     ]  # fmt: skip
     made = draw(rows, "title", "cpu")

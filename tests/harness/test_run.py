@@ -207,8 +207,13 @@ def test_an_archived_study_reports_and_resumes(command: Command, toy: list[str],
 def test_logits_that_are_not_finite_gate_the_cell(
     command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attention = bridge_module.block_sparse_attention
-    monkeypatch.setattr(bridge_module, "block_sparse_attention", lambda *a, **k: attention(*a, **k) * float("nan"))
+    attend = bridge_module.attend
+
+    def broken(*args: Any, **options: Any) -> Any:
+        out, ran = attend(*args, **options)
+        return out * float("nan"), ran
+
+    monkeypatch.setattr(bridge_module, "attend", broken)
     assert command(*toy) == 0
     rows = {r["method"]: r for r in board(tmp_path / "results" / "toy") if r["task"] != "avg"}
     assert (rows["dense"]["status"], rows["block_topk"]["status"]) == ("ok", "gated")

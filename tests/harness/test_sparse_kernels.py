@@ -3,7 +3,10 @@ number of a row is of the blocks that ran, not of those that were selected."""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,3 +102,14 @@ def test_and_is_refused_without_one() -> None:
     wanted: Any = SimpleNamespace(kernel="flex")
     with pytest.raises(ValueError, match="multiples of 16, not 8"):
         arms._kernel(wanted, loaded, Fixed(block_size=8))
+
+
+def test_a_method_that_leaves_the_choice_to_the_kernel_has_a_row(
+    toy: list[str], command: Callable[..., int], tmp_path: Path
+) -> None:
+    assert command(*toy, "method=blasst", "sparsity=0.3", "length=512", "samples=1", "latency=true", "latency_repeats=1") == 0
+    with (tmp_path / "results" / "toy" / "leaderboard.csv").open() as file:
+        row = next(row for row in csv.DictReader(file) if row["method"] == "blasst")
+    assert row["kernel"] == "reference"
+    assert float(row["density"]) == pytest.approx(0.7, abs=0.05)
+    assert row["status"] == "ok"

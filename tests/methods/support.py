@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 import methods
-from kernels.block_index import BlockIndex
+from kernels.sparse_attention import SparseIndex
 from methods.base import LayerInputs, Method
 from methods.gate import AttnGate, gate_state
 
@@ -57,10 +59,24 @@ def ready(name: str, **knobs: object) -> Method:
     if method.weights is not None:
         state = gates(method.block_size)
         method.load(state, layers=LAYERS, heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM)
+    if method.search_required:
+        search(method)
     return method
 
 
-def select_without_waiting(method: Method, x: LayerInputs) -> BlockIndex:
+def search(method: Method, tokens: int = 300) -> dict[str, Any]:
+    """Search random layers and load what was found."""
+    shape = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM}
+    finder = method.search(**shape)
+    for number in range(LAYERS):
+        x = layer(tokens, number=number, seed=number)
+        finder.observe(x, torch.randn(x.k.shape, generator=torch.Generator().manual_seed(number)))
+    found = finder.result()
+    method.load_search(found, **shape)
+    return found
+
+
+def select_without_waiting(method: Method, x: LayerInputs) -> SparseIndex:
     """The selection on a GPU; an error if it waits for the device."""
     method.select(x)  # what is made once per shape may wait
     torch.cuda.set_sync_debug_mode("error")

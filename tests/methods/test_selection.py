@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 
@@ -9,10 +11,11 @@ import methods
 from harness.calibrate import bisect
 from kernels.block_index import BlockIndex
 from kernels.block_map import block_map
+from kernels.sparse_attention import SparseIndex
 from methods.base import LayerInputs, Method
 from tests.methods.support import layer, ready, select_without_waiting
 
-SPARSE = [name for name in methods.names() if methods.get(name).family != "none"]
+SPARSE = [name for name in methods.names() if methods.get(name).family != "none" and not methods.get(name).in_kernel]
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95]
 SHAPES = [(640, 640), (637, 637), (1000, 1000), (320, 640), (205, 845)]
 """(queries, keys): whole blocks, odd lengths, and chunks of a longer prompt."""
@@ -39,11 +42,20 @@ def calibrated(name: str, x: LayerInputs, **knobs: object) -> Method:
     return method
 
 
-def select(name: str, x: LayerInputs, **knobs: object) -> BlockIndex:
+def select(name: str, x: LayerInputs, **knobs: object) -> SparseIndex:
     index = calibrated(name, x, **knobs).select(x)
     assert index is not None
     index.validate()
     return index
+
+
+def select_blocks(name: str, x: LayerInputs, **knobs: object) -> BlockIndex:
+    return blocks_of(select(name, x, **knobs))
+
+
+def blocks_of(index: SparseIndex) -> BlockIndex:
+    """The blocks alone, of an index that has columns too."""
+    return index if isinstance(index, BlockIndex) else index.blocks
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -90,7 +102,7 @@ def test_dense_runs_dense_at_any_sparsity() -> None:
 @pytest.mark.parametrize("name", SPARSE)
 def test_the_diagonal_is_always_kept(name: str, shape: tuple[int, int]) -> None:
     q_len, k_len = shape
-    mask = select(name, layer(*shape), sparsity=0.95).to_mask()
+    mask = select_blocks(name, layer(*shape), sparsity=0.95).to_mask()
     for row in range(mask.shape[2]):
         first = k_len - q_len + row * 16
         last = min(first + 16, k_len) - 1
@@ -100,15 +112,19 @@ def test_the_diagonal_is_always_kept(name: str, shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", SPARSE)
 def test_the_same_choice_twice(name: str) -> None:
     one, two = (select(name, layer(637), sparsity=0.8) for _ in range(2))
-    assert torch.equal(one.counts, two.counts)
-    assert torch.equal(one.indices, two.indices)
+    for field in fields(one):
+        first, second = getattr(one, field.name), getattr(two, field.name)
+        if isinstance(first, BlockIndex):
+            assert torch.equal(first.counts, second.counts) and torch.equal(first.indices, second.indices)
+        elif isinstance(first, torch.Tensor):
+            assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_batches_select_for_every_sample(name: str) -> None:
     index = select(name, layer(200, batch=3), sparsity=0.8)
-    assert index.counts.shape[0] == 3
-    assert index.counts.shape[1] in (2, 4)
+    assert index.density().shape[0] == 3
+    assert index.heads in (2, 4)
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])
@@ -118,7 +134,7 @@ def test_no_choice_of_as_many_blocks_keeps_more_mass_than_the_oracle(sparsity: f
     best = mass.sort(-1, descending=True).values.cumsum(-1)
     kept = {}
     for name, knobs in [*((name, {}) for name in SPARSE), ("oracle", {"pool": "mass"})]:
-        index = select(name, x, sparsity=sparsity, **knobs)
+        index = select_blocks(name, x, sparsity=sparsity, **knobs)
         group = mass.shape[1] // index.counts.shape[1]
         mask, counts = index.to_mask().repeat_interleave(group, 1), index.counts.repeat_interleave(group, 1)
         kept[name] = (mass * mask).sum(-1)
@@ -129,10 +145,10 @@ def test_no_choice_of_as_many_blocks_keeps_more_mass_than_the_oracle(sparsity: f
 
 def test_random_depends_on_seed_layer_and_head() -> None:
     x = layer(637)
-    base = select("random", x, sparsity=0.8).to_mask()
-    assert not torch.equal(base, select("random", x, sparsity=0.8, seed=1).to_mask())
-    assert not torch.equal(base, select("random", x, sparsity=0.8, seed=2**32).to_mask())
-    assert not torch.equal(base, select("random", layer(637, number=1), sparsity=0.8).to_mask())
+    base = select_blocks("random", x, sparsity=0.8).to_mask()
+    assert not torch.equal(base, select_blocks("random", x, sparsity=0.8, seed=1).to_mask())
+    assert not torch.equal(base, select_blocks("random", x, sparsity=0.8, seed=2**32).to_mask())
+    assert not torch.equal(base, select_blocks("random", layer(637, number=1), sparsity=0.8).to_mask())
     assert not torch.equal(base[:, 0], base[:, 1])
 
 
@@ -151,18 +167,18 @@ def test_random_is_uniform() -> None:
 
 
 def test_streaming_window_in_tokens() -> None:
-    mask = select("streaming_llm", layer(160), window=17, sinks=4).to_mask()[0, 0]
+    mask = select_blocks("streaming_llm", layer(160), window=17, sinks=4).to_mask()[0, 0]
     row, column = torch.arange(10)[:, None], torch.arange(10)
     assert torch.equal(mask, (column <= row) & ((column == 0) | (column >= row - 1)))
 
 
 def test_streaming_without_sinks() -> None:
-    mask = select("streaming_llm", layer(160), window=16, sinks=0).to_mask()[0, 0]
+    mask = select_blocks("streaming_llm", layer(160), window=16, sinks=0).to_mask()[0, 0]
     assert torch.equal(mask, torch.eye(10, dtype=torch.bool))
 
 
 def test_streaming_budget_goes_to_diagonal_then_sinks_then_recent() -> None:
-    mask = select("streaming_llm", layer(640), sparsity=0.8, sinks=20).to_mask()[0, 0]
+    mask = select_blocks("streaming_llm", layer(640), sparsity=0.8, sinks=20).to_mask()[0, 0]
     kept = mask.sum(-1).tolist()
     for row, count in enumerate(kept):
         sinks = min(2, count - 1)
@@ -175,7 +191,7 @@ def test_block_topk_finds_the_block_that_queries_point_at() -> None:
     q, k = torch.zeros_like(x.q), torch.zeros_like(x.k)
     k[:, :, 5 * 16 : 6 * 16, 0] = 1.0
     q[..., 0] = 1.0
-    index = select("block_topk", LayerInputs(q=q, k=k, layer=0, scale=x.scale), sparsity=0.8)
+    index = select_blocks("block_topk", LayerInputs(q=q, k=k, layer=0, scale=x.scale), sparsity=0.8)
     mask = index.to_mask()[0]
     assert bool(mask[:, 12:, 5].all())
 
@@ -231,9 +247,9 @@ def test_block_topk_pools_only_the_tokens_of_a_partial_block() -> None:
     ],
 )
 def test_the_same_choice_on_the_gpu_with_other_knobs(name: str, knobs: dict[str, object]) -> None:
-    cpu = select(name, layer(205, 845), **knobs).to_mask()
+    cpu = select_blocks(name, layer(205, 845), **knobs).to_mask()
     index = ready(name, block_size=16, **knobs).to("cuda").select(layer(205, 845, device="cuda"))
-    assert index is not None
+    assert isinstance(index, BlockIndex)
     index.validate()
     assert (index.to_mask().cpu() == cpu).float().mean() > 0.999
 
@@ -249,9 +265,9 @@ def test_selection_never_waits_for_the_device(name: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", SPARSE)
 def test_the_same_choice_on_the_gpu(name: str) -> None:
-    cpu = select(name, layer(1000), sparsity=0.8).to_mask()
+    cpu = select_blocks(name, layer(1000), sparsity=0.8).to_mask()
     method = calibrated(name, layer(1000), sparsity=0.8).to("cuda")
     index = method.select(layer(1000, device="cuda"))
     assert index is not None
-    same = (index.to_mask().cpu() == cpu).float().mean()
+    same = (blocks_of(index).to_mask().cpu() == cpu).float().mean()
     assert same == 1 if methods.get(name).family == "static" else same > 0.999

@@ -1,62 +1,12 @@
-"""Column and diagonal sums of the last queries' attention, against loops over every query and key."""
+"""What is made of the sums over columns and diagonals."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import pytest
 import torch
 
 from methods.chunks import row_average
-from methods.vertical_slash import block_sums, covering, largest, vertical_slash, vertical_slash_mask
-from tests.methods.support import layer
-
-
-def literal(q: torch.Tensor, k: torch.Tensor, scale: float, last_q: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """vertical, slash [K] of one head, float64, entry by entry."""
-    (q_len, _), k_len = q.shape, k.shape[0]
-    rows = min(last_q, q_len)
-    vertical, slash = torch.zeros(2, k_len, dtype=torch.float64)
-    for i in range(q_len - rows, q_len):
-        position = i + k_len - q_len
-        probs = (q[i].double() @ k[: position + 1].double().T * scale).softmax(-1)
-        for j in range(position + 1):
-            vertical[j] += probs[j] / rows
-            slash[k_len - 1 - (position - j)] += probs[j] / rows
-    return vertical, slash
-
-
-@pytest.mark.parametrize(("q_len", "k_len", "last_q"), [(70, 70, 16), (37, 101, 16), (5, 60, 16), (1, 33, 64), (9, 9, 64)])
-def test_equals_the_sums_over_every_entry(q_len: int, k_len: int, last_q: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = layer(q_len, k_len, batch=2)
-    q = x.q.transpose(1, 2).contiguous().transpose(1, 2)  # as a projection leaves it
-    for limit in (1 << 26, 1):  # all heads at once, one at a time
-        monkeypatch.setattr("methods.vertical_slash.SCORES", limit)
-        vertical, slash = vertical_slash(q, x.k, scale=x.scale, last_q=last_q)
-        assert vertical.dtype == slash.dtype == torch.float32
-        for b in range(2):
-            for h in range(4):
-                wanted = literal(q[b, h], x.k[b, h // 2], x.scale, last_q)
-                torch.testing.assert_close(vertical[b, h].double(), wanted[0], atol=1e-6, rtol=1e-4)
-                torch.testing.assert_close(slash[b, h].double(), wanted[1], atol=1e-6, rtol=1e-4)
-
-
-def test_both_sum_to_1() -> None:
-    x = layer(40, 90)
-    for sums in vertical_slash(x.q, x.k, scale=x.scale, last_q=16):
-        torch.testing.assert_close(sums.sum(-1), torch.ones(1, 4))
-
-
-def test_float64_stays() -> None:
-    x = layer(20)
-    x = replace(x, q=x.q.double(), k=x.k.double())
-    assert vertical_slash(x.q, x.k, scale=x.scale, last_q=16)[1].dtype == torch.float64
-
-
-def test_last_q_must_be_a_number_of_queries() -> None:
-    x = layer(20)
-    with pytest.raises(ValueError, match="last_q=0: must be at least 1 query"):
-        vertical_slash(x.q, x.k, scale=x.scale, last_q=0)
+from methods.vertical_slash import block_sums, covering, largest, vertical_slash_mask
 
 
 def test_block_sums_of_a_partial_last_block() -> None:

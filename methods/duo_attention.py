@@ -1,0 +1,172 @@
+"""DuoAttention: retrieval heads attend to everything, streaming heads to sinks and a window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.block_index import BlockIndex, causal_blocks, causal_total
+from kernels.dense import dense_attention
+from kernels.sparse_attention import sparse_attention
+from methods import register
+from methods.base import Grid, HeadSearch, LayerInputs, Method
+from methods.head_patterns import together
+from methods.streaming_llm import StreamingLLM
+
+SINKS, RECENT = 128, 256
+
+
+@register("duo_attention")
+class DuoAttention(Method):
+    """Each KV head, with its query heads, is dense or streams: `sinks` first tokens and the `recent` latest, in whole blocks.
+
+    A number for each KV head of the model says how much it needs the whole context; the heads with the least stream. The
+    numbers come from job=search_heads, or from `heads`, the path of such a file or of a released full_attention_heads.tsv
+    (rows are layers, columns KV heads). streaming: the share of the model's KV heads that stream, 0.5 unless given.
+
+    With a sparsity the density over all heads of the model is as asked: as many heads are dense as it pays beside streaming
+    ones, and what is left over widens the window of those. Where even no dense head leaves too much, the window shrinks.
+    A single layer's density follows from how many of its heads are dense. A layer whose heads are all dense runs the dense
+    kernel.
+    """
+
+    paper = "DuoAttention, arXiv 2410.10819"
+    knob = "streaming"
+    family = "static"
+    searched = "duo_attention-heads.json"
+    search_required = True
+    shared = True
+    """The query heads of a KV head have one index."""
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        sparsity: float | None = None,
+        seed: int = 0,
+        streaming: float | None = None,
+        sinks: int = SINKS,
+        recent: int = RECENT,
+        heads: str | None = None,
+    ) -> None:
+        super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
+        self.one_of(streaming=streaming)
+        if streaming is not None and not 0 <= streaming <= 1:
+            raise ValueError(f"streaming={streaming}: must be a share of the KV heads, 0 to 1")
+        if sinks < 0 or recent < 1:
+            raise ValueError(f"sinks={sinks}, recent={recent}: must be at least 0 and 1 tokens")
+        self.streaming = 0.5 if streaming is None and sparsity is None else streaming
+        self.sinks = sinks
+        self.recent = recent
+        self.heads = heads
+        self.ranks: tuple[tuple[int, ...], ...] | None = None
+
+    def search_file(self) -> str | None:
+        return self.heads or self.searched
+
+    def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> HeadSearch:
+        return StreamingSearch(layers, kv_heads, self.streaming_part())
+
+    def load_search(
+        self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int
+    ) -> None:  # fmt: skip
+        try:
+            needs = [[float(number) for number in layer] for layer in found["heads"]]
+        except (KeyError, TypeError, ValueError):
+            raise ValueError('it has no "heads": a list of numbers for each layer, one for each KV head') from None
+        if len(needs) != layers or any(len(layer) != kv_heads for layer in needs):
+            sizes = ", ".join(map(str, sorted({len(layer) for layer in needs})))
+            raise ValueError(f"it is of {len(needs)} layers of {sizes} KV heads, not {layers} of {kv_heads}")
+        if not all(math.isfinite(number) for layer in needs for number in layer):
+            raise ValueError("its numbers must be finite")
+        order = sorted((-number, at, head) for at, layer in enumerate(needs) for head, number in enumerate(layer))
+        places = {(at, head): place for place, (_, at, head) in enumerate(order)}
+        self.ranks = tuple(tuple(places[at, head] for head in range(kv_heads)) for at in range(layers))
+
+    def streaming_part(self, sparsity: float | None = None) -> StreamingLLM:
+        """What chooses the blocks of streaming heads: sinks and window, or as many blocks as a sparsity leaves."""
+        window = self.recent if sparsity is None else None
+        return StreamingLLM(block_size=self.block_size, sparsity=sparsity, window=window, sinks=self.sinks)
+
+    def split(self, grid: Grid) -> tuple[int, float | None]:
+        """How many of the model's KV heads are dense, and the sparsity of the others (None: sinks and window as they are)."""
+        total = sum(len(layer) for layer in self._ranks())
+        if self.sparsity is None:
+            assert self.streaming is not None
+            return total - round(self.streaming * total), None
+        share = (1 - self.sparsity) * total
+        native = _streaming_density(-(-self.sinks // self.block_size) + -(-self.recent // self.block_size), **grid)
+        # m dense heads and total - m that stream natively cost m + (total - m) * native, of which `share` pays:
+        dense = 0 if native >= 1 else max(0, min(total - 1, math.floor((share - total * native) / (1 - native) + 1e-9)))
+        return dense, 1 - (share - dense) / (total - dense)
+
+    @torch.no_grad()
+    def select(self, x: LayerInputs) -> BlockIndex | None:
+        grid, (batch, kv_heads) = self.grid(x), x.k.shape[:2]
+        if self.sparsity == 0:
+            return BlockIndex.full(batch, kv_heads, device=x.q.device, **grid)
+        ranks = self._ranks()[x.layer]
+        dense, sparsity = self.split(grid)
+        full = [head for head, rank in enumerate(ranks) if rank < dense]
+        narrow = [head for head in range(kv_heads) if head not in full]
+        if not narrow:
+            return None
+        streaming = self.streaming_part(None if sparsity is None else min(max(sparsity, 0.0), 1 - 1e-9)).select(x)
+        if not full:
+            return streaming
+        every = BlockIndex.full(batch, len(full), device=x.q.device, **grid)
+        some = slice(len(narrow))  # the same in every head
+        few = replace(streaming, counts=streaming.counts[:, some], indices=streaming.indices[:, some])
+        return together([(full, every), (narrow, few)], kv_heads)
+
+    def _ranks(self) -> tuple[tuple[int, ...], ...]:
+        if self.ranks is None:
+            raise ValueError(
+                f"method {self.name} has no numbers of heads: load {self.searched} first, which "
+                f"`python -m harness job=search_heads method={self.name}` makes"
+            )
+        return self.ranks
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        heads = None if self.heads is None else Path(self.heads).name  # a row tells the file by its hash
+        return {"streaming": self.streaming, "sinks": self.sinks, "recent": self.recent, "heads": heads}
+
+
+@lru_cache(maxsize=64)
+def _streaming_density(blocks: int, q_block: int, k_block: int, q_len: int, k_len: int) -> float:
+    """Density of rows that keep so many blocks, all where they see fewer."""
+    kept = causal_blocks(q_len, k_len, q_block, k_block).clamp(max=blocks).sum()
+    return float(kept) / causal_total(q_len, k_len, q_block, k_block)
+
+
+class StreamingSearch:
+    """How much each KV head needs the whole context: the error of its query heads' output when it streams, ‖streaming - dense‖
+    over the norm of the dense output of all heads of the layer. Nothing is trained; the original learns these numbers."""
+
+    def __init__(self, layers: int, kv_heads: int, streaming: StreamingLLM) -> None:
+        self.streaming = streaming
+        self.errors = torch.zeros(layers, kv_heads, dtype=torch.float64)
+        self.prompts = torch.zeros(layers, dtype=torch.int64)
+
+    def observe(self, x: LayerInputs, v: Tensor) -> None:
+        """One layer of one prompt, v [B,Hkv,K,D]."""
+        dense = dense_attention(x.q, x.k, v, scale=x.scale)
+        out = sparse_attention(x.q, x.k, v, self.streaming.select(x), scale=x.scale)
+        errors = (out - dense).double().square().sum((0, 2, 3)).unflatten(0, (x.k.shape[1], -1)).sum(-1)
+        self.errors[x.layer] += (errors / dense.double().square().sum()).sqrt().cpu()
+        self.prompts[x.layer] += 1
+
+    def result(self) -> dict[str, Any]:
+        """heads [layer][KV head], means over prompts; sinks and window of the streaming that was tried."""
+        if bool((self.prompts == 0).any()):
+            raise ValueError("a layer was never seen: its attention has a sliding window, or no prompt was given")
+        needs = (self.errors / self.prompts[:, None]).tolist()
+        rounded = [[round(number, 5) for number in layer] for layer in needs]
+        return {"heads": rounded, "sinks": self.streaming.sinks, "recent": self.streaming.window}

@@ -1,0 +1,154 @@
+"""Kascade: a few anchor layers select blocks by their true attention; the layers after each reuse what it selected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from kernels.block_index import BlockIndex, causal_blocks
+from kernels.block_map import block_map
+from kernels.selection import row_budget, select_topk
+from methods import register
+from methods.base import LayerInputs, Method
+from methods.kascade_search import KascadeSearch, Plan, plan_from
+
+LEAST_TOKENS = 128
+"""Keys that a row keeps at least at the native knob, as in the release."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What an anchor layer selected, and for which tensors."""
+
+    layer: int
+    index: BlockIndex
+    call: tuple[object, ...]
+
+
+@register("kascade")
+class Kascade(Method):
+    """An anchor layer keeps, for each KV head and query block, the key blocks of the highest true attention mass, summed over
+    the block's queries and the query heads that read the KV head. The layers up to the next anchor keep the same blocks; each
+    KV head there takes those of the anchor's head that is most like it.
+
+    topk: share of the keys seen that a row keeps, 0.1, and 128 keys at least; or a sparsity. dense_first: layer 0 attends to
+    everything, as in the paper, and still selects for those after it; null: where no sparsity is given, which all layers then
+    keep alike. anchors: how many anchors a search (`kascade-anchors.json`) is asked for; null: 5 of 32 layers, 2 at least.
+    Without a search there is an anchor every `every` layers, 7, and heads take their own number's blocks; `knobs` says which.
+
+    Reusing costs nothing; an anchor costs more than dense attention, since the exact map is a pass of its own. Deviations:
+    blocks of keys instead of single keys, query tiles of the block size instead of 32; the search takes similarity's mean over
+    query blocks, not its least, and leaves out the weights of layers by how much they change the hidden state.
+    """
+
+    paper = "Kascade, arXiv 2512.16391"
+    knob = "top-k"
+    family = "top-k"
+    searched = "kascade-anchors.json"
+    shared = True
+    """Query heads of a KV head have one index."""
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        sparsity: float | None = None,
+        seed: int = 0,
+        topk: float | None = None,
+        anchors: int | None = None,
+        every: int = 7,
+        dense_first: bool | None = None,
+    ) -> None:
+        super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
+        self.one_of(topk=topk)
+        if topk is not None and not 0 < topk <= 1:
+            raise ValueError(f"topk={topk}: must be a share of the keys, above 0 and at most 1")
+        for name, value in (("anchors", anchors), ("every", every)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1 layer")
+        self.topk = (0.1 if topk is None else topk) if sparsity is None else None
+        self.anchors = anchors
+        self.every = every
+        self.dense_first = sparsity is None if dense_first is None else dense_first
+        self.plan: Plan | None = None
+        self._maps: dict[int, Tensor] = {}
+        self._kept: _Kept | None = None
+        self._last = -1
+
+    # -- what a search found -----------------------------------------------------------------------------------------
+
+    def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> KascadeSearch:
+        return KascadeSearch(layers, kv_heads, block_size=self.block_size, share=self.topk or 1 - self.required_sparsity())
+
+    def load_search(
+        self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int
+    ) -> None:  # fmt: skip
+        wanted = max(2, round(layers * 5 / 32)) if self.anchors is None else self.anchors
+        self.plan = plan_from(found, wanted, layers=layers, kv_heads=kv_heads)
+        self._maps = {layer: torch.tensor(heads) for layer, heads in self.plan.heads.items()}
+        self._kept = None
+
+    def to(self, device: Any) -> Self:
+        self._maps = {layer: heads.to(device) for layer, heads in self._maps.items()}
+        return self
+
+    # -- selecting ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def select(self, x: LayerInputs) -> BlockIndex | None:
+        call = (x.q.shape, x.k.shape, x.q.dtype, x.q.device)
+        kept, self._last, before = self._kept, x.layer, self._last
+        if kept is None or kept.call != call or x.layer <= kept.layer or x.layer < before or not self._reuses(x.layer, kept):
+            if self.plan is not None and x.layer not in self.plan.anchors:
+                raise ValueError(
+                    f"method {self.name} reuses in layer {x.layer} what layer {self.plan.anchor(x.layer)} selected, and that "
+                    "has selected nothing for this prompt: give it all layers, in their order"
+                )
+            kept = self._kept = _Kept(x.layer, self._exact(x), call)
+        if self.dense_first and x.layer == 0:
+            return None
+        heads = self._maps.get(x.layer)
+        if heads is None:
+            return kept.index
+        heads = heads.to(x.q.device)
+        return replace(
+            kept.index,
+            counts=kept.index.counts.index_select(1, heads),
+            indices=kept.index.indices.index_select(1, heads),
+        )
+
+    def _reuses(self, layer: int, kept: _Kept) -> bool:
+        """Whether a layer takes the blocks of the layer that selected last. Without a search the first layer of every
+        `every` that selects is the anchor of the others: layers of a sliding window never do."""
+        if self.plan is None:
+            return layer // self.every == kept.layer // self.every
+        return self.plan.anchor(layer) == kept.layer
+
+    def _exact(self, x: LayerInputs) -> BlockIndex:
+        grid = self.grid(x)
+        mass = block_map(x.q, x.k, q_block=grid["q_block"], k_block=grid["k_block"], scale=x.scale, pool="mass")
+        mass = mass.unflatten(1, (x.k.shape[1], -1)).mean(2)
+        return select_topk(mass, self._budget(x), **grid)
+
+    def _budget(self, x: LayerInputs) -> tuple[int, ...]:
+        if self.topk is None:
+            return self.budget(x)
+        return native_budget(self.topk, **self.grid(x))
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        anchors = f"every {self.every}" if self.plan is None else ",".join(map(str, self.plan.anchors))
+        heads = "own" if self.plan is None else "searched"
+        return {"topk": self.topk, "anchor_layers": anchors, "heads": heads, "dense_first": self.dense_first}
+
+
+def native_budget(share: float, *, q_block: int, k_block: int, q_len: int, k_len: int) -> tuple[int, ...]:
+    """Blocks of each row: a share of those it sees, and LEAST_TOKENS at least."""
+    seen = causal_blocks(q_len, k_len, q_block, k_block).tolist()
+    least = -(-LEAST_TOKENS // k_block)
+    return tuple(
+        min(all_, max(kept, least)) for all_, kept in zip(seen, row_budget(share, q_len, k_len, q_block, k_block), strict=True)
+    )

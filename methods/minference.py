@@ -1,0 +1,109 @@
+"""MInference: every head has a pattern, found offline; where it lies is found online, from the prompt's last queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+
+from kernels.block_index import BlockIndex
+from kernels.column_index import ColumnIndex
+from methods import register
+from methods.base import HeadSearch, Knob, LayerInputs, Method
+from methods.head_patterns import Pattern, patterns_from, select_patterns
+
+FALLBACK = Pattern("vertical_slash", 1000, 6096)
+"""What the release gives heads that it knows nothing of, and those whose search block-sparse won."""
+Score = Literal["mass", "output"]
+
+
+@register("minference")
+class MInference(Method):
+    """Each query head by its pattern (see methods.head_patterns):
+
+    vertical_slash: the v columns and s diagonals that the last 64 queries attend to most, the first 30 columns and the nearest
+    100 diagonals before all others, v at least 30 and s at least 50; diagonals in whole blocks, columns as single keys.
+    block_sparse: of each row the best blocks by mean query · mean key. a_shape: sinks and a window, in whole blocks.
+
+    patterns: auto (what job=search_heads found for the model where there is a file, else every head vertical_slash with 1000
+    columns and 6096 diagonals, the release's fallback), fallback, or the path of a file. release_rules: replace block_sparse
+    by the fallback, and a_shape by vertical_slash of the same numbers, as the release does with what its search finds.
+    score, search_density: of the search, see methods.pattern_search. Its block_size is 64.
+
+    With a sparsity, all budgets are multiplied by one factor, which is calibrated, and the floors of 30 and 50 don't hold.
+    Budgets beyond the prompt's length are cut to it. In a chunk of a prompt the last queries are the chunk's.
+    """
+
+    paper = "MInference 1.0, arXiv 2407.02490"
+    knob = "factor"
+    family = "threshold"
+    columns = True
+    searched = "minference-patterns.json"
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        sparsity: float | None = None,
+        seed: int = 0,
+        patterns: str = "auto",
+        release_rules: bool = False,
+        score: Score = "mass",
+        search_density: float | None = 0.2,
+    ) -> None:
+        super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
+        if score not in get_args(Score):
+            raise ValueError(f"score={score}: must be one of {', '.join(get_args(Score))}")
+        if search_density is not None and not 0 < search_density < 1:
+            raise ValueError(f"search_density={search_density}: must be above 0 and below 1, or null (the release's budgets)")
+        self.patterns = patterns
+        self.release_rules = release_rules
+        self.score = score
+        self.search_density = search_density
+        self.factor = 1.0
+        self.found: tuple[tuple[Pattern, ...], ...] | None = None
+
+    def search_file(self) -> str | None:
+        return {"auto": self.searched, "fallback": None}.get(self.patterns, self.patterns)
+
+    def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> HeadSearch:
+        from methods.pattern_search import PatternSearch
+
+        return PatternSearch(layers, heads, block=self.block_size, score=self.score, density=self.search_density)
+
+    def load_search(
+        self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int
+    ) -> None:  # fmt: skip
+        if "patterns" not in found:
+            raise ValueError("it has no patterns")
+        self.found = patterns_from(found["patterns"], layers=layers, heads=heads)
+
+    def calibrates(self) -> Knob | None:
+        return Knob("factor", low=1e-4, high=2e3, rising=True, log=True) if self.sparsity else None
+
+    def layer_patterns(self, layer: int, heads: int) -> tuple[Pattern, ...]:
+        """The patterns of a layer's heads, their budgets as they are to run."""
+        found = (FALLBACK,) * heads if self.found is None else self.found[layer]
+        if self.release_rules:
+            found = tuple(released(pattern) for pattern in found)
+        if self.sparsity is None:
+            return tuple(pattern.floored() for pattern in found)
+        return tuple(pattern.scaled(self.factor) for pattern in found)
+
+    @torch.no_grad()
+    def select(self, x: LayerInputs) -> BlockIndex | ColumnIndex:
+        if self.sparsity == 0:
+            return BlockIndex.full(x.q.shape[0], x.k.shape[1], device=x.q.device, **self.grid(x))
+        return select_patterns(x, self.grid(x), self.layer_patterns(x.layer, x.q.shape[1]))
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        patterns = "fallback" if self.found is None else "searched"
+        factor = self.factor if self.sparsity else None
+        return {"patterns": patterns, "release_rules": self.release_rules, "factor": factor}
+
+
+def released(pattern: Pattern) -> Pattern:
+    """The pattern that the release runs for one that its search found."""
+    return {"block_sparse": FALLBACK, "a_shape": replace(pattern, kind="vertical_slash")}.get(pattern.kind, pattern)

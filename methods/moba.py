@@ -1,0 +1,145 @@
+"""MoBA's rule on a model that was not trained with it: every query chooses its own blocks by their mean keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from kernels.block_index import BlockIndex
+from kernels.selection import row_budget, select_topk
+from methods import register
+from methods.base import Grid, LayerInputs, Method
+from methods.chunks import query_heads, select_in_chunks
+from methods.pooling import pool_blocks
+
+GATES = 1 << 24
+"""Products of a query and a mean key held at once; a few float32 and int64 of each."""
+
+PARTS = 64
+"""Blocks that a prompt is cut into where no block is given: 2048 tokens at 131,072."""
+
+
+@register("moba")
+class MoBA(Method):
+    """A query's gate of a block is its product with the mean key; it attends to its own block, always, and to the best of those
+    before, `topk` (3) in all. Each query head chooses for itself. The rule is meant for models trained with it: on others it is
+    here for reference.
+
+    block: tokens of a block, a multiple of block_size; null: a 64th of the prompt, at most 4096 (the release's example: 2048
+    with topk 3; its paper at a million tokens: 4096 with 12). exact=false, the default: a query block attends to every block
+    that one of its queries chose, more than the rule gives to each of them, for kernels take one list a query block; density
+    is of that union. exact=true: each query attends to its own choice alone, as the rule says; its lists are of single
+    queries, which only the kernels sdpa and reference take.
+
+    With a sparsity in place of topk, each row of the index keeps its share of the budget: of a query's blocks the best (exact),
+    or of a query block's the union at the largest topk that fits, and of the next rank those that most of its queries name.
+    """
+
+    paper = "MoBA, arXiv 2502.13189"
+    knob = "top-k"
+    family = "top-k"
+
+    def __init__(
+        self,
+        *,
+        block_size: int = 64,
+        sparsity: float | None = None,
+        seed: int = 0,
+        topk: int | None = None,
+        block: int | None = None,
+        exact: bool = False,
+    ) -> None:
+        super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
+        self.one_of(topk=topk)
+        if topk is not None and topk < 1:
+            raise ValueError(f"topk={topk}: must be at least 1, a query's own block")
+        if block is not None and (block < 1 or block % block_size):
+            raise ValueError(f"block={block}: must be a multiple of block_size={block_size}")
+        self.topk = (3 if topk is None else topk) if sparsity is None else None
+        self.block = block
+        self.exact = exact
+
+    def tokens(self, x: LayerInputs) -> int:
+        """Tokens of a block in this call."""
+        if self.block is not None:
+            return self.block
+        return self.block_size * max(1, min(4096, x.k.shape[2] // PARTS) // self.block_size)
+
+    @torch.no_grad()
+    def select(self, x: LayerInputs) -> BlockIndex:
+        means = pool_blocks(x.k, self.tokens(x), "mean")
+        return self._own_lists(x, means) if self.exact else self._unions(x, means)
+
+    def knobs(self) -> dict[str, int | float | str | bool | None]:
+        return {"topk": self.topk, "block": self.block, "exact": self.exact}
+
+    # -- a list for each query ---------------------------------------------------------------------------------------
+
+    def _own_lists(self, x: LayerInputs, means: Tensor) -> BlockIndex:
+        block = self.tokens(x)
+        grid = Grid(q_block=1, k_block=block, q_len=x.q.shape[2], k_len=x.k.shape[2])
+        if self.topk is None:
+            budget = row_budget(1 - self.required_sparsity(), **grid)
+        else:
+            budget = (self.topk,) * grid["q_len"]
+        ranked = torch.cat([gates for _, gates in token_gates(x.q, means, block, grid["k_len"])], dim=2)
+        return select_topk(ranked, budget, **grid)
+
+    # -- what the queries of a query block chose together --------------------------------------------------------------
+
+    def _unions(self, x: LayerInputs, means: Tensor) -> BlockIndex:
+        grid, block, group = self.grid(x), self.tokens(x), x.q.shape[1] // x.k.shape[1]
+        parts = block // self.block_size
+
+        def choose(kv: slice) -> Tensor:
+            """bool [B,H,Mq,Nk], or with a sparsity float32 by which to rank."""
+            found = []
+            pieces = token_gates(x.q[:, query_heads(kv, group)], means[:, kv], block, grid["k_len"], self.block_size)
+            for _, gates in pieces:
+                rows = pad(gates, (0, 0, 0, -gates.shape[2] % self.block_size), value=-float("inf"))
+                rows = rows.unflatten(2, (-1, self.block_size))  # [B,H,rows,queries,blocks]
+                found.append(chosen(rows, self.topk) if self.topk is not None else union_order(rows))
+            wide = torch.cat(found, dim=2).repeat_interleave(parts, -1)[..., : -(-grid["k_len"] // self.block_size)]
+            if self.topk is not None:
+                return wide
+            # of one block the latest part first; whole numbers below 2**24 are exact in float32
+            return wide * parts + torch.arange(wide.shape[-1], device=wide.device) % parts
+
+        if self.topk is not None:
+            return select_in_chunks(choose, x, grid)
+        return select_topk(choose(slice(0, x.k.shape[1])), self.budget(x), **grid)
+
+
+def token_gates(q: Tensor, means: Tensor, block: int, k_len: int, rows: int = 1) -> Iterator[tuple[int, Tensor]]:
+    """(first query, gates [B,Hq,queries,blocks]) of q [B,Hq,Q,D] and mean keys [B,Hkv,blocks,D], a multiple of `rows` queries
+    at a time: inf for a query's own block, -inf for blocks that come after it; no other mean holds a later key."""
+    (batch, heads, q_len, _), kv_heads, blocks = q.shape, means.shape[1], means.shape[2]
+    step = rows * max(1, GATES // (batch * heads * blocks * rows))
+    columns = torch.arange(blocks, device=q.device)
+    for first in range(0, q_len, step):
+        part = q[:, :, first : first + step].to(means.dtype).unflatten(1, (kv_heads, -1))
+        gates = (part @ means.unsqueeze(2).mT).flatten(1, 2)
+        own = (torch.arange(first, first + gates.shape[2], device=q.device) + (k_len - q_len)).unsqueeze(-1) // block
+        gates.masked_fill_(columns > own, -float("inf")).masked_fill_(columns == own, float("inf"))
+        yield first, gates
+
+
+def chosen(gates: Tensor, topk: int) -> Tensor:
+    """bool [...,blocks]: blocks among the `topk` best of some query, for gates [...,queries,blocks]. Of equal gates all."""
+    least = gates.topk(min(topk, gates.shape[-1]), dim=-1).values[..., -1:]
+    return ((gates >= least) & (gates > -float("inf"))).any(-2)
+
+
+def union_order(gates: Tensor) -> Tensor:
+    """Blocks in the order in which the union of the queries' best k takes them as k rises, for gates [...,queries,blocks]:
+    float32 [...,blocks], whole and at most 0, the first to be taken the largest; of one k those that more queries take then."""
+    queries, blocks = gates.shape[-2:]
+    order = gates.argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(blocks, device=gates.device).expand(order.shape))
+    rank = rank.masked_fill(gates == -float("inf"), blocks)
+    best = rank.amin(-2, keepdim=True)
+    behind = queries - (rank == best).sum(-2)
+    return -(best.squeeze(-2) * (queries + 1) + behind).float()

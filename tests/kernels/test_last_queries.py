@@ -1,0 +1,81 @@
+"""Column and diagonal means of the last queries' attention, against loops over every query and key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels.last_queries import vertical_slash
+from tests.methods.support import layer
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def literal(q: torch.Tensor, k: torch.Tensor, scale: float, last_q: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """vertical, slash [K] of one head, float64, entry by entry."""
+    (q_len, _), k_len = q.shape, k.shape[0]
+    rows = min(last_q, q_len)
+    vertical, slash = torch.zeros(2, k_len, dtype=torch.float64)
+    for i in range(q_len - rows, q_len):
+        position = i + k_len - q_len
+        probs = (q[i].double() @ k[: position + 1].double().T * scale).softmax(-1)
+        for j in range(position + 1):
+            vertical[j] += probs[j] / rows
+            slash[k_len - 1 - (position - j)] += probs[j] / rows
+    return vertical, slash
+
+
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+@pytest.mark.parametrize("shape", [(70, 70, 16), (37, 101, 16), (5, 60, 16), (1, 33, 64), (9, 9, 64), (300, 300, 20)])
+def test_equals_the_sums_over_every_entry(kernel: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    q_len, k_len, last_q = shape
+    x = layer(q_len, k_len, batch=2, device=DEVICE)
+    q = x.q.transpose(1, 2).contiguous().transpose(1, 2)  # as a projection leaves it
+    for limit in (1 << 26, 1):  # all heads at once, one at a time
+        for module in ("reference", "triton_kernel"):
+            monkeypatch.setattr(f"kernels.last_queries.{module}.SCORES", limit)
+        vertical, slash = (y.cpu() for y in vertical_slash(q, x.k, scale=x.scale, last_q=last_q, kernel=kernel))
+        assert vertical.dtype == slash.dtype == torch.float32
+        for b in range(2):
+            for h in range(4):
+                wanted = literal(q[b, h].cpu(), x.k[b, h // 2].cpu(), x.scale, last_q)
+                torch.testing.assert_close(vertical[b, h].double(), wanted[0], atol=1e-6, rtol=1e-4)
+                torch.testing.assert_close(slash[b, h].double(), wanted[1], atol=1e-6, rtol=1e-4)
+
+
+def test_both_sum_to_1() -> None:
+    x = layer(40, 90)
+    for sums in vertical_slash(x.q, x.k, scale=x.scale, last_q=16):
+        torch.testing.assert_close(sums.sum(-1), torch.ones(1, 4))
+
+
+def test_float64_stays() -> None:
+    x = layer(20)
+    x = replace(x, q=x.q.double(), k=x.k.double())
+    assert vertical_slash(x.q, x.k, scale=x.scale, last_q=16)[1].dtype == torch.float64
+
+
+def test_last_q_must_be_a_number_of_queries() -> None:
+    x = layer(20)
+    with pytest.raises(ValueError, match="last_q=0: must be at least 1 query"):
+        vertical_slash(x.q, x.k, scale=x.scale, last_q=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)])
+def test_the_fast_kernel_takes_short_types(dtype: torch.dtype) -> None:
+    x = layer(200, 333, device=DEVICE)
+    q, k = x.q.to(dtype), x.k.to(dtype)
+    plain, fast = (vertical_slash(q, k, scale=x.scale, last_q=64, kernel=kernel) for kernel in ("reference", "triton"))
+    for ours, theirs in zip(fast, plain, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+
+
+def test_the_fast_kernel_says_how_many_queries_it_takes() -> None:
+    x = layer(200, device=DEVICE)
+    with pytest.raises(ValueError, match="last_q=150: kernel=triton takes at most 128 queries"):
+        vertical_slash(x.q, x.k, scale=x.scale, last_q=150, kernel="triton")
+    plain = vertical_slash(x.q, x.k, scale=x.scale, last_q=150, kernel="reference")
+    torch.testing.assert_close(vertical_slash(x.q, x.k, scale=x.scale, last_q=150), plain)

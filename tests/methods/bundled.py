@@ -1,0 +1,35 @@
+"""The layers of the bundled model on a real prompt, for tests of what papers claim about trained heads."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from harness import tasks
+from harness.bridge import Bridge
+from harness.models import LoadedModel, ModelConfig, load_model
+from methods.base import LayerInputs
+
+
+@lru_cache(maxsize=1)
+def model() -> LoadedModel:
+    """The bundled model on the CPU."""
+    return load_model(ModelConfig("bundled", "bundled", device="cpu"))
+
+
+@lru_cache(maxsize=8)
+def layers(task: str, length: int, index: int = 0) -> list[tuple[LayerInputs, Tensor]]:
+    """(inputs, v) of every layer, in a dense prefill of one sample of a task."""
+    loaded = model()
+    sample = tasks.get_samples(task, loaded.tokenizer, length, index + 1, seed=5, cache_dir=None)[index]
+    ids = torch.tensor([tasks.encode(loaded.tokenizer, sample.prompt)])
+    found: list[tuple[LayerInputs, Tensor]] = []
+
+    def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+        found.append((LayerInputs(q=q, k=k, layer=layer, scale=scale), v))
+
+    with torch.inference_mode(), Bridge(loaded, None, observer=observe, record=False):
+        loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
+    return found

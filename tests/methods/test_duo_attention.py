@@ -1,0 +1,151 @@
+"""DuoAttention: which heads are dense, what the others keep, and what a sparsity makes of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import methods
+from kernels.block_index import BlockIndex
+from kernels.dense import dense_attention
+from methods.duo_attention import DuoAttention
+from methods.streaming_llm import StreamingLLM
+from tests.methods.support import DIM, HEADS, KV_HEADS, LAYERS, layer, search
+
+SHAPE = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM}
+NEEDS = [[0.1, 0.9], [0.4, 0.2]]
+"""Of two layers with two KV heads."""
+
+
+def duo(needs: list[list[float]] = NEEDS, *, kv_heads: int = KV_HEADS, **knobs: object) -> DuoAttention:
+    method = methods.build("duo_attention", **{"block_size": 16, "sinks": 32, "recent": 64, **knobs})
+    assert isinstance(method, DuoAttention)
+    method.load_search({"heads": needs}, **{**SHAPE, "layers": len(needs), "kv_heads": kv_heads})
+    return method
+
+
+def dense_heads(index: BlockIndex | None) -> list[bool]:
+    return [True] * KV_HEADS if index is None else (index.density()[0] == 1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("streaming", "dense"),
+    [
+        (0.0, [[1, 1], [1, 1]]), (0.25, [[0, 1], [1, 1]]), (0.5, [[0, 1], [1, 0]]), (0.75, [[0, 1], [0, 0]]),
+        (1.0, [[0, 0], [0, 0]]),
+    ],
+)  # fmt: skip
+def test_the_heads_that_need_least_stream(streaming: float, dense: list[list[int]]) -> None:
+    method = duo(streaming=streaming)
+    for number in range(LAYERS):
+        index = method.select(layer(397, number=number, batch=2))
+        assert dense_heads(index) == [bool(d) for d in dense[number]]
+        if index is not None:
+            index.validate()
+            assert index.counts.shape[:2] == (2, KV_HEADS)
+
+
+@pytest.mark.parametrize("shape", [(397, 397), (150, 505)])
+def test_streaming_heads_keep_sinks_and_window(shape: tuple[int, int]) -> None:
+    x = layer(*shape)
+    found = duo().select(x)
+    assert found is not None
+    wanted = StreamingLLM(block_size=16, window=64, sinks=32).select(x)
+    assert torch.equal(found.to_mask()[:, 0], wanted.to_mask()[:, 0])
+
+
+@pytest.mark.parametrize("length", [640, 2000, 4001])
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
+def test_the_density_over_all_heads_is_as_asked(length: int, sparsity: float) -> None:
+    needs = [[0.1, 0.9], [0.4, 0.2], [0.3, 0.35], [0.8, 0.7]]
+    method = duo(needs, sparsity=sparsity)
+    found = [method.select(layer(length, number=number)) for number in range(4)]
+    densities = [1.0 if index is None else float(index.density().mean()) for index in found]
+    assert sum(densities) / 4 == pytest.approx(1 - sparsity, abs=0.005)
+
+
+def test_more_heads_are_dense_as_more_is_kept_the_most_needed_first() -> None:
+    x, before = [layer(4001, number=n) for n in range(LAYERS)], set()
+    sizes = []
+    for sparsity in (0.9, 0.7, 0.5, 0.2):
+        method = duo(sparsity=sparsity)
+        dense = {(n, h) for n in range(LAYERS) for h, full in enumerate(dense_heads(method.select(x[n]))) if full}
+        assert before <= dense
+        before = dense
+        sizes.append(len(dense))
+    assert sizes == [0, 1, 1, 3]
+    assert before == {(0, 1), (1, 0), (1, 1)}
+
+
+def test_where_streaming_heads_keep_too_much_their_window_shrinks() -> None:
+    x = layer(397)
+    index = duo(sparsity=0.9, recent=256).select(x)
+    assert index is not None
+    assert (index.density() - 0.1).abs().max() < 0.01
+    wanted = StreamingLLM(block_size=16, sparsity=0.9, sinks=32).select(x)
+    assert torch.equal(index.to_mask(), wanted.to_mask())
+
+
+def test_the_search_measures_what_streaming_loses() -> None:
+    method = methods.build("duo_attention", block_size=16, sinks=16, recent=32)
+    found = search(method, 300)
+    x = layer(300, number=1, seed=1)
+    v = torch.randn(x.k.shape, generator=torch.Generator().manual_seed(1))
+    mask = StreamingLLM(block_size=16, window=32, sinks=16).select(x).to_mask()[0, 0]
+    mask = mask.repeat_interleave(16, 0).repeat_interleave(16, 1)[:300, :300].tril()
+    keys, values = (t.double().repeat_interleave(2, 1) for t in (x.k, v))
+    probs = (x.q.double() @ keys.mT * x.scale).masked_fill(~mask, -float("inf")).softmax(-1)
+    dense = dense_attention(x.q.double(), x.k.double(), v.double(), scale=x.scale, kernel="reference")
+    wrong = (probs @ values - dense).square().sum((0, 2, 3))
+    wanted = (wrong.unflatten(0, (2, 2)).sum(-1) / dense.square().sum()).sqrt()
+    assert found["heads"][1] == pytest.approx(wanted.tolist(), abs=2e-5)
+    assert (found["sinks"], found["recent"]) == (16, 32)
+
+
+def test_the_search_ranks_a_head_that_looks_far_above_one_that_looks_near() -> None:
+    method = methods.build("duo_attention", block_size=16, sinks=16, recent=64)
+    finder = method.search(**{**SHAPE, "layers": 1})
+    x = layer(640)
+    x.q[:, :2], x.k[:, 0] = 0.0, 0.0  # the first KV head looks at everything alike
+    angle = torch.arange(640) * 0.004  # less than half a circle
+    turn = torch.stack((angle.cos(), angle.sin()), -1)
+    x.q[:, 2:], x.k[:, 1] = 0.0, 0.0
+    x.q[:, 2:, :, :2], x.k[:, 1, :, :2] = 625 / x.scale * turn, turn  # the second at what lies within about ten tokens
+    finder.observe(x, torch.randn(x.k.shape, generator=torch.Generator().manual_seed(0)))
+    far, near = finder.result()["heads"][0]
+    assert far > 3 * near
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({}, 'it has no "heads"'),
+        ({"heads": 3}, 'it has no "heads"'),
+        ({"heads": [[1, 2]]}, "it is of 1 layers of 2 KV heads, not 2 of 2"),
+        ({"heads": [[1, 2, 3]] * 2}, "it is of 2 layers of 3 KV heads, not 2 of 2"),
+        ({"heads": [[1, float("nan")]] * 2}, "its numbers must be finite"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_line(found: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        methods.build("duo_attention").load_search(found, **SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"streaming": 1.5}, "streaming=1.5: must be a share of the KV heads"),
+        ({"streaming": 0.5, "sparsity": 0.5}, "sparsity=0.5 and streaming=0.5: give one of them"),
+        ({"recent": 0}, "sinks=128, recent=0: must be at least 0 and 1 tokens"),
+    ],
+)
+def test_knobs_are_checked(knobs: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        methods.build("duo_attention", **knobs)
+
+
+def test_without_numbers_it_says_which_command_makes_them() -> None:
+    with pytest.raises(ValueError, match=r"`python -m harness job=search_heads method=duo_attention` makes"):
+        methods.build("duo_attention").select(layer(100))
