@@ -58,6 +58,7 @@ class Settings:
     latency_seconds: float
     calibration_prompts: int
     progress: bool
+    report: bool
     data: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -101,6 +102,7 @@ def settings(cfg: DictConfig) -> Settings:
         latency_seconds=_seconds("latency_seconds", raw["latency_seconds"]),
         calibration_prompts=_integer("calibration_prompts", raw["calibration_prompts"], 1),
         progress=_boolean("progress", raw["progress"]),
+        report=_boolean("report", raw["report"]),
         data=dict(raw["data"]),
         options={k: v for k, v in raw["job"].items() if k != "name"},
     )

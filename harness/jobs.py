@@ -53,8 +53,9 @@ class Jobs:
         for file in store.files():
             file.read()  # a corrupt record stops the command before hours of work, not after
         done = measure(wanted, store, self.console)
-        self.touched.setdefault(wanted.folder, set()).update(done.arms)
-        self._keep_fresh(store)
+        if wanted.report:
+            self.touched.setdefault(wanted.folder, set()).update(done.arms)
+            self._keep_fresh(store)
         return 1 if done.failed else 0
 
     def _kernel_speed(self, wanted: Settings) -> int:

@@ -179,6 +179,14 @@ def test_only_latency(command: Command, toy: list[str], tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_without_a_report_there_are_records_alone(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy, "report=false") == 0
+    study = tmp_path / "results" / "toy"
+    assert [p.name for p in study.iterdir()] == ["records"] and lines(study, "samples")
+    assert command("job=report", "study=toy") == 0
+    assert (study / "leaderboard.csv").is_file()
+
+
 def test_report_makes_everything_again(command: Command, toy: list[str], tmp_path: Path) -> None:
     assert command(*toy) == 0
     study = tmp_path / "results" / "toy"
