@@ -49,7 +49,8 @@ class Everything(DecodeMethod):
         self.calls.append(("extend", x.layer, x.k.shape[2]))
 
     def select(self, x: StepInputs, state: Any) -> BlockIndex:
-        return self.best(torch.zeros(*x.k.shape[:2], -(-x.k.shape[2] // self.block_size)), x)
+        blocks = -(-x.k.shape[2] // self.block_size)
+        return self.best(torch.zeros(*x.k.shape[:2], blocks, device=x.k.device), x)
 
 
 def prompts(lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:

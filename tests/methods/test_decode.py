@@ -200,10 +200,10 @@ def test_every_method_says_what_it_is() -> None:
 @pytest.mark.parametrize("name", SPARSE)
 def test_steps_never_wait_for_the_device_and_choose_as_on_a_cpu(name: str, starts: tuple[int, ...] | None) -> None:
     method, own = ready(name, block_size=16, budget=96).to("cuda"), ready(name, block_size=16, budget=96)
-    state = method.start(step(600, batch=4, starts=starts, device="cuda"))
-    expected = choose(own, step(602, batch=4, starts=starts))
+    state = method.start(step(637, batch=4, starts=starts, device="cuda"))
+    expected = choose(own, step(639, batch=4, starts=starts))
     assert expected is not None
-    first, second = (step(length, batch=4, starts=starts, device="cuda") for length in (601, 602))
+    first, second = (step(length, batch=4, starts=starts, device="cuda") for length in (638, 639))
     method.extend(state, first)
     method.select(first, state)  # compiles
     torch.cuda.set_sync_debug_mode("error")
