@@ -6,10 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from harness.leaderboard import Row
+from harness.leaderboard import Row, is_baseline_row
+from kernels import block_sparse, dense
 
 SETTINGS = ("block_size", "dtype", "seed", "kernel")
 """Columns beside the native knobs in which the lines of one method may differ."""
+DENSE = frozenset(dense.KERNELS) - frozenset(block_sparse.KERNELS)
 
 
 def lines(rows: Sequence[Row], *, along: str = "sparsity") -> dict[str, list[Row]]:
@@ -26,7 +28,7 @@ def lines(rows: Sequence[Row], *, along: str = "sparsity") -> dict[str, list[Row
         parts: dict[tuple[str, ...], list[Row]] = {(): members}
         for column in SETTINGS:
             if column != along:
-                parts = _split(parts, column, lambda row, column=column: row[column])  # type: ignore[misc]
+                parts = _split(parts, column, lambda row, column=column: _setting(row, column))  # type: ignore[misc]
         parts = _split(parts, "", lambda row: decoding(row)[0])
         for name in _names(members, numbers=False):
             parts = _split(parts, name, lambda row, name=name: knobs(row).get(name, ""))  # type: ignore[misc]
@@ -34,6 +36,14 @@ def lines(rows: Sequence[Row], *, along: str = "sparsity") -> dict[str, list[Row
             parts = _split_numbers(parts, name, along)
         found |= {f"{method} ({', '.join(extra)})" if extra else method: part for extra, part in parts.items()}
     return found
+
+
+def _setting(row: Row, column: str) -> Any:
+    """The value by which lines are told apart. Of kernels the sparse ones: a method may leave some layers dense."""
+    if column != "kernel" or is_baseline_row(row):
+        return row[column]
+    ran = str(row["kernel"] or "").split("+")
+    return "+".join(name for name in ran if name not in DENSE) or row["kernel"]
 
 
 def knobs(row: Row) -> dict[str, str]:

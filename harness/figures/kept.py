@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness import leaderboard, variants
-from harness.figures import style
+from harness.figures import heat, style
 from harness.records import Record, Store
 
 COLUMNS = (
@@ -24,8 +24,6 @@ COLUMNS = (
 """Of kept_mass.csv: `kept_mass` is the mean over a layer's query heads and `prompts`, `lowest_head` the head that keeps the
 least, `density` that of the layer."""
 PREFERRED = 0.9
-WRITTEN = 16
-"""Layers at most whose cells have their numbers written into them."""
 
 
 def write(store: Store) -> list[Path]:
@@ -109,21 +107,8 @@ def _panel(axes: Axes, rows: Mapping[str, dict[str, Any] | None], layers: Sequen
     for y, row in enumerate(rows.values()):
         for layer, heads in zip(row["layers"], row["kept"], strict=True) if row else ():
             table[y, layers.index(layer)] = 100 * fmean(heads)
-    axes.imshow(table, aspect="auto", cmap="cividis", vmin=0, vmax=100)
-    end = len(layers) - 0.5
-    for y, row in enumerate(rows.values()):
-        for x, value in enumerate(table[y]):
-            if len(layers) <= WRITTEN and not np.isnan(value):
-                axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value < 55 else "black")
-        if row:
-            axes.text(end + 0.65, y, f"{100 * _mean(row):.0f}", ha="center", va="center", fontsize=8.5, fontweight="bold")
-            axes.text(end + 1.75, y, f"{fmean(row['densities']):.2f}".lstrip("0"), ha="center", va="center", fontsize=8.5)
-    axes.text(end + 0.65, -0.75, "mean", ha="center", fontsize=7.5, color=style.GREY)
-    axes.text(end + 1.75, -0.75, "density", ha="center", fontsize=7.5, color=style.GREY)
-    axes.set_xlim(-0.5, end + 2.3)
-    axes.set_yticks(range(len(rows)), list(rows))
-    step = max(1, len(layers) // 12)
-    axes.set_xticks(range(0, len(layers), step), [str(layer) for layer in layers[::step]])
-    axes.set_xlabel("layer", loc="left")
-    axes.tick_params(length=0)
-    axes.spines[["left", "bottom"]].set_visible(False)
+    beside = [
+        ("mean", ["" if r is None else f"{100 * _mean(r):.0f}" for r in rows.values()]),
+        ("density", ["" if r is None else f"{fmean(r['densities']):.2f}".lstrip("0") for r in rows.values()]),
+    ]
+    heat.panel(axes, table, list(rows), list(map(str, layers)), label="layer", beside=beside)

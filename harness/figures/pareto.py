@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from harness import variants
@@ -81,6 +83,7 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
     panel above the other, lengths from left to right. Methods that decode sparsely after a dense prefill have one panel each:
     the timings are of prefill."""
     kinds = _axes(rows)
+    many = len({r["method"] for r in rows if not _dense(r)}) > style.MANY
     looks = style.looks(str(r["method"]) for r in rows if not _dense(r))
     if len(lengths) == 1:
         made = style.figure(10.5 if len(kinds) > 1 else 6.0, 4.6)
@@ -97,12 +100,26 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
         for i, line in enumerate(grid):
             for j, (length, axis) in enumerate(line):
                 axes = made.add_subplot(len(grid), width, i * width + j + 1)
-                _panel(axes, [r for r in rows if r["length"] == length], axis, looks, inches)
+                _panel(axes, [r for r in rows if r["length"] == length], axis, looks, inches, named=not many)
                 if len(lengths) > 1:
                     axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
         made.suptitle(_title(rows, lengths, model), x=0.01, ha="left", fontsize=12, fontweight="bold")
-        made.supxlabel(style.note(rows, device), x=0.01, ha="left", fontsize=8, color=style.GREY)
+        if many:
+            _legend(made, rows, looks)
+        native = "Ringed: at the method's own defaults. " if many and any(r["sparsity"] is None for r in rows) else ""
+        made.supxlabel(
+            native + style.note(rows, device, bars="" if many else "bars"), x=0.01, ha="left", fontsize=8, color=style.GREY
+        )
     return made
+
+
+def _legend(made: Figure, rows: Sequence[Row], looks: Mapping[str, tuple[str, str]]) -> None:
+    """Names beside the panels where there are too many to stand at their lines, by mean accuracy."""
+    asked = [r for r in rows if not _dense(r) and r["sparsity"] is not None]
+    means = {m: fmean([r["accuracy"] for r in asked if r["method"] == m] or [0.0]) for m in looks}
+    order = sorted(looks, key=means.__getitem__, reverse=True)
+    handles = [Line2D([], [], color=looks[m][0], marker=looks[m][1], linewidth=1.8, markersize=6) for m in order]
+    made.legend(handles, order, loc="outside right upper", frameon=False, fontsize=9)
 
 
 def _axes(rows: Sequence[Row]) -> tuple[Axis, ...]:
@@ -127,8 +144,11 @@ def _dense_cost(row: Row, axis: Axis) -> Any:
     return row["dense_ms"] if axis is TOTAL else row[axis.column]
 
 
-def _panel(axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tuple[str, str]], width: float) -> None:
-    """One panel, about `width` inches wide."""
+def _panel(
+    axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tuple[str, str]], width: float, *, named: bool
+) -> None:
+    """One panel, about `width` inches wide. named: names stand at the lines, and points at native defaults have lines of their
+    own; else those are ringed, and names are in a legend."""
     style.percent_axis(axes)
     axes.set_xlabel(axis.label)
     dense = next((r for r in rows if _dense(r)), None)
@@ -136,11 +156,18 @@ def _panel(axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tupl
     costs = [float(r[axis.column]) for r in points]
     if dense is not None and axis.log and _dense_cost(dense, axis) is not None:
         costs.append(float(_dense_cost(dense, axis)))
-    lines = variants.lines(points, along=axis.column) if axis is DECODE else variants.lines(points)
-    longest = max(map(len, lines), default=0)
+    own = [] if named else [r for r in points if r["sparsity"] is None]
+    asked = [r for r in points if r not in own]
+    lines = variants.lines(asked, along=axis.column) if axis is DECODE else variants.lines(asked)
+    longest = max(map(len, lines), default=0) if named else 0
     _limits(axes, costs, axis, (6.6 * longest + 18) / (72 * width))
     if dense is not None:
         _band(axes, dense, axis)
+    for row in own:
+        colour, marker = looks[str(row["method"])]
+        x, y = row[axis.column], 100 * row["accuracy"]
+        axes.plot(x, y, "o", color=style.INK, markerfacecolor="none", markersize=11, markeredgewidth=0.8, zorder=4)
+        axes.plot(x, y, marker, color=colour, markerfacecolor="white" if row["status"] == Status.GATED else colour, zorder=4)
     labels = []
     drawn: Counter[str] = Counter()
     for name, members in sorted(lines.items()):
@@ -154,13 +181,16 @@ def _panel(axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tupl
         xs = [r[axis.column] for r in members]
         ys = [100 * r["accuracy"] for r in members]
         below, above = zip(*(style.error_bars(r) for r in members), strict=True)
-        axes.errorbar(xs, ys, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.45)
+        if named:  # many bars would hide the points
+            axes.errorbar(xs, ys, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.45)
         axes.plot(xs, ys, linestyle=dashes, color=colour, linewidth=1.8, zorder=3)
         for x, y, row in zip(xs, ys, members, strict=True):
             face = "white" if row["status"] == Status.GATED else colour
             axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=6, zorder=4)
         cheapest = min(range(len(xs)), key=xs.__getitem__)
         labels.append((name, xs[cheapest], ys[cheapest], colour))
+    if not named:
+        return
     marks = [(name, float(r[axis.column]), 100 * r["accuracy"]) for name, members in lines.items() for r in members]
     if dense is not None and _dense_cost(dense, axis) is not None:
         marks.append(("", float(_dense_cost(dense, axis)), 100 * dense["accuracy"]))

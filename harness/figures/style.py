@@ -24,6 +24,8 @@ Row = dict[str, Any]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 """Okabe & Ito (2008) in the order that keeps neighbours apart, and two more; black is dense."""
 MARKERS = "osD^vPX*"
+MANY = 8
+"""Methods that lines and names beside them can tell apart."""
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)))
 """Line styles of the variants of one method."""
 INK, GREY = "#222222", "#6b6b6b"
@@ -71,12 +73,17 @@ def note(rows: Sequence[Row], device: str, *, bars: str = "bars") -> str:
     how = "Sparse prefill, full attention at decode. " if all(str(r["decode"]).startswith(FULL) for r in rows) else ""
     if sparse and all(r["block_size"] is None for r in sparse):
         how = "Dense prefill, sparse decode. "
-    return f"Mean over tasks, {each} samples a point, {bars}: 95 % interval{gated}.\n{how}Measured on {device}."
+    interval = f", {bars}: 95 % interval" if bars else ""
+    return f"Mean over tasks, {each} samples a point{interval}{gated}.\n{how}Measured on {device}."
 
 
 def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of every name, the same in all pictures of the same names."""
-    return {n: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(sorted(set(names)))}
+    found = {}
+    for i, name in enumerate(sorted(set(names))):
+        turn = i // len(PALETTE)  # a colour that comes again has another marker
+        found[name] = PALETTE[i % len(PALETTE)], MARKERS[(i + 3 * turn) % len(MARKERS)]
+    return found
 
 
 def tokens(length: int) -> str:

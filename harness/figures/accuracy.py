@@ -1,0 +1,66 @@
+"""Accuracy of many methods as a heatmap: methods from top to bottom, densities from left to right, a panel per length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from harness import variants
+from harness.figures import heat, style
+from harness.leaderboard import is_baseline_row
+
+Row = style.Row
+LOW = 30.0
+"""Accuracy in per cent of the darkest colour: what knows nothing of the text reaches about that."""
+
+
+def write(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write `accuracy.png` for studies of more methods than a picture of lines can tell apart, one per model and device."""
+    paths = []
+    for number, ((model, device), members) in enumerate(sorted(style.by_model(rows).items())):
+        sparse = [r for r in members if not is_baseline_row(r)]
+        if len({r["method"] for r in sparse}) > style.MANY and any(r["sparsity"] is not None for r in sparse):
+            suffix = f"_{number}" if number else ""
+            paths.append(style.save(draw(members, model, device), folder / f"accuracy{suffix}.png"))
+    return paths
+
+
+def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
+    """The figure for average rows of one model and device, methods by their mean accuracy over all densities and lengths."""
+    asked = [r for r in rows if r["sparsity"] is not None and not is_baseline_row(r)]
+    native = {(r["method"], r["length"]): r for r in rows if r["sparsity"] is None}
+    dense = {r["length"]: r for r in rows if is_baseline_row(r)}
+    lines = variants.lines(asked, along="length")  # block sizes and kernels still tell lines apart
+    order = sorted(lines, key=lambda name: -fmean(r["accuracy"] for r in lines[name]))
+    lengths, sparsities = sorted({r["length"] for r in asked}), sorted({r["sparsity"] for r in asked})
+    made = style.figure(2.4 + len(lengths) * (0.45 * len(sparsities) + 1.5), 1.7 + 0.3 * len(order))
+    with matplotlib.rc_context(style.RC | {"axes.grid": False}):
+        for i, length in enumerate(lengths):
+            axes = made.add_subplot(1, len(lengths), i + 1)
+            table = np.full((len(order), len(sparsities)), np.nan)
+            for y, name in enumerate(order):
+                for row in lines[name]:
+                    if row["length"] == length:
+                        table[y, sparsities.index(row["sparsity"])] = 100 * row["accuracy"]
+            own = [native.get((lines[name][0]["method"], length)) for name in order]
+            beside = [
+                ("native", ["" if r is None else f"{100 * r['accuracy']:.0f}" for r in own]),
+                ("density", ["" if r is None else f"{r['density']:.2f}".lstrip("0") for r in own]),
+            ]
+            columns = [f"{1 - s:.2f}".lstrip("0").rstrip("0") for s in sparsities]
+            heat.panel(axes, table, order, columns, label="density", beside=beside, low=LOW)
+            reference = f", dense {100 * dense[length]['accuracy']:.0f}" if length in dense else ""
+            axes.set_title(f"{style.tokens(length)} tokens{reference}", loc="left", fontweight="bold", pad=16)
+            if i:
+                axes.set_yticklabels([])
+        made.suptitle(f"{model}: accuracy at matched density (%)", x=0.01, ha="left", fontsize=12, fontweight="bold")
+        widths = [100 * (r["accuracy_high"] - r["accuracy_low"]) for r in asked]
+        text = f"95 % intervals are {min(widths):.0f} to {max(widths):.0f} points wide. Native: at the method's own defaults.\n"
+        text += style.note(rows, device, bars="")
+        made.supxlabel(text, x=0.01, ha="left", fontsize=8, color=style.GREY)
+    return made
