@@ -58,6 +58,13 @@ class Bench:
             "template": plan.digest(template) if template else None,
         }
 
+    def text_of(self, names: Sequence[str]) -> dict[str, Any]:
+        """What the text of tasks comes from: `text`, and the data of those that have their own, in place of prose and words
+        where all have."""
+        sources = [tasks.get(name).source(self.wanted.data) for name in names]
+        kept = self.text if None in sources else {key: self.text[key] for key in ("tokenizer", "template")}
+        return kept | {key: value for source in sources if source for key, value in source.items()}
+
     def samples(self, name: str) -> list[Sample]:
         """The first samples of a task, as many as are wanted; made once for all arms."""
         if name not in self._samples:
@@ -78,11 +85,14 @@ class Bench:
         return [_tokens[model, sample] for sample in samples]
 
     def first_prompt(self, names: list[str]) -> Sequence[int]:
-        """The prompt of the first sample of the first task that has samples of this length."""
+        """The prompt of the first sample of the first task that has samples of this length; of fixed data, the longest one:
+        its prompts have lengths of their own."""
         error: UserError | None = None
         for name in names:
             try:
-                return self.tokens(self.samples(name)[:1])[0]
+                drawn = self.samples(name)
+                first = max(drawn, key=lambda sample: sample.tokens) if tasks.get(name).fixed else drawn[0]
+                return self.tokens([first])[0]
             except UserError as found:  # too short for this task
                 error = error or found
         raise error or UserError("no task to take a prompt from")

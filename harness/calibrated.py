@@ -17,7 +17,8 @@ def knob_value(bench: Bench, each: Ready, knob: Knob, names: list[str]) -> float
     """The value of a knob at which the arm has its sparsity. Raises UserError where it can't be measured."""
     assert each.method is not None and each.method.sparsity is not None
     count, target = bench.wanted.calibration_prompts, 1 - each.method.sparsity
-    identity = {**each.arm.prefill().identity(), "tasks": names, "prompts": count, "text": bench.text, "chat": bench.chat}
+    text = bench.text_of(names)
+    identity = {**each.arm.prefill().identity(), "tasks": names, "prompts": count, "text": text, "chat": bench.chat}
     key = plan.digest(identity)
     for record in bench.store.calibrations.read():
         if record["calibration"] == key:
@@ -47,19 +48,21 @@ def knob_value(bench: Bench, each: Ready, knob: Knob, names: list[str]) -> float
 
 
 def calibration_prompts(bench: Bench, names: list[str], count: int) -> list[Sequence[int]]:
-    """Prompts of this length that no test uses, of the tasks in turn."""
+    """Prompts of this length that no test uses, of the tasks in turn; of fixed data the last ones, without their answers,
+    which tests share where `samples` takes all there are."""
     wanted, data = bench.wanted, {**bench.wanted.data, "chat_template": bench.chat}
     prompts: list[Sequence[int]] = []
     error: UserError | None = None
     for number in range(count + len(names)):
         try:
-            drawn = tasks.get(names[number % len(names)]).samples(
+            drawn = tasks.get(names[number % len(names)]).spare(
                 bench.loaded.tokenizer, wanted.length, number // len(names) + 1, calibrate.SEED + wanted.seed, data
             )
         except UserError as found:  # too short for this task
             error = error or found
             continue
-        prompts += bench.tokens(drawn[-1:])
+        if len(drawn) == number // len(names) + 1:  # fixed data can run out
+            prompts += bench.tokens(drawn[-1:])
         if len(prompts) == count:
             return prompts
     if prompts:

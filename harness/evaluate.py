@@ -42,10 +42,10 @@ def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
     for name in names:
         cell = _cell(bench, each, name)
         have = {s["index"] for s in by_cell.get(cell.id, [])}
-        lacking = plan.missing(have, bench.wanted.samples)
-        if not lacking and last.get(cell.id, {}).get("status") in (Status.OK, Status.GATED):
-            continue
         try:
+            lacking = plan.missing(have, tasks.get(name).count(bench.wanted.samples, bench.wanted.data))
+            if not lacking and last.get(cell.id, {}).get("status") in (Status.OK, Status.GATED):
+                continue
             drawn = bench.samples(name)
         except Exception as error:  # a task that can't make its samples costs its cell, not the sweep
             failed += _fail(bench, each, cell, error)
@@ -67,7 +67,7 @@ def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
 
 def _cell(bench: Bench, each: Ready, name: str) -> Cell:
     """The cell of an arm on a task."""
-    return Cell(each.arm, plan.Samples(name, str(tasks.VERSION), bench.text, bench.chat))
+    return Cell(each.arm, plan.Samples(name, tasks.get(name).version, bench.text_of([name]), bench.chat))
 
 
 def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]]) -> dict[str, Exception]:
@@ -124,6 +124,7 @@ def _attempt(
             generate(
                 bench.loaded, prompts, [sample.max_new_tokens for _, sample in todo],
                 stop_ids=tasks.stop_ids(bench.loaded.tokenizer, bench.loaded.model), batch_tokens=batch_tokens,
+                own_stops=[tasks.stop_of(bench.loaded.tokenizer, sample) for _, sample in todo],
                 batch_size=BATCH_SIZE, on_batch=on_batch,
             )  # fmt: skip
     except RecordError:
@@ -161,10 +162,10 @@ def _record(
         reason = "logits are NaN or infinite: a kernel, the dtype or the weights are at fault"
     return SampleRecord(
         cell=cell.id, run=bench.run.run, index=sample.index, prediction=prediction, answers=list(sample.answers),
-        score=task.metric(prediction, sample.answers), tokens=sample.tokens, prefill_s=generation.prefill_s,
+        score=task.score(prediction, sample), tokens=sample.tokens, prefill_s=generation.prefill_s,
         density=ran.density, status=Status.GATED if reason else Status.OK, reason=reason or "", date=now(),
         kernels=ran.kernels, decode_kernels=ran.decode_kernels, decode_density=ran.decode_density,
-        token_density=ran.token_density,
+        token_density=ran.token_density, cut=sample.cut,
     )  # fmt: skip
 
 

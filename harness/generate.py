@@ -48,30 +48,37 @@ def generate(
     stop_ids: set[int],
     batch_tokens: int,
     batch_size: int | None = None,
+    own_stops: Sequence[frozenset[int]] | None = None,
     on_batch: Callable[[int, list[Generation]], None] | None = None,
 ) -> list[Generation]:
     """Continue each prompt (token ids) greedily by up to max_new tokens, or until one of stop_ids.
 
     Sequences are decoded together as long as their caches hold at most batch_tokens columns, counted as sequences ×
-    longest, and they are at most batch_size; a longer one is decoded by itself. on_batch(i, generations) is called when
-    the batch that begins with prompt i is done, in the order of the prompts. Raises UserError for an empty prompt, or
-    one that doesn't fit the model's max_length.
+    longest, and they are at most batch_size; a longer one is decoded by itself. own_stops are more stop ids for each
+    prompt; one that has some gets no stop id, of either kind, as its first token (transformers' min_new_tokens=1).
+    on_batch(i, generations) is called when the batch that begins with prompt i is done, in the order of the prompts.
+    Raises UserError for an empty prompt, or one that doesn't fit the model's max_length.
     """
     limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
-    _check(loaded, prompts, limits, batch_tokens)
+    own = list(own_stops) if own_stops is not None else [frozenset()] * len(prompts)
+    _check(loaded, prompts, limits, own, batch_tokens)
     results: list[Generation] = []
     for batch in _batches([len(p) + m for p, m in zip(prompts, limits, strict=True)], batch_tokens, batch_size):
         chosen = slice(batch.start, batch.stop)
-        done = _generate_batch(loaded, prompts[chosen], limits[chosen], stop_ids)
+        done = _generate_batch(loaded, prompts[chosen], limits[chosen], stop_ids, own[chosen])
         results += done
         if on_batch is not None:
             on_batch(batch.start, done)
     return results
 
 
-def _check(loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: list[int], batch_tokens: int) -> None:
+def _check(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: list[int], own: list[frozenset[int]], batch_tokens: int
+) -> None:
     if len(limits) != len(prompts):
         raise UserError(f"max_new has {len(limits)} values for {len(prompts)} prompts: give one each, or one number")
+    if len(own) != len(prompts):
+        raise UserError(f"own_stops has {len(own)} sets for {len(prompts)} prompts: give one each, or none at all")
     if batch_tokens < 1:
         raise UserError(f"batch_tokens={batch_tokens}: must be at least 1")
     for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
@@ -99,32 +106,37 @@ def _batches(lengths: list[int], batch_tokens: int, batch_size: int | None = Non
 
 @torch.inference_mode()
 def _generate_batch(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: list[int], stop_ids: set[int]
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    limits: list[int],
+    stop_ids: set[int],
+    own: list[frozenset[int]],
 ) -> list[Generation]:
     lengths = [len(p) for p in prompts]
     longest, steps = max(lengths), max(limits)
     cache = _BatchCache(loaded.layers, rows=len(prompts), prompt=longest, columns=longest + steps - 1)
-    stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=loaded.device)
-    first, finite, marks = _prefill(loaded, prompts, cache)
+    stops = _stops([stop_ids | mine for mine in own], loaded.device)
+    first, finite, marks = _prefill(loaded, prompts, cache, [sorted(stop_ids | mine) if mine else [] for mine in own])
     out, finite = _decode(loaded, cache, first, finite, lengths, limits, stops)
     sync(loaded.device)
     return [
-        _trim(row[:limit], stop_ids, elapsed_ms(start, end) / 1e3, ok)
-        for row, limit, (start, end), ok in zip(out.tolist(), limits, marks, finite.tolist(), strict=True)
+        _trim(row[:limit], stop_ids | mine, elapsed_ms(start, end) / 1e3, ok)
+        for row, limit, mine, (start, end), ok in zip(out.tolist(), limits, own, marks, finite.tolist(), strict=True)
     ]
 
 
 def _prefill(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], cache: _BatchCache
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], cache: _BatchCache, never: list[list[int]]
 ) -> tuple[Tensor, Tensor, list[tuple[Mark, Mark]]]:
-    """Run each prompt by itself. Returns the first new token of each [B], whether its logit is finite [B], and the marks
-    around each prefill."""
+    """Run each prompt by itself. Returns the first new token of each [B], which is none of `never`, whether its logit is
+    finite [B], and the marks around each prefill."""
     ids = _to_device([token for prompt in prompts for token in prompt], loaded.device)
     first, finite, marks, start = [], [], [], 0
     for row, prompt in enumerate(prompts):
         cache.prefill(row, len(prompt))
         began = mark(loaded.device)
-        token, sound = _next(loaded, ids[None, start : start + len(prompt)], cache)
+        banned = _to_device(never[row], loaded.device) if never[row] else None
+        token, sound = _next(loaded, ids[None, start : start + len(prompt)], cache, banned)
         first.append(token)
         finite.append(sound)
         marks.append((began, mark(loaded.device)))
@@ -141,8 +153,8 @@ def _decode(
     limits: list[int],
     stops: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [B, steps], the first of them being `token`; what follows a stop id or a limit is meaningless. And whether
-    the logits of all that isn't were finite [B], as `finite` says of the first."""
+    """Tokens [B, steps], the first of them being `token`; what follows one of its row's stop ids (`stops` [B, S]) or a
+    limit is meaningless. And whether the logits of all that isn't were finite [B], as `finite` says of the first."""
     device, longest, steps = loaded.device, max(lengths), max(limits)
     cache.decode()
     out = torch.zeros(len(lengths), steps, dtype=torch.int64, device=device)
@@ -155,7 +167,7 @@ def _decode(
     every = CHECK_EVERY if device.type == "cuda" else 1
     for step in range(steps):
         out[:, step] = token
-        done |= torch.isin(token, stops) | (limit <= step + 1)
+        done |= (token[:, None] == stops).any(-1) | (limit <= step + 1)
         if step + 1 == steps or (step % every == every - 1 and bool(done.all())):
             break
         mask = None if key_mask is None else key_mask[:, : longest + step + 1]
@@ -165,11 +177,21 @@ def _decode(
     return out, finite
 
 
-def _next(loaded: LoadedModel, ids: Tensor, cache: Cache, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """The most likely next token [B] after ids [B,Q], and whether its logit is finite [B]: argmax finds a NaN first."""
+def _next(loaded: LoadedModel, ids: Tensor, cache: Cache, banned: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """The most likely next token [B] after ids [B,Q] that is none of banned, and whether its logit is finite [B]: argmax
+    finds a NaN first."""
     logits = loaded.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **kwargs).logits[:, -1]
+    if banned is not None:
+        logits = logits.index_fill(-1, banned, float("-inf"))
     token = torch.argmax(logits, dim=-1)
     return token, logits.gather(-1, token[:, None])[:, 0].isfinite()
+
+
+def _stops(each: list[set[int]], device: torch.device) -> Tensor:
+    """The stop ids of every row [B, S]; a row with fewer is filled with -1, which is no token."""
+    most = max(map(len, each))
+    rows = [sorted(ids) + [-1] * (most - len(ids)) for ids in each]
+    return torch.tensor(rows, dtype=torch.int64, device=device).view(len(each), most)
 
 
 def _trim(row: list[int], stop_ids: set[int], prefill_s: float, finite: bool) -> Generation:

@@ -129,6 +129,7 @@ def _cell_row(
     row["decode"] += f" ({'+'.join(decoded)})" if decoded else ""
     row["density"] = _mean([s["density"] for s in mine if s["density"] is not None])
     row["token_density"] = _mean_of_all([s.get("token_density") for s in mine])
+    row["truncated"] = sum(s.get("cut", 0) > 0 for s in mine)
     row["decode_density"] = _mean([s["decode_density"] for s in mine if s.get("decode_density") is not None])
     if cell["identity"]["kernel"] is None:
         row["density"] = row["token_density"] = 1.0
@@ -186,7 +187,8 @@ def _average_row(
     row |= {"task": AVERAGE, "cell": "", "tasks": len(members), "date": max(str(r["date"]) for r in task_rows)}
     row["dense_kernel"], row["decode"] = (task_rows[0][c] for c in ("dense_kernel", "decode"))
     row["haystack"] = "+".join(sorted({r["haystack"] for r in task_rows}))
-    row["samples"] = sum(r["samples"] for r in task_rows)
+    for column in ("samples", "truncated"):
+        row[column] = sum(r[column] for r in task_rows)
     for column in ("density", "decode_density"):
         row[column] = _mean([r[column] for r in task_rows if r[column] is not None])
     row["token_density"] = _mean_of_all([r["token_density"] for r in task_rows])

@@ -91,7 +91,7 @@ def measure_mass(bench: Bench, each: Ready, names: list[str]) -> int:
     if each.method is None:
         return 0
     count = bench.wanted.samples
-    identity = {**each.arm.identity(), "tasks": names, "prompts": count, "text": bench.text, "chat": bench.chat}
+    identity = {**each.arm.identity(), "tasks": names, "prompts": count, "text": bench.text_of(names), "chat": bench.chat}
     key = plan.digest(identity)
     bench.store.mass.read()
     if bench.store.mass.has(key):

@@ -27,15 +27,16 @@ COLUMNS: tuple[str, ...] = (
     "peak_mib", "block_size", "dtype", "device", "torch", "triton", "commit", "seed", "status", "command", "date",
     # beyond the columns every reader may count on:
     "haystack", "transformers", "reason", "cell", "tasks", "decode", "dense_ttft_ms",
-    "decode_density",
+    "decode_density", "truncated",
 )  # fmt: skip
 """Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
 never timed has none. `density` counts tiles that are computed, `token_density` (query, key) pairs. `tasks` is how many
 tasks an average row averages. `decode` says how tokens after the first were computed, "full" attention or a method of
 decoding with its knobs, and by which kernels; `decode_density` is kept blocks ÷ the cache's blocks, the mean over steps,
-layers and heads. Where a row's samples came from several processes, `commit`, `command`, versions and `device` hold each
-value, joined by "+" (commands by "; ")."""
+layers and heads. `truncated` is how many samples had tokens cut from their prompt by their task's own rules. Where a row's
+samples came from several processes, `commit`, `command`, versions and `device` hold each value, joined by "+" (commands by
+"; ")."""
 
 
 KERNEL_COLUMNS: tuple[str, ...] = (
@@ -86,7 +87,8 @@ class SampleRecord:
     `token_density` the same of (query, key) pairs (None in records older than it),
     `kernels` the attention kernels that ran at prefill, `decode_kernels` those at decode, `decode_density` the mean over the
     steps after the first token where a method decoded (kept ÷ the cache's blocks), `prefill_s` seconds from prompt to
-    first token, without warm-up and perhaps beside other work: no timing."""
+    first token, without warm-up and perhaps beside other work: no timing; `cut` tokens were taken from its prompt by the task's
+    own rules."""
 
     cell: str
     run: str
@@ -104,6 +106,7 @@ class SampleRecord:
     decode_kernels: list[str] = field(default_factory=list)
     decode_density: float | None = None
     token_density: float | None = None
+    cut: int = 0
     schema: int = SCHEMA
 
 

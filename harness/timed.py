@@ -14,8 +14,8 @@ from harness.schema import LatencyRecord
 
 
 def time_arm(bench: Bench, each: Ready, names: list[str]) -> int:
-    """Time attention and prefill of an arm, once for each device, commit, torch and limits of the timing, on the first
-    sample of the first task that has samples of this length. Returns 1 where that failed, else 0."""
+    """Time attention and prefill of an arm, once for each device, commit, torch and limits of the timing, on the prompt that
+    `Bench.first_prompt` picks. Returns 1 where that failed, else 0."""
     identity, device = each.arm.identity(), device_name(bench.loaded.device)
     limits = [bench.wanted.latency_repeats, bench.wanted.latency_seconds]
     origin = [commit(), *(versions().get(name) for name in ("torch", "triton", "transformers"))]

@@ -8,35 +8,52 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.errors import UserError
-from harness.tasks import cache, ruler
+from harness.tasks import cache, longbench, ruler
 from harness.tasks.haystack import haystack as find_haystack
+from harness.tasks.longbench import LongBenchTask
+from harness.tasks.protocol import AnyTask
 from harness.tasks.sample import Sample
 from harness.tasks.scoring import string_match_all
 from harness.tasks.sizing import Sizer, encode, without_second_bos
 
 __all__ = [
-    "VERSION", "Sample", "Task", "check_sample", "encode", "encode_all", "get", "get_samples", "group", "groups", "names",
-    "sets_bos", "stop_ids",
+    "VERSION", "AnyTask", "Sample", "Task", "check_sample", "encode", "encode_all", "get", "get_samples", "group", "groups",
+    "names", "sets_bos", "stop_ids", "stop_of",
 ]  # fmt: skip
 
 VERSION = cache.VERSION
 CACHE = Path(".cache/samples")
 """Where samples are kept, below the working folder."""
-GROUPS = {"niah": tuple(ruler.NIAH_TASKS), "ruler_core": ruler.NAMES}
+GROUPS = {"niah": tuple(ruler.NIAH_TASKS), "ruler_core": ruler.NAMES, **longbench.GROUPS}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task by name; `metric(prediction, answers)` is in [0, 1]."""
+    """A task of RULER by name; `metric(prediction, answers)` is in [0, 1]."""
 
     name: str
+    version = str(VERSION)
+    fixed = False
+    stop: ClassVar[str | None] = None
 
     def metric(self, prediction: str, answers: Sequence[str]) -> float:
         """RULER's string_match_all."""
         return string_match_all(prediction, answers)
+
+    def score(self, prediction: str, sample: Sample) -> float:
+        """The metric, for a sample."""
+        return self.metric(prediction, sample.answers)
+
+    def source(self, data: dict[str, Any]) -> dict[str, Any] | None:
+        """None: samples are made, from the haystack and the words."""
+        return None
+
+    def count(self, most: int, data: dict[str, Any]) -> int:
+        """As many as are wanted."""
+        return most
 
     def samples(self, tokenizer: Any, length: int, n: int, seed: int, data: dict[str, Any]) -> list[Sample]:
         """`get_samples` with the settings of the `data` group, kept on disk below the working folder."""
@@ -44,6 +61,10 @@ class Task:
             self.name, tokenizer, length, n, seed=seed, haystack=data.get("haystack"), words=data.get("words"),
             cache_dir=CACHE, chat_template=bool(data.get("chat_template")),
         )  # fmt: skip
+
+    def spare(self, tokenizer: Any, length: int, n: int, seed: int, data: dict[str, Any]) -> list[Sample]:
+        """The samples of a seed that no test has."""
+        return self.samples(tokenizer, length, n, seed, data)
 
 
 def sets_bos(tokenizer: Any) -> bool:
@@ -57,6 +78,12 @@ def stop_ids(tokenizer: Any, model: Any = None) -> set[int]:
     return {tokenizer.eos_token_id, *(more if isinstance(more, list | tuple) else [more])} - {None}
 
 
+def stop_of(tokenizer: Any, sample: Sample) -> frozenset[int]:
+    """The token ids that end this sample's answer beside the model's own, by its task's rules: mostly none."""
+    text = get(sample.task).stop
+    return frozenset() if text is None else frozenset(tokenizer(text, add_special_tokens=False)["input_ids"][-1:])
+
+
 def encode_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """`encode` for many texts; fast tokenizers work on them in parallel."""
     rows = tokenizer(list(texts), add_special_tokens=True)["input_ids"] if texts else []
@@ -65,7 +92,7 @@ def encode_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 def names() -> list[str]:
     """Every task."""
-    return list(ruler.NAMES)
+    return [*ruler.NAMES, *longbench.NAMES, *longbench.NAMES_E]
 
 
 def groups() -> list[str]:
@@ -73,11 +100,14 @@ def groups() -> list[str]:
     return list(GROUPS)
 
 
-def get(name: str) -> Task:
+def get(name: str) -> AnyTask:
     """The task called `name`; UserError lists the names there are."""
-    if name not in ruler.NAMES:
-        raise UserError(f"task {name} is not known; choose from: {', '.join(names())}, or a group: {', '.join(groups())}")
-    return Task(name)
+    if name in ruler.NAMES:
+        return Task(name)
+    if name in longbench.NAMES or name in longbench.NAMES_E:
+        return LongBenchTask(name)
+    known = ", ".join((*ruler.NAMES, *longbench.NAMES))  # the buckets of LongBench-E are in the groups
+    raise UserError(f"task {name} is not known; choose from: {known}, or a group: {', '.join(groups())}")
 
 
 def group(name: str | Sequence[str]) -> list[str]:
@@ -117,7 +147,7 @@ def get_samples(
     cache_dir: Path | None = None,
     chat_template: bool = False,
 ) -> list[Sample]:
-    """The first `n` samples of `task` at `length` tokens, prompt and answer together.
+    """The first `n` samples of `task`, one of RULER's, at `length` tokens, prompt and answer together.
 
     Sample i depends on (seed, task, length, i), the prose and the tokenizer, and on nothing else. With `cache_dir` they are
     kept on disk, and only those not there yet are made. Raises UserError for an unknown task, a length too short for it,
@@ -145,7 +175,7 @@ def get_samples(
 
 def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = None) -> str | None:
     """None if the sample is sound, else what is wrong: not one BOS (none where the tokenizer sets none), too long, or an
-    answer that isn't in the text.
+    answer that isn't in the text where the task puts it there.
 
     `ids` are the prompt's tokens where they are known: those that the model will see."""
     ids = encode(tokenizer, sample.prompt) if ids is None else ids
@@ -156,7 +186,7 @@ def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = Non
         return "no BOS token in front of the prompt, where this tokenizer sets one; there must be one"
     if len(ids) + sample.max_new_tokens > sample.length:
         return f"prompt of {len(ids)} tokens and {sample.max_new_tokens} to generate exceed length {sample.length}"
-    missing = [answer for answer in sample.answers if answer not in sample.prompt]
+    missing = [answer for answer in sample.answers if sample.verbatim and answer not in sample.prompt]
     if missing:
         return f"answer {missing[0]!r} is not in the prompt"
     return None

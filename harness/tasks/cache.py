@@ -45,7 +45,7 @@ def read(path: Path) -> dict[int, Sample]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            sample = Sample(**(row | {"answers": tuple(row["answers"])}))
+            sample = Sample(**(row | {key: tuple(row.get(key, ())) for key in ("answers", "classes")}))
             found[sample.index] = sample
         except (ValueError, TypeError, KeyError):
             log.warning("%s:%d is damaged; that sample is made again", path, number)

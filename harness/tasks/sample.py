@@ -10,7 +10,9 @@ class Sample:
     """One prompt of one task.
 
     `prompt` is the whole text, answer prefix included and without BOS; `tokens` its length with BOS, at most
-    `length - max_new_tokens`; `haystack` names the prose it was made from.
+    `length - max_new_tokens`; `haystack` names the prose it was made from, or the data it was taken from; `classes` those an
+    answer is chosen from; `cut` the tokens that a task cuts from too long a prompt by its own rules; `verbatim` says that every
+    answer stands in the prompt word for word.
     """
 
     task: str
@@ -22,3 +24,6 @@ class Sample:
     haystack: str
     tokens: int
     seed: int
+    classes: tuple[str, ...] = ()
+    cut: int = 0
+    verbatim: bool = True

@@ -153,3 +153,24 @@ def test_refuses(change: dict[str, Any], match: str) -> None:
     arguments = {"prompts": [list(range(3, 40))], "max_new": 4, "stop_ids": set(), "batch_tokens": 100, **change}
     with pytest.raises(UserError, match=match):
         generate(load("llama"), **arguments)
+
+
+def test_stops_of_single_prompts_end_their_answers_and_never_begin_them() -> None:
+    loaded = load("llama", dtype=torch.float64)
+    with Bridge(loaded, None):
+        free = [g.ids for g in generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=10_000)]
+        own = [frozenset(), frozenset({free[1][4]}), frozenset({free[2][0]}), frozenset(), frozenset()]
+        out = generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=10_000, own_stops=own)
+        end = free[1].index(free[1][4])
+        assert end > 0 and out[1].ids == free[1][:end] and out[1].stopped
+        assert [out[i].ids for i in (0, 3, 4)] == [free[i] for i in (0, 3, 4)], "the others know nothing of it"
+        expected = loaded.model.generate(
+            torch.tensor([prompts()[2]]), max_new_tokens=12, min_new_tokens=1, do_sample=False, eos_token_id=free[2][0],
+            pad_token_id=0,
+        )[0, 1:].tolist()  # fmt: skip
+        assert out[2].ids and out[2].ids[0] != free[2][0]
+        assert out[2].ids == [token for token in expected if token != free[2][0]]
+        every = generate(loaded, prompts()[1:3], 12, stop_ids={free[2][0]}, batch_tokens=1, own_stops=[own[1], own[2]])
+        assert all(g.ids for g in every), "nor does a stop of the model begin such an answer"
+        with pytest.raises(UserError, match="own_stops has 1 sets for 5 prompts"):
+            generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=1, own_stops=[frozenset()])
