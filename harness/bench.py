@@ -19,7 +19,7 @@ from harness.records import Store
 from harness.schema import RunRecord
 from harness.tasks import Sample
 from harness.tasks.cache import tokenizer_hash
-from harness.tasks.haystack import haystack
+from harness.tasks.haystack import haystack, source_of
 
 TOKENS_KEPT = 100_000_000
 """Tokens of prompts held in memory before they are let go, four bytes each."""
@@ -52,7 +52,7 @@ class Bench:
         tokenizer, words = self.loaded.tokenizer, self.wanted.data.get("words")
         template = getattr(tokenizer, "chat_template", None) if self.chat else None
         return {
-            "haystack": haystack(self.wanted.data.get("haystack")).name,
+            "haystack": haystack(source_of(self.wanted.data)).name,
             "words": file_hash(words) if words else None,
             "tokenizer": tokenizer_hash(tokenizer),
             "template": plan.digest(template) if template else None,
@@ -64,6 +64,10 @@ class Bench:
         sources = [tasks.get(name).source(self.wanted.data) for name in names]
         kept = self.text if None in sources else {key: self.text[key] for key in ("tokenizer", "template")}
         return kept | {key: value for source in sources if source for key, value in source.items()}
+
+    def files(self, *names: str) -> dict[str, str]:
+        """The files that these tasks read, by content."""
+        return {file: what for name in names for file, what in tasks.sources(name, self.wanted.data).items()}
 
     def samples(self, name: str) -> list[Sample]:
         """The first samples of a task, as many as are wanted; made once for all arms."""

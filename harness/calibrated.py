@@ -17,8 +17,8 @@ def knob_value(bench: Bench, each: Ready, knob: Knob, names: list[str]) -> float
     """The value of a knob at which the arm has its sparsity. Raises UserError where it can't be measured."""
     assert each.method is not None and each.method.sparsity is not None
     count, target = bench.wanted.calibration_prompts, 1 - each.method.sparsity
-    text = bench.text_of(names)
-    identity = {**each.arm.prefill().identity(), "tasks": names, "prompts": count, "text": text, "chat": bench.chat}
+    prompts_of = {"tasks": names, "prompts": count, "text": bench.text_of(names) | bench.files(*names), "chat": bench.chat}
+    identity = {**each.arm.prefill().identity(), **prompts_of}
     key = plan.digest(identity)
     for record in bench.store.calibrations.read():
         if record["calibration"] == key:

@@ -67,7 +67,8 @@ def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
 
 def _cell(bench: Bench, each: Ready, name: str) -> Cell:
     """The cell of an arm on a task."""
-    return Cell(each.arm, plan.Samples(name, tasks.get(name).version, bench.text_of([name]), bench.chat))
+    samples = plan.Samples(name, tasks.get(name).version, bench.text_of([name]), bench.chat, bench.files(name))
+    return Cell(each.arm, samples)
 
 
 def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]]) -> dict[str, Exception]:

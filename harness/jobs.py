@@ -25,8 +25,8 @@ class Jobs:
         self.stores: dict[Path, Store] = {}
         self.next_write = 0.0
         self.measuring: dict[str, Callable[[Settings], int]] = {
-            "evaluate": self._measure, "latency": self._measure, "kept_mass": self._measure, "report": self._report,
-            "archive": self._archive, "kernel_speed": self._kernel_speed,
+            "evaluate": self._measure, "latency": self._measure, "kept_mass": self._measure,
+            "perplexity": self._measure, "report": self._report, "archive": self._archive, "kernel_speed": self._kernel_speed,
         }  # fmt: skip
         self.training = {
             "pretrain": "harness.training.pretrain", "distill": "harness.training.distill_job",

@@ -3,6 +3,7 @@
 One row a cell; one row with `task=avg` per arm (mean over its tasks, each weighing the same); one row without accuracy
 for an arm that was only timed, or of which only the attention mass was measured. The row a method shares with dense is
 paired: same samples, same setting. Averages of different sets of tasks don't compare: `comparable` brings them to one set.
+Rows of perplexity are made in `perplexity_rows`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from harness import stats
 from harness.plan import digest
 from harness.records import Record, Store
-from harness.schema import AVERAGE, COLUMNS, Status
+from harness.schema import AVERAGE, COLUMNS, PERPLEXITY, Status
 
 Row = dict[str, Any]
 FULL = "full"
@@ -44,7 +45,10 @@ def finished(cells: Iterable[Record]) -> dict[str, Record]:
 
 def rows(store: Store) -> list[Row]:
     """All rows of a study, sorted by model, length, method (dense first), sparsity, seed and task."""
-    cells = finished(store.cells.read())
+    from harness.perplexity_rows import rows as perplexity_rows  # made of the parts here
+
+    every = finished(store.cells.read())
+    cells = {cell: record for cell, record in every.items() if record["identity"]["task"] != PERPLEXITY}
     samples = store.samples_of()
     runs = {r["run"]: r for r in store.runs.read()}
     timed = {(r["arm"], r["device"]): r for r in store.latency.read()}
@@ -60,7 +64,8 @@ def rows(store: Store) -> list[Row]:
         for row in (average, *(row for _, row in members)):
             row["_group"] = group  # not a column: which rows an average is made of
         table.append(average)
-    counted = {c["arm"] for c in cells.values()}
+    table += perplexity_rows(every, store.perplexity.read(), runs, timed)
+    counted = {c["arm"] for c in every.values()}
     table += [_latency_row(t, runs) for (arm, _), t in timed.items() if arm not in counted]
     kept = {record["arm"]: record for record in store.mass.read()}
     table += [mass_row(m, runs) for arm, m in kept.items() if arm not in counted and not any(a == arm for a, _ in timed)]
@@ -81,7 +86,8 @@ def _order(row: Row, baselines: set[str]) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _base(record: Record) -> Row:
+def base_row(record: Record) -> Row:
+    """A row with what every record says of its arm, the other columns None."""
     identity, knobs, arm = record["identity"], record["knobs"], record["arm"]
     row: Row = dict.fromkeys(COLUMNS)
     row |= {k: identity[k] for k in ("model", "method", "sparsity", "length", "seed", "dtype", "block_size")}
@@ -120,7 +126,7 @@ def _cell_row(
     timed: Mapping[tuple[str, str], Record],
 ) -> Row:
     mine = samples.get(cell["cell"], [])
-    row = _base(cell)
+    row = base_row(cell)
     row |= provenance([runs[s["run"]] for s in mine] or [runs[cell["run"]]])
     row |= {"date": cell["date"], "cell": cell["cell"]}
     row |= {"task": cell["identity"]["task"], "haystack": cell["haystack"], "samples": len(mine)}
@@ -140,7 +146,7 @@ def _cell_row(
         row |= accuracy(mine, theirs, cell["identity"]["seed"])
         row["status"], row["reason"] = verdict(mine, row)
     if latency := timed.get((cell["arm"], row["device"])):
-        row |= _times(latency)
+        row |= times(latency)
     return row
 
 
@@ -181,7 +187,7 @@ def _average_row(
     timed: Mapping[tuple[str, str], Record],
 ) -> Row:
     first, task_rows = members[0][0], [row for _, row in members]
-    row = _base(first) | provenance(
+    row = base_row(first) | provenance(
         runs[run] for c, _ in members for run in {c["run"], *(s["run"] for s in samples.get(c["cell"], []))}
     )
     row |= {"task": AVERAGE, "cell": "", "tasks": len(members), "date": max(str(r["date"]) for r in task_rows)}
@@ -194,9 +200,13 @@ def _average_row(
     row["token_density"] = _mean_of_all([r["token_density"] for r in task_rows])
     row["kernel"] = "+".join(sorted({k for r in task_rows for k in str(r["kernel"]).split("+") if k}))
     if latency := timed.get((first["arm"], row["device"])):
-        row |= _times(latency)
+        row |= times(latency)
     failed = sorted(r["task"] for r in task_rows if r["accuracy"] is None)
+    twice = sorted(task for task, count in Counter(r["task"] for r in task_rows).items() if count > 1)
     row["status"], row["reason"] = Status.OK, f"mean of {len(members)} tasks"
+    if twice:
+        row["status"], row["reason"] = Status.FAILED, f"{', '.join(twice)} from several versions of a file: one to a study"
+        return row
     if failed:  # a mean over fewer tasks than the others have would not be comparable
         row["status"], row["reason"] = Status.FAILED, f"no accuracy for {', '.join(failed)}"
         return row
@@ -260,7 +270,7 @@ def comparable(table: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     return kept, left
 
 
-def _times(record: Record) -> Row:
+def times(record: Record) -> Row:
     """The latency columns. `dense_kernel` is the fastest one; the baseline's own times are of the kernel it ran."""
     row = {k: record[k] for k in ("selection_ms", "attention_ms", "total_ms", "dense_ms", "dense_kernel", "tflops")}
     row |= {"ttft_ms": record["ttft_ms"], "peak_mib": record["peak_mib"], "dense_ttft_ms": record.get("dense_ttft_ms")}
@@ -271,7 +281,7 @@ def _times(record: Record) -> Row:
 
 
 def _latency_row(record: Record, runs: Mapping[str, Record]) -> Row:
-    row = _base(record) | provenance([runs[record["run"]]]) | _times(record)
+    row = base_row(record) | provenance([runs[record["run"]]]) | times(record)
     row |= {
         "density": record["density"],
         "token_density": record.get("token_density"),
@@ -284,7 +294,7 @@ def _latency_row(record: Record, runs: Mapping[str, Record]) -> Row:
 
 def mass_row(record: Record, runs: Mapping[str, Record]) -> Row:
     """The row of an arm of which nothing but the attention mass is known."""
-    row = _base(record) | provenance([runs[record["run"]]])
+    row = base_row(record) | provenance([runs[record["run"]]])
     return row | {
         "density": _mean(record["density"]),
         "kept_mass": mean_mass(record),

@@ -91,7 +91,8 @@ def measure_mass(bench: Bench, each: Ready, names: list[str]) -> int:
     if each.method is None:
         return 0
     count = bench.wanted.samples
-    identity = {**each.arm.identity(), "tasks": names, "prompts": count, "text": bench.text_of(names), "chat": bench.chat}
+    prompts_of = {"tasks": names, "prompts": count, "text": bench.text_of(names) | bench.files(*names), "chat": bench.chat}
+    identity = {**each.arm.identity(), **prompts_of}
     key = plan.digest(identity)
     bench.store.mass.read()
     if bench.store.mass.has(key):

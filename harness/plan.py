@@ -75,12 +75,18 @@ class Arm:
 
 @dataclass(frozen=True)
 class Samples:
-    """Which samples a task draws: the task, its generator's version, the text behind it and the chat template."""
+    """Which samples a task draws: the task, its generator's version, the text behind all tasks, the chat template, and the
+    files that this task alone reads, by content."""
 
     task: str
     generator: str
     data: dict[str, Any]
     chat_template: bool
+    files: dict[str, str] = field(default_factory=dict)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the samples. A task that reads no file has no entry: cells keep their ids."""
+        return {k: v for k, v in asdict(self).items() if (k, v) != ("files", {})}
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class Cell:
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the cell's numbers, flat."""
-        return {**self.arm.identity(), **asdict(self.samples)}
+        return {**self.arm.identity(), **self.samples.identity()}
 
     @property
     def id(self) -> str:
@@ -101,7 +107,7 @@ class Cell:
     @property
     def pair(self) -> str:
         """Equal for the cells of all methods that must see the same samples, dense among them."""
-        return digest({**asdict(self.arm.setting), **asdict(self.samples)})
+        return digest({**asdict(self.arm.setting), **self.samples.identity()})
 
 
 def missing(done: set[int], samples: int) -> list[int]:

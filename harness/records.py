@@ -246,18 +246,18 @@ class RecordFile:
 
 
 class Store:
-    """The records of one study: `folder/records/{runs,samples,cells,latency,calibrations,mass,kernels}.jsonl`."""
+    """The records of one study: `folder/records/{runs,samples,cells,latency,calibrations,mass,perplexity,kernels}.jsonl`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.runs, self.samples, self.cells, self.latency, self.calibrations, self.mass, self.kernels = (
+        self.runs, self.samples, self.cells, self.latency, self.calibrations, self.mass, self.perplexity, self.kernels = (
             RecordFile(folder / "records" / f"{kind}.jsonl", kind)
-            for kind in ("runs", "samples", "cells", "latency", "calibrations", "mass", "kernels")
+            for kind in ("runs", "samples", "cells", "latency", "calibrations", "mass", "perplexity", "kernels")
         )
 
     def files(self) -> tuple[RecordFile, ...]:
         """All files of the study."""
-        return self.runs, self.samples, self.cells, self.latency, self.calibrations, self.mass, self.kernels
+        return self.runs, self.samples, self.cells, self.latency, self.calibrations, self.mass, self.perplexity, self.kernels
 
     def samples_of(self) -> dict[str, list[Record]]:
         """Sample records by cell id, each list by sample index."""

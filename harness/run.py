@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from rich.console import Console
 
-from harness import tasks
+from harness import perplexity, tasks
 from harness.arms import full_decode, ready
 from harness.bench import Bench
 from harness.bridge import Bridge
@@ -39,13 +39,17 @@ def measure(wanted: Settings, store: Store, console: Console) -> Done:
         )
     bench = Bench(wanted, loaded, store, console)
     names = tasks.group(wanted.tasks)
-    if wanted.job == "latency" and not full_decode(wanted):
-        raise UserError(f"job=latency times prefill, which decode={wanted.decode} does not change: leave decode out")
+    if wanted.job in ("latency", "perplexity") and not full_decode(wanted):
+        raise UserError(f"job={wanted.job} measures prefill, which decode={wanted.decode} does not change: leave decode out")
     arms = ready(wanted, loaded, lambda each, knob: knob_value(bench, each, knob, names))
     with Bridge(loaded, None, dense_kernel=wanted.dense_kernel):
         pass  # a model whose attention can't be changed stops here, not in every cell
+    texts = perplexity.read(bench) if wanted.job == "perplexity" else None
     done = Done({each.arm.id for each in arms})
     for each in arms:
+        if texts is not None:
+            done.failed += perplexity.measure(bench, each, texts)
+            continue
         if wanted.job == "evaluate":
             done.failed += evaluate(bench, each, names)
         if wanted.job == "kept_mass":

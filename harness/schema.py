@@ -3,7 +3,7 @@
 Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one line per process: command, commit, versions,
 device), `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts),
 `latency.jsonl` (one per arm, length and device), `mass.jsonl` (the attention mass an arm keeps), `calibrations.jsonl` (a native
-knob found for a sparsity) and, in a study of
+knob found for a sparsity), `perplexity.jsonl` (one per document) and, in a study of
 kernels without a model, `kernels.jsonl` (the state of a case); any of them may lie compressed in `KIND.jsonl.xz`
 (job=archive). Samples point to their cell and their run by id, so a sweep of 100,000 samples stays small.
 `leaderboard.csv` is made from these records alone.
@@ -20,6 +20,9 @@ SCHEMA = 1
 AVERAGE = "avg"
 """Value of the `task` column in the rows that average an arm over its tasks."""
 
+PERPLEXITY = "perplexity"
+"""Value of the `task` column in the rows of job=perplexity."""
+
 COLUMNS: tuple[str, ...] = (
     "study", "model", "method", "knob", "sparsity", "density", "token_density", "task", "length", "samples",
     "accuracy", "accuracy_low", "accuracy_high", "dense_accuracy", "p_value", "kept_mass", "selection_ms",
@@ -27,16 +30,19 @@ COLUMNS: tuple[str, ...] = (
     "peak_mib", "block_size", "dtype", "device", "torch", "triton", "commit", "seed", "status", "command", "date",
     # beyond the columns every reader may count on:
     "haystack", "transformers", "reason", "cell", "tasks", "decode", "dense_ttft_ms",
-    "decode_density", "truncated",
+    "decode_density", "truncated", "nll", "perplexity", "perplexity_low", "perplexity_high", "dense_perplexity",
+    "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high", "tokens_s",
 )  # fmt: skip
 """Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
 never timed has none. `density` counts tiles that are computed, `token_density` (query, key) pairs. `tasks` is how many
 tasks an average row averages. `decode` says how tokens after the first were computed, "full" attention or a method of
 decoding with its knobs, and by which kernels; `decode_density` is kept blocks ÷ the cache's blocks, the mean over steps,
-layers and heads. `truncated` is how many samples had tokens cut from their prompt by their task's own rules. Where a row's
-samples came from several processes, `commit`, `command`, versions and `device` hold each value, joined by "+" (commands by
-"; ")."""
+layers and heads. `truncated` is how many samples had tokens cut from their prompt by their task's own rules. `nll` is the
+mean loss in nats a token, `perplexity` its exponential, intervals by bootstrap over the documents that `samples` then counts,
+`perplexity_ratio` the perplexity ÷ dense attention's on the same documents, in pairs; `tokens_s` tokens a second through the
+whole model, the loss included, the median over documents. Where a row's samples came from several processes, `commit`,
+`command`, versions and `device` hold each value, joined by "+" (commands by "; ")."""
 
 
 KERNEL_COLUMNS: tuple[str, ...] = (
@@ -107,6 +113,29 @@ class SampleRecord:
     decode_density: float | None = None
     token_density: float | None = None
     cut: int = 0
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class PerplexityRecord:
+    """One document of one cell of perplexity: `nll` is the sum of the losses (nats) of `tokens` tokens, `read` how many went
+    through the model for it, in `seconds` (without warm-up and perhaps beside other work: no timing); density and kernels as
+    in `SampleRecord`."""
+
+    cell: str
+    run: str
+    index: int
+    document: str
+    tokens: int
+    nll: float
+    read: int
+    seconds: float
+    density: float | None
+    token_density: float | None
+    kernels: list[str]
+    status: str
+    reason: str
+    date: str
     schema: int = SCHEMA
 
 
@@ -250,13 +279,14 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "latency": ("schema", "latency", "arm", "run", "identity", "device", "kernel", "total_ms", "dense_ms", "date"),
     "calibrations": ("schema", "calibration", "run", "identity", "knob", "value", "density", "date"),
     "kernels": ("schema", "case", "run", "identity", "device", "status", "reason", "date"),
+    "perplexity": ("schema", "cell", "run", "index", "tokens", "nll", "status", "date"),
     "mass": ("schema", "mass", "arm", "run", "identity", "layers", "kept", "density", "date"),
 }
 """Fields without which a line of that file is refused as corrupt."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "runs": ("run",), "samples": ("cell", "index"), "latency": ("latency",),
-    "calibrations": ("calibration",), "mass": ("mass",),
+    "calibrations": ("calibration",), "mass": ("mass",), "perplexity": ("cell", "index"),
 }  # fmt: skip
 """Fields that identify a line; a second line with the same key is never written. Cells and kernel cases have states
 instead."""

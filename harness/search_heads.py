@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> Path:
         "command": command(), "commit": commit(), "date": now(), "versions": versions(),
         "device": device_name(loaded.device), "dtype": str(loaded.dtype).removeprefix("torch."), "model": loaded.name,
         "model_hash": loaded.revision_hash, "tasks": names, "length": wanted.length, "prompts": len(prompts),
-        "seed": wanted.seed, "text": bench.text_of(names),
+        "seed": wanted.seed, "text": bench.text_of(names) | bench.files(*names),
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(dumps({"method": method.name, **found, "made": made}), encoding="utf-8")

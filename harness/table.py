@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from harness import perplexity_table
 from harness.leaderboard import Row, comparable
-from harness.schema import AVERAGE, Status
+from harness.schema import AVERAGE, PERPLEXITY, Status
 from harness.variants import lines
 
 HEADINGS = (
@@ -25,15 +26,17 @@ def show(console: Console, rows: Sequence[Row], arms: set[str]) -> None:
     """Print the average and latency rows of `arms` (ids; empty: all), the tasks of few arms, and what went wrong."""
     console.print()
     mine = [r for r in rows if not arms or r["_arm"] in arms]
+    perplexity_table.show(console, [r for r in mine if r["task"] == PERPLEXITY])
     kept, left = comparable(mine)
     alike = {r["_group"]: r for r in kept}
     averages = [alike.get(r.get("_group"), r) for r in mine if r["task"] in (AVERAGE, "")]
-    if not averages:
+    if not averages and not any(r["task"] == PERPLEXITY for r in mine):
         console.print("no finished cells yet")
         return
-    if len(averages) <= FEW:
-        _tasks(console, [r for r in mine if r["task"] not in (AVERAGE, "")], averages)
-    _arms(console, averages)
+    if 0 < len(averages) <= FEW:
+        _tasks(console, [r for r in mine if r["task"] not in (AVERAGE, PERPLEXITY, "")], averages)
+    if averages:
+        _arms(console, averages)
     for row in left:
         where = f"{row['method']} at {row['length']}"
         text = f"not comparable: {where}: its average is over other tasks than most have ({row['reason']})"

@@ -21,7 +21,7 @@ from harness.errors import UserError
 from harness.kernel_speed.cases import SHARED, UNIFORM
 from harness.models import LoadedModel
 from harness.rope import ModelRope
-from harness.tasks.haystack import haystack
+from harness.tasks.haystack import haystack, source_of
 from kernels.block_index import BlockIndex
 from kernels.selection import row_budget, select_topk
 from methods.base import LayerInputs, Method
@@ -75,7 +75,7 @@ class ModelIndices:
 
     def __init__(self, wanted: Settings, loaded: LoadedModel) -> None:
         self.wanted, self.loaded = wanted, loaded
-        self.text = haystack(wanted.data.get("haystack"))
+        self.text = haystack(source_of(wanted.data))
         self._methods: dict[Wish, Method] = {}
         self._length = 0
         self._found: dict[Wish, list[BlockIndex]] = {}

@@ -19,7 +19,7 @@ from harness.kernel_speed.turns import Result
 from harness.provenance import commit, device_name, now, run_record, versions
 from harness.records import Store
 from harness.schema import KernelRecord, RunRecord, Status
-from harness.tasks.haystack import haystack
+from harness.tasks.haystack import haystack, source_of
 
 ORIGIN = ("torch", "triton", "fa3-fwd", "flash-attn-4", "flash-attn")
 """Packages whose version makes a case another one."""
@@ -52,7 +52,7 @@ class Recorder:
         shape = asdict(self.grid.shape)
         found = {**case.identity(), "phase": self.grid.phase, "shape": shape.pop("name"), **shape}
         if _of_model(case):
-            text = haystack(self.wanted.data.get("haystack")).name
+            text = haystack(source_of(self.wanted.data)).name
             found["source"] = {"model": str(self.wanted.model["name"]), "haystack": text}
         return {**found, "dtype": dtype_name(self.wanted.dtype), "seed": self.wanted.seed}
 

@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.errors import UserError
-from harness.tasks import cache, longbench, ruler
+from harness.tasks import cache, files, longbench, ruler
 from harness.tasks.haystack import haystack as find_haystack
+from harness.tasks.haystack import source_of
 from harness.tasks.longbench import LongBenchTask
 from harness.tasks.protocol import AnyTask
+from harness.tasks.ruler import questions
 from harness.tasks.sample import Sample
-from harness.tasks.scoring import string_match_all
+from harness.tasks.scoring import string_match_all, string_match_part
 from harness.tasks.sizing import Sizer, encode, without_second_bos
 
 __all__ = [
     "VERSION", "AnyTask", "Sample", "Task", "check_sample", "encode", "encode_all", "get", "get_samples", "group", "groups",
-    "names", "sets_bos", "stop_ids", "stop_of",
+    "names", "sets_bos", "sources", "stop_ids", "stop_of",
 ]  # fmt: skip
 
 VERSION = cache.VERSION
 CACHE = Path(".cache/samples")
 """Where samples are kept, below the working folder."""
-GROUPS = {"niah": tuple(ruler.NIAH_TASKS), "ruler_core": ruler.NAMES, **longbench.GROUPS}
+GROUPS = {"niah": tuple(ruler.NIAH_TASKS), "ruler_core": ruler.CORE, "ruler": ruler.NAMES, **longbench.GROUPS}
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Task:
     stop: ClassVar[str | None] = None
 
     def metric(self, prediction: str, answers: Sequence[str]) -> float:
-        """RULER's string_match_all."""
-        return string_match_all(prediction, answers)
+        """RULER's string_match_part where questions are asked about documents, else its string_match_all."""
+        match = string_match_part if self.name in ruler.DOCUMENTS else string_match_all
+        return match(prediction, answers)
 
     def score(self, prediction: str, sample: Sample) -> float:
         """The metric, for a sample."""
@@ -58,8 +61,8 @@ class Task:
     def samples(self, tokenizer: Any, length: int, n: int, seed: int, data: dict[str, Any]) -> list[Sample]:
         """`get_samples` with the settings of the `data` group, kept on disk below the working folder."""
         return get_samples(
-            self.name, tokenizer, length, n, seed=seed, haystack=data.get("haystack"), words=data.get("words"),
-            cache_dir=CACHE, chat_template=bool(data.get("chat_template")),
+            self.name, tokenizer, length, n, seed=seed, haystack=source_of(data), words=data.get("words"),
+            folder=data.get("dir"), cache_dir=CACHE, chat_template=bool(data.get("chat_template")),
         )  # fmt: skip
 
     def spare(self, tokenizer: Any, length: int, n: int, seed: int, data: dict[str, Any]) -> list[Sample]:
@@ -119,6 +122,24 @@ def group(name: str | Sequence[str]) -> list[str]:
     return list(found)
 
 
+def sources(name: str, data: Mapping[str, Any]) -> dict[str, str]:
+    """The files that task `name` reads beside prose and word list, by name, each with the name of its content: part of the
+    identity of its cells. A file that isn't there yet is downloaded; UserError where that fails."""
+    return _sources(name, data.get("dir"))
+
+
+def _sources(name: str, folder: str | None) -> dict[str, str]:
+    if name in ruler.DOCUMENTS:
+        return {ruler.DOCUMENTS[name].names[0]: questions.read(files.locate(ruler.DOCUMENTS[name], folder, name)).name}
+    more = _more_words(name, folder)
+    return {} if more is None else {more.name: files.short_hash(more)}
+
+
+def _more_words(name: str, folder: str | None) -> Path | None:
+    """The longer word list of a task that can use one."""
+    return files.find(ruler.MORE_WORDS, folder) if folder is not None and name in ruler.LONG_LISTS else None
+
+
 def _words(path: str | None) -> tuple[tuple[str, ...] | None, str | None]:
     """The words of a file, and the hash of its content, which names them in the cache."""
     if path is None:
@@ -144,25 +165,29 @@ def get_samples(
     seed: int = 0,
     haystack: str | None = None,
     words: str | None = None,
+    folder: str | None = None,
     cache_dir: Path | None = None,
     chat_template: bool = False,
 ) -> list[Sample]:
-    """The first `n` samples of `task`, one of RULER's, at `length` tokens, prompt and answer together.
+    """The first `n` samples of `task`, one of RULER's, at `length` tokens, prompt and answer together. `folder` has the files
+    of those tasks that read any (see `sources`); None: they are downloaded once.
 
-    Sample i depends on (seed, task, length, i), the prose and the tokenizer, and on nothing else. With `cache_dir` they are
-    kept on disk, and only those not there yet are made. Raises UserError for an unknown task, a length too short for it,
-    or a file that isn't there.
+    Sample i depends on (seed, task, length, i), the prose, the files and the tokenizer, and on nothing else. With `cache_dir`
+    they are kept on disk, and only those not there yet are made. Raises UserError for an unknown task, a length too short
+    for it, or a file that isn't there.
     """
     get(task)
     own_words, words_hash = _words(words)
-    made = ruler.builder(task, length, own_words)
+    asked = questions.read(files.locate(ruler.DOCUMENTS[task], folder, task)) if task in ruler.DOCUMENTS else None
+    more = _words(str(found))[0] if (found := _more_words(task, folder)) else None
+    made = ruler.builder(task, length, own_words, more=more, questions=asked)
     hay = find_haystack(haystack) if made.prose else None
     path = None
     samples: dict[int, Sample] = {}
     if cache_dir is not None:
         template = cache.template_hash(tokenizer) if chat_template else False
         key = (task, length, seed, hay.name if hay else None, words_hash, template, cache.tokenizer_hash(tokenizer))
-        path = cache.cache_file(Path(cache_dir), *key)
+        path = cache.cache_file(Path(cache_dir), *key, *_sources(task, folder).values())
         samples = cache.read(path)
     missing = [i for i in range(n) if i not in samples]
     if missing:
@@ -175,7 +200,7 @@ def get_samples(
 
 def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = None) -> str | None:
     """None if the sample is sound, else what is wrong: not one BOS (none where the tokenizer sets none), too long, or an
-    answer that isn't in the text where the task puts it there.
+    answer (of a question about documents: what it is answered from) that isn't in the text where the task puts it there.
 
     `ids` are the prompt's tokens where they are known: those that the model will see."""
     ids = encode(tokenizer, sample.prompt) if ids is None else ids
@@ -186,7 +211,7 @@ def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = Non
         return "no BOS token in front of the prompt, where this tokenizer sets one; there must be one"
     if len(ids) + sample.max_new_tokens > sample.length:
         return f"prompt of {len(ids)} tokens and {sample.max_new_tokens} to generate exceed length {sample.length}"
-    missing = [answer for answer in sample.answers if sample.verbatim and answer not in sample.prompt]
-    if missing:
-        return f"answer {missing[0]!r} is not in the prompt"
+    for text in sample.evidence or (sample.answers if sample.verbatim else ()):
+        if text not in sample.prompt:
+            return f"{'the document' if sample.evidence else 'answer'} {text[:60]!r} is not in the prompt"
     return None

@@ -45,7 +45,8 @@ def read(path: Path) -> dict[int, Sample]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            sample = Sample(**(row | {key: tuple(row.get(key, ())) for key in ("answers", "classes")}))
+            texts = {name: tuple(row[name]) for name in ("answers", "classes", "evidence") if name in row}
+            sample = Sample(**(row | texts))
             found[sample.index] = sample
         except (ValueError, TypeError, KeyError):
             log.warning("%s:%d is damaged; that sample is made again", path, number)

@@ -6,14 +6,20 @@ import hashlib
 import json
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UserError
+from harness.tasks.files import find
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 """Where sentences are cut. RULER uses NLTK's punkt; a needle only has to stand between two sentences."""
+
+
+ESSAYS = ("PaulGrahamEssays.json",)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,14 @@ class Haystack:
 def sentences(text: str) -> list[str]:
     """`text` cut after full stops, question and exclamation marks that a space follows."""
     return SENTENCE_END.split(text.strip())
+
+
+def source_of(data: Mapping[str, Any]) -> str | None:
+    """The prose that the settings of the `data` group name: data.haystack, else RULER's essays in data.dir, else None."""
+    if data.get("haystack") is None and data.get("dir") is not None:
+        found = find(ESSAYS, str(data["dir"]))
+        return None if found is None else str(found)
+    return data.get("haystack")
 
 
 @lru_cache(maxsize=8)

@@ -10,9 +10,10 @@ class Sample:
     """One prompt of one task.
 
     `prompt` is the whole text, answer prefix included and without BOS; `tokens` its length with BOS, at most
-    `length - max_new_tokens`; `haystack` names the prose it was made from, or the data it was taken from; `classes` those an
-    answer is chosen from; `cut` the tokens that a task cuts from too long a prompt by its own rules; `verbatim` says that every
-    answer stands in the prompt word for word.
+    `length - max_new_tokens`; `haystack` names the prose or documents it was made from, or the data it was taken from;
+    `classes` those an answer is chosen from; `cut` the tokens that a task cuts from too long a prompt by its own rules;
+    `verbatim` says that every answer stands in the prompt word for word; `evidence`: texts that must stand in the prompt in
+    place of the answers.
     """
 
     task: str
@@ -27,3 +28,4 @@ class Sample:
     classes: tuple[str, ...] = ()
     cut: int = 0
     verbatim: bool = True
+    evidence: tuple[str, ...] = ()

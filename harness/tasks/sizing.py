@@ -9,6 +9,7 @@ from typing import Any
 from harness.errors import UserError
 from harness.tasks.haystack import Haystack
 from harness.tasks.ruler import Builder, smallest
+from harness.tasks.ruler.qa import DocumentQA
 from harness.tasks.sample import Sample
 
 
@@ -43,7 +44,7 @@ class Sizer:
     """Finds how large the haystack of one task at one length may be, once, and makes samples of that size."""
 
     def __init__(
-        self, task: str, made: Builder, tokenizer: Any, length: int, seed: int, hay: Haystack | None, chat: bool
+        self, task: str, made: Builder | DocumentQA, tokenizer: Any, length: int, seed: int, hay: Haystack | None, chat: bool
     ) -> None:
         self.task, self.made, self.tokenizer, self.length, self.seed = task, made, tokenizer, length, seed
         self.hay, self.chat = hay, chat
@@ -51,9 +52,13 @@ class Sizer:
         self.most = getattr(made, "most", None)
         self._size: int | None = None
 
+    def builder(self, index: int | str) -> Builder:
+        """The builder of sample `index`: one for all, or that of the sample's own question."""
+        return self.made.asked(self.seed, index) if isinstance(self.made, DocumentQA) else self.made
+
     def tokens(self, size: int, index: int | str) -> tuple[int, str, list[str]]:
         """(tokens, prompt, answers) of sample `index` with a haystack of `size`."""
-        text, prefix, answers = self.made.build(stream(self.seed, self.task, self.length, index), size, self.hay)
+        text, prefix, answers = self.builder(index).build(stream(self.seed, self.task, self.length, index), size, self.hay)
         prompt = wrap(self.tokenizer, text, prefix, self.chat)
         return len(encode(self.tokenizer, prompt)), prompt, answers
 
@@ -100,9 +105,15 @@ class Sizer:
             tokens, prompt, answers = self.tokens(size, index)
             if tokens <= self.room:
                 break
+            if size <= smallest(self.task):
+                need = tokens + self.made.max_new_tokens
+                raise UserError(f"length={self.length} is too short for {self.task}: sample {index} needs {need}")
             over = (tokens - self.room) / tokens
             size = max(smallest(self.task), min(size - 1, int(size * (1 - 1.2 * over))))
-        note = self.hay.name if self.hay is not None else "synthetic"
+        note = self.hay.name if self.hay is not None else getattr(self.made, "source", "synthetic")
         if self.most is not None and size >= self.most:
             note = "wonderwords-capped"
-        return Sample(self.task, self.length, index, prompt, tuple(answers), self.made.max_new_tokens, note, tokens, self.seed)
+        return Sample(
+            self.task, self.length, index, prompt, tuple(answers), self.made.max_new_tokens, note, tokens, self.seed,
+            evidence=getattr(self.builder(index), "evidence", ()),
+        )  # fmt: skip

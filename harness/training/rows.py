@@ -15,6 +15,7 @@ from torch import Tensor
 from harness import tasks
 from harness.errors import UserError
 from harness.models import LoadedModel
+from harness.tasks.haystack import source_of
 from harness.training.corpus import build_corpus, read_texts
 from harness.training.mixture import Mixture, fits_mixture
 
@@ -81,19 +82,20 @@ def from_books(tokenizer: Any, tokens: np.ndarray, rng: random.Random, length: i
 def from_samples(loaded: LoadedModel, data: dict[str, Any], seeds: Iterator[int], length: int) -> Tensor:
     """Generated RULER samples of seeds that no test uses, joined and cut to the length; of the tasks that fit in it."""
     ids: list[int] = []
+    names = tasks.group("ruler_core")
     unfit: set[str] = set()
     while len(ids) < length:
         seed = next(seeds)
-        name = random.Random(seed).choice(tasks.names())
+        name = random.Random(seed).choice(names)
         if name in unfit:
             continue
         try:
-            sample = tasks.get_samples(name, loaded.tokenizer, length, 1, seed=seed, haystack=data.get("haystack"))[0]
+            sample = tasks.get_samples(name, loaded.tokenizer, length, 1, seed=seed, haystack=source_of(data))[0]
         except UserError as error:
             if "too short" not in str(error):
                 raise
             unfit.add(name)
-            if len(unfit) == len(tasks.names()):
+            if len(unfit) == len(names):
                 raise UserError(f"job.lengths: {length} tokens are too few for every task; use longer rows") from error
             continue
         ids += tasks.encode(loaded.tokenizer, f"{sample.prompt} {', '.join(sample.answers)}")

@@ -17,6 +17,7 @@ import pytest
 
 from harness import bridge as bridge_module
 from harness import evaluate as evaluate_module
+from harness import run as run_module
 from harness import timed as timed_module
 from harness.schema import COLUMNS
 
@@ -91,6 +92,17 @@ def test_sweep_joins_one_study_and_runs_dense_once(command: Command, toy: list[s
     assert predictions[cells["random", "0"]] == predictions[cells["dense", "0"]], "sparsity=0 is dense"
     assert len(lines(study, "samples")) == 5
     assert {p.name for p in tmp_path.iterdir()} <= {"results", ".cache"}
+
+
+def test_one_load_of_the_model_serves_the_whole_grid(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Any] = []
+    real = run_module.load_model
+    monkeypatch.setattr(run_module, "load_model", lambda config: loads.append(config) or real(config))
+    run_module._load.cache_clear()
+    assert command("-m", *toy, "method=block_topk,random", "sparsity=0.5,0.7", "length=512,1024", "samples=1") == 0
+    assert len(loads) == 1 and len(lines(tmp_path / "results" / "toy", "samples")) == 10
 
 
 def test_killed_and_run_again_nothing_is_lost_or_doubled(command: Command, toy: list[str], tmp_path: Path) -> None:

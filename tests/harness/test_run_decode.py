@@ -65,7 +65,7 @@ def test_with_a_method_of_prefill_and_again(command: Command, toy: list[str], tm
         (["decode=quest", "decode.budget=5"], "budget=5: must hold at least one block of 16 tokens"),
         (["decode=quest", "decode.budget=many"], "can't be made with decode.budget=many"),
         (["decode=quest", "decode_kernel=fast"], "kernel=fast is not known; choose one of: auto, reference, triton"),
-        (["decode=quest", "job=latency"], "job=latency times prefill, which decode=quest does not change"),
+        (["decode=quest", "job=latency"], "job=latency measures prefill, which decode=quest does not change"),
         (["decode=seer_r"], "job=distill decode=seer_r model=hf model.path="),
     ],
 )

@@ -38,7 +38,7 @@ def characters() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("length", [1024, 2048, 4096])
-@pytest.mark.parametrize("name", ruler.NAMES)
+@pytest.mark.parametrize("name", ruler.CORE)
 def test_samples_fill_the_length_and_never_exceed_it(tokenizer, name: str, length: int) -> None:
     for sample in tasks.get_samples(name, tokenizer, length, 3):
         assert tasks.check_sample(sample, tokenizer) is None
@@ -48,7 +48,7 @@ def test_samples_fill_the_length_and_never_exceed_it(tokenizer, name: str, lengt
         assert (0.85 if name in ("fwe", "niah_multikey_3") else 0.92) * length <= used <= length
 
 
-@pytest.mark.parametrize("name", ruler.NAMES)
+@pytest.mark.parametrize("name", ruler.CORE)
 def test_another_tokenizer(characters, name: str) -> None:
     (sample,) = tasks.get_samples(name, characters, 3000, 1)
     assert tasks.check_sample(sample, characters) is None
@@ -195,9 +195,11 @@ def test_a_second_bos_is_dropped(tokenizer) -> None:
 
 
 def test_names_and_groups() -> None:
-    assert len(tasks.group("niah")) == 8 and len(tasks.group("ruler_core")) == 11
+    assert len(tasks.group("niah")) == 8 and len(tasks.group("ruler_core")) == 11 and len(tasks.group("ruler")) == 13
     assert tasks.group("vt,niah") == ["vt", *tasks.group("niah")] and tasks.group(["cwe", "cwe"]) == ["cwe"]
-    with pytest.raises(UserError, match=r"niah_single_1, .*fwe, .*longbench_lcc, .*or a group: niah, ruler_core, longbench, "):
+    with pytest.raises(
+        UserError, match=r"niah_single_1, .*fwe, .*longbench_lcc, .*or a group: niah, ruler_core, ruler, longbench, "
+    ):
         tasks.get("needle")
 
 

@@ -16,17 +16,19 @@ from harness.tasks.ruler.words import vocabulary
 
 @dataclass(frozen=True)
 class CommonWords:
-    """Ten words stand `common` times, the others `rare` times; below 4096 tokens RULER has 6 and 1, and a shorter example."""
+    """Ten words stand `common` times, the others `rare` times; below 4096 tokens RULER has 6 and 1, and a shorter example.
+    `words` replace wonderwords; `more`, a longer list, is drawn from where more distinct words are asked for than there are."""
 
     words: tuple[str, ...] | None = None
     short: bool = False
+    more: tuple[str, ...] = ()
     max_new_tokens: int = COMMON_WORDS.tokens_to_generate
     prose: bool = False
 
     @property
     def most(self) -> int:
         """The most distinct words there are."""
-        return len(self.words or vocabulary())
+        return max(len(self.words or vocabulary()), len(self.more))
 
     def build(self, rng: random.Random, size: int, hay: Haystack | None = None) -> tuple[str, str, list[str]]:
         """(text, answer prefix, answers) with `size` distinct words, after one worked example."""
@@ -38,7 +40,8 @@ class CommonWords:
         return f"{example}\n{COMMON_WORDS.template.format(context=listed)}", COMMON_WORDS.answer_prefix, common
 
     def _list(self, rng: random.Random, distinct: int, common: int, rare: int) -> tuple[str, list[str]]:
-        chosen = rng.sample(self.words or vocabulary(), distinct)
+        few = self.words or vocabulary()
+        chosen = rng.sample(few if distinct <= len(few) else self.more, distinct)
         words = chosen[:10] * common + chosen[10:] * rare
         rng.shuffle(words)
         return " ".join(f"{i + 1}. {word}" for i, word in enumerate(words)), chosen[:10]

@@ -1,4 +1,4 @@
-"""RULER's wording (arXiv 2404.06654; NVIDIA/RULER, scripts/data/synthetic/constants.py and niah.py): templates, answer
+"""RULER's wording (arXiv 2404.06654; NVIDIA/RULER, scripts/data/synthetic/constants.py, niah.py and qa.py): templates, answer
 prefixes, token budgets, needles."""
 
 from __future__ import annotations
@@ -44,6 +44,14 @@ FREQUENT_WORDS = Wording(
     " Answer: According to the coded text above, the three most frequently appeared words are:",
     50,
 )
+QUESTION_ANSWERING = Wording(
+    "Answer the question based on the given documents. Only give me the answer and do not output any other words.\n\nThe"
+    " following are given documents.\n\n{context}\n\nAnswer the question based on the given documents. Only give me the answer"
+    " and do not output any other words.\n\nQuestion: {query}",
+    " Answer:",
+    32,
+)
+DOCUMENT = "Document {i}:\n{document}"
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 
