@@ -141,6 +141,19 @@ def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting, calibrated:
     return Ready(replace(each.arm, knobs={**wanted.method_knobs, **method.knobs()}), method)
 
 
+def at_zero(wanted: Settings, loaded: LoadedModel) -> Method | None:
+    """The method as it is at sparsity 0, where it must keep everything, ready to run. Knobs that a sparsity doesn't go with
+    are left out; None where none will do."""
+    for knobs in (wanted.method_knobs, {}):
+        zero = replace(wanted, sparsity=0.0, method_knobs=knobs)
+        with suppress(ValueError):
+            method = build(zero)
+            load_weights(method, "method", zero, loaded)
+            searched.load(method, weights_folder(zero, loaded), zero, loaded)
+            return method.to(loaded.device)
+    return None
+
+
 def _kernel(wanted: Settings, loaded: LoadedModel, method: Method) -> str:
     """The kernel that the method's blocks call for. A method may share an index between the heads of a GQA group without
     saying so: a kernel that runs only where they do is let through, and refused at its first call if they don't. What ran

@@ -59,6 +59,8 @@ class Settings:
     calibration_prompts: int
     progress: bool
     report: bool
+    margin: float
+    checks: bool
     data: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -103,6 +105,8 @@ def settings(cfg: DictConfig) -> Settings:
         calibration_prompts=_integer("calibration_prompts", raw["calibration_prompts"], 1),
         progress=_boolean("progress", raw["progress"]),
         report=_boolean("report", raw["report"]),
+        margin=_share("margin", raw["margin"]),
+        checks=_boolean("checks", raw["checks"]),
         data=dict(raw["data"]),
         options={k: v for k, v in raw["job"].items() if k != "name"},
     )
@@ -124,6 +128,12 @@ def _boolean(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"{name}={value}: must be true or false")
     return value
+
+
+def _share(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise UserError(f"{name}={value}: must be a share of the accuracy, above 0 and below 1, for example 0.02")
+    return float(value)
 
 
 def _sparsity(value: Any) -> float | None:

@@ -7,6 +7,7 @@ error costs the cell it happens in and is recorded with its reason.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from harness.plan import Cell
 from harness.provenance import now
 from harness.records import Record, RecordError
 from harness.schema import CellRecord, SampleRecord, Status
+from harness.self_check import check_arm
 from harness.tasks import Sample
 
 CPU_BATCH_TOKENS = 20_480
@@ -35,6 +37,7 @@ GPU_MEMORY_SHARE = 0.4
 
 def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
     """Run the samples that an arm's cells lack. Returns how many of the cells failed."""
+    began, inside = time.perf_counter(), _Inside()
     by_cell, last = bench.store.samples_of(), bench.store.latest_cells()
     todo: list[tuple[Cell, Sample]] = []
     begun: list[tuple[Cell, str]] = []
@@ -53,7 +56,10 @@ def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
         begun.append((cell, drawn[0].haystack))
         _note(bench, each, cell, Status.RUNNING, "", drawn[0].haystack)
         todo += [(cell, drawn[index]) for index in lacking]
-    broken = _generate(bench, each, todo) if todo else {}
+    if todo:
+        check_arm(bench, each, names)
+    broken = _generate(bench, each, todo, inside) if todo else {}
+    share = inside.seconds / (time.perf_counter() - began)
     by_cell, last = bench.store.samples_of(), bench.store.latest_cells()
     for cell, prose in begun:
         if cell.id in broken:
@@ -61,7 +67,7 @@ def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
             continue
         pair = (c for c in last.values() if c["pair"] == cell.pair and leaderboard.is_baseline(c))
         dense = None if each.baseline else next((by_cell.get(c["cell"]) for c in pair), None)
-        _finish(bench, each, cell, prose, by_cell[cell.id], dense)
+        _finish(bench, each, cell, prose, by_cell[cell.id], dense, share if todo else None)
     return failed
 
 
@@ -71,7 +77,14 @@ def _cell(bench: Bench, each: Ready, name: str) -> Cell:
     return Cell(each.arm, samples)
 
 
-def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]]) -> dict[str, Exception]:
+@dataclass
+class _Inside:
+    """Seconds spent in generation: the model, and what queues its work."""
+
+    seconds: float = 0.0
+
+
+def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]], inside: _Inside) -> dict[str, Exception]:
     """Generate and record `todo`; returns the cells that failed, by id. After an error, what is left runs sample by
     sample, so that the error stays with the cell it belongs to."""
     broken: dict[str, Exception] = {}
@@ -81,16 +94,21 @@ def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]]) -> dic
         def advance(samples: int) -> None:
             progress.advance(bar, samples)
 
-        left, error = _attempt(bench, each, todo, _batch_tokens(bench), advance)
+        left, error = _attempt(bench, each, todo, _batch_tokens(bench), advance, inside)
         for pair in left:
-            _, error = _attempt(bench, each, [pair], 1, advance)
+            _, error = _attempt(bench, each, [pair], 1, advance, inside)
             if error is not None:
                 broken.setdefault(pair[0].id, error)
     return broken
 
 
 def _attempt(
-    bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]], batch_tokens: int, advance: Callable[[int], None]
+    bench: Bench,
+    each: Ready,
+    todo: list[tuple[Cell, Sample]],
+    batch_tokens: int,
+    advance: Callable[[int], None],
+    inside: _Inside,
 ) -> tuple[list[tuple[Cell, Sample]], Exception | None]:
     """One call of generate; returns what it did not finish, and why."""
     done = 0
@@ -101,8 +119,11 @@ def _attempt(
         decode_kernel=wanted.decode_kernel,
     )  # fmt: skip
 
+    since = time.perf_counter()
+
     def on_batch(first: int, generations: list[Generation]) -> None:
-        nonlocal done
+        nonlocal done, since
+        inside.seconds += time.perf_counter() - since  # generation has waited for the device
         pairs = zip(bridge.prefill_densities(), bridge.prefill_densities(tokens=True), strict=True)
         densities = dict(enumerate(pairs))
         kernels = sorted({name for layer in bridge.stats() for name in layer["kernel"].split("+")})
@@ -119,9 +140,11 @@ def _attempt(
         bench.store.samples.append_all(records)
         done += len(records)
         advance(len(records))
+        since = time.perf_counter()
 
     try:
         with bridge:
+            since = time.perf_counter()
             generate(
                 bench.loaded, prompts, [sample.max_new_tokens for _, sample in todo],
                 stop_ids=tasks.stop_ids(bench.loaded.tokenizer, bench.loaded.model), batch_tokens=batch_tokens,
@@ -207,14 +230,18 @@ def _fail(bench: Bench, each: Ready, cell: Cell, error: Exception) -> int:
     return 1
 
 
-def _finish(bench: Bench, each: Ready, cell: Cell, prose: str, mine: list[Record], dense: list[Record] | None) -> None:
-    """Record a cell's verdict and its numbers from all its samples."""
+def _finish(
+    bench: Bench, each: Ready, cell: Cell, prose: str, mine: list[Record], dense: list[Record] | None, share: float | None
+) -> None:
+    """Record a cell's verdict and its numbers from all its samples. share: of this process's time with the arm's cells, what
+    was spent generating; the rest is making and checking samples, the self-check, scoring and recording."""
     row = leaderboard.accuracy(mine, dense, bench.wanted.seed)
-    status, reason = leaderboard.verdict(mine, row)
+    status, reason = leaderboard.verdict(mine, row, leaderboard.unsound(bench.store).get((each.arm.id, bench.chat), ""))
     densities = [s["density"] for s in mine if s["density"] is not None]
     summary = row | {
         "samples": len(mine),
         "density": statistics.fmean(densities) if densities else None,
+        "model_share": share,
         "prefill_s": statistics.median(s["prefill_s"] for s in mine),
     }
     _note(bench, each, cell, status, reason, prose, summary)

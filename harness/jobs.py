@@ -23,10 +23,11 @@ class Jobs:
         self.console = console or Console()
         self.touched: dict[Path, set[str]] = {}
         self.stores: dict[Path, Store] = {}
+        self.margins: dict[Path, float] = {}
         self.next_write = 0.0
         self.measuring: dict[str, Callable[[Settings], int]] = {
-            "evaluate": self._measure, "latency": self._measure, "kept_mass": self._measure,
-            "perplexity": self._measure, "report": self._report, "archive": self._archive, "kernel_speed": self._kernel_speed,
+            "evaluate": self._measure, "latency": self._measure, "kept_mass": self._measure, "perplexity": self._measure,
+            "report": self._report, "archive": self._archive, "kernel_speed": self._kernel_speed, "power": self._power,
         }  # fmt: skip
         self.training = {
             "pretrain": "harness.training.pretrain", "distill": "harness.training.distill_job",
@@ -42,7 +43,9 @@ class Jobs:
         if name not in self.measuring:
             known = ", ".join(sorted([*self.measuring, *self.training]))
             raise UserError(f"job.name={name} is not known; choose one of: {known}")
-        return self.measuring[name](settings(cfg))
+        wanted = settings(cfg)
+        self.margins[wanted.folder] = wanted.margin
+        return self.measuring[name](wanted)
 
     def _measure(self, wanted: Settings) -> int:
         from harness.run import measure  # transformers takes seconds to import, and a report needs none of it
@@ -75,7 +78,7 @@ class Jobs:
         began = time.monotonic()
         if began < self.next_write:
             return
-        leaderboard.write(store)
+        leaderboard.write(store, self.margins[store.folder])
         ended = time.monotonic()
         self.next_write = ended + 20 * (ended - began)
 
@@ -83,6 +86,13 @@ class Jobs:
         if not any(file.exists() for file in Store(wanted.folder).files()):
             raise UserError(f"study={wanted.study}: no records in {wanted.folder}; measure something with that study")
         self.touched.setdefault(wanted.folder, set())
+        return 0
+
+    def _power(self, wanted: Settings) -> int:
+        from harness.power_job import plan_samples
+
+        for path in plan_samples(wanted, Store(wanted.folder), self.console):
+            self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
         return 0
 
     def _archive(self, wanted: Settings) -> int:
@@ -105,7 +115,7 @@ class Jobs:
     def _finish(self, store: Store, arms: set[str]) -> list[Path]:
         from harness.figures import kept, write_all
 
-        path, rows = leaderboard.write(store)
+        path, rows = leaderboard.write(store, self.margins[store.folder])
         pictures = write_all(rows, store.folder)
         table.show(self.console, rows, arms)
         return [path, *pictures, *kept.write(store)]

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import stats
+from harness import claims, stats
 from harness.plan import digest
 from harness.records import Record, Store
 from harness.schema import AVERAGE, COLUMNS, PERPLEXITY, Status
@@ -43,8 +43,9 @@ def finished(cells: Iterable[Record]) -> dict[str, Record]:
     return {c["cell"]: c for c in cells if c["status"] != Status.RUNNING}
 
 
-def rows(store: Store) -> list[Row]:
-    """All rows of a study, sorted by model, length, method (dense first), sparsity, seed and task."""
+def rows(store: Store, margin: float = claims.MARGIN) -> list[Row]:
+    """All rows of a study, sorted by model, length, method (dense first), sparsity, seed and task. margin: the accuracy that a
+    method may lose and still be called non-inferior to dense."""
     from harness.perplexity_rows import rows as perplexity_rows  # made of the parts here
 
     every = finished(store.cells.read())
@@ -52,15 +53,25 @@ def rows(store: Store) -> list[Row]:
     samples = store.samples_of()
     runs = {r["run"]: r for r in store.runs.read()}
     timed = {(r["arm"], r["device"]): r for r in store.latency.read()}
+    checks = unsound(store)
     dense = {c["pair"]: c for c in cells.values() if is_baseline(c)}
     table: list[Row] = []
     arms: dict[str, list[tuple[Record, Row]]] = defaultdict(list)
     for cell in cells.values():
-        row = _cell_row(cell, samples, dense.get(cell["pair"]), runs, timed)
+        row = _cell_row(
+            cell,
+            samples,
+            dense.get(cell["pair"]),
+            runs,
+            timed,
+            checks.get((cell["arm"], cell["identity"]["chat_template"]), ""),
+        )
         table.append(row)
         arms[digest([cell["arm"], cell["identity"]["data"], cell["identity"]["chat_template"]])].append((cell, row))
+    averages: list[tuple[Row, claims.Scores]] = []
     for group, members in arms.items():
         average = _average_row(members, samples, dense, runs, timed)
+        averages.append((average, claims.scores_of(samples, [cell for cell, _ in members])))
         for row in (average, *(row for _, row in members)):
             row["_group"] = group  # not a column: which rows an average is made of
         table.append(average)
@@ -73,6 +84,8 @@ def rows(store: Store) -> list[Row]:
         row["study"] = store.folder.name
         if row["_arm"] in kept:  # of more prompts than the one that was timed
             row["kept_mass"] = mean_mass(kept[row["_arm"]])
+    claims.gate_rising(averages)
+    claims.judge(table, margin)
     baselines = {row["method"] for row in table if is_baseline_row(row)}
     return sorted(table, key=lambda r: _order(r, baselines))
 
@@ -124,6 +137,7 @@ def _cell_row(
     dense: Record | None,
     runs: Mapping[str, Record],
     timed: Mapping[tuple[str, str], Record],
+    check: str,
 ) -> Row:
     mine = samples.get(cell["cell"], [])
     row = base_row(cell)
@@ -144,7 +158,7 @@ def _cell_row(
     if cell["status"] != Status.FAILED and mine:
         theirs = None if dense is None or is_baseline(cell) else samples.get(dense["cell"], [])
         row |= accuracy(mine, theirs, cell["identity"]["seed"])
-        row["status"], row["reason"] = verdict(mine, row)
+        row["status"], row["reason"] = verdict(mine, row, check)
     if latency := timed.get((cell["arm"], row["device"])):
         row |= times(latency)
     return row
@@ -158,15 +172,24 @@ def accuracy(mine: Sequence[Record], dense: Sequence[Record] | None, seed: int) 
     if dense:
         ours, theirs = _paired(mine, dense)
         if ours:
-            row |= {"dense_accuracy": statistics.fmean(theirs), "p_value": stats.paired_p(ours, theirs, seed=seed)}
+            row |= claims.compare([ours], [theirs], seed)
     return row
 
 
-def verdict(mine: Sequence[Record], row: Row) -> tuple[str, str]:
-    """Status and reason of a cell with samples: its samples' gates, then the gate on beating dense."""
+def unsound(store: Store) -> dict[tuple[str, bool], str]:
+    """Why the rows of an arm are gated, by arm and whether with a chat template: what its last self-check found."""
+    last = {(r["arm"], r["identity"]["chat_template"]): r for r in store.checks.read()}
+    return {key: f"self-check: {r['reason']}" for key, r in last.items() if r["status"] != Status.OK}
+
+
+def verdict(mine: Sequence[Record], row: Row, check: str = "") -> tuple[str, str]:
+    """Status and reason of a cell with samples: its samples' gates, what the arm's self-check found (`check`), then the gate
+    on beating dense."""
     gated = [s for s in mine if s["status"] == Status.GATED]
     if gated:
         return Status.GATED, f"{len(gated)} of {len(mine)} samples: {gated[0]['reason']}"
+    if check:
+        return Status.GATED, check
     paired = row.get("dense_accuracy") is not None
     if paired and row["accuracy"] > row["dense_accuracy"] and row["p_value"] < SUSPICIOUS:
         return Status.GATED, f"above dense by more than noise (p={row['p_value']:.2g}): suspected bug"
@@ -214,8 +237,7 @@ def _average_row(
     if all(not is_baseline(c) and c["pair"] in dense for c, _ in members):
         pairs = [_paired(samples[c["cell"]], samples.get(dense[c["pair"]]["cell"], [])) for c, _ in members]
         if all(ours for ours, _ in pairs):
-            row["dense_accuracy"] = statistics.fmean(statistics.fmean(theirs) for _, theirs in pairs)
-            row["p_value"] = stats.average_p([a for a, _ in pairs], [b for _, b in pairs], seed=row["seed"])
+            row |= claims.compare([a for a, _ in pairs], [b for _, b in pairs], row["seed"])
     row |= _average_verdict(row, task_rows)
     return row
 
@@ -264,7 +286,7 @@ def comparable(table: Sequence[Row]) -> tuple[list[Row], list[Row]]:
             elif sets[group] > chosen:
                 mine = [r for r in by_group[group] if r["task"] in chosen]
                 fewer = {"samples": sum(r["samples"] for r in mine), "tasks": len(mine)}
-                kept.append(averages[group] | _mean_accuracy(mine) | fewer)
+                kept.append(averages[group] | dict.fromkeys(claims.COMPARED) | _mean_accuracy(mine) | fewer)
             else:
                 left.append(averages[group])
     return kept, left
@@ -324,9 +346,9 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def write(store: Store) -> tuple[Path, list[Row]]:
+def write(store: Store, margin: float = claims.MARGIN) -> tuple[Path, list[Row]]:
     """Rebuild `leaderboard.csv` and return it and its rows."""
-    table = rows(store)
+    table = rows(store, margin)
     return write_csv(store.folder / "leaderboard.csv", COLUMNS, table), table
 
 

@@ -246,18 +246,24 @@ class RecordFile:
 
 
 class Store:
-    """The records of one study: `folder/records/{runs,samples,cells,latency,calibrations,mass,perplexity,kernels}.jsonl`."""
+    """The records of one study, a file of `folder/records/` for each kind: `KIND.jsonl`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.runs, self.samples, self.cells, self.latency, self.calibrations, self.mass, self.perplexity, self.kernels = (
-            RecordFile(folder / "records" / f"{kind}.jsonl", kind)
-            for kind in ("runs", "samples", "cells", "latency", "calibrations", "mass", "perplexity", "kernels")
-        )
+
+        def file(kind: str) -> RecordFile:
+            return RecordFile(folder / "records" / f"{kind}.jsonl", kind)
+
+        self.runs, self.samples, self.cells, self.latency = (file(k) for k in ("runs", "samples", "cells", "latency"))
+        self.calibrations, self.mass, self.checks = (file(k) for k in ("calibrations", "mass", "checks"))
+        self.perplexity, self.kernels = (file(k) for k in ("perplexity", "kernels"))
 
     def files(self) -> tuple[RecordFile, ...]:
         """All files of the study."""
-        return self.runs, self.samples, self.cells, self.latency, self.calibrations, self.mass, self.perplexity, self.kernels
+        return (
+            self.runs, self.samples, self.cells, self.latency, self.calibrations, self.mass, self.checks, self.perplexity,
+            self.kernels,
+        )  # fmt: skip
 
     def samples_of(self) -> dict[str, list[Record]]:
         """Sample records by cell id, each list by sample index."""

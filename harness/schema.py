@@ -3,7 +3,7 @@
 Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one line per process: command, commit, versions,
 device), `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts),
 `latency.jsonl` (one per arm, length and device), `mass.jsonl` (the attention mass an arm keeps), `calibrations.jsonl` (a native
-knob found for a sparsity), `perplexity.jsonl` (one per document) and, in a study of
+knob found for a sparsity), `checks.jsonl` (the self-check of an arm), `perplexity.jsonl` (one per document) and, in a study of
 kernels without a model, `kernels.jsonl` (the state of a case); any of them may lie compressed in `KIND.jsonl.xz`
 (job=archive). Samples point to their cell and their run by id, so a sweep of 100,000 samples stays small.
 `leaderboard.csv` is made from these records alone.
@@ -32,6 +32,7 @@ COLUMNS: tuple[str, ...] = (
     "haystack", "transformers", "reason", "cell", "tasks", "decode", "dense_ttft_ms",
     "decode_density", "truncated", "nll", "perplexity", "perplexity_low", "perplexity_high", "dense_perplexity",
     "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high", "tokens_s",
+    "difference", "difference_low", "difference_high", "p_holm", "margin", "noninferior",
 )  # fmt: skip
 """Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
@@ -41,8 +42,12 @@ decoding with its knobs, and by which kernels; `decode_density` is kept blocks ร
 layers and heads. `truncated` is how many samples had tokens cut from their prompt by their task's own rules. `nll` is the
 mean loss in nats a token, `perplexity` its exponential, intervals by bootstrap over the documents that `samples` then counts,
 `perplexity_ratio` the perplexity รท dense attention's on the same documents, in pairs; `tokens_s` tokens a second through the
-whole model, the loss included, the median over documents. Where a row's samples came from several processes, `commit`,
-`command`, versions and `device` hold each value, joined by "+" (commands by "; ")."""
+whole model, the loss included, the median over documents. `difference` is the accuracy less that of dense on the same
+samples, with its 95 % interval (`harness.difference`); `noninferior` is "yes" where that interval lies above -`margin`: the
+method is shown to lose less than the margin. "no" is not "worse": samples may be too few (job=power). `p_value` tests one row
+by itself; `p_holm` is adjusted for all averages of its model and length or, in rows of single tasks, for all of those. Where a
+row's samples came from several processes, `commit`, `command`, versions and `device` hold each value, joined by "+" (commands
+by "; ")."""
 
 
 KERNEL_COLUMNS: tuple[str, ...] = (
@@ -142,7 +147,8 @@ class PerplexityRecord:
 @dataclass(frozen=True)
 class CellRecord:
     """The state of one cell. `identity` is what its id is the hash of (see `harness.plan`); `arm` and `pair` are the
-    ids of its arm (all tasks together) and of the comparison with dense it belongs to."""
+    ids of its arm (all tasks together) and of the comparison with dense it belongs to. `summary` holds what the cell's end
+    printed, and `model_share`: of the time that the process spent on the arm's cells, what was spent generating."""
 
     cell: str
     arm: str
@@ -252,6 +258,26 @@ class CalibrationRecord:
 
 
 @dataclass(frozen=True)
+class CheckRecord:
+    """The self-check of an arm on a short prompt, before its first sample (see `harness.self_check`). `found` holds
+    {name: [measured, at most]}; `density` is the method's on that prompt: 1 means that its selection could not be seen at
+    work. Of several records of an arm the last counts; where it is gated, so are the arm's rows."""
+
+    check: str
+    arm: str
+    run: str
+    identity: dict[str, Any]
+    status: str
+    reason: str
+    found: dict[str, list[float | None]]
+    tokens: int
+    density: float | None
+    seconds: float
+    date: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
 class MassRecord:
     """The attention mass that one arm keeps, measured on activations of dense prefills. `kept` is [layers][heads], the share
     of the true attention on what the method selects, mean over `prompts`; `density` that of each layer; `layers` their
@@ -281,12 +307,13 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "kernels": ("schema", "case", "run", "identity", "device", "status", "reason", "date"),
     "perplexity": ("schema", "cell", "run", "index", "tokens", "nll", "status", "date"),
     "mass": ("schema", "mass", "arm", "run", "identity", "layers", "kept", "density", "date"),
+    "checks": ("schema", "check", "arm", "run", "identity", "status", "reason", "found", "date"),
 }
 """Fields without which a line of that file is refused as corrupt."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "runs": ("run",), "samples": ("cell", "index"), "latency": ("latency",),
-    "calibrations": ("calibration",), "mass": ("mass",), "perplexity": ("cell", "index"),
+    "calibrations": ("calibration",), "mass": ("mass",), "checks": ("check",), "perplexity": ("cell", "index"),
 }  # fmt: skip
 """Fields that identify a line; a second line with the same key is never written. Cells and kernel cases have states
 instead."""

@@ -4,7 +4,7 @@ Scores are binary for most tasks (the needle was found or not) and fractional fo
 score in [0, 1] with mean p varies at most as much as a coin with that p, so the Wilson (1927) interval holds for both; it is
 wide for fractions, and, unlike a bootstrap, never narrow near 0 and 1 or with few samples. Means over tasks combine
 the tasks' intervals (MOVER: Zou & Donner 2008). Tests are paired, because dense and sparse see the same samples: exact
-McNemar for binary scores, seeded sign flips for others.
+McNemar for binary scores, seeded sign flips for others. Who reads many of them at once reads them after Holm.
 """
 
 from __future__ import annotations
@@ -107,3 +107,13 @@ def average_p(groups: Sequence[Scores], dense: Sequence[Scores], *, seed: int = 
         differences += [s - d for s, d in zip(mine, theirs, strict=True)]
         weights += [1 / len(mine)] * len(mine)
     return sign_flip(differences, weights, seed=seed)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of one family, adjusted: rejecting those below α errs at all in at most a share α of families, whatever
+    depends on what (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted

@@ -14,10 +14,11 @@ from harness.schema import AVERAGE, PERPLEXITY, Status
 from harness.variants import lines
 
 HEADINGS = (
-    "method", "len", "dens", "decode\ndens", "accuracy %", "p", "select\nms", "total\nms", "speed\nup", "%\nideal", "TTFT\nms",
-    "kept\nmass %",
+    "method", "len", "dens", "decode\ndens", "accuracy %", "Δ\ndense", "p", "select\nms", "total\nms",
+    "speed\nup", "%\nideal", "TTFT\nms", "kept\nmass %",
 )  # fmt: skip
-"""Columns of the table of arms; times are per attention layer call, p compares with dense on the same samples."""
+"""Columns of the table of arms; times are per attention layer call. Δ dense, in points, and p (after Holm, over all averages of
+the model and length) compare with dense on the same samples; ✓: shown to lose less than the margin."""
 FEW = 8
 """Up to so many arms, their tasks are shown one by one too."""
 
@@ -56,8 +57,9 @@ def _arms(console: Console, rows: Sequence[Row]) -> None:
     cells = [
         (
             names[id(r)], _length(r["length"]), _number(r["density"], ".3f"), _number(r["decode_density"], ".3f"),
-            _accuracy(r), _p(r["p_value"]), _ms(r["selection_ms"]), _ms(r["total_ms"]), _number(r["speedup"], ".2f"),
-            _number(r["pct_ideal"], ".0f"), _ms(r["ttft_ms"]), _percent(r["kept_mass"]) if masses else "",
+            _accuracy(r), _difference(r), _p(r["p_holm"]), _ms(r["selection_ms"]), _ms(r["total_ms"]),
+            _number(r["speedup"], ".2f"), _number(r["pct_ideal"], ".0f"), _ms(r["ttft_ms"]),
+            _percent(r["kept_mass"]) if masses else "",
         )
         for r in rows
     ]  # fmt: skip
@@ -67,6 +69,9 @@ def _arms(console: Console, rows: Sequence[Row]) -> None:
     for line in cells:
         table.add_row(*(cell for cell, show in zip(line, shown, strict=True) if show))
     console.print(table)
+    if margin := next((r["margin"] for r in rows if r["margin"] is not None), None):
+        text = f"✓ loses less than {100 * margin:g} points to dense, shown at 95 % (margin={margin:g}); p after Holm"
+        console.print(text, style="dim", highlight=False, soft_wrap=True)
     console.print()
 
 
@@ -111,6 +116,12 @@ def _accuracy(row: Row) -> str:
         return str(row["status"]) if row["task"] else ""
     low, high = (f"{100 * row[c]:.0f}" for c in ("accuracy_low", "accuracy_high"))
     return f"{100 * row['accuracy']:.1f} [dim]{f'{low}–{high}':>6}[/]"
+
+
+def _difference(row: Row) -> str:
+    if row["difference"] is None:
+        return ""
+    return f"{100 * row['difference']:+.1f}{'✓' if row['noninferior'] == 'yes' else ' '}"
 
 
 def _number(value: Any, form: str) -> str:

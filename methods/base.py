@@ -105,6 +105,11 @@ class Method(ABC):
     search_required: ClassVar[bool] = False
     """Whether it can't run without that file."""
     needs_rope: ClassVar[bool] = False
+    reads_end: ClassVar[bool] = False
+    """Whether the prompt's last queries have a say in what earlier rows keep: then earlier rows may depend on later tokens
+    through the selection, and nothing else."""
+    bound: ClassVar[bool] = False
+    """Whether it is the bound of what blocks can keep: with fewer of them its accuracy can only fall."""
     columns: ClassVar[bool] = False
     """Whether it may select single key columns: fewer kernels take them."""
     in_kernel: ClassVar[bool] = False

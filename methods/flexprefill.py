@@ -39,6 +39,7 @@ class FlexPrefill(Method):
     paper = "FlexPrefill, arXiv 2502.20766"
     knob = "gamma"
     family = "threshold"
+    reads_end = True
 
     def __init__(
         self,

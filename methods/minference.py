@@ -39,6 +39,7 @@ class MInference(Method):
     paper = "MInference 1.0, arXiv 2407.02490"
     knob = "factor"
     family = "threshold"
+    reads_end = True
     columns = True
     searched = "minference-patterns.json"
 

@@ -25,6 +25,7 @@ class Oracle(Method):
     paper = "ground truth of SeerAttention, arXiv 2410.13276"
     knob = "top-k"
     family = "top-k"
+    bound = True
 
     def __init__(
         self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0, pool: Pool = "max"

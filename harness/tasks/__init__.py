@@ -15,6 +15,7 @@ from harness.tasks import cache, files, longbench, ruler
 from harness.tasks.haystack import haystack as find_haystack
 from harness.tasks.haystack import source_of
 from harness.tasks.longbench import LongBenchTask
+from harness.tasks.prompts import chat_problem, template_twice, truncated
 from harness.tasks.protocol import AnyTask
 from harness.tasks.ruler import questions
 from harness.tasks.sample import Sample
@@ -22,8 +23,8 @@ from harness.tasks.scoring import string_match_all, string_match_part
 from harness.tasks.sizing import Sizer, encode, without_second_bos
 
 __all__ = [
-    "VERSION", "AnyTask", "Sample", "Task", "check_sample", "encode", "encode_all", "get", "get_samples", "group", "groups",
-    "names", "sets_bos", "sources", "stop_ids", "stop_of",
+    "VERSION", "AnyTask", "Sample", "Task", "chat_problem", "check_sample", "encode", "encode_all", "get", "get_samples",
+    "group", "groups", "names", "sets_bos", "sources", "stop_ids", "stop_of",
 ]  # fmt: skip
 
 VERSION = cache.VERSION
@@ -199,8 +200,9 @@ def get_samples(
 
 
 def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = None) -> str | None:
-    """None if the sample is sound, else what is wrong: not one BOS (none where the tokenizer sets none), too long, or an
-    answer (of a question about documents: what it is answered from) that isn't in the text where the task puts it there.
+    """None if the sample is sound, else what is wrong: not one BOS (none where the tokenizer sets none), too long, cut, in a
+    chat template twice, or an answer (of a question about documents: what it is answered from) that isn't in the text where
+    the task puts it there.
 
     `ids` are the prompt's tokens where they are known: those that the model will see."""
     ids = encode(tokenizer, sample.prompt) if ids is None else ids
@@ -211,6 +213,8 @@ def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = Non
         return "no BOS token in front of the prompt, where this tokenizer sets one; there must be one"
     if len(ids) + sample.max_new_tokens > sample.length:
         return f"prompt of {len(ids)} tokens and {sample.max_new_tokens} to generate exceed length {sample.length}"
+    if (wrong := truncated(sample.prompt, ids, tokenizer) or template_twice(sample.prompt, tokenizer)) is not None:
+        return wrong
     for text in sample.evidence or (sample.answers if sample.verbatim else ()):
         if text not in sample.prompt:
             return f"{'the document' if sample.evidence else 'answer'} {text[:60]!r} is not in the prompt"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import methods
 from harness import leaderboard, stats
 from harness.plan import Arm, Cell, Samples, Setting
 from harness.records import Store
@@ -26,7 +27,7 @@ def cell_of(arm: Arm, task: str) -> Cell:
 def fill(store: Store, arm: Arm, task: str, scores: list[float], status: str = Status.OK, **more: Any) -> None:
     cell, reason = cell_of(arm, task), more.get("reason", "")
     sample_status, sample_reason = more.get("sample_status", Status.OK), more.get("sample_reason", "")
-    kernel, density = ("sdpa", None) if arm is DENSE else ("reference", 0.1)
+    kernel, density = ("sdpa", None) if arm is DENSE else ("reference", more.get("density", 0.1))
     store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
     for index, score in enumerate(scores):
         store.samples.append(
@@ -201,3 +202,50 @@ def test_an_average_above_dense_by_more_than_noise_is_gated(tmp_path: Path) -> N
     rows = rows_by(store)
     assert {rows["sieve", t]["status"] for t in ("one", "two", "three")} == {"ok"}, "none alone"
     assert (rows["sieve", "avg"]["status"], "above dense" in rows["sieve", "avg"]["reason"]) == ("gated", True)
+
+
+def test_difference_and_noninferiority_at_a_margin(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    fill(store, DENSE, "one", [1] * 300)
+    fill(store, SPARSE, "one", [1] * 300)
+    fill(store, DENSE, "two", [1] * 300)
+    fill(store, SPARSE, "two", [1] * 270 + [0] * 30)
+    rows = rows_by(store)
+    assert rows["full", "one"]["difference"] is None and rows["full", "one"]["noninferior"] is None
+    one, two, average = (rows["sieve", task] for task in ("one", "two", "avg"))
+    assert (one["difference"], one["noninferior"], one["margin"]) == (0, "yes", 0.02)
+    assert (two["difference"], two["noninferior"]) == (pytest.approx(-0.1), "no")
+    assert two["difference_low"] < -0.1 < two["difference_high"] < 0
+    assert average["difference"] == pytest.approx(-0.05) and average["noninferior"] == "no"
+    generous = {(r["method"], r["task"]): r for r in leaderboard.rows(store, margin=0.2)}
+    assert (generous["sieve", "two"]["noninferior"], generous["sieve", "two"]["margin"]) == ("yes", 0.2)
+
+
+def test_p_values_are_adjusted_within_averages_and_within_tasks(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    arms = [Arm(SETTING, "sieve", sparsity, {"width": 3}, 64, "reference") for sparsity in (0.5, 0.7, 0.9)]
+    for task in ("one", "two"):
+        fill(store, DENSE, task, [1] * 8)
+        for arm in arms:
+            fill(store, arm, task, [0] * 8)
+    for row in leaderboard.rows(store):
+        if row["method"] == "sieve":
+            assert row["p_holm"] == pytest.approx((3 if row["task"] == "avg" else 6) * row["p_value"])
+
+
+def test_a_bound_that_rises_with_fewer_blocks_is_gated(tmp_path: Path) -> None:
+    (bound,) = [name for name in methods.names() if methods.get(name).bound]
+    dense_first = [1] * 10 + [0] * 10
+
+    def study(name: str, method: str, sparser: list[float]) -> list[tuple[str, str]]:
+        store = Store(tmp_path / name)
+        for sparsity, density, scores in ((0.5, 0.5, dense_first), (0.9, 0.1, sparser)):
+            fill(store, Arm(SETTING, method, sparsity, {}, 64, "reference"), "one", list(scores), density=density)
+        return [(r["status"], r["reason"]) for r in leaderboard.rows(store) if r["task"] == "avg"]
+
+    (denser, sparser) = study("rises", bound, [1] * 20)
+    assert denser[0] == "ok" and sparser[0] == "gated"
+    assert "better at density 0.100 than at 0.500" in sparser[1]
+    assert {status for status, _ in study("noise", bound, [1] * 12 + [0] * 8)} == {"ok"}
+    assert {status for status, _ in study("falls", bound, [1] * 4 + [0] * 16)} == {"ok"}
+    assert {status for status, _ in study("other", "sieve", [1] * 20)} == {"ok"}, "others may be as they like"

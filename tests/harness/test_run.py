@@ -264,3 +264,9 @@ def test_the_baseline_is_timed_with_the_kernel_it_runs(command: Command, toy: li
 def test_decode_kernels_are_named(command: Command, toy: list[str], tmp_path: Path) -> None:
     assert command(*toy) == 0
     assert {r["decode"] for r in board(tmp_path / "results" / "toy")} == {"full (sdpa)"}
+
+
+def test_the_share_of_time_in_the_model_is_recorded(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy) == 0 and command(*toy, "samples=3") == 0
+    shares = [c["summary"]["model_share"] for c in lines(tmp_path / "results" / "toy", "cells") if c["status"] == "ok"]
+    assert len(shares) == 4 and all(0 < share < 1 for share in shares)

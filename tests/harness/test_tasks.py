@@ -250,3 +250,44 @@ def test_a_prompt_without_the_bos_that_the_tokenizer_sets_is_unsound(tokenizer) 
 def test_the_models_own_stop_ids_count(tokenizer, more: object, expected: set[int]) -> None:
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=more))
     assert tasks.stop_ids(tokenizer, model) == expected
+
+
+def test_three_bos_are_unsound(tokenizer) -> None:
+    sample = tasks.get_samples("niah_single_1", tokenizer, 1024, 1)[0]
+    ids = tasks.encode(tokenizer, sample.prompt)
+    bos = tokenizer.bos_token_id
+    assert "3 BOS" in str(tasks.check_sample(sample, tokenizer, [bos, bos, *ids]))
+
+
+def test_a_cut_prompt_is_unsound(tokenizer) -> None:
+    """Cut by a tokenizer that truncates, on either side, or ended by an EOS that nobody asked for."""
+    sample = tasks.get_samples("niah_single_2", tokenizer, 1024, 1)[0]
+    ids = tasks.encode(tokenizer, sample.prompt)
+    assert "it was cut" in str(tasks.check_sample(sample, tokenizer, ids[:-40]))
+    assert "the start was cut" in str(tasks.check_sample(sample, tokenizer, [ids[0], *ids[41:]]))
+    assert "something added" in str(tasks.check_sample(sample, tokenizer, [*ids, tokenizer.eos_token_id]))
+
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}<user>{{ m['content'] | trim }}<eos>{% endfor %}<model>"
+
+
+def test_a_chat_template_applied_twice_is_unsound(tokenizer) -> None:
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = TEMPLATE
+    sample = tasks.get_samples("niah_single_1", chatty, 1024, 1, chat_template=True)[0]
+    assert tasks.check_sample(sample, chatty) is None
+    again = chatty.apply_chat_template([{"role": "user", "content": sample.prompt}], tokenize=False, add_generation_prompt=True)
+    twice = replace(sample, prompt=again, length=4096)
+    ids = tasks.encode(chatty, twice.prompt)
+    ids = [ids[0], *(i for i in ids[1:] if i != chatty.bos_token_id)]  # the BOS of the inner one is found first
+    text = chatty.decode(ids[1:])
+    assert "chat template was applied 2 times" in str(tasks.check_sample(replace(twice, prompt=text), chatty, ids))
+
+
+def test_a_chat_model_without_its_template_is_unsound(tokenizer) -> None:
+    chatty = copy.deepcopy(tokenizer)
+    assert tasks.chat_problem(chatty, {1}, False) is None, "it has no template"
+    chatty.chat_template = TEMPLATE
+    assert "without its chat template" in str(tasks.chat_problem(chatty, {chatty.eos_token_id}, False))
+    assert tasks.chat_problem(chatty, {chatty.eos_token_id}, True) is None
+    assert tasks.chat_problem(chatty, {99}, False) is None, "a base model that ships a template stops at another token"
