@@ -32,8 +32,8 @@ def compare(scores: difference.Groups, dense: difference.Groups, seed: int) -> R
 
 
 def judge(table: Sequence[Row], margin: float) -> None:
-    """Fill in `p_holm` and, of accuracies, `margin` and `noninferior`. A family is what a reader looks at together: the averages of
-    one model and length over all methods and sparsities, its rows of single tasks, or those of perplexity."""
+    """Fill in `p_holm` and, of accuracies, `margin` and `noninferior`. A family is what a reader looks at together: the
+    averages of one model and length over all methods and sparsities, its rows of single tasks, or those of perplexity."""
     families: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in table:
         if row["p_value"] is not None:

@@ -50,8 +50,12 @@ def generate(
     batch_size: int | None = None,
     own_stops: Sequence[frozenset[int]] | None = None,
     on_batch: Callable[[int, list[Generation]], None] | None = None,
+    ended: Callable[[list[int]], bool] | None = None,
 ) -> list[Generation]:
     """Continue each prompt (token ids) greedily by up to max_new tokens, or until one of stop_ids.
+
+    ended(ids) says of the new tokens of a sequence that no more are needed (a stop word is among them, say). It is asked now
+    and then, so more tokens than that may come, for the caller to cut.
 
     Sequences are decoded together as long as their caches hold at most batch_tokens columns, counted as sequences ×
     longest, and they are at most batch_size; a longer one is decoded by itself. own_stops are more stop ids for each
@@ -65,7 +69,7 @@ def generate(
     results: list[Generation] = []
     for batch in _batches([len(p) + m for p, m in zip(prompts, limits, strict=True)], batch_tokens, batch_size):
         chosen = slice(batch.start, batch.stop)
-        done = _generate_batch(loaded, prompts[chosen], limits[chosen], stop_ids, own[chosen])
+        done = _generate_batch(loaded, prompts[chosen], limits[chosen], stop_ids, own[chosen], ended)
         results += done
         if on_batch is not None:
             on_batch(batch.start, done)
@@ -111,13 +115,14 @@ def _generate_batch(
     limits: list[int],
     stop_ids: set[int],
     own: list[frozenset[int]],
+    ended: Callable[[list[int]], bool] | None,
 ) -> list[Generation]:
     lengths = [len(p) for p in prompts]
     longest, steps = max(lengths), max(limits)
     cache = _BatchCache(loaded.layers, rows=len(prompts), prompt=longest, columns=longest + steps - 1)
     stops = _stops([stop_ids | mine for mine in own], loaded.device)
     first, finite, marks = _prefill(loaded, prompts, cache, [sorted(stop_ids | mine) if mine else [] for mine in own])
-    out, finite = _decode(loaded, cache, first, finite, lengths, limits, stops)
+    out, finite = _decode(loaded, cache, first, finite, lengths, limits, stops, ended)
     sync(loaded.device)
     return [
         _trim(row[:limit], stop_ids | mine, elapsed_ms(start, end) / 1e3, ok)
@@ -152,9 +157,11 @@ def _decode(
     lengths: list[int],
     limits: list[int],
     stops: Tensor,
+    ended: Callable[[list[int]], bool] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [B, steps], the first of them being `token`; what follows one of its row's stop ids (`stops` [B, S]) or a
-    limit is meaningless. And whether the logits of all that isn't were finite [B], as `finite` says of the first."""
+    """Tokens [B, steps that were run], the first of them being `token`; what follows one of its row's stop ids
+    (`stops` [B, S]) or a limit is meaningless. And whether the logits of all that isn't were finite [B], as `finite` says of
+    the first."""
     device, longest, steps = loaded.device, max(lengths), max(limits)
     cache.decode()
     out = torch.zeros(len(lengths), steps, dtype=torch.int64, device=device)
@@ -164,17 +171,28 @@ def _decode(
         columns = torch.arange(longest + steps, device=device)
         key_mask = columns[None] >= (longest - position)[:, None]
     done = torch.zeros(len(lengths), dtype=torch.bool, device=device)
-    every = CHECK_EVERY if device.type == "cuda" else 1
+    every = CHECK_EVERY if device.type == "cuda" or ended is not None else 1
     for step in range(steps):
         out[:, step] = token
         done |= (token[:, None] == stops).any(-1) | (limit <= step + 1)
-        if step + 1 == steps or (step % every == every - 1 and bool(done.all())):
+        if step + 1 == steps:
             break
+        if step % every == every - 1:
+            if ended is not None:
+                done |= _have_ended(out[:, : step + 1], done, ended)
+            if bool(done.all()):
+                break
         mask = None if key_mask is None else key_mask[:, : longest + step + 1]
         places = {"attention_mask": mask, "position_ids": (position + step)[:, None]}
         token, sound = _next(loaded, token[:, None], cache, **places)
         finite = finite & (sound | done)
-    return out, finite
+    return out[:, : step + 1], finite
+
+
+def _have_ended(out: Tensor, done: Tensor, ended: Callable[[list[int]], bool]) -> Tensor:
+    """Which of the sequences [B, steps] need no more tokens, those that are `done` aside. Waits for the device."""
+    pairs = zip(out.tolist(), done.tolist(), strict=True)
+    return torch.tensor([not over and ended(row) for row, over in pairs], device=out.device)
 
 
 def _next(loaded: LoadedModel, ids: Tensor, cache: Cache, banned: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ class Jobs:
         }  # fmt: skip
         self.training = {
             "pretrain": "harness.training.pretrain", "distill": "harness.training.distill_job",
-            "search_heads": "harness.search_heads",
+            "search_heads": "harness.search_heads", "export": "harness.lm_eval.export",
         }  # fmt: skip
 
     def run(self, cfg: DictConfig) -> int:

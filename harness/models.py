@@ -74,6 +74,17 @@ def load_model(config: ModelConfig) -> LoadedModel:
     return wrap_model(model, tokenizer, name=config.name, device=device, dtype=dtype, path=folder, revision=revision)
 
 
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer alone of a model: "bundled", a folder, or a hub id. Raises UserError as `load_model` does."""
+    from transformers import AutoTokenizer
+
+    folder = _folder(path)
+    try:
+        return AutoTokenizer.from_pretrained(path if folder is None else str(folder))
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(_why(path, folder, error)) from error
+
+
 def wrap_model(
     model: Any,
     tokenizer: Any,

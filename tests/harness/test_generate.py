@@ -9,7 +9,7 @@ import torch
 
 from harness.bridge import Bridge
 from harness.errors import UserError
-from harness.generate import Generation, _batches, generate
+from harness.generate import CHECK_EVERY, Generation, _batches, generate
 from harness.models import LoadedModel, wrap_model
 from tests.harness.tiny import FAMILIES, Fixed, load, tokens
 
@@ -153,6 +153,26 @@ def test_refuses(change: dict[str, Any], match: str) -> None:
     arguments = {"prompts": [list(range(3, 40))], "max_new": 4, "stop_ids": set(), "batch_tokens": 100, **change}
     with pytest.raises(UserError, match=match):
         generate(load("llama"), **arguments)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 10_000])
+def test_a_sequence_that_has_ended_needs_no_more_steps(batch_tokens: int) -> None:
+    """Asked every CHECK_EVERY steps; what came until then is handed back, and the others go on."""
+    loaded = load("llama", dtype=torch.float64)
+    with Bridge(loaded, None):
+        full = [g.ids for g in generate(loaded, prompts(), 40, stop_ids=set(), batch_tokens=10_000)]
+        asked: list[list[int]] = []
+
+        def ended(ids: list[int]) -> bool:
+            asked.append(ids)
+            return len(ids) > CHECK_EVERY
+
+        out = generate(loaded, prompts(), 40, stop_ids=set(), batch_tokens=batch_tokens, ended=ended)
+        assert [g.ids for g in out] == [ids[: 2 * CHECK_EVERY] for ids in full]
+        assert {len(ids) for ids in asked} == {CHECK_EVERY, 2 * CHECK_EVERY}
+        first = full[0]
+        one = generate(loaded, prompts(), 40, stop_ids=set(), batch_tokens=10_000, ended=lambda ids: ids == first[: len(ids)])
+    assert [g.ids for g in one] == full, "one of five has ended: the batch goes on"
 
 
 def test_stops_of_single_prompts_end_their_answers_and_never_begin_them() -> None:

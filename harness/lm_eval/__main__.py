@@ -1,0 +1,50 @@
+"""lm-eval's own command with `--model sparse` in it: `python -m harness.lm_eval --model sparse --model_args … --tasks …`.
+
+Exit code 2: bad input, one line says what. Everything else is lm-eval's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from harness.errors import UserError
+from harness.lm_eval import register
+
+BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run lm-eval's command line; `argv` without the program name (default: the process's own). Returns the exit code."""
+    from lm_eval.__main__ import cli_evaluate
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    kept = sys.argv
+    sys.argv = ["lm-eval", *(_with_device(arguments) or ["--help"])]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print("error: --model sparse runs in one process: start it without accelerate or torchrun", file=sys.stderr)
+        return BAD_INPUT
+    register()
+    try:
+        cli_evaluate()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    finally:
+        sys.argv = kept
+    return 0
+
+
+def _with_device(arguments: list[str]) -> list[str]:
+    """lm-eval asks for cuda:0 where no --device is given; on a machine without one that means the CPU, as it does for HFLM."""
+    import torch
+
+    names = {argument.partition("=")[0] for argument in arguments}
+    if "--model" not in names or names & {"--device", "--config", "-C"} or torch.cuda.is_available():
+        return arguments
+    return [*arguments, "--device", "cpu"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""job=export: the samples of this harness as tasks of lm-eval, for `--include_path`, one task and file a name and length.
+
+Prompts are whole (answer prefix and, where the model asks for it, chat template included), so that lm-eval adds nothing to
+them; limits are per task and scores come from the task's own metric. The folder may be moved; it needs this package to score.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from harness import tasks
+from harness.config import Settings, settings
+from harness.errors import UserError
+from harness.lm_eval.exported import SPLIT
+from harness.models import load_tokenizer
+from harness.provenance import command, commit
+from harness.tasks import Sample
+from harness.tasks.cache import tokenizer_hash
+
+PREFIX = "harness"
+"""First part of the tasks' names in lm-eval, where `niah_single_1` is its own."""
+SHIM = '''"""Called by the task files beside it; written by `python -m harness job=export`."""
+
+from pathlib import Path
+
+from harness.lm_eval import exported
+
+
+def load(file, **_):
+    return exported.load(Path(__file__).with_name(file))
+
+
+process_results = exported.process_results
+'''
+WHOLE = "# The prompts are whole: no --apply_chat_template, --system_instruction or --num_fewshot.\n"
+
+
+def main(cfg: DictConfig) -> None:
+    """Write the tasks of one command. Raises UserError for samples that can't be made or aren't sound."""
+    wanted = settings(cfg)
+    written = export(wanted, Path(str(wanted.options["out"])).expanduser())
+    console = Console()
+    for path in written:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    group, folder = group_name(wanted.length), written[0].parent
+    console.print(f"lm-eval knows them with --include_path {folder} --tasks {group}", highlight=False, soft_wrap=True)
+
+
+def export(wanted: Settings, out: Path) -> list[Path]:
+    """Write samples, task files, their group and what they call into `out`. Returns the paths."""
+    tokenizer = load_tokenizer(str(wanted.model["path"]))
+    data = {**wanted.data, "chat_template": bool(wanted.model.get("chat_template"))}
+    drawn: dict[str, list[Sample]] = {}
+    for name in tasks.group(wanted.tasks):
+        drawn[name] = tasks.get(name).samples(tokenizer, wanted.length, wanted.samples, wanted.seed, data)
+        for sample in drawn[name]:
+            if reason := tasks.check_sample(sample, tokenizer):
+                raise UserError(f"{name}, sample {sample.index}: {reason}")
+    origin = {
+        "length": wanted.length, "seed": wanted.seed, "model": str(wanted.model["name"]),
+        "tokenizer": tokenizer_hash(tokenizer), "chat_template": data["chat_template"], "commit": commit(),
+        "command": command(),
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    files = {f"{PREFIX}_tasks.py": SHIM, f"{group_name(wanted.length)}.yaml": _group(wanted.length, list(drawn))}
+    for name, samples in drawn.items():
+        stem = task_name(name, wanted.length)
+        files[f"{stem}.jsonl"] = "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in samples)
+        files[f"{stem}.yaml"] = _task(name, samples, origin)
+    for file, text in files.items():
+        (out / file).write_text(text, encoding="utf-8")
+    return [out / file for file in files]
+
+
+def task_name(name: str, length: int) -> str:
+    """What a task is called in lm-eval."""
+    return f"{PREFIX}_{name}_{length}"
+
+
+def group_name(length: int) -> str:
+    """What all exported tasks of a length are called together."""
+    return f"{PREFIX}_{length}"
+
+
+def _task(name: str, samples: list[Sample], origin: dict[str, object]) -> str:
+    limits = {sample.max_new_tokens for sample in samples}
+    if len(limits) != 1:
+        raise UserError(f"{name}: samples of {len(limits)} different limits of new tokens; a task of lm-eval has one")
+    stem, task = task_name(name, samples[0].length), tasks.get(name)
+    fields = {
+        "task": stem,
+        "dataset_kwargs": {"file": f"{stem}.jsonl"},
+        "output_type": "generate_until",
+        "test_split": SPLIT,
+        "num_fewshot": 0,
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "{{answers}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "score", "aggregation": "mean", "higher_is_better": True}],
+        "generation_kwargs": {
+            "do_sample": False,
+            "temperature": 0.0,
+            "max_gen_toks": limits.pop(),
+            "until": [] if task.stop is None else [task.stop],
+        },
+        "metadata": {"version": task.version, "haystack": samples[0].haystack, **origin},
+    }
+    calls = f"custom_dataset: !function {PREFIX}_tasks.load\nprocess_results: !function {PREFIX}_tasks.process_results\n"
+    return WHOLE + calls + OmegaConf.to_yaml(OmegaConf.create(fields))
+
+
+def _group(length: int, names: list[str]) -> str:
+    """Their unweighted mean, as RULER averages."""
+    fields = {
+        "group": group_name(length),
+        "task": [task_name(name, length) for name in names],
+        "aggregate_metric_list": [{"metric": "score", "aggregation": "mean", "weight_by_size": False}],
+        "metadata": {"version": tasks.VERSION},
+    }
+    return OmegaConf.to_yaml(OmegaConf.create(fields))

@@ -1,0 +1,30 @@
+"""What the task files that `job=export` writes call: reading their samples, and scoring as this harness does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import tasks
+from harness.errors import UserError
+from harness.tasks import Sample
+
+SPLIT = "test"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The samples of one file as lm-eval takes a data set: {"test": rows}."""
+    from datasets import Dataset
+
+    if not path.is_file():
+        raise UserError(f"{path} is missing: write it again with `python -m harness job=export`")
+    return {SPLIT: Dataset.from_list([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])}
+
+
+def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """{"score": the task's own score in [0, 1]} of one prediction."""
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in doc.items()}
+    sample = Sample(**fields)
+    return {"score": tasks.get(sample.task).score(results[0], sample)}

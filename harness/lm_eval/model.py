@@ -1,0 +1,268 @@
+"""The model class behind `--model sparse`: lm-eval's HFLM with the attention of a method in it.
+
+What lm-eval asks is answered by the paths of this harness: models are loaded, methods built and prompts generated as for its
+own tasks. Log-likelihoods are one prefill of prompt and continuation. No padding ever reaches a selection: log-likelihoods
+are batched with others of the same length only, and generation prefills every prompt alone (harness.generate).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import postprocess_generated_text
+from rich.console import Console
+from torch import Tensor
+
+from harness import tasks
+from harness.arms import Ready, ready
+from harness.bench import progress_bar
+from harness.bridge import Bridge
+from harness.config import Settings
+from harness.decoding import mean_density
+from harness.errors import UserError
+from harness.generate import Generation, generate
+from harness.lm_eval import arguments
+from harness.lm_eval.greedy import Greedy, greedy
+from harness.lm_eval.ran import Ran
+from harness.models import LoadedModel
+from harness.plan import digest
+from harness.provenance import commit
+from harness.run import model_of
+
+CACHE_KEY = "sparse_attention_harness"
+"""Entry of an answer cache that says whose answers it holds; lm-eval's own keys are hex digests."""
+BLAME = "a kernel, the dtype or the weights are at fault"
+log = logging.getLogger("lm_eval.sparse")
+"""Below lm-eval's own logger, so that what ran is said where its command says the rest."""
+
+Request = tuple[tuple[str, str], list[int], list[int]]
+"""(context and continuation as text, tokens of the context, tokens of the continuation)."""
+
+
+class SparseLM(HFLM):
+    """A causal decoder under one method of prefill and, with decode=, one of decoding.
+
+    Arguments are those of --model_args (see harness.lm_eval.arguments). `batch_size` sequences are decoded together, or their
+    log-likelihoods computed together where they are of one length. overlong: "error" where a prompt and what is to come do not
+    fit into max_length, or "left": cut from the left, as HFLM does, and counted in the results.
+    Raises UserError for whatever this can't honour.
+    """
+
+    def __init__(self, batch_size: int | str = 1, overlong: str = "error", **given: Any) -> None:
+        wanted, own = arguments.parse(given)
+        self.overlong = arguments.overlong(overlong)
+        self.loaded = model_of(wanted)
+        self.arm = _arm(wanted, self.loaded)
+        self._bridge = Bridge(
+            self.loaded, self.arm.method, sparse_kernel=wanted.kernel, dense_kernel=wanted.dense_kernel,
+            decoding=self.arm.decoding, decode_kernel=wanted.decode_kernel,
+        )  # fmt: skip
+        own.setdefault("max_length", self.loaded.max_length)
+        if own["max_length"] > self.loaded.max_length:
+            raise UserError(f"max_length={own['max_length']}: {self.loaded.name} reaches {self.loaded.max_length} tokens")
+        tokenizer = copy.deepcopy(self.loaded.tokenizer)  # HFLM gives it a padding token; the harness's own stays as it is
+        with _without_warnings():
+            super().__init__(self.loaded.model, tokenizer=tokenizer, batch_size=arguments.batch_size(batch_size), **own)
+        self._ran: dict[str, Ran] = defaultdict(Ran)
+        self._task = ""
+        self._rows: list[int] = []
+        self._logits = 1
+
+    # -- what lm-eval asks -------------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-probability, whether greedy decoding gives it) of each continuation."""
+        return self._by_task(requests, partial(super().loglikelihood, disable_tqdm=disable_tqdm))
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each text, in windows of max_length, one prefill a window."""
+        return self._by_task(requests, partial(super().loglikelihood_rolling, disable_tqdm=disable_tqdm))
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Greedy continuations, cut before the first stop word."""
+        return self._by_task(requests, partial(self._generate, disable_tqdm=disable_tqdm))
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the results file says: the model, the method as it was built, and what ran, by task."""
+        identity = self.arm.arm.identity()
+        del identity["length"]  # of the harness's own samples
+        ran = {name: ran.as_dict() for name, ran in self._ran.items()}
+        return {
+            "model_num_parameters": self.model.num_parameters(),
+            "model_dtype": str(self.loaded.dtype),
+            "model_sha": self.loaded.revision_hash,
+            "sparse_attention": identity | {"commit": commit(), "tasks": ran},
+        }
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Refuse a cache of answers (--use_cache) that another model or method gave: lm-eval's keys don't tell them apart."""
+        answers = cache_hook.dbdict
+        if answers is not None:
+            mine = digest(self.arm.arm.identity() | {"max_length": self.max_length, "overlong": self.overlong})
+            if len(answers) and answers.get(CACHE_KEY) != mine:
+                raise UserError("--use_cache: the file holds answers of another model, method or setting; name another file")
+            answers[CACHE_KEY] = mine
+        super().set_cache_hook(cache_hook)
+
+    def _by_task(self, requests: Sequence[Instance], answer: Callable[[list[Instance]], list[Any]]) -> list[Any]:
+        """Answer the requests task by task, so that densities are known for each; in the order they came."""
+        places: dict[str, list[int]] = defaultdict(list)
+        for place, request in enumerate(requests):
+            places[str(request.task_name)].append(place)
+        answers: list[Any] = [None] * len(requests)
+        for self._task, mine in places.items():
+            with self._bridge:
+                found = answer([requests[place] for place in mine])
+            for place, one in zip(mine, found, strict=True):
+                answers[place] = one
+            log.info("%s: %s", self._task, self._ran[self._task].line())
+        return answers
+
+    # -- log-likelihoods ---------------------------------------------------------------------------------------------
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """HFLM's, on requests of one length at a time: it pads a batch to its longest."""
+        ran = self._ran[self._task]
+        lengths: dict[int, list[int]] = defaultdict(list)
+        for place, (_, context, continuation) in enumerate(requests):
+            length = len(context) + len(continuation) - 1  # the last token is only predicted
+            if len(continuation) > self.max_length:
+                raise UserError(f"{self._task}: a continuation of {len(continuation)} tokens and max_length={self.max_length}")
+            if length > self.max_length:
+                self._refuse_unless_left(length)
+                ran.cut += 1
+                length = self.max_length
+            lengths[length].append(place)
+        answers: list[Any] = [None] * len(requests)
+        quiet = disable_tqdm or override_bs is not None  # a rolling likelihood comes here a batch at a time
+        with progress_bar(Console(stderr=True), not quiet) as progress:
+            bar = progress.add_task(f"log-likelihoods of {self._task}", total=len(requests))
+            for length, places in sorted(lengths.items(), reverse=True):
+                mine = [requests[place] for place in places]
+                self._logits = max(len(continuation) for _, _, continuation in mine)
+                found = super()._loglikelihood_tokens(mine, disable_tqdm=True, override_bs=override_bs)
+                ran.take(self._bridge, self._rows)
+                self._rows.clear()
+                ran.longest = max(ran.longest, length)
+                for place, one in zip(places, found, strict=True):
+                    if math.isnan(one[0]):
+                        raise UserError(
+                            f"{self._task}: a log-likelihood is NaN: a kernel, the dtype or the weights are at fault"
+                        )
+                    answers[place] = one
+                progress.advance(bar, len(places))
+        return answers
+
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Logits [B, n, vocabulary] of the last n tokens of inps [B, T], n being the longest continuation at hand: those of a
+        whole long prompt would not fit. HFLM counts continuations from the end."""
+        if attn_mask is not None or labels is not None:
+            raise UserError("encoder-decoder models are not supported")
+        self._rows.append(inps.shape[0])
+        with torch.inference_mode():
+            return self.model(input_ids=inps, use_cache=False, logits_to_keep=self._logits).logits
+
+    # -- generation --------------------------------------------------------------------------------------------------
+
+    def _generate(self, requests: Sequence[Instance], disable_tqdm: bool) -> list[str]:
+        eos = self.tokenizer.eos_token_id
+        stop = None if eos is None else self.tok_decode(eos, skip_special_tokens=False)
+        asked = [greedy(request.args[1], self.max_gen_toks, stop) for request in requests]
+        prompts = [self._prompt(request.args[0], one.max_new) for request, one in zip(requests, asked, strict=True)]
+        by_stop: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for place in sorted(range(len(requests)), key=lambda place: -len(prompts[place])):  # equal lengths side by side
+            by_stop[asked[place].until].append(place)
+        texts = [""] * len(requests)
+        with progress_bar(Console(stderr=True), not disable_tqdm) as progress:
+            bar = progress.add_task(f"generating for {self._task}", total=len(requests))
+            for places in by_stop.values():
+                for place, text in self._continue(places, prompts, asked, partial(progress.advance, bar)):
+                    texts[place] = text
+                    self.cache_hook.add_partial("generate_until", requests[place].args, text)
+        return texts
+
+    def _continue(
+        self, places: list[int], prompts: list[list[int]], asked: list[Greedy], advance: Callable[[int], None]
+    ) -> list[tuple[int, str]]:  # fmt: skip
+        """Continue the prompts at `places`, all with the same stop words; returns (place, text)."""
+        until, ran = asked[places[0]].until, self._ran[self._task]
+
+        def text(ids: list[int]) -> str:
+            return str(self.tok_decode(ids))
+
+        def note(first: int, done: list[Generation]) -> None:
+            steps = self._bridge.decoder.take_densities() if self._bridge.decoder is not None else []
+            for row, generation in enumerate(done):
+                if not generation.finite:
+                    raise UserError(
+                        f"{self._task}: logits are NaN or infinite: a kernel, the dtype or the weights are at fault"
+                    )
+                if (density := mean_density(steps, row, generation.steps)) is not None:
+                    ran.decode_density.add(density)
+            ran.take(self._bridge, [1] * len(done))
+            ran.longest = max(ran.longest, *(len(prompts[place]) for place in places[first : first + len(done)]))
+            advance(len(done))
+
+        generations = generate(
+            self.loaded, [prompts[place] for place in places], [asked[place].max_new for place in places],
+            stop_ids=tasks.stop_ids(self.tokenizer, self.model), batch_tokens=sys.maxsize, batch_size=self.batch_size,
+            on_batch=note, ended=lambda ids: any(word in text(ids) for word in until),
+        )  # fmt: skip
+        cut = partial(postprocess_generated_text, stop=list(until), think_end_token=None)
+        return [(place, cut(text(one.ids))) for place, one in zip(places, generations, strict=True)]
+
+    def _prompt(self, text: str, max_new: int) -> list[int]:
+        """Token ids of a prompt as HFLM makes them: one BOS, where the tokenizer sets one."""
+        room = self.max_length - max_new
+        if room < 1:
+            raise UserError(f"{self._task}: max_gen_toks={max_new} leaves no room for a prompt in max_length={self.max_length}")
+        ids = list(self.tok_encode(text))
+        if len(ids) > room:
+            self._refuse_unless_left(len(ids) + max_new)
+            self._ran[self._task].cut += 1
+        return ids[-room:]
+
+    def _refuse_unless_left(self, length: int) -> None:
+        if self.overlong == "error":
+            raise UserError(
+                f"{self._task}: {length} tokens, prompt and what is to come, exceed max_length={self.max_length}; "
+                "overlong=left in --model_args cuts from the left, as HFLM does"
+            )
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """HFLM warns of arguments that may be ignored with a model that is loaded already: here all others are refused."""
+    logger = logging.getLogger(HFLM.__module__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _arm(wanted: Settings, loaded: LoadedModel) -> Ready:
+    """The arm that was asked for, its weights loaded. lm-eval has no prompts of one length to find a knob on."""
+    arm = ready(wanted, loaded)[-1]
+    knob = None if arm.method is None else arm.method.calibrates()
+    if knob is not None:
+        raise UserError(
+            f"{arm.arm.method} has no formula for sparsity={wanted.sparsity}, and lm-eval no prompts to find its "
+            f"{knob.name} on: give sparsity=none,method.{knob.name}=VALUE; `python -m harness` finds it, and its row says it"
+        )
+    return arm
