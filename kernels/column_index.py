@@ -57,7 +57,8 @@ class ColumnIndex:
         return self.blocks.heads
 
     def tiles(self) -> Tensor:
-        """q_block × k_block tiles to compute, int64 [B, H]: blocks, and open columns gathered k_block at a time."""
+        """q_block × k_block tiles to compute, int64 [B, H]: blocks, and open columns gathered k_block at a time. A kernel that
+        walks the head's columns up to `reach` and masks those that are not open, as Triton's does, computes a few more."""
         return self.blocks.tiles() + ((self.open_counts + self.k_block - 1) // self.k_block).sum(-1)
 
     def density(self) -> Tensor:

@@ -37,8 +37,9 @@ class Kascade(Method):
 
     topk: share of the keys seen that a row keeps, 0.1, and 128 keys at least; or a sparsity. dense_first: layer 0 attends to
     everything, as in the paper, and still selects for those after it; null: where no sparsity is given, which all layers then
-    keep alike. anchors: how many anchors a search (`kascade-anchors.json`) is asked for; null: 5 of 32 layers, 2 at least.
-    Without a search there is an anchor every `every` layers, 7, and heads take their own number's blocks; `knobs` says which.
+    keep alike. anchors: how many anchors a search (`kascade-anchors.json`) is asked for; null: 5 of 32 layers, 2 at least,
+    all where fewer layers select. Without a search there is an anchor every `every` layers, 7, and heads take their own
+    number's blocks; `knobs` says which.
 
     Reusing costs nothing; an anchor costs more than dense attention, since the exact map is a pass of its own. Deviations:
     blocks of keys instead of single keys, query tiles of the block size instead of 32; the search takes similarity's mean over
@@ -87,8 +88,7 @@ class Kascade(Method):
     def load_search(
         self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int
     ) -> None:  # fmt: skip
-        wanted = max(2, round(layers * 5 / 32)) if self.anchors is None else self.anchors
-        self.plan = plan_from(found, wanted, layers=layers, kv_heads=kv_heads)
+        self.plan = plan_from(found, self.anchors, layers=layers, kv_heads=kv_heads)
         self._maps = {layer: torch.tensor(heads) for layer, heads in self.plan.heads.items()}
         self._kept = None
 
@@ -113,6 +113,8 @@ class Kascade(Method):
             return None
         heads = self._maps.get(x.layer)
         if heads is None:
+            if self.plan is not None and x.layer != kept.layer:
+                raise ValueError(f"method {self.name} has no heads for layer {x.layer}, which its search never saw")
             return kept.index
         heads = heads.to(x.q.device)
         return replace(

@@ -14,7 +14,12 @@ from kernels.selection import row_budget, select_topk
 from methods.base import LayerInputs
 
 MOST_ANCHORS = 8
-"""Numbers of anchors that one search answers for, from 1 on; the release prints 3 to 8."""
+"""Numbers of anchors that one search answers for, from 1 on, more where `usual_anchors` is; the release prints 3 to 8."""
+
+
+def usual_anchors(layers: int) -> int:
+    """Anchors of a model of so many layers where no number is given: 5 of 32, as in the paper, 2 at least."""
+    return max(2, round(layers * 5 / 32))
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,15 @@ class Plan:
         return before[-1]
 
 
-def plan_from(found: Mapping[str, Any], wanted: int, *, layers: int, kv_heads: int) -> Plan:
-    """The plan with `wanted` anchors out of what a search found. Raises ValueError where it does not fit the model."""
+def plan_from(found: Mapping[str, Any], wanted: int | None, *, layers: int, kv_heads: int) -> Plan:
+    """The plan with `wanted` anchors out of what a search found; None: as many as usual, or all that it has plans for where few
+    layers select. Raises ValueError where it does not fit the model."""
     try:
         shape = int(found["layers"]), int(found["kv_heads"])
         choices: Mapping[str, Any] = found["choices"]
         numbers = ", ".join(choices)
+        if wanted is None:
+            wanted = min(usual_anchors(layers), max(map(int, choices)))
         choice = choices.get(str(wanted))
         if choice is not None:
             heads = {int(layer): tuple(map(int, theirs)) for layer, theirs in choice["heads"].items()}
@@ -63,8 +71,9 @@ class KascadeSearch:
     with blocks of keys, heads that have nothing in common tie there.)
 
     A layer's similarity to an anchor is the mean over its heads, each with the anchor's head most like it. Anchors are placed
-    to make the sum over layers largest, by dynamic programming, for every number of them up to MOST_ANCHORS; the first layer
-    that selects is always one. For each prompt the selections of all layers are held: a bool for each of kv_heads · Mq · Nk.
+    to make the sum over layers largest, by dynamic programming, for every number of them up to MOST_ANCHORS or `usual_anchors`;
+    the first layer that selects is always one. For each prompt the selections of all layers are held: a bool for each of
+    kv_heads · Mq · Nk.
     """
 
     def __init__(self, layers: int, kv_heads: int, *, block_size: int, share: float) -> None:
@@ -102,7 +111,7 @@ class KascadeSearch:
         seen = sorted({layer for _, layer in self._sums})
         alike = {pair: float(self.similarity(*pair).amax(-1).mean()) for pair in self._sums}
         choices = {}
-        for number in range(1, min(MOST_ANCHORS, len(seen)) + 1):
+        for number in range(1, min(max(MOST_ANCHORS, usual_anchors(self.layers)), len(seen)) + 1):
             anchors, total = best_anchors(alike, seen, number)
             plan = Plan(anchors, {})
             heads = {

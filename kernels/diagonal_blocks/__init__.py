@@ -1,4 +1,7 @@
-"""A BlockIndex from diagonals: the blocks that hold a key at one of the kept distances from some query of their row."""
+"""A BlockIndex from diagonals: the blocks that hold a key at one of the kept distances from some query of their row.
+
+A short last query block counts as a whole one: it may keep a block that only the queries it lacks would need.
+"""
 
 from __future__ import annotations
 

@@ -181,6 +181,27 @@ def test_the_search_finds_planted_anchors_and_heads() -> None:
     assert found["choices"]["6"]["anchors"] == list(range(6))
 
 
+@pytest.mark.parametrize(("layers", "anchors"), [(1, 1), (6, 2), (32, 5), (64, 10), (80, 12)])
+def test_a_search_answers_for_as_many_anchors_as_are_usual(layers: int, anchors: int) -> None:
+    shape = SHAPE | {"layers": layers}
+    method = made(anchors=None)
+    search = method.search(**shape)
+    for number in range(layers):
+        x = layer(64, number=number, seed=number)
+        search.observe(x, x.k)
+    method.load_search(search.result(), **shape)
+    assert method.plan is not None
+    assert len(method.plan.anchors) == anchors
+    assert [len(method.plan.heads), len(method.plan.anchors)] == [layers - anchors, anchors]
+
+
+def test_a_layer_that_the_search_never_saw_does_not_take_its_own_heads_in_silence() -> None:
+    method = made({"anchors": [0, 2], "heads": {"3": [1, 0], "4": [0, 1], "5": [0, 1]}})
+    method.select(layer(320))
+    with pytest.raises(ValueError, match="has no heads for layer 1, which its search never saw"):
+        method.select(layer(320, number=1))
+
+
 def test_searched_anchors_keep_more_mass_than_random_ones_and_searched_heads_than_others() -> None:
     """The paper's claims, on the bundled model and a prompt that the search has not seen. One prompt is searched."""
     shape = {"layers": 6, "heads": 4, "kv_heads": 2, "head_dim": 64}
