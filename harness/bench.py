@@ -47,23 +47,24 @@ class Bench:
         return bool(self.wanted.model.get("chat_template"))
 
     @cached_property
-    def text(self) -> dict[str, Any]:
-        """What the samples' text comes from, by content: the prose, the word list, the tokenizer and its template."""
-        tokenizer, words = self.loaded.tokenizer, self.wanted.data.get("words")
+    def _prose(self) -> dict[str, Any]:
+        """What generated samples are made of, by content. Asked for where a task needs it: data.dir may be another's zip."""
+        words = self.wanted.data.get("words")
+        return {"haystack": haystack(source_of(self.wanted.data)).name, "words": file_hash(words) if words else None}
+
+    @cached_property
+    def _tokenizer(self) -> dict[str, Any]:
+        """What makes tokens of a text, by content."""
+        tokenizer = self.loaded.tokenizer
         template = getattr(tokenizer, "chat_template", None) if self.chat else None
-        return {
-            "haystack": haystack(source_of(self.wanted.data)).name,
-            "words": file_hash(words) if words else None,
-            "tokenizer": tokenizer_hash(tokenizer),
-            "template": plan.digest(template) if template else None,
-        }
+        return {"tokenizer": tokenizer_hash(tokenizer), "template": plan.digest(template) if template else None}
 
     def text_of(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the text of tasks comes from: `text`, and the data of those that have their own, in place of prose and words
-        where all have."""
+        """What the text of tasks comes from, by content: prose and word list of those that are generated, the data of those
+        that have their own, and the tokenizer with its template."""
         sources = [tasks.get(name).source(self.wanted.data) for name in names]
-        kept = self.text if None in sources else {key: self.text[key] for key in ("tokenizer", "template")}
-        return kept | {key: value for source in sources if source for key, value in source.items()}
+        kept = self._prose if None in sources else {}
+        return kept | self._tokenizer | {key: value for source in sources if source for key, value in source.items()}
 
     def files(self, *names: str) -> dict[str, str]:
         """The files that these tasks read, by content."""

@@ -7,6 +7,7 @@ import platform
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class Document:
 
 
 _texts: dict[tuple[str, str | None], Text] = {}
-_tokens: dict[tuple[Any, ...], list[Document]] = {}
+_tokens: dict[tuple[Any, ...], tuple[int, list[Document]]] = {}
+"""How many documents were asked for, and those there were."""
 
 
 def text(source: str, folder: str | None) -> Text:
@@ -61,11 +63,12 @@ def text(source: str, folder: str | None) -> Text:
 def documents(found: Text, tokenizer: Any, tokens: int, least: int, count: int, *, whole: bool) -> list[Document]:
     """The first `count` documents of at least `least` tokens, cut to `tokens`, or whole. Fewer where there are no more."""
     key = (found.name, tokenizer_hash(tokenizer), tokens, least, whole)
-    if len(_tokens.get(key, [])) < count:
+    if _tokens.get(key, (0, []))[0] < count:
         _tokens.clear()  # of another length
         every = _pieces(found, tokenizer, least) if found.pieces and not whole else _cut(found, tokenizer, least, whole)
-        _tokens[key] = [Document(d.name, d.ids if whole else d.ids[:tokens]) for d, _ in zip(every, range(count), strict=False)]
-    return _tokens[key][:count]
+        cut = [Document(d.name, d.ids if whole else d.ids[:tokens]) for d in islice(every, count)]
+        _tokens[key] = count, cut
+    return _tokens[key][1][:count]
 
 
 def _cut(found: Text, tokenizer: Any, least: int, whole: bool) -> Iterator[Document]:

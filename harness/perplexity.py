@@ -42,7 +42,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Texts:
-    """The documents of a command, and what makes their numbers what they are (`data`, part of the cells' identity)."""
+    """The documents of a command, and what makes their numbers what they are (`data`, part of the cells' identity). `name`
+    is what rows call them: rows of other documents, or of other windows, don't compare and don't share a picture."""
 
     name: str
     documents: list[Document]
@@ -53,11 +54,13 @@ class Texts:
 
 
 def windows(tokens: int, body: int, stride: int | None, *, bos: bool) -> list[Window]:
-    """The windows of a document of `tokens` ≥ `body` tokens, BOS not counted. The last one ends with the document."""
+    """The windows of a document of `tokens` ≥ `body` tokens, BOS not counted. The last one ends with the document. Without BOS
+    the first token of a window has nothing before it: a window begins a token before those it counts, at least."""
     found = [Window(0, 0 if bos else 1)]
     while stride is not None and found[-1].start + body < tokens:
         end = found[-1].start + body
-        found.append(Window(min(found[-1].start + stride, tokens - body), end))
+        move = stride if bos else min(stride, body - 1)
+        found.append(Window(min(found[-1].start + move, tokens - body), end))
     return found
 
 
@@ -81,7 +84,8 @@ def read(bench: Bench) -> Texts:
     if len(texts) < wanted.samples:
         bench.console.print(f"{len(texts)} documents: no more of {found.name} have {least} tokens", style="dim")
     data = {"text": found.name, "tokenizer": tokenizer_hash(tokenizer), "least": least, "stride": stride}
-    return Texts(found.name, texts, data, bos, body, stride)
+    name = found.name + (f" from {least} tokens" if least > body else "") + ("" if stride is None else f" in steps of {stride}")
+    return Texts(name, texts, data, bos, body, stride)
 
 
 def _number(options: dict[str, Any], name: str, most: int | None = None) -> int | None:

@@ -170,9 +170,9 @@ class LatencyRecord:
     prefill); `_low` and `_high` are 10th and 90th percentiles. `dense` holds every dense kernel timed in the same run,
     `dense_failed` why others could not be; `dense_kernel` is the fastest. `peak_mib` is of a prefill, weights included;
     `tokens` is the length of the prompt they were taken on; `dense_ttft_ms` is the whole prefill with dense attention, timed
-    in turns with the method's; `kept_mass` is the share of the true attention on the kept blocks of that prompt, and
-    `kept_by_layer` that of each layer; `token_density` is attended ÷ causal (query, key) pairs. Of several records of one arm
-    and device the last counts."""
+    in turns with the method's; `kept_mass` is the share of the true attention on the kept blocks of that prompt (see
+    `MassRecord`), and `kept_by_layer` that of each layer; `token_density` is attended ÷ causal (query, key) pairs. Of several
+    records of one arm and device the last counts."""
 
     latency: str
     arm: str
@@ -280,7 +280,8 @@ class CheckRecord:
 @dataclass(frozen=True)
 class MassRecord:
     """The attention mass that one arm keeps, measured on activations of dense prefills. `kept` is [layers][heads], the share
-    of the true attention on what the method selects, mean over `prompts`; `density` that of each layer; `layers` their
+    of the true attention on what the method selects in at most 16 query blocks, evenly spaced from the first to the last, mean
+    over `prompts`; `density` that of each layer; `layers` their
     numbers (those of a sliding window are never sparse); `tokens` the mean length of the prompts; `identity` what `mass` is
     the hash of."""
 

@@ -39,11 +39,12 @@ def lines(rows: Sequence[Row], *, along: str = "sparsity") -> dict[str, list[Row
 
 
 def _setting(row: Row, column: str) -> Any:
-    """The value by which lines are told apart. Of kernels the sparse ones: a method may leave some layers dense."""
+    """The value by which lines are told apart. Of kernels the sparse ones: a method may leave some layers dense; None where
+    none ran, in the row of a mass alone or of a cell that failed."""
     if column != "kernel" or is_baseline_row(row):
         return row[column]
     ran = str(row["kernel"] or "").split("+")
-    return "+".join(name for name in ran if name not in DENSE) or row["kernel"]
+    return "+".join(name for name in ran if name not in DENSE) or row["kernel"] or None
 
 
 def knobs(row: Row) -> dict[str, str]:
@@ -77,11 +78,11 @@ def _is_number(text: str) -> bool:
 def _split(parts: dict[tuple[str, ...], list[Row]], name: str, value: Any) -> dict[tuple[str, ...], list[Row]]:
     made: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for extra, rows in parts.items():
-        several = len({value(row) for row in rows}) > 1
+        several = len({value(row) for row in rows} - {None}) > 1
         for row in rows:
-            made[(*extra, f"{name.removeprefix('decode.').split('_')[0]} {value(row)}".strip()) if several else extra].append(
-                row
-            )
+            known = several and value(row) is not None  # a row without the value is of the line that needs no name
+            text = f"{name.removeprefix('decode.').split('_')[0]} {value(row)}".strip()
+            made[(*extra, text) if known else extra].append(row)
     return dict(made)
 
 

@@ -19,8 +19,9 @@ def kept_mass(
     """Share of the causal attention probability of q [B,Hq,Q,D] over k [B,Hkv,K,D] that lies on the kept blocks and columns.
 
     float32 [B,Hq] in [0, 1], mean over the queries of at most `rows` evenly spaced query blocks, the first of them that of
-    query `after`; softmax in float32 over all causal keys (float64 for float64 inputs). One KV head and one query block at
-    a time: memory for q_block × K scores of its query heads.
+    query `after`. The blocks weigh the same: of a long prompt the first, which keeps all, and the last, which some methods keep
+    in full, weigh more than their share of the rows. Softmax in float32 over all causal keys (float64
+    for float64 inputs). One KV head and one query block at a time: memory for q_block × K scores of its query heads.
     """
     batch, heads, q_len, _ = q.shape
     kv_heads, k_len = k.shape[1], k.shape[2]

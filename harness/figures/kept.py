@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 from harness import leaderboard, variants
 from harness.figures import heat, style
 from harness.records import Record, Store
+from kernels.kept_mass import ROWS
 
 COLUMNS = (
     "study", "model", "method", "knob", "sparsity", "length", "block_size", "layer", "kept_mass", "lowest_head",
     "lowest_kept_mass", "density", "prompts", "dtype", "device", "torch", "commit", "seed", "command", "date",
 )  # fmt: skip
-"""Of kept_mass.csv: `kept_mass` is the mean over a layer's query heads and `prompts`, `lowest_head` the head that keeps the
-least, `density` that of the layer."""
+"""Of kept_mass.csv: `kept_mass` is the mean (see `schema.MassRecord`) over a layer's query heads and `prompts`, `lowest_head`
+the head that keeps the least, `density` that of the layer."""
 PREFERRED = 0.9
 
 
@@ -92,7 +93,8 @@ def draw(rows: Sequence[dict[str, Any]], title: str, device: str) -> Figure:
                 axes.set_yticklabels([])
         made.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         prompts = "–".join(str(n) for n in sorted({min(r["prompts"] for r in rows), max(r["prompts"] for r in rows)}))
-        note = f"Per cent of the true attention, mean over query heads and {prompts} prompts, prefilled densely."
+        note = f"Per cent of the true attention of up to {ROWS} query blocks, first and last among them, mean over query heads"
+        note += f" and {prompts} prompts, prefilled densely."
         note += f" Measured on {device}."
         made.supxlabel(note, x=0.01, ha="left", fontsize=8, color=style.GREY)
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import urllib.request
@@ -59,8 +60,11 @@ def _download(file: DataFile, kept: Path, needed_by: str) -> None:
     try:
         with urllib.request.urlopen(file.url, timeout=SECONDS) as answer, open(temporary, "wb") as target:
             shutil.copyfileobj(answer, target)
+            promised, came = answer.headers.get("Content-Length"), target.tell()
+        if promised is not None and came != int(promised):  # copying in pieces doesn't notice
+            raise OSError(f"{came} bytes of {promised} came")
         os.replace(temporary, kept)
-    except OSError as error:  # URLError is one; so is a full disk
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError; so is a full disk
         raise UserError(
             f"{needed_by} needs {file.what}, and {file.url} can't be read ({error}): download it where there is a network "
             f"and name its folder, data.dir=FOLDER (the file there may be called {' or '.join(file.names)})"

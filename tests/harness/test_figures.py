@@ -129,6 +129,12 @@ def test_kernels_of_one_method_are_lines_of_their_own() -> None:
     assert set(variants.lines(rows)) == {"a (kernel sdpa)", "a (kernel triton)"}
 
 
+def test_a_row_without_a_kernel_is_no_line_of_its_own() -> None:
+    """Of a mass alone (None), or of a cell that failed ("")."""
+    rows = [row("a", sparsity, 4096, 0.8, kernel=kernel) for sparsity, kernel in ((0.5, "sdpa"), (0.8, None), (0.9, ""))]
+    assert set(variants.lines(rows)) == {"a"}
+
+
 def decoded(name: str, budget: int, accuracy: float, **more: Any) -> dict[str, Any]:
     """A row of dense prefill and sparse decoding."""
     text = f"{name} block_size=16 budget={budget} shared=False (sparse triton)"

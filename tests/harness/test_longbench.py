@@ -270,6 +270,13 @@ def test_a_run_through_the_command(command: Command, toy: list[str], tmp_path: P
     assert len((study / "records" / "samples.jsonl").read_bytes()) > len(before), "other data are other cells"
 
 
+def test_the_zip_through_the_command(command: Command, toy: list[str], tmp_path: Path, folder: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.write(folder / "trec.jsonl", "data/trec.jsonl")
+    assert command(*toy, "task=longbench_trec", f"data.dir={tmp_path / 'data.zip'}") == 0
+    assert {row["status"] for row in board(tmp_path / "results" / "toy").values()} == {"ok"}
+
+
 def test_buckets_through_the_command(command: Command, toy: list[str], tmp_path: Path) -> None:
     write(tmp_path / "e", "trec_e.jsonl", [line("trec", i, n) for i, n in enumerate((100, 5000, 9000, 9001))])
     for group in ("longbench_e_trec", "longbench_e_8k+"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
+import io
 import json
 import random
 import re
 import urllib.error
 import urllib.request
+import urllib.response
 from collections.abc import Callable
 from dataclasses import replace
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -190,11 +194,35 @@ def test_a_download_is_made_once(folder: Path, tmp_path: Path, monkeypatch: pyte
 
     def served(url: str, **_: Any) -> Any:
         calls.append(url)
-        return open(folder / "dev-v2.0.json", "rb")
+        return answer((folder / "dev-v2.0.json").read_bytes(), url)
 
     monkeypatch.setattr(urllib.request, "urlopen", served)
     names = {tasks.sources("qa_1", {})["squad.json"] for _ in range(2)}
     assert calls == [questions.SQUAD.url] and names == {tasks.sources("qa_1", {"dir": str(folder)})["squad.json"]}
+
+
+def answer(body: bytes, url: str, **headers: str) -> Any:
+    """What urlopen returns."""
+    found = Message()
+    for name, value in headers.items():
+        found[name] = value
+    return urllib.response.addinfourl(io.BytesIO(body), found, url)
+
+
+def test_a_download_that_ends_early_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def short(url: str, **_: Any) -> Any:
+        return answer(b"[]", url, **{"Content-Length": "1000"})
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise http.client.IncompleteRead(b"")
+
+    for served, why in ((short, "2 bytes of 1000 came"), (broken, "IncompleteRead")):
+        monkeypatch.setattr(urllib.request, "urlopen", served)
+        with pytest.raises(UserError, match=rf"qa_2 needs HotpotQA.* can't be read \({why}"):
+            tasks.sources("qa_2", {})
+        assert not list((tmp_path / ".cache" / "data").iterdir())
 
 
 def test_rulers_own_files_in_the_folder_are_used(tokenizer, tmp_path: Path) -> None:
