@@ -299,6 +299,25 @@ class MassRecord:
     schema: int = SCHEMA
 
 
+@dataclass(frozen=True)
+class GateStepRecord:
+    """One step of the training of gates (`harness.training.checkpoint.Step`). `training` is its name, new for every training
+    and the same after a restart, which `run` is not; `about` of its first step holds the settings."""
+
+    training: str
+    run: str
+    step: int
+    loss: float
+    recall: float
+    lr: float
+    tokens: int
+    grad_norm: float
+    seconds: float
+    about: dict[str, Any] | None
+    date: str
+    schema: int = SCHEMA
+
+
 REQUIRED: dict[str, tuple[str, ...]] = {
     "runs": ("schema", "run", "date", "command", "commit", "versions", "device"),
     "samples": ("schema", "cell", "run", "index", "prediction", "answers", "score", "tokens", "status", "date"),
@@ -309,12 +328,14 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "perplexity": ("schema", "cell", "run", "index", "tokens", "nll", "status", "date"),
     "mass": ("schema", "mass", "arm", "run", "identity", "layers", "kept", "density", "date"),
     "checks": ("schema", "check", "arm", "run", "identity", "status", "reason", "found", "date"),
+    "gate_steps": ("schema", "training", "run", "step", "loss", "date"),
 }
 """Fields without which a line of that file is refused as corrupt."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "runs": ("run",), "samples": ("cell", "index"), "latency": ("latency",),
     "calibrations": ("calibration",), "mass": ("mass",), "checks": ("check",), "perplexity": ("cell", "index"),
+    "gate_steps": ("training", "step"),
 }  # fmt: skip
 """Fields that identify a line; a second line with the same key is never written. Cells and kernel cases have states
 instead."""

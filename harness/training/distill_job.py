@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,8 +23,12 @@ from harness.errors import UserError
 from harness.figures.gates import gate_curves
 from harness.models import LoadedModel
 from harness.run import model_of
-from harness.training.distill import distill, progress_bar
-from harness.training.rows import Rows, row_sources
+from harness.training.checkpoint import Checkpoint, Step
+from harness.training.distill import Distilled, distill, progress_bar
+from harness.training.processes import Processes, join, load_sharded
+from harness.training.recipe import Recipe
+from harness.training.rows import Rows, row_kind, row_sources, text_id
+from harness.training.step_log import StepLog
 from methods import decode
 from methods.gate import Gate
 
@@ -31,25 +37,96 @@ OWN_BUNDLED = Path("gates/bundled")
 
 
 def main(cfg: DictConfig) -> Path:
-    """Train and save the gates; writes gate_steps.csv, gate_recall.csv and gates.png into the study's folder."""
+    """Train and save the gates; writes gate_steps.csv, gate_recall.csv and gates.png into the study's folder, and the steps
+    as they are made into its records."""
     wanted = settings(cfg)
     job = cfg.job
     lesson = _lesson(wanted)
-    loaded = model_of(wanted)
+    recipe = _recipe(job, lesson, wanted.seed)
+    processes = join(wanted.device)
+    wanted = replace(wanted, device=processes.device or wanted.device)
+    loaded = _model(wanted, processes, shard=bool(job.shard))
     lengths = [int(n) for n in job.lengths]
     if max(lengths) > loaded.max_length:
         raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
     out = _out(job.out, lesson, wanted, loaded, overwrite=bool(job.overwrite))
-    train, test = row_sources(loaded, wanted.data, wanted.seed, kind=str(job.rows))
-    stream = batches(train, lengths, int(job.tokens))
+    kind = row_kind(loaded, wanted.data, str(job.rows))
+    about = _about(job, lesson, recipe, wanted, loaded, kind)
+    checkpoint = _checkpoint(out, lesson, about, processes, every=int(job.checkpoint_every), overwrite=bool(job.overwrite))
+    reach = recipe.steps * max(int(job.tokens), *lengths)
+    train, test = row_sources(loaded, wanted.data, wanted.seed, kind=kind, wanted=reach, hub=job.hub)
     held_out = [test(length)[None] for length in lengths]
-    with progress_bar(int(job.steps)) as on_step:
+    log = StepLog(wanted.folder, loaded.device, checkpoint.training, about) if processes.main else None
+    with progress_bar(recipe.steps) if log and wanted.progress else nullcontext(_nothing) as bar:
+
+        def on_step(step: Step) -> None:
+            if log:
+                log(step)
+            bar(step)
+
         done = distill(
-            loaded, stream, out=out, steps=int(job.steps), held_out=held_out[: int(job.recall_sequences)],
-            block_size=lesson.block_size, lr=float(job.lr), pool=str(job.pool), skip_rows=float(job.skip_rows),
-            q_linear=lesson.q_linear, dtype=str(job.dtype), seed=wanted.seed, kind=lesson.kind, file=lesson.file,
-            on_step=on_step,
+            loaded, batches(train, lengths, int(job.tokens)), recipe, out=out, kind=lesson.kind, file=lesson.file,
+            held_out=held_out[: int(job.recall_sequences)], on_step=on_step, checkpoint=checkpoint, processes=processes,
+            about=about,
         )  # fmt: skip
+    if processes.main:
+        _report(done, wanted, loaded, lesson)
+    return done.path
+
+
+def _nothing(_: Step) -> None:
+    """The bar of a process that shows none."""
+
+
+def _recipe(job: DictConfig, lesson: _Lesson, seed: int) -> Recipe:
+    return Recipe(
+        steps=int(job.steps), block_size=lesson.block_size, lr=float(job.lr), warmup=int(job.warmup), min_lr=float(job.min_lr),
+        weight_decay=float(job.weight_decay), clip=None if job.clip is None else float(job.clip), pool=str(job.pool),
+        skip_rows=float(job.skip_rows), row_weight=str(job.row_weight),
+        micro_rows=None if job.micro_rows is None else int(job.micro_rows), q_linear=lesson.q_linear, dtype=str(job.dtype),
+        seed=seed,
+    )  # fmt: skip
+
+
+def _model(wanted: Settings, processes: Processes, *, shard: bool) -> LoadedModel:
+    if not shard:
+        return model_of(wanted)
+    return load_sharded(lambda: model_of(replace(wanted, device=torch.device("cpu"))), processes)
+
+
+def _about(
+    job: DictConfig, lesson: _Lesson, recipe: Recipe, wanted: Settings, loaded: LoadedModel, kind: str
+) -> dict[str, Any]:  # fmt: skip
+    """All that decides what comes out, by the names of the settings: a checkpoint of anything else is not gone on with."""
+    text = None
+    if kind == "hub":
+        text = str(job.hub)
+    elif kind != "samples":
+        text = text_id(str(wanted.data["text_dir"]))
+    return {
+        **asdict(recipe), "gates": lesson.kind.__name__, "model": loaded.name, "model_hash": loaded.revision_hash,
+        "model_dtype": str(loaded.dtype).removeprefix("torch."), "rows": kind, "text": text, "tokens_per_step": int(job.tokens),
+        "lengths": [int(n) for n in job.lengths],
+    }  # fmt: skip
+
+
+def _checkpoint(
+    out: Path, lesson: _Lesson, about: dict[str, Any], processes: Processes, *, every: int, overwrite: bool
+) -> Checkpoint:
+    """Where the state is kept. Raises UserError where there is one of other settings; with `overwrite` it is removed."""
+    if every < 0:
+        raise UserError(f"job.checkpoint_every={every}: must be at least 0 steps; 0 keeps none")
+    name = Path(lesson.file.format(block_size=lesson.block_size)).stem
+    found = Checkpoint(out / f"{name}.checkpoint", every, about, uuid.uuid4().hex[:12])
+    if overwrite and processes.main:
+        found.remove()
+    processes.wait()
+    state = found.read()
+    return found if state is None else replace(found, training=state["training"])
+
+
+def _report(done: Distilled, wanted: Settings, loaded: LoadedModel, lesson: _Lesson) -> None:
+    """Write the tables and the picture of a training, and say what came out."""
     wanted.folder.mkdir(parents=True, exist_ok=True)
     suffix = lesson.file.format(block_size=lesson.block_size).partition(".")[0].removeprefix("gates-")
     steps = pd.DataFrame([asdict(step) for step in done.steps])
@@ -59,12 +136,12 @@ def main(cfg: DictConfig) -> Path:
     gate_curves(steps, recall, wanted.folder / f"gates_{suffix}.png")
     console = Console()
     console.print(f"{done.parameters:,} gate parameters, {done.seconds:.0f} s", highlight=False)
-    shown = recall.groupby("density")[["recall", "chance", "kept_mass", "oracle_mass", "kept_ratio"]].mean()
-    console.print(shown.round(3).to_string(), highlight=False)
+    if len(recall):
+        shown = recall.groupby("density")[["recall", "chance", "kept_mass", "oracle_mass", "kept_ratio"]].mean()
+        console.print(shown.round(3).to_string(), highlight=False)
     console.print(f"wrote {done.path}", highlight=False)
     if done.path.parent != weights_folder(wanted, loaded):
         console.print(f"to use them: model.gates={done.path.parent}", highlight=False)
-    return done.path
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,30 +20,37 @@ from harness.models import LoadedModel
 from harness.tasks.haystack import source_of
 from harness.training.corpus import build_corpus, read_texts
 from harness.training.mixture import Mixture, fits_mixture
+from harness.training.packed import chunk_sources, from_folder, from_hub
 
 TRAINING_SEED = 1_000_003
 """Added to the seed of generated samples, so that no gate learns from a sample that a method is tested on."""
 
 Rows = Callable[[int], Tensor]
-KINDS = ("auto", "mixture", "books", "samples")
+KINDS = ("auto", "mixture", "books", "documents", "hub", "samples")
 
 
-def row_sources(loaded: LoadedModel, data: dict[str, Any], seed: int, *, kind: str = "auto") -> tuple[Rows, Rows]:
+def row_sources(
+    loaded: LoadedModel, data: dict[str, Any], seed: int, *, kind: str = "auto", wanted: int = 0, hub: str | None = None
+) -> tuple[Rows, Rows]:
     """Two sources of rows, int64 [length] each: one to train on, and one of other draws to measure recall on.
 
-    kind: "mixture" (the bundled model's, of data.text_dir), "books" (stretches of data.text_dir as they are),
+    kind: "mixture" (the bundled model's, of data.text_dir), "books" (stretches of data.text_dir from anywhere), "documents"
+    (its files joined by EOS and cut, a twentieth held out), "hub" (so the data set `hub`; both read about `wanted` tokens),
     "samples" (generated), or "auto": the mixture where the tokenizer allows it, else books; samples without a text_dir.
     """
-    if kind not in KINDS:
-        raise UserError(f"job.rows={kind}: must be one of {', '.join(KINDS)}")
-    if kind == "auto":
-        kind = "samples" if not data.get("text_dir") else "mixture" if fits_mixture(loaded.tokenizer) else "books"
+    kind = row_kind(loaded, data, kind)
     seeds = (TRAINING_SEED + seed, 2 * TRAINING_SEED + seed)
     if kind == "samples":
         first, second = (partial(from_samples, loaded, data, count(s)) for s in seeds)
         return first, second
+    if kind == "hub":
+        if not hub:
+            raise UserError("job.rows=hub needs a data set: job.hub=OWNER/NAME")
+        return chunk_sources(from_hub(hub, seed), loaded.tokenizer, seeds, wanted)
     if not data.get("text_dir"):
         raise UserError(f"job.rows={kind} needs text: name a folder of .txt files, data.text_dir=FOLDER")
+    if kind == "documents":
+        return chunk_sources(from_folder(data["text_dir"], seed), loaded.tokenizer, seeds, wanted)
     texts = read_texts(str(data["text_dir"]))
     if kind == "mixture":
         if not fits_mixture(loaded.tokenizer):
@@ -52,6 +61,22 @@ def row_sources(loaded: LoadedModel, data: dict[str, Any], seed: int, *, kind: s
         tokens = book_tokens(texts, loaded.tokenizer)
         first, second = (partial(from_books, loaded.tokenizer, tokens, random.Random(s)) for s in seeds)
     return first, second
+
+
+def row_kind(loaded: LoadedModel, data: dict[str, Any], kind: str) -> str:
+    """What "auto" means for this model and these settings; any other kind as it is, if there is such a one."""
+    if kind not in KINDS:
+        raise UserError(f"job.rows={kind}: must be one of {', '.join(KINDS)}")
+    if kind != "auto":
+        return kind
+    return "samples" if not data.get("text_dir") else "mixture" if fits_mixture(loaded.tokenizer) else "books"
+
+
+def text_id(folder: str) -> str:
+    """A hash of the names and sizes of a folder's .txt files: whether it is the same text, without reading it."""
+    root = Path(folder).expanduser()
+    found = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in root.rglob("*.txt"))
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
 
 def from_mixture(mixture: Mixture, length: int) -> Tensor:

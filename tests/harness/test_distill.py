@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +21,11 @@ from harness.bridge import Bridge
 from harness.errors import UserError
 from harness.models import LoadedModel, wrap_model
 from harness.rope import ModelRope
-from harness.training.distill import Distilled, Step, distill, new_gates, progress_bar, rate
+from harness.training.checkpoint import Step
+from harness.training.distill import Distilled, distill, new_gates, progress_bar
 from harness.training.gate_report import chance, gate_recall, mean_recall, recall_rows
 from harness.training.gate_truth import Capture, gate_loss, target_map
+from harness.training.recipe import Recipe
 from kernels.block_index import BlockIndex, causal_blocks
 from kernels.selection import row_budget
 from methods.base import LayerInputs
@@ -57,6 +61,13 @@ def topics(seed: int = 0) -> Iterator[Tensor]:
         yield stretches.repeat_interleave(25, dim=1)[:, :LENGTH].gather(2, pick[..., None])[..., 0]
 
 
+def train(loaded: LoadedModel, tokens: Iterator[Tensor], *, out: Path, **given: Any) -> Distilled:
+    """`distill`, with the recipe's settings among its own."""
+    names = {field.name for field in fields(Recipe)}
+    recipe = Recipe(**{name: value for name, value in given.items() if name in names})
+    return distill(loaded, tokens, recipe, out=out, **{name: value for name, value in given.items() if name not in names})
+
+
 def some(n: int, seed: int) -> list[Tensor]:
     stream = topics(seed)
     return [next(stream) for _ in range(n)]
@@ -70,7 +81,7 @@ def loaded() -> LoadedModel:
 @pytest.fixture(scope="module")
 def distilled(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Distilled:
     out = tmp_path_factory.mktemp("gates")
-    return distill(
+    return train(
         loaded, topics(), out=out, steps=30, warmup=3, lr=1e-2, block_size=BLOCK, held_out=some(2, seed=9)
     )  # fmt: skip
 
@@ -198,10 +209,22 @@ def test_target_and_loss_by_hand() -> None:
     torch.testing.assert_close(loss, torch.stack(rows).mean())
     skipped = torch.stack([row for n, row in enumerate(rows) if n % 5 >= 2]).mean()
     torch.testing.assert_close(gate_loss(target, logits, skip_rows=0.4), skipped)
+    late = torch.stack([row * (n % 5 + 1) for n, row in enumerate(rows) if n % 5 >= 2]).sum() / (4 * (3 + 4 + 5))
+    torch.testing.assert_close(gate_loss(target, logits, skip_rows=0.4, row_weight="length"), late)
     loss.backward()
     assert logits.grad is not None
     assert bool(logits.grad.isfinite().all())
     assert gate_loss(target, target.log()).abs() < 1e-6
+
+
+@pytest.mark.parametrize("pool", ["max", "mass", "mean"])
+def test_every_target_is_a_distribution_of_its_own(pool: str) -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 4, 70, 8), torch.randn(1, 2, 70, 8)
+    target = target_map(q, k, AttnGate(4, 2, 16, block_size=BLOCK), scale=0.5, pool=pool)
+    torch.testing.assert_close(target.sum(-1), torch.ones(1, 4, 5))
+    by_max = target_map(q, k, AttnGate(4, 2, 16, block_size=BLOCK), scale=0.5, pool="max")
+    assert torch.equal(target, by_max) is (pool == "max")
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -209,7 +232,7 @@ def test_target_and_loss_by_hand() -> None:
 
 def test_loss_falls_all_along_on_one_text(loaded: LoadedModel, tmp_path: Path) -> None:
     text = itertools.repeat(some(1, seed=0)[0])
-    result = distill(loaded, text, out=tmp_path, steps=30, warmup=3, lr=5e-3, block_size=BLOCK)
+    result = train(loaded, text, out=tmp_path, steps=30, warmup=3, lr=5e-3, block_size=BLOCK)
     losses = [step.loss for step in result.steps]
     fives = [sum(losses[i : i + 5]) for i in range(0, 30, 5)]
     assert fives == sorted(fives, reverse=True)
@@ -230,11 +253,21 @@ def test_only_the_gates_change(tmp_path: Path) -> None:
     model = sharp_llama()
     loaded = wrap_model(model, None, name="tiny")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    result = distill(loaded, topics(), out=tmp_path, steps=2, block_size=BLOCK)
+    result = train(loaded, topics(), out=tmp_path, steps=2, block_size=BLOCK)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(weight.grad is None for weight in model.parameters())
     untrained = new_gates(loaded, block_size=BLOCK)
     assert all(not torch.equal(a.k, b.k) for a, b in zip(result.gates, untrained, strict=True))
+
+
+@pytest.mark.parametrize(
+    "given", [{"pool": "mean"}, {"row_weight": "length"}, {"skip_rows": 0.25}, {"clip": 1e-3}, {"min_lr": 1e-3}]
+)
+def test_every_setting_makes_other_gates(loaded: LoadedModel, tmp_path: Path, given: dict[str, object]) -> None:
+    usual = train(loaded, topics(), out=tmp_path / "usual", steps=3, warmup=1, block_size=BLOCK)
+    other = train(loaded, topics(), out=tmp_path / "other", steps=3, warmup=1, block_size=BLOCK, **given)
+    # clipping to one norm alone changes little: AdamW takes no heed of a gradient's scale but through its history
+    assert not torch.equal(usual.gates[0].state_dict()["k"], other.gates[0].state_dict()["k"])
 
 
 def test_the_file_says_how_it_was_made(loaded: LoadedModel, distilled: Distilled) -> None:
@@ -283,7 +316,7 @@ def test_sparsity_0_equals_dense_in_the_bridge(loaded: LoadedModel, distilled: D
 def test_the_same_seed_gives_the_same_gates(loaded: LoadedModel, tmp_path: Path) -> None:
     files = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        result = distill(loaded, topics(), out=tmp_path / name, steps=2, block_size=BLOCK, seed=seed)
+        result = train(loaded, topics(), out=tmp_path / name, steps=2, block_size=BLOCK, seed=seed)
         files.append(load_file(str(result.path)))
     assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
     assert not torch.equal(files[0]["layers.0.gate.k"], files[2]["layers.0.gate.k"])
@@ -291,7 +324,7 @@ def test_the_same_seed_gives_the_same_gates(loaded: LoadedModel, tmp_path: Path)
 
 def test_the_file_has_the_dtype_asked_for(loaded: LoadedModel, tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
-        done = distill(loaded, topics(), out=tmp_path / dtype, steps=1, block_size=BLOCK, dtype=dtype)
+        done = train(loaded, topics(), out=tmp_path / dtype, steps=1, block_size=BLOCK, dtype=dtype)
         state = load_file(str(done.path))
         assert {str(weight.dtype) for weight in state.values()} == {f"torch.{dtype}"}
         assert torch.equal(state["layers.0.gate.k"].float(), done.gates[0].state_dict()["k"])  # recall is of the file
@@ -305,7 +338,7 @@ def test_steps_are_reported(loaded: LoadedModel, tmp_path: Path) -> None:
             bar(step)
             seen.append(step)
 
-        distill(loaded, topics(), out=tmp_path, steps=3, block_size=BLOCK, warmup=2, q_linear=True, on_step=both)
+        train(loaded, topics(), out=tmp_path, steps=3, block_size=BLOCK, warmup=2, q_linear=True, on_step=both)
     assert [step.step for step in seen] == [0, 1, 2]
     assert [step.tokens for step in seen] == [LENGTH, 2 * LENGTH, 3 * LENGTH]
     assert seen[0].lr == pytest.approx(5e-4)
@@ -314,7 +347,7 @@ def test_steps_are_reported(loaded: LoadedModel, tmp_path: Path) -> None:
 
 
 def test_rate_warms_up_and_falls_to_nothing() -> None:
-    rates = [rate(step, 100, 20) for step in range(100)]
+    rates = [Recipe(steps=100, warmup=20).rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.05)
     assert rates[19] == rates[20] == 1.0
     assert rates == [*sorted(rates[:20]), *sorted(rates[20:], reverse=True)]
@@ -323,7 +356,7 @@ def test_rate_warms_up_and_falls_to_nothing() -> None:
 
 def test_text_that_ends_early(loaded: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ended after 2 of 5 steps"):
-        distill(loaded, iter(some(2, seed=0)), out=tmp_path, steps=5, block_size=BLOCK)
+        train(loaded, iter(some(2, seed=0)), out=tmp_path, steps=5, block_size=BLOCK)
     assert not list(tmp_path.iterdir())
     assert loaded.model.config._attn_implementation != "gate_capture"
 
@@ -335,7 +368,12 @@ def test_text_that_ends_early(loaded: LoadedModel, tmp_path: Path) -> None:
         ({"lr": 0.0}, "lr=0.0: must be above 0"),
         ({"warmup": -1}, "warmup=-1"),
         ({"skip_rows": 1.0}, "skip_rows=1.0: must be at least 0 and below 1"),
-        ({"pool": "mean"}, "pool=mean: must be one of max, mass"),
+        ({"pool": "min"}, "pool=min: must be one of max, mass, mean"),
+        ({"row_weight": "late"}, "row_weight=late: must be one of equal, length"),
+        ({"min_lr": 1.0}, "min_lr=1.0: must be at least 0 and at most lr=0.001"),
+        ({"clip": 0.0}, "clip=0.0: must be above 0"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0"),
+        ({"micro_rows": 0}, "micro_rows=0: must be at least 1"),
         ({"dtype": "int8"}, "dtype=int8 of the gates' file: must be one of auto, float32, bfloat16"),
     ],
 )
@@ -343,7 +381,7 @@ def test_settings_are_checked(
     loaded: LoadedModel, tmp_path: Path, settings: dict[str, object], message: str
 ) -> None:  # fmt: skip
     with pytest.raises(UserError, match=message):
-        distill(loaded, topics(), out=tmp_path, **{"steps": 1, **settings})  # type: ignore[arg-type]
+        train(loaded, topics(), out=tmp_path, **{"steps": 1, **settings})  # type: ignore[arg-type]
 
 
 # -- recall ----------------------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from harness.models import LoadedModel, wrap_model
-from harness.training.distill import distill, new_gates
+from harness.training.distill import new_gates
 from harness.training.gate_report import gate_recall, mean_recall
 from harness.training.gate_truth import target_map
 from methods.decode import build
 from methods.decode.gate import DecodeGate
-from tests.harness.test_distill import BLOCK, sharp_llama, some, topics
+from tests.harness.test_distill import BLOCK, sharp_llama, some, topics, train
 
 Command = Callable[..., int]
 FILE = "decode-gates-{block_size}.safetensors"
@@ -49,7 +49,7 @@ def test_target_by_hand() -> None:
 
 
 def test_gates_learn(loaded: LoadedModel, tmp_path: Path) -> None:
-    done = distill(
+    done = train(
         loaded, topics(), out=tmp_path, steps=60, warmup=3, lr=1e-2, block_size=BLOCK, held_out=some(2, seed=9),
         kind=DecodeGate, file=FILE,
     )  # fmt: skip
