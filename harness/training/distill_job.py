@@ -21,7 +21,7 @@ from harness.arms import build_decoding, full_decode, weights_folder
 from harness.config import Settings, settings
 from harness.errors import UserError
 from harness.figures.gates import gate_curves
-from harness.models import LoadedModel
+from harness.models import LoadedModel, ModelConfig, load_model
 from harness.run import model_of
 from harness.training.checkpoint import Checkpoint, Step
 from harness.training.distill import Distilled, distill, progress_bar
@@ -91,7 +91,12 @@ def _recipe(job: DictConfig, lesson: _Lesson, seed: int) -> Recipe:
 def _model(wanted: Settings, processes: Processes, *, shard: bool) -> LoadedModel:
     if not shard:
         return model_of(wanted)
-    return load_sharded(lambda: model_of(replace(wanted, device=torch.device("cpu"))), processes)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of the weights, in every process
+    name, path = str(wanted.model["name"]), str(wanted.model["path"])
+    whole = ModelConfig(name=name, path=path, dtype=wanted.dtype, device="cpu")
+    return load_sharded(lambda: load_model(whole), processes)  # not the one that the jobs of a sweep share
 
 
 def _about(
