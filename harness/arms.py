@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import methods
-from harness import searched
+from harness import gate_files, searched
 from harness.config import Settings
 from harness.errors import UserError
 from harness.models import LoadedModel
@@ -189,25 +189,26 @@ def weights_folder(wanted: Settings, loaded: LoadedModel) -> Path:
 
 def load_weights(method: Method | DecodeMethod, group: str, wanted: Settings, loaded: LoadedModel) -> str | None:
     """Load the trained weights of a method, if it needs any; returns the hash of their file. group: of the command line."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if (name := method.weights_name()) is None:
         return None
-    path = weights_folder(wanted, loaded) / name
-    if not path.is_file():
+    folder = weights_folder(wanted, loaded)
+    path = gate_files.find(folder, name, method.gate, released_id(wanted, group))
+    if path is None:
         size = "block_size" if group == "method" else f"{group}.block_size"
         raise UserError(
-            f"no weights of {method.name} for {loaded.name} at block size {method.block_size}: {path} is missing; "
+            f"no weights of {method.name} for {loaded.name} at block size {method.block_size}: {folder / name} is missing; "
             f"train them with `python -m harness job=distill {group}={method.name} {model_overrides(wanted)}"
             f"{size}={method.block_size}`"
         )
-    try:
-        state = load_file(str(path), device=str(loaded.device))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no safetensors file ({error}); train the weights again with job=distill") from error
+    state = gate_files.read(path, method.gate, block_size=method.block_size)
     try:
         method.load(state, **searched.model_shape(loaded))
     except ValueError as error:
         raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
     return file_hash(path)
+
+
+def released_id(wanted: Settings, group: str) -> str | None:
+    """Where the hub has gates of this model from their authors, for the method of that group of the command line."""
+    ids = wanted.model.get("released_gates") or {}
+    return ids.get("prefill" if group == "method" else group)

@@ -28,10 +28,12 @@ class Jobs:
         self.measuring: dict[str, Callable[[Settings], int]] = {
             "evaluate": self._measure, "latency": self._measure, "kept_mass": self._measure, "perplexity": self._measure,
             "report": self._report, "archive": self._archive, "kernel_speed": self._kernel_speed, "power": self._power,
+            "maps": self._maps,
         }  # fmt: skip
         self.training = {
             "pretrain": "harness.training.pretrain", "distill": "harness.training.distill_job",
             "search_heads": "harness.search_heads", "export": "harness.lm_eval.export",
+            "convert_gates": "harness.convert_gates",
         }  # fmt: skip
 
     def run(self, cfg: DictConfig) -> int:
@@ -92,6 +94,13 @@ class Jobs:
         from harness.power_job import plan_samples
 
         for path in plan_samples(wanted, Store(wanted.folder), self.console):
+            self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        return 0
+
+    def _maps(self, wanted: Settings) -> int:
+        from harness.maps import draw_maps
+
+        for path in draw_maps(wanted, Store(wanted.folder), self.console):
             self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
         return 0
 

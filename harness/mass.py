@@ -43,19 +43,10 @@ class Kept:
         if choice is None:
             mass, density = q.new_ones(q.shape[1], dtype=torch.float32), q.new_ones((), dtype=torch.float32)
         else:
-            index = self._chosen(q, k, v, choice, scale)
+            index = what_runs(self.loaded, q, k, v, choice, scale=scale, kernel=self.sparse_kernel)
             mass, density = kept_mass(q, k, index, scale=scale).mean(0), index.density().mean()
         self.kept.setdefault(layer, []).append(mass)
         self.density.setdefault(layer, []).append(density)
-
-    def _chosen(self, q: Tensor, k: Tensor, v: Tensor, choice: Choice, scale: float) -> SparseIndex:
-        if not isinstance(choice, SkipRule):
-            return choice
-        loaded = self.loaded
-        kernel = resolve_kernel(
-            self.sparse_kernel, choice, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim, heads=q.shape[1]
-        )
-        return attend(q, k, v, choice, scale=scale, kernel=kernel)[1]
 
     def by_head(self) -> list[list[float]]:
         """[layers][heads], the mean over prompts."""
@@ -64,6 +55,18 @@ class Kept:
     def by_layer(self) -> list[float]:
         """Density of each layer, the mean over prompts."""
         return [float(torch.stack(self.density[layer]).mean()) for layer in sorted(self.density)]
+
+
+def what_runs(
+    loaded: LoadedModel, q: Tensor, k: Tensor, v: Tensor, choice: Choice, *, scale: float, kernel: str
+) -> SparseIndex:
+    """What a choice comes to in one layer: itself, or of a rule that the kernel decides by what the kernel kept."""
+    if not isinstance(choice, SkipRule):
+        return choice
+    kernel = resolve_kernel(
+        kernel, choice, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim, heads=q.shape[1]
+    )  # fmt: skip
+    return attend(q, k, v, choice, scale=scale, kernel=kernel)[1]
 
 
 @torch.inference_mode()

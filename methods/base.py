@@ -131,6 +131,11 @@ class Method(ABC):
         """The key blocks each query block keeps, perhaps with single key columns, or a rule for the kernel; None: run dense
         attention. No host sync."""
 
+    def scores(self, x: LayerInputs) -> Tensor | None:
+        """What it expects of each block, for pictures: probabilities [B,H,Mq,Nk] float32 over the causal blocks of a row, 0 in
+        the future; H is the query heads or the KV heads. None where it doesn't rank blocks so."""
+        return None
+
     def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         """Take trained weights. Raises ValueError, one line, where they don't fit the model."""
         raise ValueError(f"method {self.name} has no trained weights to load")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from kernels.block_index import BlockIndex
+from torch import Tensor
+
+from kernels.block_index import BlockIndex, causal_mask
 from kernels.pool import pool as pool_blocks
 from kernels.selection import select_from_pooled
 from methods import register
@@ -41,6 +43,14 @@ class BlockTopK(Method):
             raise ValueError(f"pool={pool}: must be one of {', '.join(get_args(Pool))}")
         self.pool = pool
         self.shared = shared
+
+    def scores(self, x: LayerInputs) -> Tensor:
+        """The softmax of what the blocks are ranked by, one map a query head; with shared, one a KV head."""
+        q, k = (pool_blocks(tokens, self.block_size, (self.pool,)).float() for tokens in (x.q, x.k))
+        logits = q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].mT * x.scale  # [B,Hkv,G,Mq,Nk]
+        logits = logits.mean(2) if self.shared else logits.flatten(1, 2)
+        future = ~causal_mask(**self.grid(x), device=x.q.device)
+        return logits.masked_fill(future, float("-inf")).softmax(-1)
 
     def select(self, x: LayerInputs) -> BlockIndex:
         q, k = (pool_blocks(tokens, self.block_size, (self.pool,)) for tokens in (x.q, x.k))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,11 @@ POOLED_K: tuple[Pool, ...] = ("max", "min", "mean")
 
 class Gate(nn.Module, ABC):
     """What job=distill trains: logits over key blocks of `block_size` tokens for query blocks of `q_block`."""
+
+    released: ClassVar[Mapping[str, str]] = {}
+    """What a release calls its weights (see methods.released), by their names here."""
+    released_config: ClassVar[Mapping[str, Any]] = {}
+    """Settings of a release that say it is this gate."""
 
     def __init__(self, *, block_size: int, q_block: int) -> None:
         super().__init__()
@@ -53,6 +59,8 @@ class Gate(nn.Module, ABC):
 class AttnGate(Gate):
     """The gate of one layer. Weights k [Hq,3D,D] and, with q_linear, q [Hq,D,D], both applied as x @ W per head."""
 
+    released: ClassVar[Mapping[str, str]] = {"k": "mask_linear_k", "q": "mask_linear_q"}
+    released_config: ClassVar[Mapping[str, Any]] = {"seerattn_gate_type": "Qavg_Kmaxminavg"}
     q: nn.Parameter | None
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, *, block_size: int, q_linear: bool = False) -> None:
@@ -132,14 +140,21 @@ def load_gates(
     return gates
 
 
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """The first names, and how many there are if that is not all."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown}, … ({len(names)} in all)"
+
+
 def fill_gates(gates: Sequence[Gate], state: Mapping[str, Tensor], model: str) -> None:
     """Put weights into the gates of a model, which `model` describes, and freeze them. Raises ValueError, one line, unless
     names and shapes fit."""
     wanted = gate_state(gates)
     missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unknown:
-        which = f"lack {missing[0]}" if missing else f"have {unknown[0]} that it has no place for"
-        raise ValueError(f"the gate weights {which}: {model}; they are another model's")
+        lack = [f"lack {listed(missing)}"] if missing else []
+        have = [f"have {listed(unknown)} that it has no place for"] if unknown else []
+        raise ValueError(f"the gate weights {' and '.join(lack + have)}: {model}; they are another model's")
     for name, weight in wanted.items():
         if state[name].shape != weight.shape:
             raise ValueError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.block_index import BlockIndex, causal_blocks
 from kernels.selection import select_from_pooled
 from methods import register
-from methods.base import Grid, Knob, LayerInputs, Method
+from methods.base import Grid, Knob, LayerInputs, Method, Rope
 from methods.gate import AttnGate, load_gates
 
 Selection = Literal["topk", "threshold", "nz_ratio"]
@@ -114,17 +114,28 @@ class Seer(Method):
 
     @torch.no_grad()
     def select(self, x: LayerInputs) -> BlockIndex:
+        gate, rope, grid = *self._gate(x), self.grid(x)
+        pooled_q, pooled_k = gate.pool(x.q, x.k, rope)
+        queries, keys = gate.project(pooled_q, pooled_k, rope, q_len=grid["q_len"], k_len=grid["k_len"])
+        share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
+        return select_from_pooled(queries, keys, scale=keys.shape[-1] ** -0.5, share=share, **self._rule(x, grid), **grid)
+
+    @torch.no_grad()
+    def scores(self, x: LayerInputs) -> Tensor:
+        """The gate's probabilities, one map a query head; with shared, one a KV head."""
+        gate, rope = self._gate(x)
+        logits = gate(x.q, x.k, rope)
+        return (logits.unflatten(1, (x.k.shape[1], -1)).mean(2) if self.shared else logits).softmax(-1)
+
+    def _gate(self, x: LayerInputs) -> tuple[AttnGate, Rope]:
+        """The gate of the layer, and its RoPE. Raises ValueError where one is missing."""
         if not self.gates:
             raise ValueError(f"method seer has no weights: load {self.weights_name()} first (made by job=distill)")
         if x.rope is None:
             raise ValueError("method seer needs the model's RoPE: its gates read queries and keys from before it")
         if not 0 <= x.layer < len(self.gates):
             raise ValueError(f"layer {x.layer}: there are gates for layers 0 to {len(self.gates) - 1}")
-        gate, grid = self.gates[x.layer], self.grid(x)
-        pooled_q, pooled_k = gate.pool(x.q, x.k, x.rope)
-        queries, keys = gate.project(pooled_q, pooled_k, x.rope, q_len=grid["q_len"], k_len=grid["k_len"])
-        share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
-        return select_from_pooled(queries, keys, scale=keys.shape[-1] ** -0.5, share=share, **self._rule(x, grid), **grid)
+        return self.gates[x.layer], x.rope
 
     def _rule(self, x: LayerInputs, grid: Grid) -> Rule:
         if self.selection == "topk":

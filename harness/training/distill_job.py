@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> Path:
     as they are made into its records."""
     wanted = settings(cfg)
     job = cfg.job
-    lesson = _lesson(wanted)
+    lesson = lesson_of(wanted)
     recipe = _recipe(job, lesson, wanted.seed)
     processes = join(wanted.device)
     wanted = replace(wanted, device=processes.device or wanted.device)
@@ -78,7 +78,7 @@ def _nothing(_: Step) -> None:
     """The bar of a process that shows none."""
 
 
-def _recipe(job: DictConfig, lesson: _Lesson, seed: int) -> Recipe:
+def _recipe(job: DictConfig, lesson: Lesson, seed: int) -> Recipe:
     return Recipe(
         steps=int(job.steps), block_size=lesson.block_size, lr=float(job.lr), warmup=int(job.warmup), min_lr=float(job.min_lr),
         weight_decay=float(job.weight_decay), clip=None if job.clip is None else float(job.clip), pool=str(job.pool),
@@ -100,7 +100,7 @@ def _model(wanted: Settings, processes: Processes, *, shard: bool) -> LoadedMode
 
 
 def _about(
-    job: DictConfig, lesson: _Lesson, recipe: Recipe, wanted: Settings, loaded: LoadedModel, kind: str
+    job: DictConfig, lesson: Lesson, recipe: Recipe, wanted: Settings, loaded: LoadedModel, kind: str
 ) -> dict[str, Any]:  # fmt: skip
     """All that decides what comes out, by the names of the settings: a checkpoint of anything else is not gone on with."""
     text = None
@@ -116,7 +116,7 @@ def _about(
 
 
 def _checkpoint(
-    out: Path, lesson: _Lesson, about: dict[str, Any], processes: Processes, *, every: int, overwrite: bool
+    out: Path, lesson: Lesson, about: dict[str, Any], processes: Processes, *, every: int, overwrite: bool
 ) -> Checkpoint:
     """Where the state is kept. Raises UserError where there is one of other settings; with `overwrite` it is removed."""
     if every < 0:
@@ -130,7 +130,7 @@ def _checkpoint(
     return found if state is None else replace(found, training=state["training"])
 
 
-def _report(done: Distilled, wanted: Settings, loaded: LoadedModel, lesson: _Lesson) -> None:
+def _report(done: Distilled, wanted: Settings, loaded: LoadedModel, lesson: Lesson) -> None:
     """Write the tables and the picture of a training, and say what came out."""
     wanted.folder.mkdir(parents=True, exist_ok=True)
     suffix = lesson.file.format(block_size=lesson.block_size).partition(".")[0].removeprefix("gates-")
@@ -150,7 +150,7 @@ def _report(done: Distilled, wanted: Settings, loaded: LoadedModel, lesson: _Les
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class Lesson:
     """What is trained: gates of a kind, for blocks of a size, into a file named by a pattern."""
 
     kind: type[Gate]
@@ -159,17 +159,17 @@ class _Lesson:
     q_linear: bool = False
 
 
-def _lesson(wanted: Settings) -> _Lesson:
+def lesson_of(wanted: Settings) -> Lesson:
     """The gates that are wanted: of the method that decodes, if one is named, else of the method of prefill. Raises UserError
     where it has none."""
     try:
         if not full_decode(wanted):
             decoding = build_decoding(wanted)
-            return _Lesson(*_gates("decode method", decoding, decode), decoding.block_size)
+            return Lesson(*_gates("decode method", decoding, decode), decoding.block_size)
         found = _gates("method", methods.get(wanted.method), methods)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return _Lesson(*found, wanted.block_size, bool(wanted.method_knobs.get("q_linear", False)))
+    return Lesson(*found, wanted.block_size, bool(wanted.method_knobs.get("q_linear", False)))
 
 
 def _gates(what: str, method: Any, among: ModuleType) -> tuple[type[Gate], str]:
@@ -180,7 +180,7 @@ def _gates(what: str, method: Any, among: ModuleType) -> tuple[type[Gate], str]:
     return method.gate, str(method.weights)
 
 
-def _out(given: Any, lesson: _Lesson, wanted: Settings, loaded: LoadedModel, *, overwrite: bool) -> Path:
+def _out(given: Any, lesson: Lesson, wanted: Settings, loaded: LoadedModel, *, overwrite: bool) -> Path:
     """The folder for the gates. Raises UserError where the file is there already, before any training."""
     if given:
         out = Path(given).expanduser()

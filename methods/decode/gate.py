@@ -11,6 +11,7 @@ j runs over the blocks before the query's own, which is always kept. Everything 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,13 @@ EPS = 1e-6
 
 class DecodeGate(Gate):
     """The gate of one layer. Weights q [Hkv,G,D,D] and k [Hkv,3D,D], applied as x @ W, and those of the norms, [D] each."""
+
+    released: ClassVar[Mapping[str, str]] = {
+        "q": "attngate_linear_q", "k": "attngate_linear_k", "q_norm": "attngate_qnorm", "k_norm": "attngate_knorm",
+    }  # fmt: skip
+    released_config: ClassVar[Mapping[str, Any]] = {
+        "seerattn_q_head_pooling_type": "Qproj", "seerattn_k_seq_pooling_type": "Kmaxminavg", "seerattn_use_rope": True,
+    }  # fmt: skip
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, *, block_size: int) -> None:
         super().__init__(block_size=block_size, q_block=1)

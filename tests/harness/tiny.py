@@ -24,8 +24,8 @@ from methods.base import LayerInputs, Method
 
 VOCAB = 97
 WINDOW = 24
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "mistral_window", "gemma3")
-GLOBAL = ("llama", "qwen2", "qwen3", "mistral")
+FAMILIES = ("llama", "llama_group3", "qwen2", "qwen2_group7", "qwen3", "mistral", "mistral_window", "gemma3")
+GLOBAL = ("llama", "llama_group3", "qwen2", "qwen2_group7", "qwen3", "mistral")
 """The families whose layers all attend to the whole prompt."""
 
 _COMMON: dict[str, Any] = {
@@ -35,11 +35,18 @@ _COMMON: dict[str, Any] = {
 }  # fmt: skip
 
 
+def _heads(heads: int, kv_heads: int) -> dict[str, Any]:
+    """`_COMMON` with other numbers of heads, of 16 elements."""
+    return _COMMON | {"hidden_size": 16 * heads, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+
+
 def build(family: str, seed: int = 0) -> Any:
     """A random model of the family in eval mode, float32. Weights are large so that attention is far from uniform."""
     torch.manual_seed(seed)
     made: Any = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(head_dim=16, **_COMMON)),
+        "llama_group3": lambda: LlamaForCausalLM(LlamaConfig(head_dim=16, **_heads(9, 3))),  # as SmolLM2-135M
+        "qwen2_group7": lambda: Qwen2ForCausalLM(Qwen2Config(**_heads(7, 1))),  # groups as Qwen2.5-0.5B's
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_COMMON)),
         "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(head_dim=32, **_COMMON)),
         "mistral": lambda: MistralForCausalLM(MistralConfig(sliding_window=None, head_dim=16, **_COMMON)),

@@ -9,6 +9,7 @@ from torch import Tensor
 import kernels.pool.reference
 import methods
 import methods.gate
+from kernels.block_index import BlockIndex, causal_mask, diagonal_mask
 from methods.base import LayerInputs
 from methods.gate import AttnGate, load_gates
 from methods.rope import rope_apply
@@ -115,6 +116,25 @@ def test_seer_keeps_the_best_of_the_gate() -> None:
         assert bool((worst_kept >= best_left).all())
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_scores_are_probabilities_of_the_past_that_rank_as_the_selection_does(shared: bool) -> None:
+    x = layer(41 * 16 - 5, 45 * 16 - 5)  # a chunk
+    for name in ("seer", "block_topk"):
+        method = ready(name, sparsity=0.7, block_size=BLOCK, shared=shared)
+        scores = method.scores(x)
+        index = method.select(x)
+        assert scores is not None and isinstance(index, BlockIndex)
+        assert scores.shape == (1, KV_HEADS if shared else HEADS, 41, 45) and scores.dtype == torch.float32
+        torch.testing.assert_close(scores.sum(-1), torch.ones(scores.shape[:-1]))
+        causal = causal_mask(**method.grid(x))
+        assert bool((scores[:, :, ~causal] == 0).all())
+        beside = causal & ~diagonal_mask(**method.grid(x))  # the diagonal is forced
+        mask = index.to_mask()
+        worst = scores.masked_fill(~(mask & beside), 1.0).amin(-1)
+        best = scores.masked_fill(mask | ~beside, 0.0).amax(-1)
+        assert bool((worst >= best - 1e-6).all())
+
+
 def test_seer_threshold_keeps_what_is_above_it() -> None:
     x = layer(640)
     method = ready("seer", selection="threshold", threshold=0.03, block_size=BLOCK)
@@ -166,8 +186,8 @@ def test_weights_of_another_model_are_refused(change: dict[str, int], message: s
 
 def test_weights_with_and_without_q_linear_are_told_apart() -> None:
     method = methods.build("seer", sparsity=0.5, block_size=BLOCK)
-    with pytest.raises(ValueError, match=r"have layers.0.gate.q .* q_linear is False"):
+    with pytest.raises(ValueError, match=r"have layers.0.gate.q, .* q_linear is False"):
         method.load(gates(BLOCK, q_linear=True), **SHAPE)
     method = methods.build("seer", sparsity=0.5, block_size=BLOCK, q_linear=True)
-    with pytest.raises(ValueError, match=r"lack layers.0.gate.q: .* q_linear is True"):
+    with pytest.raises(ValueError, match=r"lack layers.0.gate.q, layers.1.gate.q: .* q_linear is True"):
         method.load(gates(BLOCK), **SHAPE)

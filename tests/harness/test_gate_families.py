@@ -1,0 +1,49 @@
+"""Gates in every family of decoders: trained, used, sparse where a layer is global, and dense attention at sparsity 0."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import methods
+from harness.bridge import SLIDING, Bridge
+from harness.errors import UserError
+from harness.searched import model_shape
+from harness.training.distill import distill, new_gates
+from methods.gate import Gate
+from tests.harness.tiny import FAMILIES, GLOBAL, load, tokens
+
+BLOCK, LENGTH = 16, 240
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "mistral_window"])
+def test_gates_are_trained_and_choose_in_global_layers(family: str, tmp_path: Path) -> None:
+    loaded = load(family)
+    done = distill(loaded, itertools.repeat(tokens(1, LENGTH)), out=tmp_path, steps=2, block_size=BLOCK, warmup=1)
+    first: list[Gate] = new_gates(loaded, block_size=BLOCK)
+    learnt = [not torch.equal(a.k, b.k) for a, b in zip(done.gates, first, strict=True)]  # type: ignore[arg-type]
+    attends = [True, True] if family in GLOBAL else [False, True]
+    assert learnt == attends
+    ids = tokens(2, LENGTH, seed=3)
+    with torch.no_grad():
+        dense = loaded.model(ids).logits
+        for sparsity, shared in itertools.product((0.0, 0.6), (False, True)):
+            method = methods.build("seer", sparsity=sparsity, shared=shared, block_size=BLOCK)
+            method.load(load_file(str(done.path)), **model_shape(loaded))
+            with Bridge(loaded, method) as bridge:
+                logits = loaded.model(ids).logits
+            assert torch.allclose(logits, dense, atol=1e-3) is (sparsity == 0)
+            for layer, stats in enumerate(bridge.stats()):
+                if attends[layer]:
+                    assert stats["density"] == pytest.approx(1 - sparsity, abs=0.01)
+                else:
+                    assert stats["density"] is None and stats["kernel"] == SLIDING
+
+
+def test_a_model_of_windows_alone_has_nothing_to_learn(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no layer of mistral_window attends to the whole text"):
+        distill(load("mistral_window"), itertools.repeat(tokens(1, LENGTH)), out=tmp_path, steps=1, block_size=BLOCK)
