@@ -14,6 +14,7 @@ from harness.bridge import SLIDING, Bridge
 from harness.errors import UserError
 from harness.searched import model_shape
 from harness.training.distill import distill, new_gates
+from harness.training.recipe import Recipe
 from methods.gate import Gate
 from tests.harness.tiny import FAMILIES, GLOBAL, load, tokens
 
@@ -23,7 +24,7 @@ BLOCK, LENGTH = 16, 240
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "mistral_window"])
 def test_gates_are_trained_and_choose_in_global_layers(family: str, tmp_path: Path) -> None:
     loaded = load(family)
-    done = distill(loaded, itertools.repeat(tokens(1, LENGTH)), out=tmp_path, steps=2, block_size=BLOCK, warmup=1)
+    done = distill(loaded, itertools.repeat(tokens(1, LENGTH)), Recipe(steps=2, block_size=BLOCK, warmup=1), out=tmp_path)
     first: list[Gate] = new_gates(loaded, block_size=BLOCK)
     learnt = [not torch.equal(a.k, b.k) for a, b in zip(done.gates, first, strict=True)]  # type: ignore[arg-type]
     attends = [True, True] if family in GLOBAL else [False, True]
@@ -46,4 +47,4 @@ def test_gates_are_trained_and_choose_in_global_layers(family: str, tmp_path: Pa
 
 def test_a_model_of_windows_alone_has_nothing_to_learn(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no layer of mistral_window attends to the whole text"):
-        distill(load("mistral_window"), itertools.repeat(tokens(1, LENGTH)), out=tmp_path, steps=1, block_size=BLOCK)
+        distill(load("mistral_window"), itertools.repeat(tokens(1, LENGTH)), Recipe(steps=1, block_size=BLOCK), out=tmp_path)
