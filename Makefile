@@ -51,8 +51,9 @@ types: install-dev
 	$(BIN)/python -m mypy
 
 pytest: export HF_HUB_OFFLINE = 1
+pytest: export OMP_NUM_THREADS = 1
 pytest: install-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 wheel: install-dev
 	$(BIN)/python -m hatchling build -t wheel -d dist
