@@ -107,7 +107,7 @@ class Jobs:
     def _archive(self, wanted: Settings) -> int:
         self._report(wanted)
         store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
-        for file in (store.samples, store.cells):  # runs and latency stay small, and readable as they are
+        for file in (store.samples, store.cells, store.kernels):  # the others stay small, and readable as they are
             if lines := file.archive():
                 self.console.print(f"{lines:,} records in {file.archived}", highlight=False, soft_wrap=True)
         return 0

@@ -2,8 +2,8 @@
 
 One row a cell; one row with `task=avg` per arm (mean over its tasks, each weighing the same); one row without accuracy
 for an arm that was only timed, or of which only the attention mass was measured. The row a method shares with dense is
-paired: same samples, same setting. Averages of different sets of tasks don't compare: `comparable` brings them to one set.
-Rows of perplexity are made in `perplexity_rows`.
+paired: same samples, same setting. Averages of different sets of tasks don't compare: `harness.comparable` brings them to
+one set. Rows of perplexity are made in `perplexity_rows`.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def _average_row(
     if failed:  # a mean over fewer tasks than the others have would not be comparable
         row["status"], row["reason"] = Status.FAILED, f"no accuracy for {', '.join(failed)}"
         return row
-    row |= _mean_accuracy(task_rows)
+    row |= mean_accuracy(task_rows)
     if all(not is_baseline(c) and c["pair"] in dense for c, _ in members):
         pairs = [_paired(samples[c["cell"]], samples.get(dense[c["pair"]]["cell"], [])) for c, _ in members]
         if all(ours for ours, _ in pairs):
@@ -242,7 +242,7 @@ def _average_row(
     return row
 
 
-def _mean_accuracy(task_rows: Sequence[Row]) -> Row:
+def mean_accuracy(task_rows: Sequence[Row]) -> Row:
     """Accuracy and its interval over tasks, each weighing the same, from the rows of the tasks."""
     means = [r["accuracy"] for r in task_rows]
     low, high = stats.average_interval(means, [(r["accuracy_low"], r["accuracy_high"]) for r in task_rows])
@@ -255,41 +255,6 @@ def _average_verdict(row: Row, task_rows: Sequence[Row]) -> Row:
         return {"status": Status.GATED, "reason": f"gated tasks: {', '.join(gated)}"}
     status, reason = verdict([], row)
     return {} if status == Status.OK else {"status": status, "reason": reason}
-
-
-def comparable(table: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The average rows with an accuracy, brought to one set of tasks for each model and length, and those left out.
-
-    The set is the one most sparse arms have (of equals, the larger). An arm with more tasks is averaged over that set
-    alone; an arm without some of it can't be compared and is left out. Accuracy and interval are those of the set.
-    """
-    by_group: dict[str, list[Row]] = defaultdict(list)
-    averages: dict[str, Row] = {}
-    for row in table:
-        if row["accuracy"] is not None and row["task"]:
-            if row["task"] == AVERAGE:
-                averages[row["_group"]] = row
-            else:
-                by_group[row["_group"]].append(row)
-    kept: list[Row] = []
-    left: list[Row] = []
-    panels: dict[tuple[str, int], list[str]] = defaultdict(list)
-    for group, row in averages.items():
-        panels[row["model"], row["length"]].append(group)
-    for groups in panels.values():
-        sets = {group: frozenset(r["task"] for r in by_group[group]) for group in groups}
-        votes = Counter(sets[g] for g in groups if not is_baseline_row(averages[g])) or Counter(sets.values())
-        chosen = max(votes, key=lambda tasks: (votes[tasks], len(tasks), sorted(tasks)))
-        for group in groups:
-            if sets[group] == chosen:
-                kept.append(averages[group])
-            elif sets[group] > chosen:
-                mine = [r for r in by_group[group] if r["task"] in chosen]
-                fewer = {"samples": sum(r["samples"] for r in mine), "tasks": len(mine)}
-                kept.append(averages[group] | dict.fromkeys(claims.COMPARED) | _mean_accuracy(mine) | fewer)
-            else:
-                left.append(averages[group])
-    return kept, left
 
 
 def times(record: Record) -> Row:

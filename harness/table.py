@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import perplexity_table
-from harness.leaderboard import Row, comparable
+from harness.comparable import comparable
+from harness.leaderboard import Row
 from harness.schema import AVERAGE, PERPLEXITY, Status
 from harness.variants import lines
 

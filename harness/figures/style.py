@@ -17,7 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
-from harness.leaderboard import FULL, comparable, is_baseline_row  # noqa: E402
+from harness.comparable import comparable  # noqa: E402
+from harness.leaderboard import FULL, is_baseline_row  # noqa: E402
 from harness.schema import Status  # noqa: E402
 
 Row = dict[str, Any]
@@ -56,7 +57,7 @@ def save(made: Figure, path: Path) -> Path:
 
 
 def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """The average rows that have an accuracy and compare (`leaderboard.comparable`), by model and device: what one
+    """The average rows that have an accuracy and compare (`harness.comparable`), by model and device: what one
     picture may hold together."""
     sets: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in comparable(rows)[0]:

@@ -10,6 +10,7 @@ import pytest
 
 import methods
 from harness import leaderboard, stats
+from harness.comparable import comparable
 from harness.plan import Arm, Cell, Samples, Setting
 from harness.records import Store
 from harness.schema import COLUMNS, CellRecord, LatencyRecord, RunRecord, SampleRecord, Status
@@ -176,7 +177,7 @@ def test_averages_are_compared_over_the_same_tasks(tmp_path: Path) -> None:
     for task, score in (("easy", 1.0), ("hard", 0.0)):
         fill(store, DENSE, task, [score] * 4)
     fill(store, SPARSE, "easy", [1, 1, 1, 0])
-    kept, left = leaderboard.comparable(leaderboard.rows(store))
+    kept, left = comparable(leaderboard.rows(store))
     by_method = {r["method"]: r for r in kept}
     assert not left
     assert (by_method["full"]["accuracy"], by_method["full"]["tasks"]) == (1.0, 1), "dense over the method's one task"
@@ -187,7 +188,7 @@ def test_averages_are_compared_over_the_same_tasks(tmp_path: Path) -> None:
     for arm in (other, third):
         fill(store, arm, "easy", [1, 1, 1, 0])
         fill(store, arm, "hard", [0, 0, 0, 0])
-    kept, left = leaderboard.comparable(leaderboard.rows(store))
+    kept, left = comparable(leaderboard.rows(store))
     assert sorted((r["method"], r["sparsity"], r["tasks"]) for r in kept) == [
         ("full", 0.0, 2), ("sieve", 0.5, 2), ("sieve", 0.7, 2),
     ]  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from harness import bootstrap, leaderboard, perplexity_table
+from harness.comparable import comparable
 from harness.figures import perplexity as figure
 from harness.figures import write_all
 from harness.plan import Arm, Cell, Samples, Setting
@@ -60,7 +61,7 @@ def test_perplexity_weighs_tokens_and_pairs_documents(tmp_path: Path) -> None:
     assert sparse["perplexity_ratio_high"] == pytest.approx(math.exp(40 / 200))
     assert (sparse["density"], sparse["status"], sparse["accuracy"]) == (0.1, "ok", None)
     assert dense["tokens_s"] == pytest.approx(100 / 1.5), "the median document"
-    assert leaderboard.comparable(list(found.values())) == ([], [])
+    assert comparable(list(found.values())) == ([], [])
 
 
 def test_an_infinite_perplexity_is_no_crash(tmp_path: Path) -> None:
