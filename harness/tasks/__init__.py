@@ -15,7 +15,7 @@ from harness.tasks import cache, files, longbench, ruler
 from harness.tasks.haystack import haystack as find_haystack
 from harness.tasks.haystack import source_of
 from harness.tasks.longbench import LongBenchTask
-from harness.tasks.prompts import chat_problem, template_twice, truncated
+from harness.tasks.prompts import bos_allowed, chat_problem, template_twice, truncated
 from harness.tasks.protocol import AnyTask
 from harness.tasks.ruler import questions
 from harness.tasks.sample import Sample
@@ -207,8 +207,10 @@ def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = Non
     `ids` are the prompt's tokens where they are known: those that the model will see."""
     ids = encode(tokenizer, sample.prompt) if ids is None else ids
     bos = tokenizer.bos_token_id
-    if bos is not None and ids.count(bos) > 1:
-        return f"{ids.count(bos)} BOS tokens in the prompt; there must be one"
+    allowed = bos_allowed(sample.prompt, tokenizer)
+    if bos is not None and (ids.count(bos) > allowed or list(ids[:2]) == [bos, bos]):
+        right = "one" if allowed == 1 else f"{allowed}, as in the chat template"
+        return f"{ids.count(bos)} BOS tokens in the prompt; there must be {right}"
     if bos is not None and ids[0] != bos and sets_bos(tokenizer):
         return "no BOS token in front of the prompt, where this tokenizer sets one; there must be one"
     if len(ids) + sample.max_new_tokens > sample.length:

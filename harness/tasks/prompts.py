@@ -41,6 +41,21 @@ def template_twice(prompt: str, tokenizer: Any) -> str | None:
     return f"the chat template was applied {count} times; once is right" if count > 1 else None
 
 
+def bos_allowed(prompt: str, tokenizer: Any) -> int:
+    """How many BOS tokens a prompt may have: one, or in a chat template as many as the template writes, where a token
+    that begins every turn is called BOS (SmolLM2's <|im_start|>)."""
+    turn, bos = answer_turn(tokenizer), tokenizer.bos_token
+    if not turn or bos is None or turn not in prompt:
+        return 1
+    return _template_bos(tokenizer, str(tokenizer.chat_template), str(bos))
+
+
+@lru_cache(maxsize=8)
+def _template_bos(tokenizer: Any, _template: str, bos: str) -> int:
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "0"}], tokenize=False, add_generation_prompt=True)
+    return max(1, str(text).count(bos))
+
+
 def answer_turn(tokenizer: Any) -> str:
     """What the tokenizer's chat template puts between the user's message and the answer; "" without a template."""
     template = getattr(tokenizer, "chat_template", None)

@@ -259,6 +259,26 @@ def test_three_bos_are_unsound(tokenizer) -> None:
     assert "3 BOS" in str(tasks.check_sample(sample, tokenizer, [bos, bos, *ids]))
 
 
+def test_a_template_may_begin_every_turn_with_bos(tokenizer) -> None:
+    """SmolLM2's BOS is the token that begins a turn: as many are right as its template writes, and no two at the start."""
+    chatty = copy.deepcopy(tokenizer)
+    chatty.chat_template = (
+        "<bos>system<eos>{% for m in messages %}<bos>user {{ m['content'] | trim }}<eos>{% endfor %}<bos>assistant "
+    )
+    sample = tasks.get_samples("niah_single_1", chatty, 1024, 1, chat_template=True)[0]
+    ids = tasks.encode(chatty, sample.prompt)
+    bos = chatty.bos_token_id
+    assert ids.count(bos) == 3
+    assert tasks.check_sample(sample, chatty, ids) is None
+    assert "4 BOS tokens in the prompt; there must be 3" in str(tasks.check_sample(sample, chatty, [bos, *ids]))
+    third = ids.index(bos, 1)
+    fewer = [bos, *ids[:third], *ids[third + 1 :]]  # three again, two of them at the start
+    assert "BOS tokens in the prompt" in str(tasks.check_sample(sample, chatty, fewer))
+    assert "2 BOS" in str(tasks.check_sample(tasks.get_samples("vt", chatty, 1024, 1)[0], chatty, [bos, bos]))
+    chatty.bos_token = None  # Qwen has none
+    assert tasks.check_sample(sample, chatty, ids) is None
+
+
 def test_a_cut_prompt_is_unsound(tokenizer) -> None:
     """Cut by a tokenizer that truncates, on either side, or ended by an EOS that nobody asked for."""
     sample = tasks.get_samples("niah_single_2", tokenizer, 1024, 1)[0]
