@@ -19,7 +19,7 @@ from harness.arms import Ready
 from harness.bench import Bench, one_line
 from harness.bridge import Bridge
 from harness.decoding import mean_density
-from harness.generate import Generation, generate
+from harness.generate import Generation, batches, generate
 from harness.plan import Cell
 from harness.provenance import now
 from harness.records import Record, RecordError
@@ -47,7 +47,7 @@ def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
         have = {s["index"] for s in by_cell.get(cell.id, [])}
         try:
             lacking = plan.missing(have, tasks.get(name).count(bench.wanted.samples, bench.wanted.data))
-            if not lacking and last.get(cell.id, {}).get("status") in (Status.OK, Status.GATED):
+            if not lacking and _settled(last.get(cell.id)):
                 continue
             drawn = bench.samples(name)
         except Exception as error:  # a task that can't make its samples costs its cell, not the sweep
@@ -56,8 +56,14 @@ def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
         begun.append((cell, drawn[0].haystack))
         _note(bench, each, cell, Status.RUNNING, "", drawn[0].haystack)
         todo += [(cell, drawn[index]) for index in lacking]
-    if todo:
-        check_arm(bench, each, names)
+    if begun:
+        try:
+            check_arm(bench, each, names)
+        except RecordError:
+            raise
+        except Exception as error:  # what can't be checked isn't run: the next run of the same command tries again
+            where = f"{leaderboard.SELF_CHECK}it could not run: "
+            return failed + sum(_fail(bench, each, cell, error, where) for cell, _ in begun)
     broken = _generate(bench, each, todo, inside) if todo else {}
     share = inside.seconds / (time.perf_counter() - began)
     by_cell, last = bench.store.samples_of(), bench.store.latest_cells()
@@ -69,6 +75,14 @@ def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
         dense = None if each.baseline else next((by_cell.get(c["cell"]) for c in pair), None)
         _finish(bench, each, cell, prose, by_cell[cell.id], dense, share if todo else None)
     return failed
+
+
+def _settled(last: Record | None) -> bool:
+    """Whether a cell with all its samples needs nothing more. One that the arm's self-check gated is asked again: the check is
+    made anew for another commit, device or version."""
+    if last is None or last["status"] not in (Status.OK, Status.GATED):
+        return False
+    return last["status"] == Status.OK or not str(last["reason"]).startswith(leaderboard.SELF_CHECK)
 
 
 def _cell(bench: Bench, each: Ready, name: str) -> Cell:
@@ -85,35 +99,62 @@ class _Inside:
 
 
 def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]], inside: _Inside) -> dict[str, Exception]:
-    """Generate and record `todo`; returns the cells that failed, by id. After an error, what is left runs sample by
-    sample, so that the error stays with the cell it belongs to."""
+    """Generate and record `todo`; returns the cells that failed, by id. Where memory does not suffice, what is left goes on in
+    batches half as large. After any other error the batch it came from runs sample by sample, so that the error stays with the
+    cell it belongs to."""
     broken: dict[str, Exception] = {}
+    left = Work(todo, bench.tokens([sample for _, sample in todo]))
     with bench.progress() as progress:
         bar = progress.add_task(f"{name_of(each)} {bench.wanted.length}", total=len(todo))
 
-        def advance(samples: int) -> None:
-            progress.advance(bar, samples)
+        def attempt(work: Work, batch_tokens: int) -> tuple[int, Exception | None]:
+            return _attempt(bench, each, work, batch_tokens, lambda samples: progress.advance(bar, samples), inside)
 
-        left, error = _attempt(bench, each, todo, _batch_tokens(bench), advance, inside)
-        for pair in left:
-            _, error = _attempt(bench, each, [pair], 1, advance, inside)
-            if error is not None:
-                broken.setdefault(pair[0].id, error)
+        size = _batch_tokens(bench)
+        while left.pairs:
+            done, error = attempt(left, size)
+            if error is None:
+                break
+            left = left[done:]
+            longest, batch = left.first_batch(size)
+            if batch > 1 and _out_of_memory(error):
+                size = longest * batch // 2
+                continue
+            for i in range(batch):
+                _, error = attempt(left[i : i + 1], 1)
+                if error is not None:
+                    broken.setdefault(left.pairs[i][0].id, error)
+            left = left[batch:]
     return broken
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch may do: torch has a class for it, some libraries' errors only say it."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+
+@dataclass(frozen=True)
+class Work:
+    """Samples to generate for, with their cells, and their prompts' tokens."""
+
+    pairs: list[tuple[Cell, Sample]]
+    prompts: Sequence[Sequence[int]]
+
+    def __getitem__(self, part: slice) -> Work:
+        return Work(self.pairs[part], self.prompts[part])
+
+    def first_batch(self, batch_tokens: int) -> tuple[int, int]:
+        """Columns of the cache that the longest sequence of the first batch needs, and how many sequences that has."""
+        lengths = [len(p) + s.max_new_tokens for p, (_, s) in zip(self.prompts, self.pairs, strict=True)]
+        first = batches(lengths, batch_tokens, BATCH_SIZE)[0]
+        return max(lengths[: first.stop]), first.stop
+
+
 def _attempt(
-    bench: Bench,
-    each: Ready,
-    todo: list[tuple[Cell, Sample]],
-    batch_tokens: int,
-    advance: Callable[[int], None],
-    inside: _Inside,
-) -> tuple[list[tuple[Cell, Sample]], Exception | None]:
-    """One call of generate; returns what it did not finish, and why."""
-    done = 0
-    prompts = bench.tokens([sample for _, sample in todo])
-    wanted = bench.wanted
+    bench: Bench, each: Ready, work: Work, batch_tokens: int, advance: Callable[[int], None], inside: _Inside
+) -> tuple[int, Exception | None]:
+    """One call of generate; returns how many samples it finished, and why not all."""
+    done, prompts, wanted = 0, work.prompts, bench.wanted
     bridge = Bridge(
         bench.loaded, each.method, sparse_kernel=wanted.kernel, dense_kernel=wanted.dense_kernel, decoding=each.decoding,
         decode_kernel=wanted.decode_kernel,
@@ -130,7 +171,7 @@ def _attempt(
         steps = bridge.decoder.take_densities() if bridge.decoder is not None else []
         records = []
         for position, generation in enumerate(generations, first):
-            cell, sample = todo[position]
+            cell, sample = work.pairs[position]
             density, token_density = densities.get(position, (None, None))
             ran = Ran(
                 kernels, sorted(bridge.decode_kernels), density, token_density,
@@ -146,9 +187,9 @@ def _attempt(
         with bridge:
             since = time.perf_counter()
             generate(
-                bench.loaded, prompts, [sample.max_new_tokens for _, sample in todo],
+                bench.loaded, prompts, [sample.max_new_tokens for _, sample in work.pairs],
                 stop_ids=tasks.stop_ids(bench.loaded.tokenizer, bench.loaded.model), batch_tokens=batch_tokens,
-                own_stops=[tasks.stop_of(bench.loaded.tokenizer, sample) for _, sample in todo],
+                own_stops=[tasks.stop_of(bench.loaded.tokenizer, sample) for _, sample in work.pairs],
                 batch_size=BATCH_SIZE, on_batch=on_batch,
             )  # fmt: skip
     except RecordError:
@@ -156,8 +197,8 @@ def _attempt(
     except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on
         if bench.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
-        return todo[done:], error
-    return [], None
+        return done, error
+    return done, None
 
 
 @dataclass(frozen=True)
@@ -222,9 +263,9 @@ def _note(
     )  # fmt: skip
 
 
-def _fail(bench: Bench, each: Ready, cell: Cell, error: Exception) -> int:
+def _fail(bench: Bench, each: Ready, cell: Cell, error: Exception, where: str = "") -> int:
     """Record a cell as failed and go on; returns 1, the count of it."""
-    reason = one_line(error)
+    reason = where + one_line(error)
     _note(bench, each, cell, Status.FAILED, reason, "")
     bench.complain(f"failed: {name_of(each)}, {cell.samples.task}: {reason}")
     return 1

@@ -67,7 +67,7 @@ def generate(
     own = list(own_stops) if own_stops is not None else [frozenset()] * len(prompts)
     _check(loaded, prompts, limits, own, batch_tokens)
     results: list[Generation] = []
-    for batch in _batches([len(p) + m for p, m in zip(prompts, limits, strict=True)], batch_tokens, batch_size):
+    for batch in batches([len(p) + m for p, m in zip(prompts, limits, strict=True)], batch_tokens, batch_size):
         chosen = slice(batch.start, batch.stop)
         done = _generate_batch(loaded, prompts[chosen], limits[chosen], stop_ids, own[chosen], ended)
         results += done
@@ -95,7 +95,7 @@ def _check(
             )
 
 
-def _batches(lengths: list[int], batch_tokens: int, batch_size: int | None = None) -> list[range]:
+def batches(lengths: list[int], batch_tokens: int, batch_size: int | None = None) -> list[range]:
     """Runs of neighbouring prompts, at most batch_size, as long as count × longest stays within batch_tokens; at least
     one each."""
     batches, start, longest = [], 0, 0

@@ -24,6 +24,8 @@ from harness.schema import AVERAGE, COLUMNS, PERPLEXITY, Status
 Row = dict[str, Any]
 FULL = "full"
 """How the column `decode` begins where no method decodes."""
+SELF_CHECK = "self-check: "
+"""How the reason of a row begins that its arm's self-check stopped."""
 SUSPICIOUS = 0.01
 """A method above dense with a p-value below this is gated: dropping attention can hardly help, a bug can."""
 
@@ -179,7 +181,7 @@ def accuracy(mine: Sequence[Record], dense: Sequence[Record] | None, seed: int) 
 def unsound(store: Store) -> dict[tuple[str, bool], str]:
     """Why the rows of an arm are gated, by arm and whether with a chat template: what its last self-check found."""
     last = {(r["arm"], r["identity"]["chat_template"]): r for r in store.checks.read()}
-    return {key: f"self-check: {r['reason']}" for key, r in last.items() if r["status"] != Status.OK}
+    return {key: f"{SELF_CHECK}{r['reason']}" for key, r in last.items() if r["status"] != Status.OK}
 
 
 def verdict(mine: Sequence[Record], row: Row, check: str = "") -> tuple[str, str]:

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from harness import plan
 from harness.arms import Ready, at_zero
-from harness.bench import Bench, one_line
+from harness.bench import Bench
 from harness.bridge import Bridge
 from harness.models import LoadedModel
 from harness.provenance import commit, device_name, now, versions
-from harness.records import Record, RecordError
+from harness.records import Record
 from harness.schema import CheckRecord, Status
 from harness.tasks import chat_problem, stop_ids
 from kernels.sparse_attention import Choice
@@ -64,7 +64,8 @@ class Watched(Bridge):
 
 
 def check_arm(bench: Bench, each: Ready, names: list[str]) -> Record | None:
-    """Check an arm, once for each device, commit and versions; returns the record that counts, None where checks are off."""
+    """Check an arm, once for each device, commit and versions; returns the record that counts, None where checks are off.
+    What keeps it from running is raised, and nothing recorded: a full memory is no verdict."""
     if not bench.wanted.checks:
         return None
     device = device_name(bench.loaded.device)
@@ -77,27 +78,20 @@ def check_arm(bench: Bench, each: Ready, names: list[str]) -> Record | None:
 
 
 def _check(bench: Bench, each: Ready, names: list[str], check: str) -> None:
-    began, found, density, tokens = time.monotonic(), dict[str, list[float | None]](), None, 0
     tokenizer = bench.loaded.tokenizer
-    try:
-        reason = chat_problem(tokenizer, stop_ids(tokenizer, bench.loaded.model), bench.chat) or ""
-        prompt = _prompt(bench, each, names)
-        tokens, began = len(prompt), time.monotonic()  # making the samples is not the check's time
-        measured, density = measure(bench, each, prompt)
-        found = {name: list(pair) for name, pair in measured.items()}
-        wrong = [REASONS[name].format(*pair) for name, pair in measured.items() if not pair[0] <= pair[1]]
-        reason = "; ".join(filter(None, [reason, *wrong]))
-    except RecordError:
-        raise
-    except Exception as error:  # what can't be checked isn't published; the samples say whether it runs at all
-        reason = f"it could not run: {one_line(error)}"
+    prompt = _prompt(bench, each, names)
+    began = time.monotonic()  # making the samples is not the check's time
+    measured, density = measure(bench, each, prompt)
+    wrong = [REASONS[name].format(*pair) for name, pair in measured.items() if not pair[0] <= pair[1]]
+    chat = chat_problem(tokenizer, stop_ids(tokenizer, bench.loaded.model), bench.chat) or ""
+    reason = "; ".join(filter(None, [chat, *wrong]))
     if reason:
         bench.complain(f"self-check of {each.arm.method}: {reason}; its rows will be gated")
     bench.store.checks.append(
         CheckRecord(
             check=check, arm=each.arm.id, run=bench.run.run, identity={**each.arm.identity(), "chat_template": bench.chat},
-            status=Status.GATED if reason else Status.OK, reason=reason, found=found, tokens=tokens, density=density,
-            seconds=time.monotonic() - began, date=now(),
+            status=Status.GATED if reason else Status.OK, reason=reason, found={k: list(v) for k, v in measured.items()},
+            tokens=len(prompt), density=density, seconds=time.monotonic() - began, date=now(),
         )
     )  # fmt: skip
 

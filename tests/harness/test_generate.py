@@ -9,7 +9,7 @@ import torch
 
 from harness.bridge import Bridge
 from harness.errors import UserError
-from harness.generate import CHECK_EVERY, Generation, _batches, generate
+from harness.generate import CHECK_EVERY, Generation, batches, generate
 from harness.models import LoadedModel, wrap_model
 from tests.harness.tiny import FAMILIES, Fixed, load, tokens
 
@@ -134,9 +134,9 @@ def test_a_prompt_with_nan_logits_says_so_and_its_neighbours_do_not() -> None:
 
 
 def test_batches() -> None:
-    assert [list(b) for b in _batches([5, 5, 5, 20, 1], 15)] == [[0, 1, 2], [3], [4]]
-    assert _batches([], 8) == []
-    assert [list(b) for b in _batches([5, 5, 5, 5, 5], 1000, 2)] == [[0, 1], [2, 3], [4]]
+    assert [list(b) for b in batches([5, 5, 5, 20, 1], 15)] == [[0, 1, 2], [3], [4]]
+    assert batches([], 8) == []
+    assert [list(b) for b in batches([5, 5, 5, 5, 5], 1000, 2)] == [[0, 1], [2, 3], [4]]
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from harness import bridge as bridge_module
 from harness import evaluate as evaluate_module
+from harness import generate as generate_module
 from harness import run as run_module
 from harness import timed as timed_module
 from harness.schema import COLUMNS
@@ -163,6 +165,24 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     assert command(*wanted) == 0, "the same command tries what failed again"
     assert {r["status"] for r in board(study)} == {"ok"}
     assert len(lines(study, "samples")) == 8
+
+
+def test_a_full_memory_halves_the_batches(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The samples that don't fit go on in smaller batches, not one by one, and no cell fails."""
+    real, asked = generate_module._generate_batch, list[int]()
+
+    def small(loaded: Any, prompts: Any, *args: Any) -> Any:
+        asked.append(len(prompts))
+        if len(prompts) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+        return real(loaded, prompts, *args)
+
+    monkeypatch.setattr(generate_module, "_generate_batch", small)
+    assert command(*toy, "method=dense", "samples=8", "batch_tokens=100000", "checks=false") == 0
+    assert asked == [8, 4, 2, 2, 2, 2], "halved until they fit, and never tried larger again"
+    assert {r["status"] for r in board(tmp_path / "results" / "toy")} == {"ok"}
 
 
 def test_a_task_that_cannot_be_made_fails_alone(command: Command, toy: list[str], tmp_path: Path) -> None:

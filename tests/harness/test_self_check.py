@@ -186,12 +186,36 @@ def test_a_failed_check_gates_the_arms_rows(
     assert "self-check of block_topk" in capsys.readouterr().out
 
 
-def test_a_check_that_cannot_run_gates_too(
+def test_a_check_that_cannot_run_fails_its_cells_until_it_can(
     command: Callable[..., int], toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Memory that another process holds, say: no verdict on the method, and nothing is generated unchecked."""
+    study = tmp_path / "results/toy"
+
     def failing(*_: Any) -> Any:
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr("harness.self_check.measure", failing)
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.self_check.measure", failing)
+        assert command(*toy) == 1
+    board = (study / "leaderboard.csv").read_text()
+    assert "self-check: it could not run: RuntimeError: no kernel" in board and ",failed," in board
+    assert not (study / "records/samples.jsonl").exists() and not (study / "records/checks.jsonl").exists()
     assert command(*toy) == 0
-    assert "self-check: it could not run: RuntimeError: no kernel" in (tmp_path / "results/toy/leaderboard.csv").read_text()
+    assert ",failed," not in (study / "leaderboard.csv").read_text()
+
+
+def test_a_gated_arm_is_checked_again_at_another_commit(
+    command: Callable[..., int], toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "results/toy"
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.self_check.measure", lambda *_: ({"causal": (1.0, 1e-5)}, None))
+        assert command(*toy) == 0
+    samples = (study / "records/samples.jsonl").read_text()
+    assert command(*toy) == 0
+    assert ",gated," in (study / "leaderboard.csv").read_text(), "the same code: the verdict stands"
+    monkeypatch.setattr("harness.self_check.commit", lambda: "another")
+    assert command(*toy) == 0
+    assert ",gated," not in (study / "leaderboard.csv").read_text()
+    assert (study / "records/samples.jsonl").read_text() == samples, "nothing is generated twice"
