@@ -120,7 +120,14 @@ def progress_bar(console: Console, wanted: bool) -> Progress:
     )  # fmt: skip
 
 
+LONGEST_REASON = 200
+"""Characters kept of a foreign error's first line: CUDA's own, of full memory, lists all processes."""
+
+
 def one_line(error: Exception) -> str:
-    """An error in one line; its type too, unless the message was written for a person."""
+    """An error in one line; its type too, and not all of a long one, unless the message was written for a person."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+    if isinstance(error, UserError):
+        return first
+    text = f"{type(error).__name__}: {first}"
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"

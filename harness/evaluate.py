@@ -226,7 +226,8 @@ def _record(
     if reason is None and not generation.finite:
         reason = "logits are NaN or infinite: a kernel, the dtype or the weights are at fault"
     return SampleRecord(
-        cell=cell.id, run=bench.run.run, index=sample.index, prediction=prediction, answers=list(sample.answers),
+        cell=cell.id, run=bench.run.run, index=sample.index, prediction=prediction,
+        answers=[] if task.fixed or cell.samples.files else list(sample.answers),
         score=task.score(prediction, sample), tokens=sample.tokens, prefill_s=generation.prefill_s,
         density=ran.density, status=Status.GATED if reason else Status.OK, reason=reason or "", date=now(),
         kernels=ran.kernels, decode_kernels=ran.decode_kernels, decode_density=ran.decode_density,

@@ -99,7 +99,8 @@ class SampleRecord:
     `kernels` the attention kernels that ran at prefill, `decode_kernels` those at decode, `decode_density` the mean over the
     steps after the first token where a method decoded (kept ÷ the cache's blocks), `prefill_s` seconds from prompt to
     first token, without warm-up and perhaps beside other work: no timing; `cut` tokens were taken from its prompt by the task's
-    own rules."""
+    own rules. `answers` is empty where they come from data files (the cell names them, `index` the row): records are
+    published, and such data often may not be."""
 
     cell: str
     run: str

@@ -15,11 +15,13 @@ from harness.schema import AVERAGE, PERPLEXITY, Status
 from harness.variants import lines
 
 HEADINGS = (
-    "method", "len", "dens", "decode\ndens", "accuracy %", "Δ\ndense", "p", "select\nms", "total\nms",
+    "method", "len", "tasks", "dens", "decode\ndens", "accuracy %", "Δ\ndense", "p", "select\nms", "total\nms",
     "speed\nup", "%\nideal", "TTFT\nms", "kept\nmass %",
 )  # fmt: skip
 """Columns of the table of arms; times are per attention layer call. Δ dense, in points, and p (after Holm, over all averages of
 the model and length) compare with dense on the same samples; ✓: shown to lose less than the margin."""
+INTERVAL = 13
+"""Characters of a column of accuracies with their intervals; where there is no room for them, they stay in the leaderboard."""
 FEW = 8
 """Up to so many arms, their tasks are shown one by one too."""
 
@@ -35,10 +37,11 @@ def show(console: Console, rows: Sequence[Row], arms: set[str]) -> None:
     if not averages and not any(r["task"] == PERPLEXITY for r in mine):
         console.print("no finished cells yet")
         return
-    if 0 < len(averages) <= FEW:
-        _tasks(console, [r for r in mine if r["task"] not in (AVERAGE, PERPLEXITY, "")], averages)
-    if averages:
-        _arms(console, averages)
+    for model, device in dict.fromkeys((r["model"], r["device"]) for r in averages):
+        own = [r for r in averages if (r["model"], r["device"]) == (model, device)]
+        if len(own) <= FEW:
+            _tasks(console, [r for r in mine if r["task"] not in (AVERAGE, PERPLEXITY, "")], own)
+        _arms(console, own)
     for row in left:
         where = f"{row['method']} at {row['length']}"
         text = f"not comparable: {where}: its average is over other tasks than most have ({row['reason']})"
@@ -46,7 +49,7 @@ def show(console: Console, rows: Sequence[Row], arms: set[str]) -> None:
     for row in mine:
         if row["status"] != Status.OK and row["task"] != AVERAGE:
             style = "red" if row["status"] == Status.FAILED else "yellow"
-            where = f"{row['method']} at {row['length']}, {row['task']}"
+            where = f"{row['model']}, {row['method']} at {row['length']}, {row['task']}"
             console.print(f"{row['status']}: {where}: {row['reason']}", style=style, markup=False, soft_wrap=True)
 
 
@@ -54,10 +57,12 @@ def _arms(console: Console, rows: Sequence[Row]) -> None:
     """Accuracy (mean over tasks) and times, a line per arm."""
     table = _table(f"{rows[0]['model']} on {rows[0]['device']}")
     names = _names(rows)
+    wide = len({r["tasks"] for r in rows if r["task"] == AVERAGE}) > 1  # means of other tasks stand beside each other
     masses = all(r["accuracy"] is None and r["total_ms"] is None for r in rows)  # nothing but the mass was measured
     cells = [
         (
-            names[id(r)], _length(r["length"]), _number(r["density"], ".3f"), _number(r["decode_density"], ".3f"),
+            names[id(r)], _length(r["length"]), _count(r) if wide else "", _number(r["density"], ".3f"),
+            _number(r["decode_density"], ".3f"),
             _accuracy(r), _difference(r), _p(r["p_holm"]), _ms(r["selection_ms"]), _ms(r["total_ms"]),
             _number(r["speedup"], ".2f"), _number(r["pct_ideal"], ".0f"), _ms(r["ttft_ms"]),
             _percent(r["kept_mass"]) if masses else "",
@@ -78,20 +83,24 @@ def _arms(console: Console, rows: Sequence[Row]) -> None:
 
 def _tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) -> None:
     """Accuracy by task, a column per arm."""
-    arms = {r["_arm"]: r for r in averages if r["task"] == AVERAGE}
+    groups = {r["_group"]: r for r in averages if r["task"] == AVERAGE}
     names = _names(averages)
-    tasks = list(dict.fromkeys(r["task"] for r in rows))
-    if not arms or not tasks:
+    tasks = list(dict.fromkeys(r["task"] for r in rows if r["_group"] in groups))
+    if not tasks:
         return
-    table = _table("accuracy (%) by task, with its 95 % interval")
-    table.add_column("task")
-    for row in arms.values():
-        table.add_column(f"{names[id(row)]}{_sparsity(row)}\n{_length(row['length'])} tokens", justify="right", no_wrap=True)
-    cells = {(r["_arm"], r["task"]): r for r in rows}
+    room = console.width - max(map(len, tasks)) - 1
+    full = room >= INTERVAL * len(groups)
+    table = _table(f"{averages[0]['model']}: accuracy (%) by task{', with its 95 % interval' if full else ''}")
+    table.add_column("task", no_wrap=True)
+    for row in groups.values():
+        length = f"{_length(row['length'])} tokens" if full else _length(row["length"])
+        table.add_column(f"{names[id(row)]}{_sparsity(row)}\n{length}", justify="right", no_wrap=True)
+    cells = {(r["_group"], r["task"]): r for r in rows}
     for task in [*tasks, AVERAGE]:
-        found = [arms[a] if task == AVERAGE else cells.get((a, task)) for a in arms]
+        found = [groups[g] if task == AVERAGE else cells.get((g, task)) for g in groups]
+        texts = ["" if r is None else _accuracy(r) for r in found]
         table.add_row(
-            task, *("" if r is None else _accuracy(r) for r in found), style="bold" if task == AVERAGE else None
+            task, *(text if full else text.split(" ")[0] for text in texts), style="bold" if task == AVERAGE else None
         )  # fmt: skip
     console.print(table)
     console.print()
@@ -123,6 +132,11 @@ def _difference(row: Row) -> str:
     if row["difference"] is None:
         return ""
     return f"{100 * row['difference']:+.1f}{'✓' if row['noninferior'] == 'yes' else ' '}"
+
+
+def _count(row: Row) -> str:
+    """How many tasks an average is over."""
+    return "" if row["tasks"] is None else str(row["tasks"])
 
 
 def _number(value: Any, form: str) -> str:

@@ -84,7 +84,7 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
     the timings are of prefill."""
     kinds = _axes(rows)
     many = len({r["method"] for r in rows if not _dense(r)}) > style.MANY
-    looks = style.looks(str(r["method"]) for r in rows if not _dense(r))
+    looks = style.looks(_who(r) for r in rows if not _dense(r))
     if len(lengths) == 1:
         made = style.figure(10.5 if len(kinds) > 1 else 6.0, 4.6)
         grid = [[(lengths[0], kind) for kind in kinds]]
@@ -130,7 +130,23 @@ def _axes(rows: Sequence[Row]) -> tuple[Axis, ...]:
 
 def _title(rows: Sequence[Row], lengths: Sequence[int], model: str) -> str:
     at = f" at {style.tokens(lengths[0])} tokens" if len(lengths) == 1 else ""
+    if _axes(rows) == (DECODE,):
+        return f"{model}{at}: accuracy of sparse decoding"
     return f"{model}{at}: what is left of the accuracy, and what it costs"
+
+
+def _who(row: Row) -> str:
+    """Whose colour a row has: its method, or the one that decodes after a dense prefill."""
+    return str(row["method"]) if row["block_size"] is not None else variants.decoding(row)[0]
+
+
+def _lines(rows: Sequence[Row], axis: Axis) -> dict[str, list[Row]]:
+    """The lines of a panel by the names that stand at them. After a dense prefill they are told apart by what decodes:
+    "dense (quest)" is quest there."""
+    if axis is not DECODE:
+        return variants.lines(rows)
+    found = variants.lines(rows, along=axis.column)
+    return {name.partition(" (")[2].removesuffix(")") or _who(members[0]): members for name, members in found.items()}
 
 
 def _dense(row: Row) -> bool:
@@ -158,20 +174,20 @@ def _panel(
         costs.append(float(_dense_cost(dense, axis)))
     own = [] if named else [r for r in points if r["sparsity"] is None]
     asked = [r for r in points if r not in own]
-    lines = variants.lines(asked, along=axis.column) if axis is DECODE else variants.lines(asked)
+    lines = _lines(asked, axis)
     longest = max(map(len, lines), default=0) if named else 0
     _limits(axes, costs, axis, (6.6 * longest + 18) / (72 * width))
     if dense is not None:
         _band(axes, dense, axis)
     for row in own:
-        colour, marker = looks[str(row["method"])]
+        colour, marker = looks[_who(row)]
         x, y = row[axis.column], 100 * row["accuracy"]
         axes.plot(x, y, "o", color=style.INK, markerfacecolor="none", markersize=11, markeredgewidth=0.8, zorder=4)
         axes.plot(x, y, marker, color=colour, markerfacecolor="white" if row["status"] == Status.GATED else colour, zorder=4)
     labels = []
     drawn: Counter[str] = Counter()
     for name, members in sorted(lines.items()):
-        method = str(members[0]["method"])
+        method = _who(members[0])
         colour, marker = looks[method]
         dashes = style.DASHES[drawn[method] % len(style.DASHES)]
         drawn[method] += 1

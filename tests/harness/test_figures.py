@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from harness import variants
-from harness.figures import blocks, style, trend, write_all
+from harness.figures import blocks, style, tasks, trend, write_all
 from harness.figures.pareto import draw
 from harness.schema import COLUMNS
 
@@ -146,7 +146,9 @@ def test_a_study_of_decoding_is_drawn_by_density_at_decode(tmp_path: Path) -> No
     rows = [row("full", 0.0, 4096, 0.95)]
     rows += [decoded(name, budget, 0.9) for name in ("net", "rod") for budget in (256, 1024)]
     (axes,) = draw(rows, [4096], "tiny", "cpu").axes
-    assert {"full (net)", "full (rod)", "full"} <= {t.get_text() for t in axes.texts}
+    assert {"net", "rod", "full"} <= {t.get_text() for t in axes.texts}
+    colours = {line.get_color() for line in axes.lines if len(line.get_xdata()) == 2}
+    assert len(colours) >= 2, "a colour each, though one prefill"
     assert axes.get_xlabel().startswith("density at decode")
     assert [p.name for p in write_all(rows, tmp_path)] == ["pareto.png"]
     assert style.note(rows, "cpu").split("\n")[1].startswith("Dense prefill, sparse decode.")
@@ -160,3 +162,21 @@ def test_decoding_tells_lines_apart_and_budgets_are_one_line() -> None:
     assert set(variants.lines(rows)) == {"full (net, budget 256)", "full (net, budget 1024)", "full (full)"}
     other = decoded("net", 256, 0.9) | {"decode": "net block_size=16 budget=256 shared=True (sparse triton)"}
     assert "full (net, shared True)" in variants.lines([*rows, other], along="decode_density")
+
+
+def test_dense_attention_alone_is_drawn_by_task(tmp_path: Path) -> None:
+    """A panel per model, a column per length and data, an average over fewer tasks is named; sparse rows end it."""
+    rows = []
+    for model, lengths in (("small-model", (2048, 4096)), ("large", (2048,))):
+        for length in lengths:
+            names = ["vt", "cwe", "qa_1"] if length == 2048 else ["vt"]
+            of = {"model": model, "_group": f"{model}{length}"}
+            rows += [row("full", 0.0, length, 0.25, **of, task=name) for name in names]
+            rows.append(row("full", 0.0, length, 0.5, **of, task="avg", tasks=len(names)))
+    panels = tasks.draw(rows).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["large", "small-model"]
+    assert [t.get_text() for t in panels[1].get_xticklabels()] == ["2k\n3 tasks", "4k\n1 task"]
+    assert [t.get_text() for t in panels[0].get_yticklabels()] == ["cwe", "qa_1", "vt", "avg"]
+    assert sorted(t.get_text() for t in panels[1].texts) == sorted(["25"] * 4 + ["50"] * 2)
+    assert [p.name for p in tasks.write(rows, tmp_path)] == ["tasks.png"]
+    assert tasks.write([*rows, row("a", 0.5, 2048, 0.4, task="vt")], tmp_path) == []
