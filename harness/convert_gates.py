@@ -6,7 +6,6 @@ The weights are the same, bit by bit and in the same dtype; only names and conta
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from harness import gate_files
 from harness.arms import full_decode, released_id
 from harness.config import Settings, settings
 from harness.errors import UserError
+from harness.files import write_whole
 from harness.provenance import file_hash
 from harness.training.distill_job import Lesson, lesson_of
 from methods import released
@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> Path:
 
 def to_harness(source: Path, lesson: Lesson, out: Path, *, overwrite: bool = False) -> Path:
     """Write a release's weights into folder `out` under the name that the method looks for, with its settings as metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state, config = _whole(source, lesson), gate_files.config(source)
     settings = {key: value for key, value in config.items() if key.startswith("seerattn_")}
@@ -56,21 +56,25 @@ def to_harness(source: Path, lesson: Lesson, out: Path, *, overwrite: bool = Fal
     }  # fmt: skip
     metadata = {key: json.dumps(value) for key, value in recipe.items()}
     path = _free(out / lesson.file.format(block_size=block_size), overwrite)
-    kept = {name: weight.contiguous() for name, weight in state.items()}
-    return _written(path, lambda to: save_file(kept, str(to), metadata=metadata))
+    whole = save({name: weight.contiguous() for name, weight in state.items()}, metadata=metadata)
+    return write_whole(path, lambda file: file.write(whole))
 
 
 def to_release(source: Path, lesson: Lesson, out: Path, *, model: str, overwrite: bool = False) -> Path:
     """Write our weights into folder `out` as a release has them, with the seerattn_ settings beside them: the original's loader
     wants those in the model's own config.json."""
+    state = _whole(source, lesson)
     block_size = _recorded(source).get("block_size", lesson.block_size)
     if block_size != lesson.block_size:
         raise UserError(f"{source} has gates for blocks of {block_size} tokens, not {lesson.block_size}: set that block_size")
-    theirs = {key: weight.clone() for key, weight in released.to_released(_whole(source, lesson), lesson.kind).items()}
-    config = {"base_model": model, "seerattn_gate_block_size": lesson.block_size, **lesson.kind.released_config}
+    theirs = {key: weight.clone() for key, weight in released.to_released(state, lesson.kind).items()}
+    config = {
+        "base_model": model, "seerattn_gate_block_size": lesson.block_size,
+        "seerattn_gate_hidden_size": state["layers.0.gate.k"].shape[-1], **lesson.kind.released_config,
+    }  # fmt: skip
     path, beside = _free(out / released.FILE, overwrite), _free(out / released.CONFIG, overwrite)
-    _written(beside, lambda to: to.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"))
-    return _written(path, lambda to: torch.save(theirs, to))
+    write_whole(beside, lambda file: file.write(json.dumps(config, indent=2).encode() + b"\n"))
+    return write_whole(path, lambda file: torch.save(theirs, file))
 
 
 def _source(wanted: Settings, lesson: Lesson, to: str) -> Path:
@@ -113,13 +117,4 @@ def _recorded(source: Path) -> dict[str, Any]:
 def _free(path: Path, overwrite: bool) -> Path:
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
-    return path
-
-
-def _written(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    write(partial)
-    partial.replace(path)
     return path

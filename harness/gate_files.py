@@ -49,9 +49,14 @@ def read(path: Path, gate: type[Gate] | None, *, block_size: int | None = None) 
     if path.suffix != ".pth":
         return _safetensors(path)
     assert gate is not None  # only a gate that is released is looked for under this name
+    settings = config(path)
     try:
-        released.check_config(config(path), gate, block_size)
-        return released.from_released(_pickled(path), gate)
+        released.check_config(settings, gate, block_size)
+    except ValueError as error:
+        raise UserError(f"{path} doesn't fit: {error}") from error
+    state = _pickled(path)
+    try:
+        return released.from_released(state, gate)
     except ValueError as error:
         raise UserError(f"{path} doesn't fit: {error}") from error
 

@@ -61,13 +61,15 @@ class HeadMaps:
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """The chosen heads of one layer of a prompt of `tokens`; tile and block in tokens."""
+    """The chosen heads of one layer of a prompt of `tokens`; tile and block in tokens. cells: tokens of a row and of a column
+    of each map of HeadMaps, by its name; the last may have fewer."""
 
     layer: int
     tokens: int
     tile: int
     block: int
     heads: list[HeadMaps]
+    cells: dict[str, tuple[int, int]]
 
 
 def draw_maps(wanted: Settings, store: Store, console: Console) -> list[Path]:
@@ -162,12 +164,15 @@ def layer_maps(x: LayerInputs, method: Method, index: SparseIndex | None, heads:
     expected = method.scores(x)
     if expected is not None:
         expected = expected[0, [head * expected.shape[1] // x.q.shape[1] for head in heads]]
+    units = {"true": (tile, tile), "truth": (method.block_size, method.block_size)}
+    units |= {"expected": units["truth"], "kept": units["truth"]}
     if index is None:
         kept = x.q.new_ones((len(heads), *truth.shape[1:]), dtype=torch.float32)
         mass = density = [1.0] * len(heads)
     else:
         mine = [head * index.heads // x.q.shape[1] for head in heads]
         kept = kept_keys(index, mine, tile)
+        units["kept"] = (index.q_block, tile)
         mass = kept_mass(x.q, x.k, index, scale=x.scale, rows=ROWS)[0, heads].tolist()
         density = index.density()[0, mine].tolist()
     parts = [
@@ -177,7 +182,12 @@ def layer_maps(x: LayerInputs, method: Method, index: SparseIndex | None, heads:
         )
         for i, head in enumerate(heads)
     ]  # fmt: skip
-    return LayerMaps(x.layer, tokens, tile * -(-true.shape[-1] // PIXELS), method.block_size, parts)
+    drawn = {"true": true, "truth": truth, "expected": truth if expected is None else expected, "kept": kept}
+    cells = {
+        name: (rows * pooled(drawn[name].shape[-2]), columns * pooled(drawn[name].shape[-1]))
+        for name, (rows, columns) in units.items()
+    }
+    return LayerMaps(x.layer, tokens, cells["true"][0], method.block_size, parts, cells)
 
 
 def kept_keys(index: SparseIndex, heads: list[int], tile: int) -> Tensor:
@@ -189,8 +199,12 @@ def kept_keys(index: SparseIndex, heads: list[int], tile: int) -> Tensor:
     return torch.stack(rows, 1)
 
 
+def pooled(size: int) -> int:
+    """So many rows, or columns, of a map of `size` are drawn as one."""
+    return -(-size // PIXELS)
+
+
 def shrink(found: Tensor, *, mean: bool = False) -> Tensor:
     """A map [rows, columns], at most PIXELS wide and high, on the CPU: the largest, or the mean, of what falls together."""
-    by = [-(-size // PIXELS) for size in found.shape]
-    pooled = (avg_pool2d if mean else max_pool2d)(found.float()[None, None], by, ceil_mode=True)[0, 0]
-    return pooled.cpu()
+    by = [pooled(size) for size in found.shape]
+    return (avg_pool2d if mean else max_pool2d)(found.float()[None, None], by, ceil_mode=True)[0, 0].cpu()

@@ -20,6 +20,7 @@ from harness.bridge import Bridge
 from harness.calibrated import calibration_prompts
 from harness.config import Settings, settings
 from harness.errors import UserError
+from harness.files import check_folder, write_whole
 from harness.models import LoadedModel
 from harness.provenance import command, commit, device_name, now, versions
 from harness.records import Store
@@ -50,8 +51,8 @@ def main(cfg: DictConfig) -> Path:
         "model_hash": loaded.revision_hash, "tasks": names, "length": wanted.length, "prompts": len(prompts),
         "seed": wanted.seed, "text": bench.text_of(names) | bench.files(*names),
     }  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dumps({"method": method.name, **found, "made": made}), encoding="utf-8")
+    text = dumps({"method": method.name, **found, "made": made})
+    write_whole(path, lambda file: file.write(text.encode()))
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     if path.parent != weights_folder(wanted, loaded):
         console.print(f"to use it: model.gates={path.parent}", highlight=False, soft_wrap=True)
@@ -104,4 +105,5 @@ def _path(wanted: Settings, loaded: LoadedModel, name: str) -> Path:
     path = (Path(str(given)).expanduser() if given else own) / name
     if path.exists() and not wanted.options.get("overwrite"):
         raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
+    check_folder(path.parent)
     return path

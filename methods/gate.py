@@ -105,10 +105,10 @@ class AttnGate(Gate):
         """What `pool` returned -> logits [B,Hq,Mq,Nk] float32, -inf above the causal diagonal. Differentiable."""
         block, device = self.block_size, pooled_q.device
         queries, keys = self.project(pooled_q, pooled_k, rope, q_len=q_len, k_len=k_len, kernel="reference")
-        logits = queries @ keys.transpose(-1, -2) * keys.shape[-1] ** -0.5
         causal = causal_blocks(q_len, k_len, block, block, device=device)
         future = torch.arange(keys.shape[2], device=device) >= causal[:, None]
-        return logits.masked_fill(future, float("-inf"))
+        # in place: a map may be of half a gigabyte
+        return (queries @ keys.transpose(-1, -2)).mul_(keys.shape[-1] ** -0.5).masked_fill_(future, float("-inf"))
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------

@@ -67,15 +67,20 @@ def check_whole(state: Mapping[str, Tensor]) -> int:
         if (parts := _OURS.fullmatch(key)) is None:
             raise ValueError(f"it has {key}; weights of gates are named layers.0.gate.k, say")
         layers.setdefault(int(parts[1]), {})[parts[2]] = list(weight.shape)
-    for layer in range(max(layers, default=0) + 1):
+    if not layers:
+        raise ValueError("it is empty; weights of gates are named layers.0.gate.k, say")
+    for layer in range(max(layers) + 1):
         if layers.get(layer) != layers[max(layers)]:
             raise ValueError(f"its layer {layer} has weights {layers.get(layer)}, layer {max(layers)} {layers[max(layers)]}")
     return len(layers)
 
 
 def block_size_of(config: Mapping[str, Any]) -> int:
-    """The block size that a release's settings say, or that of all known releases."""
-    return int(config.get("seerattn_gate_block_size", BLOCK_SIZE))
+    """The block size that a release's settings say, or that of all known releases. Raises ValueError unless it is one."""
+    found = config.get("seerattn_gate_block_size", BLOCK_SIZE)
+    if type(found) is not int or found < 1:
+        raise ValueError(f"its {CONFIG} says seerattn_gate_block_size={found}: must be a whole number of at least 1")
+    return found
 
 
 def check_config(config: Mapping[str, Any], gate: type[Gate], block_size: int | None = None) -> None:
@@ -83,5 +88,6 @@ def check_config(config: Mapping[str, Any], gate: type[Gate], block_size: int | 
     for name, wanted in gate.released_config.items():
         if config.get(name, wanted) != wanted:
             raise ValueError(f"its {CONFIG} says {name}={config[name]}; gates here are {wanted}")
-    if block_size is not None and block_size_of(config) != block_size:
-        raise ValueError(f"its gates are for blocks of {block_size_of(config)} tokens, not {block_size}: set that block_size")
+    found = block_size_of(config)
+    if block_size is not None and found != block_size:
+        raise ValueError(f"its gates are for blocks of {found} tokens, not {block_size}: set that block_size")

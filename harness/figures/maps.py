@@ -32,7 +32,8 @@ def draw(layer: LayerMaps, what: str, note: str, path: Path) -> Path:
         for panels, (label, part) in zip(grid, rows, strict=True):
             norm = PowerNorm(0.5, 0, 1) if part == "kept" else LogNorm(FAINTEST, 1)
             for axes, head in zip(panels, layer.heads, strict=True):
-                image = _panel(axes, getattr(head, part), layer.tokens, norm, "Greys" if part == "kept" else "inferno")
+                colours = "Greys" if part == "kept" else "inferno"
+                image = _panel(axes, getattr(head, part), layer.cells[part], layer.tokens, norm, colours)
                 if part == "kept":
                     axes.set_title(f"{head.density:.0%} of the blocks,\n{head.mass:.1%} of the attention", fontsize=8.5)
             panels[0].set_ylabel(label, fontsize=9)
@@ -62,17 +63,20 @@ def _rows(layer: LayerMaps) -> list[tuple[str, str]]:
     return [*rows, ("kept\nshare of the keys", "kept")]
 
 
-def _panel(axes: Axes, found: Tensor, tokens: int, norm: LogNorm | PowerNorm, colours: str) -> AxesImage:
-    """One map over positions in tokens, its future in light grey; returns the image."""
+def _panel(axes: Axes, found: Tensor, cell: tuple[int, int], tokens: int, norm: LogNorm | PowerNorm, colours: str) -> AxesImage:
+    """One map over positions in tokens, a row and a column of it being `cell` tokens, its future in light grey; returns the
+    image."""
     values = found.numpy()
     y, x = np.indices(values.shape)
-    future = x * values.shape[0] >= (y + 1) * values.shape[1]  # a cell begins after the row's last query
+    future = x * cell[1] >= (y + 1) * cell[0]  # it begins after the row's last query
     if isinstance(norm, LogNorm):
         values = np.clip(values, FAINTEST, 1)
     colour = matplotlib.colormaps[colours].with_extremes(bad=FUTURE)
     image = axes.imshow(
-        np.ma.masked_array(values, future), norm=norm, cmap=colour, extent=(0, tokens, tokens, 0), interpolation="nearest",
+        np.ma.masked_array(values, future), norm=norm, cmap=colour, interpolation="nearest",
+        extent=(0, values.shape[1] * cell[1], values.shape[0] * cell[0], 0),
     )  # fmt: skip
+    axes.set(xlim=(0, tokens), ylim=(tokens, 0))  # the last row and column may reach beyond the prompt
     ticks = [0, tokens // 2, tokens]
     axes.set_xticks(ticks, [style.tokens(t) if t else "0" for t in ticks], fontsize=8)
     axes.set_yticks(ticks, [style.tokens(t) if t else "0" for t in ticks], fontsize=8)

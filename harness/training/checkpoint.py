@@ -6,7 +6,6 @@ numbers: those of the text belong to its source, which is run again to the same 
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +16,14 @@ import torch
 from torch import nn
 
 from harness.errors import UserError
+from harness.files import write_whole
 
 
 @dataclass(frozen=True)
 class Step:
-    """One training step: KL in nats and recall at STEP_DENSITY, both means over layers, heads and rows; the norm of the
-    gradient before clipping; tokens seen up to here; seconds that the step took, the drawing of its text included."""
+    """One training step: KL in nats and recall at STEP_DENSITY, both means over layers, heads and rows (recall: a sample of the
+    rows); the norm of the gradient before clipping; tokens seen up to here; seconds that the step took, the drawing of the next
+    one's text included."""
 
     step: int
     loss: float
@@ -58,13 +59,7 @@ class Checkpoint:
             "optimizer": optimizer.state_dict(),
             "steps": [asdict(step) for step in steps],
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        write_whole(self.path, lambda file: torch.save(state, file))
 
     def read(self) -> dict[str, Any] | None:
         """The state in the file, on the CPU; None where there is none. Raises UserError where it can't be read or is of
@@ -74,8 +69,8 @@ class Checkpoint:
         cure = "remove it, or say job.overwrite=true, to begin anew"
         try:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-            about = state["about"]
-        except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            about, _, _, _, _ = (state[key] for key in ("about", "training", "gates", "optimizer", "steps"))
+        except (RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise UserError(f"{self.path} is no checkpoint of gates ({type(error).__name__}): {cure}") from None
         for name in sorted(about.keys() | self.about.keys()):
             was, wanted = about.get(name), self.about.get(name)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import UserError
+from harness.files import write_whole
 from harness.models import LoadedModel
 from harness.training.checkpoint import Checkpoint, Step, restore
 from harness.training.gate_report import Recall, gate_recall, mean_recall
@@ -83,9 +84,10 @@ def distill(
     seen = sum(_next(tokens, step, recipe.steps).numel() for step in range(len(history)))
     trainer = GateTrainer(loaded, gates, recipe, processes)
     with Capture(loaded.model, trainer.visit) as capture:
+        batch = _next(tokens, len(history), recipe.steps) if len(history) < recipe.steps else None
         for number in range(len(history), recipe.steps):
             started = time.perf_counter()
-            batch = _next(tokens, number, recipe.steps)
+            assert batch is not None  # drawn for every step there is
             seen += batch.numel()
             rate = recipe.lr * recipe.rate(number)
             for group in optimizer.param_groups:
@@ -93,6 +95,8 @@ def distill(
             optimizer.zero_grad(set_to_none=True)
             for part in trainer.parts(batch):
                 capture.run(part.to(loaded.device))
+            # while a GPU is still at it, the host has time to draw text
+            batch = _next(tokens, number + 1, recipe.steps) if number + 1 < recipe.steps else None
             loss, recall, norm = trainer.finish()
             optimizer.step()
             seconds = time.perf_counter() - started
@@ -149,14 +153,11 @@ def new_gates(loaded: LoadedModel, kind: type[Any] = AttnGate, *, block_size: in
 
 def save_gates(gates: Sequence[Gate], path: Path, *, dtype: torch.dtype, recipe: dict[str, object]) -> Path:
     """Write the file whole or not at all; each item of `recipe` as JSON in its metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save  # not save_file: in some releases what it writes is for its owner alone
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: weight.to("cpu", dtype).contiguous() for name, weight in gate_state(gates).items()}
-    partial = path.with_suffix(".partial")
-    save_file(state, str(partial), metadata={key: json.dumps(value) for key, value in recipe.items()})
-    partial.replace(path)
-    return path
+    whole = save(state, metadata={key: json.dumps(value) for key, value in recipe.items()})
+    return write_whole(path, lambda file: file.write(whole))
 
 
 def _next(tokens: Iterator[Tensor], step: int, steps: int) -> Tensor:

@@ -6,13 +6,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from torch import Tensor
 
@@ -21,8 +22,10 @@ from harness.arms import build_decoding, full_decode, weights_folder
 from harness.config import Settings, settings
 from harness.errors import UserError
 from harness.figures.gates import gate_curves
+from harness.files import check_folder
 from harness.models import LoadedModel, ModelConfig, load_model
 from harness.run import model_of
+from harness.tasks.haystack import source_of
 from harness.training.checkpoint import Checkpoint, Step
 from harness.training.distill import Distilled, distill, progress_bar
 from harness.training.processes import Processes, join, load_sharded
@@ -43,19 +46,20 @@ def main(cfg: DictConfig) -> Path:
     job = cfg.job
     lesson = lesson_of(wanted)
     recipe = _recipe(job, lesson, wanted.seed)
+    lengths, tokens = _lengths(job.lengths, lesson.block_size), _whole(job, "tokens", 1)
+    sequences, every = _whole(job, "recall_sequences", 0), _whole(job, "checkpoint_every", 0)
     processes = join(wanted.device)
     wanted = replace(wanted, device=processes.device or wanted.device)
     loaded = _model(wanted, processes, shard=bool(job.shard))
-    lengths = [int(n) for n in job.lengths]
     if max(lengths) > loaded.max_length:
         raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
     out = _out(job.out, lesson, wanted, loaded, overwrite=bool(job.overwrite))
     kind = row_kind(loaded, wanted.data, str(job.rows))
-    about = _about(job, lesson, recipe, wanted, loaded, kind)
-    checkpoint = _checkpoint(out, lesson, about, processes, every=int(job.checkpoint_every), overwrite=bool(job.overwrite))
-    reach = recipe.steps * max(int(job.tokens), *lengths)
+    about = _about(job, lesson, recipe, wanted, loaded, kind, lengths)
+    checkpoint = _checkpoint(out, lesson, about, processes, every=every, overwrite=bool(job.overwrite))
+    reach = recipe.steps * max(tokens, *lengths)
     train, test = row_sources(loaded, wanted.data, wanted.seed, kind=kind, wanted=reach, hub=job.hub)
-    held_out = [test(length)[None] for length in lengths]
+    held_out = [test(length)[None] for length in islice(cycle(lengths), sequences)]
     log = StepLog(wanted.folder, loaded.device, checkpoint.training, about) if processes.main else None
     with progress_bar(recipe.steps) if log and wanted.progress else nullcontext(_nothing) as bar:
 
@@ -65,9 +69,8 @@ def main(cfg: DictConfig) -> Path:
             bar(step)
 
         done = distill(
-            loaded, batches(train, lengths, int(job.tokens)), recipe, out=out, kind=lesson.kind, file=lesson.file,
-            held_out=held_out[: int(job.recall_sequences)], on_step=on_step, checkpoint=checkpoint, processes=processes,
-            about=about,
+            loaded, batches(train, lengths, tokens), recipe, out=out, kind=lesson.kind, file=lesson.file, held_out=held_out,
+            on_step=on_step, checkpoint=checkpoint, processes=processes, about=about,
         )  # fmt: skip
     if processes.main:
         _report(done, wanted, loaded, lesson)
@@ -80,12 +83,36 @@ def _nothing(_: Step) -> None:
 
 def _recipe(job: DictConfig, lesson: Lesson, seed: int) -> Recipe:
     return Recipe(
-        steps=int(job.steps), block_size=lesson.block_size, lr=float(job.lr), warmup=int(job.warmup), min_lr=float(job.min_lr),
-        weight_decay=float(job.weight_decay), clip=None if job.clip is None else float(job.clip), pool=str(job.pool),
-        skip_rows=float(job.skip_rows), row_weight=str(job.row_weight),
-        micro_rows=None if job.micro_rows is None else int(job.micro_rows), q_linear=lesson.q_linear, dtype=str(job.dtype),
-        seed=seed,
+        steps=_whole(job, "steps"), block_size=lesson.block_size, lr=_real(job, "lr"), warmup=_whole(job, "warmup"),
+        min_lr=_real(job, "min_lr"), weight_decay=_real(job, "weight_decay"),
+        clip=None if job.clip is None else _real(job, "clip"), pool=str(job.pool), skip_rows=_real(job, "skip_rows"),
+        row_weight=str(job.row_weight), micro_rows=None if job.micro_rows is None else _whole(job, "micro_rows"),
+        q_linear=lesson.q_linear, dtype=str(job.dtype), seed=seed,
     )  # fmt: skip
+
+
+def _whole(job: DictConfig, name: str, least: int | None = None) -> int:
+    value = job[name]
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        raise UserError(f"job.{name}={value}: must be a whole number" + ("" if least is None else f" of at least {least}"))
+    return value
+
+
+def _real(job: DictConfig, name: str) -> float:
+    value = job[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"job.{name}={value}: must be a number")
+    return float(value)
+
+
+def _lengths(given: Any, block_size: int) -> list[int]:
+    lengths = list(given) if isinstance(given, ListConfig) else []
+    if not lengths or not all(type(length) is int and length >= 2 * block_size for length in lengths):
+        raise UserError(
+            f"job.lengths={given}: must be a list of whole numbers, each at least {2 * block_size}, two blocks, for example "
+            "[4096,8192]"
+        )
+    return lengths
 
 
 def _model(wanted: Settings, processes: Processes, *, shard: bool) -> LoadedModel:
@@ -100,18 +127,19 @@ def _model(wanted: Settings, processes: Processes, *, shard: bool) -> LoadedMode
 
 
 def _about(
-    job: DictConfig, lesson: Lesson, recipe: Recipe, wanted: Settings, loaded: LoadedModel, kind: str
+    job: DictConfig, lesson: Lesson, recipe: Recipe, wanted: Settings, loaded: LoadedModel, kind: str, lengths: list[int]
 ) -> dict[str, Any]:  # fmt: skip
     """All that decides what comes out, by the names of the settings: a checkpoint of anything else is not gone on with."""
-    text = None
     if kind == "hub":
-        text = str(job.hub)
-    elif kind != "samples":
+        text: str | None = str(job.hub)
+    elif kind == "samples":
+        text = source_of(wanted.data)
+    else:
         text = text_id(str(wanted.data["text_dir"]))
     return {
         **asdict(recipe), "gates": lesson.kind.__name__, "model": loaded.name, "model_hash": loaded.revision_hash,
         "model_dtype": str(loaded.dtype).removeprefix("torch."), "rows": kind, "text": text, "tokens_per_step": int(job.tokens),
-        "lengths": [int(n) for n in job.lengths],
+        "lengths": lengths,
     }  # fmt: skip
 
 
@@ -119,8 +147,6 @@ def _checkpoint(
     out: Path, lesson: Lesson, about: dict[str, Any], processes: Processes, *, every: int, overwrite: bool
 ) -> Checkpoint:
     """Where the state is kept. Raises UserError where there is one of other settings; with `overwrite` it is removed."""
-    if every < 0:
-        raise UserError(f"job.checkpoint_every={every}: must be at least 0 steps; 0 keeps none")
     name = Path(lesson.file.format(block_size=lesson.block_size)).stem
     found = Checkpoint(out / f"{name}.checkpoint", every, about, uuid.uuid4().hex[:12])
     if overwrite and processes.main:
@@ -181,7 +207,7 @@ def _gates(what: str, method: Any, among: ModuleType) -> tuple[type[Gate], str]:
 
 
 def _out(given: Any, lesson: Lesson, wanted: Settings, loaded: LoadedModel, *, overwrite: bool) -> Path:
-    """The folder for the gates. Raises UserError where the file is there already, before any training."""
+    """The folder for the gates. Raises UserError where the file is there already, or none can be, before any training."""
     if given:
         out = Path(given).expanduser()
     else:
@@ -189,7 +215,7 @@ def _out(given: Any, lesson: Lesson, wanted: Settings, loaded: LoadedModel, *, o
     path = out / lesson.file.format(block_size=lesson.block_size)
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
-    return out
+    return check_folder(out)
 
 
 def batches(rows: Rows, lengths: list[int], tokens: int) -> Iterator[Tensor]:

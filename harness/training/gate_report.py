@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TypedDict
 
 import torch
@@ -12,11 +13,20 @@ from harness.errors import UserError
 from harness.models import LoadedModel
 from harness.rope import ModelRope
 from harness.training.gate_truth import Capture, gate_grid, true_map
-from kernels.block_index import BlockIndex, causal_blocks
+from kernels.block_index import BlockIndex, causal_blocks, diagonal_start
 from kernels.selection import row_budget, select_topk
+from methods.base import Grid
 from methods.gate import Gate
 
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)
+
+PART = 1 << 27
+"""Elements of a map from which blocks are chosen at once; each takes about 30 bytes meanwhile, and a map of single queries
+has a billion."""
+
+SAMPLED_ROWS = 256
+"""Rows of a head's map at most that tell its recall while training: choosing blocks in all rows of a long text takes longer
+than its loss, and where rows are single queries, longer than the model."""
 
 
 class Recall(TypedDict):
@@ -50,6 +60,40 @@ def chance(budget: tuple[int, ...], causal: Tensor) -> float:
     return float(((1 + (k - 1).square() / (c - 1).clamp(min=1)) / k).mean())
 
 
+def sampled_recall(truth: Tensor, guess: Tensor, density: float, grid: Grid) -> Tensor:
+    """Mean over SAMPLED_ROWS evenly spaced rows of two maps [B,H,Mq,Nk] of recall_rows at a density, on their device."""
+    rows, counts, width, causal, diagonal = _sample(density, SAMPLED_ROWS, truth.device, **grid)
+
+    def best(scores: Tensor) -> Tensor:
+        ranks = scores[:, :, rows].masked_fill_(diagonal, float("inf")).masked_fill_(~causal, float("-inf"))
+        return ranks.topk(width).indices
+
+    mine, filled = best(guess), torch.arange(width, device=truth.device) < counts[:, None]
+    wanted = torch.zeros(*truth.shape[:2], *causal.shape, dtype=torch.bool, device=truth.device)
+    wanted.scatter_(-1, best(truth), filled.expand(mine.shape))
+    return ((wanted.gather(-1, mine) & filled).sum(-1) / counts).mean()
+
+
+@lru_cache(maxsize=16)
+def _sample(
+    density: float, most: int, device: torch.device, *, q_block: int, k_block: int, q_len: int, k_len: int
+) -> tuple[Tensor, Tensor, int, Tensor, Tensor]:
+    """Evenly spaced rows, the last one among them: their numbers int64 [R] and the blocks each keeps, the largest of these, and
+    bool [R,Nk] where a block is causal and where it lies over the row's own tokens. Made once for all layers."""
+    shape = (q_len, k_len, q_block, k_block)
+    causal, starts = causal_blocks(*shape), diagonal_start(*shape)
+    count = min(most, len(causal))
+    rows = torch.arange(1, count + 1) * len(causal) // count - 1
+    causal, starts = causal[rows], starts[rows]
+    kept = torch.tensor(row_budget(density, *shape))[rows]
+    kept = torch.minimum(torch.maximum(kept, causal - starts), causal)
+    columns = torch.arange(-(-k_len // k_block))
+    past = columns < causal[:, None]
+    own = (columns >= starts[:, None]) & past
+    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
+        return rows.to(device), kept.to(device), int(kept.max()), past.to(device), own.to(device)
+
+
 @torch.no_grad()
 def gate_recall(
     loaded: LoadedModel,
@@ -76,15 +120,19 @@ def gate_recall(
         grid = gate_grid(gate, q, k)
         mass, truth = (true_map(q, k, gate, scale=scale, pool=how) for how in ("mass", pool))
         logits = gate(q, k, ropes[layer])
+        maps = (logits, truth, mass)
+        step = max(1, PART // logits[:, :1].numel())
         for density in densities:
             budget = row_budget(density, **grid)
-            chosen, best, most = (select_topk(s, budget, **grid) for s in (logits, truth, mass))
-            values = (
-                recall_rows(best, chosen),
-                (mass * chosen.to_mask()).sum(-1),
-                (mass * most.to_mask()).sum(-1),
-            )
-            row = torch.stack([value.mean() for value in values]).double()
+            row = torch.zeros(3, dtype=torch.float64, device=q.device)
+            for parts in zip(*(each.split(step, 1) for each in maps), strict=True):
+                chosen, best, most = (select_topk(part, budget, **grid) for part in parts)
+                values = (
+                    recall_rows(best, chosen),
+                    (parts[2] * chosen.to_mask()).sum(-1),
+                    (parts[2] * most.to_mask()).sum(-1),
+                )
+                row += torch.stack([value.mean() for value in values]).double() * (parts[0].shape[1] / logits.shape[1])
             sums[layer, density] = sums.get((layer, density), 0) + row
             counts[layer, density] = counts.get((layer, density), 0) + 1
             chances[layer, density] = chances.get((layer, density), 0.0) + chance(budget, causal_blocks(**grid))

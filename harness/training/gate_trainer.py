@@ -11,11 +11,11 @@ from torch import Tensor
 from harness.errors import UserError
 from harness.models import LoadedModel
 from harness.rope import ModelRope
-from harness.training.gate_report import recall_rows
-from harness.training.gate_truth import gate_grid, gate_loss, target_map
+from harness.training.gate_loss import gate_loss
+from harness.training.gate_report import sampled_recall
+from harness.training.gate_truth import gate_grid, target_map
 from harness.training.processes import Processes
 from harness.training.recipe import Recipe
-from kernels.selection import row_budget, select_topk
 from methods.gate import Gate
 
 STEP_DENSITY = 0.1
@@ -54,10 +54,8 @@ class GateTrainer:
             logits = gate(q, k, self._ropes[layer])
             loss = gate_loss(target, logits, skip_rows=self.recipe.skip_rows, row_weight=self.recipe.row_weight)
             (loss * (self._weight / len(self.gates))).backward()
-        grid = gate_grid(gate, q, k)
-        budget = row_budget(STEP_DENSITY, **grid)
-        found = recall_rows(select_topk(target, budget, **grid), select_topk(logits.detach(), budget, **grid))
-        values = torch.stack((loss.detach(), found.mean())) * self._weight
+        found = sampled_recall(target, logits.detach(), STEP_DENSITY, gate_grid(gate, q, k))
+        values = torch.stack((loss.detach(), found)) * self._weight
         self._sums[layer] = self._sums[layer] + values if layer in self._sums else values
 
     def finish(self) -> tuple[float, float, float]:
@@ -71,6 +69,7 @@ class GateTrainer:
         self.processes.add_up([means, *(weight.grad for weight in weights if weight.grad is not None)])
         norm = torch.nn.utils.clip_grad_norm_(weights, self.recipe.clip or math.inf)  # inf multiplies by exactly 1
         loss, recall, size = torch.cat((means, norm[None])).tolist()
-        if not math.isfinite(loss):
-            raise UserError(f"the loss of the gates is {loss}: lower lr, or load the model in float32 or bfloat16")
+        if not math.isfinite(loss + size):
+            what = f"the loss of the gates is {loss}, the norm of its gradient {size}"
+            raise UserError(f"{what}: lower lr, or load the model in float32 or bfloat16")
         return loss, recall, size

@@ -20,9 +20,6 @@ NAME = "gate_capture"
 Visitor = Callable[[int, Tensor, Tensor, float], None]
 """Called with (layer, q [B,Hq,N,D], k [B,Hkv,N,D], scale), post-RoPE, GQA un-repeated."""
 
-ROW_WEIGHTS = ("equal", "length")
-"""How the rows of a map count in the loss."""
-
 _visitors: WeakKeyDictionary[nn.Module, Visitor] = WeakKeyDictionary()
 
 
@@ -105,26 +102,4 @@ def true_map(q: Tensor, k: Tensor, gate: Gate, *, scale: float, pool: str) -> Te
 def target_map(q: Tensor, k: Tensor, gate: Gate, *, scale: float, pool: str) -> Tensor:
     """What the gate's softmax is to match: the pooled attention map [B,H,Mq,Nk] float32, rows summing to 1."""
     truth = true_map(q, k, gate, scale=scale, pool=pool)
-    return truth / truth.sum(-1, keepdim=True).clamp(min=1e-9)
-
-
-def gate_loss(target: Tensor, logits: Tensor, *, skip_rows: float = 0.0, row_weight: str = "equal") -> Tensor:
-    """Mean over batch, heads and rows of KL(target || softmax(logits)), in nats.
-
-    target, logits: [B,H,Mq,Nk] float32; logits are -inf in the future, where target is 0.
-
-    SeerAttention divides by Nk as well and multiplies by 10, so that its loss shrinks as the text grows; a mean over
-    rows means the same at every length. skip_rows: share of the first rows left out (SeerAttention: a quarter).
-    row_weight: "equal", or "length": by the blocks that a row may choose among, as late rows are the hard and dear ones.
-    """
-    first = int(skip_rows * logits.shape[2])
-    target, logits = target[:, :, first:], logits[:, :, first:]
-    future = logits == float("-inf")
-    log_gate = logits.float().log_softmax(-1).masked_fill(future, 0.0)
-    # xlogy is 0 where the target is: blocks that got no attention, and the future
-    divergence = torch.xlogy(target, target) - target.masked_fill(future, 0.0) * log_gate
-    rows = divergence.sum(-1)
-    if row_weight == "equal":
-        return rows.mean()
-    weights = (~future).sum(-1).float()
-    return (rows * weights).sum() / weights.sum()
+    return truth.div_(truth.sum(-1, keepdim=True).clamp(min=1e-9))

@@ -71,8 +71,8 @@ def pack(texts: Iterable[str], tokenizer: Any, wanted: int) -> np.ndarray:
 
 
 class Chunks:
-    """A source of rows, int64 [length] each: the stretches of `tokens` [N] in an order drawn from the seed, none twice before
-    all have been had. The first token is BOS where the tokenizer sets one."""
+    """A source of rows, int64 [length] each: the stretches of `tokens` [N] in an order drawn from the seed, of one length none
+    twice before all have been had. The first token is BOS where the tokenizer sets one."""
 
     def __init__(self, tokens: np.ndarray, tokenizer: Any, seed: int) -> None:
         self.tokens = tokens
@@ -97,8 +97,13 @@ class Chunks:
         return row
 
 
+def held_out(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens to train on, and the last part, to measure recall on."""
+    cut = len(tokens) - len(tokens) // HELD_OUT
+    return tokens[:cut], tokens[cut:]
+
+
 def chunk_sources(texts: Iterable[str], tokenizer: Any, seeds: tuple[int, int], wanted: int) -> tuple[Chunks, Chunks]:
     """A source to train on and one of other text to measure recall on. wanted: tokens to train on; fewer are had again."""
-    tokens = pack(texts, tokenizer, wanted)
-    cut = len(tokens) - len(tokens) // HELD_OUT
-    return Chunks(tokens[:cut], tokenizer, seeds[0]), Chunks(tokens[cut:], tokenizer, seeds[1])
+    train, test = held_out(pack(texts, tokenizer, wanted))
+    return Chunks(train, tokenizer, seeds[0]), Chunks(test, tokenizer, seeds[1])

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from harness.errors import UserError
-from harness.training.gate_truth import ROW_WEIGHTS
+from harness.training.gate_loss import ROW_WEIGHTS
 from kernels.block_map import POOLS
 
 DTYPES = ("auto", "float32", "bfloat16")

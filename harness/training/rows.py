@@ -20,7 +20,7 @@ from harness.models import LoadedModel
 from harness.tasks.haystack import source_of
 from harness.training.corpus import build_corpus, read_texts
 from harness.training.mixture import Mixture, fits_mixture
-from harness.training.packed import chunk_sources, from_folder, from_hub
+from harness.training.packed import HELD_OUT, chunk_sources, from_folder, from_hub, held_out
 
 TRAINING_SEED = 1_000_003
 """Added to the seed of generated samples, so that no gate learns from a sample that a method is tested on."""
@@ -32,11 +32,12 @@ KINDS = ("auto", "mixture", "books", "documents", "hub", "samples")
 def row_sources(
     loaded: LoadedModel, data: dict[str, Any], seed: int, *, kind: str = "auto", wanted: int = 0, hub: str | None = None
 ) -> tuple[Rows, Rows]:
-    """Two sources of rows, int64 [length] each: one to train on, and one of other draws to measure recall on.
+    """Two sources of rows, int64 [length] each: one to train on, and one to measure recall on: of text held out, or where
+    rows are made up (mixture, samples) of other draws.
 
     kind: "mixture" (the bundled model's, of data.text_dir), "books" (stretches of data.text_dir from anywhere), "documents"
-    (its files joined by EOS and cut, a twentieth held out), "hub" (so the data set `hub`; both read about `wanted` tokens),
-    "samples" (generated), or "auto": the mixture where the tokenizer allows it, else books; samples without a text_dir.
+    (its files joined by EOS and cut), "hub" (so the data set `hub`; both read about `wanted` tokens), "samples"
+    (generated), or "auto": the mixture where the tokenizer allows it, else books; samples without a text_dir.
     """
     kind = row_kind(loaded, data, kind)
     seeds = (TRAINING_SEED + seed, 2 * TRAINING_SEED + seed)
@@ -58,8 +59,8 @@ def row_sources(
         corpus = build_corpus(texts, loaded.tokenizer)
         first, second = (partial(from_mixture, Mixture(loaded.tokenizer, corpus, seed=s)) for s in seeds)
     else:
-        tokens = book_tokens(texts, loaded.tokenizer)
-        first, second = (partial(from_books, loaded.tokenizer, tokens, random.Random(s)) for s in seeds)
+        parts = zip(held_out(book_tokens(texts, loaded.tokenizer)), seeds, strict=True)
+        first, second = (partial(from_books, loaded.tokenizer, part, random.Random(s)) for part, s in parts)
     return first, second
 
 
@@ -95,7 +96,8 @@ def from_books(tokenizer: Any, tokens: np.ndarray, rng: random.Random, length: i
     """A stretch of the books, from a random place on, after BOS where the tokenizer sets one."""
     if len(tokens) < length:
         raise UserError(
-            f"data.text_dir holds {len(tokens)} tokens, too few for rows of {length}: give more text, or shorter job.lengths"
+            f"data.text_dir holds {len(tokens)} tokens here (one part in {HELD_OUT} is held out), too few for rows of "
+            f"{length}: give more text, or shorter job.lengths"
         )
     start = rng.randrange(len(tokens) - length + 1)
     row = torch.from_numpy(tokens[start : start + length].copy())
@@ -123,5 +125,6 @@ def from_samples(loaded: LoadedModel, data: dict[str, Any], seeds: Iterator[int]
             if len(unfit) == len(names):
                 raise UserError(f"job.lengths: {length} tokens are too few for every task; use longer rows") from error
             continue
-        ids += tasks.encode(loaded.tokenizer, f"{sample.prompt} {', '.join(sample.answers)}")
+        more = tasks.encode(loaded.tokenizer, f"{sample.prompt} {', '.join(sample.answers)}")
+        ids += more[1:] if ids and more[0] == loaded.tokenizer.bos_token_id else more  # one BOS in a row, at its start
     return torch.tensor(ids[:length])

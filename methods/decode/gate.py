@@ -33,6 +33,7 @@ class DecodeGate(Gate):
     }  # fmt: skip
     released_config: ClassVar[Mapping[str, Any]] = {
         "seerattn_q_head_pooling_type": "Qproj", "seerattn_k_seq_pooling_type": "Kmaxminavg", "seerattn_use_rope": True,
+        "seerattn_use_qk_norm": True,
     }  # fmt: skip
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, *, block_size: int) -> None:
@@ -75,7 +76,7 @@ class DecodeGate(Gate):
         block of the query itself."""
         grouped = attention.unflatten(1, (self.kv_heads, -1))
         joined = grouped.amax(2) if pool == "max" else grouped.mean(2)
-        return joined.masked_fill(self._own_or_later(attention.shape[2], k_len, attention.device), 0.0)
+        return joined.masked_fill_(self._own_or_later(attention.shape[2], k_len, attention.device), 0.0)
 
     def forward(self, q: Tensor, k: Tensor, rope: Rope) -> Tensor:
         """Post-RoPE q [B,Hq,Q,D], k [B,Hkv,K,D] -> logits [B,Hkv,Q,Nk] float32, -inf from the query's own block on."""
@@ -84,8 +85,9 @@ class DecodeGate(Gate):
             pooled = pool(k, self.block_size, POOLED_K, cos=cos, sin=sin)
         keys = self.keys(pooled, cos[:: self.block_size], sin[:: self.block_size])
         first = k.shape[2] - q.shape[2]
-        logits = self.queries(q, cos[first:], sin[first:]) @ keys.mT * keys.shape[-1] ** -0.5
-        return logits.masked_fill(self._own_or_later(q.shape[2], k.shape[2], q.device), float("-inf"))
+        # in place: a map of single queries may be of gigabytes
+        logits = (self.queries(q, cos[first:], sin[first:]) @ keys.mT).mul_(keys.shape[-1] ** -0.5)
+        return logits.masked_fill_(self._own_or_later(q.shape[2], k.shape[2], q.device), float("-inf"))
 
     def _own_or_later(self, q_len: int, k_len: int, device: torch.device) -> Tensor:
         own = (torch.arange(q_len, device=device) + (k_len - q_len)) // self.block_size

@@ -46,6 +46,50 @@ def test_without_text_generated_samples_are_used(command: Command, toy: list[str
     assert (tmp_path / "made" / "gates-32.safetensors").is_file()
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("job.lengths=[]", r"job.lengths=[]: must be a list of whole numbers, each at least 64, two blocks"),
+        ("job.lengths=4096", "job.lengths=4096: must be a list"),
+        ("job.lengths=[0]", "job.lengths=[0]: must be a list"),
+        ("job.lengths=[256,63]", "job.lengths=[256, 63]: must be a list"),
+        ("job.lengths=[256,a]", "must be a list"),
+        ("job.steps=few", "job.steps=few: must be a whole number"),
+        ("job.steps=2.5", "job.steps=2.5: must be a whole number"),
+        ("job.lr=fast", "job.lr=fast: must be a number"),
+        ("job.lr=nan", "lr=nan: must be above 0"),
+        ("job.tokens=0", "job.tokens=0: must be a whole number of at least 1"),
+        ("job.recall_sequences=-1", "job.recall_sequences=-1: must be a whole number of at least 0"),
+        ("job.checkpoint_every=-1", "job.checkpoint_every=-1: must be a whole number of at least 0"),
+        ("job.micro_rows=0", "micro_rows=0: must be at least 1"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    command: Command, toy: list[str], capsys: pytest.CaptureFixture[str], setting: str, message: str
+) -> None:
+    assert command(*toy, *JOB, "job.rows=samples", setting) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize(("given", "lengths"), [(0, []), (1, [256]), (3, [256, 384, 256])])
+def test_as_many_sequences_are_held_out_as_wanted(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int, lengths: list[int]
+) -> None:
+    import harness.training.distill_job as job
+
+    (tmp_path / "a.txt").write_text("The grass is green and the sky is blue today. " * 3000)
+    seen: list[int] = []
+
+    def fake(*_: object, held_out: list[torch.Tensor], **__: object) -> None:
+        seen.extend(each.shape[1] for each in held_out)
+        raise UserError("enough")
+
+    monkeypatch.setattr(job, "distill", fake)
+    command(*toy, *JOB, f"job.recall_sequences={given}", f"data.text_dir={tmp_path}", "job.rows=books")
+    assert seen == lengths
+
+
 def test_lengths_beyond_the_context(command: Command, toy: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert command(*toy, *JOB, "job.lengths=[4096]") == 2
     assert "context of 2048 tokens" in capsys.readouterr().err
@@ -62,6 +106,16 @@ def test_gates_are_not_replaced_unasked(
     assert (tmp_path / "gates-32.safetensors").read_bytes() == before
     assert command(*made, "seed=1", "job.overwrite=true") == 0
     assert (tmp_path / "gates-32.safetensors").read_bytes() != before
+
+
+def test_a_folder_that_can_not_be_written_is_found_before_the_training(
+    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert command(*toy, *JOB, "job.rows=samples", f"job.out={tmp_path / 'file' / 'below'}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "file/below can't be written to (Not a directory): name another folder" in line
+    assert not (tmp_path / "results").exists()
 
 
 def test_gates_of_the_bundled_model_do_not_go_into_the_package(
@@ -124,6 +178,22 @@ def test_books_make_rows_for_any_tokenizer(made: Callable[[], Any], first: int |
         train(100_000)
     with pytest.raises(UserError, match=r"job\.rows=mixture: the tokenizer of other doesn't suit it"):
         row_sources(loaded, {"text_dir": str(tmp_path)}, 0, kind="mixture")  # type: ignore[arg-type]
+
+
+def test_books_that_measure_recall_are_not_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the sun " * 1900 + "the moon " * 100)
+    loaded: Any = SimpleNamespace(tokenizer=metaspace(), name="other")
+    train, test = row_sources(loaded, {"text_dir": str(tmp_path)}, 0, kind="books")
+    assert not any(4 in train(50) for _ in range(400))  # no moon
+    assert all(4 in test(50) for _ in range(20))
+
+
+def test_a_row_of_samples_has_one_bos(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = SimpleNamespace(prompt="the moon the sun", answers=["the moon"])
+    monkeypatch.setattr("harness.tasks.get_samples", lambda *_, **__: [sample])
+    loaded: Any = SimpleNamespace(tokenizer=metaspace(), name="other")
+    train, _ = row_sources(loaded, {}, 0, kind="samples")
+    assert train(20).tolist() == [1, *([3, 4, 3, 5, 3, 4] * 4)][:20]
 
 
 def test_short_rows_are_made_of_the_tasks_that_fit(command: Command, toy: list[str], tmp_path: Path) -> None:

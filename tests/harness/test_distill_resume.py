@@ -73,9 +73,14 @@ def test_a_checkpoint_of_something_else_is_refused(loaded: LoadedModel, tmp_path
     other = replace(checkpoint, about={"lr": 1e-2, "pool": "mass"})
     with pytest.raises(UserError, match="is of a training with pool=max, not mass"):
         distill(loaded, topics(), RECIPE, out=tmp_path, checkpoint=other)
-    checkpoint.path.write_bytes(b"no checkpoint")
+    whole = checkpoint.path.read_bytes()
+    checkpoint.path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="is no checkpoint of gates"):
         checkpoint.read()
+    for other_file in ([1], {"about": {}}, torch.zeros(3)):
+        torch.save(other_file, checkpoint.path)
+        with pytest.raises(UserError, match="is no checkpoint of gates"):
+            checkpoint.read()
 
 
 def test_the_command_goes_on(command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,9 +223,9 @@ def test_a_release_that_does_not_fit(
 @pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04broken"])
 def test_a_broken_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "attn_gate_weights.pth").write_bytes(content)
-    with pytest.raises(UserError, match="can't be read as a file of weights") as caught:
+    with pytest.raises(UserError, match=r"attn_gate_weights\.pth can't be read as a file of weights") as caught:
         gate_files.read(tmp_path / "attn_gate_weights.pth", AttnGate)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "doesn't fit" not in str(caught.value)
 
 
 class Evil:
@@ -267,7 +267,9 @@ def test_converted_there_and_back(
     back = torch.load(tmp_path / "c" / "attn_gate_weights.pth", weights_only=True)
     assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
     settings = json.loads((tmp_path / "c" / "config.json").read_text())
-    assert settings["seerattn_gate_block_size"] == 16
+    assert (settings["seerattn_gate_block_size"], settings["seerattn_gate_hidden_size"]) == (16, 16)
+    assert settings.get("seerattn_use_qk_norm") is (True if shapes is DECODE else None)  # the original's default: without
+    assert {path.stat().st_mode & 0o044 for path in (made, *(tmp_path / "c").iterdir())} == {0o044}
     assert command(*toy, *what, "block_size=16", "samples=1", "model.gates=b") == 0
     assert command(*toy, *what, "block_size=16", "samples=1", "model.gates=c") == 0
 
@@ -276,6 +278,7 @@ def test_what_can_not_be_converted(
     command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip
     write(tmp_path / "a", PREFILL)
+    (tmp_path / "broken.safetensors").write_bytes(b"\x10" * 100)
     job = [*toy, "method=seer", "block_size=16", "job=convert_gates", "job.out=b"]
     for arguments, message in (
         ([], "job.source has no value"),
@@ -283,6 +286,7 @@ def test_what_can_not_be_converted(
         (["job.source=a", "job.to=onnx"], "job.to=onnx: must be one of harness, release"),
         (["job.source=a/attn_gate_weights.pth", "job.to=release"], "it must be a .safetensors file"),
         (["job.source=a", "method=block_topk"], "has no gates to train"),
+        (["job.source=broken.safetensors", "job.to=release"], "broken.safetensors is no safetensors file"),
     ):
         assert command(*job, *arguments) == 2
         assert message in capsys.readouterr().err

@@ -7,13 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import methods
 from harness import maps
 from harness.errors import UserError
+from harness.figures.maps import _panel
 from harness.maps import LayerMaps, chosen, kept_keys, look, shrink
 from kernels.block_index import BlockIndex
 from kernels.open_columns import with_columns
@@ -93,6 +97,26 @@ def test_single_columns_are_shares_of_their_tile() -> None:
     found = kept_keys(index, [0], 8)[0]
     assert found[3].tolist() == [1 / 8, 0, 0, 0, 1 / 8, 0, 1, 1]
     assert found[0].tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+
+
+def test_rows_and_columns_stand_at_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the last block is partly filled, and where the maps were pooled."""
+    (found,) = seen("llama", Fixed(keep="ends"), layers=[0], heads=[0])
+    assert found.cells == {"true": (1, 1), "truth": (16, 16), "expected": (16, 16), "kept": (16, 1)}
+    panels = Figure().subplots(3)
+    for axes, part in zip(panels, ("true", "truth", "kept"), strict=True):
+        values = getattr(found.heads[0], part)
+        image = _panel(axes, values, found.cells[part], LENGTH, PowerNorm(0.5, 0, 1), "Greys")
+        assert axes.get_xlim() == (0, LENGTH) and axes.get_ylim() == (LENGTH, 0)
+        tall, wide = found.cells[part]
+        assert image.get_extent() == [0, wide * values.shape[1], tall * values.shape[0], 0]
+        past = ~np.ma.getmaskarray(image.get_array())
+        wanted = [[column * wide < (row + 1) * tall for column in range(past.shape[1])] for row in range(past.shape[0])]
+        assert past.tolist() == wanted
+    monkeypatch.setattr(maps, "PIXELS", 3)
+    (found,) = seen("llama", Fixed(keep="ends"), layers=[0], heads=[0])
+    assert found.cells == {"true": (32, 32), "truth": (32, 32), "expected": (32, 32), "kept": (32, 32)}
+    assert found.heads[0].kept.shape == (3, 3)
 
 
 def test_large_maps_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:

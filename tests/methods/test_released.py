@@ -54,6 +54,8 @@ def test_weights_under_two_prefixes_are_refused() -> None:
 def test_no_weights() -> None:
     with pytest.raises(ValueError, match="it is empty"):
         from_released({}, AttnGate)
+    with pytest.raises(ValueError, match="it is empty"):
+        check_whole({})
 
 
 def test_a_layer_that_is_missing_or_different() -> None:
@@ -75,3 +77,8 @@ def test_settings_of_other_gates_are_refused() -> None:
         check_config({"seerattn_gate_type": "Qavg_Kmaxmin"}, AttnGate, 64)
     with pytest.raises(ValueError, match="seerattn_q_head_pooling_type=Qavgproj; gates here are Qproj"):
         check_config({"seerattn_q_head_pooling_type": "Qavgproj"}, DecodeGate, 64)
+    with pytest.raises(ValueError, match="seerattn_use_qk_norm=False; gates here are True"):
+        check_config({"seerattn_use_qk_norm": False}, DecodeGate, 64)
+    for size in (None, "64", 0):
+        with pytest.raises(ValueError, match=f"seerattn_gate_block_size={size}: must be a whole number"):
+            check_config({"seerattn_gate_block_size": size}, AttnGate, 64)
