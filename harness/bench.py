@@ -25,6 +25,7 @@ TOKENS_KEPT = 100_000_000
 """Tokens of prompts held in memory before they are let go, four bytes each."""
 
 _tokens: dict[tuple[str, Sample], array[int]] = {}
+_contexts: dict[tuple[str, Sample], int] = {}
 
 
 class Bench:
@@ -84,10 +85,28 @@ class Bench:
         new = [sample for sample in samples if (model, sample) not in _tokens]
         if sum(map(len, _tokens.values())) > TOKENS_KEPT:
             _tokens.clear()
+            _contexts.clear()
             new = samples
         for sample, ids in zip(new, tasks.encode_all(self.loaded.tokenizer, [s.prompt for s in new]), strict=True):
             _tokens[model, sample] = array("i", ids)
         return [_tokens[model, sample] for sample in samples]
+
+    def contexts(self, samples: list[Sample]) -> list[int] | None:
+        """How many tokens of each sample's prompt come before its question, None where prompts are prefilled whole and that is
+        all. Raises UserError where a question can't be told from its context."""
+        if self.wanted.question == plan.SEEN:
+            return None
+        model = self.loaded.revision_hash
+        for sample, ids in zip(samples, self.tokens(samples), strict=True):
+            if (model, sample) in _contexts:
+                continue
+            if sample.context is None:
+                raise UserError(
+                    f"question={self.wanted.question}: {sample.task}, sample {sample.index}: its question is not in the prompt "
+                    "as it was asked; a larger length= cuts less of it"
+                )
+            _contexts[model, sample] = tasks.context_tokens(self.loaded.tokenizer, sample.prompt, ids, sample.context)
+        return [_contexts[model, sample] for sample in samples]
 
     def first_prompt(self, names: list[str]) -> Sequence[int]:
         """The prompt of the first sample of the first task that has samples of this length; of fixed data, the longest one:

@@ -4,7 +4,8 @@
         loaded.model(ids)          # selection and sparse kernel at prefill, dense attention at decode
     bridge.stats()
 
-decoding= gives it a method of decoding too (see harness.decoding), method=None or one of prefill beside it.
+decoding= gives it a method of decoding too (see harness.decoding), method=None or one of prefill beside it. A chunk of a prompt
+(1 < Q < K) is the method's as a whole prompt is, unless it runs `with bridge.in_full()`.
 
 transformers calls one registered function for every attention layer, with q [B,Hq,Q,D] and k/v [B,Hkv,K,D] post-RoPE,
 and one registered mask function for every forward pass. Both are registered once; which Bridge a layer belongs to is
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 from weakref import WeakKeyDictionary
@@ -60,7 +62,8 @@ _attached: WeakKeyDictionary[nn.Module, Bridge] = WeakKeyDictionary()
 
 
 class LayerStats(TypedDict):
-    """What one layer did at prefill since the last reset; decode steps don't count (`Decoder.take_densities`).
+    """What one layer did at prefill since the last reset; decode steps don't count (`Decoder.take_densities`), and of what ran
+    in full (`Bridge.in_full`) only the kernel and the call.
 
     densities: kept ÷ causal blocks, one value a call, mean over batch and heads; 1.0 where dense attention ran; empty
     for a layer of a sliding window. token_densities: the same of (query, key) pairs. Times are medians in milliseconds,
@@ -113,6 +116,7 @@ class Bridge:
         self.dense_kernel = resolve_dense(dense_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim)
         self.decoder = None if decoding is None else Decoder(loaded, decoding, kernel=decode_kernel, record=record)
         self.decode_kernels: set[str] = set()
+        self.full = False
         self._hook: Any = None
         self._timer = timer
         self._observer = observer
@@ -153,17 +157,30 @@ class Bridge:
             self.loaded.model.set_attn_implementation(self._previous)
             self._previous = None
 
+    @contextmanager
+    def in_full(self) -> Iterator[None]:
+        """While it lasts, dense attention in every layer, whatever the methods: to a question that follows a context which was
+        prefilled without it, of one token or many. The method sees nothing of it, and the densities don't count it."""
+        before, self.full = self.full, True
+        try:
+            yield
+        finally:
+            self.full = before
+
     # -- one attention call ------------------------------------------------------------------------------------------
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Attention of one layer over a prompt or a chunk of it (Q > 1). Returns [B,Hq,Q,D]."""
+        """Attention of one layer over a prompt or a chunk of it (Q > 1, or any Q in full). Returns [B,Hq,Q,D]."""
         if window is not None and k.shape[2] > window:
             self._log(layer).kernels[SLIDING] += 1
             return sliding_window_attention(q, k, v, window=window, scale=scale)
-        if self._observer is not None:
-            self._observer(layer, q, k, v, scale)
         if self.decoder is not None:
             self.decoder.prompt(layer)
+        if self.full:
+            self._log(layer).kernels[self.dense_kernel] += 1
+            return dense_attention(q, k, v, scale=scale, kernel=self.dense_kernel)
+        if self._observer is not None:
+            self._observer(layer, q, k, v, scale)
         start = self._mark()
         choice, ran = self._select(layer, q, k, scale), None
         selected = self._mark()
@@ -245,7 +262,8 @@ class Bridge:
         """Density (with `tokens`: token density) of every forward pass over more than one token, in order: the mean over its
         global layers.
 
-        One value per prompt where each was prefilled alone and in one piece, as `generate` does.
+        One value per prompt where each was prefilled alone, as `generate` does, and in one piece under the method: what ran in
+        full counts in none.
         """
         every = [stats["token_densities" if tokens else "densities"] for stats in self.stats()]
         layers = [densities for densities in every if densities]
@@ -303,11 +321,12 @@ def _attention(
             f"{type(module).__name__} is set to {NAME} but no Bridge is attached to its model: use `with Bridge(…)`, "
             "and a config object of its own for every model"
         )
-    _check_call(module, query, key, value, attention_mask, dropout, kwargs)
+    step = query.shape[2] == 1 and not bridge.full  # a question of a single token is no step of decoding
+    _check_call(module, query, key, value, attention_mask, dropout, kwargs, step=step)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window = kwargs.get("sliding_window")
     layer = int(getattr(module, "layer_idx", 0))
-    if query.shape[2] == 1:
+    if step:
         out = bridge.decode(layer, query, key, value, scale=scale, window=window, key_mask=attention_mask)
     else:
         out = bridge.attend(layer, query, key, value, scale=scale, window=window)
@@ -371,6 +390,8 @@ def _check_call(
     mask: Tensor | None,
     dropout: float,
     kwargs: dict[str, Any],
+    *,
+    step: bool,
 ) -> None:
     for name, what in _UNSUPPORTED.items():
         given = kwargs.get(name)
@@ -384,5 +405,5 @@ def _check_call(
         raise UserError(f"{q.shape[2]} queries and {k.shape[2]} keys: cross-attention is not supported")
     if v.shape[-1] != q.shape[-1]:
         raise UserError(f"value heads of {v.shape[-1]} and key heads of {q.shape[-1]} elements: they must be equal")
-    if mask is not None and (mask.ndim != 2 or q.shape[2] != 1):
+    if mask is not None and (mask.ndim != 2 or not step):
         raise UserError(f"an attention mask of shape {list(mask.shape)} for {q.shape[2]} queries is not supported")

@@ -17,6 +17,8 @@ MARGIN = 0.02
 """Accuracy that a method may lose and still be called near-lossless, where the settings don't say."""
 COMPARED = ("dense_accuracy", "p_value", "p_holm", "difference", "difference_low", "difference_high", "margin", "noninferior")
 """Columns that compare a row with dense."""
+LINE = ("model", "method", "knob", "length", "seed", "dtype", "block_size", "device", "decode", "haystack", "question")
+"""Columns in which rows of an oracle agree where they differ in density alone."""
 RISES = 0.01
 """An oracle that is better with fewer blocks, with a p-value below this, is gated."""
 
@@ -33,12 +35,13 @@ def compare(scores: difference.Groups, dense: difference.Groups, seed: int) -> R
 
 def judge(table: Sequence[Row], margin: float) -> None:
     """Fill in `p_holm` and, of accuracies, `margin` and `noninferior`. A family is what a reader looks at together: the
-    averages of one model and length over all methods and sparsities, its rows of single tasks, or those of perplexity."""
+    averages of one model and length over all methods and sparsities, its rows of single tasks, or those of perplexity; where
+    the question came after the context, a family of their own."""
     families: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in table:
         if row["p_value"] is not None:
             kind = row["task"] if row["task"] in (AVERAGE, PERPLEXITY) else "tasks"
-            families[row["model"], row["length"], kind].append(row)
+            families[row["model"], row["length"], row["question"], kind].append(row)
     for family in families.values():
         for row, p in zip(family, stats.holm([r["p_value"] for r in family]), strict=True):
             row["p_holm"] = p
@@ -58,8 +61,7 @@ def gate_rising(averages: Sequence[tuple[Row, Scores]]) -> None:
     lines: dict[tuple[Any, ...], list[tuple[Row, Scores]]] = defaultdict(list)
     for row, scores in averages:
         if row["accuracy"] is not None and row["density"] is not None and is_bound(row["method"]):
-            same = ("model", "method", "knob", "length", "seed", "dtype", "block_size", "device", "decode", "haystack")
-            lines[tuple(row[c] for c in same)].append((row, scores))
+            lines[tuple(row[column] for column in LINE)].append((row, scores))
     for members in lines.values():
         members.sort(key=lambda pair: -pair[0]["density"])
         for i, (row, scores) in enumerate(members):

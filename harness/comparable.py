@@ -11,7 +11,8 @@ from harness.schema import AVERAGE
 
 
 def comparable(table: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The average rows with an accuracy, brought to one set of tasks for each model and length, and those left out.
+    """The average rows with an accuracy, brought to one set of tasks for each model, length and time of the question, and those
+    left out.
 
     The set is the one most sparse arms have (of equals, the larger). An arm with more tasks is averaged over that set
     alone; an arm without some of it can't be compared and is left out. Accuracy and interval are those of the set.
@@ -26,9 +27,9 @@ def comparable(table: Sequence[Row]) -> tuple[list[Row], list[Row]]:
                 by_group[row["_group"]].append(row)
     kept: list[Row] = []
     left: list[Row] = []
-    panels: dict[tuple[str, int], list[str]] = defaultdict(list)
+    panels: dict[tuple[str, int, str], list[str]] = defaultdict(list)
     for group, row in averages.items():
-        panels[row["model"], row["length"]].append(group)
+        panels[row["model"], row["length"], row["question"]].append(group)
     for groups in panels.values():
         sets = {group: frozenset(r["task"] for r in by_group[group]) for group in groups}
         votes = Counter(sets[g] for g in groups if not is_baseline_row(averages[g])) or Counter(sets.values())

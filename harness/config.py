@@ -13,9 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError
+from harness.plan import AFTER, REREAD, SEEN
 
 PACKAGE = Path(__file__).resolve().parent
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
+ANSWERING = ("evaluate", "report", "power", "archive")
+"""Jobs that ask questions, or read what such a job recorded."""
 RESERVED = ("name", "paper")
 """Keys of a conf/method or conf/decode file that are no knobs of the method."""
 
@@ -45,6 +48,7 @@ class Settings:
     length: int
     sparsity: float | None
     samples: int
+    question: str
     seed: int
     block_size: int
     device: torch.device
@@ -91,6 +95,7 @@ def settings(cfg: DictConfig) -> Settings:
         length=_integer("length", raw["length"], 1),
         sparsity=_sparsity(raw["sparsity"]),
         samples=_integer("samples", raw["samples"], 1),
+        question=_question(raw["question"], str(raw["job"]["name"])),
         seed=_integer("seed", raw["seed"], 0),
         block_size=_integer("block_size", raw["block_size"], 1),
         device=device,
@@ -142,6 +147,17 @@ def _sparsity(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise UserError(f"sparsity={value}: must be at least 0 (keep every block) and below 1, for example 0.9")
     return float(value)
+
+
+def _question(value: Any, job: str) -> str:
+    if value not in (SEEN, AFTER, REREAD):
+        raise UserError(
+            f"question={value}: must be {SEEN} (the prompt is prefilled whole), {AFTER} (its context, then the question with "
+            f"full attention) or {REREAD} (the prompt whole, then the question again with full attention)"
+        )
+    if value != SEEN and job not in ANSWERING:
+        raise UserError(f"job={job} asks no question of a prompt, so question={value} does not change it: leave question out")
+    return str(value)
 
 
 def _study(value: Any) -> str:

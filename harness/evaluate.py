@@ -19,7 +19,7 @@ from harness.arms import Ready
 from harness.bench import Bench, one_line
 from harness.bridge import Bridge
 from harness.decoding import mean_density
-from harness.generate import Generation, batches, generate
+from harness.generate import Generation, Split, batches, generate
 from harness.plan import Cell
 from harness.provenance import now
 from harness.records import Record, RecordError
@@ -50,6 +50,7 @@ def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
             if not lacking and _settled(last.get(cell.id)):
                 continue
             drawn = bench.samples(name)
+            bench.contexts([drawn[index] for index in lacking])
         except Exception as error:  # a task that can't make its samples costs its cell, not the sweep
             failed += _fail(bench, each, cell, error)
             continue
@@ -87,7 +88,9 @@ def _settled(last: Record | None) -> bool:
 
 def _cell(bench: Bench, each: Ready, name: str) -> Cell:
     """The cell of an arm on a task."""
-    samples = plan.Samples(name, tasks.get(name).version, bench.text_of([name]), bench.chat, bench.files(name))
+    samples = plan.Samples(
+        name, tasks.get(name).version, bench.text_of([name]), bench.chat, bench.files(name), bench.wanted.question
+    )
     return Cell(each.arm, samples)
 
 
@@ -155,6 +158,8 @@ def _attempt(
 ) -> tuple[int, Exception | None]:
     """One call of generate; returns how many samples it finished, and why not all."""
     done, prompts, wanted = 0, work.prompts, bench.wanted
+    samples = [sample for _, sample in work.pairs]
+    contexts = bench.contexts(samples)
     bridge = Bridge(
         bench.loaded, each.method, sparse_kernel=wanted.kernel, dense_kernel=wanted.dense_kernel, decoding=each.decoding,
         decode_kernel=wanted.decode_kernel,
@@ -177,7 +182,8 @@ def _attempt(
                 kernels, sorted(bridge.decode_kernels), density, token_density,
                 mean_density(steps, position - first, generation.steps),
             )  # fmt: skip
-            records.append(_record(bench, cell, sample, prompts[position], generation, ran))
+            context = None if contexts is None else contexts[position]
+            records.append(_record(bench, cell, sample, prompts[position], context, generation, ran))
         bench.store.samples.append_all(records)
         done += len(records)
         advance(len(records))
@@ -187,10 +193,11 @@ def _attempt(
         with bridge:
             since = time.perf_counter()
             generate(
-                bench.loaded, prompts, [sample.max_new_tokens for _, sample in work.pairs],
+                bench.loaded, prompts, [sample.max_new_tokens for sample in samples],
                 stop_ids=tasks.stop_ids(bench.loaded.tokenizer, bench.loaded.model), batch_tokens=batch_tokens,
-                own_stops=[tasks.stop_of(bench.loaded.tokenizer, sample) for _, sample in work.pairs],
+                own_stops=[tasks.stop_of(bench.loaded.tokenizer, sample) for sample in samples],
                 batch_size=BATCH_SIZE, on_batch=on_batch,
+                split=None if contexts is None else Split(contexts, bridge.in_full, reread=wanted.question == plan.REREAD),
             )  # fmt: skip
     except RecordError:
         raise
@@ -217,6 +224,7 @@ def _record(
     cell: Cell,
     sample: Sample,
     prompt: Sequence[int],
+    context: int | None,
     generation: Generation,
     ran: Ran,
 ) -> SampleRecord:
@@ -231,7 +239,7 @@ def _record(
         score=task.score(prediction, sample), tokens=sample.tokens, prefill_s=generation.prefill_s,
         density=ran.density, status=Status.GATED if reason else Status.OK, reason=reason or "", date=now(),
         kernels=ran.kernels, decode_kernels=ran.decode_kernels, decode_density=ran.decode_density,
-        token_density=ran.token_density, cut=sample.cut,
+        token_density=ran.token_density, cut=sample.cut, context=context,
     )  # fmt: skip
 
 
@@ -278,7 +286,8 @@ def _finish(
     """Record a cell's verdict and its numbers from all its samples. share: of this process's time with the arm's cells, what
     was spent generating; the rest is making and checking samples, the self-check, scoring and recording."""
     row = leaderboard.accuracy(mine, dense, bench.wanted.seed)
-    status, reason = leaderboard.verdict(mine, row, leaderboard.unsound(bench.store).get((each.arm.id, bench.chat), ""))
+    key = each.arm.id, bench.chat, bench.wanted.question
+    status, reason = leaderboard.verdict(mine, row, leaderboard.unsound(bench.store).get(key, ""))
     densities = [s["density"] for s in mine if s["density"] is not None]
     summary = row | {
         "samples": len(mine),

@@ -8,14 +8,15 @@ no copy: the newest token of every sequence lies in the same column, and a key m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
+from harness.batch_cache import BatchCache
 from harness.clock import Mark, elapsed_ms, mark, sync
 from harness.errors import UserError
 from harness.models import LoadedModel
@@ -40,6 +41,21 @@ class Generation:
         return max(0, len(self.ids) + self.stopped - 1)
 
 
+@dataclass(frozen=True)
+class Split:
+    """Prompts that are prefilled in two pieces: the context alone, then the question, what is left of the prompt, with full
+    attention to all of it.
+
+    contexts: tokens of each prompt's context, at least 1 and fewer than the prompt has. in_full: what makes attention full
+    while it lasts (`Bridge.in_full`). reread: the first piece is the whole prompt; the keys and values of the question are
+    dropped then, and the second piece makes them again.
+    """
+
+    contexts: Sequence[int]
+    in_full: Callable[[], AbstractContextManager[None]]
+    reread: bool = False
+
+
 def generate(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
@@ -51,6 +67,7 @@ def generate(
     own_stops: Sequence[frozenset[int]] | None = None,
     on_batch: Callable[[int, list[Generation]], None] | None = None,
     ended: Callable[[list[int]], bool] | None = None,
+    split: Split | None = None,
 ) -> list[Generation]:
     """Continue each prompt (token ids) greedily by up to max_new tokens, or until one of stop_ids.
 
@@ -61,15 +78,17 @@ def generate(
     longest, and they are at most batch_size; a longer one is decoded by itself. own_stops are more stop ids for each
     prompt; one that has some gets no stop id, of either kind, as its first token (transformers' min_new_tokens=1).
     on_batch(i, generations) is called when the batch that begins with prompt i is done, in the order of the prompts.
-    Raises UserError for an empty prompt, or one that doesn't fit the model's max_length.
+    split: prefill the prompts in two pieces (see Split); tokens and positions are the same.
+    Raises UserError for an empty prompt, one that doesn't fit the model's max_length, or a context that isn't part of one.
     """
     limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
     own = list(own_stops) if own_stops is not None else [frozenset()] * len(prompts)
-    _check(loaded, prompts, limits, own, batch_tokens)
+    _check(loaded, prompts, limits, own, batch_tokens, split)
     results: list[Generation] = []
     for batch in batches([len(p) + m for p, m in zip(prompts, limits, strict=True)], batch_tokens, batch_size):
         chosen = slice(batch.start, batch.stop)
-        done = _generate_batch(loaded, prompts[chosen], limits[chosen], stop_ids, own[chosen], ended)
+        part = None if split is None else replace(split, contexts=split.contexts[chosen])
+        done = _generate_batch(loaded, prompts[chosen], limits[chosen], stop_ids, own[chosen], ended, part)
         results += done
         if on_batch is not None:
             on_batch(batch.start, done)
@@ -77,12 +96,19 @@ def generate(
 
 
 def _check(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], limits: list[int], own: list[frozenset[int]], batch_tokens: int
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    limits: list[int],
+    own: list[frozenset[int]],
+    batch_tokens: int,
+    split: Split | None,
 ) -> None:
     if len(limits) != len(prompts):
         raise UserError(f"max_new has {len(limits)} values for {len(prompts)} prompts: give one each, or one number")
     if len(own) != len(prompts):
         raise UserError(f"own_stops has {len(own)} sets for {len(prompts)} prompts: give one each, or none at all")
+    if split is not None and len(split.contexts) != len(prompts):
+        raise UserError(f"split has {len(split.contexts)} contexts for {len(prompts)} prompts: give one each")
     if batch_tokens < 1:
         raise UserError(f"batch_tokens={batch_tokens}: must be at least 1")
     for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
@@ -93,6 +119,8 @@ def _check(
                 f"prompt {i}: {len(prompt)} tokens and {limit} new ones exceed the {loaded.max_length} positions of "
                 f"{loaded.name}; use a smaller length= or a model made for longer text"
             )
+        if split is not None and not 0 < split.contexts[i] < len(prompt):
+            raise UserError(f"prompt {i}: a context of {split.contexts[i]} of {len(prompt)} tokens; both parts need at least 1")
 
 
 def batches(lengths: list[int], batch_tokens: int, batch_size: int | None = None) -> list[range]:
@@ -116,12 +144,14 @@ def _generate_batch(
     stop_ids: set[int],
     own: list[frozenset[int]],
     ended: Callable[[list[int]], bool] | None,
+    split: Split | None,
 ) -> list[Generation]:
     lengths = [len(p) for p in prompts]
     longest, steps = max(lengths), max(limits)
-    cache = _BatchCache(loaded.layers, rows=len(prompts), prompt=longest, columns=longest + steps - 1)
+    cache = BatchCache(loaded.layers, rows=len(prompts), prompt=longest, columns=longest + steps - 1)
     stops = _stops([stop_ids | mine for mine in own], loaded.device)
-    first, finite, marks = _prefill(loaded, prompts, cache, [sorted(stop_ids | mine) if mine else [] for mine in own])
+    never = [sorted(stop_ids | mine) if mine else [] for mine in own]
+    first, finite, marks = _prefill(loaded, prompts, cache, never, split)
     out, finite = _decode(loaded, cache, first, finite, lengths, limits, stops, ended)
     sync(loaded.device)
     return [
@@ -131,17 +161,25 @@ def _generate_batch(
 
 
 def _prefill(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], cache: _BatchCache, never: list[list[int]]
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], cache: BatchCache, never: list[list[int]], split: Split | None
 ) -> tuple[Tensor, Tensor, list[tuple[Mark, Mark]]]:
-    """Run each prompt by itself. Returns the first new token of each [B], which is none of `never`, whether its logit is
-    finite [B], and the marks around each prefill."""
+    """Run each prompt by itself, in one piece or as `split` says. Returns the first new token of each [B], which is none of
+    `never`, whether its logit is finite [B], and the marks around each prefill."""
     ids = _to_device([token for prompt in prompts for token in prompt], loaded.device)
     first, finite, marks, start = [], [], [], 0
     for row, prompt in enumerate(prompts):
         cache.prefill(row, len(prompt))
         began = mark(loaded.device)
         banned = _to_device(never[row], loaded.device) if never[row] else None
-        token, sound = _next(loaded, ids[None, start : start + len(prompt)], cache, banned)
+        whole = ids[None, start : start + len(prompt)]
+        if split is None:
+            token, sound = _next(loaded, whole, cache, banned)
+        else:
+            context = split.contexts[row]
+            _next(loaded, whole if split.reread else whole[:, :context], cache)  # for the keys and values that it leaves
+            cache.crop_prompt(context)
+            with split.in_full():
+                token, sound = _next(loaded, whole[:, context:], cache, banned)
         first.append(token)
         finite.append(sound)
         marks.append((began, mark(loaded.device)))
@@ -151,7 +189,7 @@ def _prefill(
 
 def _decode(
     loaded: LoadedModel,
-    cache: _BatchCache,
+    cache: BatchCache,
     token: Tensor,
     finite: Tensor,
     lengths: list[int],
@@ -221,62 +259,3 @@ def _to_device(values: list[int], device: torch.device) -> Tensor:
     """int64 on the device; pinned first on the way to a GPU, so that the copy doesn't wait for work queued there."""
     tensor = torch.tensor(values, dtype=torch.int64)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-class _BatchLayer(DynamicLayer):
-    """One layer's keys and values [rows, Hkv, columns, D], allocated at the first prefill and written in place.
-
-    At prefill of row r, the prompt goes to the columns that end at `prompt`, and attention sees the prompt alone; at
-    decode, each token goes to the next column of all rows, and attention sees a view of the columns filled so far.
-    """
-
-    def __init__(self, rows: int, prompt: int, columns: int) -> None:
-        super().__init__()
-        self.rows, self.columns = rows, columns
-        self.filled = self.prompt = prompt
-        self.row: int | None = None
-        self.start = 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        # zeros: a masked column still enters the product, and 0 × NaN from uninitialised memory would be NaN
-        self.keys, self.values = (
-            x.new_zeros(self.rows, x.shape[1], self.columns, x.shape[3]) for x in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        if self.row is not None:
-            end = self.start + key_states.shape[2]
-            self.keys[self.row, :, self.start : end] = key_states[0]
-            self.values[self.row, :, self.start : end] = value_states[0]
-            return key_states, value_states
-        self.keys[:, :, self.filled] = key_states[:, :, 0]
-        self.values[:, :, self.filled] = value_states[:, :, 0]
-        self.filled += 1
-        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
-
-    def get_seq_length(self) -> int:
-        return 0 if self.row is not None else self.filled
-
-
-class _BatchCache(Cache):
-    """The cache of a batch, in transformers' own terms, so that any decoder accepts it."""
-
-    def __init__(self, layers: int, *, rows: int, prompt: int, columns: int) -> None:
-        self._all = [_BatchLayer(rows, prompt, columns) for _ in range(layers)]
-        self._prompt = prompt
-        super().__init__(layers=list(self._all))
-
-    def prefill(self, row: int, length: int) -> None:
-        """The next forward pass is the prompt of `row`, `length` tokens."""
-        for layer in self._all:
-            layer.row, layer.start = row, self._prompt - length
-
-    def decode(self) -> None:
-        """From here on, every forward pass adds one token to all rows."""
-        for layer in self._all:
-            layer.row = None

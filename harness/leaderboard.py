@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from harness import claims, stats
-from harness.plan import digest
+from harness.plan import SEEN, digest
 from harness.records import Record, Store
 from harness.schema import AVERAGE, COLUMNS, PERPLEXITY, Status
 
 Row = dict[str, Any]
+Asked = tuple[str, bool, str]
+"""An arm's id, whether its prompts go through a chat template, and when the question is asked."""
 FULL = "full"
 """How the column `decode` begins where no method decodes."""
 SELF_CHECK = "self-check: "
@@ -66,10 +68,10 @@ def rows(store: Store, margin: float = claims.MARGIN) -> list[Row]:
             dense.get(cell["pair"]),
             runs,
             timed,
-            checks.get((cell["arm"], cell["identity"]["chat_template"]), ""),
+            checks.get(_asked(cell), ""),
         )
         table.append(row)
-        arms[digest([cell["arm"], cell["identity"]["data"], cell["identity"]["chat_template"]])].append((cell, row))
+        arms[digest([*_asked(cell), cell["identity"]["data"]])].append((cell, row))
     averages: list[tuple[Row, claims.Scores]] = []
     for group, members in arms.items():
         average = _average_row(members, samples, dense, runs, timed)
@@ -92,10 +94,15 @@ def rows(store: Store, margin: float = claims.MARGIN) -> list[Row]:
     return sorted(table, key=lambda r: _order(r, baselines))
 
 
+def _asked(record: Record) -> Asked:
+    """Which arm a record of a cell or a check is of, and how its prompts were given to the model."""
+    return record["arm"], record["identity"]["chat_template"], record["identity"].get("question", SEEN)
+
+
 def _order(row: Row, baselines: set[str]) -> tuple[Any, ...]:
     return (
-        row["model"], row["length"], row["method"] not in baselines, row["method"], row["sparsity"] or 0.0,
-        row["block_size"] or 0, str(row["knob"]), not is_baseline_row(row),
+        row["model"], row["length"], row["question"] not in ("", SEEN), row["question"], row["method"] not in baselines,
+        row["method"], row["sparsity"] or 0.0, row["block_size"] or 0, str(row["knob"]), not is_baseline_row(row),
         str(row["decode"]).split(" ")[0], row["decode_density"] or 0.0, str(row["decode"]),
         row["seed"], row["device"], row["task"] == AVERAGE, row["task"],
     )  # fmt: skip
@@ -107,7 +114,7 @@ def base_row(record: Record) -> Row:
     row: Row = dict.fromkeys(COLUMNS)
     row |= {k: identity[k] for k in ("model", "method", "sparsity", "length", "seed", "dtype", "block_size")}
     row["knob"] = ";".join(f"{k}={_text(v)}" for k, v in knobs.items())
-    row["reason"] = row["task"] = row["haystack"] = ""
+    row["reason"] = row["task"] = row["haystack"] = row["question"] = ""
     row["decode"] = _decoding(identity)
     row["_arm"] = arm  # not a column: which arm the row belongs to, for those who pick rows
     return row
@@ -146,6 +153,7 @@ def _cell_row(
     row |= provenance([runs[s["run"]] for s in mine] or [runs[cell["run"]]])
     row |= {"date": cell["date"], "cell": cell["cell"]}
     row |= {"task": cell["identity"]["task"], "haystack": cell["haystack"], "samples": len(mine)}
+    row["question"] = cell["identity"].get("question", SEEN)
     row["kernel"] = "+".join(sorted({k for s in mine for k in s["kernels"]}))
     decoded = sorted({k for s in mine for k in s.get("decode_kernels", [])})
     row["decode"] += f" ({'+'.join(decoded)})" if decoded else ""
@@ -178,9 +186,9 @@ def accuracy(mine: Sequence[Record], dense: Sequence[Record] | None, seed: int) 
     return row
 
 
-def unsound(store: Store) -> dict[tuple[str, bool], str]:
-    """Why the rows of an arm are gated, by arm and whether with a chat template: what its last self-check found."""
-    last = {(r["arm"], r["identity"]["chat_template"]): r for r in store.checks.read()}
+def unsound(store: Store) -> dict[Asked, str]:
+    """Why the rows of an arm are gated, by arm and how its prompts are given: what its last self-check found."""
+    last = {_asked(r): r for r in store.checks.read()}
     return {key: f"{SELF_CHECK}{r['reason']}" for key, r in last.items() if r["status"] != Status.OK}
 
 
@@ -216,7 +224,7 @@ def _average_row(
         runs[run] for c, _ in members for run in {c["run"], *(s["run"] for s in samples.get(c["cell"], []))}
     )
     row |= {"task": AVERAGE, "cell": "", "tasks": len(members), "date": max(str(r["date"]) for r in task_rows)}
-    row["dense_kernel"], row["decode"] = (task_rows[0][c] for c in ("dense_kernel", "decode"))
+    row["dense_kernel"], row["decode"], row["question"] = (task_rows[0][c] for c in ("dense_kernel", "decode", "question"))
     row["haystack"] = "+".join(sorted({r["haystack"] for r in task_rows}))
     for column in ("samples", "truncated"):
         row[column] = sum(r[column] for r in task_rows)

@@ -13,6 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 _DIGITS = 16
+SEEN, AFTER, REREAD = "seen", "after", "reread"
+"""Values of `question`: the prompt is prefilled whole; its context alone, and the question after it with full attention; the
+prompt whole, and the question again with full attention. The last two differ in nothing but what the selection may look at."""
+ASKED = {AFTER: "question after the context", REREAD: "question read again"}
+"""What titles say where the question was not prefilled with its context, or not for good."""
 
 
 def digest(value: Any) -> str:
@@ -75,18 +80,20 @@ class Arm:
 
 @dataclass(frozen=True)
 class Samples:
-    """Which samples a task draws: the task, its generator's version, the text behind all tasks, the chat template, and the
-    files that this task alone reads, by content."""
+    """Which samples a task draws, and how the model is given them: the task, its generator's version, the text behind all
+    tasks, the chat template, the files that this task alone reads, by content, and whether the question is seen at prefill."""
 
     task: str
     generator: str
     data: dict[str, Any]
     chat_template: bool
     files: dict[str, str] = field(default_factory=dict)
+    question: str = SEEN
 
     def identity(self) -> dict[str, Any]:
-        """Everything that determines the samples. A task that reads no file has no entry: cells keep their ids."""
-        return {k: v for k, v in asdict(self).items() if (k, v) != ("files", {})}
+        """Everything that determines the samples. A task that reads no file has no entry, and none says that the question is
+        seen: cells keep the ids they had before there was another way."""
+        return {k: v for k, v in asdict(self).items() if (k, v) not in (("files", {}), ("question", SEEN))}
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,8 @@ def measured(store: Store, margin: float) -> list[tuple[str, float]]:
         if changes:
             identity = cell["identity"]
             sparsity = "" if identity["sparsity"] is None else f" {identity['sparsity']:g}"
-            name = f"{identity['method']}{sparsity} at {identity['length']}"
+            asked = f", question {identity['question']}" if "question" in identity else ""
+            name = f"{identity['method']}{sparsity} at {identity['length']}{asked}"
             pair = statistics.fmean(map(abs, changes)), statistics.fmean(changes)
             by_arm.setdefault((cell["arm"], name), []).append(pair)
     means = [

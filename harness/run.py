@@ -17,6 +17,7 @@ from harness.errors import UserError
 from harness.evaluate import evaluate
 from harness.mass import measure_mass
 from harness.models import LoadedModel, ModelConfig, load_model
+from harness.plan import SEEN
 from harness.records import Store
 from harness.timed import time_arm
 
@@ -41,6 +42,9 @@ def measure(wanted: Settings, store: Store, console: Console) -> Done:
     names = tasks.group(wanted.tasks)
     if wanted.job in ("latency", "perplexity") and not full_decode(wanted):
         raise UserError(f"job={wanted.job} measures prefill, which decode={wanted.decode} does not change: leave decode out")
+    if wanted.question != SEEN and (silent := [name for name in names if not tasks.get(name).asks]):
+        found = ", ".join(silent)
+        raise UserError(f"question={wanted.question}: no question follows the context in {found}: leave these tasks out")
     arms = ready(wanted, loaded, lambda each, knob: knob_value(bench, each, knob, names))
     with Bridge(loaded, None, dense_kernel=wanted.dense_kernel):
         pass  # a model whose attention can't be changed stops here, not in every cell

@@ -32,7 +32,7 @@ COLUMNS: tuple[str, ...] = (
     "haystack", "transformers", "reason", "cell", "tasks", "decode", "dense_ttft_ms",
     "decode_density", "truncated", "nll", "perplexity", "perplexity_low", "perplexity_high", "dense_perplexity",
     "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high", "tokens_s",
-    "difference", "difference_low", "difference_high", "p_holm", "margin", "noninferior",
+    "difference", "difference_low", "difference_high", "p_holm", "margin", "noninferior", "question",
 )  # fmt: skip
 """Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
@@ -45,9 +45,12 @@ mean loss in nats a token, `perplexity` its exponential, intervals by bootstrap 
 whole model, the loss included, the median over documents. `difference` is the accuracy less that of dense on the same
 samples, with its 95 % interval (`harness.difference`); `noninferior` is "yes" where that interval lies above -`margin`: the
 method is shown to lose less than the margin. "no" is not "worse": samples may be too few (job=power). `p_value` tests one row
-by itself; `p_holm` is adjusted for all averages of its model and length or, in rows of single tasks, for all of those. Where a
-row's samples came from several processes, `commit`, `command`, versions and `device` hold each value, joined by "+" (commands
-by "; ")."""
+by itself; `p_holm` is adjusted for all averages of its model and length or, in rows of single tasks, for all of those.
+`question` is "seen" where prompts were prefilled whole, "after" where the context was prefilled before the question, which
+then attended to everything (`density` is the context's), and "reread" where the prompt was prefilled whole and the question
+again, attending to everything (`density` is the whole prompt's); times are of whole prompts in all three, which share no
+average and no picture. Where a row's samples came from several processes, `commit`, `command`, versions and `device` hold each
+value, joined by "+" (commands by "; ")."""
 
 
 KERNEL_COLUMNS: tuple[str, ...] = (
@@ -100,7 +103,8 @@ class SampleRecord:
     steps after the first token where a method decoded (kept ÷ the cache's blocks), `prefill_s` seconds from prompt to
     first token, without warm-up and perhaps beside other work: no timing; `cut` tokens were taken from its prompt by the task's
     own rules. `answers` is empty where they come from data files (the cell names them, `index` the row): records are
-    published, and such data often may not be."""
+    published, and such data often may not be. `context` is how many of its tokens come before the question, where that was
+    prefilled in a piece of its own; densities are of the first piece, `prefill_s` and `kernels` of both."""
 
     cell: str
     run: str
@@ -119,6 +123,7 @@ class SampleRecord:
     decode_density: float | None = None
     token_density: float | None = None
     cut: int = 0
+    context: int | None = None
     schema: int = SCHEMA
 
 

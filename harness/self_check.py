@@ -1,10 +1,11 @@
-"""The self-check of an arm: on a short prompt, before its first sample, four promises are measured instead of believed.
+"""The self-check of an arm: on a short prompt, before its first sample, promises are measured instead of believed.
 
 - dense attention through the bridge is the model's own attention (of the baseline),
 - sparsity=0 is dense attention,
+- where the question is not seen with its context, both at sparsity 0 are one dense prefill,
 - with the blocks held fixed, no row changes with the tokens after it: kernel and bridge keep the causal mask,
 - the method selects the same blocks for a row whatever comes after its query block, unless it says that it reads the
-  prompt's end (`reads_end`): then earlier rows may depend on later tokens through the selection, and the third check, which
+  prompt's end (`reads_end`): then earlier rows may depend on later tokens through the selection, and the check before, which
   holds for every method, is what remains.
 
 All are read off the last hidden states, so that everything on the way is covered: mask function, positions, selection, kernel.
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from harness import plan
 from harness.arms import Ready, at_zero
+from harness.batch_cache import BatchCache
 from harness.bench import Bench
 from harness.bridge import Bridge
 from harness.models import LoadedModel
@@ -30,6 +32,7 @@ from harness.records import Record
 from harness.schema import CheckRecord, Status
 from harness.tasks import chat_problem, stop_ids
 from kernels.sparse_attention import Choice
+from methods.base import Method
 
 BLOCKS = 12
 """Length of the prompt in blocks: enough that a method leaves some out, and milliseconds on a GPU."""
@@ -40,6 +43,7 @@ STILL = {torch.float16: 5e-3, torch.bfloat16: 5e-3}
 REASONS = {
     "own": "dense attention through the bridge is {0:.2g} from the model's own (at most {1:.2g}): mask, scale or kernel",
     "zero": "sparsity=0 is {0:.2g} from dense attention (at most {1:.2g}): selection or kernel loses or adds something",
+    "question": "a question after its context at sparsity 0 is {0:.2g} from dense attention (at most {1:.2g}): cache or kernel",
     "causal": "rows change by {0:.2g} with the tokens after them, the blocks held fixed: kernel or bridge sees the future",
     "selection": "rows change by {0:.2g} with the tokens after their query block: the selection sees the future",
 }
@@ -70,7 +74,7 @@ def check_arm(bench: Bench, each: Ready, names: list[str]) -> Record | None:
         return None
     device = device_name(bench.loaded.device)
     origin = [commit(), device, *(versions().get(name) for name in ("torch", "triton", "transformers"))]
-    check = plan.digest({**each.arm.identity(), "origin": origin, "chat": bench.chat})
+    check = plan.digest({**each.arm.identity(), "origin": origin, "chat": bench.chat, **_asked(bench)})
     bench.store.checks.read()
     if not bench.store.checks.has(check):
         _check(bench, each, names, check)
@@ -89,11 +93,17 @@ def _check(bench: Bench, each: Ready, names: list[str], check: str) -> None:
         bench.complain(f"self-check of {each.arm.method}: {reason}; its rows will be gated")
     bench.store.checks.append(
         CheckRecord(
-            check=check, arm=each.arm.id, run=bench.run.run, identity={**each.arm.identity(), "chat_template": bench.chat},
+            check=check, arm=each.arm.id, run=bench.run.run,
+            identity={**each.arm.identity(), "chat_template": bench.chat, **_asked(bench)},
             status=Status.GATED if reason else Status.OK, reason=reason, found={k: list(v) for k, v in measured.items()},
             tokens=len(prompt), density=density, seconds=time.monotonic() - began, date=now(),
         )
     )  # fmt: skip
+
+
+def _asked(bench: Bench) -> dict[str, str]:
+    """When the question is asked, where it isn't seen: as in a cell's identity."""
+    return {} if bench.wanted.question == plan.SEEN else {"question": bench.wanted.question}
 
 
 def _prompt(bench: Bench, each: Ready, names: list[str]) -> list[int]:
@@ -110,6 +120,7 @@ def measure(bench: Bench, each: Ready, prompt: Sequence[int]) -> tuple[dict[str,
     ids = torch.tensor([list(prompt)], device=loaded.device)
     same, still = SAME.get(loaded.dtype, 1e-2), STILL.get(loaded.dtype, 1e-5)
     found: dict[str, tuple[float, float]] = {}
+    zero: Method | None = None
     with Bridge(loaded, None, **kernels):
         dense = hidden(loaded, ids)
     if each.method is None:
@@ -117,6 +128,10 @@ def measure(bench: Bench, each: Ready, prompt: Sequence[int]) -> tuple[dict[str,
     elif (zero := at_zero(wanted, loaded)) is not None:
         with Bridge(loaded, zero, **kernels):
             found["zero"] = apart(hidden(loaded, ids), dense).mean().item(), same
+    if wanted.question != plan.SEEN and (each.method is None or zero is not None):
+        with Bridge(loaded, zero, **kernels) as bridge:
+            context = 3 * len(prompt) // 4
+            found["question"] = apart(question(bridge, ids, context), dense[:, context:]).mean().item(), same
     with Watched(loaded, each.method, **kernels) as bridge:
         before = hidden(loaded, ids)
         density = None if each.method is None else bridge.prefill_densities()[0]
@@ -147,6 +162,17 @@ def _cuts(tokens: int, each: Ready) -> tuple[int, int]:
 def hidden(loaded: LoadedModel, ids: Tensor) -> Tensor:
     """The last hidden states [1, tokens, width] of a prompt, float32."""
     return loaded.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
+
+
+def question(bridge: Bridge, ids: Tensor, context: int) -> Tensor:
+    """The last hidden states [1, tokens - context, width] of what follows the first `context` tokens, prefilled as `generate`
+    does it; float32."""
+    loaded, tokens = bridge.loaded, ids.shape[1]
+    decoder, cache = loaded.model.get_decoder(), BatchCache(loaded.layers, rows=1, prompt=tokens, columns=tokens)
+    cache.prefill(0, tokens)
+    decoder(input_ids=ids[:, :context], past_key_values=cache, use_cache=True)
+    with bridge.in_full():
+        return decoder(input_ids=ids[:, context:], past_key_values=cache, use_cache=True).last_hidden_state.float()
 
 
 def other_tokens(ids: Tensor, start: int, loaded: LoadedModel) -> Tensor:

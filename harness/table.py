@@ -11,6 +11,7 @@ from rich.table import Table
 from harness import perplexity_table
 from harness.comparable import comparable
 from harness.leaderboard import Row
+from harness.plan import ASKED
 from harness.schema import AVERAGE, PERPLEXITY, Status
 from harness.variants import lines
 
@@ -37,11 +38,12 @@ def show(console: Console, rows: Sequence[Row], arms: set[str]) -> None:
     if not averages and not any(r["task"] == PERPLEXITY for r in mine):
         console.print("no finished cells yet")
         return
-    for model, device in dict.fromkeys((r["model"], r["device"]) for r in averages):
-        own = [r for r in averages if (r["model"], r["device"]) == (model, device)]
+    # models and devices, and when the question was asked, don't compare
+    for model, device, asked in dict.fromkeys(map(_apart, averages)):
+        own = [r for r in averages if _apart(r) == (model, device, asked)]
         if len(own) <= FEW:
-            _tasks(console, [r for r in mine if r["task"] not in (AVERAGE, PERPLEXITY, "")], own)
-        _arms(console, own)
+            _tasks(console, [r for r in mine if r["task"] not in (AVERAGE, PERPLEXITY, "")], own, asked)
+        _arms(console, own, asked)
     for row in left:
         where = f"{row['method']} at {row['length']}"
         text = f"not comparable: {where}: its average is over other tasks than most have ({row['reason']})"
@@ -53,9 +55,15 @@ def show(console: Console, rows: Sequence[Row], arms: set[str]) -> None:
             console.print(f"{row['status']}: {where}: {row['reason']}", style=style, markup=False, soft_wrap=True)
 
 
-def _arms(console: Console, rows: Sequence[Row]) -> None:
+def _apart(row: Row) -> tuple[str, str, str]:
+    """What rows of one table share: model, device, and when the question was asked."""
+    asked = ASKED.get(row["question"], "")
+    return row["model"], row["device"], f", {asked}" if asked else ""
+
+
+def _arms(console: Console, rows: Sequence[Row], asked: str) -> None:
     """Accuracy (mean over tasks) and times, a line per arm."""
-    table = _table(f"{rows[0]['model']} on {rows[0]['device']}")
+    table = _table(f"{rows[0]['model']} on {rows[0]['device']}{asked}")
     names = _names(rows)
     wide = len({r["tasks"] for r in rows if r["task"] == AVERAGE}) > 1  # means of other tasks stand beside each other
     masses = all(r["accuracy"] is None and r["total_ms"] is None for r in rows)  # nothing but the mass was measured
@@ -81,7 +89,7 @@ def _arms(console: Console, rows: Sequence[Row]) -> None:
     console.print()
 
 
-def _tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) -> None:
+def _tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row], asked: str) -> None:
     """Accuracy by task, a column per arm."""
     groups = {r["_group"]: r for r in averages if r["task"] == AVERAGE}
     names = _names(averages)
@@ -90,7 +98,7 @@ def _tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) -> No
         return
     room = console.width - max(map(len, tasks)) - 1
     full = room >= INTERVAL * len(groups)
-    table = _table(f"{averages[0]['model']}: accuracy (%) by task{', with its 95 % interval' if full else ''}")
+    table = _table(f"{averages[0]['model']}: accuracy (%) by task{', with its 95 % interval' if full else ''}{asked}")
     table.add_column("task", no_wrap=True)
     for row in groups.values():
         length = f"{_length(row['length'])} tokens" if full else _length(row["length"])

@@ -75,7 +75,8 @@ def _points_only(rows: Sequence[Row]) -> bool:
 
 
 def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text.split("(")[0].strip()).strip("-").lower()
+    words = "".join(c if c.isalnum() else " " for c in text.split("(")[0]).split()
+    return "-".join(words).lower()
 
 
 def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -> Figure:

@@ -19,6 +19,7 @@ from matplotlib.patheffects import withStroke  # noqa: E402
 
 from harness.comparable import comparable  # noqa: E402
 from harness.leaderboard import FULL, is_baseline_row  # noqa: E402
+from harness.plan import ASKED  # noqa: E402
 from harness.schema import Status  # noqa: E402
 
 Row = dict[str, Any]
@@ -58,10 +59,11 @@ def save(made: Figure, path: Path) -> Path:
 
 def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     """The average rows that have an accuracy and compare (`harness.comparable`), by model and device: what one
-    picture may hold together."""
+    picture may hold together. Those whose question was not seen with the context are of a model whose name says so."""
     sets: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in comparable(rows)[0]:
-        sets[row["model"], row["device"]].append(row)
+        asked = f", {ASKED[row['question']]}" if row["question"] in ASKED else ""
+        sets[row["model"] + asked, row["device"]].append(row)
     return sets
 
 
@@ -74,6 +76,8 @@ def note(rows: Sequence[Row], device: str, *, bars: str = "bars") -> str:
     how = "Sparse prefill, full attention at decode. " if all(str(r["decode"]).startswith(FULL) for r in rows) else ""
     if sparse and all(r["block_size"] is None for r in sparse):
         how = "Dense prefill, sparse decode. "
+    if sparse and sparse[0]["question"] in ASKED:  # a picture holds one of them
+        how += f"The {ASKED[sparse[0]['question']]} had full attention. "
     interval = f", {bars}: 95 % interval" if bars else ""
     return f"Mean over tasks, {each} samples a point{interval}{gated}.\n{how}Measured on {device}."
 

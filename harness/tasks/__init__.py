@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.errors import UserError
 from harness.tasks import cache, files, longbench, ruler
+from harness.tasks.context import context_tokens
 from harness.tasks.haystack import haystack as find_haystack
 from harness.tasks.haystack import source_of
 from harness.tasks.longbench import LongBenchTask
@@ -23,8 +24,8 @@ from harness.tasks.scoring import string_match_all, string_match_part
 from harness.tasks.sizing import Sizer, encode, without_second_bos
 
 __all__ = [
-    "VERSION", "AnyTask", "Sample", "Task", "chat_problem", "check_sample", "encode", "encode_all", "get", "get_samples",
-    "group", "groups", "names", "sets_bos", "sources", "stop_ids", "stop_of",
+    "VERSION", "AnyTask", "Sample", "Task", "chat_problem", "check_sample", "context_tokens", "encode", "encode_all", "get",
+    "get_samples", "group", "groups", "names", "sets_bos", "sources", "stop_ids", "stop_of",
 ]  # fmt: skip
 
 VERSION = cache.VERSION
@@ -40,6 +41,7 @@ class Task:
     name: str
     version = str(VERSION)
     fixed = False
+    asks = True
     stop: ClassVar[str | None] = None
 
     def metric(self, prediction: str, answers: Sequence[str]) -> float:
@@ -196,13 +198,13 @@ def get_samples(
         samples |= {i: sizer.sample(i) for i in missing}
         if path is not None:
             cache.write(path, samples)
-    return [samples[i] for i in range(n)]
+    return [replace(samples[i], context=ruler.context_of(task, samples[i].prompt)) for i in range(n)]
 
 
 def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = None) -> str | None:
     """None if the sample is sound, else what is wrong: not one BOS (none where the tokenizer sets none), too long, cut, in a
-    chat template twice, or an answer (of a question about documents: what it is answered from) that isn't in the text where
-    the task puts it there.
+    chat template twice, or an answer (of a question about documents: what it is answered from) that isn't in the text before
+    the question where the task puts it there.
 
     `ids` are the prompt's tokens where they are known: those that the model will see."""
     ids = encode(tokenizer, sample.prompt) if ids is None else ids
@@ -218,6 +220,6 @@ def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = Non
     if (wrong := truncated(sample.prompt, ids, tokenizer) or template_twice(sample.prompt, tokenizer)) is not None:
         return wrong
     for text in sample.evidence or (sample.answers if sample.verbatim else ()):
-        if text not in sample.prompt:
+        if text not in sample.prompt[: sample.context]:
             return f"{'the document' if sample.evidence else 'answer'} {text[:60]!r} is not in the prompt"
     return None

@@ -54,9 +54,11 @@ def read(path: Path) -> dict[int, Sample]:
 
 
 def write(path: Path, samples: dict[int, Sample]) -> None:
-    """Replace the file in one step: a reader sees all of it or the old one."""
+    """Replace the file in one step: a reader sees all of it or the old one. Where the context ends is read off the prompt, and
+    not kept: files are the same as before anybody asked for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    lines = [json.dumps(asdict(samples[i]), ensure_ascii=False) for i in sorted(samples)]
+    rows = [asdict(samples[i]) for i in sorted(samples)]
+    lines = [json.dumps({k: v for k, v in row.items() if k != "context"}, ensure_ascii=False) for row in rows]
     temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     os.replace(temporary, path)

@@ -9,7 +9,8 @@ from harness.tasks.sample import Sample
 
 class AnyTask(Protocol):
     """A task by name. `version` is raised when its samples change; `fixed` says that it has so many samples as its data has,
-    of lengths of their own; `stop` is text whose token ends an answer and never begins one, beside the model's own."""
+    of lengths of their own; `stop` is text whose token ends an answer and never begins one, beside the model's own; `asks` that
+    a question follows the context, so that the context can be prefilled without it (question=after)."""
 
     @property
     def name(self) -> str: ...
@@ -22,6 +23,9 @@ class AnyTask(Protocol):
 
     @property
     def stop(self) -> str | None: ...
+
+    @property
+    def asks(self) -> bool: ...
 
     def score(self, prediction: str, sample: Sample) -> float:
         """In [0, 1]."""

@@ -13,7 +13,8 @@ class Sample:
     `length - max_new_tokens`; `haystack` names the prose or documents it was made from, or the data it was taken from;
     `classes` those an answer is chosen from; `cut` the tokens that a task cuts from too long a prompt by its own rules;
     `verbatim` says that every answer stands in the prompt word for word; `evidence`: texts that must stand in the prompt in
-    place of the answers.
+    place of the answers; `context` how many characters of the prompt come before its question (see `tasks.context`), None
+    where no question follows the context.
     """
 
     task: str
@@ -29,3 +30,4 @@ class Sample:
     cut: int = 0
     verbatim: bool = True
     evidence: tuple[str, ...] = ()
+    context: int | None = None

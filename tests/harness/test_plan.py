@@ -22,6 +22,7 @@ def test_ids_are_stable_and_ignore_order() -> None:
     assert CELL.id == Cell(replace(ARM, knobs={"sink": 1, "width": 3}), SAMPLES).id
     assert len(CELL.id) == 16 and digest({"b": 1, "a": [1.5, None]}) == digest({"a": [1.5, None], "b": 1})
     assert "files" not in CELL.identity(), "cells of tasks that read none keep their ids"
+    assert "question" not in CELL.identity(), "nor does a question that is seen with its context change them"
     assert digest({"a": 1}) == "015abd7f5cc57a2d", "changing this orphans every record there is"
 
 
@@ -51,6 +52,8 @@ def test_methods_differ_but_share_their_pair(other: Cell) -> None:
         Cell(ARM, replace(SAMPLES, data={"haystack": "x"})),
         Cell(ARM, replace(SAMPLES, chat_template=True)),
         Cell(ARM, replace(SAMPLES, files={"squad.json": "squad-1"})),
+        Cell(ARM, replace(SAMPLES, question="after")),
+        Cell(ARM, replace(SAMPLES, question="reread")),
     ],
 )  # fmt: skip
 def test_other_samples_or_numerics_are_another_pair(other: Cell) -> None:

@@ -31,11 +31,13 @@ BLOCK = 16
 PROMPT = tokens(1, 299, seed=5)[0].tolist()
 
 
-def bench(monkeypatch: pytest.MonkeyPatch, zero: Method | None = None, family: str = "llama") -> Any:
+def bench(
+    monkeypatch: pytest.MonkeyPatch, zero: Method | None = None, family: str = "llama", question: str = "seen"
+) -> Any:  # fmt: skip
     loaded = load(family)
     object.__setattr__(loaded, "tokenizer", range(VOCAB))
     monkeypatch.setattr("harness.self_check.at_zero", lambda *_: zero)
-    return SimpleNamespace(loaded=loaded, wanted=SimpleNamespace(kernel="auto", dense_kernel="auto"))
+    return SimpleNamespace(loaded=loaded, wanted=SimpleNamespace(kernel="auto", dense_kernel="auto", question=question))
 
 
 def arm(method: Method | None) -> Ready:
@@ -66,6 +68,25 @@ def test_no_method_trips_a_check(monkeypatch: pytest.MonkeyPatch, name: str) -> 
     assert not wrong(found), found
     assert ("selection" in found) == (not method.reads_end) and {"zero", "causal"} <= set(found)
     assert density is not None and density < 1, "it left something out, or nothing was checked"
+
+
+@pytest.mark.parametrize("question", ["after", "reread"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_a_question_after_its_context_is_checked(monkeypatch: pytest.MonkeyPatch, family: str, question: str) -> None:
+    found, _ = measure(bench(monkeypatch, family=family, question=question), arm(None), PROMPT)
+    assert set(found) == {"own", "question", "causal"} and not wrong(found)
+    zero = built("block_topk", sparsity=0.0)
+    found, _ = measure(bench(monkeypatch, zero, family, question), arm(built("block_topk", sparsity=0.7)), PROMPT)
+    assert set(found) == {"zero", "question", "causal", "selection"} and not wrong(found)
+
+
+def test_a_question_with_the_diagonal_of_a_whole_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def top_left(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        return dense_attention(q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]], **options)
+
+    monkeypatch.setattr(bridge_module, "dense_attention", top_left)
+    found, _ = measure(bench(monkeypatch, question="after"), arm(None), PROMPT)
+    assert wrong(found) == {"question"}
 
 
 def test_those_that_read_the_end_are_known() -> None:

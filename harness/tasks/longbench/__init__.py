@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
+from harness.tasks.context import CONTEXT, last_place
 from harness.tasks.longbench import data as files
 from harness.tasks.longbench import metrics
 from harness.tasks.longbench.cut import cut_middle
@@ -72,6 +73,8 @@ DATASETS: dict[str, Dataset] = {
     "lcc": Dataset(metrics.code_similarity, "code", 500, _100, code=True),
     "repobench-p": Dataset(metrics.code_similarity, "code", 500, _100, code=True),
 }
+SILENT = ("gov_report", "multi_news", "vcsum", "passage_count", "lcc")
+"""Data sets whose template puts nothing of a row's own after its context: no question that a prefill could do without."""
 BUCKETS = {"0-4k": (0, 4000), "4-8k": (4000, 8000), "8k+": (8000, None)}
 """Lengths in words (`length` of a row) from, and below; the buckets of LongBench-E."""
 IN_E = tuple(name for name, found in DATASETS.items() if found.rows_e)
@@ -82,6 +85,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         f"longbench_{language}": tuple(PREFIX + name for name, found in DATASETS.items() if found.language == language)
         for language in ("en", "zh", "code")
     },
+    "longbench_questions": tuple(PREFIX + name for name in DATASETS if name not in SILENT),
     "longbench_e": tuple(f"{PREFIX_E}{name}_{bucket}" for name in IN_E for bucket in BUCKETS),
     **{PREFIX_E + bucket: tuple(f"{PREFIX_E}{name}_{bucket}" for name in IN_E) for bucket in BUCKETS},
     **{PREFIX_E + name: tuple(f"{PREFIX_E}{name}_{bucket}" for bucket in BUCKETS) for name in IN_E},
@@ -128,6 +132,16 @@ class LongBenchTask:
         """Text whose token ends an answer, beside the model's own, and never begins one."""
         return self.made.stop
 
+    @property
+    def asks(self) -> bool:
+        """Whether the template has a question after its context."""
+        return self.dataset not in SILENT
+
+    @property
+    def _after(self) -> str:
+        """What the template says after its context."""
+        return wording()[0][self.dataset].partition(CONTEXT)[2]
+
     def score(self, prediction: str, sample: Sample) -> float:
         """LongBench's score ÷ 100: the best over the answers."""
         made = self.made
@@ -160,9 +174,10 @@ class LongBenchTask:
         if fitted is None:
             raise UserError(f"length={length} is too short for {self.name}: {new} tokens of it are for the answer")
         prompt, tokens, cut = fitted
+        question = self._after.format(input=row.input).strip()  # from its end: chat templates and cuts move its beginning
         return Sample(
             self.name, length, index, prompt, row.answers, new, self._label(data), tokens, seed, classes=row.classes,
-            cut=cut, verbatim=False,
+            cut=cut, verbatim=False, context=last_place(prompt, [question]) if self.asks else None,
         )  # fmt: skip
 
     def _rows(self, data: dict[str, Any]) -> Sequence[files.Row]:

@@ -15,12 +15,14 @@ import random
 from collections.abc import Callable
 from typing import Protocol
 
+from harness.tasks.context import last_place, opening
 from harness.tasks.files import DataFile
 from harness.tasks.haystack import Haystack
 from harness.tasks.ruler.counting import CommonWords, FrequentWords
 from harness.tasks.ruler.niah import Niah
 from harness.tasks.ruler.qa import DocumentQA
 from harness.tasks.ruler.questions import HOTPOTQA, SQUAD, Questions
+from harness.tasks.ruler.text import COMMON_WORDS, FREQUENT_WORDS, NIAH, QUESTION_ANSWERING, VARIABLE_TRACKING, singular
 from harness.tasks.ruler.tracking import VariableTracking
 
 
@@ -57,6 +59,14 @@ CORE = (*NIAH_TASKS, *OTHERS)
 """The tasks that need no file of others."""
 DOCUMENTS: dict[str, DataFile] = {"qa_1": SQUAD, "qa_2": HOTPOTQA}
 NAMES = (*CORE, *DOCUMENTS)
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    **{name: (opening(NIAH.template), opening(singular(NIAH.template))) for name in NIAH_TASKS},
+    "vt": (opening(VARIABLE_TRACKING.template),),
+    "cwe": (opening(COMMON_WORDS.template),),
+    "fwe": (opening(FREQUENT_WORDS.template),),
+    **{name: (opening(QUESTION_ANSWERING.template),) for name in DOCUMENTS},
+}
+"""How a task's question begins, word for word."""
 LONG_LISTS = ("cwe",)
 """Tasks for whose longest samples wonderwords has too few words."""
 MORE_WORDS = ("english_words.json",)
@@ -80,3 +90,8 @@ def smallest(task: str) -> int:
         made = NIAH_TASKS[task]
         return 60 if made.prose else max(2, made.keys * made.values)
     return 1 if task in DOCUMENTS else {"vt": 5, "cwe": 20, "fwe": 40}[task]
+
+
+def context_of(task: str, prompt: str) -> int | None:
+    """How many characters of a prompt of `task` come before its question; a worked example's question is the context's."""
+    return last_place(prompt, QUESTIONS[task])

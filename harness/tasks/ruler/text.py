@@ -61,14 +61,19 @@ def needle(kind: str, key: str, value: str) -> str:
     return NEEDLE.format(kind=kind, key=key, value=value)
 
 
+def singular(text: str) -> str:
+    """NIAH's template or answer prefix as it is for one value."""
+    for plural, one in (("Some", "A"), ("are all", "is"), ("are", "is")):
+        text = text.replace(plural, one)
+    return text
+
+
 def niah_text(kind: str, keys: list[str], context: str, answers: int) -> tuple[str, str]:
     """(question with its context, answer prefix) for the values of `keys`; in the singular where there is one answer."""
     query = keys[0] if len(keys) == 1 else ", ".join(keys[:-1]) + ", and " + keys[-1]
     template, prefix = NIAH.template, NIAH.answer_prefix
     if answers == 1:
-        kind = kind[:-1]
-        for plural, singular in (("Some", "A"), ("are all", "is"), ("are", "is")):
-            template, prefix = template.replace(plural, singular), prefix.replace(plural, singular)
+        kind, template, prefix = kind[:-1], singular(template), singular(prefix)
     return template.format(type_needle_v=kind, context=context, query=query), prefix.format(type_needle_v=kind, query=query)
 
 

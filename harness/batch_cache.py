@@ -1,0 +1,84 @@
+"""The cache of a batch: prompts are prefilled one by one into it, right-aligned, and decoded together without a copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+
+class _BatchLayer(DynamicLayer):
+    """One layer's keys and values [rows, Hkv, columns, D], allocated at the first prefill and written in place.
+
+    At prefill of row r, the prompt goes to the columns that end at `prompt`, and attention sees the prompt alone, as far as
+    it is there; at decode, each token goes to the next column of all rows, and attention sees a view of the columns filled so
+    far.
+    """
+
+    def __init__(self, rows: int, prompt: int, columns: int) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        self.filled = self.prompt = prompt
+        self.row: int | None = None
+        self.start = self.seen = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        # zeros: a masked column still enters the product, and 0 × NaN from uninitialised memory would be NaN
+        self.keys, self.values = (
+            x.new_zeros(self.rows, x.shape[1], self.columns, x.shape[3]) for x in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        if self.row is not None:
+            return self._prefill(self.row, key_states, value_states)
+        self.keys[:, :, self.filled] = key_states[:, :, 0]
+        self.values[:, :, self.filled] = value_states[:, :, 0]
+        self.filled += 1
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+    def _prefill(self, row: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """The next piece of a prompt: what attention sees is all pieces so far."""
+        assert self.keys is not None and self.values is not None
+        begin = self.start + self.seen
+        end = begin + key_states.shape[2]
+        self.keys[row, :, begin:end] = key_states[0]
+        self.values[row, :, begin:end] = value_states[0]
+        self.seen = end - self.start
+        if begin == self.start:  # one piece, or the first: contiguous as they are
+            return key_states, value_states
+        return self.keys[row : row + 1, :, self.start : end], self.values[row : row + 1, :, self.start : end]
+
+    def get_seq_length(self) -> int:
+        return self.seen if self.row is not None else self.filled
+
+
+class BatchCache(Cache):
+    """The cache of a batch, in transformers' own terms, so that any decoder accepts it. `prompt`: tokens of the longest prompt;
+    `columns`: those and what is decoded."""
+
+    def __init__(self, layers: int, *, rows: int, prompt: int, columns: int) -> None:
+        self._all = [_BatchLayer(rows, prompt, columns) for _ in range(layers)]
+        self._prompt = prompt
+        super().__init__(layers=list(self._all))
+
+    def prefill(self, row: int, length: int) -> None:
+        """The next forward passes are the prompt of `row`, `length` tokens in one piece or several."""
+        for layer in self._all:
+            layer.row, layer.start, layer.seen = row, self._prompt - length, 0
+
+    def crop_prompt(self, tokens: int) -> None:
+        """Of the prompt that is being prefilled, only the first `tokens` are there: the next piece follows those."""
+        for layer in self._all:
+            layer.seen = tokens
+
+    def decode(self) -> None:
+        """From here on, every forward pass adds one token to all rows."""
+        for layer in self._all:
+            layer.row = None
