@@ -7,36 +7,29 @@
 decoding= gives it a method of decoding too (see harness.decoding), method=None or one of prefill beside it. A chunk of a prompt
 (1 < Q < K) is the method's as a whole prompt is, unless it runs `with bridge.in_full()`.
 
-transformers calls one registered function for every attention layer, with q [B,Hq,Q,D] and k/v [B,Hkv,K,D] post-RoPE,
-and one registered mask function for every forward pass. Both are registered once; which Bridge a layer belongs to is
-looked up by its module, so several models can have one each at the same time. Nothing is patched.
-Whatever these functions can't honour (padding at prefill, softcap, sinks, …) raises UserError: never a wrong answer.
+Nothing is patched: transformers calls one registered function for every attention layer (`harness.interface`), which hands q
+[B,Hq,Q,D] and k/v [B,Hkv,K,D], post-RoPE, to the Bridge of that layer's module. What ran is kept by layer
+(`harness.layer_stats`).
 """
 
 from __future__ import annotations
 
-import statistics
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypedDict
-from weakref import WeakKeyDictionary
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness.clock import Mark, elapsed_ms, mark, sync
+from harness.clock import Mark, mark, sync
 from harness.decoding import Decoder
 from harness.errors import UserError
+from harness.interface import NAME, attached, check_config, implementation, register
+from harness.layer_stats import LayerLog, LayerStats, by_prompt, read
 from harness.models import LoadedModel
 from kernels.dense import dense_attention, resolve_dense, sliding_window_attention
 from kernels.sparse_attention import Choice, SparseIndex, attend, resolve_kernel
 from methods.base import LayerInputs, Method, Rope
 from methods.decode.base import DecodeMethod
-
-NAME = "sparse_attention_harness"
-"""The attention implementation's name. transformers reads meaning into "flash", "sdpa", "flex_attention" and "/"."""
 
 MASKED = ("sdpa", "sdpa_math", "sdpa_efficient", "reference")
 """Dense kernels with a place for a key mask; where another one is asked for, a padded batch is decoded with "sdpa"."""
@@ -46,46 +39,6 @@ SLIDING = "sliding_window"
 
 Observer = Callable[[int, Tensor, Tensor, Tensor, float], None]
 """Called with (layer, q, k, v, scale) before the attention of every global layer at prefill."""
-
-_UNSUPPORTED = {
-    "softcap": "soft-capped attention scores",
-    "s_aux": "attention sinks",
-    "position_bias": "a position bias",
-    "head_mask": "a head mask",
-    "cu_seq_lens_q": "packed sequences",
-    "cu_seq_lens_k": "packed sequences",
-    "output_attentions": "output_attentions (the attention matrix is never formed)",
-}
-"""Keyword arguments of transformers' attention functions that change the result, and what they stand for."""
-
-_attached: WeakKeyDictionary[nn.Module, Bridge] = WeakKeyDictionary()
-
-
-class LayerStats(TypedDict):
-    """What one layer did at prefill since the last reset; decode steps don't count (`Decoder.take_densities`), and of what ran
-    in full (`Bridge.in_full`) only the kernel and the call.
-
-    densities: kept ÷ causal blocks, one value a call, mean over batch and heads; 1.0 where dense attention ran; empty
-    for a layer of a sliding window. token_densities: the same of (query, key) pairs. Times are medians in milliseconds,
-    None without timer=True.
-    """
-
-    layer: int
-    calls: int
-    density: float | None
-    densities: list[float]
-    token_densities: list[float]
-    kernel: str
-    selection_ms: float | None
-    attention_ms: float | None
-
-
-@dataclass
-class _LayerLog:
-    densities: list[Tensor | float] = field(default_factory=list)
-    token_densities: list[Tensor | float] = field(default_factory=list)
-    kernels: Counter[str] = field(default_factory=Counter)
-    marks: list[tuple[Mark, Mark, Mark]] = field(default_factory=list)
 
 
 class Bridge:
@@ -121,7 +74,7 @@ class Bridge:
         self._timer = timer
         self._observer = observer
         self._record = record
-        self._logs: dict[int, _LayerLog] = {}
+        self._logs: dict[int, LayerLog] = {}
         self._ropes: dict[int, Rope] = {}
         self._previous: str | dict[str, str] | None = None
 
@@ -130,16 +83,16 @@ class Bridge:
     def __enter__(self) -> Bridge:
         model = self.loaded.model
         config = model.config.get_text_config(decoder=True)
-        _check_config(config, self.loaded.name)
+        check_config(config, self.loaded.name)
         modules = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
-        if any(m in _attached for m in modules) or config._attn_implementation == NAME:
+        if any(m in attached for m in modules) or config._attn_implementation == NAME:
             raise UserError(f"{self.loaded.name} has a Bridge attached already: leave its `with` block first")
-        _register()
+        register()
         previous = config._attn_implementation
-        self._previous = _implementation(model.config, config, previous)
+        self._previous = implementation(model.config, config, previous)
         for module in modules:
-            _attached[module] = self
-        model.set_attn_implementation(_implementation(model.config, config, NAME))
+            attached[module] = self
+        model.set_attn_implementation(implementation(model.config, config, NAME))
         if config._attn_implementation != NAME:
             self.__exit__()
             raise UserError(f"{type(model).__name__} does not use transformers' AttentionInterface: not supported")
@@ -151,8 +104,8 @@ class Bridge:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        for module in [m for m, bridge in _attached.items() if bridge is self]:
-            del _attached[module]
+        for module in [m for m, bridge in attached.items() if bridge is self]:
+            del attached[module]
         if self._previous is not None:
             self.loaded.model.set_attn_implementation(self._previous)
             self._previous = None
@@ -231,8 +184,8 @@ class Bridge:
 
     # -- what happened -----------------------------------------------------------------------------------------------
 
-    def _log(self, layer: int) -> _LayerLog:
-        return self._logs.setdefault(layer, _LayerLog())
+    def _log(self, layer: int) -> LayerLog:
+        return self._logs.setdefault(layer, LayerLog())
 
     def _mark(self) -> Mark:
         return mark(self.loaded.device) if self._timer else 0.0
@@ -241,8 +194,7 @@ class Bridge:
         log = self._log(layer)
         log.kernels[kernel] += 1
         if self._record:
-            log.densities.append(1.0 if index is None else index.density().mean())
-            log.token_densities.append(1.0 if index is None else index.token_density().mean())
+            log.note(index)
         if self._timer:
             log.marks.append(marks)
 
@@ -256,7 +208,7 @@ class Bridge:
     def stats(self) -> list[LayerStats]:
         """What each layer that ran did at prefill, in the order of the layers. Waits for the device."""
         sync(self.loaded.device)
-        return [_layer_stats(layer, log) for layer, log in sorted(self._logs.items())]
+        return [read(layer, log) for layer, log in sorted(self._logs.items())]
 
     def prefill_densities(self, *, tokens: bool = False) -> list[float]:
         """Density (with `tokens`: token density) of every forward pass over more than one token, in order: the mean over its
@@ -265,145 +217,4 @@ class Bridge:
         One value per prompt where each was prefilled alone, as `generate` does, and in one piece under the method: what ran in
         full counts in none.
         """
-        every = [stats["token_densities" if tokens else "densities"] for stats in self.stats()]
-        layers = [densities for densities in every if densities]
-        if len({len(densities) for densities in layers}) > 1:
-            raise UserError(
-                "layers with a sliding window were global in some prompts and not in others (the prompts straddle the "
-                "window's length): call reset() and prefill_densities() for each prompt"
-            )
-        return [statistics.fmean(call) for call in zip(*layers, strict=True)]
-
-
-def _layer_stats(layer: int, log: _LayerLog) -> LayerStats:
-    measured = [*log.densities, *log.token_densities]
-    tensors = [d for d in measured if isinstance(d, Tensor)]
-    read = iter(torch.stack(tensors).tolist() if tensors else [])  # one transfer for all calls
-    values = [float(next(read)) if isinstance(d, Tensor) else d for d in measured]
-    densities = values[: len(log.densities)]
-    return LayerStats(
-        layer=layer,
-        calls=sum(log.kernels.values()),
-        density=statistics.fmean(densities) if densities else None,
-        densities=densities,
-        token_densities=values[len(log.densities) :],
-        kernel="+".join(sorted(log.kernels)),
-        selection_ms=statistics.median(elapsed_ms(a, b) for a, b, _ in log.marks) if log.marks else None,
-        attention_ms=statistics.median(elapsed_ms(b, c) for _, b, c in log.marks) if log.marks else None,
-    )
-
-
-# -- what transformers calls -----------------------------------------------------------------------------------------
-
-
-def _register() -> None:
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _mask)
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention function: q [B,Hq,Q,D], k/v [B,Hkv,K,D] -> ([B,Q,Hq,D], None)."""
-    bridge = _attached.get(module)
-    if bridge is None:
-        raise UserError(
-            f"{type(module).__name__} is set to {NAME} but no Bridge is attached to its model: use `with Bridge(…)`, "
-            "and a config object of its own for every model"
-        )
-    step = query.shape[2] == 1 and not bridge.full  # a question of a single token is no step of decoding
-    _check_call(module, query, key, value, attention_mask, dropout, kwargs, step=step)
-    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    window = kwargs.get("sliding_window")
-    layer = int(getattr(module, "layer_idx", 0))
-    if step:
-        out = bridge.decode(layer, query, key, value, scale=scale, window=window, key_mask=attention_mask)
-    else:
-        out = bridge.attend(layer, query, key, value, scale=scale, window=window)
-    return out.transpose(1, 2), None
-
-
-def _mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int | Tensor = 0,
-    kv_offset: int = 0,
-    mask_function: Callable[..., Any] | None = None,
-    attention_mask: Tensor | None = None,
-    allow_is_causal_skip: bool = True,
-    use_vmap: bool = False,
-    **_: Any,
-) -> Tensor | None:
-    """transformers' mask function: None, or at decode the 2-D mask [B,K] of the keys that are there."""
-    if isinstance(q_offset, Tensor) or q_offset + q_length != kv_offset + kv_length:
-        raise UserError("the keys reach past the last token, as in a StaticCache: use the default DynamicCache")
-    if use_vmap or not allow_is_causal_skip:
-        raise UserError("a mask other than causal (packed sequences, image tokens, …) is not supported")
-    if attention_mask is None:
-        return None
-    attention_mask = attention_mask[:, -kv_length:]
-    if attention_mask.shape[1] != kv_length:
-        raise UserError(f"attention_mask covers {attention_mask.shape[1]} tokens of {kv_length}: give all, or no mask")
-    if q_length == 1:
-        return attention_mask if kv_length > 1 else None
-    if not bool(attention_mask.all()):  # waits for the device, once a prompt, and only where a mask is given
-        raise UserError(
-            "padding in the prompt is not supported: a selection would count padding as text; run prompts of different "
-            "lengths one by one (harness.generate does)"
-        )
-    return None
-
-
-def _implementation(top: Any, text: Any, name: str) -> str | dict[str, str]:
-    """What to hand to set_attn_implementation so that only the text decoder changes."""
-    if text is top:
-        return name
-    return {key: name for key in top.sub_configs if getattr(top, key, None) is text}
-
-
-def _check_config(config: Any, name: str) -> None:
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-    if not getattr(config, "layer_types", None) and getattr(config, "attention_chunk_size", None):
-        kinds.add("chunked_attention")
-    if kinds:
-        raise UserError(f"{name} has {', '.join(sorted(kinds))}; supported are full_attention and sliding_attention")
-    if getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_causal", True):
-        raise UserError(f"{name} is no causal decoder: its attention is not supported")
-
-
-def _check_call(
-    module: nn.Module,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    dropout: float,
-    kwargs: dict[str, Any],
-    *,
-    step: bool,
-) -> None:
-    for name, what in _UNSUPPORTED.items():
-        given = kwargs.get(name)
-        if given is not None and given is not False:
-            raise UserError(f"{what} ({name}) in {type(module).__name__} is not supported")
-    if dropout > 0:
-        raise UserError(f"attention dropout {dropout} is not supported: put the model in eval mode")
-    if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
-        raise UserError(f"{type(module).__name__} is not causal: not supported")
-    if q.shape[2] > k.shape[2]:
-        raise UserError(f"{q.shape[2]} queries and {k.shape[2]} keys: cross-attention is not supported")
-    if v.shape[-1] != q.shape[-1]:
-        raise UserError(f"value heads of {v.shape[-1]} and key heads of {q.shape[-1]} elements: they must be equal")
-    if mask is not None and (mask.ndim != 2 or not step):
-        raise UserError(f"an attention mask of shape {list(mask.shape)} for {q.shape[2]} queries is not supported")
+        return by_prompt([stats["token_densities" if tokens else "densities"] for stats in self.stats()])

@@ -1,4 +1,8 @@
-"""The native knob of an arm for its sparsity, where no formula gives it: as recorded, or found now and recorded."""
+"""The native knob of an arm for its sparsity, where no formula gives it: as recorded, or found now and recorded.
+
+It is found on what the method will prefill. A method whose last queries choose for all rows keeps another share where those
+are the context's instead of the question's, so question=after has knobs of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from harness.bench import Bench, one_line
 from harness.errors import UserError
 from harness.provenance import now
 from harness.schema import CalibrationRecord
+from harness.tasks import Sample
 from methods.base import Knob
 
 
@@ -18,7 +23,8 @@ def knob_value(bench: Bench, each: Ready, knob: Knob, names: list[str]) -> float
     assert each.method is not None and each.method.sparsity is not None
     count, target = bench.wanted.calibration_prompts, 1 - each.method.sparsity
     prompts_of = {"tasks": names, "prompts": count, "text": bench.text_of(names) | bench.files(*names), "chat": bench.chat}
-    identity = {**each.arm.prefill().identity(), **prompts_of}
+    asked = {"question": plan.AFTER} if bench.wanted.question == plan.AFTER else {}  # else whole prompts: ids as before
+    identity = {**each.arm.prefill().identity(), **prompts_of, **asked}
     key = plan.digest(identity)
     for record in bench.store.calibrations.read():
         if record["calibration"] == key:
@@ -49,7 +55,8 @@ def knob_value(bench: Bench, each: Ready, knob: Knob, names: list[str]) -> float
 
 def calibration_prompts(bench: Bench, names: list[str], count: int) -> list[Sequence[int]]:
     """Prompts of this length that no test uses, of the tasks in turn; of fixed data the last ones, without their answers,
-    which tests share where `samples` takes all there are."""
+    which tests share where `samples` takes all there are. Of each, what the method will prefill: the context alone where the
+    question comes later."""
     wanted, data = bench.wanted, {**bench.wanted.data, "chat_template": bench.chat}
     prompts: list[Sequence[int]] = []
     error: UserError | None = None
@@ -58,13 +65,20 @@ def calibration_prompts(bench: Bench, names: list[str], count: int) -> list[Sequ
             drawn = tasks.get(names[number % len(names)]).spare(
                 bench.loaded.tokenizer, wanted.length, number // len(names) + 1, calibrate.SEED + wanted.seed, data
             )
-        except UserError as found:  # too short for this task
+            if len(drawn) == number // len(names) + 1:  # fixed data can run out
+                prompts.append(_prefilled(bench, drawn[-1]))
+        except UserError as found:  # too short for this task, or its question was cut
             error = error or found
             continue
-        if len(drawn) == number // len(names) + 1:  # fixed data can run out
-            prompts += bench.tokens(drawn[-1:])
         if len(prompts) == count:
             return prompts
     if prompts:
         return prompts
     raise error or UserError("no task to take calibration prompts from")
+
+
+def _prefilled(bench: Bench, sample: Sample) -> Sequence[int]:
+    """The tokens of a sample's prompt that the method prefills. Raises UserError where its question can't be told from them."""
+    (ids,) = bench.tokens([sample])
+    contexts = bench.contexts([sample]) if bench.wanted.question == plan.AFTER else None
+    return ids if contexts is None else ids[: contexts[0]]

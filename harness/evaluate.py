@@ -20,6 +20,7 @@ from harness.bench import Bench, one_line
 from harness.bridge import Bridge
 from harness.decoding import mean_density
 from harness.generate import Generation, Split, batches, generate
+from harness.memory import let_go, out_of_memory
 from harness.plan import Cell
 from harness.provenance import now
 from harness.records import Record, RecordError
@@ -106,7 +107,8 @@ def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]], inside
     batches half as large. After any other error the batch it came from runs sample by sample, so that the error stays with the
     cell it belongs to."""
     broken: dict[str, Exception] = {}
-    left = Work(todo, bench.tokens([sample for _, sample in todo]))
+    samples = [sample for _, sample in todo]
+    left = Work(todo, bench.tokens(samples), bench.contexts(samples))
     with bench.progress() as progress:
         bar = progress.add_task(f"{name_of(each)} {bench.wanted.length}", total=len(todo))
 
@@ -120,7 +122,7 @@ def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]], inside
                 break
             left = left[done:]
             longest, batch = left.first_batch(size)
-            if batch > 1 and _out_of_memory(error):
+            if batch > 1 and out_of_memory(error):
                 size = longest * batch // 2
                 continue
             for i in range(batch):
@@ -131,20 +133,17 @@ def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]], inside
     return broken
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch may do: torch has a class for it, some libraries' errors only say it."""
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
-
-
 @dataclass(frozen=True)
 class Work:
-    """Samples to generate for, with their cells, and their prompts' tokens."""
+    """Samples to generate for, with their cells, their prompts' tokens, and how many of those are the context's (see
+    `Bench.contexts`)."""
 
     pairs: list[tuple[Cell, Sample]]
     prompts: Sequence[Sequence[int]]
+    contexts: list[int] | None
 
     def __getitem__(self, part: slice) -> Work:
-        return Work(self.pairs[part], self.prompts[part])
+        return Work(self.pairs[part], self.prompts[part], None if self.contexts is None else self.contexts[part])
 
     def first_batch(self, batch_tokens: int) -> tuple[int, int]:
         """Columns of the cache that the longest sequence of the first batch needs, and how many sequences that has."""
@@ -157,9 +156,8 @@ def _attempt(
     bench: Bench, each: Ready, work: Work, batch_tokens: int, advance: Callable[[int], None], inside: _Inside
 ) -> tuple[int, Exception | None]:
     """One call of generate; returns how many samples it finished, and why not all."""
-    done, prompts, wanted = 0, work.prompts, bench.wanted
+    done, prompts, contexts, wanted = 0, work.prompts, work.contexts, bench.wanted
     samples = [sample for _, sample in work.pairs]
-    contexts = bench.contexts(samples)
     bridge = Bridge(
         bench.loaded, each.method, sparse_kernel=wanted.kernel, dense_kernel=wanted.dense_kernel, decoding=each.decoding,
         decode_kernel=wanted.decode_kernel,
@@ -202,8 +200,7 @@ def _attempt(
     except RecordError:
         raise
     except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on
-        if bench.loaded.device.type == "cuda":
-            torch.cuda.empty_cache()
+        let_go(error, bench.loaded.device)
         return done, error
     return done, None
 

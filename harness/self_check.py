@@ -131,7 +131,8 @@ def measure(bench: Bench, each: Ready, prompt: Sequence[int]) -> tuple[dict[str,
     if wanted.question != plan.SEEN and (each.method is None or zero is not None):
         with Bridge(loaded, zero, **kernels) as bridge:
             context = 3 * len(prompt) // 4
-            found["question"] = apart(question(bridge, ids, context), dense[:, context:]).mean().item(), same
+            asked = question(bridge, ids, context, reread=wanted.question == plan.REREAD)
+            found["question"] = apart(asked, dense[:, context:]).mean().item(), same
     with Watched(loaded, each.method, **kernels) as bridge:
         before = hidden(loaded, ids)
         density = None if each.method is None else bridge.prefill_densities()[0]
@@ -164,13 +165,14 @@ def hidden(loaded: LoadedModel, ids: Tensor) -> Tensor:
     return loaded.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
 
 
-def question(bridge: Bridge, ids: Tensor, context: int) -> Tensor:
+def question(bridge: Bridge, ids: Tensor, context: int, *, reread: bool) -> Tensor:
     """The last hidden states [1, tokens - context, width] of what follows the first `context` tokens, prefilled as `generate`
-    does it; float32."""
+    does it, in a cache without room to spare; float32."""
     loaded, tokens = bridge.loaded, ids.shape[1]
     decoder, cache = loaded.model.get_decoder(), BatchCache(loaded.layers, rows=1, prompt=tokens, columns=tokens)
     cache.prefill(0, tokens)
-    decoder(input_ids=ids[:, :context], past_key_values=cache, use_cache=True)
+    decoder(input_ids=ids if reread else ids[:, :context], past_key_values=cache, use_cache=True)
+    cache.crop_prompt(context)
     with bridge.in_full():
         return decoder(input_ids=ids[:, context:], past_key_values=cache, use_cache=True).last_hidden_state.float()
 

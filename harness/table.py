@@ -45,20 +45,24 @@ def show(console: Console, rows: Sequence[Row], arms: set[str]) -> None:
             _tasks(console, [r for r in mine if r["task"] not in (AVERAGE, PERPLEXITY, "")], own, asked)
         _arms(console, own, asked)
     for row in left:
-        where = f"{row['method']} at {row['length']}"
+        where = f"{row['method']} at {row['length']}{_asked(row)}"
         text = f"not comparable: {where}: its average is over other tasks than most have ({row['reason']})"
         console.print(text, style="yellow", markup=False, soft_wrap=True)
     for row in mine:
         if row["status"] != Status.OK and row["task"] != AVERAGE:
             style = "red" if row["status"] == Status.FAILED else "yellow"
-            where = f"{row['model']}, {row['method']} at {row['length']}, {row['task']}"
+            where = f"{row['model']}, {row['method']} at {row['length']}, {row['task']}{_asked(row)}"
             console.print(f"{row['status']}: {where}: {row['reason']}", style=style, markup=False, soft_wrap=True)
 
 
 def _apart(row: Row) -> tuple[str, str, str]:
     """What rows of one table share: model, device, and when the question was asked."""
-    asked = ASKED.get(row["question"], "")
-    return row["model"], row["device"], f", {asked}" if asked else ""
+    return row["model"], row["device"], _asked(row)
+
+
+def _asked(row: Row) -> str:
+    """When the question was asked, as titles end in it; "" where it was seen with its context."""
+    return f", {ASKED[row['question']]}" if row["question"] in ASKED else ""
 
 
 def _arms(console: Console, rows: Sequence[Row], asked: str) -> None:

@@ -62,9 +62,13 @@ def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     picture may hold together. Those whose question was not seen with the context are of a model whose name says so."""
     sets: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in comparable(rows)[0]:
-        asked = f", {ASKED[row['question']]}" if row["question"] in ASKED else ""
-        sets[row["model"] + asked, row["device"]].append(row)
+        sets[model_of(row), row["device"]].append(row)
     return sets
+
+
+def model_of(row: Row) -> str:
+    """A row's model, and how it was asked where that was not with the context."""
+    return str(row["model"]) + (f", {ASKED[row['question']]}" if row["question"] in ASKED else "")
 
 
 def note(rows: Sequence[Row], device: str, *, bars: str = "bars") -> str:

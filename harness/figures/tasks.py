@@ -1,7 +1,8 @@
-"""Dense attention by task and length, a panel per model: what a model can do before a method takes anything away."""
+"""Dense attention by task and length, a panel per model and way of asking: what a model does before anything is taken away."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     scored = [r for r in rows if r["task"] not in ("", PERPLEXITY) and r["accuracy"] is not None]
     if not scored or not all(map(is_baseline_row, scored)):
         return []
-    columns = {(r["model"], r["haystack"], r["length"]) for r in scored if r["task"] == AVERAGE}
+    columns = {(style.model_of(r), r["haystack"], r["length"]) for r in scored if r["task"] == AVERAGE}
     if len(columns) < 2 or len({r["task"] for r in scored}) < 3:
         return []
     return [style.save(draw(scored), folder / "tasks.png")]
@@ -33,8 +34,10 @@ def draw(rows: Sequence[Row]) -> Figure:
     sound = [r for r in rows if r["status"] == Status.OK]
     tasks = [*sorted({r["task"] for r in sound} - {AVERAGE}), AVERAGE]
     averages = {r["_group"]: r for r in sound if r["task"] == AVERAGE}
-    order = sorted(averages.values(), key=lambda r: (r["model"], r["length"], r["haystack"]))
-    models = {m: [r["_group"] for r in order if r["model"] == m] for m in dict.fromkeys(r["model"] for r in order)}
+    order = sorted(averages.values(), key=lambda r: (style.model_of(r), r["length"], r["haystack"]))
+    models: dict[str, list[str]] = defaultdict(list)
+    for row in order:
+        models[style.model_of(row)].append(row["_group"])
     alike = len({r["tasks"] for r in order}) == 1
     made = style.figure(2.6 + 0.62 * len(order) + 0.5 * len(models), 1.8 + 0.28 * len(tasks))
     with matplotlib.rc_context(style.RC | {"axes.grid": False}):
@@ -75,9 +78,9 @@ def _note(averages: Sequence[Row], single: Sequence[Row]) -> str:
 
 
 def _wrapped(text: str, width: int) -> str:
-    """A model's name in lines of about `width` characters, broken at its hyphens."""
+    """A model's name in lines of about `width` characters, broken at its hyphens and spaces."""
     lines = [""]
-    for part in text.replace("-", "-\0").split("\0"):
+    for part in text.replace("-", "-\0").replace(" ", " \0").split("\0"):
         if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += part

@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 import methods
-from harness.bridge import NAME, Bridge, _attached
+from harness.bridge import Bridge
 from harness.errors import UserError
 from harness.generate import generate
+from harness.interface import NAME, attached
 from tests.harness.tiny import FAMILIES, GLOBAL, WINDOW, Fixed, build, load, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -221,7 +222,7 @@ class TestAttaching:
             raise ZeroDivisionError
         assert loaded.model.config._attn_implementation == "sdpa"
         assert torch.equal(loaded.model(input_ids=ids).logits, before)
-        assert not _attached
+        assert not attached
 
     def test_nested_is_an_error(self) -> None:
         loaded = load("llama")
@@ -258,7 +259,7 @@ class TestAttaching:
 
     def test_nothing_keeps_the_model_alive(self) -> None:
         gc.collect()
-        assert len(_attached) == 0
+        assert len(attached) == 0
 
 
 class TestStats:

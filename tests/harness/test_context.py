@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from harness import tasks
@@ -117,6 +117,24 @@ def test_a_token_of_both_is_the_questions(threes: Any, folder: Path, name: str) 
     for sample in rulers(name, threes, folder, length=3000):
         ids, count = parts(sample, threes)
         assert count == sample.context // 3 and len(ids) == -(-len(sample.prompt) // 3)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("trim", [False, True])
+@pytest.mark.parametrize("bos", ["", "<s>"])
+def test_bytes_of_one_character_stay_together(trim: bool, bos: str) -> None:
+    """A token a byte, offsets with and without blanks as families have them, and BOS from the tokenizer and from the text."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({token: i for i, token in enumerate(["<s>", *letters])}, []))
+    made.add_special_tokens(["<s>"])
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    begin = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    made.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=trim), begin])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")
+    context, question = "文章:猫在睡觉。\n \n", "请问:谁在睡觉?\n回答:"
+    ids = tasks.encode_all(tokenizer, [bos + context + question])[0]
+    assert ids.count(0) == 1
+    found = context_tokens(tokenizer, bos + context + question, ids, len(bos + context))
+    assert found == 1 + len(context.encode()), "not a byte of the question, and all of the context's"
 
 
 def test_only_the_last_question_counts() -> None:

@@ -180,3 +180,12 @@ def test_dense_attention_alone_is_drawn_by_task(tmp_path: Path) -> None:
     assert sorted(t.get_text() for t in panels[1].texts) == sorted(["25"] * 4 + ["50"] * 2)
     assert [p.name for p in tasks.write(rows, tmp_path)] == ["tasks.png"]
     assert tasks.write([*rows, row("a", 0.5, 2048, 0.4, task="vt")], tmp_path) == []
+
+
+def test_dense_attention_asked_in_another_way_has_a_panel_of_its_own() -> None:
+    rows = [
+        row("full", 0.0, 2048, 0.5, task=task, tasks=1, question=question, _group=question)
+        for question in ("seen", "after", "reread") for task in ("vt", "avg")
+    ]  # fmt: skip
+    titles = [axes.get_title(loc="left").replace("\n", "") for axes in tasks.draw(rows).axes]
+    assert titles == ["tiny", "tiny, question after the context", "tiny, question read again"]

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from harness.bridge import _attached
 from harness.errors import UserError
+from harness.interface import attached
 from harness.latency import time_attention, time_prefill
 from harness.latency.measure import Times, take_turns
 from harness.models import wrap_model
@@ -54,7 +54,7 @@ def test_attention() -> None:
     assert timing.peak_mib is None
     assert timing.repeats >= 1
     assert loaded.model.config._attn_implementation == "sdpa"
-    assert not _attached
+    assert not attached
 
 
 def test_chosen_layers_and_kernels() -> None:

@@ -7,6 +7,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+import methods
+from harness import generate as generate_module
+from harness.batch_cache import BatchCache
 from harness.bridge import Bridge
 from harness.errors import UserError
 from harness.generate import Split, generate
@@ -15,6 +18,7 @@ from kernels.block_index import BlockIndex
 from methods import decode
 from methods.base import LayerInputs
 from tests.harness.test_generate import one_by_one
+from tests.harness.test_self_check import built
 from tests.harness.tiny import FAMILIES, Fixed, load, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -97,6 +101,32 @@ def test_a_question_read_again_differs_in_what_the_selection_saw() -> None:
     with Bridge(loaded, Fixed(block_size=BLOCK)) as bridge:
         (out,) = generate(loaded, prompt, NEW, stop_ids=set(), batch_tokens=1, split=Split(context, bridge.in_full, True))
     assert out.ids == masked(loaded, prompt[0], context[0]), "the keys of its first reading are gone"
+
+
+@pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).family != "none"])
+def test_every_methods_context_is_that_of_a_prefill_without_question(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys and values, bit by bit, whatever the method keeps between layers and prompts; the model's own attention reads
+    the question."""
+    made: list[BatchCache] = []
+    monkeypatch.setattr(generate_module, "BatchCache", lambda *a, **kw: made.append(BatchCache(*a, **kw)) or made[-1])
+    loaded, method = load("llama"), built(name, sparsity=0.7)
+    given, contexts = [tokens(n, seed=n).tolist() for n in (299, 231)], (280, 213)
+    alone = []
+    with Bridge(loaded, method), torch.inference_mode():
+        for prompt, context in zip(given, contexts, strict=True):
+            alone.append(loaded.model(input_ids=torch.tensor([prompt[:context]]), use_cache=True).past_key_values)
+    with Bridge(loaded, method) as bridge:
+        found = generate(loaded, given, 1, stop_ids=set(), batch_tokens=10_000, split=Split(contexts, bridge.in_full))
+        assert max(bridge.prefill_densities()) < 1, "it left something out, or nothing was compared"
+    (cache,) = made
+    for row, (prompt, context, kept) in enumerate(zip(given, contexts, alone, strict=True)):
+        for layer, other in zip(cache.layers, kept.layers, strict=True):
+            start = len(given[0]) - len(prompt)
+            assert torch.equal(layer.keys[row, :, start : start + context], other.keys[0])  # type: ignore[index]
+            assert torch.equal(layer.values[row, :, start : start + context], other.values[0])  # type: ignore[index]
+        with torch.inference_mode():
+            logits = loaded.model(input_ids=torch.tensor([prompt[context:]]), past_key_values=kept).logits
+        assert found[row].ids == [int(logits[0, -1].argmax())]
 
 
 def test_densities_are_of_the_context_alone() -> None:

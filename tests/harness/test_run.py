@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,30 @@ def test_a_full_memory_halves_the_batches(
     monkeypatch.setattr(generate_module, "_generate_batch", small)
     assert command(*toy, "method=dense", "samples=8", "batch_tokens=100000", "checks=false") == 0
     assert asked == [8, 4, 2, 2, 2, 2], "halved until they fit, and never tried larger again"
+    assert {r["status"] for r in board(tmp_path / "results" / "toy")} == {"ok"}
+
+
+def test_what_a_failed_batch_held_is_freed_before_the_next(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error's traceback holds the frames it went through, and those a cache: smaller batches need its memory."""
+    real, held, still = generate_module._generate_batch, list[weakref.ref[Any]](), list[bool]()
+
+    def small(loaded: Any, prompts: Any, *args: Any) -> Any:
+        still.append(any(cache() is not None for cache in held))
+        if len(prompts) > 2:
+            cache = torch.zeros(8)
+            held.append(weakref.ref(cache))
+            try:
+                raise ValueError("a kernel's own")
+            except ValueError as error:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB") from error
+        return real(loaded, prompts, *args)
+
+    monkeypatch.setattr(generate_module, "_generate_batch", small)
+    wanted = [*toy, "method=dense", "samples=8", "batch_tokens=100000", "checks=false"]
+    assert command(*wanted) == 0 and len(held) == 2
+    assert still == [False] * 6, "the cache of a batch that failed is gone when the next begins"
     assert {r["status"] for r in board(tmp_path / "results" / "toy")} == {"ok"}
 
 

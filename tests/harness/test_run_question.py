@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness import calibrate as calibrate_module
 from harness import evaluate as evaluate_module
 from harness.figures import style
 from tests.harness.test_longbench import line, write
@@ -81,9 +82,36 @@ def test_the_tokens_are_the_same_and_the_checks_are_its_own(
     assert [c[1:] for c in checks] == [(None, False)] * 2 + [("after", True)] * 2 and checks[0][0] == checks[2][0]
 
 
-def test_a_threshold_is_the_same_however_it_is_asked(command: Command, toy: list[str], tmp_path: Path) -> None:
-    wanted = [*toy, "method=xattention", "sparsity=0.5", "samples=1", "calibration_prompts=1"]
-    assert command(*wanted) == 0 and command(*wanted, "question=after") == 0
+def test_a_threshold_is_found_on_what_the_method_prefills(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of contexts alone where the question comes later; reread and seen are whole prompts, and share one."""
+    given: list[list[int]] = []
+    real = calibrate_module.calibrate
+
+    def watched(loaded: Any, method: Any, knob: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        given.append([loaded.tokenizer.decode(list(ids)) for ids in prompts])
+        return real(loaded, method, knob, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(calibrate_module, "calibrate", watched)
+    wanted = [*toy, "method=xattention", "sparsity=0.5", "samples=1", "calibration_prompts=2"]
+    for question in ("seen", "reread", "after", "after"):
+        assert command(*wanted, f"question={question}") == 0
+    whole, contexts = given
+    for prompt, context in zip(whole, contexts, strict=True):
+        assert prompt.startswith(context) and prompt[len(context) :].lstrip().startswith("What is the special magic number")
+    study = tmp_path / "results" / "toy"
+    assert [c["identity"].get("question") for c in lines(study, "calibrations")] == [None, "after"]
+    arms = {q: {s["cell"] for s in found} for (m, q), found in by_cell(study).items() if m == "xattention"}
+    assert all(len(cells) == 1 for cells in arms.values()) and set(arms) == {"seen", "reread", "after"}
+
+
+def test_a_calibration_prompt_without_its_question_is_passed_over(command: Command, toy: list[str], tmp_path: Path) -> None:
+    """Of fixed data the last rows calibrate; the last one's question is cut in two here."""
+    rows = [line("qasper", n) for n in range(4)] + [line("qasper") | {"input": "why " * 900}]
+    write(tmp_path / "mine", "qasper.jsonl", rows)
+    wanted = [*toy, "task=longbench_qasper", f"data.dir={tmp_path / 'mine'}", "method=xattention", "sparsity=0.5", "samples=1"]
+    assert command(*wanted, "question=after", "calibration_prompts=2") == 0
     assert len(lines(tmp_path / "results" / "toy", "calibrations")) == 1
 
 

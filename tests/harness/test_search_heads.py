@@ -139,6 +139,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
         model={"name": "bundled", "path": "bundled"},
         length=2048,
         seed=0,
+        question="seen",
         data={},
         samples=2,
         progress=False,

@@ -15,6 +15,7 @@ from torch import Tensor
 import methods
 from harness import bridge as bridge_module
 from harness.arms import Ready
+from harness.batch_cache import BatchCache
 from harness.bridge import Bridge
 from harness.plan import Arm, Setting
 from harness.self_check import measure
@@ -87,6 +88,14 @@ def test_a_question_with_the_diagonal_of_a_whole_prompt(monkeypatch: pytest.Monk
     monkeypatch.setattr(bridge_module, "dense_attention", top_left)
     found, _ = measure(bench(monkeypatch, question="after"), arm(None), PROMPT)
     assert wrong(found) == {"question"}
+
+
+def test_a_question_read_again_beside_its_first_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that keeps the keys of the first reading has no room for the second: the check can't run, so nothing does."""
+    monkeypatch.setattr(BatchCache, "crop_prompt", lambda *_: None)
+    assert not wrong(measure(bench(monkeypatch, question="after"), arm(None), PROMPT)[0])
+    with pytest.raises(RuntimeError):
+        measure(bench(monkeypatch, question="reread"), arm(None), PROMPT)
 
 
 def test_those_that_read_the_end_are_known() -> None:

@@ -60,3 +60,10 @@ def test_the_same_task_of_other_data_stands_apart() -> None:
     (line,) = (line for line in text.splitlines() if line.startswith("vt"))
     assert "25.0" in line and "50.0" in line
     assert "tasks" in text.split("one on a card")[1].splitlines()[1], "how many tasks each mean is over"
+
+
+def test_what_went_wrong_says_how_it_was_asked() -> None:
+    rows = [row("one", 1024, "vt", 0.5, q, question=q, status="gated", reason="why") for q in ("seen", "after")]
+    rows += [row("one", 1024, AVERAGE, 0.5, q, question=q, tasks=1) for q in ("seen", "after")]
+    gated = [line for line in shown(rows).splitlines() if line.startswith("gated")]
+    assert gated == ["gated: one, dense at 1024, vt: why", "gated: one, dense at 1024, vt, question after the context: why"]
