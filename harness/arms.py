@@ -197,7 +197,8 @@ def load_weights(method: Method | DecodeMethod, group: str, wanted: Settings, lo
         size = "block_size" if group == "method" else f"{group}.block_size"
         raise UserError(
             f"no weights of {method.name} for {loaded.name} at block size {method.block_size}: {folder / name} is missing; "
-            f"train them with `python -m harness job=distill {group}={method.name} {model_overrides(wanted)}"
+            f"name the folder that has them (model.gates=FOLDER), or train them with "
+            f"`python -m harness job=distill {group}={method.name} {model_overrides(wanted)}"
             f"{size}={method.block_size}`"
         )
     state = gate_files.read(path, method.gate, block_size=method.block_size)

@@ -30,8 +30,9 @@ from harness.tasks import Sample
 
 CPU_BATCH_TOKENS = 20_480
 """Tokens of KV cache decoded together on a CPU: a few samples, so that progress shows and a kill loses little."""
-BATCH_SIZE = 64
-"""Samples decoded together at most: more is hardly faster, and a kill loses them."""
+BATCH_SIZE = 256
+"""Samples decoded together at most. A step of a small model takes as long as its launches, however many samples share them;
+a kill loses those in flight."""
 GPU_MEMORY_SHARE = 0.4
 """Share of the free GPU memory that the KV cache of one batch may take."""
 

@@ -17,6 +17,7 @@ from harness.errors import UserError
 from harness.evaluate import evaluate
 from harness.mass import measure_mass
 from harness.models import LoadedModel, ModelConfig, load_model
+from harness.notices import notices
 from harness.plan import SEEN
 from harness.records import Store
 from harness.timed import time_arm
@@ -49,6 +50,9 @@ def measure(wanted: Settings, store: Store, console: Console) -> Done:
     with Bridge(loaded, None, dense_kernel=wanted.dense_kernel):
         pass  # a model whose attention can't be changed stops here, not in every cell
     texts = perplexity.read(bench) if wanted.job == "perplexity" else None
+    for each in arms:
+        for line in notices(each, wanted, loaded):
+            bench.complain(line)
     done = Done({each.arm.id for each in arms})
     for each in arms:
         if texts is not None:

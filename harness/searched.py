@@ -23,8 +23,9 @@ def load(method: Method, folder: Path, wanted: Settings, loaded: LoadedModel) ->
     path = Path(name).expanduser() if given else folder / name
     if not path.is_file():
         if given or method.search_required:
+            elsewhere = "" if given else "name the folder that has it (model.gates=FOLDER), or "
             raise UserError(
-                f"method {method.name} needs to know {loaded.name}'s heads: {path} is missing; "
+                f"method {method.name} needs to know {loaded.name}'s heads: {path} is missing; {elsewhere}"
                 f"search them with `python -m harness job=search_heads method={method.name} "
                 f"{model_overrides(wanted).strip()}`"
             )

@@ -9,19 +9,27 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from harness.tasks.sample import Sample
 
 VERSION = 1
 """Raised when the generator changes what it makes; part of every cache file's name and of every cell's identity."""
 log = logging.getLogger(__name__)
+_hashes: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
+"""The hash of each tokenizer, and how many tokens it had then."""
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """sha256 (12 digits) of the tokenizer's whole definition."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    definition = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(definition.encode()).hexdigest()[:12]
+    """sha256 (12 digits) of the tokenizer's whole definition. Taken once for each tokenizer, and anew where tokens were added:
+    writing out a large vocabulary takes half a second, and every task of every arm asks."""
+    tokens, found = _hashes.get(tokenizer, (-1, ""))
+    if tokens != len(tokenizer):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        definition = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+        found = hashlib.sha256(definition.encode()).hexdigest()[:12]
+        _hashes[tokenizer] = len(tokenizer), found
+    return found
 
 
 def template_hash(tokenizer: Any) -> str:

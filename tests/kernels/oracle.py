@@ -51,8 +51,10 @@ CASES = [
     Case(1, 2, 1, 200, 200, 64, 128, 64, 1),
     Case(1, 1, 1, 1, 40, 64, 16, 16, 1),
     Case(1, 2, 1, 150, 150, 256, 128, 128, 2),
+    Case(1, 7, 1, 37, 70, 64, 16, 16, 7),
+    Case(1, 9, 3, 50, 61, 64, 32, 32, 3),
 ]
-"""Odd lengths, GQA, shared indices, chunked prefill, unequal blocks, every head dim."""
+"""Odd lengths, GQA (groups of three and seven too), shared indices, chunked prefill, unequal blocks, every head dim."""
 
 
 COARSE = [
@@ -64,6 +66,9 @@ COARSE = [
     Case(1, 4, 2, 300, 300, 64, 128, 64, 2),
     Case(1, 2, 2, 1, 300, 128, 128, 128, 2),
     Case(1, 2, 2, 130, 130, 128, 64, 128, 2),
+    Case(1, 14, 2, 150, 277, 64, 128, 128, 14),
+    Case(1, 9, 3, 130, 130, 64, 64, 64, 9),
+    Case(1, 7, 1, 200, 200, 64, 128, 64, 1),
 ]
 """The same for kernels that take blocks of 64 and 128 only."""
 

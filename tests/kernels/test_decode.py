@@ -32,6 +32,8 @@ CASES = [
     Case(1, 32, 1, 1, 90, 16, 16, 16, 1),
     Case(1, 6, 2, 3, 131, 32, 16, 32, 2),  # three new tokens, the last block partial
     Case(1, 4, 1, 8, 129, 64, 64, 64, 1),  # eight, over the edge of a block
+    Case(2, 14, 2, 1, 201, 64, 16, 64, 2),
+    Case(2, 9, 3, 1, 101, 64, 16, 16, 9),
 ]
 SMALL = Case(1, 4, 2, 1, 150, 32, 16, 16, 2)
 

@@ -29,6 +29,10 @@ CASES = [
     Case(1, 8, 1, 100, 420, 256, 16, 16, 1),
     Case(1, 8, 2, 1, 129, 128, 32, 64, 2),
     Case(1, 1, 1, 128, 128, 64, 128, 128, 1),  # one tile
+    Case(1, 14, 2, 300, 433, 64, 128, 128, 14),  # groups of seven and three: each head its own list, one list,
+    Case(2, 9, 3, 270, 270, 64, 128, 64, 3),
+    Case(1, 6, 1, 200, 330, 64, 64, 64, 1),  # and three tiles of two heads for a list
+    Case(1, 7, 1, 140, 300, 256, 128, 64, 1),
 ]
 WHERE = {
     "device": torch.device("cuda", 0), "dtype": torch.bfloat16, "head_dim": 128, "q_block": 128, "k_block": 128, "shared": 1,
@@ -139,7 +143,9 @@ def test_as_many_heads_at_a_time_as_fit_and_divide(batch: int, heads: int, lengt
     assert _bundle(torch.empty(batch, heads, length, 128, dtype=torch.float16, device="meta")) == bundle
 
 
-@pytest.mark.parametrize(("batch", "heads_kv", "units", "pack"), [(1, 8, 4, 1), (2, 3, 1, 4), (3, 2, 2, 2)])
+@pytest.mark.parametrize(
+    ("batch", "heads_kv", "units", "pack"), [(1, 8, 4, 1), (2, 3, 1, 4), (3, 2, 2, 2), (1, 2, 7, 1), (1, 3, 3, 1)]
+)
 @pytest.mark.parametrize("programs", [1, 7, 16, 132])
 def test_every_tile_is_dealt_once(batch: int, heads_kv: int, units: int, pack: int, programs: int) -> None:
     """The kernel's own functions, run on tensors."""

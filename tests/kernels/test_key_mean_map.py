@@ -19,6 +19,8 @@ SHAPES = [
     (1, 2, 1, 300, 5000, 16, 128, 16),  # more mean keys than one tile, in tiles that all rows see and in the last
     (1, 1, 1, 1, 40, 64, 16, 16),
     (1, 1, 1, 5, 5, 64, 8, 16),  # no block has ended
+    (1, 9, 3, 90, 131, 64, 32, 16),
+    (1, 7, 1, 70, 70, 256, 16, 16),
 ]
 
 

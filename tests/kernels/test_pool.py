@@ -44,7 +44,7 @@ def wanted(x: Tensor, block: int, how: tuple[Pool, ...], cos: Tensor | None, sin
 @pytest.mark.parametrize(
     ("heads", "length", "dim", "block", "rotary", "scaling"),
     [(3, 100, 16, 16, 16, 1.0), (9, 71, 24, 24, 8, 1.3), (2, 64, 96, 32, 96, 1.0), (2, 50, 20, 8, 0, 1.0),
-     (1, 5, 32, 48, 32, 0.7)],
+     (1, 5, 32, 48, 32, 0.7), (14, 70, 64, 64, 64, 1.0)],
 )  # fmt: skip
 def test_equals_the_blocks_one_by_one(
     kernel: str, device: str, dtype: torch.dtype, how: tuple[Pool, ...],

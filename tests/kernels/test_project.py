@@ -21,7 +21,13 @@ GPU = pytest.mark.gpu
 )
 @pytest.mark.parametrize(
     ("own", "heads", "length", "inner", "dim", "rotary", "scaling"),
-    [(2, 4, 37, 48, 16, 16, 1.0), (1, 3, 20, 72, 24, 8, 1.3), (3, 3, 70, 20, 40, 0, 1.0), (2, 2, 1, 16, 16, 16, 1.0)],
+    [
+        (2, 4, 37, 48, 16, 16, 1.0),
+        (1, 3, 20, 72, 24, 8, 1.3),
+        (3, 3, 70, 20, 40, 0, 1.0),
+        (2, 2, 1, 16, 16, 16, 1.0),
+        (2, 14, 33, 48, 16, 16, 1.0),
+    ],
 )
 @pytest.mark.parametrize("linear", [True, False])
 def test_equals_the_formula(

@@ -68,6 +68,9 @@ CASES = [
     Case(1, 4, 2, 300, 300, 16, 16, 16, 4),
     Case(2, 8, 2, 205, 300, 16, 16, 24, 4),  # of heads that read the same keys
     Case(1, 6, 2, 205, 205, 16, 16, 16, 3),
+    Case(1, 14, 2, 205, 210, 16, 16, 64, 7),
+    Case(1, 7, 1, 205, 300, 16, 16, 16, 7, "max"),
+    Case(1, 9, 9, 205, 300, 16, 16, 64),  # a gate's keys: one vector for each query head
     Case(1, 1, 1, 1, 40, 16, 16, 16),
     Case(1, 1, 1, 7, 7, 16, 16, 16),
 ]

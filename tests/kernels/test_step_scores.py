@@ -17,7 +17,9 @@ RUNS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 2, 37, 32), (1, 3, 1, 130, 256), (1, 2, 2, 5, 80), (3, 16, 2, 16, 16)])
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 2, 37, 32), (1, 3, 1, 130, 256), (1, 2, 2, 5, 80), (3, 16, 2, 16, 16), (2, 14, 2, 37, 64)]
+)
 @pytest.mark.parametrize(("kernel", "device", "dtype"), RUNS)
 def test_equals_float64(kernel: str, device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     batch, heads, key_heads, blocks, dim = shape
