@@ -202,6 +202,8 @@ def explain(error: BaseException) -> str:
     if text.startswith("Could not override") or "is not in struct" in text:
         name = text.split("'")[1] if "'" in text else str(key)
         known = _known_keys(name)
+        if name in known:
+            return _elsewhere(name)
         return f"unknown setting '{name}'{_like(name, known)}; known: {', '.join(known) or 'none here'}"
     if "Missing mandatory value" in text:
         name = text.rsplit(": ", 1)[1] if ": " in text else str(key)
@@ -233,6 +235,16 @@ def _known_keys(name: str) -> list[str]:
     if len(parts) > 1 and OmegaConf.is_dict(root.get(parts[0])):
         return sorted(f"{parts[0]}.{k}" for k in root[parts[0]])
     return groups + sorted(str(k) for k in root if k not in ("defaults", "hydra"))
+
+
+def _elsewhere(name: str) -> str:
+    """A setting that exists, but not in the choice of its group that is named here, or where a sweep over choices begins."""
+    group, key = name.split(".", 1)
+    having = sorted(p.stem for p in (conf_dir() / group).glob("*.yaml") if key in OmegaConf.load(p))
+    return (
+        f"unknown setting '{name}' for this {group}=; it belongs to {', '.join(having)} (in a sweep over several, -m "
+        f"{group}=a,b, write {name}=choice(VALUE))"
+    )
 
 
 def _like(name: str, options: list[str]) -> str:

@@ -156,7 +156,7 @@ def gate_recall(
                 chance=chances[layer, density] / counts[layer, density],
                 kept_mass=kept,
                 oracle_mass=most,
-                kept_ratio=kept / most,
+                kept_ratio=kept / most if most else 1.0,  # no room but for a row's own blocks, which weigh nothing here
                 tokens=tokens,
                 sequences=seen,
             )

@@ -65,6 +65,14 @@ def test_gates_learn(loaded: LoadedModel, tmp_path: Path) -> None:
     seer.load(load_file(str(done.path)), layers=2, heads=4, kv_heads=2, head_dim=16)
 
 
+def test_a_text_too_short_for_the_density_is_measured(loaded: LoadedModel) -> None:
+    """Each row has room for its own block alone, which is none of what the gate predicts."""
+    (row, _) = gate_recall(
+        loaded, new_gates(loaded, DecodeGate, block_size=BLOCK), [next(topics())[0, : 6 * BLOCK]], densities=(0.01,)
+    )
+    assert row["oracle_mass"] == row["kept_mass"] == 0 and row["kept_ratio"] == 1
+
+
 def test_the_command_trains_and_runs_them(
     command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

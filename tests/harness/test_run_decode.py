@@ -61,7 +61,10 @@ def test_with_a_method_of_prefill_and_again(command: Command, toy: list[str], tm
     [
         (["decode=quests"], "decode=quests is not known (did you mean quest?); choose one of: dense, oracle, quest, "),
         (["decode=quest", "decode.budgt=5"], "unknown setting 'decode.budgt' (did you mean decode.budget?)"),
-        (["decode.budget=5"], "unknown setting 'decode.budget'"),
+        (
+            ["decode.budget=5"],
+            "unknown setting 'decode.budget' for this decode=; it belongs to oracle, quest, random, seer_r, streaming",
+        ),
         (["decode=quest", "decode.budget=5"], "budget=5: must hold at least one block of 16 tokens"),
         (["decode=quest", "decode.budget=many"], "can't be made with decode.budget=many"),
         (["decode=quest", "decode_kernel=fast"], "kernel=fast is not known; choose one of: auto, reference, triton"),
@@ -75,3 +78,14 @@ def test_bad_input_is_one_line(
     assert command(*toy, *arguments) == 2
     printed = capsys.readouterr().err
     assert says in printed and printed.count("\n") == 1
+
+
+def test_one_budget_for_several_methods(
+    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra first composes a sweep without what is swept over, where a knob of one value has no place: the error says how."""
+    sweep = ["-m", *toy, "method=dense", "decode=streaming,random", "checks=false"]
+    assert command(*sweep, "decode.budget=64") == 2
+    assert "write decode.budget=choice(VALUE)" in capsys.readouterr().err
+    assert command(*sweep, "decode.budget=choice(64)") == 0
+    assert [r["decode"].split(" ")[0] for r in board(tmp_path / "results" / "toy") if r["task"] == "avg"].count("random") == 1
