@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import conf_dir, explain
+from harness.config import check_choices, conf_dir, explain
 from harness.errors import UserError
 from harness.jobs import Jobs
 
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         codes.append(_guarded(lambda: jobs.run(cfg)))
 
     def whole() -> int:
+        check_choices(arguments)
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
         return jobs.finish()
 

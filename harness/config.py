@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,14 @@ def _dtype(value: Any, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, value)
     return dtype
+
+
+def check_choices(arguments: Sequence[str]) -> None:
+    """Raise UserError for a group that is given no choice (experiment=null): Hydra has no line of its own for that."""
+    for argument in arguments:
+        group, equals, choice = argument.partition("=")
+        if equals and choice in ("", "null") and (options := _options(group)):
+            raise UserError(f"{argument}: leave {group}= out, or choose one of: {', '.join(options)}")
 
 
 def explain(error: BaseException) -> str:

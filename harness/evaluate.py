@@ -30,9 +30,8 @@ from harness.tasks import Sample
 
 CPU_BATCH_TOKENS = 20_480
 """Tokens of KV cache decoded together on a CPU: a few samples, so that progress shows and a kill loses little."""
-BATCH_SIZE = 256
-"""Samples decoded together at most. A step of a small model takes as long as its launches, however many samples share them;
-a kill loses those in flight."""
+BATCH_SIZE = 64
+"""Samples decoded together at most: more is hardly faster, and a kill loses them."""
 GPU_MEMORY_SHARE = 0.4
 """Share of the free GPU memory that the KV cache of one batch may take."""
 
@@ -114,7 +113,7 @@ def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]], inside
         bar = progress.add_task(f"{name_of(each)} {bench.wanted.length}", total=len(todo))
 
         def attempt(work: Work, batch_tokens: int) -> tuple[int, Exception | None]:
-            return _attempt(bench, each, work, batch_tokens, lambda samples: progress.advance(bar, samples), inside)
+            return _attempt(bench, each, work, batch_tokens, lambda count: progress.advance(bar, count), inside)
 
         size = _batch_tokens(bench)
         while left.pairs:

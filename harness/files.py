@@ -1,13 +1,14 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all, and files that hold one JSON object."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from harness.errors import UserError
 
@@ -42,3 +43,14 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
         with suppress(OSError):
             partial.unlink()
     return path
+
+
+def json_object(path: Path, advice: str = "") -> dict[str, Any]:
+    """The JSON object that a file holds. Raises UserError, ending in `advice`, where there is none to be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {error}{advice}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object{advice}")
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import UserError
+from harness.files import json_object
 from methods import released
 from methods.gate import Gate
 
@@ -64,15 +64,7 @@ def read(path: Path, gate: type[Gate] | None, *, block_size: int | None = None) 
 def config(path: Path) -> dict[str, Any]:
     """The settings beside a release's weights; none where they lie alone."""
     file = path.with_name(released.CONFIG)
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} can't be read: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file} holds no JSON object")
-    return found
+    return json_object(file) if file.is_file() else {}
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:

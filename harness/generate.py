@@ -126,14 +126,14 @@ def _check(
 def batches(lengths: list[int], batch_tokens: int, batch_size: int | None = None) -> list[range]:
     """Runs of neighbouring prompts, at most batch_size, as long as count × longest stays within batch_tokens; at least
     one each."""
-    batches, start, longest = [], 0, 0
+    found, start, longest = [], 0, 0
     for i, length in enumerate(lengths):
         longest = max(longest, length)
         count = i - start + 1
         if i > start and (count * longest > batch_tokens or count > (batch_size or count)):
-            batches.append(range(start, i))
+            found.append(range(start, i))
             start, longest = i, length
-    return [*batches, range(start, len(lengths))] if lengths else []
+    return [*found, range(start, len(lengths))] if lengths else []
 
 
 @torch.inference_mode()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from harness.config import Settings
 from harness.errors import UserError
+from harness.files import json_object
 from harness.models import LoadedModel
 from harness.provenance import file_hash
 from methods.base import Method
+
+AGAIN = "; search again with job=search_heads"
 
 
 def load(method: Method, folder: Path, wanted: Settings, loaded: LoadedModel) -> str | None:
@@ -39,16 +41,13 @@ def load(method: Method, folder: Path, wanted: Settings, loaded: LoadedModel) ->
 
 def read(path: Path) -> dict[str, Any]:
     """What a file holds: JSON, or a table of numbers (.tsv: rows are layers, columns heads) as {"heads": rows}."""
+    if path.suffix != ".tsv":
+        return json_object(path, AGAIN)
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".tsv":
-            return {"heads": [[float(number) for number in line.split()] for line in text.splitlines() if line.strip()]}
-        found = json.loads(text)
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return {"heads": [[float(number) for number in line.split()] for line in lines if line.strip()]}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read: {error}; search again with job=search_heads") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object; search again with job=search_heads")
-    return found
+        raise UserError(f"{path} can't be read: {error}{AGAIN}") from error
 
 
 def model_shape(loaded: LoadedModel) -> dict[str, int]:

@@ -23,7 +23,7 @@ SHAPES = [
     (2, 2, 1, 200, 200, 16, 64, 32),
     (1, 1, 1, 1, 40, 64, 16, 16),
     (1, 2, 1, 33, 161, 64, 128, 64),  # fewer queries than a tile has
-    (1, 7, 1, 50, 90, 64, 32, 32),
+    (1, 7, 1, 50, 90, 32, 32, 32),
     (1, 9, 3, 70, 70, 64, 32, 16),
 ]
 KERNELS = [
@@ -32,7 +32,7 @@ KERNELS = [
     pytest.param("triton", "cpu", torch.float16, marks=CPU_TRITON),
     pytest.param("triton", "cuda", torch.bfloat16, marks=GPU), pytest.param("triton", "cuda", torch.float16, marks=GPU),
 ]  # fmt: skip
-TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
