@@ -36,8 +36,8 @@ def four_rows() -> Iterator[Tensor]:
         yield torch.cat([next(stream) for _ in range(4)])
 
 
-def tiny() -> LoadedModel:
-    return wrap_model(sharp_llama(), None, name="tiny", revision="abc")
+def tiny(device: torch.device | None = None) -> LoadedModel:
+    return wrap_model(sharp_llama(), None, name="tiny", revision="abc", device=device or "cpu")
 
 
 def largest_difference(one: Path, two: Path) -> float:
@@ -63,16 +63,17 @@ def numbers(done: Distilled) -> list[list[float]]:
     return [[step.loss, step.recall, step.grad_norm] for step in done.steps]
 
 
-def _process(rank: int, port: int, out: Path) -> None:
-    """One of two processes: gates with the model whole, and with its layers shared."""
+def _process(rank: int, port: int, out: Path, kind: str) -> None:
+    """One of two processes: gates with the model whole, and with its layers shared. kind: of the device, cpu or cuda."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
-    processes = join(torch.device("cpu"))
+    processes = join(torch.device(kind))
     assert (processes.rank, processes.count) == (rank, 2)
-    done = distill(tiny(), four_rows(), RECIPE, out=out / "whole", processes=processes)
+    assert processes.device == torch.device(kind, rank) or kind == "cpu"
+    done = distill(tiny(processes.device), four_rows(), RECIPE, out=out / "whole", processes=processes)
     torch.save(numbers(done), out / f"numbers-{rank}.pt")
     shared = load_sharded(tiny, processes)
     weight: Any = shared.model.model.layers[0].mlp.up_proj.weight
@@ -81,7 +82,7 @@ def _process(rank: int, port: int, out: Path) -> None:
     distill(shared, four_rows(), RECIPE, out=out / "shared", processes=processes, held_out=held_out)
     assert weight.to_local().numel() * 2 == weight.numel()  # and nothing stays gathered
     try:
-        distill(tiny(), topics(), RECIPE, out=out / "odd", processes=processes)
+        distill(tiny(processes.device), topics(), RECIPE, out=out / "odd", processes=processes)
     except UserError as error:
         assert "set job.tokens to a multiple of 1200" in str(error)
     else:
@@ -89,17 +90,33 @@ def _process(rank: int, port: int, out: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_train_the_gates_of_one(alone: Distilled, tmp_path: Path) -> None:
+def start_two(out: Path, kind: str) -> None:
     import socket
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_process, args=(port, tmp_path), nprocs=2)
+    mp.spawn(_process, args=(port, out, kind), nprocs=2)
+
+
+def test_two_processes_train_the_gates_of_one(alone: Distilled, tmp_path: Path) -> None:
+    start_two(tmp_path, "cpu")
     assert largest_difference(alone.path, tmp_path / "whole" / alone.path.name) < TOLERANCE
     assert largest_difference(alone.path, tmp_path / "shared" / alone.path.name) < TOLERANCE
     first, second = (torch.load(tmp_path / f"numbers-{rank}.pt") for rank in (0, 1))
     assert first == second == [pytest.approx(step, rel=1e-5) for step in numbers(alone)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_the_gates_of_one(tmp_path: Path) -> None:
+    """Over NCCL, with the Triton kernels, whose float32 products are the tensor cores' (TF32)."""
+    one = distill(tiny(torch.device("cuda", 0)), four_rows(), RECIPE, out=tmp_path / "alone")
+    start_two(tmp_path, "cuda")
+    for kind in ("whole", "shared"):
+        assert largest_difference(one.path, tmp_path / kind / one.path.name) < 1e-4
+    first, second = (torch.load(tmp_path / f"numbers-{rank}.pt") for rank in (0, 1))
+    assert first == second == [pytest.approx(step, rel=1e-4) for step in numbers(one)]
 
 
 def test_one_process_has_nothing_to_share() -> None:
