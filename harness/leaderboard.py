@@ -130,7 +130,7 @@ def _decoding(identity: Mapping[str, Any]) -> str:
 
 def provenance(used: Iterable[Record]) -> Row:
     """Where a row's numbers come from: of all processes that made them, in their order."""
-    runs = sorted({run["run"]: run for run in used}.values(), key=lambda run: str(run["date"]))
+    runs = sorted({run["run"]: run for run in used}.values(), key=lambda run: (str(run["date"]), str(run["run"])))
 
     def joined(values: Iterable[Any], between: str = "+") -> str | None:
         return between.join(dict.fromkeys(str(v) for v in values if v is not None)) or None

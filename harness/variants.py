@@ -11,6 +11,8 @@ from kernels import block_sparse, dense
 
 SETTINGS = ("block_size", "dtype", "seed", "kernel")
 """Columns beside the native knobs in which the lines of one method may differ."""
+SPENT = ("decode.budget", "decode.sparsity")
+"""The knobs of decoding that move along its density: any other number is another line."""
 DENSE = frozenset(dense.KERNELS) - frozenset(block_sparse.KERNELS)
 
 
@@ -33,7 +35,10 @@ def lines(rows: Sequence[Row], *, along: str = "sparsity") -> dict[str, list[Row
         for name in _names(members, numbers=False):
             parts = _split(parts, name, lambda row, name=name: knobs(row).get(name, ""))  # type: ignore[misc]
         for name in _names(members, numbers=True):
-            parts = _split_numbers(parts, name, along)
+            if along == "decode_density" and name.startswith("decode.") and name not in SPENT:
+                parts = _split(parts, name, lambda row, name=name: knobs(row).get(name, ""))  # type: ignore[misc]
+            else:
+                parts = _split_numbers(parts, name, along)
         found |= {f"{method} ({', '.join(extra)})" if extra else method: part for extra, part in parts.items()}
     return found
 
@@ -81,7 +86,8 @@ def _split(parts: dict[tuple[str, ...], list[Row]], name: str, value: Any) -> di
         several = len({value(row) for row in rows} - {None}) > 1
         for row in rows:
             known = several and value(row) is not None  # a row without the value is of the line that needs no name
-            text = f"{name.removeprefix('decode.').split('_')[0]} {value(row)}".strip()
+            shown = name.removeprefix("decode.").replace("_", " ") if name.startswith("decode.") else name.split("_")[0]
+            text = f"{shown} {value(row)}".strip()
             made[(*extra, text) if known else extra].append(row)
     return dict(made)
 

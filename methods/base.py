@@ -105,9 +105,10 @@ class Method(ABC):
     search_required: ClassVar[bool] = False
     """Whether it can't run without that file."""
     needs_rope: ClassVar[bool] = False
-    reads_end: ClassVar[bool] = False
-    """Whether the prompt's last queries have a say in what earlier rows keep: then earlier rows may depend on later tokens
-    through the selection, and nothing else."""
+    reads_end: bool = False
+    """Whether the rest of the prompt has a say in what earlier rows keep (its last queries, or a mean over all keys): then
+    earlier rows may depend on later tokens through the selection, and nothing else. A class says it, or an instance by its
+    knobs."""
     bound: ClassVar[bool] = False
     """Whether it is the bound of what blocks can keep: with fewer of them its accuracy can only fall."""
     columns: ClassVar[bool] = False

@@ -31,10 +31,11 @@ class Sparge(Method):
     """Stage 1 only: the choice of blocks. Skipping P·V inside the kernel (stage 2) and INT8/FP8 products are left out.
 
     A block is alike if the mean cosine of its tokens with each other, keys less their mean over the prompt, is above
-    `similar`. Rows of query blocks that aren't alike, and columns of such key blocks, are kept in full. Of the others each
-    row keeps, from the softmax of its pooled scores over key blocks that are alike, the best blocks: with rule="cdf" as
-    many as sum to no more than `cdf`, with rule="topk" a share `topk` of all blocks, of which those in the future are
-    then dropped; one at least. sink=True adds the first block to every row.
+    `similar` (that mean is of later keys too: with a `similar` of 0 or more what an early row keeps depends on the whole
+    prompt). Rows of query blocks that aren't alike, and columns of such key blocks, are kept in full. Of the others each row
+    keeps, from the softmax of its pooled scores over key blocks that are alike, the best blocks: with rule="cdf" as many as sum
+    to no more than `cdf`, with rule="topk" a share `topk` of all blocks, of which those in the future are then dropped; one at
+    least. sink=True adds the first block to every row.
 
     cdf: 0.98 with similar 0.6. topk: 0.5 with similar -0.1, which every block is above. Query blocks are of block_size
     (128 there) and key blocks half of it where that is a multiple of 16, as there.
@@ -77,6 +78,7 @@ class Sparge(Method):
         self.topk = TOPK if topk is None else topk
         self.similar = SIMILAR["topk" if sparsity is not None else rule] if similar is None else similar
         self.sink = sink
+        self.reads_end = self.similar >= 0  # through the mean key, as in the released code
 
     def calibrates(self) -> Knob | None:
         return Knob(self.rule, low=1e-3, high=1.0, rising=True) if self.sparsity else None

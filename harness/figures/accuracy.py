@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from harness import variants
 from harness.figures import heat, style
 from harness.leaderboard import is_baseline_row
+from harness.schema import Status
 
 Row = style.Row
 LOW = 30.0
@@ -38,29 +39,38 @@ def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
     lines = variants.lines(asked, along="length")  # block sizes and kernels still tell lines apart
     order = sorted(lines, key=lambda name: -fmean(r["accuracy"] for r in lines[name]))
     lengths, sparsities = sorted({r["length"] for r in asked}), sorted({r["sparsity"] for r in asked})
-    made = style.figure(2.4 + len(lengths) * (0.45 * len(sparsities) + 1.5), 1.7 + 0.3 * len(order))
+    panels = len(lengths) * (0.45 * len(sparsities) + (1.5 if native else 0.4))
+    made = style.figure(2.4 + panels, 1.7 + 0.3 * len(order))
     with matplotlib.rc_context(style.RC | {"axes.grid": False}):
         for i, length in enumerate(lengths):
             axes = made.add_subplot(1, len(lengths), i + 1)
             table = np.full((len(order), len(sparsities)), np.nan)
+            held = np.zeros(table.shape, dtype=bool)
             for y, name in enumerate(order):
                 for row in lines[name]:
                     if row["length"] == length:
-                        table[y, sparsities.index(row["sparsity"])] = 100 * row["accuracy"]
+                        x = sparsities.index(row["sparsity"])
+                        table[y, x], held[y, x] = 100 * row["accuracy"], row["status"] == Status.GATED
             own = [native.get((lines[name][0]["method"], length)) for name in order]
             beside = [
-                ("native", ["" if r is None else f"{100 * r['accuracy']:.0f}" for r in own]),
+                ("native", ["" if r is None else _number(r) for r in own]),
                 ("density", ["" if r is None else f"{r['density']:.2f}".lstrip("0") for r in own]),
-            ]
+            ] if native else []  # fmt: skip
             columns = [f"{1 - s:.2f}".lstrip("0").rstrip("0") for s in sparsities]
-            heat.panel(axes, table, order, columns, label="density", beside=beside, low=LOW)
+            heat.panel(axes, table, order, columns, label="density", beside=beside, low=LOW, held=held)
             reference = f", dense {100 * dense[length]['accuracy']:.0f}" if length in dense else ""
             axes.set_title(f"{style.tokens(length)} tokens{reference}", loc="left", fontweight="bold", pad=16)
             if i:
                 axes.set_yticklabels([])
-        made.suptitle(f"{model}: accuracy at matched density (%)", x=0.01, ha="left", fontsize=12, fontweight="bold")
+        style.title(made, f"{model}: accuracy at matched density (%)")
         widths = [100 * (r["accuracy_high"] - r["accuracy_low"]) for r in asked]
-        text = f"95 % intervals are {min(widths):.0f} to {max(widths):.0f} points wide. Native: at the method's own defaults.\n"
-        text += style.note(rows, device, bars="")
-        made.supxlabel(text, x=0.01, ha="left", fontsize=8, color=style.GREY)
+        text = f"95 % intervals are {min(widths):.0f} to {max(widths):.0f} points wide."
+        text += " Native: at the method's own defaults.\n" if native else "\n"
+        text += style.note(rows, device, bars="", gated="in brackets")
+        style.foot(made, text)
     return made
+
+
+def _number(row: Row) -> str:
+    """Accuracy in per cent, in brackets where a sanity gate holds the row back."""
+    return heat.number(100 * row["accuracy"], row["status"] == Status.GATED)

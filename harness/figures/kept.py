@@ -82,7 +82,7 @@ def draw(rows: Sequence[dict[str, Any]], title: str, device: str) -> Figure:
     order = sorted(named, key=means.__getitem__, reverse=True)
     lengths = sorted({r["length"] for r in rows})
     layers = sorted({layer for r in rows for layer in r["layers"]})
-    made = style.figure(2.2 + len(lengths) * (1.3 + 0.34 * min(len(layers), 20)), 1.4 + 0.3 * len(order))
+    made = style.figure(2.2 + len(lengths) * (1.3 + 0.34 * min(len(layers), 20)), 1.7 + 0.3 * len(order))
     with matplotlib.rc_context(style.RC | {"axes.grid": False}):
         for i, length in enumerate(lengths):
             axes = made.add_subplot(1, len(lengths), i + 1)
@@ -91,12 +91,12 @@ def draw(rows: Sequence[dict[str, Any]], title: str, device: str) -> Figure:
             axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
             if i:
                 axes.set_yticklabels([])
-        made.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        style.title(made, title)
         prompts = "–".join(str(n) for n in sorted({min(r["prompts"] for r in rows), max(r["prompts"] for r in rows)}))
         note = f"Per cent of the true attention of up to {ROWS} query blocks, first and last among them, mean over query heads"
         note += f" and {prompts} prompts, prefilled densely."
         note += f" Measured on {device}."
-        made.supxlabel(note, x=0.01, ha="left", fontsize=8, color=style.GREY)
+        style.foot(made, note)
     return made
 
 

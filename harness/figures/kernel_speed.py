@@ -231,12 +231,12 @@ def _frame(made: Figure, rows: Sequence[Row], sparse: Sequence[Row], title: str)
     kinds = sorted({r["index"] for lines in _groups(sparse) for r in _shown(lines)})
     selection = next((r["selection"] for r in sparse if r["selection"]), "")
     selected = f" Selection timed: {selection}." if selection else " No selection."
-    made.suptitle(f"{first['model']}: {title}", x=0.01, ha="left", fontsize=12, fontweight="bold")
+    style.title(made, f"{first['model']}: {title}")
     shared = "; shared: one for the query heads of a KV head" if any(r["shared"] for r in sparse) else ""
     merged = sorted({r["kernel"] for r in sparse if r["k_block"] != r["block_size"]})
     wider = f" {', '.join(merged)} attends to more: blocks merged to larger ones." if merged else ""
     note = f"Index: {', '.join(kinds)}{shared}.{selected}\nMedians, {first['dtype']}. Measured on {first['device']}.{wider}"
-    made.supxlabel(note, x=0.01, ha="left", fontsize=8, color=style.GREY)
+    style.foot(made, note)
 
 
 def _groups(rows: Sequence[Row]) -> list[list[Row]]:

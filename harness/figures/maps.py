@@ -44,10 +44,8 @@ def draw(layer: LayerMaps, what: str, note: str, path: Path) -> Path:
             axes.set_title(f"head {head.head}", fontsize=10, fontweight="bold")
         for axes in grid[-1]:
             axes.set_xlabel("key", fontsize=8, labelpad=1)
-        made.suptitle(
-            f"Layer {layer.layer}, {layer.tokens:,} tokens: {what}", x=0.01, ha="left", fontsize=12, fontweight="bold"
-        )
-        made.supxlabel(_folded(note, int(width * 16)), x=0.01, ha="left", fontsize=7.5, color=style.GREY)
+        style.title(made, f"Layer {layer.layer}, {layer.tokens:,} tokens: {what}")
+        style.foot(made, note)
         return style.save(made, path)
 
 
@@ -83,10 +81,3 @@ def _panel(axes: Axes, found: Tensor, cell: tuple[int, int], tokens: int, norm: 
     axes.tick_params(length=2)
     axes.spines[["left", "bottom"]].set_visible(False)
     return image
-
-
-def _folded(text: str, width: int) -> str:
-    """Lines of at most `width` characters, broken at spaces."""
-    import textwrap
-
-    return "\n".join(part for line in text.splitlines() for part in textwrap.wrap(line, width))

@@ -26,12 +26,20 @@ COLUMNS = 3
 """Lengths beside each other before a new pair of panel rows begins."""
 
 
+LEGEND = 1.7
+"""Inches of the names beside the panels."""
+
+
 Label = tuple[str, float, float, str]
 """A line's name, its cheapest point and its colour."""
 
 
 NEAR = 0.08
 """Share of the panel's width by which a name may stand off its line to leave another line's point in sight."""
+
+
+NEAR_DENSE = 0.75
+"""A density from which on dense attention's own is in the picture too."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
     many = len({r["method"] for r in rows if not _dense(r)}) > style.MANY
     looks = style.looks(_who(r) for r in rows if not _dense(r))
     if len(lengths) == 1:
-        made = style.figure(10.5 if len(kinds) > 1 else 6.0, 4.6)
+        made = style.figure((10.5 if len(kinds) > 1 else 6.0) + (1.5 if many else 0.0), 4.6)
         grid = [[(lengths[0], kind) for kind in kinds]]
     else:
         grid = []
@@ -104,13 +112,11 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
                 _panel(axes, [r for r in rows if r["length"] == length], axis, looks, inches, named=not many)
                 if len(lengths) > 1:
                     axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
-        made.suptitle(_title(rows, lengths, model), x=0.01, ha="left", fontsize=12, fontweight="bold")
+        style.title(made, _title(rows, lengths, model), beside=LEGEND if many else 0.0)
         if many:
             _legend(made, rows, looks)
         native = "Ringed: at the method's own defaults. " if many and any(r["sparsity"] is None for r in rows) else ""
-        made.supxlabel(
-            native + style.note(rows, device, bars="" if many else "bars"), x=0.01, ha="left", fontsize=8, color=style.GREY
-        )
+        style.foot(made, native + style.note(rows, device, bars="" if many else "bars"))
     return made
 
 
@@ -124,15 +130,19 @@ def _legend(made: Figure, rows: Sequence[Row], looks: Mapping[str, tuple[str, st
 
 
 def _axes(rows: Sequence[Row]) -> tuple[Axis, ...]:
-    """The costs to show: of a study of decoding alone, density at decode."""
+    """The costs to show: of a study of decoding alone, density at decode; of one without times, density alone."""
     sparse = [r for r in rows if not _dense(r)]
-    return (DECODE,) if sparse and all(r["block_size"] is None for r in sparse) else (DENSITY, TOTAL)
+    if sparse and all(r["block_size"] is None for r in sparse):
+        return (DECODE,)
+    return (DENSITY, TOTAL) if any(r["total_ms"] is not None for r in sparse) else (DENSITY,)
 
 
 def _title(rows: Sequence[Row], lengths: Sequence[int], model: str) -> str:
     at = f" at {style.tokens(lengths[0])} tokens" if len(lengths) == 1 else ""
     if _axes(rows) == (DECODE,):
         return f"{model}{at}: accuracy of sparse decoding"
+    if _axes(rows) == (DENSITY,):
+        return f"{model}{at}: accuracy against density"
     return f"{model}{at}: what is left of the accuracy, and what it costs"
 
 
@@ -171,7 +181,7 @@ def _panel(
     dense = next((r for r in rows if _dense(r)), None)
     points = [r for r in rows if not _dense(r) and r[axis.column] is not None]
     costs = [float(r[axis.column]) for r in points]
-    if dense is not None and axis.log and _dense_cost(dense, axis) is not None:
+    if dense is not None and _dense_cost(dense, axis) is not None and (axis.log or max(costs, default=0.0) > NEAR_DENSE):
         costs.append(float(_dense_cost(dense, axis)))
     own = [] if named else [r for r in points if r["sparsity"] is None]
     asked = [r for r in points if r not in own]

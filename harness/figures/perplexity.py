@@ -63,8 +63,8 @@ def draw(rows: Sequence[Row]) -> Figure:
         _names(axes, lines, along)
         at = f" at sparsity {sparsity:g}" if sparsity is not None else ""
         of = "by length" if along == "length" else f"at {style.tokens(rows[0]['length'])} tokens"
-        made.suptitle(f"{rows[0]['model']}: perplexity {of}{at}", x=0.01, ha="left", fontsize=12, fontweight="bold")
-        made.supxlabel(_note(kept), x=0.01, ha="left", fontsize=8, color=style.GREY)
+        style.title(made, f"{rows[0]['model']}: perplexity {of}{at}")
+        style.foot(made, _note(kept))
     return made
 
 

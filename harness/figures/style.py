@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ MANY = 8
 """Methods that lines and names beside them can tell apart."""
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)))
 """Line styles of the variants of one method."""
+NARROWEST = 6.4
+"""Inches that title and small print need in lines that one likes to read."""
 INK, GREY = "#222222", "#6b6b6b"
 RC = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10,
@@ -40,9 +43,9 @@ RC = {
 
 
 def figure(width: float, height: float) -> Figure:
-    """A figure of width × height inches that needs no display."""
+    """A figure of width × height inches that needs no display; as wide as the text around a picture needs at least."""
     with matplotlib.rc_context(RC):
-        made = Figure(figsize=(width, height), layout="constrained")
+        made = Figure(figsize=(max(width, NARROWEST), height), layout="constrained")
         FigureCanvasAgg(made)
     return made
 
@@ -55,6 +58,20 @@ def save(made: Figure, path: Path) -> Path:
         made.savefig(temporary, format="png")
     os.replace(temporary, path)
     return path
+
+
+def title(made: Figure, text: str, *, beside: float = 0.0) -> None:
+    """The picture's title at its left, in as many lines as its width needs; `beside` inches at the right stay free."""
+    columns = int((made.get_figwidth() - beside) / 0.105)  # a bold letter of 12 points, on average
+    lines = textwrap.fill(text, max(20, columns))
+    made.suptitle(lines, x=0.01, ha="left", fontsize=12, fontweight="bold")
+
+
+def foot(made: Figure, text: str) -> None:
+    """Small print at the picture's lower left, its lines folded to the width."""
+    columns = int(made.get_figwidth() / 0.063)  # a letter of 8 points, on average
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, columns)]
+    made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)
 
 
 def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -71,11 +88,11 @@ def model_of(row: Row) -> str:
     return str(row["model"]) + (f", {ASKED[row['question']]}" if row["question"] in ASKED else "")
 
 
-def note(rows: Sequence[Row], device: str, *, bars: str = "bars") -> str:
-    """What the reader must know, below a picture."""
+def note(rows: Sequence[Row], device: str, *, bars: str = "bars", gated: str = "hollow") -> str:
+    """What the reader must know, below a picture; `gated` says how rows that a gate holds back look there."""
     counts = sorted({r["samples"] for r in rows})
     each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-    gated = "; hollow: held back by a sanity gate" if any(r["status"] == Status.GATED for r in rows) else ""
+    held = f"; {gated}: held back by a sanity gate" if any(r["status"] == Status.GATED for r in rows) else ""
     sparse = [r for r in rows if not is_baseline_row(r)]
     how = "Sparse prefill, full attention at decode. " if all(str(r["decode"]).startswith(FULL) for r in rows) else ""
     if sparse and all(r["block_size"] is None for r in sparse):
@@ -83,7 +100,7 @@ def note(rows: Sequence[Row], device: str, *, bars: str = "bars") -> str:
     if sparse and sparse[0]["question"] in ASKED:  # a picture holds one of them
         how += f"The {ASKED[sparse[0]['question']]} had full attention. "
     interval = f", {bars}: 95 % interval" if bars else ""
-    return f"Mean over tasks, {each} samples a point{interval}{gated}.\n{how}Measured on {device}."
+    return f"Mean over tasks, {each} samples a point{interval}{held}.\n{how}Measured on {device}."
 
 
 def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -53,10 +53,8 @@ def draw(rows: Sequence[Row]) -> Figure:
             axes.set_title(_wrapped(model, 9 * len(groups)), loc="left", fontsize=9, fontweight="bold")
             if i:
                 axes.set_yticklabels([])
-        made.suptitle("Dense attention: accuracy by task (%)", x=0.01, ha="left", fontsize=12, fontweight="bold")
-        made.supxlabel(
-            _note(order, [r for r in sound if r["task"] != AVERAGE]), x=0.01, ha="left", fontsize=8, color=style.GREY
-        )
+        style.title(made, "Dense attention: accuracy by task (%)")
+        style.foot(made, _note(order, [r for r in sound if r["task"] != AVERAGE]))
     return made
 
 

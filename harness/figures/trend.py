@@ -55,8 +55,8 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
         heights = style.spread([y for _, _, y, _ in ends], 6.0, 0.0, 100.0)
         for (text, x, y, colour), height in zip(ends, heights, strict=True):
             style.name(axes, text, (x, y), height, colour, side="right")
-        made.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        made.supxlabel(style.note(rows, device, bars="bars and band"), x=0.01, ha="left", fontsize=8, color=style.GREY)
+        style.title(made, title)
+        style.foot(made, style.note(rows, device, bars="bars and band"))
     return made
 
 

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from harness import variants
-from harness.figures import blocks, style, tasks, trend, write_all
+from harness.figures import accuracy, blocks, style, tasks, trend, write_all
 from harness.figures.pareto import draw
 from harness.schema import COLUMNS
 
@@ -70,10 +70,59 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
     assert write_all([row("a", 0.5, 4096, None)], tmp_path) == []
 
 
-def test_without_times_the_panel_says_so() -> None:
+def test_without_times_there_is_no_panel_of_time() -> None:
     rows = [row(m, s, 4096, 0.5, total_ms=None, dense_ms=None) for m, s in (("full", 0.0), ("a", 0.5))]
-    texts = {t.get_text() for t in draw(rows, [4096], "tiny", "cpu").axes[1].texts}
+    (axes,) = draw(rows, [4096], "tiny", "cpu").axes
+    assert axes.get_xlabel().startswith("density")
+
+
+def test_a_length_without_times_says_so() -> None:
+    rows = study([4096]) + [row(m, s, 8192, 0.5, total_ms=None, dense_ms=None) for m, s in (("full", 0.0), ("a", 0.5))]
+    texts = {t.get_text() for t in draw(rows, [4096, 8192], "tiny", "cpu").axes[3].texts}
     assert "not measured" in texts
+
+
+def many(**more: Any) -> list[dict[str, Any]]:
+    """More methods than lines can tell apart, at one length and density."""
+    return [row("full", 0.0, 4096, 0.9), *(row(f"method_{i}", 0.9, 4096, 0.5 + i / 30, **more) for i in range(12))]
+
+
+@pytest.mark.parametrize("model", ["tiny", "A-model-with-a-long-name-0.5B-Instruct-Q4_K_M-of-unknown-origin"])
+@pytest.mark.parametrize("painter", [accuracy.draw, lambda rows, model, device: draw(rows, [4096], model, device)])
+def test_titles_and_notes_stay_inside_and_off_the_legend(painter: Any, model: str) -> None:
+    made = painter(many(total_ms=None), model, "a device with quite a long name, 80 GB of it and more (driver 123.45.67)")
+    made.draw_without_rendering()
+    frame = made.bbox
+    texts = [t for t in made.texts if t.get_text()]
+    assert len(texts) == 2
+    boxes = [t.get_window_extent() for t in texts]
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
+    for legend in made.legends:
+        assert not any(legend.get_window_extent().overlaps(box) for box in boxes)
+
+
+def test_the_table_of_accuracy_has_native_columns_only_where_there_are_natives() -> None:
+    headings = {t.get_text() for t in accuracy.draw(many(), "tiny", "cpu").axes[0].texts}
+    assert not headings & {"native", "density"}
+    native = row("method_3", 0.75, 4096, 0.77, status="gated") | {"sparsity": None}
+    rows = [*many(), native]
+    texts = {t.get_text() for t in accuracy.draw(rows, "tiny", "cpu").axes[0].texts}
+    assert {"native", "density", "(77)", ".25"} <= texts, "a row held back stands in brackets"
+
+
+def test_the_table_of_accuracy_brackets_what_is_held_back() -> None:
+    rows = many()
+    rows[3]["status"] = "gated"
+    made = accuracy.draw(rows, "tiny", "cpu")
+    inside = [t.get_text() for t in made.axes[0].texts]
+    assert [t for t in inside if "(" in t] == [f"({100 * rows[3]['accuracy']:.0f})"]
+    assert "in brackets: held back" in " ".join(t.get_text() for t in made.texts)
+
+
+def test_dense_is_whole_where_a_method_comes_near_it() -> None:
+    rows = [row("full", 0.0, 4096, 0.9), *(row("a", s, 4096, 0.8) for s in (0.1, 0.9))]
+    density = draw(rows, [4096], "tiny", "cpu").axes[0]
+    assert density.get_xlim()[1] > 1.02
 
 
 @pytest.mark.parametrize("wanted", [[50.0, 50.0, 50.0], [0.0, 1.0, 99.0], [10.0, 90.0], [100.0, 100.0]])
@@ -138,7 +187,7 @@ def test_a_row_without_a_kernel_is_no_line_of_its_own() -> None:
 def decoded(name: str, budget: int, accuracy: float, **more: Any) -> dict[str, Any]:
     """A row of dense prefill and sparse decoding."""
     text = f"{name} block_size=16 budget={budget} shared=False (sparse triton)"
-    made = row("full", 0.0, 4096, accuracy, decode=text, decode_density=budget / 4096, total_ms=None, dense_ms=None, **more)
+    made = row("full", 0.0, 4096, accuracy, decode=text, decode_density=budget / 4096, total_ms=None, dense_ms=None) | more
     return made | {"_group": f"{name} {budget} {more}"}
 
 
@@ -160,6 +209,14 @@ def test_decoding_tells_lines_apart_and_budgets_are_one_line() -> None:
         "full (net)": 2, "full (full)": 1,
     }  # fmt: skip
     assert set(variants.lines(rows)) == {"full (net, budget 256)", "full (net, budget 1024)", "full (full)"}
+    deep = [
+        decoded("net", budget, 0.9, decode=f"net block_size=16 budget={budget} shared=False wide={wide} (sparse triton)")
+        for budget in (256, 1024) for wide in (0, 2)
+    ]  # fmt: skip
+    deep = [{**r, "decode_density": r["decode_density"] + 0.3 * (i % 2)} for i, r in enumerate(deep)]
+    assert {name: len(part) for name, part in variants.lines(deep, along="decode_density").items()} == {
+        "full (wide 0)": 2, "full (wide 2)": 2,
+    }, "a number that is not what is spent"  # fmt: skip
     other = decoded("net", 256, 0.9) | {"decode": "net block_size=16 budget=256 shared=True (sparse triton)"}
     assert "full (net, shared True)" in variants.lines([*rows, other], along="decode_density")
 

@@ -100,15 +100,20 @@ def test_a_question_read_again_beside_its_first_reading(monkeypatch: pytest.Monk
 
 def test_those_that_read_the_end_are_known() -> None:
     assert [n for n in methods.names() if methods.get(n).reads_end] == ["flexprefill", "minference"]
+    assert ready("sparge", block_size=BLOCK, sparsity=None).reads_end, "which blocks are alike depends on the mean key"
+    assert not ready("sparge", block_size=BLOCK, sparsity=0.7).reads_end, "all blocks are alike there"
 
 
-@pytest.mark.parametrize("name", ["flexprefill", "minference"])
-def test_methods_that_say_so_do_read_the_end(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [("flexprefill", {"sparsity": 0.7}), ("minference", {"sparsity": 0.7}), ("sparge", {"similar": 0.06, "cdf": 0.5})],
+)
+def test_methods_that_say_so_do_read_the_end(monkeypatch: pytest.MonkeyPatch, name: str, knobs: dict[str, float]) -> None:
     """The attribute is not there for convenience: without it they trip the check."""
-    method = ready(name, block_size=BLOCK, sparsity=0.7)
+    method = ready(name, block_size=BLOCK, **knobs)
     if isinstance(method, MInference):
         method.found = ((Pattern("vertical_slash", 60, 100),) * 4,) * 2
-    monkeypatch.setattr(type(method), "reads_end", False)
+    monkeypatch.setattr(method, "reads_end", False)
     found, _ = measure(bench(monkeypatch), arm(method), tokens(1, 500)[0].tolist())
     assert wrong(found) == {"selection"}
 
