@@ -6,39 +6,56 @@ from typing import Literal, get_args
 
 from kernels.block_index import BlockIndex
 from kernels.block_map import block_map
-from kernels.selection import select_topk
+from kernels.selection import select_threshold, select_topk
 from methods import register
-from methods.base import LayerInputs, Method
+from methods.base import LayerInputs
+from methods.scored import Scored, Selection
 
 Pool = Literal["max", "mass"]
 
 
 @register("oracle")
-class Oracle(Method):
-    """Top-k on the true causal softmax attention, pooled per block pair.
+class Oracle(Scored):
+    """The best of the true causal softmax attention, pooled per block pair.
 
     pool="max": the highest probability in the block, SeerAttention's ground truth. pool="mass": the sum, which keeps
-    the most attention mass that any selection of as many blocks per row and head can. Its selection costs more than
-    dense attention: compare its accuracy, not its time.
+    the most attention mass that any selection of as many blocks per row and head can. selection: which rule turns a row's
+    map, normalised to sum to 1, into blocks (methods.scored), for the bound of a gate that goes by that rule. Its selection
+    costs more than dense attention: compare its accuracy, not its time.
     """
 
     paper = "ground truth of SeerAttention, arXiv 2410.13276"
-    knob = "top-k"
+    knob = "top-k | threshold"
     family = "top-k"
     bound = True
 
     def __init__(
-        self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0, pool: Pool = "max"
-    ) -> None:  # fmt: skip
-        super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
-        self.required_sparsity()
+        self,
+        *,
+        block_size: int = 64,
+        sparsity: float | None = None,
+        seed: int = 0,
+        pool: Pool = "max",
+        selection: Selection = "topk",
+        threshold: float | None = None,
+        nz_ratio: float | None = None,
+    ) -> None:
+        super().__init__(
+            block_size=block_size, sparsity=sparsity, seed=seed, selection=selection, threshold=threshold, nz_ratio=nz_ratio
+        )
         if pool not in get_args(Pool):
             raise ValueError(f"pool={pool}: must be one of {', '.join(get_args(Pool))}")
         self.pool = pool
 
     def select(self, x: LayerInputs) -> BlockIndex:
         truth = block_map(x.q, x.k, q_block=self.block_size, k_block=self.block_size, scale=x.scale, pool=self.pool)
-        return select_topk(truth, self.budget(x), **self.grid(x))
+        grid = self.grid(x)
+        rule = self.rule(x, grid)
+        if "budget" in rule:
+            return select_topk(truth, rule["budget"], **grid)
+        return select_threshold(truth / truth.sum(-1, keepdim=True), rule["threshold"], **grid)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
-        return {"pool": self.pool}
+        if self.selection == "topk":
+            return {"pool": self.pool}
+        return {"pool": self.pool, "selection": self.selection, "threshold": self.threshold, "nz_ratio": self.nz_ratio}

@@ -87,9 +87,41 @@ def test_sparsity_0_keeps_every_block(name: str, shape: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("selection", ["threshold", "nz_ratio"])
-def test_sparsity_0_keeps_every_block_in_other_selections_of_seer(selection: str) -> None:
-    index = select("seer", layer(637), sparsity=0.0, selection=selection)
+@pytest.mark.parametrize("name", ["seer", "oracle"])
+def test_sparsity_0_keeps_every_block_in_other_selections(name: str, selection: str) -> None:
+    index = select(name, layer(637), sparsity=0.0, selection=selection)
     assert bool((index.density() == 1).all())
+
+
+def test_the_oracle_of_a_rule_goes_by_that_rule() -> None:
+    x = layer(637)
+    truth = block_map(x.q, x.k, q_block=16, k_block=16, scale=x.scale, pool="max")
+    share = truth / truth.sum(-1, keepdim=True)
+    mask = select_blocks("oracle", x, selection="threshold", threshold=0.02).to_mask()
+    own = torch.eye(mask.shape[-1], dtype=torch.bool)
+    assert torch.equal(mask, (share > 0.02) | own)
+    counts = select_blocks("oracle", x, selection="nz_ratio", nz_ratio=0.2).counts  # (1 - sqrt(0.8)) · 40 = 4.2
+    assert counts[0, 0].tolist() == [1, 2, 3] + [4] * 37
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8])
+def test_no_choice_of_as_many_blocks_in_all_keeps_more_mass_than_the_oracle_above_a_threshold(sparsity: float) -> None:
+    x = layer(637)
+    mass = block_map(x.q, x.k, q_block=16, k_block=16, scale=x.scale, pool="mass")
+    rows = mass.flatten().sort(descending=True).values.cumsum(-1)
+    mask = select_blocks("oracle", x, sparsity=sparsity, pool="mass", selection="threshold").to_mask()
+    own = torch.eye(mask.shape[-1], dtype=torch.bool).expand_as(mask)
+    best = mass[mask & ~own].sum(), mass.masked_fill(own, 0).flatten().sort(descending=True).values
+    assert torch.allclose(best[0], best[1][: int((mask & ~own).sum())].sum(), rtol=1e-4)
+    alike = select_blocks("oracle", x, sparsity=float(1 - index_density(mask)), pool="mass").to_mask()
+    assert mass[mask].sum() > mass[alike].sum(), "more than equal shares of as many blocks keep"
+    assert mass[mask].sum() <= rows[int(mask.sum()) - 1] * (1 + 1e-5)
+
+
+def index_density(mask: torch.Tensor) -> float:
+    """Share of the causal blocks of square blocks that a mask keeps."""
+    blocks = mask.shape[-1]
+    return float(mask.float().sum((-2, -1)).mean()) / (blocks * (blocks + 1) / 2)
 
 
 def test_dense_runs_dense_at_any_sparsity() -> None:
