@@ -128,17 +128,20 @@ def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting, calibrated:
     if found is not None:
         weights_hash = found if weights_hash is None else f"{weights_hash}+{found}"
     each = Ready(
-        Arm(
-            setting, method.name, method.sparsity, {**wanted.method_knobs, **method.knobs()}, method.block_size, kernel,
-            weights_hash,
-        ),
+        Arm(setting, method.name, method.sparsity, _knobs(wanted, method), method.block_size, kernel, weights_hash),
         method.to(loaded.device),
-    )  # fmt: skip
+    )
     knob = method.calibrates()
     if knob is None or calibrated is None:
         return each
     method.set_knob(knob, calibrated(each, knob))
-    return Ready(replace(each.arm, knobs={**wanted.method_knobs, **method.knobs()}), method)
+    return Ready(replace(each.arm, knobs=_knobs(wanted, method)), method)
+
+
+def _knobs(wanted: Settings, method: Method) -> dict[str, Any]:
+    """The knobs of an arm: as asked for, then as the method has them."""
+    knobs = {**wanted.method_knobs, **method.knobs()}
+    return {name: value for name, value in knobs.items() if (name, value) not in method.added_knobs.items()}
 
 
 def at_zero(wanted: Settings, loaded: LoadedModel) -> Method | None:

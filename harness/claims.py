@@ -8,6 +8,7 @@ from typing import Any
 
 import methods
 from harness import difference, stats
+from harness.knobs import is_number, pairs
 from harness.schema import AVERAGE, PERPLEXITY, Status
 
 Row = dict[str, Any]
@@ -17,8 +18,8 @@ MARGIN = 0.02
 """Accuracy that a method may lose and still be called near-lossless, where the settings don't say."""
 COMPARED = ("dense_accuracy", "p_value", "p_holm", "difference", "difference_low", "difference_high", "margin", "noninferior")
 """Columns that compare a row with dense."""
-LINE = ("model", "method", "knob", "length", "seed", "dtype", "block_size", "device", "decode", "haystack", "question")
-"""Columns in which rows of an oracle agree where they differ in density alone."""
+LINE = ("model", "method", "length", "seed", "dtype", "block_size", "device", "decode", "haystack", "question")
+"""Columns in which rows of an oracle agree, beside its rule, where they differ in density alone."""
 RISES = 0.01
 """An oracle that is better with fewer blocks, with a p-value below this, is gated."""
 
@@ -61,7 +62,7 @@ def gate_rising(averages: Sequence[tuple[Row, Scores]]) -> None:
     lines: dict[tuple[Any, ...], list[tuple[Row, Scores]]] = defaultdict(list)
     for row, scores in averages:
         if row["accuracy"] is not None and row["density"] is not None and is_bound(row["method"]):
-            lines[tuple(row[column] for column in LINE)].append((row, scores))
+            lines[(_rule(row["knob"]), *(row[column] for column in LINE))].append((row, scores))
     for members in lines.values():
         members.sort(key=lambda pair: -pair[0]["density"])
         for i, (row, scores) in enumerate(members):
@@ -69,6 +70,11 @@ def gate_rising(averages: Sequence[tuple[Row, Scores]]) -> None:
                 if reason := _rises(row, scores, denser, theirs):
                     row["status"], row["reason"] = Status.GATED, reason
                     break
+
+
+def _rule(knobs: str | None) -> tuple[str, ...]:
+    """The knobs that aren't numbers: a number goes with the density, as a threshold found for each does."""
+    return tuple(f"{name}={value}" for name, value in pairs(knobs).items() if not is_number(value))
 
 
 def _rises(row: Row, scores: Scores, denser: Row, theirs: Scores) -> str | None:

@@ -124,8 +124,8 @@ class Jobs:
     def _finish(self, store: Store, arms: set[str]) -> list[Path]:
         from harness.figures import kept, write_all
 
-        if not (store.cells.exists() or store.latency.exists() or store.perplexity.exists()):
-            return kept.write(store)  # the steps of a training, say, or kept mass alone: nothing to rank
+        if not any(file.exists() for file in (store.cells, store.latency, store.perplexity, store.mass)):
+            return []  # the steps of a training alone: no row to write
         path, rows = leaderboard.write(store, self.margins[store.folder])
         pictures = write_all(rows, store.folder)
         table.show(self.console, rows, arms)

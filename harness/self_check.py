@@ -4,9 +4,9 @@
 - sparsity=0 is dense attention,
 - where the question is not seen with its context, both at sparsity 0 are one dense prefill,
 - with the blocks held fixed, no row changes with the tokens after it: kernel and bridge keep the causal mask,
-- the method selects the same blocks for a row whatever comes after its query block, unless it says that it reads the
-  prompt's end (`reads_end`): then earlier rows may depend on later tokens through the selection, and the check before, which
-  holds for every method, is what remains.
+- the method selects the same blocks for a row whatever comes after its query block, unless it says that it reads the prompt's
+  end, or a mean over all of it (`reads_end`): then earlier rows may depend on later tokens through the selection, and the check
+  before, which holds for every method, is what remains.
 
 All are read off the last hidden states, so that everything on the way is covered: mask function, positions, selection, kernel.
 """

@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from harness.knobs import is_number, pairs
 from harness.leaderboard import Row, is_baseline_row
 from kernels import block_sparse, dense
 
 SETTINGS = ("block_size", "dtype", "seed", "kernel")
 """Columns beside the native knobs in which the lines of one method may differ."""
-SPENT = ("decode.budget", "decode.sparsity")
+SPENT = ("decode.budget", "decode.sparsity", "decode.threshold")
 """The knobs of decoding that move along its density: any other number is another line."""
 DENSE = frozenset(dense.KERNELS) - frozenset(block_sparse.KERNELS)
 
@@ -54,8 +55,7 @@ def _setting(row: Row, column: str) -> Any:
 
 def knobs(row: Row) -> dict[str, str]:
     """The native knobs of a row, from its `knob` column."""
-    pairs = (item.partition("=") for item in str(row["knob"] or "").split(";") if item)
-    return {name: value for name, _, value in pairs} | decoding(row)[1]
+    return pairs(row["knob"]) | decoding(row)[1]
 
 
 def decoding(row: Row) -> tuple[str, dict[str, str]]:
@@ -69,15 +69,7 @@ def _names(rows: Sequence[Row], *, numbers: bool) -> list[str]:
     for row in rows:
         for name, value in knobs(row).items():
             values[name].add(value)
-    return [name for name, seen in values.items() if all(map(_is_number, seen)) == numbers]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text or 0)
-    except ValueError:
-        return False
-    return True
+    return [name for name, seen in values.items() if all(map(is_number, seen)) == numbers]
 
 
 def _split(parts: dict[tuple[str, ...], list[Row]], name: str, value: Any) -> dict[tuple[str, ...], list[Row]]:
@@ -88,7 +80,7 @@ def _split(parts: dict[tuple[str, ...], list[Row]], name: str, value: Any) -> di
             known = several and value(row) is not None  # a row without the value is of the line that needs no name
             shown = name.removeprefix("decode.").replace("_", " ") if name.startswith("decode.") else name.split("_")[0]
             text = f"{shown} {value(row)}".strip()
-            made[(*extra, text) if known else extra].append(row)
+            made[(*extra, text) if known and value(row) != "" else extra].append(row)
     return dict(made)
 
 

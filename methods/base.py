@@ -113,6 +113,9 @@ class Method(ABC):
     """Whether it is the bound of what blocks can keep: with fewer of them its accuracy can only fall."""
     columns: ClassVar[bool] = False
     """Whether it may select single key columns: fewer kernels take them."""
+    added_knobs: ClassVar[Mapping[str, Any]] = {}
+    """Knobs that are newer than recorded rows, with the values that those rows stand for: arms leave them out there, so that
+    what was recorded counts."""
     in_kernel: ClassVar[bool] = False
     """Whether it selects nothing, and hands the kernel a rule to decide by: fewer kernels have one."""
 

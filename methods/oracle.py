@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from kernels.block_index import BlockIndex
 from kernels.block_map import block_map
-from kernels.selection import select_threshold, select_topk
+from kernels.selection import select_topk
 from methods import register
 from methods.base import LayerInputs
 from methods.scored import Scored, Selection
@@ -28,6 +28,7 @@ class Oracle(Scored):
     knob = "top-k | threshold"
     family = "top-k"
     bound = True
+    added_knobs: ClassVar = {"selection": "topk", "threshold": None, "nz_ratio": None}
 
     def __init__(
         self,
@@ -48,14 +49,13 @@ class Oracle(Scored):
         self.pool = pool
 
     def select(self, x: LayerInputs) -> BlockIndex:
-        truth = block_map(x.q, x.k, q_block=self.block_size, k_block=self.block_size, scale=x.scale, pool=self.pool)
         grid = self.grid(x)
         rule = self.rule(x, grid)
+        truth = block_map(x.q, x.k, q_block=self.block_size, k_block=self.block_size, scale=x.scale, pool=self.pool)
         if "budget" in rule:
             return select_topk(truth, rule["budget"], **grid)
-        return select_threshold(truth / truth.sum(-1, keepdim=True), rule["threshold"], **grid)
+        share = truth.div_(truth.sum(-1, keepdim=True))  # in place: a map of 128k tokens is 512 MiB
+        return BlockIndex.from_mask(share > rule["threshold"], **grid, wait=False)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
-        if self.selection == "topk":
-            return {"pool": self.pool}
         return {"pool": self.pool, "selection": self.selection, "threshold": self.threshold, "nz_ratio": self.nz_ratio}

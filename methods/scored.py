@@ -1,4 +1,4 @@
-"""What methods share whose scores are the shares of a pooled attention map: the three rules that turn them into blocks."""
+"""The three rules by which shares of a pooled attention map, a gate's or the true one, become blocks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Scored(Method):
 
     selection="topk": each row keeps its share of its causal blocks, so that the density of a call is 1 - sparsity.
     selection="threshold": blocks whose share is above `threshold`; given a sparsity instead, the threshold is calibrated.
-    selection="nz_ratio": the paper's rule, the same number of blocks in every row, of which early rows have fewer.
+    selection="nz_ratio": SeerAttention's rule, the same number of blocks in every row, rounded down; early rows have fewer.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ class Sparge(Method):
         self.topk = TOPK if topk is None else topk
         self.similar = SIMILAR["topk" if sparsity is not None else rule] if similar is None else similar
         self.sink = sink
-        self.reads_end = self.similar >= 0  # through the mean key, as in the released code
+        self.reads_end = self.similar >= 0  # through the mean key, as in the released code; below 0 none is taken
 
     def calibrates(self) -> Knob | None:
         return Knob(self.rule, low=1e-3, high=1.0, rising=True) if self.sparsity else None

@@ -25,8 +25,9 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 RUNTIME = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
 ALL = [*RUNTIME, *(Requirement(text) for texts in EXTRAS.values() for text in texts)]
 BUNDLED_LIMIT = 16 * 2**20
-GATES_LIMIT = 20 * 10**6  # one file of gates of a model that does not ship
 """Bytes of weights that may ship with the package."""
+GATES_LIMIT = 20 * 10**6
+"""Bytes of one file of gates of a model that does not ship."""
 
 # In pieces, so that this file does not hold what it looks for.
 MACHINE_PATHS = re.compile("/wo" + "rk/|/ro" + "ot/|/ho" + "me/|/op" + "t/(?:wheels|pypi)|/t" + "mp/dev")

@@ -19,6 +19,9 @@ Row = style.Row
 LOW = 30.0
 """Accuracy in per cent of the darkest colour: what knows nothing of the text reaches about that."""
 
+PANEL = 2.0
+"""Inches of a panel at least: its title's."""
+
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `accuracy.png` for studies of more methods than a picture of lines can tell apart, one per model and device."""
@@ -39,7 +42,7 @@ def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
     lines = variants.lines(asked, along="length")  # block sizes and kernels still tell lines apart
     order = sorted(lines, key=lambda name: -fmean(r["accuracy"] for r in lines[name]))
     lengths, sparsities = sorted({r["length"] for r in asked}), sorted({r["sparsity"] for r in asked})
-    panels = len(lengths) * (0.45 * len(sparsities) + (1.5 if native else 0.4))
+    panels = len(lengths) * max(PANEL, 0.45 * len(sparsities) + (1.5 if native else 0.4))
     made = style.figure(2.4 + panels, 1.7 + 0.3 * len(order))
     with matplotlib.rc_context(style.RC | {"axes.grid": False}):
         for i, length in enumerate(lengths):

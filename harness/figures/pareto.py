@@ -26,8 +26,8 @@ COLUMNS = 3
 """Lengths beside each other before a new pair of panel rows begins."""
 
 
-LEGEND = 1.7
-"""Inches of the names beside the panels."""
+LEGEND = 0.75
+"""Inches of what stands beside the names next to the panels: line, marker and margins."""
 
 
 Label = tuple[str, float, float, str]
@@ -112,7 +112,8 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
                 _panel(axes, [r for r in rows if r["length"] == length], axis, looks, inches, named=not many)
                 if len(lengths) > 1:
                     axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
-        style.title(made, _title(rows, lengths, model), beside=LEGEND if many else 0.0)
+        names = LEGEND + style.NAME_LETTER * max(map(len, looks), default=0)
+        style.title(made, _title(rows, lengths, model), beside=names if many else 0.0)
         if many:
             _legend(made, rows, looks)
         native = "Ringed: at the method's own defaults. " if many and any(r["sparsity"] is None for r in rows) else ""

@@ -33,6 +33,8 @@ DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)))
 """Line styles of the variants of one method."""
 NARROWEST = 6.4
 """Inches that title and small print need in lines that one likes to read."""
+TITLE_LETTER, NAME_LETTER, SMALL_LETTER = 0.105, 0.08, 0.063
+"""Inches of an average letter: bold of 12 points, of 9, of 8."""
 INK, GREY = "#222222", "#6b6b6b"
 RC = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10,
@@ -62,14 +64,14 @@ def save(made: Figure, path: Path) -> Path:
 
 def title(made: Figure, text: str, *, beside: float = 0.0) -> None:
     """The picture's title at its left, in as many lines as its width needs; `beside` inches at the right stay free."""
-    columns = int((made.get_figwidth() - beside) / 0.105)  # a bold letter of 12 points, on average
+    columns = int((made.get_figwidth() - beside) / TITLE_LETTER)
     lines = textwrap.fill(text, max(20, columns))
     made.suptitle(lines, x=0.01, ha="left", fontsize=12, fontweight="bold")
 
 
 def foot(made: Figure, text: str) -> None:
     """Small print at the picture's lower left, its lines folded to the width."""
-    columns = int(made.get_figwidth() / 0.063)  # a letter of 8 points, on average
+    columns = int(made.get_figwidth() / SMALL_LETTER)
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, columns)]
     made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)
 
