@@ -101,6 +101,19 @@ def test_titles_and_notes_stay_inside_and_off_the_legend(painter: Any, model: st
         assert not any(legend.get_window_extent().overlaps(box) for box in boxes)
 
 
+def test_titles_of_narrow_tables_stand_apart() -> None:
+    rows = [row("full", 0.0, n, 0.9) for n in (4096, 8192, 16384, 32768)]
+    rows += [row(f"method_{i}", s, n, 0.5) for i in range(12) for s in (0.8, 0.9) for n in (4096, 8192, 16384, 32768)]
+    made = accuracy.draw(rows, "tiny", "cpu")
+    made.draw_without_rendering()
+    boxes = [axes.title.get_window_extent() for axes in made.axes] + [
+        axes._left_title.get_window_extent() for axes in made.axes
+    ]  # type: ignore[attr-defined]
+    boxes = sorted((box for box in boxes if box.width > 1), key=lambda box: box.x0)
+    assert len(boxes) == 4 and boxes[-1].x1 <= made.bbox.x1
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+
+
 def test_the_table_of_accuracy_has_native_columns_only_where_there_are_natives() -> None:
     headings = {t.get_text() for t in accuracy.draw(many(), "tiny", "cpu").axes[0].texts}
     assert not headings & {"native", "density"}
@@ -168,6 +181,11 @@ def test_a_threshold_found_for_each_sparsity_is_one_line() -> None:
     assert set(variants.lines(fixed)) == {"a (width 1)", "a (width 2)"}
 
 
+def test_rows_from_before_a_knob_are_of_the_line_without_a_name() -> None:
+    rows = [row("a", 0.5, 4096, 0.8, knob=knob) for knob in ("pool=max", "pool=max;rule=even", "pool=max;rule=best")]
+    assert set(variants.lines(rows)) == {"a", "a (rule even)", "a (rule best)"}
+
+
 def test_lengths_along_the_axis_do_not_split_a_line() -> None:
     rows = [row("a", 0.9, n, 0.8, knob=f"threshold={n / 1e7}") for n in (4096, 8192)]
     assert {n: len(r) for n, r in variants.lines(rows, along="length").items()} == {"a": 2}
@@ -217,6 +235,11 @@ def test_decoding_tells_lines_apart_and_budgets_are_one_line() -> None:
     assert {name: len(part) for name, part in variants.lines(deep, along="decode_density").items()} == {
         "full (wide 0)": 2, "full (wide 2)": 2,
     }, "a number that is not what is spent"  # fmt: skip
+    found = [
+        decoded("net", 256, 0.9, decode=f"net block_size=16 threshold={value} (sparse triton)", decode_density=value)
+        for value in (0.01, 0.02)
+    ]
+    assert set(variants.lines(found, along="decode_density")) == {"full"}, "a threshold moves along the density"
     other = decoded("net", 256, 0.9) | {"decode": "net block_size=16 budget=256 shared=True (sparse triton)"}
     assert "full (net, shared True)" in variants.lines([*rows, other], along="decode_density")
 

@@ -238,15 +238,20 @@ def test_a_bound_that_rises_with_fewer_blocks_is_gated(tmp_path: Path) -> None:
     (bound,) = [name for name in methods.names() if methods.get(name).bound]
     dense_first = [1] * 10 + [0] * 10
 
-    def study(name: str, method: str, sparser: list[float]) -> list[tuple[str, str]]:
+    def study(name: str, method: str, sparser: list[float], *knobs: dict[str, Any]) -> list[tuple[str, str]]:
         store = Store(tmp_path / name)
-        for sparsity, density, scores in ((0.5, 0.5, dense_first), (0.9, 0.1, sparser)):
-            fill(store, Arm(SETTING, method, sparsity, {}, 64, "reference"), "one", list(scores), density=density)
+        of = knobs or ({}, {})
+        for sparsity, density, scores, own in zip((0.5, 0.9), (0.5, 0.1), (dense_first, sparser), of, strict=True):
+            fill(store, Arm(SETTING, method, sparsity, own, 64, "reference"), "one", list(scores), density=density)
         return [(r["status"], r["reason"]) for r in leaderboard.rows(store) if r["task"] == "avg"]
 
     (denser, sparser) = study("rises", bound, [1] * 20)
     assert denser[0] == "ok" and sparser[0] == "gated"
     assert "better at density 0.100 than at 0.500" in sparser[1]
+    found = [{"rule": "threshold", "threshold": value} for value in (0.01, 0.2)]
+    assert study("found", bound, [1] * 20, *found)[1][0] == "gated", "a number found for each density is still one line"
+    rules = [{"rule": "threshold"}, {"rule": "share"}]
+    assert {status for status, _ in study("rules", bound, [1] * 20, *rules)} == {"ok"}, "two rules are two lines"
     assert {status for status, _ in study("noise", bound, [1] * 12 + [0] * 8)} == {"ok"}
     assert {status for status, _ in study("falls", bound, [1] * 4 + [0] * 16)} == {"ok"}
     assert {status for status, _ in study("other", "sieve", [1] * 20)} == {"ok"}, "others may be as they like"

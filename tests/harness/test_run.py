@@ -22,7 +22,8 @@ from harness import evaluate as evaluate_module
 from harness import generate as generate_module
 from harness import run as run_module
 from harness import timed as timed_module
-from harness.schema import COLUMNS
+from harness.records import Store
+from harness.schema import COLUMNS, RunRecord
 
 Command = Callable[..., int]
 ROOT = Path(__file__).resolve().parents[2]
@@ -253,6 +254,32 @@ def test_report_makes_everything_again(command: Command, toy: list[str], tmp_pat
     assert command("job=report", "study=toy") == 0
     assert (study / "leaderboard.csv").read_text() == before
     assert (study / "pareto.png").exists()
+
+
+def test_a_study_of_training_steps_alone_has_no_leaderboard(command: Command, tmp_path: Path) -> None:
+    store = Store(tmp_path / "results" / "gates")
+    store.runs.append(
+        RunRecord("r1", "2026-01-01T00:00:00+00:00", "python -m harness job=distill", "c0ffee", {}, "cpu (x)", "cpu", 1)
+    )
+    assert command("job=report", "study=gates") == 0
+    assert not (tmp_path / "results" / "gates" / "leaderboard.csv").exists()
+
+
+def test_a_study_of_kept_mass_alone_has_one(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy, "job=kept_mass", "report=false") == 0
+    study = tmp_path / "results" / "toy"
+    (study / "leaderboard.csv").unlink(missing_ok=True)
+    assert command("job=report", "study=toy") == 0
+    assert [row["method"] for row in board(study)] == ["block_topk"]
+
+
+def test_knobs_newer_than_records_do_not_make_another_arm(command: Command, toy: list[str], tmp_path: Path) -> None:
+    """What is recorded of the oracle counts, whatever its config has learnt since."""
+    assert command(*toy, "method=oracle") == 0
+    assert command(*toy, "method=oracle", "method.selection=nz_ratio") == 0
+    cells = [c["identity"] for c in lines(tmp_path / "results" / "toy", "cells")]
+    found = {json.dumps(identity["knobs"], sort_keys=True) for identity in cells if identity["method"] == "oracle"}
+    assert found == {'{"pool": "max"}', '{"nz_ratio": 0.5, "pool": "max", "selection": "nz_ratio"}'}
 
 
 def test_an_archived_study_reports_and_resumes(command: Command, toy: list[str], tmp_path: Path) -> None:
