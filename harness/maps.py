@@ -93,7 +93,9 @@ def draw_maps(wanted: Settings, store: Store, console: Console) -> list[Path]:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each
         raise UserError(str(error)) from error
-    what = f"{arm.arm.method}, blocks of {arm.method.block_size}"
+    what = ", ".join(
+        [arm.arm.method, *(f"{name} {value}" for name, value in _words(arm)), f"blocks of {arm.method.block_size}"]
+    )
     what += "" if wanted.sparsity is None else f", sparsity {wanted.sparsity:g}"
     note = (
         f"{loaded.name} ({str(loaded.dtype).removeprefix('torch.')}), a prompt of {names[0]}, seed {wanted.seed}, prefilled "
@@ -105,7 +107,13 @@ def draw_maps(wanted: Settings, store: Store, console: Console) -> list[Path]:
 
 def _stem(arm: Ready, length: int) -> str:
     sparsity = "native" if arm.arm.sparsity is None else f"{arm.arm.sparsity:g}"
-    return f"{arm.arm.method}_{arm.arm.block_size}_{sparsity}_{length}"
+    words = [value for _, value in _words(arm)]
+    return "_".join([arm.arm.method, *words, str(arm.arm.block_size), sparsity, str(length)])
+
+
+def _words(arm: Ready) -> list[tuple[str, str]]:
+    """The knobs that say in a word which variant of the method it is."""
+    return [(name, value) for name, value in arm.arm.knobs.items() if isinstance(value, str) and value.isidentifier()]
 
 
 def chosen(name: str, given: Any, there: range | list[int], *, most: int = 4) -> list[int]:

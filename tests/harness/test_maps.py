@@ -145,6 +145,15 @@ def test_pictures_of_any_method(command: Command, toy: list[str], tmp_path: Path
     assert picture.shape[0] > 500 and picture[..., :3].std() > 0.1
 
 
+def test_variants_of_a_method_have_pictures_of_their_own(command: Command, toy: list[str], tmp_path: Path) -> None:
+    for selection in ("topk", "nz_ratio"):
+        assert (
+            command(*toy, "job=maps", "method=oracle", f"method.selection={selection}", "job.layers=[1]", "job.heads=[0]") == 0
+        )
+    names = sorted(path.name for path in (tmp_path / "results" / "toy" / "maps").iterdir())
+    assert names == ["oracle_max_64_0.5_1024_layer01.png", "oracle_max_nz_ratio_64_0.5_1024_layer01.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
