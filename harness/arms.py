@@ -13,7 +13,7 @@ import methods
 from harness import gate_files, searched
 from harness.config import Settings
 from harness.errors import UserError
-from harness.models import LoadedModel
+from harness.models import LoadedModel, local_layers
 from harness.plan import Arm, Decoding, Setting
 from harness.provenance import file_hash
 from harness.searched import model_overrides
@@ -205,6 +205,7 @@ def load_weights(method: Method | DecodeMethod, group: str, wanted: Settings, lo
             f"{size}={method.block_size}`"
         )
     state = gate_files.read(path, method.gate, block_size=method.block_size)
+    state = gate_files.with_local(state, local_layers(loaded))
     try:
         method.load(state, **searched.model_shape(loaded))
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,21 @@ def read(path: Path, gate: type[Gate] | None, *, block_size: int | None = None) 
         return released.from_released(state, gate)
     except ValueError as error:
         raise UserError(f"{path} doesn't fit: {error}") from error
+
+
+def with_local(state: dict[str, Tensor], local: Iterable[int]) -> dict[str, Tensor]:
+    """The weights, with zeros for local layers that the file leaves out: they choose nothing past their window, and within
+    it their blocks count alike. local: of models.local_layers."""
+    present = {int(name.split(".")[1]) for name in state if name.startswith("layers.") and name.split(".")[1].isdigit()}
+    if not present:
+        return state
+    one = {name: weight for name, weight in state.items() if name.startswith(f"layers.{min(present)}.")}
+    zeros = {
+        f"layers.{layer}.{name.split('.', 2)[2]}": torch.zeros_like(weight)
+        for layer in set(local) - present
+        for name, weight in one.items()
+    }
+    return state | zeros
 
 
 def config(path: Path) -> dict[str, Any]:

@@ -119,6 +119,13 @@ def wrap_model(
     )
 
 
+def local_layers(loaded: LoadedModel) -> frozenset[int]:
+    """The layers of a sliding window, in a model that has global ones too: past the window they are never sparse."""
+    kinds = getattr(loaded.model.config.get_text_config(decoder=True), "layer_types", None) or []
+    local = frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+    return local if len(local) < loaded.layers else frozenset()
+
+
 def revision_hash(folder: Path) -> str:
     """SHA-256 (hex) over config.json and the *.safetensors that transformers reads, in the order of their names.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.files import write_whole
-from harness.models import LoadedModel
+from harness.models import LoadedModel, local_layers
 from harness.training.checkpoint import Checkpoint, Step, restore
 from harness.training.gate_report import Recall, gate_recall, mean_recall
 from harness.training.gate_trainer import GateTrainer
@@ -39,8 +39,8 @@ SAVED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Distilled:
-    """What came out. parameters: of all gates. recall: on the held-out sequences, of the weights as saved. seconds: of this
-    call, without what was done before a restart."""
+    """What came out. parameters: of the gates in the file. recall: on the held-out sequences, of the weights as saved.
+    seconds: of this call, without what was done before a restart."""
 
     path: Path
     gates: list[Gate]
@@ -109,7 +109,8 @@ def distill(
                 checkpoint.save(gates, optimizer, history)
     for gate in gates:
         gate.requires_grad_(False)
-    parameters = sum(weight.numel() for weight in weights)
+    local = local_layers(loaded)
+    parameters = sum(w.numel() for layer, gate in enumerate(gates) if layer not in local for w in gate.parameters())
     saved = _saved_dtype(recipe.dtype, parameters)
     for weight in weights:
         weight.data = weight.data.to(saved).float()  # recall below is that of the file
@@ -122,7 +123,7 @@ def distill(
             "loss": history[-1].loss, "recall": mean_recall(report),
         }  # fmt: skip
         del made["dtype"]  # the file says it
-        save_gates(gates, path, dtype=saved, recipe=made)
+        save_gates(gates, path, dtype=saved, recipe=made, local=local)
         if checkpoint is not None:
             checkpoint.remove()
     processes.wait()
@@ -151,11 +152,17 @@ def new_gates(loaded: LoadedModel, kind: type[Any] = AttnGate, *, block_size: in
     return gates
 
 
-def save_gates(gates: Sequence[Gate], path: Path, *, dtype: torch.dtype, recipe: dict[str, object]) -> Path:
-    """Write the file whole or not at all; each item of `recipe` as JSON in its metadata."""
+def save_gates(
+    gates: Sequence[Gate], path: Path, *, dtype: torch.dtype, recipe: dict[str, object], local: Collection[int] = ()
+) -> Path:
+    """Write the file whole or not at all; each item of `recipe` as JSON in its metadata. local: layers that are left out."""
     from safetensors.torch import save  # not save_file: in some releases what it writes is for its owner alone
 
-    state = {name: weight.to("cpu", dtype).contiguous() for name, weight in gate_state(gates).items()}
+    state = {
+        name: weight.to("cpu", dtype).contiguous()
+        for name, weight in gate_state(gates).items()
+        if int(name.split(".")[1]) not in local
+    }
     whole = save(state, metadata={key: json.dumps(value) for key, value in recipe.items()})
     return write_whole(path, lambda file: file.write(whole))
 

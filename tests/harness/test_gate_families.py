@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 import methods
 from harness.bridge import SLIDING, Bridge
 from harness.errors import UserError
+from harness.gate_files import with_local
+from harness.models import local_layers
 from harness.searched import model_shape
 from harness.training.distill import distill, new_gates
 from harness.training.recipe import Recipe
@@ -29,12 +31,16 @@ def test_gates_are_trained_and_choose_in_global_layers(family: str, tmp_path: Pa
     learnt = [not torch.equal(a.k, b.k) for a, b in zip(done.gates, first, strict=True)]  # type: ignore[arg-type]
     attends = [True, True] if family in GLOBAL else [False, True]
     assert learnt == attends
+    local = {layer for layer, attended in enumerate(attends) if not attended}
+    assert local_layers(loaded) == local
+    assert {int(name.split(".")[1]) for name in load_file(str(done.path))} == {0, 1} - local  # nothing of what chooses nothing
+    assert done.parameters == sum(weight.numel() for weight in load_file(str(done.path)).values())
     ids = tokens(2, LENGTH, seed=3)
     with torch.no_grad():
         dense = loaded.model(ids).logits
         for sparsity, shared in itertools.product((0.0, 0.6), (False, True)):
             method = methods.build("seer", sparsity=sparsity, shared=shared, block_size=BLOCK)
-            method.load(load_file(str(done.path)), **model_shape(loaded))
+            method.load(with_local(load_file(str(done.path)), local_layers(loaded)), **model_shape(loaded))
             with Bridge(loaded, method) as bridge:
                 logits = loaded.model(ids).logits
             assert torch.allclose(logits, dense, atol=1e-3) is (sparsity == 0)
@@ -48,3 +54,16 @@ def test_gates_are_trained_and_choose_in_global_layers(family: str, tmp_path: Pa
 def test_a_model_of_windows_alone_has_nothing_to_learn(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no layer of mistral_window attends to the whole text"):
         distill(load("mistral_window"), itertools.repeat(tokens(1, LENGTH)), Recipe(steps=1, block_size=BLOCK), out=tmp_path)
+
+
+def test_a_file_that_lacks_a_global_layer_is_refused(tmp_path: Path) -> None:
+    loaded = load("gemma3")
+    done = distill(loaded, itertools.repeat(tokens(1, LENGTH)), Recipe(steps=1, block_size=BLOCK), out=tmp_path)
+    other = {name.replace("layers.1.", "layers.0."): weight for name, weight in load_file(str(done.path)).items()}
+    method = methods.build("seer", sparsity=0.5, block_size=BLOCK)
+    with pytest.raises(ValueError, match=r"lack layers\.1\.gate\.k"):
+        method.load(with_local(other, local_layers(loaded)), **model_shape(loaded))
+
+
+def test_models_of_one_kind_of_layer_have_no_local_ones() -> None:
+    assert [local_layers(load(family)) for family in ("llama", "mistral_window")] == [frozenset(), frozenset()]
