@@ -81,14 +81,14 @@ class DuoAttention(Method):
             needs = [[float(number) for number in layer] for layer in found["heads"]]
         except (KeyError, TypeError, ValueError):
             raise ValueError('it has no "heads": a list of numbers for each layer, one for each KV head') from None
-        if len(needs) != layers or any(len(layer) != kv_heads for layer in needs):
+        if len(needs) != layers or not any(needs) or any(len(layer) not in (0, kv_heads) for layer in needs):
             sizes = ", ".join(map(str, sorted({len(layer) for layer in needs})))
             raise ValueError(f"it is of {len(needs)} layers of {sizes} KV heads, not {layers} of {kv_heads}")
         if not all(math.isfinite(number) for layer in needs for number in layer):
             raise ValueError("its numbers must be finite")
         order = sorted((-number, at, head) for at, layer in enumerate(needs) for head, number in enumerate(layer))
         places = {(at, head): place for place, (_, at, head) in enumerate(order)}
-        self.ranks = tuple(tuple(places[at, head] for head in range(kv_heads)) for at in range(layers))
+        self.ranks = tuple(tuple(places[at, head] for head in range(len(layer))) for at, layer in enumerate(needs))
 
     def streaming_part(self, sparsity: float | None = None) -> StreamingLLM:
         """What chooses the blocks of streaming heads: sinks and window, or as many blocks as a sparsity leaves."""
@@ -164,9 +164,12 @@ class StreamingSearch:
         self.prompts[x.layer] += 1
 
     def result(self) -> dict[str, Any]:
-        """heads [layer][KV head], means over prompts; sinks and window of the streaming that was tried."""
-        if bool((self.prompts == 0).any()):
-            raise ValueError("a layer was never seen: its attention has a sliding window, or no prompt was given")
-        needs = (self.errors / self.prompts[:, None]).tolist()
-        rounded = [[round(number, 5) for number in layer] for layer in needs]
+        """heads [layer][KV head], means over prompts, none in a layer never seen, of a sliding window; sinks and window of the
+        streaming that was tried."""
+        if not bool(self.prompts.any()):
+            raise ValueError("no layer was seen: their attention has a sliding window, or no prompt was given")
+        means = (self.errors / self.prompts.clamp(min=1)[:, None]).tolist()
+        rounded = [
+            [round(number, 5) for number in layer] if seen else [] for layer, seen in zip(means, self.prompts, strict=True)
+        ]
         return {"heads": rounded, "sinks": self.streaming.sinks, "recent": self.streaming.window}

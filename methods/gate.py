@@ -10,6 +10,7 @@ paper's formula.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -112,6 +113,17 @@ class AttnGate(Gate):
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def named(file: str, training: Any) -> str:
+    """The pattern of a file's name with the name of a training in it: gates-{block_size}-mass.safetensors. None: without.
+    Raises ValueError for what is no part of a file's name."""
+    if training is None:
+        return file
+    if not isinstance(training, str) or re.fullmatch(r"[A-Za-z0-9_]+", training) is None:
+        raise ValueError(f"gates={training}: must be a name of letters, digits and _, for example mass")
+    stem, dot, suffix = file.rpartition(".")
+    return f"{stem}-{training}{dot}{suffix}"
 
 
 def gate_state(gates: Sequence[Gate]) -> dict[str, Tensor]:

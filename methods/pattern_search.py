@@ -93,12 +93,11 @@ class PatternSearch:
 
     def result(self) -> dict[str, Any]:
         """patterns [layer][head] as [kind, first, second]; of each candidate the scores [layer][candidate][head], means over
-        prompts, and the density over all heads."""
-        if bool((self.prompts == 0).any()):
-            raise ValueError("a layer was never seen: its attention has a sliding window, or no prompt was given")
-        scores, densities, logs = (
-            x / self.prompts[:, None, None] for x in (self.scores, self.densities, self.log_factors)
-        )  # fmt: skip
+        prompts, and the density over all heads. A layer never seen, of a sliding window, has the first candidate."""
+        if not bool(self.prompts.any()):
+            raise ValueError("no layer was seen: their attention has a sliding window, or no prompt was given")
+        prompts = self.prompts.clamp(min=1)[:, None, None]
+        scores, densities, logs = (x / prompts for x in (self.scores, self.densities, self.log_factors))
         chosen = scores.argmax(1)  # [layer, head]
         factors = logs.gather(1, chosen[:, None]).squeeze(1).exp().tolist()  # 1 with the release's budgets
         patterns = [
@@ -108,7 +107,7 @@ class PatternSearch:
         return {
             "patterns": [[[p.kind, p.first, p.second] for p in layer] for layer in patterns],
             "candidates": [[p.kind, p.first, p.second] for p in CANDIDATES],
-            "densities": [round(d, 4) for d in densities.mean((0, 2)).tolist()],
+            "densities": [round(d, 4) for d in densities[self.prompts > 0].mean((0, 2)).tolist()],
             "scores": [[[round(s, 4) for s in heads] for heads in layer] for layer in scores.tolist()],
             "score": self.score,
             "search_density": self.density,

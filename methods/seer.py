@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from kernels.block_index import BlockIndex
 from kernels.selection import select_from_pooled
 from methods import register
 from methods.base import LayerInputs, Rope
-from methods.gate import AttnGate, load_gates
+from methods.gate import AttnGate, load_gates, named
 from methods.scored import Scored, Selection
 
 
@@ -21,6 +21,7 @@ class Seer(Scored):
     """SeerAttention with learned gates, one selection per query head; with shared, one per group of query heads that share
     a KV head, from the mean of their logits.
 
+    gates: which of several trainings of this model: the file is gates-{block_size}-{gates}.safetensors; null: without a name.
     Three rules turn a row's gate probabilities into blocks (methods.scored). The release goes by "threshold" (5e-4 for RULER,
     2e-3 for LongBench) and "nz_ratio" (perplexity); neither "topk" nor "nz_ratio" tells rows or heads apart.
     Unlike the released code, the diagonal block is always kept, so no row is empty, probabilities are float32, and no
@@ -33,6 +34,7 @@ class Seer(Scored):
     weights = "gates-{block_size}.safetensors"
     gate = AttnGate
     needs_rope = True
+    added_knobs: ClassVar = {"gates": None}
 
     def __init__(
         self,
@@ -45,13 +47,18 @@ class Seer(Scored):
         nz_ratio: float | None = None,
         q_linear: bool = False,
         shared: bool = False,
+        gates: str | None = None,
     ) -> None:
         super().__init__(
             block_size=block_size, sparsity=sparsity, seed=seed, selection=selection, threshold=threshold, nz_ratio=nz_ratio
         )
         self.q_linear = q_linear
         self.shared = shared
+        self.training = gates
         self.gates: list[AttnGate] = []
+
+    def weights_name(self) -> str:
+        return named(self.weights, self.training).format(block_size=self.block_size)
 
     def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         shape = {"layers": layers, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
@@ -93,4 +100,5 @@ class Seer(Scored):
             "nz_ratio": self.nz_ratio,
             "q_linear": self.q_linear,
             "shared": self.shared,
+            "gates": self.training,
         }

@@ -33,7 +33,7 @@ from harness.training.recipe import Recipe
 from harness.training.rows import Rows, row_kind, row_sources, text_id
 from harness.training.step_log import StepLog
 from methods import decode
-from methods.gate import Gate
+from methods.gate import Gate, named
 
 OWN_BUNDLED = Path("gates/bundled")
 """Where gates trained here for the bundled model go: those that ship lie in the installed package."""
@@ -192,10 +192,11 @@ def lesson_of(wanted: Settings) -> Lesson:
         if not full_decode(wanted):
             decoding = build_decoding(wanted)
             return Lesson(*_gates("decode method", decoding, decode), decoding.block_size)
-        found = _gates("method", methods.get(wanted.method), methods)
+        kind, file = _gates("method", methods.get(wanted.method), methods)
+        file = named(file, wanted.method_knobs.get("gates"))
     except ValueError as error:
         raise UserError(str(error)) from error
-    return Lesson(*found, wanted.block_size, bool(wanted.method_knobs.get("q_linear", False)))
+    return Lesson(kind, file, wanted.block_size, bool(wanted.method_knobs.get("q_linear", False)))
 
 
 def _gates(what: str, method: Any, among: ModuleType) -> tuple[type[Gate], str]:

@@ -118,10 +118,26 @@ def test_the_search_ranks_a_head_that_looks_far_above_one_that_looks_near() -> N
     assert far > 3 * near
 
 
+def test_a_layer_of_a_sliding_window_has_no_heads_to_rank() -> None:
+    finder = methods.build("duo_attention", block_size=16, sinks=16, recent=64).search(**SHAPE)
+    with pytest.raises(ValueError, match="no layer was seen"):
+        finder.result()
+    x = layer(640, number=1)
+    finder.observe(x, torch.randn(x.k.shape, generator=torch.Generator().manual_seed(0)))
+    found = finder.result()
+    assert found["heads"][0] == [] and len(found["heads"][1]) == 2
+    method = methods.build("duo_attention", sparsity=0.5, block_size=16, sinks=16, recent=64)
+    method.load_search(found, **SHAPE)
+    index = method.select(x)
+    assert index is not None
+    assert index.density().mean() == pytest.approx(0.5, abs=0.03)  # of the layer there is, not of both
+
+
 @pytest.mark.parametrize(
     ("found", "message"),
     [
         ({}, 'it has no "heads"'),
+        ({"heads": [[], []]}, "it is of 2 layers of 0 KV heads, not 2 of 2"),
         ({"heads": 3}, 'it has no "heads"'),
         ({"heads": [[1, 2]]}, "it is of 1 layers of 2 KV heads, not 2 of 2"),
         ({"heads": [[1, 2, 3]] * 2}, "it is of 2 layers of 3 KV heads, not 2 of 2"),

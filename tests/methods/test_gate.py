@@ -144,7 +144,8 @@ def test_seer_threshold_keeps_what_is_above_it() -> None:
     probability = method.gates[0](x.q, x.k, x.rope).softmax(-1)  # type: ignore[attr-defined]
     wanted = (probability > 0.03) | torch.eye(40, dtype=torch.bool)
     assert torch.equal(index.to_mask(), wanted)
-    assert method.knobs() == {"selection": "threshold", "threshold": 0.03, "nz_ratio": None, "q_linear": False, "shared": False}
+    knobs = {"selection": "threshold", "threshold": 0.03, "nz_ratio": None, "q_linear": False, "shared": False, "gates": None}
+    assert method.knobs() == knobs
 
 
 def test_seer_nz_ratio_is_the_papers_rule() -> None:
@@ -153,6 +154,12 @@ def test_seer_nz_ratio_is_the_papers_rule() -> None:
     rows = torch.arange(1, 41)
     assert torch.equal(index.counts[0, 0].long(), rows.clamp(max=8))  # 8 = floor((1 - sqrt(0.63)) * 40)
     assert (index.density() - 0.37).abs().max() < 1 / 40
+
+
+def test_a_named_training_has_its_own_file() -> None:
+    assert methods.build("seer", sparsity=0.5, block_size=32, gates="mass").weights_name() == "gates-32-mass.safetensors"
+    with pytest.raises(ValueError, match=r"gates=\.\./x: must be a name of letters, digits and _, for example mass"):
+        methods.build("seer", sparsity=0.5, gates="../x").weights_name()
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -229,8 +230,20 @@ def test_at_equal_cost_every_candidate_has_the_density_that_was_asked_for() -> N
 
 
 def test_a_search_that_saw_nothing_says_so() -> None:
-    with pytest.raises(ValueError, match="a layer was never seen"):
+    with pytest.raises(ValueError, match="no layer was seen"):
         PatternSearch(2, HEADS, block=64, score="mass", density=None).result()
+
+
+def test_a_layer_that_is_never_seen_has_the_first_candidate() -> None:
+    x = planted()
+    finder, alone = (PatternSearch(layers, HEADS, block=64, score="mass", density=None) for layers in (2, 1))
+    finder.observe(replace(x, layer=1), torch.zeros_like(x.k))
+    alone.observe(x, torch.zeros_like(x.k))
+    found, only = finder.result(), alone.result()
+    first, seen = patterns_from(found["patterns"], layers=2, heads=HEADS)
+    assert set(first) == {CANDIDATES[0]}
+    assert list(seen) == list(patterns_from(only["patterns"], layers=1, heads=HEADS)[0])
+    assert found["densities"] == only["densities"]  # of what was seen
 
 
 def test_scores_are_means_over_prompts() -> None:
