@@ -28,7 +28,7 @@ class Jobs:
         self.measuring: dict[str, Callable[[Settings], int]] = {
             "evaluate": self._measure, "latency": self._measure, "kept_mass": self._measure, "perplexity": self._measure,
             "report": self._report, "archive": self._archive, "kernel_speed": self._kernel_speed, "power": self._power,
-            "maps": self._maps,
+            "maps": self._maps, "compare": self._compare,
         }  # fmt: skip
         self.training = {
             "pretrain": "harness.training.pretrain", "distill": "harness.training.distill_job",
@@ -95,6 +95,15 @@ class Jobs:
 
         for path in plan_samples(wanted, Store(wanted.folder), self.console):
             self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        return 0
+
+    def _compare(self, wanted: Settings) -> int:
+        from harness.compare import compare
+
+        self._report(wanted)
+        for path in compare(wanted, Store(wanted.folder), self.console):
+            self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        self.touched.pop(wanted.folder, None)  # its leaderboard stays as it is
         return 0
 
     def _maps(self, wanted: Settings) -> int:
