@@ -131,7 +131,7 @@ def show(console: Console, rows: Sequence[Row]) -> None:
         title = f"accuracy (%) beside {rows[0]['beside']}: {model} at {length} tokens on {device}{asked}"
         shown = Table(title=title, box=None, padding=(0, 1, 0, 0), title_justify="left", title_style="bold", header_style="dim")
         for heading in ("line", "sparsity", "density", "acc.", "diff.", "95 %", "p (Holm)"):
-            shown.add_column(heading, justify="left" if heading == "line" else "right", no_wrap=True)
+            shown.add_column(heading, justify="left" if heading == "line" else "right", no_wrap=heading != "line")
         for row in members:
             low, middle, high = (100 * row[c] for c in ("difference_low", "difference", "difference_high"))
             shown.add_row(

@@ -84,9 +84,12 @@ class Jobs:
         ended = time.monotonic()
         self.next_write = ended + 20 * (ended - began)
 
-    def _report(self, wanted: Settings) -> int:
+    def _there(self, wanted: Settings) -> None:
         if not any(file.exists() for file in Store(wanted.folder).files()):
             raise UserError(f"study={wanted.study}: no records in {wanted.folder}; measure something with that study")
+
+    def _report(self, wanted: Settings) -> int:
+        self._there(wanted)
         self.touched.setdefault(wanted.folder, set())
         return 0
 
@@ -100,10 +103,9 @@ class Jobs:
     def _compare(self, wanted: Settings) -> int:
         from harness.compare import compare
 
-        self._report(wanted)
+        self._there(wanted)
         for path in compare(wanted, Store(wanted.folder), self.console):
             self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-        self.touched.pop(wanted.folder, None)  # its leaderboard stays as it is
         return 0
 
     def _maps(self, wanted: Settings) -> int:
