@@ -134,10 +134,14 @@ def _names(axes: Axes, lines: Sequence[Line], along: str) -> None:
     axes.figure.canvas.draw()  # the limits are settled by drawing
     to_axes = (axes.transData + axes.transAxes.inverted()).transform
     back = (axes.transAxes + axes.transData.inverted()).transform
-    ends = [(line, line.rows[-1][along], line.rows[-1]["perplexity"]) for line in lines]
-    wanted = [float(to_axes((x, y))[1]) for _, x, y in ends]
-    for (line, x, y), height in zip(ends, style.spread(wanted, 0.065, 0.0, 1.0), strict=True):
-        style.name(axes, line.name, (x, y), float(back((0.5, height))[1]), line.colour, side="right")
+    ends: dict[float, list[Line]] = defaultdict(list)
+    for line in lines:
+        ends[line.rows[-1][along] if along == "length" else 0.0].append(line)
+    for members in ends.values():  # lines that end at another length are not in each other's way
+        points = [(float(line.rows[-1][along]), float(line.rows[-1]["perplexity"])) for line in members]
+        wanted = [float(to_axes(point)[1]) for point in points]
+        for line, point, height in zip(members, points, style.spread(wanted, 0.065, 0.0, 1.0), strict=True):
+            style.name(axes, line.name, point, float(back((0.5, height))[1]), line.colour, side="right")
 
 
 def _note(rows: Sequence[Row]) -> str:

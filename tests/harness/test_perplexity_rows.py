@@ -129,6 +129,18 @@ def test_a_picture_by_length_and_one_of_a_single_length(tmp_path: Path) -> None:
     assert single.get_xlabel().startswith("density")
 
 
+def test_a_line_that_ends_earlier_has_its_name_at_its_own_height(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    for length in (4096, 16384):
+        fill(store, arm("full", length=length), [230.0, 480.0, 235.0])
+        fill(store, arm("sieve", 0.9, length), [248.0, 534.0, 240.0])
+    fill(store, arm("window", 0.9, 4096), [248.0, 534.0, 240.1])
+    (axes,) = figure.draw([r for r in leaderboard.rows(store) if r["perplexity"]]).axes
+    point = next(r["perplexity"] for r in leaderboard.rows(store) if r["method"] == "window")
+    (name,) = (t for t in axes.texts if t.get_text() == "window")
+    assert abs(name.xy[1] / point - 1) < 0.01  # type: ignore[attr-defined]
+
+
 def test_the_table_has_a_line_an_arm(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
     perplexity_table.show(console, study(tmp_path, [4096]))
