@@ -26,7 +26,8 @@ def cell_of(arm: Arm, task: str) -> Cell:
 
 
 def fill(store: Store, arm: Arm, task: str, scores: list[float], status: str = Status.OK, **more: Any) -> None:
-    cell, reason = cell_of(arm, task), more.get("reason", "")
+    text, reason = more.get("text", "pydoc"), more.get("reason", "")
+    cell = Cell(arm, Samples(task, "1", {"haystack": text}, False)) if "text" in more else cell_of(arm, task)
     sample_status, sample_reason = more.get("sample_status", Status.OK), more.get("sample_reason", "")
     kernel, density = ("sdpa", None) if arm is DENSE else ("reference", more.get("density", 0.1))
     store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
@@ -37,7 +38,7 @@ def fill(store: Store, arm: Arm, task: str, scores: list[float], status: str = S
                 DATE, token_density=more.get("token_density"),
             )
         )  # fmt: skip
-    store.cells.append(CellRecord(cell.id, arm.id, cell.pair, "r1", cell.identity(), status, reason, DATE, arm.knobs, "pydoc"))
+    store.cells.append(CellRecord(cell.id, arm.id, cell.pair, "r1", cell.identity(), status, reason, DATE, arm.knobs, text))
 
 
 def latency(store: Store, arm: Arm) -> None:
@@ -193,6 +194,17 @@ def test_averages_are_compared_over_the_same_tasks(tmp_path: Path) -> None:
         ("full", 0.0, 2), ("sieve", 0.5, 2), ("sieve", 0.7, 2),
     ]  # fmt: skip
     assert [(r["sparsity"], r["tasks"]) for r in left] == [(0.9, 1)]
+
+
+def test_a_task_of_other_data_is_another_task(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    fill(store, DENSE, "one", [1.0] * 4, text="whole")
+    fill(store, DENSE, "two", [0.0] * 4, text="whole")
+    fill(store, DENSE, "one", [0.0] * 4, text="part")
+    fill(store, SPARSE, "one", [1, 1, 1, 0], text="whole")
+    kept, left = comparable(leaderboard.rows(store))
+    assert [(r["method"], r["accuracy"]) for r in kept] == [("full", 1.0), ("sieve", 0.75)]
+    assert [(r["method"], r["haystack"]) for r in left] == [("full", "part")]
 
 
 def test_an_average_above_dense_by_more_than_noise_is_gated(tmp_path: Path) -> None:
