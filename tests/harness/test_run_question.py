@@ -156,7 +156,7 @@ def test_a_question_that_was_cut_costs_its_cell(command: Command, toy: list[str]
 def test_a_question_of_any_kind_has_pictures_and_families_of_its_own() -> None:
     rows = [
         {"model": "m", "device": "cpu", "length": 512, "question": q, "task": task, "accuracy": 0.5, "_group": (m, q),
-         "block_size": b, "decode": "full", "tasks": 1, "method": m}
+         "block_size": b, "decode": "full", "tasks": 1, "method": m, "haystack": "pydoc"}
         for q in ("seen", "after", "reread") for m, b in (("dense", None), ("sieve", 64)) for task in ("one", "avg")
     ]  # fmt: skip
     found = style.by_model(rows)
