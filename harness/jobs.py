@@ -32,6 +32,7 @@ class Jobs:
         }  # fmt: skip
         self.training = {
             "pretrain": "harness.training.pretrain", "distill": "harness.training.distill_job",
+            "gate_recall": "harness.training.recall_job",
             "search_heads": "harness.search_heads", "export": "harness.lm_eval.export",
             "convert_gates": "harness.convert_gates",
         }  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
+from harness.figures import heat, style
 from harness.figures.style import PALETTE, RC, figure, save
 
 
@@ -25,4 +26,21 @@ def gate_curves(steps: pd.DataFrame, recall: pd.DataFrame, path: Path) -> Path:
                 right.plot(mean.index, 100 * mean[density], "o-", color=PALETTE[n % len(PALETTE)], label=f"density {density:g}")
             right.legend(frameon=False, fontsize=8)
         right.set(xlabel="layer", ylabel="kept mass ÷ oracle's (%)", title="Attention kept, held-out text")
+    return save(made, path)
+
+
+def head_recall(heads: pd.DataFrame, title: str, path: Path) -> Path:
+    """Draw recall of one density by layer and head (columns of recall_tables.by_head) as a heatmap."""
+    table = heads.pivot(index="layer", columns="head", values="recall")
+    made = figure(2.2 + 0.36 * len(table.columns), 1.7 + 0.24 * len(table))
+    with matplotlib.rc_context(RC | {"axes.grid": False}):
+        axes = made.subplots()
+        mean = ("mean", [f"{100 * value:.0f}" for value in table.mean(axis=1)])
+        names = [f"layer {layer}" for layer in table.index]
+        heat.panel(axes, 100 * table.to_numpy(), names, [str(head) for head in table.columns], label="head", beside=[mean])
+        style.title(made, title)
+        chance, tokens = 100 * heads["chance"].mean(), int(heads["tokens"].iloc[0])
+        style.foot(
+            made, f"Per cent of the true map's best blocks, on {tokens:,} tokens of held-out text; chance: {chance:.0f} %."
+        )
     return save(made, path)

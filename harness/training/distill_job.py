@@ -26,6 +26,7 @@ from harness.files import check_folder
 from harness.models import LoadedModel, ModelConfig, load_model
 from harness.run import model_of
 from harness.tasks.haystack import source_of
+from harness.training import recall_tables
 from harness.training.checkpoint import Checkpoint, Step
 from harness.training.distill import Distilled, distill, progress_bar
 from harness.training.processes import Processes, join, load_sharded
@@ -46,8 +47,8 @@ def main(cfg: DictConfig) -> Path:
     job = cfg.job
     lesson = lesson_of(wanted)
     recipe = _recipe(job, lesson, wanted.seed)
-    lengths, tokens = _lengths(job.lengths, lesson.block_size), _whole(job, "tokens", 1)
-    sequences, every = _whole(job, "recall_sequences", 0), _whole(job, "checkpoint_every", 0)
+    lengths, tokens = lengths_of(job.lengths, lesson.block_size), whole(job, "tokens", 1)
+    sequences, every = whole(job, "recall_sequences", 0), whole(job, "checkpoint_every", 0)
     processes = join(wanted.device)
     wanted = replace(wanted, device=processes.device or wanted.device)
     loaded = _model(wanted, processes, shard=bool(job.shard))
@@ -83,15 +84,15 @@ def _nothing(_: Step) -> None:
 
 def _recipe(job: DictConfig, lesson: Lesson, seed: int) -> Recipe:
     return Recipe(
-        steps=_whole(job, "steps"), block_size=lesson.block_size, lr=_real(job, "lr"), warmup=_whole(job, "warmup"),
+        steps=whole(job, "steps"), block_size=lesson.block_size, lr=_real(job, "lr"), warmup=whole(job, "warmup"),
         min_lr=_real(job, "min_lr"), weight_decay=_real(job, "weight_decay"),
         clip=None if job.clip is None else _real(job, "clip"), pool=str(job.pool), skip_rows=_real(job, "skip_rows"),
-        row_weight=str(job.row_weight), micro_rows=None if job.micro_rows is None else _whole(job, "micro_rows"),
+        row_weight=str(job.row_weight), micro_rows=None if job.micro_rows is None else whole(job, "micro_rows"),
         q_linear=lesson.q_linear, dtype=str(job.dtype), seed=seed,
     )  # fmt: skip
 
 
-def _whole(job: DictConfig, name: str, least: int | None = None) -> int:
+def whole(job: DictConfig, name: str, least: int | None = None) -> int:
     value = job[name]
     if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
         raise UserError(f"job.{name}={value}: must be a whole number" + ("" if least is None else f" of at least {least}"))
@@ -105,7 +106,7 @@ def _real(job: DictConfig, name: str) -> float:
     return float(value)
 
 
-def _lengths(given: Any, block_size: int) -> list[int]:
+def lengths_of(given: Any, block_size: int) -> list[int]:
     lengths = list(given) if isinstance(given, ListConfig) else []
     if not lengths or not all(type(length) is int and length >= 2 * block_size for length in lengths):
         raise UserError(
@@ -159,17 +160,15 @@ def _checkpoint(
 def _report(done: Distilled, wanted: Settings, loaded: LoadedModel, lesson: Lesson) -> None:
     """Write the tables and the picture of a training, and say what came out."""
     wanted.folder.mkdir(parents=True, exist_ok=True)
-    suffix = lesson.file.format(block_size=lesson.block_size).partition(".")[0].removeprefix("gates-")
+    suffix = suffix_of(lesson)
     steps = pd.DataFrame([asdict(step) for step in done.steps])
-    recall = pd.DataFrame(list(done.recall))
     steps.to_csv(wanted.folder / f"gate_steps_{suffix}.csv", index=False)
-    recall.to_csv(wanted.folder / f"gate_recall_{suffix}.csv", index=False)
-    gate_curves(steps, recall, wanted.folder / f"gates_{suffix}.png")
+    title = f"{loaded.name}: best blocks that the gates find at density {recall_tables.SHOWN:g}"
+    recall_tables.write(done.recall, wanted.folder, suffix, title)
+    gate_curves(steps, recall_tables.by_layer(done.recall), wanted.folder / f"gates_{suffix}.png")
     console = Console()
     console.print(f"{done.parameters:,} gate parameters, {done.seconds:.0f} s", highlight=False)
-    if len(recall):
-        shown = recall.groupby("density")[["recall", "chance", "kept_mass", "oracle_mass", "kept_ratio"]].mean()
-        console.print(shown.round(3).to_string(), highlight=False)
+    recall_tables.show(done.recall, console)
     console.print(f"wrote {done.path}", highlight=False)
     if done.path.parent != weights_folder(wanted, loaded):
         console.print(f"to use them: model.gates={done.path.parent}", highlight=False)
@@ -183,6 +182,11 @@ class Lesson:
     file: str
     block_size: int
     q_linear: bool = False
+
+
+def suffix_of(lesson: Lesson) -> str:
+    """What tells the files of one training from another's in a study: block size and name."""
+    return lesson.file.format(block_size=lesson.block_size).partition(".")[0].removeprefix("gates-")
 
 
 def lesson_of(wanted: Settings) -> Lesson:

@@ -35,6 +35,7 @@ class Recall(TypedDict):
     recall: share of the k truly best blocks that are among the gate's best k, the diagonal block, which all selections
     keep, counted in; chance: what random blocks beside the diagonal would reach. kept_mass: share of the attention
     that falls on the gate's blocks; oracle_mass: on the best blocks there are; kept_ratio: the first ÷ the second.
+    heads: recall of each head of the gate, heads_kept: its kept_ratio.
     """
 
     layer: int
@@ -46,6 +47,8 @@ class Recall(TypedDict):
     kept_ratio: float
     tokens: int
     sequences: int
+    heads: list[float]
+    heads_kept: list[float]
 
 
 def recall_rows(truth: BlockIndex, guess: BlockIndex) -> Tensor:
@@ -124,7 +127,7 @@ def gate_recall(
         step = max(1, PART // logits[:, :1].numel())
         for density in densities:
             budget = row_budget(density, **grid)
-            row = torch.zeros(3, dtype=torch.float64, device=q.device)
+            found: list[Tensor] = []
             for parts in zip(*(each.split(step, 1) for each in maps), strict=True):
                 chosen, best, most = (select_topk(part, budget, **grid) for part in parts)
                 values = (
@@ -132,8 +135,8 @@ def gate_recall(
                     (parts[2] * chosen.to_mask()).sum(-1),
                     (parts[2] * most.to_mask()).sum(-1),
                 )
-                row += torch.stack([value.mean() for value in values]).double() * (parts[0].shape[1] / logits.shape[1])
-            sums[layer, density] = sums.get((layer, density), 0) + row
+                found.append(torch.stack([value.double().mean((0, 2)) for value in values]))
+            sums[layer, density] = sums.get((layer, density), 0) + torch.cat(found, 1)  # [3, heads]
             counts[layer, density] = counts.get((layer, density), 0) + 1
             chances[layer, density] = chances.get((layer, density), 0.0) + chance(budget, causal_blocks(**grid))
 
@@ -147,7 +150,8 @@ def gate_recall(
         raise UserError("no sequences to measure recall on: give at least one")
     rows: list[Recall] = []
     for (layer, density), total in sorted(sums.items(), key=lambda item: (item[0][0], -item[0][1])):
-        recall, kept, most = (total / counts[layer, density]).tolist()
+        each = total / counts[layer, density]
+        recall, kept, most = each.mean(1).tolist()
         rows.append(
             Recall(
                 layer=layer,
@@ -159,6 +163,8 @@ def gate_recall(
                 kept_ratio=kept / most if most else 1.0,  # no room but for a row's own blocks, which weigh nothing here
                 tokens=tokens,
                 sequences=seen,
+                heads=each[0].tolist(),
+                heads_kept=[a / b if b else 1.0 for a, b in each[1:].T.tolist()],
             )
         )
     return rows

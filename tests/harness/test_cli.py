@@ -21,7 +21,10 @@ Command = Callable[..., int]
         (["method=seerr"], "method=seerr is not known (did you mean seer?); choose one of: blasst, block_topk, dense, "),
         (["model=nothing"], "model=nothing is not known; choose one of: bundled, gemma3_270m, gemma3_270m_base, hf, "),
         (["task=rular"], "task=rular is not known (did you mean ruler?); choose one of: cwe, demo, "),
-        (["job=run"], "job=run is not known; choose one of: archive, compare, convert_gates, distill, evaluate, export, "),
+        (
+            ["job=run"],
+            "job=run is not known; choose one of: archive, compare, convert_gates, distill, evaluate, export, gate_recall, ",
+        ),
         (["task.tasks=[niah_single_9]"], "task niah_single_9 is not known; choose from: niah_single_1, "),
         (["sparsity=1"], "sparsity=1: must be at least 0 (keep every block) and below 1, for example 0.9"),
         (["sparsity=-0.1"], "sparsity=-0.1: must be at least 0"),

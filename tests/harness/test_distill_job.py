@@ -36,9 +36,22 @@ def test_gates_are_trained_and_used(command: Command, toy: list[str], tmp_path: 
     recall = pd.read_csv(study / "gate_recall_32.csv")
     assert set(recall["layer"]) == {0, 1} and recall["recall"].between(0, 1).all()
     assert (study / "gates_32.png").stat().st_size > 10_000
+    heads = pd.read_csv(study / "gate_recall_heads_32.csv")
+    assert set(heads["head"]) == {0, 1, 2, 3} and (study / "gate_recall_heads_32.png").stat().st_size > 10_000
+    again = ("job=gate_recall", "method=seer", "job.lengths=[256,384]", "job.sequences=1", "block_size=32", "study=again")
+    assert command(*toy, *again, f"model.gates={gates}", f"data.text_dir={text}") == 0
+    measured = pd.read_csv(tmp_path / "results" / "again" / "gate_recall_32.csv")
+    pd.testing.assert_frame_equal(measured, recall)  # the same gates on the same held-out rows
     assert command(*toy, "method=seer", "block_size=32", f"model.gates={gates}") == 0
     rows = pd.read_csv(study / "leaderboard.csv")
     assert set(rows[rows["method"] == "seer"]["status"]) == {"ok"}
+
+
+def test_gates_that_are_not_there_can_not_be_measured(
+    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*toy, "job=gate_recall", "method=seer", "job.lengths=[256]", f"model.gates={tmp_path}") != 0
+    assert "no gates to measure:" in capsys.readouterr().err
 
 
 def test_without_text_generated_samples_are_used(command: Command, toy: list[str], tmp_path: Path) -> None:

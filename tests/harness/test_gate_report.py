@@ -62,6 +62,22 @@ def test_recall_of_a_perfect_gate(loaded: LoadedModel) -> None:
         assert row["recall"] > 0.999  # blocks that tie may be chosen either way
         assert row["kept_ratio"] == pytest.approx(1.0)
         assert (row["tokens"], row["sequences"]) == (2 * LENGTH, 2)
+        assert len(row["heads"]) == 4 and min(row["heads"]) > 0.999 and row["heads_kept"] == pytest.approx([1.0] * 4)
+
+
+def test_a_head_that_knows_nothing_stands_out(loaded: LoadedModel) -> None:
+    class Blind(Perfect):
+        def forward(self, q: Tensor, k: Tensor, rope: object) -> Tensor:
+            found = super().forward(q, k, rope)
+            found[:, 2] = torch.rand(found[:, 2].shape, generator=torch.Generator().manual_seed(0)) * (found[:, 2] > 0)
+            return found
+
+    (row, _) = gate_recall(
+        loaded, [Blind(4, 2, 16, block_size=BLOCK) for _ in range(2)], some(2, seed=4), densities=(0.1,), pool="mass"
+    )
+    assert min(row["heads"]) == row["heads"][2] < 0.8
+    assert row["heads_kept"][2] < 0.98
+    assert row["recall"] == pytest.approx(sum(row["heads"]) / 4)
 
 
 def test_many_heads_are_measured_as_one_by_one(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +85,9 @@ def test_many_heads_are_measured_as_one_by_one(loaded: LoadedModel, monkeypatch:
     whole = gate_recall(loaded, gates, some(1, seed=4), densities=(0.3, 0.1))
     monkeypatch.setattr(gate_report, "PART", 3 * 38 * 38)  # three heads, then one
     parts = gate_recall(loaded, gates, some(1, seed=4), densities=(0.3, 0.1))
-    assert parts == [pytest.approx(row, rel=1e-6) for row in whole]
+    for part, row in zip(parts, whole, strict=True):
+        for name, value in row.items():
+            assert part[name] == pytest.approx(value, rel=1e-6)  # type: ignore[literal-required]
 
 
 def test_recall_needs_sequences(loaded: LoadedModel) -> None:
