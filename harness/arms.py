@@ -13,7 +13,7 @@ import methods
 from harness import gate_files, searched
 from harness.config import Settings
 from harness.errors import UserError
-from harness.models import LoadedModel, local_layers
+from harness.models import LoadedModel
 from harness.plan import Arm, Decoding, Setting
 from harness.provenance import file_hash
 from harness.searched import model_overrides
@@ -195,17 +195,18 @@ def load_weights(method: Method | DecodeMethod, group: str, wanted: Settings, lo
     if (name := method.weights_name()) is None:
         return None
     folder = weights_folder(wanted, loaded)
-    path = gate_files.find(folder, name, method.gate, released_id(wanted, group))
+    training = wanted.method_knobs.get("gates") if group == "method" else None
+    path = gate_files.find(folder, name, method.gate, released_id(wanted, group), training=training)
     if path is None:
         size = "block_size" if group == "method" else f"{group}.block_size"
         raise UserError(
             f"no weights of {method.name} for {loaded.name} at block size {method.block_size}: {folder / name} is missing; "
             f"name the folder that has them (model.gates=FOLDER), or train them with "
             f"`python -m harness job=distill {group}={method.name} {model_overrides(wanted)}"
-            f"{size}={method.block_size}`"
+            f"{size}={method.block_size}{'' if training is None else f' method.gates={training}'}`"
         )
     state = gate_files.read(path, method.gate, block_size=method.block_size)
-    state = gate_files.with_local(state, local_layers(loaded))
+    state = gate_files.fit(state, path, loaded, wanted.length)
     try:
         method.load(state, **searched.model_shape(loaded))
     except ValueError as error:

@@ -20,7 +20,7 @@ from harness.config import Settings
 from harness.difference import difference_interval, mean_difference
 from harness.errors import UserError
 from harness.leaderboard import Row, is_baseline_row
-from harness.plan import ASKED
+from harness.plan import ASKED, digest
 from harness.records import Store
 from harness.schema import AVERAGE, Status
 from harness.variants import lines
@@ -32,6 +32,8 @@ COLUMNS = (
 """Of compare_LINE.csv. difference: accuracy of `line` minus that of `beside`, each task weighing the same; both ran the same
 samples. p_holm: over all lines and sparsities of one model, device, length and question."""
 PANEL = ("model", "device", "length", "question")
+SAME = ("model", "model_hash", "length", "seed", "task", "generator", "data", "chat_template", "files", "question")
+"""What of a cell's identity says which samples it saw."""
 
 
 def compare(wanted: Settings, store: Store, console: Console) -> list[Path]:
@@ -56,26 +58,32 @@ def table(store: Store, wanted: str) -> list[Row]:
     machines: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in comparable(everything)[0]:
         if not is_baseline_row(row):
-            machines[row["model"], row["device"]].append(row)
+            machines[row["model"], row["device"], row["question"]].append(row)
     panels: dict[tuple[Any, ...], list[tuple[str, Row]]] = defaultdict(list)
-    for together in machines.values():  # so that a line has one name at all lengths
+    for together in machines.values():  # one name at all lengths; how a question is asked moves thresholds
         for name, members in lines(together).items():
             for row in members:
                 panels[tuple(row[column] for column in PANEL)].append((name, row))
+    if not panels:
+        raise UserError(f"study={store.folder.name}: it has no accuracies of methods: nothing to compare")
     chosen = _line(wanted, sorted({name for panel in panels.values() for name, _ in panel}))
-    samples = store.samples_of()
+    records = store.samples_of()
+    samples = {cell["cell"]: (_seen(cell["identity"]), records.get(cell["cell"], [])) for cell in store.latest_cells().values()}
     found: list[Row] = []
     for key, panel in panels.items():
-        partners = {row["sparsity"]: row for name, row in panel if name == chosen and row["sparsity"] is not None}
-        mine = [
+        partners = _partners([row for name, row in panel if name == chosen and row["sparsity"] is not None], chosen)
+        pairs = [
             _pair(row, name, partners[row["sparsity"]], chosen, cells, samples)
             for name, row in panel
             if name != chosen and row["sparsity"] in partners
         ]
+        mine = [pair for pair in pairs if pair is not None]
         for row, p in zip(mine, stats.holm([r["p_value"] for r in mine]), strict=True):
             found.append(row | dict(zip(PANEL, key, strict=True)) | {"p_holm": p})
     if not found:
-        raise UserError(f"job.to={wanted}: no other line has accuracies at a sparsity of {chosen}: nothing to compare")
+        raise UserError(
+            f"job.to={wanted}: no other line has accuracies of the same samples at a sparsity of {chosen}: nothing to compare"
+        )
     return sorted(found, key=_order)
 
 
@@ -91,18 +99,39 @@ def _line(wanted: str, names: Sequence[str]) -> str:
     raise UserError(f"job.to={wanted}: {what}; name one of: {', '.join(fit or names)}")
 
 
+def _partners(rows: Sequence[Row], chosen: str) -> dict[float, Row]:
+    """The rows of the chosen line, by sparsity."""
+    found: dict[float, Row] = {}
+    for row in rows:
+        if row["sparsity"] in found:
+            raise UserError(
+                f"{chosen} has two rows at sparsity {row['sparsity']:g} and length {row['length']}, of other weights or "
+                "prompts, that nothing tells apart: measure one of them in a study of its own"
+            )
+        found[row["sparsity"]] = row
+    return found
+
+
+def _seen(identity: Mapping[str, Any]) -> tuple[str, str]:
+    """The task, and what is equal for cells that saw the same samples, whatever computed the answers."""
+    return identity["task"], digest({name: identity.get(name) for name in SAME})
+
+
 def _pair(
     row: Row, name: str, partner: Row, chosen: str, cells: Mapping[str, list[Row]], samples: Mapping[str, Any]
-) -> Row:  # fmt: skip
-    """One comparison, over the tasks and samples that both have."""
-    mine, theirs = ({task["task"]: _scores(samples[task["cell"]]) for task in cells[r["_group"]]} for r in (row, partner))
+) -> Row | None:  # fmt: skip
+    """One comparison, over the tasks and samples that both have; None where they have none: of another seed, say."""
+    mine, theirs = (
+        {seen: _scores(records) for seen, records in (samples[task["cell"]] for task in cells[r["_group"]])}
+        for r in (row, partner)
+    )
     pairs = []
     for task in sorted(mine.keys() & theirs.keys()):
         if both := sorted(mine[task].keys() & theirs[task].keys()):
             pairs.append([(mine[task][index], theirs[task][index]) for index in both])
     ours, others = ([[pair[side] for pair in task] for task in pairs] for side in (0, 1))
     if not pairs:
-        raise UserError(f"{name} and {chosen} share no sample at sparsity {row['sparsity']}: nothing to compare")
+        return None
     low, high = difference_interval(ours, others, seed=row["seed"])
     gated = Status.GATED in (row["status"], partner["status"])
     return {

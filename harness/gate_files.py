@@ -12,14 +12,16 @@ from torch import Tensor
 
 from harness.errors import UserError
 from harness.files import json_object
+from harness.models import LoadedModel, local_layers, local_window
 from methods import released
 from methods.gate import Gate
 
 
-def find(folder: Path, name: str, gate: type[Gate] | None, hub_id: str | None) -> Path | None:
+def find(folder: Path, name: str, gate: type[Gate] | None, hub_id: str | None, *, training: Any = None) -> Path | None:
     """The file of a method's weights: `name` in the folder, else a release there, else the release of that id on the hub
-    (downloaded once, with its settings). None where there is none. Raises UserError where the hub can't be reached."""
-    choices = [name] if gate is None or not gate.released else [name, released.FILE]
+    (downloaded once, with its settings). None where there is none: no release stands for a `training` that has a name.
+    Raises UserError where the hub can't be reached."""
+    choices = [name] if gate is None or not gate.released or training is not None else [name, released.FILE]
     for choice in choices:
         if (folder / choice).is_file():
             return folder / choice
@@ -62,9 +64,21 @@ def read(path: Path, gate: type[Gate] | None, *, block_size: int | None = None) 
         raise UserError(f"{path} doesn't fit: {error}") from error
 
 
+def fit(state: dict[str, Tensor], path: Path, loaded: LoadedModel, shortest: int) -> dict[str, Tensor]:
+    """The weights of a file for all layers of a model. Raises UserError where it leaves out local layers and prompts of
+    `shortest` tokens fit in their window: there these layers choose too."""
+    whole, window = with_local(state, local_layers(loaded)), local_window(loaded)
+    if len(whole) > len(state) and shortest <= window:
+        raise UserError(
+            f"{path} leaves out the layers of a sliding window, which choose blocks too where a prompt fits in its {window} "
+            f"tokens: take prompts of more than {window} tokens, not {shortest}, or train with {window} among job.lengths"
+        )
+    return whole
+
+
 def with_local(state: dict[str, Tensor], local: Iterable[int]) -> dict[str, Tensor]:
-    """The weights, with zeros for local layers that the file leaves out: they choose nothing past their window, and within
-    it their blocks count alike. local: of models.local_layers."""
+    """The weights, with zeros for local layers that the file leaves out: past their window they choose nothing (`fit` sees to
+    it that prompts are longer). local: of models.local_layers."""
     present = {int(name.split(".")[1]) for name in state if name.startswith("layers.") and name.split(".")[1].isdigit()}
     if not present:
         return state

@@ -126,6 +126,12 @@ def local_layers(loaded: LoadedModel) -> frozenset[int]:
     return local if len(local) < loaded.layers else frozenset()
 
 
+def local_window(loaded: LoadedModel) -> int:
+    """The tokens that local layers look back; 0 where the model has none."""
+    config = loaded.model.config.get_text_config(decoder=True)
+    return int(getattr(config, "sliding_window", None) or 0) if local_layers(loaded) else 0
+
+
 def revision_hash(folder: Path) -> str:
     """SHA-256 (hex) over config.json and the *.safetensors that transformers reads, in the order of their names.
 

@@ -69,6 +69,8 @@ def check_whole(state: Mapping[str, Tensor]) -> int:
         layers.setdefault(int(parts[1]), {})[parts[2]] = list(weight.shape)
     if not layers:
         raise ValueError("it is empty; weights of gates are named layers.0.gate.k, say")
+    if gaps := sorted(set(range(max(layers))) - layers.keys()):
+        raise ValueError(f"it leaves out layer {gaps[0]}; a release has gates of all layers, those of a sliding window too")
     for layer in range(max(layers) + 1):
         if layers.get(layer) != layers[max(layers)]:
             raise ValueError(f"its layer {layer} has weights {layers.get(layer)}, layer {max(layers)} {layers[max(layers)]}")

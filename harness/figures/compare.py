@@ -18,7 +18,7 @@ SEEN = 0.05
 
 
 def write(rows: Sequence[style.Row], folder: Path, name: str) -> list[Path]:
-    """Write `compare_NAME.png`, or one with model and length in its name for each of several."""
+    """Write `compare_NAME.png`, or `compare_NAME_1.png` and so on for each of several, in the order of the rows."""
     panels: dict[tuple[Any, ...], list[style.Row]] = defaultdict(list)
     for row in rows:
         panels[tuple(row[column] for column in PANEL)].append(row)

@@ -109,7 +109,8 @@ def distill(
                 checkpoint.save(gates, optimizer, history)
     for gate in gates:
         gate.requires_grad_(False)
-    local = local_layers(loaded)
+    learnt = {layer for layer, gate in enumerate(gates) if any(w in optimizer.state for w in gate.parameters())}
+    local = local_layers(loaded) - learnt  # those whose window held the text of a step have something to keep
     parameters = sum(w.numel() for layer, gate in enumerate(gates) if layer not in local for w in gate.parameters())
     saved = _saved_dtype(recipe.dtype, parameters)
     for weight in weights:

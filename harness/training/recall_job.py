@@ -12,7 +12,6 @@ from harness import gate_files
 from harness.arms import full_decode, released_id, weights_folder
 from harness.config import settings
 from harness.errors import UserError
-from harness.models import local_layers
 from harness.run import model_of
 from harness.searched import model_overrides
 from harness.training import recall_tables
@@ -34,13 +33,14 @@ def main(cfg: DictConfig) -> Path:
         raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
     group = "method" if full_decode(wanted) else "decode"
     folder, name = weights_folder(wanted, loaded), lesson.file.format(block_size=lesson.block_size)
-    path = gate_files.find(folder, name, lesson.kind, released_id(wanted, group))
+    training = wanted.method_knobs.get("gates") if group == "method" else None
+    path = gate_files.find(folder, name, lesson.kind, released_id(wanted, group), training=training)
     if path is None:
         raise UserError(
             f"no gates to measure: {folder / name} is missing; name the folder that has them (model.gates=FOLDER), or train "
             f"them with `python -m harness job=distill {model_overrides(wanted)}…`"
         )
-    state = gate_files.with_local(gate_files.read(path, lesson.kind, block_size=lesson.block_size), local_layers(loaded))
+    state = gate_files.fit(gate_files.read(path, lesson.kind, block_size=lesson.block_size), path, loaded, min(lengths))
     options = {"q_linear": True} if lesson.q_linear else {}
     gates = new_gates(loaded, lesson.kind, block_size=lesson.block_size, **options)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from harness import stats
 from harness.compare import COLUMNS, table
 from harness.difference import difference_interval
 from harness.errors import UserError
-from harness.plan import Arm
+from harness.plan import Arm, Cell, Samples
 from harness.records import Store
 from tests.harness.test_leaderboard import DENSE, SETTING, fill
 
@@ -55,6 +56,41 @@ def test_the_other_way_round_is_the_opposite(tmp_path: Path) -> None:
     assert back["p_value"] == there["p_value"]
 
 
+def test_samples_of_another_seed_are_no_partners(tmp_path: Path) -> None:
+    store = Store(tmp_path / "study")
+    for method, seed in (("sieve", 0), ("net", 1)):
+        setting = replace(SETTING, seed=seed)
+        fill(store, Arm(setting, "full", 0.0), "first", [1.0] * 5)
+        fill(store, Arm(setting, method, 0.5, {}, 64, "reference"), "first", GOOD)
+    with pytest.raises(UserError, match="no other line has accuracies of the same samples at a sparsity of net"):
+        table(store, "net")
+
+
+def test_weights_that_no_column_tells_apart_are_not_chosen_between(tmp_path: Path) -> None:
+    store = study(tmp_path)
+    fill(store, replace(NET[0.5], weights_hash="other"), "first", BAD)
+    fill(store, replace(NET[0.5], weights_hash="other"), "second", BAD)
+    with pytest.raises(UserError, match=r"net has two rows at sparsity 0\.5 and length 4096, of other weights or prompts"):
+        table(store, "net")
+    assert len([row for row in table(store, "sieve") if row["line"] == "net" and row["sparsity"] == 0.5]) == 2
+
+
+def test_a_threshold_that_the_question_moves_does_not_split_a_line(tmp_path: Path) -> None:
+    store = Store(tmp_path / "study")
+    for question, width in (("after", 3), ("reread", 4)):
+        for arm in (DENSE, NET[0.5], replace(SIEVE[0.5], knobs={"width": width})):
+            cell = Cell(arm, Samples("first", "1", {"haystack": None}, False, question=question))
+            fill(store, arm, "first", GOOD, cell=cell)
+    assert {(r["line"], r["question"]) for r in table(store, "net")} == {("sieve", "after"), ("sieve", "reread")}
+
+
+def test_a_study_without_accuracies_is_one_clear_line(tmp_path: Path) -> None:
+    store = Store(tmp_path / "study")
+    fill(store, DENSE, "first", [1.0] * 5)
+    with pytest.raises(UserError, match="study=study: it has no accuracies of methods: nothing to compare"):
+        table(store, "net")
+
+
 def test_a_part_of_a_name_will_do(tmp_path: Path) -> None:
     assert table(study(tmp_path), "siev") == table(study(tmp_path), "sieve")
 
@@ -64,7 +100,7 @@ def test_a_part_of_a_name_will_do(tmp_path: Path) -> None:
     [
         ("what", "job.to=what: the study has no such line; name one of: net, only, sieve"),
         ("e", "job.to=e: 2 lines have that in their names; name one of: net, sieve"),
-        ("only", "job.to=only: no other line has accuracies at a sparsity of only: nothing to compare"),
+        ("only", "job.to=only: no other line has accuracies of the same samples at a sparsity of only: nothing to compare"),
     ],
 )
 def test_what_can_not_be_compared_is_one_clear_line(name: str, message: str, tmp_path: Path) -> None:

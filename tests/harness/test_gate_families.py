@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 import methods
 from harness.bridge import SLIDING, Bridge
 from harness.errors import UserError
-from harness.gate_files import with_local
-from harness.models import local_layers
+from harness.gate_files import fit, with_local
+from harness.models import local_layers, local_window
 from harness.searched import model_shape
 from harness.training.distill import distill, new_gates
 from harness.training.recipe import Recipe
@@ -63,6 +63,23 @@ def test_a_file_that_lacks_a_global_layer_is_refused(tmp_path: Path) -> None:
     method = methods.build("seer", sparsity=0.5, block_size=BLOCK)
     with pytest.raises(ValueError, match=r"lack layers\.1\.gate\.k"):
         method.load(with_local(other, local_layers(loaded)), **model_shape(loaded))
+
+
+def test_local_layers_that_learnt_are_kept_and_those_that_did_not_are_missed_in_short_prompts(tmp_path: Path) -> None:
+    loaded = load("gemma3")
+    window = local_window(loaded)
+    recipe = Recipe(steps=2, block_size=BLOCK, warmup=1)
+    both = distill(
+        loaded, itertools.chain([tokens(1, window)], itertools.repeat(tokens(1, LENGTH))), recipe, out=tmp_path / "both"
+    )
+    assert {int(name.split(".")[1]) for name in load_file(str(both.path))} == {0, 1}
+    fit(load_file(str(both.path)), both.path, loaded, window)
+    alone = distill(loaded, itertools.repeat(tokens(1, LENGTH)), recipe, out=tmp_path / "alone")
+    assert set(fit(load_file(str(alone.path)), alone.path, loaded, window + 1)) == set(load_file(str(both.path)))
+    with pytest.raises(
+        UserError, match=f"take prompts of more than {window} tokens, not {window}, or train with {window} among"
+    ):
+        fit(load_file(str(alone.path)), alone.path, loaded, window)
 
 
 def test_models_of_one_kind_of_layer_have_no_local_ones() -> None:

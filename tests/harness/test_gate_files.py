@@ -188,6 +188,15 @@ def test_a_release_on_the_hub_runs(command: Command, toy: list[str], tmp_path: P
     assert set(asked) == {(f"owner/{part}", file) for part in ("prefill", "decode") for file in files}
 
 
+def test_no_release_stands_for_a_training_that_has_a_name(
+    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    write(tmp_path / "gates", PREFILL)
+    assert command(*toy, *SEER, "method.gates=mass", f"model.gates={tmp_path / 'gates'}") != 0
+    said = capsys.readouterr().err
+    assert "gates-16-mass.safetensors is missing" in said and "block_size=16 method.gates=mass`" in said
+
+
 def test_without_network_the_hub_says_so(
     command: Command, toy: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip

@@ -28,6 +28,7 @@ def cell_of(arm: Arm, task: str) -> Cell:
 def fill(store: Store, arm: Arm, task: str, scores: list[float], status: str = Status.OK, **more: Any) -> None:
     text, reason = more.get("text", "pydoc"), more.get("reason", "")
     cell = Cell(arm, Samples(task, "1", {"haystack": text}, False)) if "text" in more else cell_of(arm, task)
+    cell = more.get("cell", cell)
     sample_status, sample_reason = more.get("sample_status", Status.OK), more.get("sample_reason", "")
     kernel, density = ("sdpa", None) if arm is DENSE else ("reference", more.get("density", 0.1))
     store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))

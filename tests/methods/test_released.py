@@ -61,7 +61,9 @@ def test_no_weights() -> None:
 def test_a_layer_that_is_missing_or_different() -> None:
     state = made(AttnGate)
     del state["layers.1.gate.k"]
-    with pytest.raises(ValueError, match="its layer 1 has weights None"):
+    with pytest.raises(
+        ValueError, match="it leaves out layer 1; a release has gates of all layers, those of a sliding window too"
+    ):
         check_whole(state)
     state["layers.1.gate.k"] = torch.zeros(4, 48, 8)
     with pytest.raises(ValueError, match=r"its layer 1 has weights \{'k': \[4, 48, 8\]\}"):
