@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -10,23 +10,27 @@ from kernels.block_index import BlockIndex, causal_mask
 from kernels.pool import pool as pool_blocks
 from kernels.selection import select_from_pooled
 from methods import register
-from methods.base import LayerInputs, Method
+from methods.base import LayerInputs
+from methods.scored import Scored, Selection
 
 Pool = Literal["mean", "max"]
 
 
 @register("block_topk")
-class BlockTopK(Method):
+class BlockTopK(Scored):
     """score(i, j) = pooled query block i · pooled key block j × scale, in float32, post-RoPE; the highest are kept.
 
     pool="mean", the default: the estimate that MoBA (which pools keys only) and MInference's block-sparse heads build on.
     pool="max": the largest of each element, of queries and of keys, before the product. Each query head ranks for itself,
     or with shared the query heads of a KV head together, by the mean of their scores; the diagonal block is always kept.
+    selection: which rule turns the softmax of a row's scores into blocks (methods.scored); by the same rule as a gate's, the
+    two differ in what was learnt alone.
     """
 
     paper = "MInference 1.0 (block-sparse pattern), arXiv 2407.02490"
-    knob = "top-k"
+    knob = "top-k | threshold"
     family = "top-k"
+    added_knobs: ClassVar = {"selection": "topk", "threshold": None, "nz_ratio": None}
 
     def __init__(
         self,
@@ -36,9 +40,13 @@ class BlockTopK(Method):
         seed: int = 0,
         pool: Pool = "mean",
         shared: bool = False,
+        selection: Selection = "topk",
+        threshold: float | None = None,
+        nz_ratio: float | None = None,
     ) -> None:
-        super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
-        self.required_sparsity()
+        super().__init__(
+            block_size=block_size, sparsity=sparsity, seed=seed, selection=selection, threshold=threshold, nz_ratio=nz_ratio
+        )
         if pool not in get_args(Pool):
             raise ValueError(f"pool={pool}: must be one of {', '.join(get_args(Pool))}")
         self.pool = pool
@@ -53,9 +61,16 @@ class BlockTopK(Method):
         return logits.masked_fill(future, float("-inf")).softmax(-1)
 
     def select(self, x: LayerInputs) -> BlockIndex:
+        grid = self.grid(x)
         q, k = (pool_blocks(tokens, self.block_size, (self.pool,)) for tokens in (x.q, x.k))
         share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
-        return select_from_pooled(q, k, scale=x.scale, budget=self.budget(x), share=share, **self.grid(x))
+        return select_from_pooled(q, k, scale=x.scale, share=share, **self.rule(x, grid), **grid)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
-        return {"pool": self.pool, "shared": self.shared}
+        return {
+            "pool": self.pool,
+            "shared": self.shared,
+            "selection": self.selection,
+            "threshold": self.threshold,
+            "nz_ratio": self.nz_ratio,
+        }

@@ -65,4 +65,29 @@ def test_a_maximum_sees_one_loud_key_that_a_mean_hides() -> None:
 def test_an_unknown_pool_is_refused() -> None:
     with pytest.raises(ValueError, match="pool=min: must be one of mean, max"):
         methods.build("block_topk", sparsity=0.5, pool="min")
-    assert methods.build("block_topk", sparsity=0.5, pool="max").knobs() == {"pool": "max", "shared": False}
+
+
+def test_a_threshold_keeps_the_shares_above_it_and_the_diagonal() -> None:
+    x = layer(203)
+    method = methods.build("block_topk", block_size=BLOCK, selection="threshold", threshold=0.07)
+    found = method.select(x)
+    assert found is not None
+    kept = (method.scores(x) > 0.07) | torch.eye(-(-203 // BLOCK), dtype=torch.bool)
+    assert torch.equal(found.to_mask(), kept)
+    assert len({int(row.sum()) for row in kept[0, 0]}) > 2, "every row keeps as many: the test cannot tell the rules apart"
+
+
+def test_nz_ratio_keeps_the_same_number_in_every_row() -> None:
+    x = layer(203)
+    found = methods.build("block_topk", block_size=BLOCK, selection="nz_ratio", sparsity=0.6).select(x)
+    assert found is not None
+    most = int((1 - 0.6**0.5) * -(-203 // BLOCK))
+    assert found.to_mask().sum(-1)[0, 0].tolist() == [min(row + 1, most) for row in range(-(-203 // BLOCK))]
+
+
+def test_the_default_rule_leaves_recorded_arms_as_they_were() -> None:
+    knobs, added = methods.build("block_topk", sparsity=0.5, pool="max").knobs(), methods.get("block_topk").added_knobs
+    assert {name: value for name, value in knobs.items() if (name, value) not in added.items()} == {
+        "pool": "max",
+        "shared": False,
+    }
