@@ -18,7 +18,8 @@ SEEN = 0.05
 
 
 def write(rows: Sequence[style.Row], folder: Path, name: str) -> list[Path]:
-    """Write `compare_NAME.png`, or `compare_NAME_1.png` and so on for each of several, in the order of the rows."""
+    """Write `compare_NAME.png`, or `compare_NAME_1.png` and so on for each of several, in the order of the rows. Pictures that
+    an earlier call left under these names go."""
     panels: dict[tuple[Any, ...], list[style.Row]] = defaultdict(list)
     for row in rows:
         panels[tuple(row[column] for column in PANEL)].append(row)
@@ -26,6 +27,9 @@ def write(rows: Sequence[style.Row], folder: Path, name: str) -> list[Path]:
     for number, (key, members) in enumerate(panels.items()):
         end = f"_{number + 1}" if len(panels) > 1 else ""
         paths.append(_draw(key, members, folder / f"compare_{name}{end}.png"))
+    for old in (folder / f"compare_{name}.png", *folder.glob(f"compare_{name}_[0-9]*.png")):
+        if old not in paths:
+            old.unlink(missing_ok=True)
     return paths
 
 

@@ -26,7 +26,7 @@ COLUMNS = 3
 """Lengths beside each other before a new pair of panel rows begins."""
 
 
-LEGEND = 0.75
+LEGEND = 0.9
 """Inches of what stands beside the names next to the panels: line, marker and margins."""
 
 
@@ -94,6 +94,7 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
     kinds = _axes(rows)
     many = len({r["method"] for r in rows if not _dense(r)}) > style.MANY
     looks = style.looks(_who(r) for r in rows if not _dense(r))
+    dashes = _dashes(rows, kinds[0], own=many)
     if len(lengths) == 1:
         made = style.figure((10.5 if len(kinds) > 1 else 6.0) + (1.5 if many else 0.0), 4.6)
         grid = [[(lengths[0], kind) for kind in kinds]]
@@ -109,25 +110,45 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
         for i, line in enumerate(grid):
             for j, (length, axis) in enumerate(line):
                 axes = made.add_subplot(len(grid), width, i * width + j + 1)
-                _panel(axes, [r for r in rows if r["length"] == length], axis, looks, inches, named=not many)
+                _panel(axes, rows, length, axis, looks, dashes, inches, named=not many)
                 if len(lengths) > 1:
                     axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
-        names = LEGEND + style.NAME_LETTER * max(map(len, looks), default=0)
+        names = LEGEND + style.NAME_LETTER * max(map(len, dashes), default=0)
         style.title(made, _title(rows, lengths, model), beside=names if many else 0.0)
         if many:
-            _legend(made, rows, looks)
+            _legend(made, rows, kinds[0], looks, dashes)
         native = "Ringed: at the method's own defaults. " if many and any(r["sparsity"] is None for r in rows) else ""
         style.foot(made, native + style.note(rows, device, bars="" if many else "bars"))
     return made
 
 
-def _legend(made: Figure, rows: Sequence[Row], looks: Mapping[str, tuple[str, str]]) -> None:
+def _legend(
+    made: Figure, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tuple[str, str]], dashes: Mapping[str, style.Dash]
+) -> None:
     """Names beside the panels where there are too many to stand at their lines, by mean accuracy."""
-    asked = [r for r in rows if not _dense(r) and r["sparsity"] is not None]
-    means = {m: fmean([r["accuracy"] for r in asked if r["method"] == m] or [0.0]) for m in looks}
-    order = sorted(looks, key=means.__getitem__, reverse=True)
-    handles = [Line2D([], [], color=looks[m][0], marker=looks[m][1], linewidth=1.8, markersize=6) for m in order]
-    made.legend(handles, order, loc="outside right upper", frameon=False, fontsize=9)
+    lines = _lines(_asked(rows, own=True), axis)
+    order = sorted(lines, key=lambda name: fmean(r["accuracy"] for r in lines[name]), reverse=True)
+    handles = []
+    for name in order:
+        colour, marker = looks[_who(lines[name][0])]
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle=dashes[name], linewidth=1.8, markersize=6))
+    made.legend(handles, order, loc="outside right upper", frameon=False, fontsize=9, handlelength=4)
+
+
+def _asked(rows: Sequence[Row], *, own: bool) -> list[Row]:
+    """The rows that make lines. own: points at native defaults are no part of one."""
+    return [r for r in rows if not _dense(r) and not (own and r["sparsity"] is None)]
+
+
+def _dashes(rows: Sequence[Row], axis: Axis, *, own: bool) -> dict[str, style.Dash]:
+    """How each line of the figure is drawn, the same in all panels: a method's first one solid."""
+    drawn: Counter[str] = Counter()
+    found = {}
+    for name, members in sorted(_lines(_asked(rows, own=own), axis).items()):
+        method = _who(members[0])
+        found[name] = style.DASHES[drawn[method] % len(style.DASHES)]
+        drawn[method] += 1
+    return found
 
 
 def _axes(rows: Sequence[Row]) -> tuple[Axis, ...]:
@@ -173,10 +194,12 @@ def _dense_cost(row: Row, axis: Axis) -> Any:
 
 
 def _panel(
-    axes: Axes, rows: Sequence[Row], axis: Axis, looks: Mapping[str, tuple[str, str]], width: float, *, named: bool
-) -> None:
-    """One panel, about `width` inches wide. named: names stand at the lines, and points at native defaults have lines of their
-    own; else those are ringed, and names are in a legend."""
+    axes: Axes, figure: Sequence[Row], length: int, axis: Axis, looks: Mapping[str, tuple[str, str]],
+    dashes: Mapping[str, style.Dash], width: float, *, named: bool,
+) -> None:  # fmt: skip
+    """The panel of one length, about `width` inches wide, of the whole figure's rows. named: names stand at the lines, and
+    points at native defaults have lines of their own; else those are ringed, and names are in a legend."""
+    rows = [r for r in figure if r["length"] == length]
     style.percent_axis(axes)
     axes.set_xlabel(axis.label)
     dense = next((r for r in rows if _dense(r)), None)
@@ -185,8 +208,9 @@ def _panel(
     if dense is not None and _dense_cost(dense, axis) is not None and (axis.log or max(costs, default=0.0) > NEAR_DENSE):
         costs.append(float(_dense_cost(dense, axis)))
     own = [] if named else [r for r in points if r["sparsity"] is None]
-    asked = [r for r in points if r not in own]
-    lines = _lines(asked, axis)
+    here = set(map(id, points))
+    everywhere = _lines(_asked(figure, own=not named), axis)  # so that a line has one name at all lengths
+    lines = {name: part for name, members in everywhere.items() if (part := [r for r in members if id(r) in here])}
     longest = max(map(len, lines), default=0) if named else 0
     _limits(axes, costs, axis, (6.6 * longest + 18) / (72 * width))
     if dense is not None:
@@ -197,12 +221,8 @@ def _panel(
         axes.plot(x, y, "o", color=style.INK, markerfacecolor="none", markersize=11, markeredgewidth=0.8, zorder=4)
         axes.plot(x, y, marker, color=colour, markerfacecolor="white" if row["status"] == Status.GATED else colour, zorder=4)
     labels = []
-    drawn: Counter[str] = Counter()
     for name, members in sorted(lines.items()):
-        method = _who(members[0])
-        colour, marker = looks[method]
-        dashes = style.DASHES[drawn[method] % len(style.DASHES)]
-        drawn[method] += 1
+        colour, marker = looks[_who(members[0])]
         members = sorted(
             members, key=lambda r: r[axis.column if axis is DECODE else "density"]
         )  # in the time panel too: a curve follows the sparsity
@@ -211,7 +231,7 @@ def _panel(
         below, above = zip(*(style.error_bars(r) for r in members), strict=True)
         if named:  # many bars would hide the points
             axes.errorbar(xs, ys, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.45)
-        axes.plot(xs, ys, linestyle=dashes, color=colour, linewidth=1.8, zorder=3)
+        axes.plot(xs, ys, linestyle=dashes[name], color=colour, linewidth=1.8, zorder=3)
         for x, y, row in zip(xs, ys, members, strict=True):
             face = "white" if row["status"] == Status.GATED else colour
             axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=6, zorder=4)

@@ -29,7 +29,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 MARKERS = "osD^vPX*"
 MANY = 8
 """Methods that lines and names beside them can tell apart."""
-DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)))
+Dash = str | tuple[int, tuple[float, ...]]
+"""A line's style, as matplotlib takes it."""
+DASHES: tuple[Dash, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)))
 """Line styles of the variants of one method."""
 NARROWEST = 6.4
 """Inches that title and small print need in lines that one likes to read."""

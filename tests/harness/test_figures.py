@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from harness import variants
-from harness.figures import accuracy, blocks, style, tasks, trend, write_all
+from harness.figures import accuracy, blocks, by_task, style, tasks, trend, write_all
 from harness.figures.pareto import draw
 from harness.schema import COLUMNS
 
@@ -260,6 +260,21 @@ def test_dense_attention_alone_is_drawn_by_task(tmp_path: Path) -> None:
     assert sorted(t.get_text() for t in panels[1].texts) == sorted(["25"] * 4 + ["50"] * 2)
     assert [p.name for p in tasks.write(rows, tmp_path)] == ["tasks.png"]
     assert tasks.write([*rows, row("a", 0.5, 2048, 0.4, task="vt")], tmp_path) == []
+
+
+def test_methods_at_one_sparsity_are_drawn_by_task(tmp_path: Path) -> None:
+    """Dense first, the others by their average, a gated number in brackets; a second sparsity ends it."""
+    rows = []
+    for method, sparsity, mean in (("full", 0.0, 0.5), ("a", 0.8, 0.2), ("b", 0.8, 0.3)):
+        rows += [row(method, sparsity, 2048, mean - 0.1, task=name) for name in ("vt", "cwe", "qa_1")]
+        rows.append(row(method, sparsity, 2048, mean, tasks=3, status="gated" if method == "b" else "ok"))
+    assert [p.name for p in by_task.write(rows, tmp_path)] == ["by_task.png"]
+    (axes,) = by_task.draw(rows, "tiny", "cpu (x)").axes
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["full", "b", "a"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["cwe", "qa_1", "vt", "avg"]
+    assert sorted(t.get_text() for t in axes.texts) == sorted(["40"] * 3 + ["50"] + ["20"] * 3 + ["(30)"] + ["10"] * 3 + ["20"])
+    sparser = [row("a", 0.9, 2048, 0.1, task=name) for name in ("vt", "cwe", "qa_1", "avg")]
+    assert by_task.write([*rows, *sparser], tmp_path) == []
 
 
 def test_dense_attention_asked_in_another_way_has_a_panel_of_its_own() -> None:
