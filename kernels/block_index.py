@@ -60,6 +60,16 @@ def row_pairs(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.
         return tuple(x.double().to(device) for x in (queries, causal_blocks(*shape) - starts, pairs))  # type: ignore[return-value]
 
 
+@lru_cache(maxsize=64)
+def last_rows(q_len: int, k_len: int, q_block: int, k_block: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Counts [rows] and block numbers [rows, Nk], both int32, of the last `rows` query blocks with every causal block. Kept for
+    the next call: read only."""
+    with torch.inference_mode(False):
+        counts = causal_blocks(q_len, k_len, q_block, k_block)[-rows:].to(torch.int32)
+        cols = torch.arange(-(-k_len // k_block), dtype=torch.int32)
+        return counts.to(device), torch.where(cols < counts[:, None], cols, 0).to(device)
+
+
 def causal_pairs(q_len: int, k_len: int) -> int:
     """(query, key) pairs of one head that are no future."""
     return q_len * (k_len - q_len) + q_len * (q_len + 1) // 2
@@ -191,6 +201,17 @@ class BlockIndex:
             raise ValueError("indices must ascend within each row")
         if not bool((self.to_mask().cpu() | ~diagonal_mask(*shape)).all()):
             raise ValueError("every row must keep the blocks over its own tokens")
+
+    def with_last_rows(self, rows: int) -> BlockIndex:
+        """The same index, but the last `rows` query blocks keep every causal block. Does not wait for the device."""
+        if rows <= 0:
+            return self
+        counts, lists = last_rows(self.q_len, self.k_len, self.q_block, self.k_block, rows, self.counts.device)
+        indices = torch.nn.functional.pad(self.indices, (0, lists.shape[-1] - self.indices.shape[-1]))
+        indices[..., -rows:, :] = lists
+        kept = self.counts.clone()
+        kept[..., -rows:] = counts
+        return replace(self, counts=kept, indices=indices)
 
     def to(self, device: torch.device | str) -> BlockIndex:
         """The same index on another device."""

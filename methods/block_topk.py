@@ -30,7 +30,7 @@ class BlockTopK(Scored):
     paper = "MInference 1.0 (block-sparse pattern), arXiv 2407.02490"
     knob = "top-k | threshold"
     family = "top-k"
-    added_knobs: ClassVar = {"selection": "topk", "threshold": None, "nz_ratio": None}
+    added_knobs: ClassVar = {"selection": "topk", "threshold": None, "nz_ratio": None, "last": 0}
 
     def __init__(
         self,
@@ -43,10 +43,12 @@ class BlockTopK(Scored):
         selection: Selection = "topk",
         threshold: float | None = None,
         nz_ratio: float | None = None,
+        last: int = 0,
     ) -> None:
         super().__init__(
-            block_size=block_size, sparsity=sparsity, seed=seed, selection=selection, threshold=threshold, nz_ratio=nz_ratio
-        )
+            block_size=block_size, sparsity=sparsity, seed=seed, selection=selection, threshold=threshold, nz_ratio=nz_ratio,
+            last=last,
+        )  # fmt: skip
         if pool not in get_args(Pool):
             raise ValueError(f"pool={pool}: must be one of {', '.join(get_args(Pool))}")
         self.pool = pool
@@ -64,7 +66,7 @@ class BlockTopK(Scored):
         grid = self.grid(x)
         q, k = (pool_blocks(tokens, self.block_size, (self.pool,)) for tokens in (x.q, x.k))
         share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
-        return select_from_pooled(q, k, scale=x.scale, share=share, **self.rule(x, grid), **grid)
+        return self.finish(select_from_pooled(q, k, scale=x.scale, share=share, **self.rule(x, grid), **grid), grid)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {
@@ -73,4 +75,5 @@ class BlockTopK(Scored):
             "selection": self.selection,
             "threshold": self.threshold,
             "nz_ratio": self.nz_ratio,
+            "last": self.last,
         }

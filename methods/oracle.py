@@ -28,7 +28,7 @@ class Oracle(Scored):
     knob = "top-k | threshold"
     family = "top-k"
     bound = True
-    added_knobs: ClassVar = {"selection": "topk", "threshold": None, "nz_ratio": None}
+    added_knobs: ClassVar = {"selection": "topk", "threshold": None, "nz_ratio": None, "last": 0}
 
     def __init__(
         self,
@@ -40,10 +40,12 @@ class Oracle(Scored):
         selection: Selection = "topk",
         threshold: float | None = None,
         nz_ratio: float | None = None,
+        last: int = 0,
     ) -> None:
         super().__init__(
-            block_size=block_size, sparsity=sparsity, seed=seed, selection=selection, threshold=threshold, nz_ratio=nz_ratio
-        )
+            block_size=block_size, sparsity=sparsity, seed=seed, selection=selection, threshold=threshold, nz_ratio=nz_ratio,
+            last=last,
+        )  # fmt: skip
         if pool not in get_args(Pool):
             raise ValueError(f"pool={pool}: must be one of {', '.join(get_args(Pool))}")
         self.pool = pool
@@ -55,7 +57,10 @@ class Oracle(Scored):
         if "budget" in rule:
             return select_topk(truth, rule["budget"], **grid)
         share = truth.div_(truth.sum(-1, keepdim=True))  # in place: a map of 128k tokens is 512 MiB
-        return BlockIndex.from_mask(share > rule["threshold"], **grid, wait=False)
+        return self.finish(BlockIndex.from_mask(share > rule["threshold"], **grid, wait=False), grid)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
-        return {"pool": self.pool, "selection": self.selection, "threshold": self.threshold, "nz_ratio": self.nz_ratio}
+        return {
+            "pool": self.pool, "selection": self.selection, "threshold": self.threshold, "nz_ratio": self.nz_ratio,
+            "last": self.last,
+        }  # fmt: skip

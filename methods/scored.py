@@ -6,8 +6,9 @@ import math
 from functools import lru_cache
 from typing import Literal, TypedDict, get_args
 
-from kernels.block_index import causal_blocks
+from kernels.block_index import BlockIndex, causal_blocks
 from methods.base import Grid, Knob, LayerInputs, Method
+from methods.row_rules import affordable
 
 Selection = Literal["topk", "threshold", "nz_ratio"]
 
@@ -32,6 +33,10 @@ class Scored(Method):
     selection="topk": each row keeps its share of its causal blocks, so that the density of a call is 1 - sparsity.
     selection="threshold": blocks whose share is above `threshold`; given a sparsity instead, the threshold is calibrated.
     selection="nz_ratio": SeerAttention's rule, the same number of blocks in every row, rounded down; early rows have fewer.
+
+    last: query blocks at the end that keep everything, 0; SeerAttention's release has 2 but for perplexity. They count in the
+    density: given a sparsity, they take at most half of the budget, and the other rows what is left. In a chunk of a prompt the
+    last query blocks are the chunk's.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Scored(Method):
         selection: Selection,
         threshold: float | None,
         nz_ratio: float | None,
+        last: int = 0,
     ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
         if selection not in get_args(Selection):
@@ -50,7 +56,10 @@ class Scored(Method):
         for name, value in (("threshold", threshold), ("nz_ratio", nz_ratio)):
             if value is not None and selection != name:
                 raise ValueError(f"{name}={value} has no effect with selection={selection}: set selection={name}")
+        if last < 0:
+            raise ValueError(f"last={last}: must be at least 0 query blocks")
         self.selection = selection
+        self.last = last
         self.threshold = self._threshold(threshold) if selection == "threshold" else None
         self.nz_ratio = self._nz_ratio(nz_ratio) if selection == "nz_ratio" else None
         if selection == "topk":
@@ -83,9 +92,30 @@ class Scored(Method):
     def rule(self, x: LayerInputs, grid: Grid) -> Rule:
         """What the selection of a layer's call goes by. Raises ValueError where a threshold is still to be calibrated."""
         if self.selection == "topk":
-            return Rule(budget=self.budget(x))
+            return Rule(budget=affordable(1 - self.required_sparsity(), self.last, **grid)[1] if self.last else self.budget(x))
         if self.nz_ratio is not None:
-            return Rule(budget=nz_budget(self.nz_ratio, **grid))
+            return Rule(budget=self._same_number(grid))
         if self.threshold is None:
             raise ValueError(f"the threshold for sparsity={self.sparsity} has not been calibrated: see harness.calibrate")
         return Rule(threshold=self.threshold)
+
+    def finish(self, index: BlockIndex, grid: Grid) -> BlockIndex:
+        """The index with the last query blocks in full, which no threshold promises; budgets have them already."""
+        return index.with_last_rows(self._full(grid)) if self.selection == "threshold" else index
+
+    def _full(self, grid: Grid) -> int:
+        """Query blocks at the end that keep everything: `last`, or as many as half of the budget pays."""
+        if self.sparsity is None or not self.last:
+            return min(self.last, -(-grid["q_len"] // grid["q_block"]))
+        return affordable(1 - self.sparsity, self.last, **grid)[0]
+
+    def _same_number(self, grid: Grid) -> tuple[int, ...]:
+        """The budget of nz_ratio: of a sparsity, what the full rows leave."""
+        assert self.nz_ratio is not None
+        full, ratio, causal = self._full(grid), self.nz_ratio, causal_blocks(**grid).tolist()
+        if not full:
+            return nz_budget(ratio, **grid)
+        spent, total = sum(causal[-full:]), sum(causal)
+        if self.sparsity is not None and total > spent:
+            ratio = (ratio * total - spent) / (total - spent)
+        return (*nz_budget(ratio, **grid)[:-full], *causal[-full:])

@@ -24,8 +24,8 @@ class Seer(Scored):
     gates: which of several trainings of this model: the file is gates-{block_size}-{gates}.safetensors; null: without a name.
     Three rules turn a row's gate probabilities into blocks (methods.scored). The release goes by "threshold" (5e-4 for RULER,
     2e-3 for LongBench) and "nz_ratio" (perplexity); neither "topk" nor "nz_ratio" tells rows or heads apart.
-    Unlike the released code, the diagonal block is always kept, so no row is empty, probabilities are float32, and no
-    query block is dense by decree (there: the last two).
+    Unlike the released code, the diagonal block is always kept, so no row is empty, and probabilities are float32. The release
+    keeps the last two query blocks in full, but for perplexity: last=2; here none by default.
     """
 
     paper = "SeerAttention, arXiv 2410.13276"
@@ -34,7 +34,7 @@ class Seer(Scored):
     weights = "gates-{block_size}.safetensors"
     gate = AttnGate
     needs_rope = True
-    added_knobs: ClassVar = {"gates": None}
+    added_knobs: ClassVar = {"gates": None, "last": 0}
 
     def __init__(
         self,
@@ -45,13 +45,15 @@ class Seer(Scored):
         selection: Selection = "topk",
         threshold: float | None = None,
         nz_ratio: float | None = None,
+        last: int = 0,
         q_linear: bool = False,
         shared: bool = False,
         gates: str | None = None,
     ) -> None:
         super().__init__(
-            block_size=block_size, sparsity=sparsity, seed=seed, selection=selection, threshold=threshold, nz_ratio=nz_ratio
-        )
+            block_size=block_size, sparsity=sparsity, seed=seed, selection=selection, threshold=threshold, nz_ratio=nz_ratio,
+            last=last,
+        )  # fmt: skip
         self.q_linear = q_linear
         self.shared = shared
         self.training = gates
@@ -74,7 +76,8 @@ class Seer(Scored):
         pooled_q, pooled_k = gate.pool(x.q, x.k, rope)
         queries, keys = gate.project(pooled_q, pooled_k, rope, q_len=grid["q_len"], k_len=grid["k_len"])
         share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
-        return select_from_pooled(queries, keys, scale=keys.shape[-1] ** -0.5, share=share, **self.rule(x, grid), **grid)
+        found = select_from_pooled(queries, keys, scale=keys.shape[-1] ** -0.5, share=share, **self.rule(x, grid), **grid)
+        return self.finish(found, grid)
 
     @torch.no_grad()
     def scores(self, x: LayerInputs) -> Tensor:
@@ -101,4 +104,5 @@ class Seer(Scored):
             "q_linear": self.q_linear,
             "shared": self.shared,
             "gates": self.training,
+            "last": self.last,
         }

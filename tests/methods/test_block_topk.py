@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import methods
+from kernels.block_index import causal_mask
 from methods.base import LayerInputs
+from methods.scored import Selection
 from tests.methods.support import layer
 
 BLOCK = 16
@@ -91,3 +93,35 @@ def test_the_default_rule_leaves_recorded_arms_as_they_were() -> None:
         "pool": "max",
         "shared": False,
     }
+
+
+@pytest.mark.parametrize("selection", ["topk", "nz_ratio", "threshold"])
+def test_last_rows_are_full_and_count_in_the_density(selection: Selection) -> None:
+    """With a sparsity the other rows pay for them; what a threshold keeps there stays as it was."""
+    x = layer(203)
+    grid = {"q_len": 203, "k_len": 203, "q_block": BLOCK, "k_block": BLOCK}
+    method = methods.build("block_topk", block_size=BLOCK, sparsity=0.4, selection=selection, last=2)
+    if selection == "threshold":
+        method.threshold = 0.07  # what calibration would find
+    found = method.select(x)
+    assert found is not None
+    found.validate()
+    mask, causal = found.to_mask(), causal_mask(**grid)
+    assert bool((mask[:, :, -2:] == causal[-2:]).all()) and not bool((mask[:, :, -4:-2] == causal[-4:-2]).all())
+    if selection == "threshold":
+        kept = (method.scores(x) > 0.07) | torch.eye(-(-203 // BLOCK), dtype=torch.bool)
+        assert torch.equal(mask[:, :, :-2], kept[:, :, :-2])
+    else:
+        density = float(found.density().mean())
+        assert 0.6 - 0.08 < density < 0.6 + 0.02, "nz_ratio rounds down, equal shares are as asked"
+    free = methods.build("block_topk", block_size=BLOCK, sparsity=0.9, selection="topk", last=2).select(x)
+    assert free is not None and float(free.density().mean()) < 0.2, "two full rows are a quarter of this map: none fits in"
+
+
+def test_a_threshold_of_its_own_pays_for_last_rows_beside_it() -> None:
+    x = layer(61, 210)  # queries of a later chunk: the last blocks are the chunk's
+    method = methods.build("block_topk", block_size=BLOCK, selection="threshold", threshold=0.9, last=9)
+    found = method.select(x)
+    assert found is not None and float(found.density().mean()) == 1.0, "the chunk has four query blocks"
+    with pytest.raises(ValueError, match="last=-1: must be at least 0 query blocks"):
+        methods.build("block_topk", sparsity=0.5, last=-1)

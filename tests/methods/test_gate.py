@@ -145,7 +145,11 @@ def test_seer_threshold_keeps_what_is_above_it() -> None:
     wanted = (probability > 0.03) | torch.eye(40, dtype=torch.bool)
     assert torch.equal(index.to_mask(), wanted)
     knobs = {"selection": "threshold", "threshold": 0.03, "nz_ratio": None, "q_linear": False, "shared": False, "gates": None}
-    assert method.knobs() == knobs
+    assert method.knobs() == {**knobs, "last": 0}
+    release = ready("seer", selection="threshold", threshold=0.03, block_size=BLOCK, last=2).select(x)
+    assert release is not None
+    wanted[..., -2:, :] = torch.arange(40) <= torch.tensor([[38], [39]])
+    assert torch.equal(release.to_mask(), wanted), "the release's last two query blocks are dense"
 
 
 def test_seer_nz_ratio_is_the_papers_rule() -> None:
