@@ -24,7 +24,7 @@ class BlockTopK(Scored):
     pool="max": the largest of each element, of queries and of keys, before the product. Each query head ranks for itself,
     or with shared the query heads of a KV head together, by the mean of their scores; the diagonal block is always kept.
     selection: which rule turns the softmax of a row's scores into blocks (methods.scored); by the same rule as a gate's, the
-    two differ in what was learnt alone.
+    two differ in their scores alone.
     """
 
     paper = "MInference 1.0 (block-sparse pattern), arXiv 2407.02490"

@@ -27,6 +27,14 @@ def nz_budget(nz_ratio: float, q_len: int, k_len: int, q_block: int, k_block: in
     return tuple(causal_blocks(q_len, k_len, q_block, k_block).clamp(max=blocks).tolist())
 
 
+@lru_cache(maxsize=64)
+def _most_each(density: float, full: int, causal: tuple[int, ...]) -> tuple[int, ...]:
+    """The last `full` rows whole, of the others the same number, the most with which density × all blocks suffices."""
+    left, others = density * sum(causal) - sum(causal[-full:]), causal[:-full]
+    most = next((n for n in range(1, max(causal)) if sum(min(n + 1, c) for c in others) > left), max(causal))
+    return (*(min(most, c) for c in others), *causal[-full:])
+
+
 class Scored(Method):
     """Blocks by their share of the row's pooled attention.
 
@@ -36,7 +44,7 @@ class Scored(Method):
 
     last: query blocks at the end that keep everything, 0; SeerAttention's release has 2 but for perplexity. They count in the
     density: given a sparsity, they take at most half of the budget, and the other rows what is left. In a chunk of a prompt the
-    last query blocks are the chunk's.
+    last query blocks are the chunk's. An index with full rows is as wide as there are key blocks: 4·B·H·Mq·Nk bytes.
     """
 
     def __init__(
@@ -110,12 +118,11 @@ class Scored(Method):
         return affordable(1 - self.sparsity, self.last, **grid)[0]
 
     def _same_number(self, grid: Grid) -> tuple[int, ...]:
-        """The budget of nz_ratio: of a sparsity, what the full rows leave."""
+        """The budget of nz_ratio; with full rows and a sparsity, the most blocks a row that the rest of the budget pays."""
         assert self.nz_ratio is not None
-        full, ratio, causal = self._full(grid), self.nz_ratio, causal_blocks(**grid).tolist()
+        full, causal = self._full(grid), causal_blocks(**grid).tolist()
         if not full:
-            return nz_budget(ratio, **grid)
-        spent, total = sum(causal[-full:]), sum(causal)
-        if self.sparsity is not None and total > spent:
-            ratio = (ratio * total - spent) / (total - spent)
-        return (*nz_budget(ratio, **grid)[:-full], *causal[-full:])
+            return nz_budget(self.nz_ratio, **grid)
+        if self.sparsity is None:
+            return (*nz_budget(self.nz_ratio, **grid)[:-full], *causal[-full:])
+        return _most_each(self.nz_ratio, full, tuple(causal))

@@ -31,6 +31,9 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
             continue
         suffix = f"_{len(paths)}" if paths else ""
         paths.append(style.save(draw(members, model, device), folder / f"by_task{suffix}.png"))
+    for old in folder.glob("by_task*.png"):  # of when the study had one sparsity
+        if old not in paths:
+            old.unlink()
     return paths
 
 

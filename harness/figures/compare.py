@@ -48,7 +48,7 @@ def _draw(key: tuple[Any, ...], rows: Sequence[style.Row], path: Path) -> Path:
             for row in rows:
                 if row["sparsity"] == sparsity:
                     _point(axes, row, order.index(row["line"]))
-            beside = next(row for row in rows if row["sparsity"] == sparsity)
+            beside = max((row for row in rows if row["sparsity"] == sparsity), key=lambda row: row["samples"])
             axes.set_title(f"sparsity {sparsity:g} ({100 * beside['beside_accuracy']:.0f} %)", loc="left")
         columns[0].set_yticks(range(len(order)), order)
         asked = {"model": model, "question": question}
@@ -57,8 +57,9 @@ def _draw(key: tuple[Any, ...], rows: Sequence[style.Row], path: Path) -> Path:
         each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         style.foot(
             made,
-            f"Points of accuracy above (right) or below {rows[0]['beside']} at the same sparsity, whose own accuracy is in "
-            f"brackets; bars: 95 % interval, {each} samples in pairs. Filled: p < {SEEN:g} after Holm. Measured on {device}.",
+            f"Points of accuracy above (right) or below {rows[0]['beside']} at the same sparsity; in brackets its accuracy, "
+            f"on the most samples; bars: 95 % interval, {each} samples in pairs. Filled: p < {SEEN:g} after Holm. "
+            f"Measured on {device}.",
         )
     return style.save(made, path)
 

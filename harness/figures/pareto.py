@@ -95,6 +95,7 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
     many = len({r["method"] for r in rows if not _dense(r)}) > style.MANY
     looks = style.looks(_who(r) for r in rows if not _dense(r))
     dashes = _dashes(rows, kinds[0], own=many)
+    names = LEGEND + style.NAME_LETTER * max(map(len, [*dashes, *looks]), default=0)
     if len(lengths) == 1:
         made = style.figure((10.5 if len(kinds) > 1 else 6.0) + (1.5 if many else 0.0), 4.6)
         grid = [[(lengths[0], kind) for kind in kinds]]
@@ -103,17 +104,16 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
         for start in range(0, len(lengths), COLUMNS):
             part = lengths[start : start + COLUMNS]
             grid += [[(n, kind) for n in part] for kind in kinds]
-        made = style.figure(4.6 * min(COLUMNS, len(lengths)), 3.7 * len(grid))
+        made = style.figure(4.6 * min(COLUMNS, len(lengths)) + (names if many else 0.0), 3.7 * len(grid))
     with matplotlib.rc_context(style.RC):
         width = max(len(line) for line in grid)
-        inches = made.get_figwidth() / width - 0.7
+        inches = (made.get_figwidth() - (names if many and len(lengths) > 1 else 0.0)) / width - 0.7
         for i, line in enumerate(grid):
             for j, (length, axis) in enumerate(line):
                 axes = made.add_subplot(len(grid), width, i * width + j + 1)
                 _panel(axes, rows, length, axis, looks, dashes, inches, named=not many)
                 if len(lengths) > 1:
                     axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
-        names = LEGEND + style.NAME_LETTER * max(map(len, dashes), default=0)
         style.title(made, _title(rows, lengths, model), beside=names if many else 0.0)
         if many:
             _legend(made, rows, kinds[0], looks, dashes)
@@ -132,7 +132,9 @@ def _legend(
     for name in order:
         colour, marker = looks[_who(lines[name][0])]
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle=dashes[name], linewidth=1.8, markersize=6))
-    made.legend(handles, order, loc="outside right upper", frameon=False, fontsize=9, handlelength=4)
+    alone = [name for name in looks if name not in {_who(part[0]) for part in lines.values()}]  # ringed points, no line
+    handles += [Line2D([], [], color=looks[name][0], marker=looks[name][1], linestyle="", markersize=6) for name in alone]
+    made.legend(handles, order + alone, loc="outside right upper", frameon=False, fontsize=9, handlelength=4)
 
 
 def _asked(rows: Sequence[Row], *, own: bool) -> list[Row]:

@@ -111,7 +111,11 @@ def test_what_can_not_be_compared_is_one_clear_line(name: str, message: str, tmp
 def test_the_command_writes_table_and_picture(command: Callable[..., int], toy: list[str], tmp_path: Path) -> None:
     assert command(*toy, "method=block_topk", "report=false") == 0
     assert command(*toy, "method=random", "report=false") == 0
+    stale, other = tmp_path / "results/toy/compare_random_2.png", tmp_path / "results/toy/compare_random_x.png"
+    stale.touch()
+    other.touch()
     assert command("job=compare", "study=toy", "method=random") == 0
+    assert (stale.exists(), other.exists()) == (False, True), "an earlier picture of the same line goes, no other"
     with open(tmp_path / "results/toy/compare_random.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert tuple(row) == COLUMNS

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from harness import variants
-from harness.figures import accuracy, blocks, by_task, style, tasks, trend, write_all
+from harness.figures import accuracy, blocks, by_task, pareto, style, tasks, trend, write_all
 from harness.figures.pareto import draw
 from harness.schema import COLUMNS
 
@@ -179,6 +179,31 @@ def test_a_threshold_found_for_each_sparsity_is_one_line() -> None:
     assert {n: len(r) for n, r in variants.lines(native).items()} == {"a": 2}
     fixed = [row("a", s, 4096, 0.8, knob=f"width={w}") for s in (0.5, 0.9) for w in (1, 2)]
     assert set(variants.lines(fixed)) == {"a (width 1)", "a (width 2)"}
+
+
+def test_a_knob_of_few_values_tells_lines_apart_before_a_threshold_does() -> None:
+    both = [
+        row("a", s, 4096, 0.8, knob=f"threshold={s / 100 + extra}" + (";last=2" if extra else ""))
+        for s in (0.5, 0.9) for extra in (0.0, 0.001)
+    ]  # fmt: skip
+    assert {n: len(r) for n, r in variants.lines(both).items()} == {"a": 2, "a (last 2)": 2}
+
+
+def test_many_methods_have_a_legend_with_every_line_and_ringed_point() -> None:
+    """A variant has one name and one style of line at all lengths, also where it is alone; its method's points beside."""
+    many = [row(m, 0.5, n, 0.8) for m in "abcdefgh" for n in (4096, 8192)]
+    rules = [row("s", 0.5, n, 0.8, knob=f"selection={rule}") for rule in ("x", "y") for n in (4096, 8192)][:-1]
+    own = row("own", 0.0, 4096, 0.8) | {"sparsity": None}
+    dense = [row("full", 0.0, n, 0.9) for n in (4096, 8192)]
+    made = pareto.draw([*dense, *many, *rules, own], [4096, 8192], "tiny", "cpu (x)")
+    (legend,) = made.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert sorted(names) == sorted([*"abcdefgh", "s (selection x)", "s (selection y)", "own"])
+    dashes = {name: line.get_linestyle() for name, line in zip(names, legend.get_lines(), strict=True)}
+    assert (dashes["a"], dashes["s (selection x)"], dashes["own"]) == ("-", "-", "None")
+    assert dashes["s (selection y)"] == "--", "the second rule of a method is dashed"
+    drawn = [[line.get_linestyle() for line in axes.lines].count("--") for axes in made.axes[:2]]
+    assert drawn[0] == drawn[1] + 1, "the second panel has no rule y"
 
 
 def test_rows_from_before_a_knob_are_of_the_line_without_a_name() -> None:

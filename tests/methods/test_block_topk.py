@@ -113,7 +113,7 @@ def test_last_rows_are_full_and_count_in_the_density(selection: Selection) -> No
         assert torch.equal(mask[:, :, :-2], kept[:, :, :-2])
     else:
         density = float(found.density().mean())
-        assert 0.6 - 0.08 < density < 0.6 + 0.02, "nz_ratio rounds down, equal shares are as asked"
+        assert 0.6 - 0.1 < density < 0.6 + (0.02 if selection == "topk" else 0), "nz_ratio rounds down"
     free = methods.build("block_topk", block_size=BLOCK, sparsity=0.9, selection="topk", last=2).select(x)
     assert free is not None and float(free.density().mean()) < 0.2, "two full rows are a quarter of this map: none fits in"
 
