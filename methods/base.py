@@ -14,6 +14,7 @@ from kernels.block_index import BlockIndex
 from kernels.column_index import ColumnIndex
 from kernels.selection import row_budget
 from kernels.skip_softmax import SkipRule
+from methods.row_rules import affordable
 
 if TYPE_CHECKING:
     from methods.gate import AttnGate
@@ -116,6 +117,8 @@ class Method(ABC):
     added_knobs: ClassVar[Mapping[str, Any]] = {}
     """Knobs that are newer than recorded rows, with the values that those rows stand for: arms leave them out there, so that
     what was recorded counts."""
+    full_rows: int = 0
+    """Query blocks at the end that keep everything, in methods that take the knob `last`; they count in the density."""
     in_kernel: ClassVar[bool] = False
     """Whether it selects nothing, and hands the kernel a rule to decide by: fewer kernels have one."""
 
@@ -186,7 +189,15 @@ class Method(ABC):
 
     def budget(self, x: LayerInputs) -> tuple[int, ...]:
         """Key blocks to keep in each row so that the density of the call is 1 - sparsity."""
+        if self.full_rows:
+            return affordable(1 - self.required_sparsity(), self.full_rows, **self.grid(x))[1]
         return row_budget(1 - self.required_sparsity(), **self.grid(x))
+
+    def take_last(self, last: int) -> None:
+        """Take the knob `last`. Raises ValueError for fewer than none."""
+        if last < 0:
+            raise ValueError(f"last={last}: must be at least 0 query blocks")
+        self.full_rows = last
 
     def one_of(self, **knob: float | None) -> None:
         """Raises ValueError where both a sparsity and the native knob, given by its name, were asked for."""

@@ -75,5 +75,5 @@ class BlockTopK(Scored):
             "selection": self.selection,
             "threshold": self.threshold,
             "nz_ratio": self.nz_ratio,
-            "last": self.last,
+            "last": self.full_rows,
         }

@@ -62,5 +62,5 @@ class Oracle(Scored):
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {
             "pool": self.pool, "selection": self.selection, "threshold": self.threshold, "nz_ratio": self.nz_ratio,
-            "last": self.last,
+            "last": self.full_rows,
         }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -45,15 +47,20 @@ class RandomBlocks(Method):
     """Blocks drawn uniformly, anew for every layer and query head; the diagonal block is always kept.
 
     A row's draw depends on its position, not on how the prompt is cut into chunks. All samples of a batch share it.
+    last: query blocks at the end that keep everything, which count in the density: what that alone is worth.
     """
 
     paper = "baseline"
     knob = "top-k"
     family = "static"
+    added_knobs: ClassVar = {"last": 0}
 
-    def __init__(self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0, last: int = 0
+    ) -> None:  # fmt: skip
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
         self.required_sparsity()
+        self.take_last(last)
 
     def select(self, x: LayerInputs) -> BlockIndex:
         grid = self.grid(x)
@@ -64,4 +71,4 @@ class RandomBlocks(Method):
         return select_topk(scores, self.budget(x), **grid)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
-        return {"seed": self.seed}
+        return {"seed": self.seed, "last": self.full_rows}

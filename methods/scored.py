@@ -64,10 +64,8 @@ class Scored(Method):
         for name, value in (("threshold", threshold), ("nz_ratio", nz_ratio)):
             if value is not None and selection != name:
                 raise ValueError(f"{name}={value} has no effect with selection={selection}: set selection={name}")
-        if last < 0:
-            raise ValueError(f"last={last}: must be at least 0 query blocks")
+        self.take_last(last)
         self.selection = selection
-        self.last = last
         self.threshold = self._threshold(threshold) if selection == "threshold" else None
         self.nz_ratio = self._nz_ratio(nz_ratio) if selection == "nz_ratio" else None
         if selection == "topk":
@@ -100,7 +98,7 @@ class Scored(Method):
     def rule(self, x: LayerInputs, grid: Grid) -> Rule:
         """What the selection of a layer's call goes by. Raises ValueError where a threshold is still to be calibrated."""
         if self.selection == "topk":
-            return Rule(budget=affordable(1 - self.required_sparsity(), self.last, **grid)[1] if self.last else self.budget(x))
+            return Rule(budget=self.budget(x))
         if self.nz_ratio is not None:
             return Rule(budget=self._same_number(grid))
         if self.threshold is None:
@@ -113,9 +111,9 @@ class Scored(Method):
 
     def _full(self, grid: Grid) -> int:
         """Query blocks at the end that keep everything: `last`, or as many as half of the budget pays."""
-        if self.sparsity is None or not self.last:
-            return min(self.last, -(-grid["q_len"] // grid["q_block"]))
-        return affordable(1 - self.sparsity, self.last, **grid)[0]
+        if self.sparsity is None or not self.full_rows:
+            return min(self.full_rows, -(-grid["q_len"] // grid["q_block"]))
+        return affordable(1 - self.sparsity, self.full_rows, **grid)[0]
 
     def _same_number(self, grid: Grid) -> tuple[int, ...]:
         """The budget of nz_ratio; with full rows and a sparsity, the most blocks a row that the rest of the budget pays."""

@@ -104,5 +104,5 @@ class Seer(Scored):
             "q_linear": self.q_linear,
             "shared": self.shared,
             "gates": self.training,
-            "last": self.last,
+            "last": self.full_rows,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class XAttention(Method):
     Such a file orders steps that lower one head's threshold from 1 on; as many are taken as keep the attention mass of one
     threshold of 0.9, or with a sparsity as many as give it.
 
+    last: query blocks at the end that keep everything, 0; not in the release.
+
     Deviations from the release: its thresholds per head, which it has for one model, are searched on attention mass here, not
     on accuracy; the softmax stays in float32 where it rounds to the inputs' type; its options keep_sink, which marks row 0
     instead of column 0, and keep_recent are left out, the first column and the diagonal being forced anyway.
@@ -67,6 +69,7 @@ class XAttention(Method):
     knob = "threshold"
     family = "threshold"
     searched = "xattention-thresholds.json"
+    added_knobs: ClassVar = {"last": 0}
 
     def __init__(
         self,
@@ -77,8 +80,10 @@ class XAttention(Method):
         threshold: float | None = None,
         stride: int = 8,
         thresholds: str | None = None,
+        last: int = 0,
     ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
+        self.take_last(last)
         self.one_of(threshold=threshold)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold}: must be a share of a row's score, from 0 to 1")
@@ -157,7 +162,7 @@ class XAttention(Method):
         return antidiagonal_map(x.q, x.k, stride=self.stride, block=self.block_size, scale=x.scale)
 
     def _forced(self, x: LayerInputs, density: float | None = None) -> Tensor:
-        return decreed(1, 1, 0, density, **self.grid(x), device=x.q.device)
+        return decreed(1, 1, self.full_rows, density, **self.grid(x), device=x.q.device)
 
     def _shares(self, x: LayerInputs, heads: slice) -> float | Tensor:
         """The share of its score that a row keeps, or [H,1,1] by head."""
@@ -165,5 +170,6 @@ class XAttention(Method):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         if self.thresholds is None:
-            return {"threshold": self.threshold, "stride": self.stride}
-        return {"threshold": None, "steps": self.steps, "stride": self.stride, "thresholds": self.thresholds}
+            return {"threshold": self.threshold, "stride": self.stride, "last": self.full_rows}
+        searched = {"threshold": None, "steps": self.steps, "stride": self.stride, "thresholds": self.thresholds}
+        return {**searched, "last": self.full_rows}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import methods
-from kernels.block_index import causal_mask
+from kernels.block_index import BlockIndex, causal_mask
 from methods.base import LayerInputs
 from methods.scored import Selection
 from tests.methods.support import layer
@@ -125,3 +125,16 @@ def test_a_threshold_of_its_own_pays_for_last_rows_beside_it() -> None:
     assert found is not None and float(found.density().mean()) == 1.0, "the chunk has four query blocks"
     with pytest.raises(ValueError, match="last=-1: must be at least 0 query blocks"):
         methods.build("block_topk", sparsity=0.5, last=-1)
+
+
+@pytest.mark.parametrize("name", ["random", "xattention", "oracle", "block_topk"])
+def test_every_method_that_takes_last_keeps_those_rows(name: str) -> None:
+    x = layer(203)
+    method = methods.build(name, block_size=BLOCK, sparsity=0.2, last=2)
+    if name == "xattention":
+        method.threshold = 0.3  # what calibration would find
+    found = method.select(x)
+    assert isinstance(found, BlockIndex)
+    mask, causal = found.to_mask(), causal_mask(q_len=203, k_len=203, q_block=BLOCK, k_block=BLOCK)
+    assert bool((mask[:, :, -2:] == causal[-2:]).all()) and not bool((mask[:, :, -4:-2] == causal[-4:-2]).all())
+    assert method.knobs()["last"] == 2 and methods.get(name).added_knobs["last"] == 0, "recorded rows stand for 0"

@@ -123,7 +123,7 @@ def test_a_higher_threshold_keeps_more() -> None:
 
 
 def test_defaults() -> None:
-    assert methods.build("xattention").knobs() == {"threshold": 0.9, "stride": 8}
+    assert methods.build("xattention").knobs() == {"threshold": 0.9, "stride": 8, "last": 0}
     assert methods.build("xattention").calibrates() is None
     assert methods.build("xattention", sparsity=0.9).calibrates() is not None
 

@@ -68,7 +68,7 @@ def test_each_head_selects_by_its_own_threshold() -> None:
         for head, steps in enumerate(taken):
             alone = made(threshold=LEVELS[steps]).select(x).to_mask()[:, head]
             assert torch.equal(index.to_mask()[:, head], alone)
-    assert method.knobs() == {"threshold": None, "steps": 14, "stride": 8, "thresholds": "searched"}
+    assert method.knobs() == {"threshold": None, "steps": 14, "stride": 8, "thresholds": "searched", "last": 0}
 
 
 def test_heads_at_a_time_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
