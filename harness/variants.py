@@ -35,8 +35,9 @@ def lines(rows: Sequence[Row], *, along: str = "sparsity") -> dict[str, list[Row
         parts = _split(parts, "", lambda row: decoding(row)[0])
         for name in _names(members, numbers=False):
             parts = _split(parts, name, lambda row, name=name: knobs(row).get(name, ""))  # type: ignore[misc]
-        # those of few values first: once they have told lines apart, a threshold found for each row needn't
-        few = sorted(_names(members, numbers=True), key=lambda name: len({knobs(row).get(name, "") for row in members}))
+        # whole numbers and those of few values first: once they have told lines apart, a threshold found for each row needn't
+        values = {name: {knobs(row).get(name, "") for row in members} for name in _names(members, numbers=True)}
+        few = sorted(values, key=lambda name: (any("." in value or "e" in value for value in values[name]), len(values[name])))
         for name in few:
             if along == "decode_density" and name.startswith("decode.") and name not in SPENT:
                 parts = _split(parts, name, lambda row, name=name: knobs(row).get(name, ""))  # type: ignore[misc]

@@ -187,6 +187,7 @@ def test_a_knob_of_few_values_tells_lines_apart_before_a_threshold_does() -> Non
         for s in (0.5, 0.9) for extra in (0.0, 0.001)
     ]  # fmt: skip
     assert {n: len(r) for n, r in variants.lines(both).items()} == {"a": 2, "a (last 2)": 2}
+    assert set(variants.lines(both[:2])) == {"a", "a (last 2)"}, "of as many values a whole number tells them apart"
 
 
 def test_many_methods_have_a_legend_with_every_line_and_ringed_point() -> None:
