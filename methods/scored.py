@@ -28,9 +28,16 @@ def nz_budget(nz_ratio: float, q_len: int, k_len: int, q_block: int, k_block: in
 
 
 @lru_cache(maxsize=64)
-def _most_each(density: float, full: int, causal: tuple[int, ...]) -> tuple[int, ...]:
-    """The last `full` rows whole, of the others the same number, the most with which density × all blocks suffices."""
-    left, others = density * sum(causal) - sum(causal[-full:]), causal[:-full]
+def same_number(
+    ratio: float, full: int, q_len: int, k_len: int, q_block: int, k_block: int, *, pays: bool
+) -> tuple[int, ...]:  # fmt: skip
+    """`nz_budget` with the last `full` rows, 1 or more, whole. pays: the other rows keep the most blocks each with which all
+    of it is at most `ratio` of the causal ones; else what they would keep without full rows."""
+    shape = (q_len, k_len, q_block, k_block)
+    causal = causal_blocks(*shape).tolist()
+    if not pays:
+        return (*nz_budget(ratio, *shape)[:-full], *causal[-full:])
+    left, others = ratio * sum(causal) - sum(causal[-full:]), causal[:-full]
     most = next((n for n in range(1, max(causal)) if sum(min(n + 1, c) for c in others) > left), max(causal))
     return (*(min(most, c) for c in others), *causal[-full:])
 
@@ -100,7 +107,10 @@ class Scored(Method):
         if self.selection == "topk":
             return Rule(budget=self.budget(x))
         if self.nz_ratio is not None:
-            return Rule(budget=self._same_number(grid))
+            full = self._full(grid)
+            if not full:
+                return Rule(budget=nz_budget(self.nz_ratio, **grid))
+            return Rule(budget=same_number(self.nz_ratio, full, **grid, pays=self.sparsity is not None))
         if self.threshold is None:
             raise ValueError(f"the threshold for sparsity={self.sparsity} has not been calibrated: see harness.calibrate")
         return Rule(threshold=self.threshold)
@@ -114,13 +124,3 @@ class Scored(Method):
         if self.sparsity is None or not self.full_rows:
             return min(self.full_rows, -(-grid["q_len"] // grid["q_block"]))
         return affordable(1 - self.sparsity, self.full_rows, **grid)[0]
-
-    def _same_number(self, grid: Grid) -> tuple[int, ...]:
-        """The budget of nz_ratio; with full rows and a sparsity, the most blocks a row that the rest of the budget pays."""
-        assert self.nz_ratio is not None
-        full, causal = self._full(grid), causal_blocks(**grid).tolist()
-        if not full:
-            return nz_budget(self.nz_ratio, **grid)
-        if self.sparsity is None:
-            return (*nz_budget(self.nz_ratio, **grid)[:-full], *causal[-full:])
-        return _most_each(self.nz_ratio, full, tuple(causal))

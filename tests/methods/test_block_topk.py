@@ -111,9 +111,15 @@ def test_last_rows_are_full_and_count_in_the_density(selection: Selection) -> No
     if selection == "threshold":
         kept = (method.scores(x) > 0.07) | torch.eye(-(-203 // BLOCK), dtype=torch.bool)
         assert torch.equal(mask[:, :, :-2], kept[:, :, :-2])
+    elif selection == "nz_ratio":  # as many blocks in each of the others as fit, and no more
+        counts, seen = found.counts[0, 0].tolist(), causal.sum(-1).tolist()
+        most = max(counts[:-2])
+        assert counts[:-2] == [min(most, c) for c in seen[:-2]]
+        more = sum(min(most + 1, c) for c in seen[:-2]) + sum(seen[-2:])
+        assert sum(counts) <= 0.6 * sum(seen) < more
     else:
         density = float(found.density().mean())
-        assert 0.6 - 0.1 < density < 0.6 + (0.02 if selection == "topk" else 0), "nz_ratio rounds down"
+        assert abs(density - 0.6) < 0.02
     free = methods.build("block_topk", block_size=BLOCK, sparsity=0.9, selection="topk", last=2).select(x)
     assert free is not None and float(free.density().mean()) < 0.2, "two full rows are a quarter of this map: none fits in"
 
@@ -138,3 +144,13 @@ def test_every_method_that_takes_last_keeps_those_rows(name: str) -> None:
     mask, causal = found.to_mask(), causal_mask(q_len=203, k_len=203, q_block=BLOCK, k_block=BLOCK)
     assert bool((mask[:, :, -2:] == causal[-2:]).all()) and not bool((mask[:, :, -4:-2] == causal[-4:-2]).all())
     assert method.knobs()["last"] == 2 and methods.get(name).added_knobs["last"] == 0, "recorded rows stand for 0"
+
+
+def test_an_nz_ratio_of_its_own_keeps_its_number_beside_full_rows() -> None:
+    x = layer(203)
+    counts = {
+        last: methods.build("block_topk", block_size=BLOCK, selection="nz_ratio", nz_ratio=0.4, last=last).select(x)
+        for last in (0, 2)
+    }
+    plain, full = (index.counts[0, 0].tolist() for index in counts.values() if isinstance(index, BlockIndex))
+    assert full == [*plain[:-2], 12, 13] and plain[-1] < 12
