@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import methods
 from harness.knobs import is_number, pairs
 from harness.leaderboard import Row, is_baseline_row
 from kernels import block_sparse, dense
@@ -33,10 +35,16 @@ def lines(rows: Sequence[Row], *, along: str = "sparsity") -> dict[str, list[Row
             if column != along:
                 parts = _split(parts, column, lambda row, column=column: _setting(row, column))  # type: ignore[misc]
         parts = _split(parts, "", lambda row: decoding(row)[0])
+        later = _later(method, members)
         for name in _names(members, numbers=False):
-            parts = _split(parts, name, lambda row, name=name: knobs(row).get(name, ""))  # type: ignore[misc]
+            if name not in later:
+                parts = _split(parts, name, lambda row, name=name: knobs(row).get(name, ""))  # type: ignore[misc]
+        for name, usual in later.items():  # named even where all rows here have it: in other studies the bare name is without
+            values_of = partial(_unusual, name=name, usual=usual)
+            parts = _split(parts, name, values_of, always=True)
         # whole numbers and those of few values first: once they have told lines apart, a threshold found for each row needn't
-        values = {name: {knobs(row).get(name, "") for row in members} for name in _names(members, numbers=True)}
+        numbers = [name for name in _names(members, numbers=True) if name not in later]
+        values = {name: {knobs(row).get(name, "") for row in members} for name in numbers}
         few = sorted(values, key=lambda name: (any("." in value or "e" in value for value in values[name]), len(values[name])))
         for name in few:
             if along == "decode_density" and name.startswith("decode.") and name not in SPENT:
@@ -75,10 +83,34 @@ def _names(rows: Sequence[Row], *, numbers: bool) -> list[str]:
     return [name for name, seen in values.items() if all(map(is_number, seen)) == numbers]
 
 
-def _split(parts: dict[tuple[str, ...], list[Row]], name: str, value: Any) -> dict[tuple[str, ...], list[Row]]:
+def _later(method: str, rows: Sequence[Row]) -> dict[str, str]:
+    """The knobs that a method was given after rows of it had been recorded, each with the value that those stand for, as text.
+    Not those that are fractions: they are found for each row."""
+    try:
+        added = methods.get(method).added_knobs
+    except ValueError:  # a method of another version
+        return {}
+    usual = {name: "" if value is None else str(value) for name, value in added.items()}
+    return {name: text for name, text in usual.items() if not any(_fraction(knobs(row).get(name, "")) for row in rows)}
+
+
+def _fraction(value: str) -> bool:
+    return is_number(value) and not value.removeprefix("-").isdigit() and value != ""
+
+
+def _unusual(row: Row, name: str, usual: str) -> str:
+    """The value of a knob where it is not the usual one, else nothing."""
+    value = knobs(row).get(name, "")
+    return "" if value == usual else value
+
+
+def _split(
+    parts: dict[tuple[str, ...], list[Row]], name: str, value: Any, *, always: bool = False
+) -> dict[tuple[str, ...], list[Row]]:
+    """Each part told apart by a value, which names it where there are several, or always."""
     made: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for extra, rows in parts.items():
-        several = len({value(row) for row in rows} - {None}) > 1
+        several = always or len({value(row) for row in rows} - {None}) > 1
         for row in rows:
             known = several and value(row) is not None  # a row without the value is of the line that needs no name
             shown = name.removeprefix("decode.").replace("_", " ") if name.startswith("decode.") else name.split("_")[0]

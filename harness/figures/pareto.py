@@ -38,6 +38,10 @@ NEAR = 0.08
 """Share of the panel's width by which a name may stand off its line to leave another line's point in sight."""
 
 
+LONGEST = 26
+"""Letters of a name that leave a panel room for its lines."""
+
+
 NEAR_DENSE = 0.75
 """A density from which on dense attention's own is in the picture too."""
 
@@ -92,7 +96,7 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
     panel above the other, lengths from left to right. Methods that decode sparsely after a dense prefill have one panel each:
     the timings are of prefill."""
     kinds = _axes(rows)
-    many = len({r["method"] for r in rows if not _dense(r)}) > style.MANY
+    many = _many(rows, kinds[0])
     looks = style.looks(_who(r) for r in rows if not _dense(r))
     dashes = _dashes(rows, kinds[0], own=many)
     names = LEGEND + style.NAME_LETTER * max(map(len, [*dashes, *looks]), default=0)
@@ -120,6 +124,13 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
         native = "Ringed: at the method's own defaults. " if many and any(r["sparsity"] is None for r in rows) else ""
         style.foot(made, native + style.note(rows, device, bars="" if many else "bars"))
     return made
+
+
+def _many(rows: Sequence[Row], axis: Axis) -> bool:
+    """Whether methods or lines are too many, or their names too long, to stand at the lines."""
+    lines = _lines(_asked(rows, own=True), axis)
+    methods = {r["method"] for r in rows if not _dense(r)}
+    return max(len(methods), len(lines)) > style.MANY or max(map(len, lines), default=0) > LONGEST
 
 
 def _legend(

@@ -30,7 +30,7 @@ class Trend:
 
 def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
     """The figure for average rows of one model and device. A dense row without a value of the column (it has no block
-    size) holds at every value."""
+    size) holds at every value. A method with one point is no line, and left out; the small print says how many are."""
     made = style.figure(8.0, 4.6)
     looks = style.looks(str(r["method"]) for r in rows if not is_baseline_row(r))
     values = sorted({r[trend.column] for r in rows if r[trend.column] is not None})
@@ -39,8 +39,12 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
         style.percent_axis(axes)
         ends = []
         drawn: Counter[str] = Counter()
+        left = 0
         for name, members in sorted(variants.lines(rows, along=trend.column).items()):
             points = _points(members, trend, values)
+            if len({value for value, _ in points}) < 2:
+                left += 1
+                continue
             method, dense = str(members[0]["method"]), is_baseline_row(members[0])
             colour, marker = (style.INK, "o") if dense else looks[method]
             dashes = (0, (5, 3)) if dense else style.DASHES[drawn[method] % len(style.DASHES)]
@@ -56,7 +60,8 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
         for (text, x, y, colour), height in zip(ends, heights, strict=True):
             style.name(axes, text, (x, y), height, colour, side="right")
         style.title(made, title)
-        style.foot(made, style.note(rows, device, bars="bars and band"))
+        alone = f"Left out, with a single point: {left}. " if left else ""
+        style.foot(made, alone + style.note(rows, device, bars="bars and band"))
     return made
 
 

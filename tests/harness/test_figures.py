@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from harness import variants
 from harness.figures import accuracy, blocks, by_task, pareto, style, tasks, trend, write_all
+from harness.figures.lengths import LENGTHS
 from harness.figures.pareto import draw
 from harness.schema import COLUMNS
 
@@ -188,6 +190,32 @@ def test_a_knob_of_few_values_tells_lines_apart_before_a_threshold_does() -> Non
     ]  # fmt: skip
     assert {n: len(r) for n, r in variants.lines(both).items()} == {"a": 2, "a (last 2)": 2}
     assert set(variants.lines(both[:2])) == {"a", "a (last 2)"}, "of as many values a whole number tells them apart"
+
+
+def test_a_knob_that_came_later_names_a_line_even_where_all_rows_have_it() -> None:
+    """In another study the bare name stands for rows without it."""
+    kept = [row("random", s, 4096, 0.8, knob="seed=0;last=2") for s in (0.8, 0.9)]
+    assert set(variants.lines(kept)) == {"random (last 2)"}
+    assert set(variants.lines([row("random", 0.8, 4096, 0.8, knob="seed=0;last=0")])) == {"random"}
+    rule = "selection=threshold;threshold={}"
+    found = [row("oracle", s, 4096, 0.8, knob=rule.format(s / 100)) for s in (0.8, 0.9)]
+    assert {n: len(r) for n, r in variants.lines(found).items()} == {"oracle (selection threshold)": 2}
+
+
+def test_a_method_at_one_length_is_no_line() -> None:
+    rows = [row("full", 0.0, n, 0.95) for n in (4096, 8192)] + [row("a", 0.9, n, 0.8) for n in (4096, 8192)]
+    made = trend.draw([*rows, row("b", 0.9, 4096, 0.5)], LENGTHS, "title", "device")
+    texts = [text.get_text() for text in made.axes[0].texts]
+    assert texts == ["a", "full"]
+    assert any("with a single point: 1" in text.get_text() for text in made.findobj(Text))
+
+
+def test_long_names_stand_in_a_legend() -> None:
+    knob = "pool=one_of_many_long_words;last={}"
+    rows = [row("full", 0.0, 4096, 0.95)] + [row("a", s, 4096, 0.8, knob=knob.format(n)) for s in (0.8, 0.9) for n in (0, 2)]
+    rows += [row("a", s, 4096, 0.7, knob="pool=short;last=0") for s in (0.8, 0.9)]
+    made = pareto.draw(rows, [4096], "model", "device")
+    assert made.legends and not [t for t in made.axes[0].texts if "long" in t.get_text()]
 
 
 def test_many_methods_have_a_legend_with_every_line_and_ringed_point() -> None:
