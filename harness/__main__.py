@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import check_choices, conf_dir, explain
+from harness.config import check_choices, conf_dir, explain, one_for_all
 from harness.errors import UserError
 from harness.jobs import Jobs
 
@@ -25,7 +25,7 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program name (default: the process's own). Returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = one_for_all(sys.argv[1:] if argv is None else argv)
     codes: list[int] = []
     kept_argv, kept_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = ["harness", *arguments]

@@ -23,6 +23,9 @@ ANSWERING = ("evaluate", "report", "power", "archive")
 RESERVED = ("name", "paper")
 """Keys of a conf/method or conf/decode file that are no knobs of the method."""
 
+SWEPT = ("method", "decode")
+"""Groups whose choices have settings of their own."""
+
 
 def conf_dir() -> Path:
     """The folder of the Hydra groups: inside the installed package, or beside it in a checkout."""
@@ -197,6 +200,20 @@ def check_choices(arguments: Sequence[str]) -> None:
             raise UserError(f"{argument}: leave {group}= out, or choose one of: {', '.join(options)}")
 
 
+def one_for_all(arguments: Sequence[str]) -> list[str]:
+    """The overrides with `method.K=V` beside `method=a,b` as a sweep over that one value (decode alike). Hydra composes the
+    config of a sweep without what is swept, so it would look for the setting in the default method's file."""
+    swept = {group for group, _, value in (a.partition("=") for a in arguments) if group in SWEPT and "," in value}
+
+    def each(argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        group, dot, _ = name.partition(".")
+        plain = bool(equals and dot and value) and group in swept and "," not in value and not value.endswith(")")
+        return f"{name}=choice({value})" if plain else argument
+
+    return [each(argument) for argument in arguments]
+
+
 def explain(error: BaseException) -> str:
     """One line for an error of Hydra or OmegaConf: what is wrong and which names would be right."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -247,13 +264,10 @@ def _known_keys(name: str) -> list[str]:
 
 
 def _elsewhere(name: str) -> str:
-    """A setting that exists, but not in the choice of its group that is named here, or where a sweep over choices begins."""
+    """A setting that exists, but not in the choice of its group that is named here."""
     group, key = name.split(".", 1)
     having = sorted(p.stem for p in (conf_dir() / group).glob("*.yaml") if key in OmegaConf.load(p))
-    return (
-        f"unknown setting '{name}' for this {group}=; it belongs to {', '.join(having)} (in a sweep over several, -m "
-        f"{group}=a,b, write {name}=choice(VALUE))"
-    )
+    return f"unknown setting '{name}' for this {group}=; it belongs to {', '.join(having)}"
 
 
 def _like(name: str, options: list[str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 import methods
 from harness import tasks
-from harness.config import conf_dir
+from harness.config import conf_dir, one_for_all
 
 Command = Callable[..., int]
 
@@ -123,3 +123,11 @@ def test_every_method_and_task_has_its_config() -> None:
     configured = {p.stem for p in (conf_dir() / "task").glob("*.yaml")}
     buckets = set(tasks.group("longbench_e"))  # parts of a data set: task=longbench_e_qasper, or task.tasks=[…]
     assert configured == {*tasks.names(), *tasks.groups(), "demo"} - buckets
+
+
+def test_one_value_of_a_knob_for_several_methods_is_swept_with_them() -> None:
+    given = ["-m", "method=a,b", "method.last=2", "method.rule=x,y", "method.late=choice(1)", "decode.budget=64", "length=1024"]
+    made = one_for_all(given)
+    assert made == ["-m", "method=a,b", "method.last=choice(2)", *given[3:]], "decode= has one choice: its budget stays"
+    assert one_for_all(given[:1] + given[2:]) == given[:1] + given[2:], "one method: nothing to do"
+    assert one_for_all(["method=a,b", "method.file="]) == ["method=a,b", "method.file="], "no value can't be swept"

@@ -80,12 +80,7 @@ def test_bad_input_is_one_line(
     assert says in printed and printed.count("\n") == 1
 
 
-def test_one_budget_for_several_methods(
-    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Hydra first composes a sweep without what is swept over, where a knob of one value has no place: the error says how."""
-    sweep = ["-m", *toy, "method=dense", "decode=streaming,random", "checks=false"]
-    assert command(*sweep, "decode.budget=64") == 2
-    assert "write decode.budget=choice(VALUE)" in capsys.readouterr().err
-    assert command(*sweep, "decode.budget=choice(64)") == 0
+def test_one_budget_for_several_methods(command: Command, toy: list[str], tmp_path: Path) -> None:
+    """Hydra first composes a sweep without what is swept over, where a knob of one value would have no place."""
+    assert command("-m", *toy, "method=dense", "decode=streaming,random", "checks=false", "decode.budget=64") == 0
     assert [r["decode"].split(" ")[0] for r in board(tmp_path / "results" / "toy") if r["task"] == "avg"].count("random") == 1
