@@ -17,6 +17,8 @@ from harness.leaderboard import is_baseline_row
 from harness.schema import Status
 
 Row = style.Row
+WIDTH = 7.3
+"""Inches of the panel."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Trend:
 def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
     """The figure for average rows of one model and device. A dense row without a value of the column (it has no block
     size) holds at every value. A method with one point is no line, and left out; the small print says how many are."""
-    made = style.figure(8.0, 4.6)
+    made = style.figure(WIDTH + 0.7, 4.6)
     looks = style.looks(str(r["method"]) for r in rows if not is_baseline_row(r))
     values = sorted({r[trend.column] for r in rows if r[trend.column] is not None})
     with matplotlib.rc_context(style.RC):
@@ -52,7 +54,8 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
             _line(axes, points, colour, marker, dashes, dense=dense)
             ends.append((name, points[-1][0], 100 * points[-1][1]["accuracy"], colour))
         axes.set_xscale("log", base=2)
-        axes.set_xlim(values[0] / 2**0.2, values[-1] * max(2.0, values[-1] / values[0]) ** 0.28)
+        names = min(0.6, (7.2 * max(len(text) for text, *_ in ends) + 24) / (72 * WIDTH))  # their share of the panel
+        axes.set_xlim(values[0] / 2**0.2, values[-1] * max(2.0, values[-1] / values[0]) ** (names / (1 - names)))
         axes.set_xticks(values, [trend.written(v) for v in values])
         axes.minorticks_off()
         axes.set_xlabel(trend.label)
