@@ -203,7 +203,9 @@ def check_choices(arguments: Sequence[str]) -> None:
 def one_for_all(arguments: Sequence[str]) -> list[str]:
     """The overrides with `method.K=V` beside `method=a,b` as a sweep over that one value (decode alike). Hydra composes the
     config of a sweep without what is swept, so it would look for the setting in the default method's file."""
-    swept = {group for group, _, value in (a.partition("=") for a in arguments) if group in SWEPT and "," in value}
+    several = {group for group, _, value in (a.partition("=") for a in arguments) if group in SWEPT and "," in value}
+    sweeps = any(a in ("-m", "--multirun") or a.startswith("experiment=") for a in arguments)
+    swept = several if sweeps else set()  # else Hydra says that several methods need -m
 
     def each(argument: str) -> str:
         name, equals, value = argument.partition("=")

@@ -54,7 +54,8 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
             _line(axes, points, colour, marker, dashes, dense=dense)
             ends.append((name, points[-1][0], 100 * points[-1][1]["accuracy"], colour))
         axes.set_xscale("log", base=2)
-        names = min(0.6, (7.2 * max(len(text) for text, *_ in ends) + 24) / (72 * WIDTH))  # their share of the panel
+        longest = max((len(text) for text, *_ in ends), default=0)
+        names = min(0.6, (7.2 * longest + 24) / (72 * WIDTH))  # their share of the panel
         axes.set_xlim(values[0] / 2**0.2, values[-1] * max(2.0, values[-1] / values[0]) ** (names / (1 - names)))
         axes.set_xticks(values, [trend.written(v) for v in values])
         axes.minorticks_off()

@@ -130,4 +130,6 @@ def test_one_value_of_a_knob_for_several_methods_is_swept_with_them() -> None:
     made = one_for_all(given)
     assert made == ["-m", "method=a,b", "method.last=choice(2)", *given[3:]], "decode= has one choice: its budget stays"
     assert one_for_all(given[:1] + given[2:]) == given[:1] + given[2:], "one method: nothing to do"
-    assert one_for_all(["method=a,b", "method.file="]) == ["method=a,b", "method.file="], "no value can't be swept"
+    assert one_for_all(["-m", "method=a,b", "method.file="])[-1] == "method.file=", "no value can't be swept"
+    assert one_for_all(["method.last=2", "method=a,b"])[0] == "method.last=2", "without -m Hydra says what is missing"
+    assert one_for_all(["experiment=x", "method.last=2", "method=a,b"])[1] == "method.last=choice(2)", "experiments may sweep"

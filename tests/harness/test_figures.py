@@ -208,6 +208,7 @@ def test_a_method_at_one_length_is_no_line() -> None:
     texts = [text.get_text() for text in made.axes[0].texts]
     assert texts == ["a", "full"]
     assert any("with a single point: 1" in text.get_text() for text in made.findobj(Text))
+    assert trend.draw([row("a", 0.9, 4096, 0.8), row("b", 0.9, 8192, 0.8)], LENGTHS, "title", "device"), "no line at all"
 
 
 def test_long_names_stand_in_a_legend() -> None:
