@@ -14,9 +14,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import check_choices, conf_dir, explain, one_for_all
-from harness.errors import UserError
-from harness.jobs import Jobs
+from harness.core.errors import UserError
+from harness.core.settings import check_choices, conf_dir, explain, one_for_all
+from harness.jobs.run import Jobs
 
 FAILED_CELLS = 1
 BAD_INPUT = 2

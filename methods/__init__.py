@@ -10,8 +10,16 @@ These choose blocks at prefill. Those that choose at decoding lie in `methods.de
 
 from __future__ import annotations
 
-from methods.base import Method
-from methods.registry import Registry
+import sys
+from pathlib import Path
+
+# As in harness/__init__.py: where a checkout is not installed, the folder of `attention_kernels` is not on the path.
+_KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+if (_KERNELS / "attention_kernels").is_dir() and str(_KERNELS) not in sys.path:
+    sys.path.insert(0, str(_KERNELS))
+
+from methods.parts.base import Method  # noqa: E402
+from methods.parts.registry import Registry  # noqa: E402
 
 registry: Registry[Method] = Registry("method", __name__, __path__)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from kernels.skip_softmax import SkipRule
+from attention_kernels.skip_softmax import SkipRule
+
 from methods import register
-from methods.base import Knob, LayerInputs, Method
+from methods.parts.base import Knob, LayerInputs, Method
 
 
 @register("blasst")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, get_args
 
+from attention_kernels.block_index import BlockIndex, causal_mask
+from attention_kernels.pool import pool as pool_blocks
+from attention_kernels.selection import select_from_pooled
 from torch import Tensor
 
-from kernels.block_index import BlockIndex, causal_mask
-from kernels.pool import pool as pool_blocks
-from kernels.selection import select_from_pooled
 from methods import register
-from methods.base import LayerInputs
-from methods.scored import Scored, Selection
+from methods.parts.base import LayerInputs
+from methods.parts.scored import Scored, Selection
 
 Pool = Literal["mean", "max"]
 
@@ -23,7 +23,7 @@ class BlockTopK(Scored):
     pool="mean", the default: the estimate that MoBA (which pools keys only) and MInference's block-sparse heads build on.
     pool="max": the largest of each element, of queries and of keys, before the product. Each query head ranks for itself,
     or with shared the query heads of a KV head together, by the mean of their scores; the diagonal block is always kept.
-    selection: which rule turns the softmax of a row's scores into blocks (methods.scored); by the same rule as a gate's, the
+    selection: which rule turns the softmax of a row's scores into blocks (methods.parts.scored); by the same rule as a gate's, the
     two differ in their scores alone.
     """
 

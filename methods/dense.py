@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from methods import register
-from methods.base import LayerInputs, Method
+from methods.parts.base import LayerInputs, Method
 
 
 @register("dense")

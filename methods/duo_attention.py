@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attention_kernels.block_index import BlockIndex, causal_blocks, causal_total
+from attention_kernels.dense import dense_attention
+from attention_kernels.sparse_attention import sparse_attention
 from torch import Tensor
 
-from kernels.block_index import BlockIndex, causal_blocks, causal_total
-from kernels.dense import dense_attention
-from kernels.sparse_attention import sparse_attention
 from methods import register
-from methods.base import Grid, HeadSearch, LayerInputs, Method
-from methods.head_patterns import together
+from methods.parts.base import Grid, HeadSearch, LayerInputs, Method
+from methods.parts.head_patterns import together
 from methods.streaming_llm import StreamingLLM
 
 SINKS, RECENT = 128, 256

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.key_mean_map import key_mean_map
+from attention_kernels.pool import pool
 
-from kernels.block_index import BlockIndex
-from kernels.key_mean_map import key_mean_map
-from kernels.pool import pool
 from methods import register
-from methods.base import Knob, LayerInputs, Method
-from methods.row_rules import decreed
+from methods.parts.base import Knob, LayerInputs, Method
+from methods.parts.row_rules import decreed
 
 
 @register("flash_prefill")

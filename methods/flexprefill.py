@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
+from attention_kernels.block_index import BlockIndex, causal_mask
+from attention_kernels.last_queries import vertical_slash
+from attention_kernels.pool import pool
+from attention_kernels.selection.reference import pooled_scores
 from torch import Tensor
 
-from kernels.block_index import BlockIndex, causal_mask
-from kernels.last_queries import vertical_slash
-from kernels.pool import pool
-from kernels.selection.reference import pooled_scores
 from methods import register
-from methods.base import Grid, Knob, LayerInputs, Method
-from methods.chunks import query_heads, row_average, select_in_chunks
-from methods.vertical_slash import block_sums, covering, largest, vertical_slash_mask
+from methods.parts.base import Grid, Knob, LayerInputs, Method
+from methods.parts.chunks import query_heads, row_average, select_in_chunks
+from methods.parts.vertical_slash import block_sums, covering, largest, vertical_slash_mask
 
 GAMMA = 0.9
 

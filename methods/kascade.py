@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
+from attention_kernels.block_index import BlockIndex, causal_blocks
+from attention_kernels.block_map import block_map
+from attention_kernels.selection import row_budget, select_topk
 from torch import Tensor
 
-from kernels.block_index import BlockIndex, causal_blocks
-from kernels.block_map import block_map
-from kernels.selection import row_budget, select_topk
 from methods import register
-from methods.base import LayerInputs, Method
-from methods.kascade_search import KascadeSearch, Plan, plan_from
+from methods.parts.base import LayerInputs, Method
+from methods.searches.kascade_search import KascadeSearch, Plan, plan_from
 
 LEAST_TOKENS = 128
 """Keys that a row keeps at least at the native knob, as in the release."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.selection import row_budget, select_topk
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kernels.block_index import BlockIndex
-from kernels.selection import row_budget, select_topk
 from methods import register
-from methods.base import Grid, LayerInputs, Method
-from methods.chunks import query_heads, select_in_chunks
-from methods.pooling import pool_blocks
+from methods.parts.base import Grid, LayerInputs, Method
+from methods.parts.chunks import query_heads, select_in_chunks
+from methods.parts.pooling import pool_blocks
 
 GATES = 1 << 24
 """Products of a query and a mean key held at once; a few float32 and int64 of each."""

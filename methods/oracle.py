@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal, get_args
 
-from kernels.block_index import BlockIndex
-from kernels.block_map import block_map
-from kernels.selection import select_topk
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_map import block_map
+from attention_kernels.selection import select_topk
+
 from methods import register
-from methods.base import LayerInputs
-from methods.scored import Scored, Selection
+from methods.parts.base import LayerInputs
+from methods.parts.scored import Scored, Selection
 
 Pool = Literal["max", "mass"]
 
@@ -20,7 +21,7 @@ class Oracle(Scored):
 
     pool="max": the highest probability in the block, SeerAttention's ground truth. pool="mass": the sum, which keeps
     the most attention mass that any selection of as many blocks per row and head can. selection: which rule turns a row's
-    map, normalised to sum to 1, into blocks (methods.scored), for the bound of a gate that goes by that rule. Its selection
+    map, normalised to sum to 1, into blocks (methods.parts.scored), for the bound of a gate that goes by that rule. Its selection
     costs more than dense attention: compare its accuracy, not its time.
     """
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.selection import select_topk
 from torch import Tensor
 
-from kernels.block_index import BlockIndex
-from kernels.selection import select_topk
 from methods import register
-from methods.base import LayerInputs, Method
+from methods.parts.base import LayerInputs, Method
 
 _LOW32 = 0xFFFFFFFF
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.selection import select_from_pooled
 from torch import Tensor
 
-from kernels.block_index import BlockIndex
-from kernels.selection import select_from_pooled
 from methods import register
-from methods.base import LayerInputs, Rope
-from methods.gate import AttnGate, load_gates, named
-from methods.scored import Scored, Selection
+from methods.gates.attn_gate import AttnGate, load_gates, named
+from methods.parts.base import LayerInputs, Rope
+from methods.parts.scored import Scored, Selection
 
 
 @register("seer")
@@ -22,7 +22,7 @@ class Seer(Scored):
     a KV head, from the mean of their logits.
 
     gates: which of several trainings of this model: the file is gates-{block_size}-{gates}.safetensors; null: without a name.
-    Three rules turn a row's gate probabilities into blocks (methods.scored). The release goes by "threshold" (5e-4 for RULER,
+    Three rules turn a row's gate probabilities into blocks (methods.parts.scored). The release goes by "threshold" (5e-4 for RULER,
     2e-3 for LongBench) and "nz_ratio" (perplexity); neither "topk" nor "nz_ratio" tells rows or heads apart.
     Unlike the released code, the diagonal block is always kept, so no row is empty, and probabilities are float32. The release
     keeps the last two query blocks in full, but for perplexity: last=2; here none by default.

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
+from attention_kernels.block_index import BlockIndex, causal_mask
+from attention_kernels.pool import pool
+from attention_kernels.pool.reference import pool_one
+from attention_kernels.selection.reference import pooled_scores
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kernels.block_index import BlockIndex, causal_mask
-from kernels.pool import pool
-from kernels.pool.reference import pool_one
-from kernels.selection.reference import pooled_scores
 from methods import register
-from methods.base import Grid, Knob, LayerInputs, Method
-from methods.chunks import query_heads, row_average, select_in_chunks
-from methods.vertical_slash import first_of
+from methods.parts.base import Grid, Knob, LayerInputs, Method
+from methods.parts.chunks import query_heads, row_average, select_in_chunks
+from methods.parts.vertical_slash import first_of
 
 Rule = Literal["cdf", "topk"]
 

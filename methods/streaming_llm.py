@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from attention_kernels.block_index import BlockIndex, causal_blocks
+from attention_kernels.selection import select_topk
 
-from kernels.block_index import BlockIndex, causal_blocks
-from kernels.selection import select_topk
 from methods import register
-from methods.base import LayerInputs, Method
+from methods.parts.base import LayerInputs, Method
 
 
 @register("streaming_llm")

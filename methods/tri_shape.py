@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from kernels.block_index import causal_blocks
+from attention_kernels.block_index import causal_blocks
+
 from methods import register
-from methods.base import LayerInputs
-from methods.row_rules import affordable, full_rows
+from methods.parts.base import LayerInputs
+from methods.parts.row_rules import affordable, full_rows
 from methods.streaming_llm import StreamingLLM
 
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_map import block_map
 from torch import Tensor
 
-from kernels.block_index import BlockIndex
-from kernels.block_map import block_map
 from methods import register
-from methods.base import Knob, LayerInputs, Method
-from methods.chunks import query_heads, select_in_chunks
-from methods.row_rules import decreed, reach_mass
-from methods.xattention_search import LEVELS, ThresholdSearch, counts_of, path_from
+from methods.parts.base import Knob, LayerInputs, Method
+from methods.parts.chunks import query_heads, select_in_chunks
+from methods.parts.row_rules import decreed, reach_mass
+from methods.searches.xattention_search import LEVELS, ThresholdSearch, counts_of, path_from
 
 SEARCHED = "searched"
 """The value of `thresholds` that stands for the model's own file."""

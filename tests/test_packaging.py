@@ -181,7 +181,7 @@ def test_every_method_is_described() -> None:
 
 
 def test_the_readme_lists_every_kernel() -> None:
-    assert first_column("Kernels") == set(import_module("kernels.block_sparse").KERNELS)
+    assert first_column("Kernels") == set(import_module("attention_kernels.block_sparse").KERNELS)
 
 
 def first_column(section: str) -> set[str]:
@@ -195,7 +195,7 @@ def test_method_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The example is run as it is printed, and reaches the sparsity that is asked of it."""
     (code,) = re.findall(r"```python\n# methods/(?:\w+)\.py\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     methods = import_module("methods")
-    base = import_module("methods.base")
+    base = import_module("methods.parts.base")
     code = re.sub(r'@register\("(\w+)"\)', r'@register("\1_of_the_readme")', code)  # who follows it has the other
     (tmp_path / "readme_example.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)

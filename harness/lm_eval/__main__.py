@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.lm_eval import register
 
 BAD_INPUT = 2

@@ -10,9 +10,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.arms import baseline_name
-from harness.config import Settings, conf_dir, explain, settings
-from harness.errors import UserError
+from harness.arms.build import baseline_name
+from harness.core.errors import UserError
+from harness.core.settings import Settings, conf_dir, explain, settings
 
 OURS = ("sparsity", "seed", "block_size", "dtype", "kernel", "dense_kernel", "decode_kernel")
 """Settings of conf/config.yaml that --model_args may give."""

@@ -14,11 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from harness import tasks
-from harness.config import Settings, settings
-from harness.errors import UserError
+from harness.core.errors import UserError
+from harness.core.settings import Settings, settings
 from harness.lm_eval.exported import SPLIT
-from harness.models import load_tokenizer
-from harness.provenance import command, commit
+from harness.models.loading import load_tokenizer
+from harness.study.provenance import command, commit
 from harness.tasks import Sample
 from harness.tasks.cache import tokenizer_hash
 

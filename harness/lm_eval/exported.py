@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import tasks
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.tasks import Sample
 
 SPLIT = "test"

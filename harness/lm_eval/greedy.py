@@ -8,7 +8,7 @@ from typing import Any
 
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 WITHOUT_EFFECT = ("top_k", "top_p", "min_p", "typical_p")
 """Settings of sampling, which greedy decoding never reads."""

@@ -2,7 +2,7 @@
 
 What lm-eval asks is answered by the paths of this harness: models are loaded, methods built and prompts generated as for its
 own tasks. Log-likelihoods are one prefill of prompt and continuation. No padding ever reaches a selection: log-likelihoods
-are batched with others of the same length only, and generation prefills every prompt alone (harness.generate).
+are batched with others of the same length only, and generation prefills every prompt alone (harness.models.generate).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from rich.console import Console
 from torch import Tensor
 
 from harness import tasks
-from harness.arms import Ready, ready
-from harness.bench import progress_bar
-from harness.bridge import Bridge
-from harness.config import Settings
-from harness.decoding import mean_density
-from harness.errors import UserError
-from harness.generate import Generation, generate
+from harness.arms.build import Ready, ready
+from harness.core.errors import UserError
+from harness.core.settings import Settings
 from harness.lm_eval import arguments
 from harness.lm_eval.greedy import Greedy, greedy
-from harness.lm_eval.ran import Ran
-from harness.models import LoadedModel
-from harness.plan import digest
-from harness.provenance import commit
-from harness.run import model_of
+from harness.lm_eval.what_ran import Ran
+from harness.measure.context import progress_bar
+from harness.measure.run import model_of
+from harness.models.bridge import Bridge
+from harness.models.decoder import mean_density
+from harness.models.generate import Generation, generate
+from harness.models.loading import LoadedModel
+from harness.study.identity import digest
+from harness.study.provenance import commit
 
 CACHE_KEY = "sparse_attention_harness"
 """Entry of an answer cache that says whose answers it holds; lm-eval's own keys are hex digests."""

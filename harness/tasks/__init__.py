@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.tasks import cache, files, longbench, ruler
 from harness.tasks.context import context_tokens
 from harness.tasks.haystack import haystack as find_haystack

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 CONTEXT, QUERY = "{context}", "{"
 """The place of the context in a template, and how any other place begins."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 KEPT = Path(".cache/data")
 """Where downloads are kept, below the working folder."""

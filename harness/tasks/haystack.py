@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.tasks.files import find
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")

@@ -6,7 +6,7 @@ import hashlib
 import random
 from typing import Any
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.tasks.haystack import Haystack
 from harness.tasks.ruler import Builder, smallest
 from harness.tasks.ruler.qa import DocumentQA

@@ -11,8 +11,8 @@ phase runs beside any of the other.
 
 from __future__ import annotations
 
-from methods.decode.base import DecodeMethod
-from methods.registry import Registry
+from methods.decode.parts.base import DecodeMethod
+from methods.parts.registry import Registry
 
 registry: Registry[DecodeMethod] = Registry("decode method", __name__, __path__)
 

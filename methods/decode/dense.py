@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from methods.decode import register
-from methods.decode.base import DecodeMethod, StepInputs
+from methods.decode.parts.base import DecodeMethod, StepInputs
 
 
 @register("dense")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import torch
+from attention_kernels.block_index import BlockIndex
 from torch import Tensor
 
-from kernels.block_index import BlockIndex
 from methods.decode import register
-from methods.decode.base import DecodeMethod, StepInputs
+from methods.decode.parts.base import DecodeMethod, StepInputs
 
 Pool = Literal["max", "mass"]
 

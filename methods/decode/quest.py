@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.pool import pool
+from attention_kernels.step_scores import step_scores
 from torch import Tensor
 
-from kernels.block_index import BlockIndex
-from kernels.pool import pool
-from kernels.step_scores import step_scores
 from methods.decode import register
-from methods.decode.base import DecodeMethod, StepInputs
-from methods.decode.blocks import PerBlock, newest, per_sequence
+from methods.decode.parts.base import DecodeMethod, StepInputs
+from methods.decode.parts.blocks import PerBlock, newest, per_sequence
 
 
 @register("quest")

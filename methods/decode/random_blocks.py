@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from attention_kernels.block_index import BlockIndex
 
-from kernels.block_index import BlockIndex
 from methods.decode import register
-from methods.decode.base import DecodeMethod, StepInputs
+from methods.decode.parts.base import DecodeMethod, StepInputs
 from methods.random_blocks import hashed_uniform
 
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.pool import pool
+from attention_kernels.rope import unrotate
+from attention_kernels.selection import select_step
+from attention_kernels.step_scores import step_scores
 from torch import Tensor
 
-from kernels.block_index import BlockIndex
-from kernels.pool import pool
-from kernels.rope import unrotate
-from kernels.selection import select_step
-from kernels.step_scores import step_scores
-from methods.base import Rope
 from methods.decode import register
-from methods.decode.base import DecodeMethod, StepInputs
-from methods.decode.blocks import PerBlock, newest, per_sequence
-from methods.decode.gate import DecodeGate, load_decode_gates
-from methods.gate import POOLED_K
+from methods.decode.parts.base import DecodeMethod, StepInputs
+from methods.decode.parts.blocks import PerBlock, newest, per_sequence
+from methods.decode.parts.gate import DecodeGate, load_decode_gates
+from methods.gates.attn_gate import POOLED_K
+from methods.parts.base import Rope
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from attention_kernels.block_index import BlockIndex
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -18,9 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from harness.models import LoadedModel, wrap_model
-from kernels.block_index import BlockIndex
-from methods.base import LayerInputs, Method
+from harness.models.loading import LoadedModel, wrap_model
+from methods.parts.base import LayerInputs, Method
 
 VOCAB = 97
 WINDOW = 24

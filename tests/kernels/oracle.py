@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from attention_kernels.block_index import BlockIndex
 from hypothesis import strategies as st
 from torch import Tensor
-
-from kernels.block_index import BlockIndex
 
 
 @dataclass(frozen=True)

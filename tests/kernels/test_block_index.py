@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex, causal_blocks, causal_mask, diagonal_mask
+from attention_kernels.selection import row_budget, select_mass, select_threshold, select_topk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from kernels.block_index import BlockIndex, causal_blocks, causal_mask, diagonal_mask
-from kernels.selection import row_budget, select_mass, select_threshold, select_topk
 
 EXACT = settings(derandomize=True, deadline=None, max_examples=40)
 

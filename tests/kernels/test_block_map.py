@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex, causal_mask
+from attention_kernels.block_map import block_map, log_sum_exp
+from attention_kernels.block_map.tuning import POOL, tile_for
 
-from kernels.block_index import BlockIndex, causal_mask
-from kernels.block_map import block_map, log_sum_exp
-from kernels.block_map.tuning import POOL, tile_for
 from tests.kernels.oracle import CASES, Case, probabilities, token_mask
 
 GPU = pytest.mark.gpu
@@ -70,7 +70,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(1, 2, 1, 300, 340, 32, 32, 16, 2)
     q, k, _ = case.tensors(torch.float32, "cpu")
     whole = block_map(q, k, q_block=32, k_block=16, kernel="reference")
-    monkeypatch.setattr("kernels.block_map.reference.CHUNK_BYTES", 1)
+    monkeypatch.setattr("attention_kernels.block_map.reference.CHUNK_BYTES", 1)
     torch.testing.assert_close(block_map(q, k, q_block=32, k_block=16, kernel="reference"), whole)
 
 
@@ -151,11 +151,11 @@ def test_tiles_fit_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (99, 2, 256, 64, 2),
         (227, 4, 256, 64, 2),
     ):
-        monkeypatch.setattr("kernels.block_map.tuning.shared_bytes", lambda device, kib=kib: kib << 10)
+        monkeypatch.setattr("attention_kernels.block_map.tuning.shared_bytes", lambda device, kib=kib: kib << 10)
         tile = tile_for(POOL, gpu, itemsize, dim)
         assert (tile.rows, tile.depth, tile.piece) == (rows, depth, dim)
     for kib, itemsize, cols, depth in ((227, 2, 256, 3), (99, 2, 256, 2), (64, 2, 128, 2), (227, 4, 64, 2)):
-        monkeypatch.setattr("kernels.block_map.tuning.shared_bytes", lambda device, kib=kib: kib << 10)
+        monkeypatch.setattr("attention_kernels.block_map.tuning.shared_bytes", lambda device, kib=kib: kib << 10)
         tile = tile_for(POOL, gpu, itemsize, 1024)
         assert (tile.cols, tile.depth) == (cols, depth)
         assert tile.depth * (tile.rows + tile.cols) * tile.piece * itemsize <= kib << 10

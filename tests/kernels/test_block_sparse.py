@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_sparse import as_run, block_sparse_attention
+from attention_kernels.block_sparse.table import BACKENDS
+from attention_kernels.dense import dense_attention
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.block_index import BlockIndex
-from kernels.block_sparse import as_run, block_sparse_attention
-from kernels.block_sparse.table import BACKENDS
-from kernels.dense import dense_attention
 from tests.kernels.oracle import CASES, COARSE, Case, attention, cases, error
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}

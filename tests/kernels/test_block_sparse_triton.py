@@ -8,11 +8,11 @@ from itertools import product
 import pytest
 import torch
 import triton
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_sparse.triton_kernel import block_sparse_triton, run_tile
+from attention_kernels.block_sparse.triton_tuning import TUNED, Tile, choose_tile, default_tile, describable
 from torch import Tensor
 
-from kernels.block_index import BlockIndex
-from kernels.block_sparse.triton_kernel import block_sparse_triton, run_tile
-from kernels.block_sparse.triton_tuning import TUNED, Tile, choose_tile, default_tile, describable
 from tests.kernels.oracle import Case, attention, error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_sparse import block_sparse_attention
+from attention_kernels.block_sparse.triton_tuning import Tile
+from attention_kernels.column_index import ColumnIndex
+from attention_kernels.column_sparse import column_sparse_attention, resolve_kernel
+from attention_kernels.kept_mass import kept_mass
+from attention_kernels.open_columns import with_columns
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.block_index import BlockIndex
-from kernels.block_sparse import block_sparse_attention
-from kernels.block_sparse.triton_tuning import Tile
-from kernels.column_index import ColumnIndex
-from kernels.column_sparse import column_sparse_attention, resolve_kernel
-from kernels.kept_mass import kept_mass
-from kernels.open_columns import with_columns
 from tests.kernels.oracle import CASES, COARSE, Case, cases, error, probabilities, token_mask
 
 GPU = pytest.mark.gpu
@@ -142,7 +142,7 @@ def test_strided_inputs_and_a_scale(kernel: str) -> None:
     "tile", [Tile(16, 16, 4, 2), Tile(32, 16, 4, 3, True), Tile(32, 32, 4, 1), Tile(16, 32, 4, 2, True)], ids=str
 )
 def test_any_tile_gives_the_same(tile: Tile) -> None:
-    from kernels.column_sparse.triton_kernel import run_tile
+    from attention_kernels.column_sparse.triton_kernel import run_tile
 
     case = Case(1, 4, 2, 70, 131, 64, 32, 32, 4)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_sparse import block_sparse_attention
+from attention_kernels.decode import resolve_decode, sparse_decode
+from attention_kernels.decode.splits import program_slots, split_count
 
-from kernels.block_index import BlockIndex
-from kernels.block_sparse import block_sparse_attention
-from kernels.decode import resolve_decode, sparse_decode
-from kernels.decode.splits import program_slots, split_count
 from tests.kernels.oracle import Case, attention, error
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -58,7 +58,7 @@ def test_equals_the_formula(kernel: str, device: str, dtype: torch.dtype, case: 
 @pytest.mark.parametrize("splits", [1, 2, 7, 40])
 def test_any_number_of_splits(splits: int, block: int) -> None:
     """40 are more than there are tiles: some programs have nothing to do and must not disturb the others."""
-    from kernels.decode.triton_kernel import sparse_decode_triton
+    from attention_kernels.decode.triton_kernel import sparse_decode_triton
 
     case = Case(2, 4, 2, 1, 5 * block + 3, 128, 16, block, 2)
     q, k, v = case.tensors(torch.float32, where("triton"))
@@ -215,7 +215,7 @@ def test_padding_on_the_left_is_never_read(kernel: str, lists: int, splits: int 
     padding = (torch.arange(150, device=device) < at[:, None])[:, None, :, None]
     k, v = k.masked_fill(padding, float("nan")), v.masked_fill(padding, float("nan"))
     if kernel == "triton":
-        from kernels.decode.triton_kernel import sparse_decode_triton
+        from attention_kernels.decode.triton_kernel import sparse_decode_triton
 
         out = sparse_decode_triton(q, k, v, index, scale=case.dim**-0.5, starts=at, splits=splits)
     else:

@@ -7,10 +7,9 @@ from types import ModuleType
 
 import pytest
 import torch
-
-from kernels.dense import available_dense, dense_attention, resolve_dense, sliding_window_attention
-from kernels.dense.libraries import find_library
-from kernels.dense.reference import dense_reference
+from attention_kernels.dense import available_dense, dense_attention, resolve_dense, sliding_window_attention
+from attention_kernels.dense.libraries import find_library
+from attention_kernels.dense.reference import dense_reference
 
 CPU = torch.device("cpu")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_sparse.diagonal import per_query_head, split_diagonal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.block_index import BlockIndex
-from kernels.block_sparse.diagonal import per_query_head, split_diagonal
 from tests.kernels.oracle import Case, cases, token_mask
 
 EXACT = settings(derandomize=True, deadline=None, max_examples=80)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_kernels.block_index import causal_mask
+from attention_kernels.diagonal_blocks import diagonal_blocks
 from torch import Tensor
-
-from kernels.block_index import causal_mask
-from kernels.diagonal_blocks import diagonal_blocks
 
 SHAPES = [(100, 100), (96, 96), (70, 131), (33, 161), (1, 40), (5, 5), (64, 80)]
 """(queries, keys): odd lengths, whole blocks, chunks of a prompt that start inside a block."""

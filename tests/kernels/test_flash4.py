@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from attention_kernels.block_sparse import flash4
+from attention_kernels.block_sparse.flash4 import block_sparse_flash4, flash4_reason, pack, packed_heads, unpack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.block_sparse import flash4
-from kernels.block_sparse.flash4 import block_sparse_flash4, flash4_reason, pack, packed_heads, unpack
 from tests.kernels.oracle import COARSE, Case, attention, cases, error
 
 
@@ -78,11 +78,11 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         module("flash_attn.cute.utils", cute=cute, Int32=int, scalar_to_ssa=lambda x, kind: torch.tensor(kind(x))),
     ):
         monkeypatch.setitem(sys.modules, made.__name__, made)
-    monkeypatch.delitem(sys.modules, "kernels.block_sparse.flash4_mask", raising=False)
+    monkeypatch.delitem(sys.modules, "attention_kernels.block_sparse.flash4_mask", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(flash4, "_installed", lambda: True)
     yield
-    sys.modules.pop("kernels.block_sparse.flash4_mask", None)  # it holds the stand-in
+    sys.modules.pop("attention_kernels.block_sparse.flash4_mask", None)  # it holds the stand-in
 
 
 def check(case: Case, share: float = 0.4) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_kernels.block_sparse import block_sparse_attention
+from attention_kernels.block_sparse.flex import block_mask, flex_reason, kernel_options, padded_length
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.block_sparse import block_sparse_attention
-from kernels.block_sparse.flex import block_mask, flex_reason, kernel_options, padded_length
 from tests.kernels.oracle import Case, attention, cases, error, token_mask
 
 HERE = {"device": torch.device("cpu"), "dtype": torch.float32, "head_dim": 32, "q_block": 32, "k_block": 32, "shared": 1}
@@ -57,7 +57,7 @@ def test_tiles_divide_blocks(dtype: torch.dtype, dim: int, blocks: tuple[int, in
 
 
 def test_a_cpu_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernels.block_sparse.flex._cpu_compiler", lambda: False)
+    monkeypatch.setattr("attention_kernels.block_sparse.flex._cpu_compiler", lambda: False)
     assert "needs a C++ compiler" in str(flex_reason(**HERE))
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from attention_kernels.block_sparse import hopper
+from attention_kernels.block_sparse.hopper import _addressable, _bundle, block_sparse_hopper, hopper_reason
 from torch import Tensor
 
-from kernels.block_sparse import hopper
-from kernels.block_sparse.hopper import _addressable, _bundle, block_sparse_hopper, hopper_reason
 from tests.kernels.oracle import Case, attention, error
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -150,7 +150,7 @@ def test_as_many_heads_at_a_time_as_fit_and_divide(batch: int, heads: int, lengt
 def test_every_tile_is_dealt_once(batch: int, heads_kv: int, units: int, pack: int, programs: int) -> None:
     """The kernel's own functions, run on tensors."""
     pytest.importorskip("triton")
-    from kernels.block_sparse import hopper_kernel
+    from attention_kernels.block_sparse import hopper_kernel
 
     me = torch.arange(programs)
     language = SimpleNamespace(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.kept_mass import kept_mass
 
-from kernels.block_index import BlockIndex
-from kernels.kept_mass import kept_mass
 from tests.kernels.oracle import CASES, Case, probabilities, token_mask
 
 

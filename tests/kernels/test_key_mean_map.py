@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-
-from kernels.key_mean_map import key_mean_map
+from attention_kernels.key_mean_map import key_mean_map
 
 GPU = pytest.mark.gpu
 
@@ -72,7 +71,7 @@ def test_strided_inputs_chunks_and_unwritten_memory(kernel: str, monkeypatch: py
     wanted = key_mean_map(q, means, **grid, kernel=kernel)
     real = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **kw: real(*a, **kw).fill_(float("nan")))
-    monkeypatch.setattr("kernels.key_mean_map.reference.CHUNK_BYTES", 1)
+    monkeypatch.setattr("attention_kernels.key_mean_map.reference.CHUNK_BYTES", 1)
     q, means = q.transpose(1, 2).contiguous().transpose(1, 2), means.mT.contiguous().mT
     torch.testing.assert_close(key_mean_map(q, means, **grid, scale=32**-0.5, kernel=kernel), wanted)
 

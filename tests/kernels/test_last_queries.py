@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from attention_kernels.last_queries import vertical_slash
 
-from kernels.last_queries import vertical_slash
 from tests.methods.support import layer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,7 +35,7 @@ def test_equals_the_sums_over_every_entry(kernel: str, shape: tuple[int, int, in
     q = x.q.transpose(1, 2).contiguous().transpose(1, 2)  # as a projection leaves it
     for limit in (1 << 26, 1):  # all heads at once, one at a time
         for module in ("reference", "triton_kernel"):
-            monkeypatch.setattr(f"kernels.last_queries.{module}.SCORES", limit)
+            monkeypatch.setattr(f"attention_kernels.last_queries.{module}.SCORES", limit)
         vertical, slash = (y.cpu() for y in vertical_slash(q, x.k, scale=x.scale, last_q=last_q, kernel=kernel))
         assert vertical.dtype == slash.dtype == torch.float32
         for b in range(2):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.merge_blocks import merge_blocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import pad
 
-from kernels.block_index import BlockIndex
-from kernels.merge_blocks import merge_blocks
 from tests.kernels.oracle import Case, cases
 
 EXACT = settings(derandomize=True, deadline=None, max_examples=80)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import attention_kernels.pool.reference
 import pytest
 import torch
+from attention_kernels.pool import Pool, pool
 from torch import Tensor
-
-import kernels.pool.reference
-from kernels.pool import Pool, pool
 
 GPU = pytest.mark.gpu
 KERNELS = [
@@ -87,7 +86,7 @@ def test_nan_and_infinity_are_passed_on(kernel: str) -> None:
 def test_chunks_of_the_reference_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x, (cos, sin) = torch.randn(1, 2, 100, 16), tables(100, 16)
     whole = pool(x, 16, ("max", "mean"), cos=cos, sin=sin, kernel="reference")
-    monkeypatch.setattr(kernels.pool.reference, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(attention_kernels.pool.reference, "CHUNK_ELEMENTS", 1)
     assert torch.equal(pool(x, 16, ("max", "mean"), cos=cos, sin=sin, kernel="reference"), whole)
 
 

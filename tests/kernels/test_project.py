@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_kernels.project import project
 
-from kernels.project import project
 from tests.kernels.test_pool import tables
 
 GPU = pytest.mark.gpu

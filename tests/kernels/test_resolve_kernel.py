@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import attention_kernels.block_sparse as front
 import pytest
 import torch
+from attention_kernels.block_sparse import as_run, block_sparse_attention, resolve_kernel
+from attention_kernels.block_sparse.table import BACKENDS, Backend, preferred
 
-import kernels.block_sparse as front
-from kernels.block_sparse import as_run, block_sparse_attention, resolve_kernel
-from kernels.block_sparse.table import BACKENDS, Backend, preferred
 from tests.kernels.oracle import Case, attention, error
 
 LLAMA = {"device": torch.device("cuda", 0), "dtype": torch.bfloat16, "head_dim": 128, "q_block": 128, "k_block": 128}

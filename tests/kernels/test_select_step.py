@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.selection import select_step
 from torch import Tensor
-
-from kernels.block_index import BlockIndex
-from kernels.selection import select_step
 
 BATCH, HEADS, LENGTH, BLOCK = 3, 2, 330, 16
 STARTS = (0, 17, 250)

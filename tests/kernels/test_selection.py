@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex, causal_blocks, diagonal_start
+from attention_kernels.selection import row_budget, select_from_pooled, select_topk
 from torch import Tensor
-
-from kernels.block_index import BlockIndex, causal_blocks, diagonal_start
-from kernels.selection import row_budget, select_from_pooled, select_topk
 
 GPU = pytest.mark.gpu
 KERNELS = [
@@ -250,7 +249,7 @@ def test_scores_past_the_largest_are_equal(kernel: str) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counted in the interpreter")
 def test_a_cut_is_found_in_few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row starts from the cut of the last one; a search that starts anew takes twice as many turns."""
-    from kernels.selection import cut_kernel
+    from attention_kernels.selection import cut_kernel
 
     turns, under = 0, cut_kernel._under
 

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex, diagonal_mask
+from attention_kernels.skip_softmax import SkipRule, resolve_skip, skip_softmax_attention
 from torch import Tensor
 
-from kernels.block_index import BlockIndex, diagonal_mask
-from kernels.skip_softmax import SkipRule, resolve_skip, skip_softmax_attention
 from tests.kernels.oracle import attention, error
 
 GPU = pytest.mark.gpu

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from kernels.step_scores import step_scores
+from attention_kernels.step_scores import step_scores
 
 CUDA = torch.cuda.is_available()
 RUNS = [

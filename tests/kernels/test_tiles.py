@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from kernels.tiles import stages
+from attention_kernels.tiles import stages
 
 H100, A100 = 227 << 10, 163 << 10
 

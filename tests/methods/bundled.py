@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from harness import tasks
-from harness.bridge import Bridge
-from harness.models import LoadedModel, ModelConfig, load_model
-from methods.base import LayerInputs
+from harness.models.bridge import Bridge
+from harness.models.loading import LoadedModel, ModelConfig, load_model
+from methods.parts.base import LayerInputs
 
 
 @lru_cache(maxsize=1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from attention_kernels.block_index import BlockIndex
 from torch import Tensor
 
-from kernels.block_index import BlockIndex
 from methods import decode
-from methods.decode.base import DecodeMethod, StepInputs
+from methods.decode.parts.base import DecodeMethod, StepInputs
 from tests.methods.support import DIM, layer
 
 SPARSE = [name for name in decode.names() if decode.get(name).family != "none"]

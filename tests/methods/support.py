@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from attention_kernels.sparse_attention import SparseIndex
 from torch import Tensor
 
 import methods
-from kernels.sparse_attention import SparseIndex
-from methods.base import LayerInputs, Method
-from methods.gate import AttnGate, gate_state
+from methods.gates.attn_gate import AttnGate, gate_state
+from methods.parts.base import LayerInputs, Method
 
 HEADS, KV_HEADS, DIM, LAYERS = 4, 2, 16, 2
 

@@ -6,14 +6,14 @@ import itertools
 
 import pytest
 import torch
+from attention_kernels import sparse_attention
+from attention_kernels.skip_softmax import SkipRule, skip_softmax_attention
 
 import methods
-from harness.bridge import Bridge
-from harness.calibrate import calibrate
-from harness.errors import UserError
-from harness.latency import time_attention
-from kernels import sparse_attention
-from kernels.skip_softmax import SkipRule, skip_softmax_attention
+from harness.core.errors import UserError
+from harness.measure.calibration import calibrate
+from harness.measure.latency import time_attention
+from harness.models.bridge import Bridge
 from tests.harness.tiny import load, tokens
 from tests.methods import bundled
 from tests.methods.support import layer

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex, causal_mask
 
 import methods
-from kernels.block_index import BlockIndex, causal_mask
-from methods.base import LayerInputs
-from methods.scored import Selection
+from methods.parts.base import LayerInputs
+from methods.parts.scored import Selection
 from tests.methods.support import layer
 
 BLOCK = 16

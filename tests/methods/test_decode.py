@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from methods import decode
-from methods.decode.base import StepInputs
-from methods.decode.blocks import PerBlock
+from methods.decode.parts.base import StepInputs
+from methods.decode.parts.blocks import PerBlock
 from tests.methods.decode_support import SPARSE, alone, choose, kept, ready, step
 from tests.methods.support import KV_HEADS
 

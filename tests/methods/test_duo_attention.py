@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.dense import dense_attention
 
 import methods
-from kernels.block_index import BlockIndex
-from kernels.dense import dense_attention
 from methods.duo_attention import DuoAttention
 from methods.streaming_llm import StreamingLLM
 from tests.methods.support import DIM, HEADS, KV_HEADS, LAYERS, layer, search

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import methods
-from methods.base import LayerInputs
+from methods.parts.base import LayerInputs
 from tests.methods.support import layer
 
 SHAPES = [(203, 203, 2), (160, 160, 1), (64, 224, 1), (61, 210, 1), (1, 100, 1), (5, 5, 1)]

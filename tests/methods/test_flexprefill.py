@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import methods
-from methods.base import LayerInputs
 from methods.flexprefill import FlexPrefill, js_distance, within
+from methods.parts.base import LayerInputs
 from tests.methods.support import layer, select_without_waiting
 
 BLOCK = 16

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import attention_kernels.pool.reference
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex, causal_mask, diagonal_mask
 from torch import Tensor
 
-import kernels.pool.reference
 import methods
-import methods.gate
-from kernels.block_index import BlockIndex, causal_mask, diagonal_mask
-from methods.base import LayerInputs
-from methods.gate import AttnGate, load_gates
-from methods.rope import rope_apply
+import methods.gates.attn_gate
+from methods.gates.attn_gate import AttnGate, load_gates
+from methods.parts.base import LayerInputs
+from methods.parts.rope import rope_apply
 from tests.methods.support import DIM, HEADS, KV_HEADS, LAYERS, PlainRope, gates, layer, ready
 
 BLOCK = 16
@@ -50,7 +50,7 @@ def naive_logits(q: Tensor, k: Tensor, w_k: Tensor, w_q: Tensor | None, rope: Pl
 def test_gate_equals_the_naive_formulation(
     shape: tuple[int, int], q_linear: bool, rotary: int, scaling: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels.pool.reference, "CHUNK_ELEMENTS", 2 * BLOCK * HEADS * DIM)  # two blocks at a time
+    monkeypatch.setattr(attention_kernels.pool.reference, "CHUNK_ELEMENTS", 2 * BLOCK * HEADS * DIM)  # two blocks at a time
     q_len, k_len = shape
     rope = PlainRope(rotary, scaling)
     x = layer(q_len, k_len)
@@ -175,7 +175,7 @@ SHAPE = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM
 def test_weights_survive_a_round_trip(q_linear: bool) -> None:
     state = gates(BLOCK, q_linear=q_linear)
     loaded = load_gates(state, **SHAPE, block_size=BLOCK, q_linear=q_linear)
-    back = methods.gate.gate_state(loaded)
+    back = methods.gates.attn_gate.gate_state(loaded)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
 

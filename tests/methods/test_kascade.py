@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from attention_kernels.block_map import block_map
+from attention_kernels.kept_mass import kept_mass
 
 import methods
-from kernels.block_map import block_map
-from kernels.kept_mass import kept_mass
-from methods.base import LayerInputs
 from methods.kascade import Kascade, native_budget
-from methods.kascade_search import KascadeSearch, best_anchors, plan_from
+from methods.parts.base import LayerInputs
+from methods.searches.kascade_search import KascadeSearch, best_anchors, plan_from
 from tests.methods import bundled
 from tests.methods.support import DIM, HEADS, KV_HEADS, layer
 

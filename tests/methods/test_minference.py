@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex, causal_mask
+from attention_kernels.column_index import ColumnIndex
+from attention_kernels.sparse_attention import SparseIndex
 from torch import Tensor
 
 import methods
-from kernels.block_index import BlockIndex, causal_mask
-from kernels.column_index import ColumnIndex
-from kernels.sparse_attention import SparseIndex
-from methods.base import Grid, LayerInputs
 from methods.block_topk import BlockTopK
-from methods.head_patterns import Pattern, patterns_from, select_patterns
-from methods.pattern_search import CANDIDATES, PatternSearch
+from methods.parts.base import Grid, LayerInputs
+from methods.parts.head_patterns import Pattern, patterns_from, select_patterns
+from methods.searches.pattern_search import CANDIDATES, PatternSearch
 from methods.streaming_llm import StreamingLLM
 from tests.methods.support import DIM, HEADS, KV_HEADS, LAYERS, layer
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_sparse import block_sparse_attention
 from torch import Tensor
 
 import methods
-from kernels.block_index import BlockIndex
-from kernels.block_sparse import block_sparse_attention
-from methods.base import LayerInputs
 from methods.moba import union_order
+from methods.parts.base import LayerInputs
 from tests.methods.support import layer
 
 SHAPES = [(203, 203, 2), (160, 160, 1), (64, 224, 1), (61, 205, 1), (1, 100, 1), (5, 5, 1)]
@@ -80,7 +80,7 @@ def test_pieces_and_strides_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> No
     settings: list[dict[str, object]] = [{}, {"exact": True}, {"sparsity": 0.7}, {"sparsity": 0.7, "exact": True}]
     wanted = [select(x, block=32, **knobs).to_mask() for knobs in settings]
     monkeypatch.setattr("methods.moba.GATES", 1)
-    monkeypatch.setattr("methods.chunks.BLOCK_PAIRS", 1)
+    monkeypatch.setattr("methods.parts.chunks.BLOCK_PAIRS", 1)
     q, k = (tokens.transpose(1, 2).contiguous().transpose(1, 2) for tokens in (x.q, x.k))
     strided = LayerInputs(q=q, k=k, layer=0, scale=x.scale)
     for knobs, mask in zip(settings, wanted, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import methods
-from methods.base import LayerInputs, Method
+from methods.parts.base import LayerInputs, Method
 
 SHIPPED = {"block_topk", "dense", "oracle", "random", "seer", "streaming_llm"}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.decode.gate import DecodeGate
-from methods.gate import AttnGate, Gate, gate_state
-from methods.released import check_config, check_whole, from_released, to_released
+from methods.decode.parts.gate import DecodeGate
+from methods.gates.attn_gate import AttnGate, Gate, gate_state
+from methods.gates.released import check_config, check_whole, from_released, to_released
 
 PREFIX = "model.layers.{}.self_attn.attn_gate.{}.weight"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.rope import ModelRope
-from methods.rope import rope_apply, rope_undo
+from harness.models.rope import ModelRope
+from methods.parts.rope import rope_apply, rope_undo
 from tests.methods.support import PlainRope
 
 

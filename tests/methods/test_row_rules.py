@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_kernels.block_index import causal_blocks, causal_total, diagonal_mask
 
-from kernels.block_index import causal_blocks, causal_total, diagonal_mask
-from methods.row_rules import affordable, decreed, full_rows, reach_mass
+from methods.parts.row_rules import affordable, decreed, full_rows, reach_mass
 
 SHAPES = [(640, 640, 16, 16), (637, 637, 16, 16), (205, 845, 16, 16), (100, 333, 32, 32), (1, 100, 16, 16), (5, 5, 16, 16)]
 CPU = torch.device("cpu")

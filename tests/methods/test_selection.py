@@ -6,13 +6,13 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_map import block_map
+from attention_kernels.sparse_attention import SparseIndex, sparse_attention
 
 import methods
-from harness.calibrate import bisect
-from kernels.block_index import BlockIndex
-from kernels.block_map import block_map
-from kernels.sparse_attention import SparseIndex, sparse_attention
-from methods.base import LayerInputs, Method
+from harness.measure.calibration import bisect
+from methods.parts.base import LayerInputs, Method
 from tests.methods.support import layer, ready, select_without_waiting
 
 SPARSE = [name for name in methods.names() if methods.get(name).family != "none" and not methods.get(name).in_kernel]
@@ -269,7 +269,7 @@ def block_means(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_block_topk_pools_only_the_tokens_of_a_partial_block() -> None:
-    from methods.pooling import pool_blocks
+    from methods.parts.pooling import pool_blocks
 
     x = torch.randn(2, 3, 37, 8, dtype=torch.float64)
     for how, plain in (("mean", torch.mean), ("max", torch.amax), ("min", torch.amin)):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import methods
-from methods.base import LayerInputs
+from methods.parts.base import LayerInputs
 from methods.sparge import Sparge, self_similarity
 from tests.methods.support import layer, select_without_waiting
 

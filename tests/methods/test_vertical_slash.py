@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.chunks import row_average
-from methods.vertical_slash import block_sums, covering, largest, vertical_slash_mask
+from methods.parts.chunks import row_average
+from methods.parts.vertical_slash import block_sums, covering, largest, vertical_slash_mask
 
 
 def test_block_sums_of_a_partial_last_block() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import methods
-from methods.base import LayerInputs
+from methods.parts.base import LayerInputs
 from tests.methods.support import layer
 
 SHAPES = [(203, 203, 2), (160, 160, 1), (64, 224, 1), (61, 210, 1), (77, 205, 1), (1, 100, 1), (5, 5, 1)]
@@ -80,7 +80,7 @@ def test_the_recipe_really_leaves_blocks_out() -> None:
 def test_heads_at_a_time_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x = sharpened(203, 203, 2, torch.float32)
     wanted = select(x, block_size=16)
-    monkeypatch.setattr("methods.chunks.BLOCK_PAIRS", 1)
+    monkeypatch.setattr("methods.parts.chunks.BLOCK_PAIRS", 1)
     assert torch.equal(select(x, block_size=16), wanted)
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from attention_kernels.block_map import block_map
 
 import methods
-from harness.calibrate import bisect
-from kernels.block_map import block_map
-from methods.base import Knob
+from harness.measure.calibration import bisect
+from methods.parts.base import Knob
+from methods.searches.xattention_search import LEVELS, ThresholdSearch, cheapest_steps, counts_of, mean_at, path_from, steps_for
 from methods.xattention import XAttention
-from methods.xattention_search import LEVELS, ThresholdSearch, cheapest_steps, counts_of, mean_at, path_from, steps_for
 from tests.methods import bundled
 from tests.methods.support import DIM, HEADS, KV_HEADS, layer
 
@@ -75,7 +75,7 @@ def test_heads_at_a_time_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"layers": 2, "heads": HEADS, "path": [0, 1, 1, 2, 3, 3, 3], "steps": 7}
     x = layer(203, batch=2)
     wanted = made(found, thresholds="searched").select(x).to_mask()
-    monkeypatch.setattr("methods.chunks.BLOCK_PAIRS", 1)
+    monkeypatch.setattr("methods.parts.chunks.BLOCK_PAIRS", 1)
     assert torch.equal(made(found, thresholds="searched").select(x).to_mask(), wanted)
 
 

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.tasks.context import CONTEXT, last_place
 from harness.tasks.longbench import data as files
 from harness.tasks.longbench import metrics

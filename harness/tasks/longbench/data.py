@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 
 HUB = "THUDM/LongBench"
 WHERE = f"data.zip of https://huggingface.co/datasets/{HUB} holds all"

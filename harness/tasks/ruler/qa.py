@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from harness.errors import UserError
+from harness.core.errors import UserError
 from harness.tasks.haystack import Haystack
 from harness.tasks.ruler.questions import Question, Questions
 from harness.tasks.ruler.text import DOCUMENT, QUESTION_ANSWERING

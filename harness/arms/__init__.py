@@ -1,0 +1,1 @@
+"""Arms: a method with its knobs, weights and kernels, ready to run on a loaded model."""

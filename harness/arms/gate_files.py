@@ -1,0 +1,119 @@
+"""Files of trained gates: ours (safetensors), or a release by their authors (methods.gates.released), in a folder or on the hub."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.core.errors import UserError
+from harness.core.files import json_object
+from harness.models.loading import LoadedModel, local_layers, local_window
+from methods.gates import released
+from methods.gates.attn_gate import Gate
+
+
+def find(folder: Path, name: str, gate: type[Gate] | None, hub_id: str | None, *, training: Any = None) -> Path | None:
+    """The file of a method's weights: `name` in the folder, else a release there, else the release of that id on the hub
+    (downloaded once, with its settings). None where there is none: no release stands for a `training` that has a name.
+    Raises UserError where the hub can't be reached."""
+    choices = [name] if gate is None or not gate.released or training is not None else [name, released.FILE]
+    for choice in choices:
+        if (folder / choice).is_file():
+            return folder / choice
+    if hub_id is None or len(choices) == 1:
+        return None
+    return download(hub_id)
+
+
+def download(hub_id: str) -> Path:
+    """A release's file of weights from the hub's cache, its settings beside it. Raises UserError, one line."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        hf_hub_download(hub_id, released.CONFIG)
+        return Path(hf_hub_download(hub_id, released.FILE))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"can't get {released.FILE} of {hub_id} from the hub: {first} — download it and its {released.CONFIG} and give "
+            "their folder (model.gates=FOLDER), or train gates (job=distill)"
+        ) from error
+
+
+def read(path: Path, gate: type[Gate] | None, *, block_size: int | None = None) -> dict[str, Tensor]:
+    """The weights in a file, on the CPU, by the names they have here. Raises UserError for a file that is broken, and for a
+    release of other gates or of another block size."""
+    if path.suffix != ".pth":
+        return _safetensors(path)
+    assert gate is not None  # only a gate that is released is looked for under this name
+    settings = config(path)
+    try:
+        released.check_config(settings, gate, block_size)
+    except ValueError as error:
+        raise UserError(f"{path} doesn't fit: {error}") from error
+    state = _pickled(path)
+    try:
+        return released.from_released(state, gate)
+    except ValueError as error:
+        raise UserError(f"{path} doesn't fit: {error}") from error
+
+
+def fit(state: dict[str, Tensor], path: Path, loaded: LoadedModel, shortest: int) -> dict[str, Tensor]:
+    """The weights of a file for all layers of a model. Raises UserError where it leaves out local layers and prompts of
+    `shortest` tokens fit in their window: there these layers choose too."""
+    whole, window = with_local(state, local_layers(loaded)), local_window(loaded)
+    if len(whole) > len(state) and shortest <= window:
+        raise UserError(
+            f"{path} leaves out the layers of a sliding window, which choose blocks too where a prompt fits in its {window} "
+            f"tokens: take prompts of more than {window} tokens, not {shortest}, or train with {window} among job.lengths"
+        )
+    return whole
+
+
+def with_local(state: dict[str, Tensor], local: Iterable[int]) -> dict[str, Tensor]:
+    """The weights, with zeros for local layers that the file leaves out: past their window they choose nothing (`fit` sees to
+    it that prompts are longer). local: of models.local_layers."""
+    present = {int(name.split(".")[1]) for name in state if name.startswith("layers.") and name.split(".")[1].isdigit()}
+    if not present:
+        return state
+    one = {name: weight for name, weight in state.items() if name.startswith(f"layers.{min(present)}.")}
+    zeros = {
+        f"layers.{layer}.{name.split('.', 2)[2]}": torch.zeros_like(weight)
+        for layer in set(local) - present
+        for name, weight in one.items()
+    }
+    return state | zeros
+
+
+def config(path: Path) -> dict[str, Any]:
+    """The settings beside a release's weights; none where they lie alone."""
+    file = path.with_name(released.CONFIG)
+    return json_object(file) if file.is_file() else {}
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    """A dict of tensors that torch.save wrote; nothing else is unpickled."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{path} can't be read as a file of weights ({first}); download it again") from error
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(w, Tensor) for k, w in state.items()):
+        raise UserError(f"{path} holds no weights: a dict of tensors by name was expected, as {released.FILE} is")
+    return state
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no safetensors file ({error}); train the weights again with job=distill") from error

@@ -1,0 +1,1 @@
+"""What every room needs: settings of the command, errors, files, clocks."""

@@ -1,0 +1,56 @@
+"""Files that are written whole or not at all, and files that hold one JSON object."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.core.errors import UserError
+
+
+def check_folder(folder: Path) -> Path:
+    """Make a folder for what hours of work will give. Raises UserError where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"{folder} can't be written to ({error.strerror or error}): name another folder") from error
+    return folder
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+    """Let `write` fill a file beside `path` that takes its place once it is on the disk, with the permissions of any new file.
+
+    Raises UserError where it can't be written; what was at `path` is then still there.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror or error}): make room, or name another folder") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+    return path
+
+
+def json_object(path: Path, advice: str = "") -> dict[str, Any]:
+    """The JSON object that a file holds. Raises UserError, ending in `advice`, where there is none to be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {error}{advice}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object{advice}")
+    return found

@@ -1,0 +1,154 @@
+"""The jobs of the command, and what happens when all of a sweep's are done: leaderboard, figures, table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from harness.core.errors import UserError
+from harness.core.settings import Settings, settings
+from harness.report import leaderboard
+from harness.report.terminal import accuracy_table
+from harness.study.store import Store
+
+
+class Jobs:
+    """Runs the jobs of one command, one or many (`-m`), and reports on every study they touched, once, at the end."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.touched: dict[Path, set[str]] = {}
+        self.stores: dict[Path, Store] = {}
+        self.margins: dict[Path, float] = {}
+        self.next_write = 0.0
+        self.measuring: dict[str, Callable[[Settings], int]] = {
+            "evaluate": self._measure, "latency": self._measure, "kept_mass": self._measure, "perplexity": self._measure,
+            "report": self._report, "archive": self._archive, "kernel_speed": self._kernel_speed, "power": self._power,
+            "maps": self._maps, "compare": self._compare,
+        }  # fmt: skip
+        self.training = {
+            "pretrain": "harness.training.bundled_model.pretrain", "distill": "harness.training.gates.distill_job",
+            "gate_recall": "harness.training.gates.recall",
+            "search_heads": "harness.measure.head_search", "export": "harness.lm_eval.export",
+            "convert_gates": "harness.training.gates.convert",
+        }  # fmt: skip
+
+    def run(self, cfg: DictConfig) -> int:
+        """Run the job of one composed config. Returns 1 where cells failed, else 0; UserError for bad input."""
+        name = str(cfg.job.name)
+        if name in self.training:
+            import_module(self.training[name]).main(cfg)
+            return 0
+        if name not in self.measuring:
+            known = ", ".join(sorted([*self.measuring, *self.training]))
+            raise UserError(f"job.name={name} is not known; choose one of: {known}")
+        wanted = settings(cfg)
+        self.margins[wanted.folder] = wanted.margin
+        return self.measuring[name](wanted)
+
+    def _measure(self, wanted: Settings) -> int:
+        from harness.measure.run import measure  # transformers takes seconds to import, and a report needs none of it
+
+        store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
+        if store.kernels.exists():
+            raise UserError(f"study={wanted.study} is a study of kernels: name another one, for example study=mine")
+        for file in store.files():
+            file.read()  # a corrupt record stops the command before hours of work, not after
+        done = measure(wanted, store, self.console)
+        if wanted.report:
+            self.touched.setdefault(wanted.folder, set()).update(done.arms)
+            self._keep_fresh(store)
+        return 1 if done.failed else 0
+
+    def _kernel_speed(self, wanted: Settings) -> int:
+        from harness.measure.kernel_speed.study import Study
+
+        store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
+        if store.cells.exists() or store.latency.exists() or store.mass.exists():
+            raise UserError(f"study={wanted.study} holds other measurements: name another one, study=kernel_speed say")
+        for file in store.files():
+            file.read()
+        failed = Study(wanted, store, self.console).go()
+        self.touched.setdefault(wanted.folder, set())
+        return 1 if failed else 0
+
+    def _keep_fresh(self, store: Store) -> None:
+        """Rebuild the leaderboard between the jobs of a sweep, as often as takes a twentieth of the time."""
+        began = time.monotonic()
+        if began < self.next_write:
+            return
+        leaderboard.write(store, self.margins[store.folder])
+        ended = time.monotonic()
+        self.next_write = ended + 20 * (ended - began)
+
+    def _there(self, wanted: Settings) -> None:
+        if not any(file.exists() for file in Store(wanted.folder).files()):
+            raise UserError(f"study={wanted.study}: no records in {wanted.folder}; measure something with that study")
+
+    def _report(self, wanted: Settings) -> int:
+        self._there(wanted)
+        self.touched.setdefault(wanted.folder, set())
+        return 0
+
+    def _power(self, wanted: Settings) -> int:
+        from harness.report.power import plan_samples
+
+        for path in plan_samples(wanted, Store(wanted.folder), self.console):
+            self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        return 0
+
+    def _compare(self, wanted: Settings) -> int:
+        from harness.report.compare import compare
+
+        self._there(wanted)
+        for path in compare(wanted, Store(wanted.folder), self.console):
+            self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        return 0
+
+    def _maps(self, wanted: Settings) -> int:
+        from harness.measure.attention_maps import draw_maps
+
+        for path in draw_maps(wanted, Store(wanted.folder), self.console):
+            self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        return 0
+
+    def _archive(self, wanted: Settings) -> int:
+        self._report(wanted)
+        store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
+        for file in (store.samples, store.cells, store.kernels):  # the others stay small, and readable as they are
+            if lines := file.archive():
+                self.console.print(f"{lines:,} records in {file.archived}", highlight=False, soft_wrap=True)
+        return 0
+
+    def finish(self) -> int:
+        """Write leaderboard and figures of the studies touched, print the table and where everything lies."""
+        for folder, arms in self.touched.items():
+            store = self.stores.get(folder) or Store(folder)
+            written = self._finish_kernels(store) if store.kernels.exists() else self._finish(store, arms)
+            for path in (*written, folder / "records"):
+                self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        return 0
+
+    def _finish(self, store: Store, arms: set[str]) -> list[Path]:
+        from harness.report.figures import kept_mass, write_all
+
+        if not any(file.exists() for file in (store.cells, store.latency, store.perplexity, store.mass)):
+            return []  # the steps of a training alone: no row to write
+        path, rows = leaderboard.write(store, self.margins[store.folder])
+        pictures = write_all(rows, store.folder)
+        accuracy_table.show(self.console, rows, arms)
+        return [path, *pictures, *kept_mass.write(store)]
+
+    def _finish_kernels(self, store: Store) -> list[Path]:
+        from harness.report import kernel_rows
+        from harness.report.figures import kernel_speed
+
+        path, rows = kernel_rows.write(store)
+        pictures = kernel_speed.write(rows, store.folder)
+        kernel_rows.show(self.console, rows)
+        return [path, *pictures]

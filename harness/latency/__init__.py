@@ -1,6 +1,0 @@
-"""Measuring time: one attention layer (`attention.py`) and a whole prefill (`prefill.py`), on real activations."""
-
-from harness.latency.attention import AttentionTiming, time_attention
-from harness.latency.prefill import PrefillTiming, time_prefill
-
-__all__ = ["AttentionTiming", "PrefillTiming", "time_attention", "time_prefill"]

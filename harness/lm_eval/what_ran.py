@@ -1,0 +1,72 @@
+"""What ran while lm-eval asked: densities and kernels, by task, for the results file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.models.bridge import Bridge
+
+
+@dataclass
+class Mean:
+    """A weighted mean that is added to; None while nothing was."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float, weight: float = 1.0) -> None:
+        self.total += value * weight
+        self.weight += weight
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.weight if self.weight else None
+
+
+@dataclass
+class Ran:
+    """One task: prompts that were run, tokens of the longest, prompts cut to fit, kernels, and densities as the mean over
+    prompts and layers (at decode over sequences that took a step)."""
+
+    prompts: int = 0
+    longest: int = 0
+    cut: int = 0
+    density: Mean = field(default_factory=Mean)
+    token_density: Mean = field(default_factory=Mean)
+    decode_density: Mean = field(default_factory=Mean)
+    kernels: set[str] = field(default_factory=set)
+    decode_kernels: set[str] = field(default_factory=set)
+
+    def take(self, bridge: Bridge, rows: Sequence[int]) -> None:
+        """Add the prefills since the bridge's last reset, `rows` prompts in each, and reset it. Waits for the device."""
+        self.prompts += sum(rows)
+        for layer in bridge.stats():
+            self.kernels |= set(layer["kernel"].split("+"))
+            for mean, values in ((self.density, layer["densities"]), (self.token_density, layer["token_densities"])):
+                # a layer of a sliding window has none, or fewer where some prompts are shorter than its window
+                weights = rows if len(values) == len(rows) else [1] * len(values)
+                for value, weight in zip(values, weights, strict=True):
+                    mean.add(value, weight)
+        self.decode_kernels |= bridge.decode_kernels
+        bridge.reset()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "prompts": self.prompts, "longest": self.longest, "cut": self.cut, "density": self.density.value,
+            "token_density": self.token_density.value, "decode_density": self.decode_density.value,
+            "kernels": sorted(self.kernels), "decode_kernels": sorted(self.decode_kernels),
+        }  # fmt: skip
+
+    def line(self) -> str:
+        """For the terminal."""
+        parts = [f"{self.prompts} prompts of up to {self.longest} tokens"]
+        if self.density.value is not None:
+            parts.append(f"density {self.density.value:.3f} ({'+'.join(sorted(self.kernels))})")
+        if self.decode_density.value is not None:
+            parts.append(f"at decode {self.decode_density.value:.3f} ({'+'.join(sorted(self.decode_kernels))})")
+        if self.cut:
+            parts.append(f"{self.cut} cut from the left to fit")
+        return ", ".join(parts)

@@ -1,0 +1,297 @@
+"""The accuracy of an arm: which samples its cells lack, generating, scoring, gating, recording.
+
+Samples are recorded as soon as those they were decoded with are done, so a kill at any moment loses one batch at most; an
+error costs the cell it happens in and is recorded with its reason.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness import tasks
+from harness.arms.build import Ready
+from harness.core.device_memory import let_go, out_of_memory
+from harness.measure.context import Bench, one_line
+from harness.measure.self_check import check_arm
+from harness.models.bridge import Bridge
+from harness.models.decoder import mean_density
+from harness.models.generate import Generation, Split, batches, generate
+from harness.report import leaderboard
+from harness.study import identity
+from harness.study.identity import Cell
+from harness.study.provenance import now
+from harness.study.schema import CellRecord, SampleRecord, Status
+from harness.study.store import Record, RecordError
+from harness.tasks import Sample
+
+CPU_BATCH_TOKENS = 20_480
+"""Tokens of KV cache decoded together on a CPU: a few samples, so that progress shows and a kill loses little."""
+BATCH_SIZE = 64
+"""Samples decoded together at most: more is hardly faster, and a kill loses them."""
+GPU_MEMORY_SHARE = 0.4
+"""Share of the free GPU memory that the KV cache of one batch may take."""
+
+
+def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
+    """Run the samples that an arm's cells lack. Returns how many of the cells failed."""
+    began, inside = time.perf_counter(), _Inside()
+    by_cell, last = bench.store.samples_of(), bench.store.latest_cells()
+    todo: list[tuple[Cell, Sample]] = []
+    begun: list[tuple[Cell, str]] = []
+    failed = 0
+    for name in names:
+        cell = _cell(bench, each, name)
+        have = {s["index"] for s in by_cell.get(cell.id, [])}
+        try:
+            lacking = identity.missing(have, tasks.get(name).count(bench.wanted.samples, bench.wanted.data))
+            if not lacking and _settled(last.get(cell.id)):
+                continue
+            drawn = bench.samples(name)
+            bench.contexts([drawn[index] for index in lacking])
+        except Exception as error:  # a task that can't make its samples costs its cell, not the sweep
+            failed += _fail(bench, each, cell, error)
+            continue
+        begun.append((cell, drawn[0].haystack))
+        _note(bench, each, cell, Status.RUNNING, "", drawn[0].haystack)
+        todo += [(cell, drawn[index]) for index in lacking]
+    if begun:
+        try:
+            check_arm(bench, each, names)
+        except RecordError:
+            raise
+        except Exception as error:  # what can't be checked isn't run: the next run of the same command tries again
+            where = f"{leaderboard.SELF_CHECK}it could not run: "
+            return failed + sum(_fail(bench, each, cell, error, where) for cell, _ in begun)
+    broken = _generate(bench, each, todo, inside) if todo else {}
+    share = inside.seconds / (time.perf_counter() - began)
+    by_cell, last = bench.store.samples_of(), bench.store.latest_cells()
+    for cell, prose in begun:
+        if cell.id in broken:
+            failed += _fail(bench, each, cell, broken[cell.id])
+            continue
+        pair = (c for c in last.values() if c["pair"] == cell.pair and leaderboard.is_baseline(c))
+        dense = None if each.baseline else next((by_cell.get(c["cell"]) for c in pair), None)
+        _finish(bench, each, cell, prose, by_cell[cell.id], dense, share if todo else None)
+    return failed
+
+
+def _settled(last: Record | None) -> bool:
+    """Whether a cell with all its samples needs nothing more. One that the arm's self-check gated is asked again: the check is
+    made anew for another commit, device or version."""
+    if last is None or last["status"] not in (Status.OK, Status.GATED):
+        return False
+    return last["status"] == Status.OK or not str(last["reason"]).startswith(leaderboard.SELF_CHECK)
+
+
+def _cell(bench: Bench, each: Ready, name: str) -> Cell:
+    """The cell of an arm on a task."""
+    samples = identity.Samples(
+        name, tasks.get(name).version, bench.text_of([name]), bench.chat, bench.files(name), bench.wanted.question
+    )
+    return Cell(each.arm, samples)
+
+
+@dataclass
+class _Inside:
+    """Seconds spent in generation: the model, and what queues its work."""
+
+    seconds: float = 0.0
+
+
+def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]], inside: _Inside) -> dict[str, Exception]:
+    """Generate and record `todo`; returns the cells that failed, by id. Where memory does not suffice, what is left goes on in
+    batches half as large. After any other error the batch it came from runs sample by sample, so that the error stays with the
+    cell it belongs to."""
+    broken: dict[str, Exception] = {}
+    samples = [sample for _, sample in todo]
+    left = Work(todo, bench.tokens(samples), bench.contexts(samples))
+    with bench.progress() as progress:
+        bar = progress.add_task(f"{name_of(each)} {bench.wanted.length}", total=len(todo))
+
+        def attempt(work: Work, batch_tokens: int) -> tuple[int, Exception | None]:
+            return _attempt(bench, each, work, batch_tokens, lambda count: progress.advance(bar, count), inside)
+
+        size = _batch_tokens(bench)
+        while left.pairs:
+            done, error = attempt(left, size)
+            if error is None:
+                break
+            left = left[done:]
+            longest, batch = left.first_batch(size)
+            if batch > 1 and out_of_memory(error):
+                size = longest * batch // 2
+                continue
+            for i in range(batch):
+                _, error = attempt(left[i : i + 1], 1)
+                if error is not None:
+                    broken.setdefault(left.pairs[i][0].id, error)
+            left = left[batch:]
+    return broken
+
+
+@dataclass(frozen=True)
+class Work:
+    """Samples to generate for, with their cells, their prompts' tokens, and how many of those are the context's (see
+    `Bench.contexts`)."""
+
+    pairs: list[tuple[Cell, Sample]]
+    prompts: Sequence[Sequence[int]]
+    contexts: list[int] | None
+
+    def __getitem__(self, part: slice) -> Work:
+        return Work(self.pairs[part], self.prompts[part], None if self.contexts is None else self.contexts[part])
+
+    def first_batch(self, batch_tokens: int) -> tuple[int, int]:
+        """Columns of the cache that the longest sequence of the first batch needs, and how many sequences that has."""
+        lengths = [len(p) + s.max_new_tokens for p, (_, s) in zip(self.prompts, self.pairs, strict=True)]
+        first = batches(lengths, batch_tokens, BATCH_SIZE)[0]
+        return max(lengths[: first.stop]), first.stop
+
+
+def _attempt(
+    bench: Bench, each: Ready, work: Work, batch_tokens: int, advance: Callable[[int], None], inside: _Inside
+) -> tuple[int, Exception | None]:
+    """One call of generate; returns how many samples it finished, and why not all."""
+    done, prompts, contexts, wanted = 0, work.prompts, work.contexts, bench.wanted
+    samples = [sample for _, sample in work.pairs]
+    bridge = Bridge(
+        bench.loaded, each.method, sparse_kernel=wanted.kernel, dense_kernel=wanted.dense_kernel, decoding=each.decoding,
+        decode_kernel=wanted.decode_kernel,
+    )  # fmt: skip
+
+    since = time.perf_counter()
+
+    def on_batch(first: int, generations: list[Generation]) -> None:
+        nonlocal done, since
+        inside.seconds += time.perf_counter() - since  # generation has waited for the device
+        pairs = zip(bridge.prefill_densities(), bridge.prefill_densities(tokens=True), strict=True)
+        densities = dict(enumerate(pairs))
+        kernels = sorted({name for layer in bridge.stats() for name in layer["kernel"].split("+")})
+        steps = bridge.decoder.take_densities() if bridge.decoder is not None else []
+        records = []
+        for position, generation in enumerate(generations, first):
+            cell, sample = work.pairs[position]
+            density, token_density = densities.get(position, (None, None))
+            ran = Ran(
+                kernels, sorted(bridge.decode_kernels), density, token_density,
+                mean_density(steps, position - first, generation.steps),
+            )  # fmt: skip
+            context = None if contexts is None else contexts[position]
+            records.append(_record(bench, cell, sample, prompts[position], context, generation, ran))
+        bench.store.samples.append_all(records)
+        done += len(records)
+        advance(len(records))
+        since = time.perf_counter()
+
+    try:
+        with bridge:
+            since = time.perf_counter()
+            generate(
+                bench.loaded, prompts, [sample.max_new_tokens for sample in samples],
+                stop_ids=tasks.stop_ids(bench.loaded.tokenizer, bench.loaded.model), batch_tokens=batch_tokens,
+                own_stops=[tasks.stop_of(bench.loaded.tokenizer, sample) for sample in samples],
+                batch_size=BATCH_SIZE, on_batch=on_batch,
+                split=None if contexts is None else Split(contexts, bridge.in_full, reread=wanted.question == identity.REREAD),
+            )  # fmt: skip
+    except RecordError:
+        raise
+    except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on
+        let_go(error, bench.loaded.device)
+        return done, error
+    return done, None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What ran for a sample: kernels and density at prefill and at decode (see `schema.SampleRecord`)."""
+
+    kernels: list[str]
+    decode_kernels: list[str]
+    density: float | None
+    token_density: float | None
+    decode_density: float | None
+
+
+def _record(
+    bench: Bench,
+    cell: Cell,
+    sample: Sample,
+    prompt: Sequence[int],
+    context: int | None,
+    generation: Generation,
+    ran: Ran,
+) -> SampleRecord:
+    task = tasks.get(sample.task)
+    prediction = bench.loaded.tokenizer.decode(generation.ids, skip_special_tokens=True)
+    reason = tasks.check_sample(sample, bench.loaded.tokenizer, prompt)
+    if reason is None and not generation.finite:
+        reason = "logits are NaN or infinite: a kernel, the dtype or the weights are at fault"
+    return SampleRecord(
+        cell=cell.id, run=bench.run.run, index=sample.index, prediction=prediction,
+        answers=[] if task.fixed or cell.samples.files else list(sample.answers),
+        score=task.score(prediction, sample), tokens=sample.tokens, prefill_s=generation.prefill_s,
+        density=ran.density, status=Status.GATED if reason else Status.OK, reason=reason or "", date=now(),
+        kernels=ran.kernels, decode_kernels=ran.decode_kernels, decode_density=ran.decode_density,
+        token_density=ran.token_density, cut=sample.cut, context=context,
+    )  # fmt: skip
+
+
+def _batch_tokens(bench: Bench) -> int:
+    """Tokens of KV cache to decode together: as the user says, or what suits the device."""
+    if bench.wanted.batch_tokens is not None:
+        return bench.wanted.batch_tokens
+    loaded = bench.loaded
+    if loaded.device.type != "cuda":
+        return CPU_BATCH_TOKENS
+    each = 2 * loaded.layers * loaded.kv_heads * loaded.head_dim * loaded.dtype.itemsize
+    free, _ = torch.cuda.mem_get_info(loaded.device)
+    return max(1, int(GPU_MEMORY_SHARE * free / each))
+
+
+def name_of(each: Ready) -> str:
+    """What an arm is called in the terminal: its method, and the one that decodes where there is one."""
+    return each.arm.method + ("" if each.arm.decode is None else f" + {each.arm.decode.method}")
+
+
+def _note(
+    bench: Bench, each: Ready, cell: Cell, status: str, reason: str, haystack: str, summary: dict[str, Any] | None = None
+) -> None:
+    bench.store.cells.append(
+        CellRecord(
+            cell=cell.id, arm=each.arm.id, pair=cell.pair, run=bench.run.run, identity=cell.identity(),
+            status=status, reason=reason, date=now(), knobs=each.arm.knobs, haystack=haystack,
+            summary=summary or {},
+        )
+    )  # fmt: skip
+
+
+def _fail(bench: Bench, each: Ready, cell: Cell, error: Exception, where: str = "") -> int:
+    """Record a cell as failed and go on; returns 1, the count of it."""
+    reason = where + one_line(error)
+    _note(bench, each, cell, Status.FAILED, reason, "")
+    bench.complain(f"failed: {name_of(each)}, {cell.samples.task}: {reason}")
+    return 1
+
+
+def _finish(
+    bench: Bench, each: Ready, cell: Cell, prose: str, mine: list[Record], dense: list[Record] | None, share: float | None
+) -> None:
+    """Record a cell's verdict and its numbers from all its samples. share: of this process's time with the arm's cells, what
+    was spent generating; the rest is making and checking samples, the self-check, scoring and recording."""
+    row = leaderboard.accuracy(mine, dense, bench.wanted.seed)
+    key = each.arm.id, bench.chat, bench.wanted.question
+    status, reason = leaderboard.verdict(mine, row, leaderboard.unsound(bench.store).get(key, ""))
+    densities = [s["density"] for s in mine if s["density"] is not None]
+    summary = row | {
+        "samples": len(mine),
+        "density": statistics.fmean(densities) if densities else None,
+        "model_share": share,
+        "prefill_s": statistics.median(s["prefill_s"] for s in mine),
+    }
+    _note(bench, each, cell, status, reason, prose, summary)

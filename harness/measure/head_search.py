@@ -1,0 +1,109 @@
+"""``python -m harness job=search_heads``: what a method must know of a model's heads, found in dense prefills of prompts that
+no test uses, in a JSON file beside the model's gates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import Tensor
+
+import methods
+from harness import tasks
+from harness.arms.build import build, weights_folder
+from harness.arms.head_files import model_shape
+from harness.core.errors import UserError
+from harness.core.files import check_folder, write_whole
+from harness.core.settings import Settings, settings
+from harness.measure.context import Bench
+from harness.measure.knob_values import calibration_prompts
+from harness.measure.run import model_of
+from harness.models.bridge import Bridge
+from harness.models.loading import LoadedModel
+from harness.models.rope import ModelRope
+from harness.study.provenance import command, commit, device_name, now, versions
+from harness.study.store import Store
+from methods.parts.base import LayerInputs, Method
+
+OWN_BUNDLED = Path("gates/bundled")
+"""Where a search of the bundled model goes: what ships lies in the installed package."""
+
+
+def main(cfg: DictConfig) -> Path:
+    """Search and save. Raises UserError for a method that searches nothing, a file that is there, or bad input."""
+    wanted, console = settings(cfg), Console()
+    method = _method(wanted)
+    loaded = model_of(wanted)
+    if wanted.length > loaded.max_length:
+        raise UserError(f"length={wanted.length}: {loaded.name} has a context of {loaded.max_length} tokens")
+    path = _path(wanted, loaded, str(method.searched))
+    bench = Bench(wanted, loaded, Store(wanted.folder), console)
+    names = tasks.group(wanted.tasks)
+    prompts = calibration_prompts(bench, names, _prompts(wanted.options["prompts"]))
+    found = search(bench, method, prompts)
+    made = {
+        "command": command(), "commit": commit(), "date": now(), "versions": versions(),
+        "device": device_name(loaded.device), "dtype": str(loaded.dtype).removeprefix("torch."), "model": loaded.name,
+        "model_hash": loaded.revision_hash, "tasks": names, "length": wanted.length, "prompts": len(prompts),
+        "seed": wanted.seed, "text": bench.text_of(names) | bench.files(*names),
+    }  # fmt: skip
+    text = dumps({"method": method.name, **found, "made": made})
+    write_whole(path, lambda file: file.write(text.encode()))
+    console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    if path.parent != weights_folder(wanted, loaded):
+        console.print(f"to use it: model.gates={path.parent}", highlight=False, soft_wrap=True)
+    return path
+
+
+def search(bench: Bench, method: Method, prompts: list[Any]) -> dict[str, Any]:
+    """Show the method's search every layer of a dense prefill of every prompt."""
+    loaded = bench.loaded
+    try:
+        finder = method.search(**model_shape(loaded))
+        with bench.progress() as progress, torch.inference_mode():
+            bar = progress.add_task(f"searching {method.name}", total=len(prompts) * loaded.layers)
+
+            def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+                rope = ModelRope(loaded.model, layer) if method.needs_rope else None
+                finder.observe(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope), v)
+                progress.advance(bar)
+
+            with Bridge(loaded, None, dense_kernel=bench.wanted.dense_kernel, observer=observe, record=False):
+                for prompt in prompts:
+                    ids = torch.tensor([list(prompt)], dtype=torch.int64, device=loaded.device)
+                    loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        return finder.result()
+    except ValueError as error:  # methods/ raise plain ValueErrors, one line each
+        raise UserError(str(error)) from error
+
+
+def dumps(found: dict[str, Any]) -> str:
+    """JSON with a line for each key: short, and a change of one shows."""
+    return "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items()) + "\n}\n"
+
+
+def _method(wanted: Settings) -> Method:
+    if methods.get(wanted.method).searched is None:
+        able = [name for name in methods.names() if methods.get(name).searched is not None]
+        raise UserError(f"method {wanted.method} searches no heads; choose one of: {', '.join(able)}")
+    return build(wanted)
+
+
+def _prompts(given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise UserError(f"job.prompts={given}: must be a whole number of at least 1")
+    return given
+
+
+def _path(wanted: Settings, loaded: LoadedModel, name: str) -> Path:
+    given = wanted.options.get("out")
+    own = OWN_BUNDLED if str(wanted.model["path"]) == "bundled" else weights_folder(wanted, loaded)
+    path = (Path(str(given)).expanduser() if given else own) / name
+    if path.exists() and not wanted.options.get("overwrite"):
+        raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
+    check_folder(path.parent)
+    return path

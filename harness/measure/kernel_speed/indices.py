@@ -1,0 +1,144 @@
+"""Block indices to time kernels with: drawn at random, or selected by a method on the activations of a real prompt.
+
+Blocks that a method selects cluster (sinks, neighbours, the same blocks in rows that follow each other) and random ones
+don't, so caches serve them differently: that is the reason to time both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.selection import row_budget, select_topk
+from torch import Tensor
+from torch.nn.functional import pad
+
+from harness.arms.build import ready
+from harness.core.errors import UserError
+from harness.core.settings import Settings
+from harness.measure.kernel_speed.cases import SHARED, UNIFORM
+from harness.models.bridge import Bridge
+from harness.models.loading import LoadedModel
+from harness.models.rope import ModelRope
+from harness.tasks.haystack import haystack, source_of
+from methods.parts.base import LayerInputs, Method
+from methods.random_blocks import hashed_uniform
+
+Wish = tuple[str, int, float]
+"""An index that is wanted: its kind, block size and sparsity."""
+
+
+def random_index(
+    *, batch: int, heads: int, q_len: int, k_len: int, block: int, sparsity: float, seed: int, device: torch.device
+) -> BlockIndex:
+    """Random causal blocks, anew for each sequence and head, the diagonal kept; row budgets make the density 1 - sparsity.
+
+    For the first sequence it is what the method "random" selects in layer 0. One head at a time: scores of all heads
+    would be 8 GiB at 512k tokens in blocks of 64.
+    """
+    grid = {"q_len": q_len, "k_len": k_len, "q_block": block, "k_block": block}
+    budget = row_budget(1 - sparsity, **grid)
+    rows = torch.arange(k_len - q_len, k_len, block, device=device)
+    columns = -(-k_len // block)
+    parts = [
+        select_topk(hashed_uniform(seed, sample, head, rows, columns)[None, None], budget, **grid)
+        for sample in range(batch)
+        for head in range(heads)
+    ]
+    counts, indices = _stacked(parts)
+    return replace(parts[0], counts=counts.unflatten(0, (batch, heads)), indices=indices.unflatten(0, (batch, heads)))
+
+
+def deal(parts: Sequence[BlockIndex], heads: int) -> BlockIndex:
+    """The lists of all (layer, head) of `parts`, each of batch 1, dealt out in turn to `heads` heads, over and over."""
+    counts, indices = _stacked(parts)
+    chosen = torch.arange(heads, device=counts.device) % len(counts)
+    return replace(parts[0], counts=counts[chosen][None].contiguous(), indices=indices[chosen][None].contiguous())
+
+
+def _stacked(parts: Sequence[BlockIndex]) -> tuple[Tensor, Tensor]:
+    """Counts [N, Mq] and indices [N, Mq, widest] of all heads of all parts."""
+    widest = max(part.indices.shape[-1] for part in parts)
+    counts = torch.cat([part.counts.flatten(0, 1) for part in parts])
+    return counts, torch.cat([pad(part.indices, (0, widest - part.indices.shape[-1])).flatten(0, 1) for part in parts])
+
+
+class ModelIndices:
+    """Indices that methods select in a dense prefill of prose by the model of the settings, at every layer and head.
+
+    One prefill a length, for all methods, block sizes and sparsities; those of the last length are kept. Only the lists are
+    taken: queries, keys and values of the timing are those of the shape, random.
+    """
+
+    def __init__(self, wanted: Settings, loaded: LoadedModel) -> None:
+        self.wanted, self.loaded = wanted, loaded
+        self.text = haystack(source_of(wanted.data))
+        self._methods: dict[Wish, Method] = {}
+        self._length = 0
+        self._found: dict[Wish, list[BlockIndex]] = {}
+
+    def check(self, wishes: Sequence[Wish]) -> None:
+        """Build the methods and load their weights. Raises UserError where one is missing."""
+        for wish in wishes:
+            self._method(wish)
+
+    def prefill(self, length: int, wishes: Sequence[Wish]) -> None:
+        """Make the indices of one length. Raises UserError where the model can't read so much."""
+        if length > self.loaded.max_length:
+            raise UserError(
+                f"{self.loaded.name} has a context of {self.loaded.max_length} tokens: it selects no blocks at {length}"
+            )
+        self._length, self._found = length, {wish: [] for wish in wishes}
+        chosen = {wish: self._method(wish) for wish in wishes}
+        ids = torch.tensor([self.prompt(length)], dtype=torch.int64, device=self.loaded.device)
+
+        def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+            rope = ModelRope(self.loaded.model, layer)
+            for wish, method in chosen.items():
+                x = LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope if method.needs_rope else None)
+                index = method.select(x)
+                if isinstance(index, BlockIndex):
+                    self._found[wish].append(index)
+
+        with torch.inference_mode(), Bridge(self.loaded, None, observer=observe, record=False):
+            self.loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
+
+    def get(self, length: int, wish: Wish, heads: int) -> BlockIndex:
+        """An index that `prefill` made, dealt out to `heads` heads."""
+        if self._length != length or not self._found.get(wish):
+            raise UserError(f"{self.loaded.name} selected no blocks at {length} tokens")
+        return deal(self._found[wish], heads)
+
+    def prompt(self, length: int) -> list[int]:
+        """The first `length` tokens of the prose, as the model's tokenizer begins a prompt."""
+        words = length
+        while True:
+            ids: list[int] = self.loaded.tokenizer(self.text.text(words))["input_ids"]
+            if len(ids) >= length:
+                return ids[:length]
+            words *= 2
+
+    def about(self) -> dict[str, Any]:
+        """What the indices depend on, for a record."""
+        return {"model": self.loaded.name, "model_hash": self.loaded.revision_hash, "haystack": self.text.name}
+
+    def _method(self, wish: Wish) -> Method:
+        if wish not in self._methods:
+            kind, block, sparsity = wish
+            knobs = {"shared": True} if kind.endswith(SHARED) else {}
+            setting = replace(
+                self.wanted, method=kind.removesuffix(SHARED), method_knobs=knobs, block_size=block, sparsity=sparsity,
+                kernel="auto", dense_kernel="auto",
+            )  # fmt: skip
+            method = ready(setting, self.loaded)[-1].method
+            assert method is not None  # the options let through none of the baseline's family
+            self._methods[wish] = method.to(self.loaded.device)
+        return self._methods[wish]
+
+
+def of_model(kind: str) -> bool:
+    """Whether an index kind needs a model."""
+    return kind.removesuffix(SHARED) != UNIFORM

@@ -1,0 +1,118 @@
+"""Which cases have been timed, and writing down those that were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+from rich.console import Console
+
+from harness.core.settings import Settings
+from harness.measure.kernel_speed.cases import SPARSE, Case, Grid
+from harness.measure.kernel_speed.indices import of_model
+from harness.measure.kernel_speed.method_selection import DRAWN, draws
+from harness.measure.kernel_speed.options import dtype_name
+from harness.measure.kernel_speed.timing import Result
+from harness.study.identity import digest
+from harness.study.provenance import commit, device_name, now, run_record, versions
+from harness.study.schema import KernelRecord, RunRecord, Status
+from harness.study.store import Store
+from harness.tasks.haystack import haystack, source_of
+
+ORIGIN = ("torch", "triton", "fa3-fwd", "flash-attn-4", "flash-attn")
+"""Packages whose version makes a case another one."""
+
+
+class Recorder:
+    """The records of one command's cases. about: what indices of a model depend on, once it is loaded."""
+
+    def __init__(self, wanted: Settings, grid: Grid, store: Store, console: Console) -> None:
+        self.wanted, self.grid, self.store, self.console = wanted, grid, store, console
+        self.device = device_name(wanted.device)
+        self.about: dict[str, Any] = {}
+        self._origin = [commit(), *(versions().get(name) for name in ORIGIN)]
+        self._said: set[str] = set()
+
+    @cached_property
+    def run(self) -> RunRecord:
+        """The record of this process; written when the first result needs it."""
+        record = run_record(self.wanted.device)
+        self.store.runs.append(record)
+        return record
+
+    def id(self, case: Case) -> str:
+        """The case's id: equal where the numbers must be."""
+        limits = [self.wanted.latency_repeats, self.wanted.latency_seconds]
+        return digest({**self.identity(case), "device": self.device, "limits": limits, "origin": self._origin})
+
+    def identity(self, case: Case) -> dict[str, Any]:
+        """What is timed, on which shape, dtype and seed, and which text a model selects on."""
+        shape = asdict(self.grid.shape)
+        found = {**case.identity(), "phase": self.grid.phase, "shape": shape.pop("name"), **shape}
+        if _of_model(case):
+            text = haystack(source_of(self.wanted.data)).name
+            found["source"] = {"model": str(self.wanted.model["name"]), "haystack": text}
+        return {**found, "dtype": dtype_name(self.wanted.dtype), "seed": self.wanted.seed}
+
+    def missing(self, cases: Sequence[Case]) -> list[Case]:
+        """Those without a result, or that failed in a way that may pass."""
+        states = self._states()
+        return [case for case in cases if not _settled(states.get(self.id(case)))]
+
+    def write(self, results: Mapping[Case, Result], fastest: tuple[float, str] | None) -> None:
+        """Record results beside the fastest dense kernel (milliseconds, name); a failure that is known already is not
+        written again."""
+        known = self._states()
+        records = []
+        for case, result in results.items():
+            status = Status.OK if not result.reason else Status.GATED if result.wrong else Status.FAILED
+            if result.reason:
+                self._complain(case, result)
+            before = known.get(self.id(case))
+            if status != Status.FAILED or before is None or before["reason"] != result.reason:
+                records.append(self._record(case, result, status, fastest))
+        self.store.kernels.append_all(records)
+
+    def _record(self, case: Case, result: Result, status: str, fastest: tuple[float, str] | None) -> KernelRecord:
+        about = dict(self.about) if _of_model(case) else {}
+        if case.selection and draws(case.selection):
+            about["selection"] = DRAWN
+        return KernelRecord(
+            case=self.id(case), run=self.run.run, identity=self.identity(case), device=self.device, status=status,
+            reason=result.reason, date=now(), density=result.density, flop=result.flop, kv_bytes=result.kv_bytes,
+            times={name: [t.median, t.low, t.high, float(t.repeats)] for name, t in result.times.items()},
+            error=result.error, dense_ms=fastest[0] if fastest else None, dense_kernel=fastest[1] if fastest else None,
+            peak_mib=result.peak_mib, timing=result.timing, about=about, final=result.final,
+            q_block=result.q_block, k_block=result.k_block,
+        )  # fmt: skip
+
+    def _states(self) -> dict[str, Any]:
+        return {record["case"]: record for record in self.store.kernels.read()}
+
+    def _complain(self, case: Case, result: Result) -> None:
+        """Say what went wrong, the same once only."""
+        how = "refused" if result.final else "failed"
+        text = f"{how}: {case.kernel or case.method}: {result.reason}"
+        if text not in self._said:
+            self._said.add(text)
+            style = "dim" if result.final else "red"
+            self.console.print(f"{text} ({title(case)})", style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def title(case: Case) -> str:
+    """A case's turn in a few words: "32,768 tokens, block 64, sparsity 0.9, random"."""
+    batch = f"batch {case.batch}" if case.batch > 1 else ""
+    block = f"block {case.block}" if case.block else ""
+    sparsity = f"sparsity {case.sparsity:g}" if case.sparsity is not None else ""
+    what = case.index if case.op == SPARSE else case.op
+    return ", ".join(part for part in (f"{case.length:,} tokens", batch, block, sparsity, what) if part)
+
+
+def _of_model(case: Case) -> bool:
+    return case.op == SPARSE and of_model(case.index)
+
+
+def _settled(record: Mapping[str, Any] | None) -> bool:
+    return record is not None and (record["status"] != Status.FAILED or bool(record["final"]))

@@ -1,0 +1,193 @@
+"""Timing the cases of one turn: a trial of each, a check of what it returns, then all in turns."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import isfinite
+from typing import Any
+
+import torch
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.sparse_attention import SparseIndex
+
+from harness.measure.context import one_line
+from harness.measure.kernel_speed.cases import Case
+from harness.measure.kernel_speed.correctness import TOLERANCE, relative_error
+from harness.measure.kernel_speed.cuda_graph import captured
+from harness.measure.kernel_speed.inputs import Work
+from harness.measure.latency.timing import Times, extra_mib, take_turns
+
+REFUSALS = (ValueError, ImportError, NotImplementedError)
+"""What is raised by a kernel that can't run here and never will; anything else, out of memory say, may pass."""
+
+FEWEST = 3
+"""Clocked calls of every function at least, whatever the limit in seconds: of fewer, a median says nothing. Clocks that drift
+made one call of a kernel slower than another of the same kernel and its selection."""
+
+TIMES_OF_ONE = "total"
+"""Where the time of a case that has only one is kept."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one case; see `harness.study.schema.KernelRecord`. A reason: it failed, or must be held back (`wrong`)."""
+
+    times: Mapping[str, Times] = field(default_factory=dict)
+    density: float | None = None
+    flop: float | None = None
+    kv_bytes: float | None = None
+    q_block: int | None = None
+    k_block: int | None = None
+    error: float | None = None
+    peak_mib: float | None = None
+    timing: str = "events"
+    reason: str = ""
+    final: bool = False
+    wrong: bool = False
+
+
+@dataclass(frozen=True)
+class Timer:
+    """How often, and for how many seconds at most, the cases of a turn are called. graphs: replayed as CUDA graphs.
+
+    The call that is checked and the one whose memory is measured are the warm-up of the others: at 128k tokens calls take
+    tenths of a second, and the time is for the clock. Graphs are short, and warmed up once more: their first replay is slow.
+    """
+
+    device: torch.device
+    repeats: int
+    seconds: float
+    graphs: bool
+
+    @property
+    def timing(self) -> str:
+        """How calls are timed, as a record names it."""
+        return "graph" if self.graphs and self.device.type == "cuda" else "events"
+
+    def ready(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        """The function as it is timed; raises what its first call raises."""
+        return captured(function, self.device) if self.graphs else function
+
+    def turns(self, functions: Mapping[str, Callable[[], Any]]) -> dict[str, Times]:
+        """See `take_turns`."""
+        return take_turns(
+            functions, self.device, repeats=self.repeats, max_seconds=self.seconds, at_least=FEWEST, warm=not self.graphs
+        )
+
+
+def failed(error: Exception, device: torch.device) -> Result:
+    """The result of a case that raised. Gives memory back, and raises what the device raises where it is lost for good."""
+    reason, final = one_line(error).removeprefix("ValueError: "), isinstance(error, REFUSALS)
+    error.__traceback__ = None  # its frames hold the tensors that were too many
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    return Result(reason=reason, final=final)
+
+
+def time_dense(cases: list[Case], work: Work, timer: Timer) -> dict[Case, Result]:
+    """Every dense kernel, checked against exact attention over all blocks."""
+    q_len, k_len = work.q.shape[2], work.k.shape[2]
+    every = BlockIndex.full(
+        work.q.shape[0], 1, q_block=min(128, q_len), k_block=128, q_len=q_len, k_len=k_len, device=timer.device
+    )
+    results, functions = {}, {}
+    for case in cases:
+        try:
+            call = work.dense(case.kernel)
+            result = _checked(work, every, call)
+            result = replace(result, peak_mib=extra_mib(call, timer.device), density=1.0, flop=work.flop(None))
+            functions[case.kernel] = timer.ready(call)
+            results[case] = replace(result, kv_bytes=work.kv_bytes(None), timing=timer.timing)
+        except Exception as error:
+            results[case] = failed(error, timer.device)
+    times = timer.turns(functions) if functions else {}
+    return {c: replace(r, times={TIMES_OF_ONE: times[c.kernel]}) if c.kernel in times else r for c, r in results.items()}
+
+
+def time_sparse(
+    cases: list[Case], work: Work, index: BlockIndex, select: Callable[[], Any] | None, timer: Timer
+) -> dict[Case, Result]:
+    """Every sparse kernel over one index: alone, and with a selection before it (None: there is none, as at decode).
+
+    The selection runs on random activations, so what it selects is thrown away and the given index is attended to: the same
+    work as in a model, on an index that is known.
+    """
+    functions: dict[str, Callable[[], Any]] = {}
+    results: dict[Case, Result] = {}
+    unselected = Result()
+    if select is not None:
+        try:
+            select()  # compiles
+            functions["selection"] = select
+        except Exception as error:  # the attention alone is still worth knowing
+            why = failed(error, timer.device)
+            unselected = replace(why, reason=f"no total, the selection failed: {why.reason}")
+    for case in cases:
+        try:
+            call = work.sparse(case.kernel, index)
+            ran = work.ran(case.kernel, index)
+            result = _checked(work, ran, call)
+            total = call if select is None or unselected.reason else partial(_both, select, call)
+            peak = extra_mib(total, timer.device)
+            mine = {f"attention {case.kernel}": timer.ready(call)}
+            if total is not call:
+                mine[f"total {case.kernel}"] = timer.ready(total)
+            functions |= mine
+            result = replace(
+                result, density=float(ran.density().mean()), flop=work.flop(ran), kv_bytes=work.kv_bytes(ran),
+                q_block=ran.q_block, k_block=ran.k_block, peak_mib=peak,
+            )  # fmt: skip
+            if unselected.reason and not result.wrong:
+                result = replace(result, reason=unselected.reason, final=unselected.final)
+            results[case] = replace(result, timing=timer.timing)
+        except Exception as error:
+            results[case] = failed(error, timer.device)
+    times = timer.turns(functions) if any(r.density is not None for r in results.values()) else {}
+
+    def timed(case: Case) -> dict[str, Times]:
+        attention = times[f"attention {case.kernel}"]
+        if select is None:
+            return {"attention": attention, "total": attention}
+        if "selection" not in times:
+            return {"attention": attention}
+        return {"selection": times["selection"], "attention": attention, "total": times[f"total {case.kernel}"]}
+
+    return {c: r if r.density is None else replace(r, times=timed(c)) for c, r in results.items()}
+
+
+def time_calls(functions: Mapping[Case, Callable[[], Any]], timer: Timer) -> dict[Case, Result]:
+    """Calls that are no attention: selections and block maps."""
+    results, running = {}, {}
+    for case, call in functions.items():
+        try:
+            out = call()
+            density = float(out.density().mean()) if isinstance(out, SparseIndex) else None
+            del out
+            results[case] = Result(peak_mib=extra_mib(call, timer.device), density=density)
+            running[str(case)] = call
+        except Exception as error:
+            results[case] = failed(error, timer.device)
+    times = timer.turns(running) if running else {}
+    return {c: replace(r, times={TIMES_OF_ONE: times[str(c)]}) if str(c) in times else r for c, r in results.items()}
+
+
+def _both(select: Callable[[], Any], attend: Callable[[], Any]) -> None:
+    select()
+    attend()
+
+
+def _checked(work: Work, index: BlockIndex, call: Callable[[], Any]) -> Result:
+    """The first call: it compiles, and its result is held against exact attention."""
+    torch.full_like(work.q, float("nan"))  # freed at once: an output that isn't written holds NaN, not the last kernel's answer
+    error = relative_error(work.q, work.k, work.v, index, call(), scale=work.scale)
+    limit = TOLERANCE[work.q.dtype]
+    if error <= limit:
+        return Result(error=error)
+    if not isfinite(error):  # no number that a record can hold
+        return Result(wrong=True, reason="the output, or its error, is not finite: wrong answer")
+    return Result(error=error, wrong=True, reason=f"relative error {error:.2g} against float32, above {limit:g}: wrong answer")

@@ -1,0 +1,80 @@
+"""Time to first token: a whole prefill with its KV cache, from the ids on the device to the first token's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from harness.core.clock import sync
+from harness.core.errors import UserError
+from harness.measure.latency.timing import take_turns
+from harness.models.bridge import Bridge
+from harness.models.loading import LoadedModel
+from methods.parts.base import Method
+
+
+@dataclass(frozen=True)
+class PrefillTiming:
+    """Milliseconds from prompt to first token: median, 10th and 90th percentile of `repeats` runs.
+
+    peak_mib: the most GPU memory allocated during a prefill, weights included; None on a CPU, which keeps no count.
+    dense_ttft_ms: median with dense attention, the runs taking turns with the method's.
+    """
+
+    ttft_ms: float
+    low: float
+    high: float
+    peak_mib: float | None
+    repeats: int
+    dense_ttft_ms: float
+
+
+@torch.inference_mode()
+def time_prefill(
+    loaded: LoadedModel,
+    method: Method | None,
+    prompt_ids: Sequence[int],
+    *,
+    sparse_kernel: str = "auto",
+    dense_kernel: str = "auto",
+    repeats: int = 5,
+    max_seconds: float = 60.0,
+) -> PrefillTiming:
+    """Time the prefill of one prompt with a method (None: dense), in turns with dense attention.
+
+    Runs `repeats` times or as often as max_seconds allow, at least once; on a GPU two more runs warm up before.
+    """
+    if repeats < 1 or not prompt_ids:
+        raise UserError(f"repeats={repeats}, prompt of {len(prompt_ids)} tokens: both must be at least 1")
+    device = loaded.device
+    ids = torch.tensor([list(prompt_ids)], dtype=torch.int64, device=device)
+
+    def prefill() -> None:
+        loaded.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+
+    with Bridge(loaded, method, sparse_kernel=sparse_kernel, dense_kernel=dense_kernel, record=False) as bridge:
+        peak = _peak_mib(prefill, device)
+
+        def dense() -> None:
+            bridge.method = None
+            prefill()
+
+        def sparse() -> None:
+            bridge.method = method
+            prefill()
+
+        functions = {"mine": sparse} if method is None else {"full": dense, "mine": sparse}
+        times = take_turns(functions, device, repeats=repeats, max_seconds=max_seconds, head_start=False)
+    mine = times["mine"]
+    return PrefillTiming(mine.median, mine.low, mine.high, peak, mine.repeats, times.get("full", mine).median)
+
+
+def _peak_mib(function: Callable[[], None], device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    function()
+    sync(device)
+    return torch.cuda.max_memory_allocated(device) / 2**20

@@ -1,0 +1,56 @@
+"""The times of an arm: attention and prefill beside dense, once for each device, commit, torch and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from harness.arms.build import Ready
+from harness.measure.context import Bench, one_line
+from harness.measure.latency import AttentionTiming, PrefillTiming, time_attention, time_prefill
+from harness.study.identity import digest
+from harness.study.provenance import commit, device_name, now, versions
+from harness.study.schema import LatencyRecord
+
+
+def time_arm(bench: Bench, each: Ready, names: list[str]) -> int:
+    """Time attention and prefill of an arm, once for each device, commit, torch and limits of the timing, on the prompt that
+    `Bench.first_prompt` picks. Returns 1 where that failed, else 0."""
+    identity, device = each.arm.identity(), device_name(bench.loaded.device)
+    limits = [bench.wanted.latency_repeats, bench.wanted.latency_seconds]
+    origin = [commit(), *(versions().get(name) for name in ("torch", "triton", "transformers"))]
+    latency = digest({**identity, "device": device, "limits": limits, "origin": origin})
+    bench.store.latency.read()
+    if bench.store.latency.has(latency):
+        return 0
+    bench.console.print(f"timing {each.arm.method} at {bench.wanted.length} tokens", style="dim")
+    try:
+        prompt = bench.first_prompt(names)
+        attention, prefill = _times(bench, each, prompt)
+    except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on, the next run tries again
+        bench.complain(f"failed: timing {each.arm.method}: {one_line(error)}")
+        return 1
+    bench.store.latency.append(
+        LatencyRecord(
+            latency=latency, arm=each.arm.id, run=bench.run.run, identity=identity, knobs=each.arm.knobs,
+            device=device, kernel=attention.kernel, density=attention.density,
+            selection_ms=attention.selection_ms, attention_ms=attention.attention_ms, total_ms=attention.total_ms,
+            total_low=attention.total_low, total_high=attention.total_high, dense_ms=attention.dense_ms,
+            dense_kernel=attention.dense_kernel, dense=attention.dense_all, dense_failed=attention.dense_failed,
+            repeats=attention.repeats, tflops=attention.tflops, ttft_ms=prefill.ttft_ms, ttft_low=prefill.low,
+            ttft_high=prefill.high, peak_mib=prefill.peak_mib, tokens=len(prompt), date=now(),
+            dense_ttft_ms=prefill.dense_ttft_ms, kept_mass=attention.kept_mass,
+            kept_by_layer=list(attention.kept_by_layer), token_density=attention.token_density,
+        )
+    )  # fmt: skip
+    return 0
+
+
+def _times(bench: Bench, each: Ready, prompt: Sequence[int]) -> tuple[AttentionTiming, PrefillTiming]:
+    wanted = bench.wanted
+    limits: dict[str, Any] = {
+        "repeats": wanted.latency_repeats, "max_seconds": wanted.latency_seconds, "sparse_kernel": wanted.kernel,
+        "dense_kernel": wanted.dense_kernel,
+    }  # fmt: skip
+    attention = time_attention(bench.loaded, each.method, prompt, **limits)
+    return attention, time_prefill(bench.loaded, each.method, prompt, **limits)

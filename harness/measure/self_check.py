@@ -1,0 +1,189 @@
+"""The self-check of an arm: on a short prompt, before its first sample, promises are measured instead of believed.
+
+- dense attention through the bridge is the model's own attention (of the baseline),
+- sparsity=0 is dense attention,
+- where the question is not seen with its context, both at sparsity 0 are one dense prefill,
+- with the blocks held fixed, no row changes with the tokens after it: kernel and bridge keep the causal mask,
+- the method selects the same blocks for a row whatever comes after its query block, unless it says that it reads the prompt's
+  end, or a mean over all of it (`reads_end`): then earlier rows may depend on later tokens through the selection, and the check
+  before, which holds for every method, is what remains.
+
+All are read off the last hidden states, so that everything on the way is covered: mask function, positions, selection, kernel.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attention_kernels.sparse_attention import Choice
+from torch import Tensor
+
+from harness.arms.build import Ready, at_zero
+from harness.measure.context import Bench
+from harness.models.batch_cache import BatchCache
+from harness.models.bridge import Bridge
+from harness.models.loading import LoadedModel
+from harness.study import identity
+from harness.study.provenance import commit, device_name, now, versions
+from harness.study.schema import CheckRecord, Status
+from harness.study.store import Record
+from harness.tasks import chat_problem, stop_ids
+from methods.parts.base import Method
+
+BLOCKS = 12
+"""Length of the prompt in blocks: enough that a method leaves some out, and milliseconds on a GPU."""
+SAME = {torch.float16: 0.1, torch.bfloat16: 0.1}
+"""How far two kernels may be apart in the mean row's hidden state, relative to it; 1e-2 in float32, where TF32 may run."""
+STILL = {torch.float16: 5e-3, torch.bfloat16: 5e-3}
+"""How far a row may move that must not: the same kernel on the same numbers. 1e-5 in float32."""
+REASONS = {
+    "own": "dense attention through the bridge is {0:.2g} from the model's own (at most {1:.2g}): mask, scale or kernel",
+    "zero": "sparsity=0 is {0:.2g} from dense attention (at most {1:.2g}): selection or kernel loses or adds something",
+    "question": "a question after its context at sparsity 0 is {0:.2g} from dense attention (at most {1:.2g}): cache or kernel",
+    "causal": "rows change by {0:.2g} with the tokens after them, the blocks held fixed: kernel or bridge sees the future",
+    "selection": "rows change by {0:.2g} with the tokens after their query block: the selection sees the future",
+}
+
+
+class Watched(Bridge):
+    """A bridge that keeps what was selected, and hands it out again while `held`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.held = False
+        self.choices: dict[int, Choice | None] = {}
+
+    def __enter__(self) -> Watched:
+        super().__enter__()
+        return self
+
+    def _select(self, layer: int, q: Tensor, k: Tensor, scale: float) -> Choice | None:
+        if not self.held:
+            self.choices[layer] = super()._select(layer, q, k, scale)
+        return self.choices[layer]
+
+
+def check_arm(bench: Bench, each: Ready, names: list[str]) -> Record | None:
+    """Check an arm, once for each device, commit and versions; returns the record that counts, None where checks are off.
+    What keeps it from running is raised, and nothing recorded: a full memory is no verdict."""
+    if not bench.wanted.checks:
+        return None
+    device = device_name(bench.loaded.device)
+    origin = [commit(), device, *(versions().get(name) for name in ("torch", "triton", "transformers"))]
+    check = identity.digest({**each.arm.identity(), "origin": origin, "chat": bench.chat, **_asked(bench)})
+    bench.store.checks.read()
+    if not bench.store.checks.has(check):
+        _check(bench, each, names, check)
+    return next(r for r in reversed(bench.store.checks.read()) if r["check"] == check)
+
+
+def _check(bench: Bench, each: Ready, names: list[str], check: str) -> None:
+    tokenizer = bench.loaded.tokenizer
+    prompt = _prompt(bench, each, names)
+    began = time.monotonic()  # making the samples is not the check's time
+    measured, density = measure(bench, each, prompt)
+    wrong = [REASONS[name].format(*pair) for name, pair in measured.items() if not pair[0] <= pair[1]]
+    chat = chat_problem(tokenizer, stop_ids(tokenizer, bench.loaded.model), bench.chat) or ""
+    reason = "; ".join(filter(None, [chat, *wrong]))
+    if reason:
+        bench.complain(f"self-check of {each.arm.method}: {reason}; its rows will be gated")
+    bench.store.checks.append(
+        CheckRecord(
+            check=check, arm=each.arm.id, run=bench.run.run,
+            identity={**each.arm.identity(), "chat_template": bench.chat, **_asked(bench)},
+            status=Status.GATED if reason else Status.OK, reason=reason, found={k: list(v) for k, v in measured.items()},
+            tokens=len(prompt), density=density, seconds=time.monotonic() - began, date=now(),
+        )
+    )  # fmt: skip
+
+
+def _asked(bench: Bench) -> dict[str, str]:
+    """When the question is asked, where it isn't seen: as in a cell's identity."""
+    return {} if bench.wanted.question == identity.SEEN else {"question": bench.wanted.question}
+
+
+def _prompt(bench: Bench, each: Ready, names: list[str]) -> list[int]:
+    """The start of the first sample's prompt, its length off the block."""
+    block = 64 if each.method is None else each.method.block_size
+    return list(bench.first_prompt(names)[: BLOCKS * block + block // 2 + 3])
+
+
+@torch.inference_mode()
+def measure(bench: Bench, each: Ready, prompt: Sequence[int]) -> tuple[dict[str, tuple[float, float]], float | None]:
+    """{check: (measured, at most)} of an arm on a prompt, and the density of the method there."""
+    loaded, wanted = bench.loaded, bench.wanted
+    kernels: dict[str, Any] = {"sparse_kernel": wanted.kernel, "dense_kernel": wanted.dense_kernel}
+    ids = torch.tensor([list(prompt)], device=loaded.device)
+    same, still = SAME.get(loaded.dtype, 1e-2), STILL.get(loaded.dtype, 1e-5)
+    found: dict[str, tuple[float, float]] = {}
+    zero: Method | None = None
+    with Bridge(loaded, None, **kernels):
+        dense = hidden(loaded, ids)
+    if each.method is None:
+        found["own"] = apart(dense, hidden(loaded, ids)).mean().item(), same
+    elif (zero := at_zero(wanted, loaded)) is not None:
+        with Bridge(loaded, zero, **kernels):
+            found["zero"] = apart(hidden(loaded, ids), dense).mean().item(), same
+    if wanted.question != identity.SEEN and (each.method is None or zero is not None):
+        with Bridge(loaded, zero, **kernels) as bridge:
+            context = 3 * len(prompt) // 4
+            asked = question(bridge, ids, context, reread=wanted.question == identity.REREAD)
+            found["question"] = apart(asked, dense[:, context:]).mean().item(), same
+    with Watched(loaded, each.method, **kernels) as bridge:
+        before = hidden(loaded, ids)
+        density = None if each.method is None else bridge.prefill_densities()[0]
+        noise = apart(hidden(loaded, ids), before).max().item()  # 0, but for kernels that add in any order
+        limit = max(still, 4 * noise)
+        edge, inside = _cuts(len(prompt), each)
+        bridge.held = True
+        after = hidden(loaded, other_tokens(ids, inside, loaded))
+        found["causal"] = apart(after[:, :inside], before[:, :inside]).max().item(), limit
+        bridge.held = False
+        if each.method is not None and not each.method.reads_end:
+            after = hidden(loaded, other_tokens(ids, edge, loaded))
+            found["selection"] = apart(after[:, :edge], before[:, :edge]).max().item(), 10 * limit
+    return found, density
+
+
+def _cuts(tokens: int, each: Ready) -> tuple[int, int]:
+    """Two places from which on the tokens are replaced: at the edge of a query block, also of one that a kernel has merged to
+    128, and inside one. Where the kernel itself decides, tile by tile, only the edge will do."""
+    block = 64 if each.method is None else each.method.block_size
+    wide = math.lcm(block, 128)
+    step = wide if wide <= 3 * tokens // 4 else block
+    edge = max(min(step, tokens - 1), 3 * tokens // 4 // step * step)
+    inside = min(tokens - 1, edge + block // 2 + 1)
+    return edge, edge if each.method is not None and each.method.in_kernel else inside
+
+
+def hidden(loaded: LoadedModel, ids: Tensor) -> Tensor:
+    """The last hidden states [1, tokens, width] of a prompt, float32."""
+    return loaded.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
+
+
+def question(bridge: Bridge, ids: Tensor, context: int, *, reread: bool) -> Tensor:
+    """The last hidden states [1, tokens - context, width] of what follows the first `context` tokens, prefilled as `generate`
+    does it, in a cache without room to spare; float32."""
+    loaded, tokens = bridge.loaded, ids.shape[1]
+    decoder, cache = loaded.model.get_decoder(), BatchCache(loaded.layers, rows=1, prompt=tokens, columns=tokens)
+    cache.prefill(0, tokens)
+    decoder(input_ids=ids if reread else ids[:, :context], past_key_values=cache, use_cache=True)
+    cache.crop_prompt(context)
+    with bridge.in_full():
+        return decoder(input_ids=ids[:, context:], past_key_values=cache, use_cache=True).last_hidden_state.float()
+
+
+def other_tokens(ids: Tensor, start: int, loaded: LoadedModel) -> Tensor:
+    """The prompt with other tokens from `start` on, each different from what it was."""
+    vocabulary = min(len(loaded.tokenizer), loaded.model.get_input_embeddings().weight.shape[0])
+    step = 1 + 37 * torch.arange(ids.shape[1] - start, device=ids.device) % (vocabulary - 1)
+    return torch.cat((ids[:, :start], (ids[:, start:] + step) % vocabulary), dim=1)
+
+
+def apart(one: Tensor, other: Tensor) -> Tensor:
+    """How far each row of `one` is from the same row of `other`, relative to it: [1, tokens]. NaN stays NaN."""
+    return (one - other).norm(dim=-1) / other.norm(dim=-1).clamp(min=1e-12)

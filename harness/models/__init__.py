@@ -1,0 +1,1 @@
+"""Models of transformers with a method attached: loading, attention, decoding, generating."""

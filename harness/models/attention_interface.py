@@ -1,0 +1,165 @@
+"""What transformers calls: one attention function for every attention layer, and one mask function for every forward pass.
+
+Both are registered once, under NAME. Which Bridge a layer belongs to is looked up by its module (`attached`), so several models
+can have one each at the same time. Whatever these functions can't honour (padding at prefill, softcap, sinks, …) raises
+UserError: never a wrong answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from harness.core.errors import UserError
+
+NAME = "sparse_attention_harness"
+"""The attention implementation's name. transformers reads meaning into "flash", "sdpa", "flex_attention" and "/"."""
+
+_UNSUPPORTED = {
+    "softcap": "soft-capped attention scores",
+    "s_aux": "attention sinks",
+    "position_bias": "a position bias",
+    "head_mask": "a head mask",
+    "cu_seq_lens_q": "packed sequences",
+    "cu_seq_lens_k": "packed sequences",
+    "output_attentions": "output_attentions (the attention matrix is never formed)",
+}
+"""Keyword arguments of transformers' attention functions that change the result, and what they stand for."""
+
+
+class Runs(Protocol):
+    """What runs the attention of the layers that it is attached to: a Bridge. full: a single query is no step of decoding."""
+
+    full: bool
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+        """Of a prompt or a chunk of it."""
+        ...
+
+    def decode(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, key_mask: Tensor | None
+    ) -> Tensor:
+        """Of one new token per sequence."""
+        ...
+
+
+attached: WeakKeyDictionary[nn.Module, Runs] = WeakKeyDictionary()
+"""What runs each attention layer, by its module."""
+
+
+def register() -> None:
+    """Make both functions known to transformers."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: q [B,Hq,Q,D], k/v [B,Hkv,K,D] -> ([B,Q,Hq,D], None)."""
+    bridge = attached.get(module)
+    if bridge is None:
+        raise UserError(
+            f"{type(module).__name__} is set to {NAME} but no Bridge is attached to its model: use `with Bridge(…)`, "
+            "and a config object of its own for every model"
+        )
+    step = query.shape[2] == 1 and not bridge.full  # a question of a single token is no step of decoding
+    _check_call(module, query, key, value, attention_mask, dropout, kwargs, step=step)
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    window = kwargs.get("sliding_window")
+    layer = int(getattr(module, "layer_idx", 0))
+    if step:
+        out = bridge.decode(layer, query, key, value, scale=scale, window=window, key_mask=attention_mask)
+    else:
+        out = bridge.attend(layer, query, key, value, scale=scale, window=window)
+    return out.transpose(1, 2), None
+
+
+def _mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] | None = None,
+    attention_mask: Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    use_vmap: bool = False,
+    **_: Any,
+) -> Tensor | None:
+    """transformers' mask function: None, or at decode the 2-D mask [B,K] of the keys that are there."""
+    if isinstance(q_offset, Tensor) or q_offset + q_length != kv_offset + kv_length:
+        raise UserError("the keys reach past the last token, as in a StaticCache: use the default DynamicCache")
+    if use_vmap or not allow_is_causal_skip:
+        raise UserError("a mask other than causal (packed sequences, image tokens, …) is not supported")
+    if attention_mask is None:
+        return None
+    attention_mask = attention_mask[:, -kv_length:]
+    if attention_mask.shape[1] != kv_length:
+        raise UserError(f"attention_mask covers {attention_mask.shape[1]} tokens of {kv_length}: give all, or no mask")
+    if q_length == 1:
+        return attention_mask if kv_length > 1 else None
+    if not bool(attention_mask.all()):  # waits for the device, once a prompt, and only where a mask is given
+        raise UserError(
+            "padding in the prompt is not supported: a selection would count padding as text; run prompts of different "
+            "lengths one by one (harness.models.generate does)"
+        )
+    return None
+
+
+def implementation(top: Any, text: Any, name: str) -> str | dict[str, str]:
+    """What to hand to set_attn_implementation so that only the text decoder changes."""
+    if text is top:
+        return name
+    return {key: name for key in top.sub_configs if getattr(top, key, None) is text}
+
+
+def check_config(config: Any, name: str) -> None:
+    """Raise UserError for a text decoder's config with attention other than causal, full or of a sliding window."""
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if not getattr(config, "layer_types", None) and getattr(config, "attention_chunk_size", None):
+        kinds.add("chunked_attention")
+    if kinds:
+        raise UserError(f"{name} has {', '.join(sorted(kinds))}; supported are full_attention and sliding_attention")
+    if getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_causal", True):
+        raise UserError(f"{name} is no causal decoder: its attention is not supported")
+
+
+def _check_call(
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    kwargs: dict[str, Any],
+    *,
+    step: bool,
+) -> None:
+    for name, what in _UNSUPPORTED.items():
+        given = kwargs.get(name)
+        if given is not None and given is not False:
+            raise UserError(f"{what} ({name}) in {type(module).__name__} is not supported")
+    if dropout > 0:
+        raise UserError(f"attention dropout {dropout} is not supported: put the model in eval mode")
+    if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise UserError(f"{type(module).__name__} is not causal: not supported")
+    if q.shape[2] > k.shape[2]:
+        raise UserError(f"{q.shape[2]} queries and {k.shape[2]} keys: cross-attention is not supported")
+    if v.shape[-1] != q.shape[-1]:
+        raise UserError(f"value heads of {v.shape[-1]} and key heads of {q.shape[-1]} elements: they must be equal")
+    if mask is not None and (mask.ndim != 2 or not step):
+        raise UserError(f"an attention mask of shape {list(mask.shape)} for {q.shape[2]} queries is not supported")

@@ -1,0 +1,261 @@
+"""Greedy generation: every prompt is prefilled alone, then many are decoded together.
+
+Alone, because a selection must never see padding, and because the accuracy of a prompt must not depend on its
+neighbours. Each prefill writes its keys and values straight into the batch's cache, right-aligned, so decoding needs
+no copy: the newest token of every sequence lies in the same column, and a key mask hides the columns before its first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from harness.core.clock import Mark, elapsed_ms, mark, sync
+from harness.core.errors import UserError
+from harness.models.batch_cache import BatchCache
+from harness.models.loading import LoadedModel
+
+CHECK_EVERY = 8
+"""Decode steps on a GPU between two looks at whether all samples have stopped: each look waits for the device."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came after one prompt: the token ids without the stop id, seconds of prefill, and whether it stopped. finite:
+    whether the best logit was a finite number at every one of these tokens; where not, the tokens mean nothing."""
+
+    ids: list[int]
+    prefill_s: float
+    stopped: bool
+    finite: bool = True
+
+    @property
+    def steps(self) -> int:
+        """Decode steps that made its tokens, the stop id with them; the first token comes from the prefill."""
+        return max(0, len(self.ids) + self.stopped - 1)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Prompts that are prefilled in two pieces: the context alone, then the question, what is left of the prompt, with full
+    attention to all of it.
+
+    contexts: tokens of each prompt's context, at least 1 and fewer than the prompt has. in_full: what makes attention full
+    while it lasts (`Bridge.in_full`). reread: the first piece is the whole prompt; the keys and values of the question are
+    dropped then, and the second piece makes them again.
+    """
+
+    contexts: Sequence[int]
+    in_full: Callable[[], AbstractContextManager[None]]
+    reread: bool = False
+
+
+def generate(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new: Sequence[int] | int,
+    *,
+    stop_ids: set[int],
+    batch_tokens: int,
+    batch_size: int | None = None,
+    own_stops: Sequence[frozenset[int]] | None = None,
+    on_batch: Callable[[int, list[Generation]], None] | None = None,
+    ended: Callable[[list[int]], bool] | None = None,
+    split: Split | None = None,
+) -> list[Generation]:
+    """Continue each prompt (token ids) greedily by up to max_new tokens, or until one of stop_ids.
+
+    ended(ids) says of the new tokens of a sequence that no more are needed (a stop word is among them, say). It is asked now
+    and then, so more tokens than that may come, for the caller to cut.
+
+    Sequences are decoded together as long as their caches hold at most batch_tokens columns, counted as sequences ×
+    longest, and they are at most batch_size; a longer one is decoded by itself. own_stops are more stop ids for each
+    prompt; one that has some gets no stop id, of either kind, as its first token (transformers' min_new_tokens=1).
+    on_batch(i, generations) is called when the batch that begins with prompt i is done, in the order of the prompts.
+    split: prefill the prompts in two pieces (see Split); tokens and positions are the same.
+    Raises UserError for an empty prompt, one that doesn't fit the model's max_length, or a context that isn't part of one.
+    """
+    limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
+    own = list(own_stops) if own_stops is not None else [frozenset()] * len(prompts)
+    _check(loaded, prompts, limits, own, batch_tokens, split)
+    results: list[Generation] = []
+    for batch in batches([len(p) + m for p, m in zip(prompts, limits, strict=True)], batch_tokens, batch_size):
+        chosen = slice(batch.start, batch.stop)
+        part = None if split is None else replace(split, contexts=split.contexts[chosen])
+        done = _generate_batch(loaded, prompts[chosen], limits[chosen], stop_ids, own[chosen], ended, part)
+        results += done
+        if on_batch is not None:
+            on_batch(batch.start, done)
+    return results
+
+
+def _check(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    limits: list[int],
+    own: list[frozenset[int]],
+    batch_tokens: int,
+    split: Split | None,
+) -> None:
+    if len(limits) != len(prompts):
+        raise UserError(f"max_new has {len(limits)} values for {len(prompts)} prompts: give one each, or one number")
+    if len(own) != len(prompts):
+        raise UserError(f"own_stops has {len(own)} sets for {len(prompts)} prompts: give one each, or none at all")
+    if split is not None and len(split.contexts) != len(prompts):
+        raise UserError(f"split has {len(split.contexts)} contexts for {len(prompts)} prompts: give one each")
+    if batch_tokens < 1:
+        raise UserError(f"batch_tokens={batch_tokens}: must be at least 1")
+    for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+        if not prompt or limit < 1:
+            raise UserError(f"prompt {i}: {len(prompt)} tokens and max_new={limit}; both must be at least 1")
+        if len(prompt) + limit > loaded.max_length:
+            raise UserError(
+                f"prompt {i}: {len(prompt)} tokens and {limit} new ones exceed the {loaded.max_length} positions of "
+                f"{loaded.name}; use a smaller length= or a model made for longer text"
+            )
+        if split is not None and not 0 < split.contexts[i] < len(prompt):
+            raise UserError(f"prompt {i}: a context of {split.contexts[i]} of {len(prompt)} tokens; both parts need at least 1")
+
+
+def batches(lengths: list[int], batch_tokens: int, batch_size: int | None = None) -> list[range]:
+    """Runs of neighbouring prompts, at most batch_size, as long as count × longest stays within batch_tokens; at least
+    one each."""
+    found, start, longest = [], 0, 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, length)
+        count = i - start + 1
+        if i > start and (count * longest > batch_tokens or count > (batch_size or count)):
+            found.append(range(start, i))
+            start, longest = i, length
+    return [*found, range(start, len(lengths))] if lengths else []
+
+
+@torch.inference_mode()
+def _generate_batch(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    limits: list[int],
+    stop_ids: set[int],
+    own: list[frozenset[int]],
+    ended: Callable[[list[int]], bool] | None,
+    split: Split | None,
+) -> list[Generation]:
+    lengths = [len(p) for p in prompts]
+    longest, steps = max(lengths), max(limits)
+    cache = BatchCache(loaded.layers, rows=len(prompts), prompt=longest, columns=longest + steps - 1)
+    stops = _stops([stop_ids | mine for mine in own], loaded.device)
+    never = [sorted(stop_ids | mine) if mine else [] for mine in own]
+    first, finite, marks = _prefill(loaded, prompts, cache, never, split)
+    out, finite = _decode(loaded, cache, first, finite, lengths, limits, stops, ended)
+    sync(loaded.device)
+    return [
+        _trim(row[:limit], stop_ids | mine, elapsed_ms(start, end) / 1e3, ok)
+        for row, limit, mine, (start, end), ok in zip(out.tolist(), limits, own, marks, finite.tolist(), strict=True)
+    ]
+
+
+def _prefill(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], cache: BatchCache, never: list[list[int]], split: Split | None
+) -> tuple[Tensor, Tensor, list[tuple[Mark, Mark]]]:
+    """Run each prompt by itself, in one piece or as `split` says. Returns the first new token of each [B], which is none of
+    `never`, whether its logit is finite [B], and the marks around each prefill."""
+    ids = _to_device([token for prompt in prompts for token in prompt], loaded.device)
+    first, finite, marks, start = [], [], [], 0
+    for row, prompt in enumerate(prompts):
+        cache.prefill(row, len(prompt))
+        began = mark(loaded.device)
+        banned = _to_device(never[row], loaded.device) if never[row] else None
+        whole = ids[None, start : start + len(prompt)]
+        if split is None:
+            token, sound = _next(loaded, whole, cache, banned)
+        else:
+            context = split.contexts[row]
+            _next(loaded, whole if split.reread else whole[:, :context], cache)  # for the keys and values that it leaves
+            cache.crop_prompt(context)
+            with split.in_full():
+                token, sound = _next(loaded, whole[:, context:], cache, banned)
+        first.append(token)
+        finite.append(sound)
+        marks.append((began, mark(loaded.device)))
+        start += len(prompt)
+    return torch.cat(first), torch.cat(finite), marks
+
+
+def _decode(
+    loaded: LoadedModel,
+    cache: BatchCache,
+    token: Tensor,
+    finite: Tensor,
+    lengths: list[int],
+    limits: list[int],
+    stops: Tensor,
+    ended: Callable[[list[int]], bool] | None,
+) -> tuple[Tensor, Tensor]:
+    """Tokens [B, steps that were run], the first of them being `token`; what follows one of its row's stop ids
+    (`stops` [B, S]) or a limit is meaningless. And whether the logits of all that isn't were finite [B], as `finite` says of
+    the first."""
+    device, longest, steps = loaded.device, max(lengths), max(limits)
+    cache.decode()
+    out = torch.zeros(len(lengths), steps, dtype=torch.int64, device=device)
+    position, limit = _to_device(lengths, device), _to_device(limits, device)
+    key_mask = None
+    if min(lengths) < longest:
+        columns = torch.arange(longest + steps, device=device)
+        key_mask = columns[None] >= (longest - position)[:, None]
+    done = torch.zeros(len(lengths), dtype=torch.bool, device=device)
+    every = CHECK_EVERY if device.type == "cuda" or ended is not None else 1
+    for step in range(steps):
+        out[:, step] = token
+        done |= (token[:, None] == stops).any(-1) | (limit <= step + 1)
+        if step + 1 == steps:
+            break
+        if step % every == every - 1:
+            if ended is not None:
+                done |= _have_ended(out[:, : step + 1], done, ended)
+            if bool(done.all()):
+                break
+        mask = None if key_mask is None else key_mask[:, : longest + step + 1]
+        places = {"attention_mask": mask, "position_ids": (position + step)[:, None]}
+        token, sound = _next(loaded, token[:, None], cache, **places)
+        finite = finite & (sound | done)
+    return out[:, : step + 1], finite
+
+
+def _have_ended(out: Tensor, done: Tensor, ended: Callable[[list[int]], bool]) -> Tensor:
+    """Which of the sequences [B, steps] need no more tokens, those that are `done` aside. Waits for the device."""
+    pairs = zip(out.tolist(), done.tolist(), strict=True)
+    return torch.tensor([not over and ended(row) for row, over in pairs], device=out.device)
+
+
+def _next(loaded: LoadedModel, ids: Tensor, cache: Cache, banned: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """The most likely next token [B] after ids [B,Q] that is none of banned, and whether its logit is finite [B]: argmax
+    finds a NaN first."""
+    logits = loaded.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **kwargs).logits[:, -1]
+    if banned is not None:
+        logits = logits.index_fill(-1, banned, float("-inf"))
+    token = torch.argmax(logits, dim=-1)
+    return token, logits.gather(-1, token[:, None])[:, 0].isfinite()
+
+
+def _stops(each: list[set[int]], device: torch.device) -> Tensor:
+    """The stop ids of every row [B, S]; a row with fewer is filled with -1, which is no token."""
+    most = max(map(len, each))
+    rows = [sorted(ids) + [-1] * (most - len(ids)) for ids in each]
+    return torch.tensor(rows, dtype=torch.int64, device=device).view(len(each), most)
+
+
+def _trim(row: list[int], stop_ids: set[int], prefill_s: float, finite: bool) -> Generation:
+    end = next((i for i, token in enumerate(row) if token in stop_ids), None)
+    return Generation(row[:end], prefill_s, stopped=end is not None, finite=finite)
+
+
+def _to_device(values: list[int], device: torch.device) -> Tensor:
+    """int64 on the device; pinned first on the way to a GPU, so that the copy doesn't wait for work queued there."""
+    tensor = torch.tensor(values, dtype=torch.int64)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,0 +1,81 @@
+"""What the layers of a model did at prefill: densities, kernels and times, kept on the device until they are asked for."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import torch
+from attention_kernels.sparse_attention import SparseIndex
+from torch import Tensor
+
+from harness.core.clock import Mark, elapsed_ms
+from harness.core.errors import UserError
+
+
+class LayerStats(TypedDict):
+    """What one layer did at prefill since the last reset; decode steps don't count (`Decoder.take_densities`), and of what ran
+    in full (`Bridge.in_full`) only the kernel and the call.
+
+    densities: kept ÷ causal blocks, one value a call, mean over batch and heads; 1.0 where dense attention ran; empty
+    for a layer of a sliding window. token_densities: the same of (query, key) pairs. Times are medians in milliseconds,
+    None without timer=True.
+    """
+
+    layer: int
+    calls: int
+    density: float | None
+    densities: list[float]
+    token_densities: list[float]
+    kernel: str
+    selection_ms: float | None
+    attention_ms: float | None
+
+
+@dataclass
+class LayerLog:
+    """What one layer's calls leave behind: a density of each, on the device where it was measured there; the kernels; and marks
+    before and after selection, and after attention."""
+
+    densities: list[Tensor | float] = field(default_factory=list)
+    token_densities: list[Tensor | float] = field(default_factory=list)
+    kernels: Counter[str] = field(default_factory=Counter)
+    marks: list[tuple[Mark, Mark, Mark]] = field(default_factory=list)
+
+    def note(self, index: SparseIndex | None) -> None:
+        """Keep the densities of the index that ran; None: everything was kept."""
+        self.densities.append(1.0 if index is None else index.density().mean())
+        self.token_densities.append(1.0 if index is None else index.token_density().mean())
+
+
+def read(layer: int, log: LayerLog) -> LayerStats:
+    """The log of a layer in numbers. Reads the device, once."""
+    measured = [*log.densities, *log.token_densities]
+    tensors = [d for d in measured if isinstance(d, Tensor)]
+    read = iter(torch.stack(tensors).tolist() if tensors else [])  # one transfer for all calls
+    values = [float(next(read)) if isinstance(d, Tensor) else d for d in measured]
+    densities = values[: len(log.densities)]
+    return LayerStats(
+        layer=layer,
+        calls=sum(log.kernels.values()),
+        density=statistics.fmean(densities) if densities else None,
+        densities=densities,
+        token_densities=values[len(log.densities) :],
+        kernel="+".join(sorted(log.kernels)),
+        selection_ms=statistics.median(elapsed_ms(a, b) for a, b, _ in log.marks) if log.marks else None,
+        attention_ms=statistics.median(elapsed_ms(b, c) for _, b, c in log.marks) if log.marks else None,
+    )
+
+
+def by_prompt(layers: list[list[float]]) -> list[float]:
+    """The mean over layers of each call's density; layers without any, of a sliding window, don't count. Raises UserError where
+    layers differ in the number of their calls."""
+    layers = [densities for densities in layers if densities]
+    if len({len(densities) for densities in layers}) > 1:
+        raise UserError(
+            "layers with a sliding window were global in some prompts and not in others (the prompts straddle the "
+            "window's length): call reset() and prefill_densities() for each prompt"
+        )
+    return [statistics.fmean(call) for call in zip(*layers, strict=True)]

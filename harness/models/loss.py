@@ -1,0 +1,60 @@
+"""The loss of a model on a text, logits a few tokens at a time: length × vocabulary is never held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from harness.core.errors import UserError
+from harness.models.loading import LoadedModel
+
+ELEMENTS = 1 << 26
+"""Logits held at a time; in float32 256 MiB."""
+
+
+def check_head(loaded: LoadedModel) -> None:
+    """Raise UserError for a model that does more to its logits than one linear layer on the decoder's output (soft caps,
+    scales): what `nll` computes would not be its loss."""
+    head, decoder = loaded.model.get_output_embeddings(), loaded.model.get_decoder()
+    if head is None or decoder is None:
+        raise UserError(f"{loaded.name} has no decoder with a linear head: its perplexity can't be measured here")
+    seen: dict[str, Tensor] = {}
+
+    def of_head(_: Any, given: tuple[Tensor, ...], out: Tensor) -> None:
+        seen["in"], seen["out"] = given[0], out
+
+    def of_decoder(_: Any, __: Any, out: Any) -> None:
+        seen["hidden"] = out[0]
+
+    hooks = [head.register_forward_hook(of_head), decoder.register_forward_hook(of_decoder)]
+    try:
+        with torch.inference_mode():
+            ids = torch.arange(16, device=loaded.device)[None] % int(head.weight.shape[0])
+            logits = loaded.model(input_ids=ids, use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    same = len(seen) == 3 and torch.equal(seen["in"], seen["hidden"]) and torch.equal(seen["out"].float(), logits.float())
+    if not same:
+        raise UserError(
+            f"{type(loaded.model).__name__} changes its logits after the output layer (a soft cap, a scale, …): "
+            "its perplexity can't be measured here"
+        )
+
+
+@torch.inference_mode()
+def nll(loaded: LoadedModel, ids: Tensor, first: int, *, elements: int = ELEMENTS) -> Tensor:
+    """Negative log-likelihood in nats, the sum over ids[first:] of ids [N], each given all tokens before it in one prefill of
+    N tokens. 1 ≤ first < N. A float64 scalar on the device; nothing waits for it. `elements`: logits held at a time."""
+    hidden = loaded.model.get_decoder()(input_ids=ids[None], use_cache=False)[0][0, first - 1 : -1]  # [N - first, width]
+    head, wanted = loaded.model.get_output_embeddings(), ids[first:]
+    rows = max(1, elements // int(head.weight.shape[0]))
+    total = torch.zeros((), dtype=torch.float64, device=ids.device)
+    for start in range(0, len(wanted), rows):
+        logits = head(hidden[start : start + rows])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total += cross_entropy(logits, wanted[start : start + rows], reduction="sum").double()
+    return total

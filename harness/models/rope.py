@@ -1,0 +1,127 @@
+"""The rotary embedding of one layer of a transformers model, as methods see it (methods.parts.base.Rope)."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from harness.core.errors import UserError
+from methods.parts.rope import rope_apply
+
+_HIDDEN_NOPE = {"afmoe", "cohere2", "cohere2_moe", "exaone4", "exaone4_5", "exaone_moe", "granite_swa",
+                "granitemoe_swa"}  # fmt: skip
+"""Models that leave RoPE out of some layers in a way that the layer itself does not show."""
+
+TABLE_STEP = 4096
+"""Tables are made for a multiple of so many positions: prompts of nearly the same length find theirs made."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """cos, sin [P,R/2], and the frequencies and attention scaling they were made from."""
+
+    frequencies: Tensor
+    scaling: float
+    cos: Tensor
+    sin: Tensor
+
+
+_tables: WeakKeyDictionary[nn.Module, dict[tuple, _Table]] = WeakKeyDictionary()
+"""By rotary module: a table of 128k positions takes 64 MiB, so layers share it."""
+
+
+class ModelRope:
+    """Cos and sin of the model's own frequencies, for the rotate-half RoPE that most decoders have.
+
+    Reads the frequencies from the rotary module's buffers, as the last forward pass left them: calling the module would
+    make those of the dynamic types recompute them for the positions of the call. A layer without RoPE (use_rope False)
+    has cos 1 and sin 0. Raises UserError where the model's RoPE is of another kind: undoing it would be wrong.
+    """
+
+    def __init__(self, model: Any, layer_idx: int) -> None:
+        config = model.config.get_text_config(decoder=True)
+        kind = type(model).__name__
+        rotary = getattr(model.get_decoder(), "rotary_emb", None)
+        if config.model_type in _HIDDEN_NOPE:
+            raise UserError(f"{kind} leaves RoPE out of some layers: methods that undo RoPE can't run on it")
+        if rotary is None:
+            raise UserError(f"{kind} has no rotary_emb: methods that undo RoPE can't run on it")
+        layer_types = getattr(config, "layer_types", None)
+        layer_type = layer_types[layer_idx] if layer_types else None
+        self._rotary = rotary
+        self._layer_type = layer_type if hasattr(rotary, f"{layer_type}_inv_freq") else None
+        if not hasattr(rotary, self._name("inv_freq")):
+            raise UserError(f"the rotary_emb of {kind} has no {self._name('inv_freq')}: this kind is not supported")
+        attention = _attention(model, layer_idx)
+        self._dtype: torch.dtype = model.get_input_embeddings().weight.dtype
+        self._rotates = bool(getattr(attention, "use_rope", True))
+        _check(self, attention, kind)
+
+    def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions [P] int64 -> cos, sin [P,R] float32, rounded to the model's dtype as transformers rounds them."""
+        return self._cos_sin(self._rotary, positions)
+
+    def table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos, sin [length,R/2] float32 of positions 0 to length - 1: one half of what cos_sin gives. Read only."""
+        kept = _tables.setdefault(self._rotary, {})
+        key = (self._layer_type, self._rotates, self._dtype, device)
+        frequencies, scaling = getattr(self._rotary, self._name("inv_freq")), self._scaling(self._rotary)
+        found = kept.get(key)
+        # dynamic types put other frequencies in place of the old ones: another tensor, not another content
+        if found is None or found.frequencies is not frequencies or found.scaling != scaling or len(found.cos) < length:
+            with torch.inference_mode(False), torch.no_grad():  # training may use what an evaluation made
+                positions = torch.arange(-(-length // TABLE_STEP) * TABLE_STEP, device=device)
+                found = _Table(frequencies, scaling, *self._waves(self._rotary, positions))
+            kept[key] = found
+        return found.cos[:length], found.sin[:length]
+
+    def _cos_sin(self, rotary: nn.Module, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self._waves(rotary, positions)
+        return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+
+    def _waves(self, rotary: nn.Module, positions: Tensor) -> tuple[Tensor, Tensor]:
+        frequencies = getattr(rotary, self._name("inv_freq")).to(device=positions.device, dtype=torch.float32)
+        angles = positions[:, None].float() * (frequencies if self._rotates else torch.zeros_like(frequencies))
+        scaling = self._scaling(rotary)
+        return tuple((wave * scaling).to(self._dtype).float() for wave in (angles.cos(), angles.sin()))  # type: ignore[return-value]
+
+    def _scaling(self, rotary: nn.Module) -> float:
+        return float(getattr(rotary, self._name("attention_scaling"), 1.0)) if self._rotates else 1.0
+
+    def _name(self, what: str) -> str:
+        return what if self._layer_type is None else f"{self._layer_type}_{what}"
+
+
+def _attention(model: Any, layer_idx: int) -> nn.Module:
+    for module in model.get_decoder().modules():
+        projects = hasattr(module, "q_proj") or hasattr(module, "qkv_proj")
+        if projects and getattr(module, "layer_idx", None) == layer_idx:
+            return module
+    raise UserError(f"{type(model).__name__} has no attention layer {layer_idx} with a q_proj or qkv_proj")
+
+
+def _check(rope: ModelRope, attention: nn.Module, kind: str) -> None:
+    """Hold our RoPE against the model's own on a few numbers, on copies so that no state of the model changes."""
+    if not rope._rotates:
+        return
+    apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    if apply is None:
+        raise UserError(f"the module of {kind} has no apply_rotary_pos_emb: its kind of RoPE is not supported")
+    rotary = copy.deepcopy(rope._rotary).to("cpu")
+    positions = torch.tensor([0, 1, 7])
+    extra = () if rope._layer_type is None else (rope._layer_type,)
+    theirs = rotary(torch.zeros(1, dtype=rope._dtype), positions[None], *extra)
+    ours = rope._cos_sin(rotary, positions)
+    same = isinstance(theirs, tuple) and all(torch.equal(a.float(), b[None]) for a, b in zip(theirs, ours, strict=True))
+    if same:  # the same angles; now which elements turn together (only the rotary ones: some models split the rest off)
+        x = torch.randn(1, 1, len(positions), ours[0].shape[-1], generator=torch.Generator().manual_seed(0))
+        rotated, _ = apply(x, x, *(wave.float() for wave in theirs))
+        same = torch.allclose(rotated, rope_apply(x, *ours), atol=1e-5)
+    if not same:
+        raise UserError(f"the RoPE of {kind} is not the rotate-half kind: methods that undo RoPE can't run on it")

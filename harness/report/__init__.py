@@ -1,0 +1,1 @@
+"""Reporting: leaderboards, tables and figures, made from records alone."""

@@ -1,0 +1,54 @@
+"""A heatmap panel of per cents: names from top to bottom, columns from left to right, and columns of text at its right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from harness.report.figures import style
+
+WRITTEN = 16
+"""Columns at most whose cells have their numbers written into them."""
+
+
+def panel(
+    axes: Axes,
+    table: np.ndarray,
+    names: Sequence[str],
+    columns: Sequence[str],
+    *,
+    label: str,
+    beside: Sequence[tuple[str, Sequence[str]]] = (),
+    low: float = 0.0,
+    held: np.ndarray | None = None,
+) -> None:
+    """Draw table [names, columns] in per cent, NaN where nothing was measured; `beside` are headings with a text a row, the
+    first bold. low: the value that the darkest colour stands for. held [names, columns]: cells whose
+    numbers stand in brackets."""
+    axes.imshow(table, aspect="auto", cmap="cividis", vmin=low, vmax=100)
+    dark = low + 0.55 * (100 - low)
+    if len(columns) <= WRITTEN:
+        for y, x in np.argwhere(~np.isnan(table)):
+            colour = "white" if table[y, x] < dark else "black"
+            text = number(table[y, x], held is not None and held[y, x])
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
+    end = len(columns) - 0.5
+    for i, (heading, texts) in enumerate(beside):
+        x = end + 0.65 + 1.1 * i
+        axes.text(x, -0.75, heading, ha="center", fontsize=7.5, color=style.GREY)
+        for y, text in enumerate(texts):
+            axes.text(x, y, text, ha="center", va="center", fontsize=8.5, fontweight="normal" if i else "bold")
+    axes.set_xlim(-0.5, end + 1.1 * len(beside) + 0.1)
+    axes.set_yticks(range(len(names)), list(names))
+    step = max(1, len(columns) // 12)
+    axes.set_xticks(range(0, len(columns), step), list(columns[::step]))
+    axes.set_xlabel(label, loc="left")
+    axes.tick_params(length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+
+
+def number(value: float, held: bool) -> str:
+    """A per cent as it stands in a cell."""
+    return f"({value:.0f})" if held else f"{value:.0f}"

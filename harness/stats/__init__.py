@@ -1,0 +1,1 @@
+"""Statistics of scores: intervals, paired differences, bootstrap, power."""

@@ -1,0 +1,118 @@
+"""What a row needs so that someone else can run it again: command, commit, versions, device, date."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import uuid
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from harness.study.schema import RunRecord
+
+PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy", "flash-attn", "flash-attn-4", "fa3-fwd")
+"""Packages whose version can change a number; those not installed are left out."""
+DISTRIBUTION_MARKER = Path(__file__).resolve().parents[2] / "pyproject.toml"
+"""There in a checkout, not in an installed wheel."""
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command(argv: list[str] | None = None) -> str:
+    """The command line of this process as one types it: `python -m harness …`."""
+    return shlex.join(["python", "-m", "harness", *(sys.argv[1:] if argv is None else argv)])
+
+
+@lru_cache(maxsize=1)
+def commit() -> str:
+    """Commit of the checkout the code comes from, "+dirty" with uncommitted changes (results/ aside); the installed
+    version for a wheel; "unknown" where neither can be had. HARNESS_COMMIT says it where the code was copied without
+    its history, to a container say."""
+    if os.environ.get("HARNESS_COMMIT"):
+        return os.environ["HARNESS_COMMIT"]
+    if not DISTRIBUTION_MARKER.exists():
+        return _installed()
+    root = DISTRIBUTION_MARKER.parent
+    head = _git(root, "rev-parse", "--short=12", "HEAD")
+    if head is None:
+        return _installed()
+    changed = _git(root, "status", "--porcelain", "--", ".", ":!results")
+    return head + ("+dirty" if changed else "")
+
+
+def _installed() -> str:
+    for name in metadata.packages_distributions().get("harness", []):
+        return f"v{metadata.version(name)}"
+    return "unknown"
+
+
+def _git(root: Path, *args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a number, and of CUDA where torch was built with it."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """The model name of the device: "NVIDIA H100 80GB HBM3", or "cpu (Intel(R) Xeon(R) …, 2 threads)"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({_cpu_model()}, {torch.get_num_threads()} threads)"
+
+
+@lru_cache(maxsize=1)
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def run_record(device: torch.device) -> RunRecord:
+    """The record of this process on this device; its id is new every time."""
+    return RunRecord(
+        run=uuid.uuid4().hex[:12],
+        date=now(),
+        command=command(),
+        commit=commit(),
+        versions=versions(),
+        device=device_name(device),
+        device_type=device.type,
+        threads=torch.get_num_threads(),
+    )
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,347 @@
+"""The one place that says what a record and a leaderboard row hold.
+
+Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one line per process: command, commit, versions,
+device), `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts),
+`latency.jsonl` (one per arm, length and device), `mass.jsonl` (the attention mass an arm keeps), `calibrations.jsonl` (a native
+knob found for a sparsity), `checks.jsonl` (the self-check of an arm), `perplexity.jsonl` (one per document) and, in a study of
+kernels without a model, `kernels.jsonl` (the state of a case); any of them may lie compressed in `KIND.jsonl.xz`
+(job=archive). Samples point to their cell and their run by id, so a sweep of 100,000 samples stays small.
+`leaderboard.csv` is made from these records alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+"""Version written into every record; raised when a field changes its meaning."""
+
+AVERAGE = "avg"
+"""Value of the `task` column in the rows that average an arm over its tasks."""
+
+PERPLEXITY = "perplexity"
+"""Value of the `task` column in the rows of job=perplexity."""
+
+COLUMNS: tuple[str, ...] = (
+    "study", "model", "method", "knob", "sparsity", "density", "token_density", "task", "length", "samples",
+    "accuracy", "accuracy_low", "accuracy_high", "dense_accuracy", "p_value", "kept_mass", "selection_ms",
+    "attention_ms", "total_ms", "dense_ms", "dense_kernel", "kernel", "speedup", "pct_ideal", "tflops", "ttft_ms",
+    "peak_mib", "block_size", "dtype", "device", "torch", "triton", "commit", "seed", "status", "command", "date",
+    # beyond the columns every reader may count on:
+    "haystack", "transformers", "reason", "cell", "tasks", "decode", "dense_ttft_ms",
+    "decode_density", "truncated", "nll", "perplexity", "perplexity_low", "perplexity_high", "dense_perplexity",
+    "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high", "tokens_s",
+    "difference", "difference_low", "difference_high", "p_holm", "margin", "noninferior", "question",
+)  # fmt: skip
+"""Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
+`peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
+never timed has none. `density` counts tiles that are computed, `token_density` (query, key) pairs. `tasks` is how many
+tasks an average row averages. `decode` says how tokens after the first were computed, "full" attention or a method of
+decoding with its knobs, and by which kernels; `decode_density` is kept blocks ÷ the cache's blocks, the mean over steps,
+layers and heads. `truncated` is how many samples had tokens cut from their prompt by their task's own rules. `nll` is the
+mean loss in nats a token, `perplexity` its exponential, intervals by bootstrap over the documents that `samples` then counts,
+`perplexity_ratio` the perplexity ÷ dense attention's on the same documents, in pairs; `tokens_s` tokens a second through the
+whole model, the loss included, the median over documents. `difference` is the accuracy less that of dense on the same
+samples, with its 95 % interval (`harness.stats.paired`); `noninferior` is "yes" where that interval lies above -`margin`: the
+method is shown to lose less than the margin. "no" is not "worse": samples may be too few (job=power). `p_value` tests one row
+by itself; `p_holm` is adjusted for all averages of its model and length or, in rows of single tasks, for all of those.
+`question` is "seen" where prompts were prefilled whole, "after" where the context was prefilled before the question, which
+then attended to everything (`density` is the context's), and "reread" where the prompt was prefilled whole and the question
+again, attending to everything (`density` is the whole prompt's); times are of whole prompts in all three, which share no
+average and no picture. Where a row's samples came from several processes, `commit`, `command`, versions and `device` hold each
+value, joined by "+" (commands by "; ")."""
+
+
+KERNEL_COLUMNS: tuple[str, ...] = (
+    *COLUMNS,
+    "phase", "op", "batch", "index", "selection", "q_block", "k_block", "shared", "total_low", "total_high", "repeats",
+    "attention_speedup", "attention_pct_ideal", "gb_s", "error", "timing",
+)  # fmt: skip
+"""Columns of leaderboard.csv in a study of kernels (job=kernel_speed), where `model` is the shape and `method` says where
+the index comes from. `op` is what was timed: full (dense attention), sparse, selection or block_map; `index` the kind of
+index (…_shared: one for the query heads of a KV head), `selection` the method whose selection is in `total_ms`. `total_low`
+and `total_high` are the 10th and 90th percentile of `repeats` calls; `attention_speedup` and `attention_pct_ideal` leave
+the selection out. `q_block` and `k_block` are of the index that ran: a kernel that merges blocks attends to more than it
+was given, and its density says so. `gb_s`, at decode, is keys and values that must be read ÷ time; `error` the relative
+error against float32 attention over the same index; `timing` says whether calls were timed by events or replayed as a CUDA
+graph."""
+
+
+class Status:
+    """Values of `status`."""
+
+    RUNNING = "running"
+    """Begun, and not finished yet (or killed): no row."""
+    OK = "ok"
+    FAILED = "failed"
+    """Could not be computed; `reason` says why, and the next run of the same command tries again."""
+    GATED = "gated"
+    """Computed, but a sanity gate says the number must not be published; `reason` says which."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One process that measured: everything the rows it wrote have in common."""
+
+    run: str
+    date: str
+    command: str
+    commit: str
+    versions: dict[str, str]
+    device: str
+    device_type: str
+    threads: int
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """One sample of one cell. `density` is the mean over layers (kept ÷ causal blocks, 1.0 where dense attention ran),
+    `token_density` the same of (query, key) pairs (None in records older than it),
+    `kernels` the attention kernels that ran at prefill, `decode_kernels` those at decode, `decode_density` the mean over the
+    steps after the first token where a method decoded (kept ÷ the cache's blocks), `prefill_s` seconds from prompt to
+    first token, without warm-up and perhaps beside other work: no timing; `cut` tokens were taken from its prompt by the task's
+    own rules. `answers` is empty where they come from data files (the cell names them, `index` the row): records are
+    published, and such data often may not be. `context` is how many of its tokens come before the question, where that was
+    prefilled in a piece of its own; densities are of the first piece, `prefill_s` and `kernels` of both."""
+
+    cell: str
+    run: str
+    index: int
+    prediction: str
+    answers: list[str]
+    score: float
+    tokens: int
+    prefill_s: float
+    density: float | None
+    kernels: list[str]
+    status: str
+    reason: str
+    date: str
+    decode_kernels: list[str] = field(default_factory=list)
+    decode_density: float | None = None
+    token_density: float | None = None
+    cut: int = 0
+    context: int | None = None
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class PerplexityRecord:
+    """One document of one cell of perplexity: `nll` is the sum of the losses (nats) of `tokens` tokens, `read` how many went
+    through the model for it, in `seconds` (without warm-up and perhaps beside other work: no timing); density and kernels as
+    in `SampleRecord`."""
+
+    cell: str
+    run: str
+    index: int
+    document: str
+    tokens: int
+    nll: float
+    read: int
+    seconds: float
+    density: float | None
+    token_density: float | None
+    kernels: list[str]
+    status: str
+    reason: str
+    date: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class CellRecord:
+    """The state of one cell. `identity` is what its id is the hash of (see `harness.study.identity`); `arm` and `pair` are the
+    ids of its arm (all tasks together) and of the comparison with dense it belongs to. `summary` holds what the cell's end
+    printed, and `model_share`: of the time that the process spent on the arm's cells, what was spent generating."""
+
+    cell: str
+    arm: str
+    pair: str
+    run: str
+    identity: dict[str, Any]
+    status: str
+    reason: str
+    date: str
+    knobs: dict[str, Any] = field(default_factory=dict)
+    haystack: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class LatencyRecord:
+    """Times of one arm at one length on one device: milliseconds per attention layer call, except `ttft_ms` (whole
+    prefill); `_low` and `_high` are 10th and 90th percentiles. `dense` holds every dense kernel timed in the same run,
+    `dense_failed` why others could not be; `dense_kernel` is the fastest. `peak_mib` is of a prefill, weights included;
+    `tokens` is the length of the prompt they were taken on; `dense_ttft_ms` is the whole prefill with dense attention, timed
+    in turns with the method's; `kept_mass` is the share of the true attention on the kept blocks of that prompt (see
+    `MassRecord`), and `kept_by_layer` that of each layer; `token_density` is attended ÷ causal (query, key) pairs. Of several
+    records of one arm and device the last counts."""
+
+    latency: str
+    arm: str
+    run: str
+    identity: dict[str, Any]
+    knobs: dict[str, Any]
+    device: str
+    kernel: str
+    density: float
+    selection_ms: float
+    attention_ms: float
+    total_ms: float
+    total_low: float
+    total_high: float
+    dense_ms: float
+    dense_kernel: str
+    dense: dict[str, float]
+    dense_failed: dict[str, str]
+    repeats: int
+    tflops: float
+    ttft_ms: float
+    ttft_low: float
+    ttft_high: float
+    peak_mib: float | None
+    tokens: int
+    date: str
+    dense_ttft_ms: float | None = None
+    kept_mass: float | None = None
+    kept_by_layer: list[float] = field(default_factory=list)
+    token_density: float | None = None
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class KernelRecord:
+    """The state of one case of a study of kernels, the last line of a case counts. `identity` is what was timed (see
+    `harness.measure.kernel_speed.cases`) and on which shape, dtype and seed; `case` is the hash of it, the device, commit, versions
+    and limits. `times` holds [median, 10th percentile, 90th percentile, repeats] in milliseconds of "attention", "selection"
+    and "total" (both timed as one; of dense attention, a selection alone or a block map: the call). `density`, `flop`,
+    `q_block` and `k_block` are of the index that ran, which a kernel that merges blocks makes coarser than the one it was
+    given (`identity["block"]`). `error` is relative, against float32 attention over that index. `dense_ms` is the fastest
+    dense kernel of the same process at this length. `final`: a failure that the next run need not try again."""
+
+    case: str
+    run: str
+    identity: dict[str, Any]
+    device: str
+    status: str
+    reason: str
+    date: str
+    times: dict[str, list[float]] = field(default_factory=dict)
+    density: float | None = None
+    flop: float | None = None
+    kv_bytes: float | None = None
+    q_block: int | None = None
+    k_block: int | None = None
+    error: float | None = None
+    dense_ms: float | None = None
+    dense_kernel: str | None = None
+    peak_mib: float | None = None
+    timing: str = "events"
+    about: dict[str, Any] = field(default_factory=dict)
+    final: bool = False
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """A native knob found for a sparsity. `identity` is what `calibration` is the hash of: the arm without the knob, and
+    which prompts; `density` is what was reached on them, `layers` in each layer, `tried` how many values were measured."""
+
+    calibration: str
+    run: str
+    identity: dict[str, Any]
+    knob: str
+    value: float
+    target: float
+    density: float
+    layers: list[float]
+    tried: int
+    date: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class CheckRecord:
+    """The self-check of an arm on a short prompt, before its first sample (see `harness.measure.self_check`). `found` holds
+    {name: [measured, at most]}; `density` is the method's on that prompt: 1 means that its selection could not be seen at
+    work. Of several records of an arm the last counts; where it is gated, so are the arm's rows."""
+
+    check: str
+    arm: str
+    run: str
+    identity: dict[str, Any]
+    status: str
+    reason: str
+    found: dict[str, list[float | None]]
+    tokens: int
+    density: float | None
+    seconds: float
+    date: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class MassRecord:
+    """The attention mass that one arm keeps, measured on activations of dense prefills. `kept` is [layers][heads], the share
+    of the true attention on what the method selects in at most 16 query blocks, evenly spaced from the first to the last, mean
+    over `prompts`; `density` that of each layer; `layers` their
+    numbers (those of a sliding window are never sparse); `tokens` the mean length of the prompts; `identity` what `mass` is
+    the hash of."""
+
+    mass: str
+    arm: str
+    run: str
+    identity: dict[str, Any]
+    knobs: dict[str, Any]
+    prompts: int
+    tokens: float
+    layers: list[int]
+    kept: list[list[float]]
+    density: list[float]
+    date: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class GateStepRecord:
+    """One step of the training of gates (`harness.training.gates.checkpoint.Step`). `training` is its name, new for every training
+    and the same after a restart, which `run` is not; `about` of its first step holds the settings."""
+
+    training: str
+    run: str
+    step: int
+    loss: float
+    recall: float
+    lr: float
+    tokens: int
+    grad_norm: float
+    seconds: float
+    about: dict[str, Any] | None
+    date: str
+    schema: int = SCHEMA
+
+
+REQUIRED: dict[str, tuple[str, ...]] = {
+    "runs": ("schema", "run", "date", "command", "commit", "versions", "device"),
+    "samples": ("schema", "cell", "run", "index", "prediction", "answers", "score", "tokens", "status", "date"),
+    "cells": ("schema", "cell", "arm", "pair", "run", "identity", "status", "reason", "date"),
+    "latency": ("schema", "latency", "arm", "run", "identity", "device", "kernel", "total_ms", "dense_ms", "date"),
+    "calibrations": ("schema", "calibration", "run", "identity", "knob", "value", "density", "date"),
+    "kernels": ("schema", "case", "run", "identity", "device", "status", "reason", "date"),
+    "perplexity": ("schema", "cell", "run", "index", "tokens", "nll", "status", "date"),
+    "mass": ("schema", "mass", "arm", "run", "identity", "layers", "kept", "density", "date"),
+    "checks": ("schema", "check", "arm", "run", "identity", "status", "reason", "found", "date"),
+    "gate_steps": ("schema", "training", "run", "step", "loss", "date"),
+}
+"""Fields without which a line of that file is refused as corrupt."""
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "runs": ("run",), "samples": ("cell", "index"), "latency": ("latency",),
+    "calibrations": ("calibration",), "mass": ("mass",), "checks": ("check",), "perplexity": ("cell", "index"),
+    "gate_steps": ("training", "step"),
+}  # fmt: skip
+"""Fields that identify a line; a second line with the same key is never written. Cells and kernel cases have states
+instead."""

@@ -1,0 +1,1 @@
+"""Training the small model that ships with the package."""

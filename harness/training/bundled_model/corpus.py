@@ -1,0 +1,70 @@
+"""Plain text for training: a folder of .txt files, read, collapsed to single spaces and tokenised once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sysconfig
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from harness.core.errors import UserError
+
+WORD = re.compile(r"\b[a-z]{3,10}\b")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokenised prose. `tokens` uint16 [N]; `starts` int64 [S], the positions where a sentence starts (a token with a leading
+    space); `words`, frequent lower-case words of the text."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    words: list[str]
+    files: list[str]
+    sha256: str
+
+
+def read_texts(folder: str | Path) -> dict[str, str]:
+    """Read every .txt below `folder`, sorted by name, each collapsed to single spaces."""
+    paths = sorted(Path(folder).expanduser().rglob("*.txt"))
+    if not paths:
+        raise UserError(f"data.text_dir={folder}: no .txt file there; name a folder of plain-text books")
+    return {p.name: re.sub(r"\s+", " ", p.read_text(encoding="utf-8", errors="replace")).strip() for p in paths}
+
+
+def build_corpus(texts: dict[str, str], tokenizer: PreTrainedTokenizerBase, max_words: int = 20000) -> Corpus:
+    """Tokenise `texts` into one array, each text led by a space so that its pieces join with any other."""
+    chunks = [" " + text[i : i + 100_000].strip() for text in texts.values() for i in range(0, len(text), 100_000)]
+    encoded = tokenizer(chunks, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    tokens = np.fromiter((t for ids in encoded for t in ids), dtype=np.uint16)
+    vocab = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    ends = np.array([t.endswith((".", "!", "?", '."', '!"', '?"')) for t in vocab])
+    leads = np.array([t.startswith("Ġ") for t in vocab])
+    starts = np.flatnonzero(ends[tokens[:-1]] & leads[tokens[1:]]) + 1
+    counts: Counter[str] = Counter()
+    for text in texts.values():
+        counts.update(WORD.findall(text))
+    digest = hashlib.sha256("\0".join(f"{k}\0{v}" for k, v in texts.items()).encode()).hexdigest()
+    return Corpus(tokens, starts, [w for w, _ in counts.most_common(max_words)], list(texts), digest)
+
+
+def read_stdlib(limit: int = 8_000_000) -> dict[str, str]:
+    """Python source of the running interpreter's standard library, about `limit` characters: technical text beside the books.
+
+    `pydoc_data`, from which the harness makes its default haystack, and tests are left out.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    texts: dict[str, str] = {}
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if re.match(r"(site-packages|pydoc_data|test|idlelib|lib2to3|encodings)/|.*/tests?/", name):
+            continue
+        texts[f"stdlib/{name}"] = re.sub(r"\s+", " ", path.read_text(encoding="utf-8", errors="replace")).strip()
+        if sum(map(len, texts.values())) > limit:
+            break
+    return texts

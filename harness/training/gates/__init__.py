@@ -1,0 +1,1 @@
+"""Training gates for a model: distillation of its own attention map."""

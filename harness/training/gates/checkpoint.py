@@ -1,0 +1,90 @@
+"""What a killed training needs to go on as if nothing had happened.
+
+Weights, AdamW's moments, and the steps so far; the schedule follows from the step. Training itself draws no random
+numbers: those of the text belong to its source, which is run again to the same row.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.core.errors import UserError
+from harness.core.files import write_whole
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step: KL in nats and recall at STEP_DENSITY, both means over layers, heads and rows (recall: a sample of the
+    rows); the norm of the gradient before clipping; tokens seen up to here; seconds that the step took, the drawing of the next
+    one's text included."""
+
+    step: int
+    loss: float
+    recall: float
+    lr: float
+    tokens: int
+    grad_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training keeps its state, every `every` steps, and what it is of.
+
+    about: all that changes the result, by the names of the settings; a state of anything else is refused. training: the
+    name of this training in the records, which it keeps when it goes on.
+    """
+
+    path: Path
+    every: int
+    about: dict[str, Any]
+    training: str = ""
+
+    def due(self, done: int) -> bool:
+        return self.every > 0 and done % self.every == 0
+
+    def save(self, gates: Sequence[nn.Module], optimizer: torch.optim.Optimizer, steps: Sequence[Step]) -> None:
+        """Replace the file whole or not at all."""
+        state = {
+            "about": self.about,
+            "training": self.training,
+            "gates": [gate.state_dict() for gate in gates],
+            "optimizer": optimizer.state_dict(),
+            "steps": [asdict(step) for step in steps],
+        }
+        write_whole(self.path, lambda file: torch.save(state, file))
+
+    def read(self) -> dict[str, Any] | None:
+        """The state in the file, on the CPU; None where there is none. Raises UserError where it can't be read or is of
+        another training."""
+        if not self.path.exists():
+            return None
+        cure = "remove it, or say job.overwrite=true, to begin anew"
+        try:
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            about, _, _, _, _ = (state[key] for key in ("about", "training", "gates", "optimizer", "steps"))
+        except (RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise UserError(f"{self.path} is no checkpoint of gates ({type(error).__name__}): {cure}") from None
+        for name in sorted(about.keys() | self.about.keys()):
+            was, wanted = about.get(name), self.about.get(name)
+            if was != wanted:
+                raise UserError(f"{self.path} is of a training with {name}={was}, not {wanted}: go on with that, or {cure}")
+        return state
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def restore(state: dict[str, Any], gates: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> list[Step]:
+    """Put a state into new gates and their optimiser; returns the steps that were done."""
+    for gate, weights in zip(gates, state["gates"], strict=True):
+        gate.load_state_dict(weights)
+    optimizer.load_state_dict(state["optimizer"])
+    return [Step(**step) for step in state["steps"]]

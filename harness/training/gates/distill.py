@@ -1,0 +1,181 @@
+"""Train the gates of a method for a frozen model, from its own attention (SeerAttention, arXiv 2410.13276, and -R, 2506.08889).
+
+One forward pass trains the gates of all layers: a gate sees its layer's queries and keys while the pass is there, and its
+gradient is taken at once, so that only one layer's attention map is in memory at a time. Nothing flows back into the
+model, which stays as it is. With several processes each has its rows of a step, and only the gates' gradients travel.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.core.errors import UserError
+from harness.core.files import write_whole
+from harness.models.loading import LoadedModel, local_layers
+from harness.training.gates.checkpoint import Checkpoint, Step, restore
+from harness.training.gates.processes import Processes
+from harness.training.gates.recipe import Recipe
+from harness.training.gates.report import Recall, gate_recall, mean_recall
+from harness.training.gates.trainer import GateTrainer
+from harness.training.gates.truth import Capture
+from methods.gates.attn_gate import AttnGate, Gate, gate_state
+
+FLOAT32_BYTES = 3 * 2**20
+"""With dtype "auto", gates up to this size are saved in float32, larger ones in bfloat16."""
+
+SAVED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Dtypes of the file by name."""
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What came out. parameters: of the gates in the file. recall: on the held-out sequences, of the weights as saved.
+    seconds: of this call, without what was done before a restart."""
+
+    path: Path
+    gates: list[Gate]
+    steps: list[Step]
+    recall: list[Recall]
+    parameters: int
+    seconds: float
+
+
+def distill(
+    loaded: LoadedModel,
+    tokens: Iterator[Tensor],
+    recipe: Recipe,
+    *,
+    out: Path,
+    held_out: Sequence[Tensor] = (),
+    kind: type[Gate] = AttnGate,
+    file: str = "gates-{block_size}.safetensors",
+    on_step: Callable[[Step], None] | None = None,
+    checkpoint: Checkpoint | None = None,
+    processes: Processes | None = None,
+    about: dict[str, Any] | None = None,
+) -> Distilled:
+    """Train one gate per layer on a batch of `tokens` ([N] or [B,N] int64) a step; save them into folder `out`.
+
+    tokens: the batches of all processes together, the same in each, from the first step on (where a checkpoint is found,
+    those that it has seen are drawn and dropped). held_out: sequences on which recall is measured at the end. kind: of
+    gate. The file is named by the pattern `file`, with how it was made, and `about`, in its metadata; the first of several
+    `processes` writes it. on_step: called after each step, in every process.
+    Raises UserError where `tokens` ends early, or rows can't be shared among the processes.
+    """
+    began = time.perf_counter()
+    processes = processes or Processes()
+    options = {"q_linear": True} if recipe.q_linear else {}
+    gates = new_gates(loaded, kind, block_size=recipe.block_size, seed=recipe.seed, **options)
+    weights = [weight for gate in gates for weight in gate.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    state = checkpoint.read() if checkpoint is not None else None
+    history = restore(state, gates, optimizer) if state is not None else []
+    processes.agree(len(history))
+    seen = sum(_next(tokens, step, recipe.steps).numel() for step in range(len(history)))
+    trainer = GateTrainer(loaded, gates, recipe, processes)
+    with Capture(loaded.model, trainer.visit) as capture:
+        batch = _next(tokens, len(history), recipe.steps) if len(history) < recipe.steps else None
+        for number in range(len(history), recipe.steps):
+            started = time.perf_counter()
+            assert batch is not None  # drawn for every step there is
+            seen += batch.numel()
+            rate = recipe.lr * recipe.rate(number)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            for part in trainer.parts(batch):
+                capture.run(part.to(loaded.device))
+            # while a GPU is still at it, the host has time to draw text
+            batch = _next(tokens, number + 1, recipe.steps) if number + 1 < recipe.steps else None
+            loss, recall, norm = trainer.finish()
+            optimizer.step()
+            seconds = time.perf_counter() - started
+            history.append(
+                Step(step=number, loss=loss, recall=recall, lr=rate, tokens=seen, grad_norm=norm, seconds=seconds)
+            )  # fmt: skip
+            if on_step is not None:
+                on_step(history[-1])
+            if checkpoint is not None and processes.main and checkpoint.due(number + 1):
+                checkpoint.save(gates, optimizer, history)
+    for gate in gates:
+        gate.requires_grad_(False)
+    learnt = {layer for layer, gate in enumerate(gates) if any(w in optimizer.state for w in gate.parameters())}
+    local = local_layers(loaded) - learnt  # those whose window held the text of a step have something to keep
+    parameters = sum(w.numel() for layer, gate in enumerate(gates) if layer not in local for w in gate.parameters())
+    saved = _saved_dtype(recipe.dtype, parameters)
+    for weight in weights:
+        weight.data = weight.data.to(saved).float()  # recall below is that of the file
+    report = gate_recall(loaded, gates, held_out) if held_out else []
+    path = out / file.format(block_size=recipe.block_size)
+    if processes.main:
+        made = {
+            **(about or {}), **asdict(recipe), "tokens": seen, "processes": processes.count, "model": loaded.name,
+            "model_hash": loaded.revision_hash, "model_dtype": str(loaded.dtype).removeprefix("torch."),
+            "loss": history[-1].loss, "recall": mean_recall(report),
+        }  # fmt: skip
+        del made["dtype"]  # the file says it
+        save_gates(gates, path, dtype=saved, recipe=made, local=local)
+        if checkpoint is not None:
+            checkpoint.remove()
+    processes.wait()
+    return Distilled(path, gates, history, report, parameters, time.perf_counter() - began)
+
+
+@contextmanager
+def progress_bar(steps: int) -> Iterator[Callable[[Step], None]]:
+    """A bar in the terminal with loss and recall; what it yields goes to distill as on_step."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    text = TextColumn("KL {task.fields[loss]:.4f}  recall {task.fields[recall]:.1%}")
+    with Progress(TextColumn("gates"), BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn()) as bar:
+        task = bar.add_task("gates", total=steps, loss=math.nan, recall=math.nan)
+        yield lambda step: bar.update(task, completed=step.step + 1, loss=step.loss, recall=step.recall)
+
+
+def new_gates(loaded: LoadedModel, kind: type[Any] = AttnGate, *, block_size: int, seed: int = 0, **options: Any) -> list[Gate]:
+    """Untrained gates for every layer of a model, on its device; the same numbers for the same seed on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    gates = []
+    for _ in range(loaded.layers):
+        gate = kind(loaded.heads, loaded.kv_heads, loaded.head_dim, block_size=block_size, **options)
+        gate.reset_parameters(generator)
+        gates.append(gate.to(loaded.device))
+    return gates
+
+
+def save_gates(
+    gates: Sequence[Gate], path: Path, *, dtype: torch.dtype, recipe: dict[str, object], local: Collection[int] = ()
+) -> Path:
+    """Write the file whole or not at all; each item of `recipe` as JSON in its metadata. local: layers that are left out."""
+    from safetensors.torch import save  # not save_file: in some releases what it writes is for its owner alone
+
+    state = {
+        name: weight.to("cpu", dtype).contiguous()
+        for name, weight in gate_state(gates).items()
+        if int(name.split(".")[1]) not in local
+    }
+    whole = save(state, metadata={key: json.dumps(value) for key, value in recipe.items()})
+    return write_whole(path, lambda file: file.write(whole))
+
+
+def _next(tokens: Iterator[Tensor], step: int, steps: int) -> Tensor:
+    try:
+        return torch.atleast_2d(next(tokens))
+    except StopIteration:
+        raise UserError(f"the text ended after {step} of {steps} steps: give more text, or fewer steps") from None
+
+
+def _saved_dtype(name: str, parameters: int) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if parameters * 4 <= FLOAT32_BYTES else torch.bfloat16
+    return SAVED[name]

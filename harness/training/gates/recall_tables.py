@@ -1,0 +1,54 @@
+"""What gates find on held-out text, as tables and a picture in a study's folder: by layer, and by layer and head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from harness.report.figures.gates import head_recall
+from harness.training.gates.report import Recall
+
+BY_HEAD = ("heads", "heads_kept")
+SHOWN = 0.1
+"""The density of the picture; the nearest that was measured."""
+
+
+def by_layer(recall: Sequence[Recall]) -> pd.DataFrame:
+    """A row a layer and density."""
+    return pd.DataFrame([{name: value for name, value in row.items() if name not in BY_HEAD} for row in recall])
+
+
+def by_head(recall: Sequence[Recall]) -> pd.DataFrame:
+    """A row a layer, density and head of the gate: its recall, what chance reaches, and its share of the oracle's mass."""
+    return pd.DataFrame(
+        [
+            {"layer": row["layer"], "density": row["density"], "head": head, "recall": found, "chance": row["chance"],
+             "kept_ratio": kept, "tokens": row["tokens"], "sequences": row["sequences"]}
+            for row in recall
+            for head, (found, kept) in enumerate(zip(row["heads"], row["heads_kept"], strict=True))
+        ]
+    )  # fmt: skip
+
+
+def write(recall: Sequence[Recall], folder: Path, suffix: str, title: str) -> list[Path]:
+    """Write gate_recall_SUFFIX.csv and, of any rows, gate_recall_heads_SUFFIX.csv and .png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"gate_recall_{suffix}.csv"]
+    by_layer(recall).to_csv(paths[0], index=False)
+    if recall:
+        heads = by_head(recall)
+        paths.append(folder / f"gate_recall_heads_{suffix}.csv")
+        heads.to_csv(paths[1], index=False)
+        density = min(heads["density"].unique(), key=lambda found: abs(found - SHOWN))
+        paths.append(head_recall(heads[heads["density"] == density], title, folder / f"gate_recall_heads_{suffix}.png"))
+    return paths
+
+
+def show(recall: Sequence[Recall], console: Console) -> None:
+    """Print the means over layers."""
+    if recall:
+        shown = by_layer(recall).groupby("density")[["recall", "chance", "kept_mass", "oracle_mass", "kept_ratio"]].mean()
+        console.print(shown.round(3).to_string(), highlight=False)

@@ -1,0 +1,130 @@
+"""Rows of tokens that gates learn from: the bundled model's training mixture, books, or generated RULER samples."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness import tasks
+from harness.core.errors import UserError
+from harness.models.loading import LoadedModel
+from harness.tasks.haystack import source_of
+from harness.training.bundled_model.corpus import build_corpus, read_texts
+from harness.training.bundled_model.mixture import Mixture, fits_mixture
+from harness.training.gates.packed import HELD_OUT, chunk_sources, from_folder, from_hub, held_out
+
+TRAINING_SEED = 1_000_003
+"""Added to the seed of generated samples, so that no gate learns from a sample that a method is tested on."""
+
+Rows = Callable[[int], Tensor]
+KINDS = ("auto", "mixture", "books", "documents", "hub", "samples")
+
+
+def row_sources(
+    loaded: LoadedModel, data: dict[str, Any], seed: int, *, kind: str = "auto", wanted: int = 0, hub: str | None = None
+) -> tuple[Rows, Rows]:
+    """Two sources of rows, int64 [length] each: one to train on, and one to measure recall on: of text held out, or where
+    rows are made up (mixture, samples) of other draws.
+
+    kind: "mixture" (the bundled model's, of data.text_dir), "books" (stretches of data.text_dir from anywhere), "documents"
+    (its files joined by EOS and cut), "hub" (so the data set `hub`; both read about `wanted` tokens), "samples"
+    (generated), or "auto": the mixture where the tokenizer allows it, else books; samples without a text_dir.
+    """
+    kind = row_kind(loaded, data, kind)
+    seeds = (TRAINING_SEED + seed, 2 * TRAINING_SEED + seed)
+    if kind == "samples":
+        first, second = (partial(from_samples, loaded, data, count(s)) for s in seeds)
+        return first, second
+    if kind == "hub":
+        if not hub:
+            raise UserError("job.rows=hub needs a data set: job.hub=OWNER/NAME")
+        return chunk_sources(from_hub(hub, seed), loaded.tokenizer, seeds, wanted)
+    if not data.get("text_dir"):
+        raise UserError(f"job.rows={kind} needs text: name a folder of .txt files, data.text_dir=FOLDER")
+    if kind == "documents":
+        return chunk_sources(from_folder(data["text_dir"], seed), loaded.tokenizer, seeds, wanted)
+    texts = read_texts(str(data["text_dir"]))
+    if kind == "mixture":
+        if not fits_mixture(loaded.tokenizer):
+            raise UserError(f"job.rows=mixture: the tokenizer of {loaded.name} doesn't suit it; use job.rows=books")
+        corpus = build_corpus(texts, loaded.tokenizer)
+        first, second = (partial(from_mixture, Mixture(loaded.tokenizer, corpus, seed=s)) for s in seeds)
+    else:
+        parts = zip(held_out(book_tokens(texts, loaded.tokenizer)), seeds, strict=True)
+        first, second = (partial(from_books, loaded.tokenizer, part, random.Random(s)) for part, s in parts)
+    return first, second
+
+
+def row_kind(loaded: LoadedModel, data: dict[str, Any], kind: str) -> str:
+    """What "auto" means for this model and these settings; any other kind as it is, if there is such a one."""
+    if kind not in KINDS:
+        raise UserError(f"job.rows={kind}: must be one of {', '.join(KINDS)}")
+    if kind != "auto":
+        return kind
+    return "samples" if not data.get("text_dir") else "mixture" if fits_mixture(loaded.tokenizer) else "books"
+
+
+def text_id(folder: str) -> str:
+    """A hash of the names and sizes of a folder's .txt files: whether it is the same text, without reading it."""
+    root = Path(folder).expanduser()
+    found = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in root.rglob("*.txt"))
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+
+
+def from_mixture(mixture: Mixture, length: int) -> Tensor:
+    """A row of the bundled model's training mixture: questions about books, of other words and needles than any test's."""
+    return torch.from_numpy(mixture.row(length)[0].astype("int64"))
+
+
+def book_tokens(texts: dict[str, str], tokenizer: Any) -> np.ndarray:
+    """All texts as one array of token ids, int64 [N], for any tokenizer."""
+    chunks = [text[i : i + 100_000] for text in texts.values() for i in range(0, len(text), 100_000)]
+    encoded = tokenizer(chunks, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    return np.fromiter((token for ids in encoded for token in ids), dtype=np.int64)
+
+
+def from_books(tokenizer: Any, tokens: np.ndarray, rng: random.Random, length: int) -> Tensor:
+    """A stretch of the books, from a random place on, after BOS where the tokenizer sets one."""
+    if len(tokens) < length:
+        raise UserError(
+            f"data.text_dir holds {len(tokens)} tokens here (one part in {HELD_OUT} is held out), too few for rows of "
+            f"{length}: give more text, or shorter job.lengths"
+        )
+    start = rng.randrange(len(tokens) - length + 1)
+    row = torch.from_numpy(tokens[start : start + length].copy())
+    if tasks.sets_bos(tokenizer):
+        row[0] = tokenizer.bos_token_id
+    return row
+
+
+def from_samples(loaded: LoadedModel, data: dict[str, Any], seeds: Iterator[int], length: int) -> Tensor:
+    """Generated RULER samples of seeds that no test uses, joined and cut to the length; of the tasks that fit in it."""
+    ids: list[int] = []
+    names = tasks.group("ruler_core")
+    unfit: set[str] = set()
+    while len(ids) < length:
+        seed = next(seeds)
+        name = random.Random(seed).choice(names)
+        if name in unfit:
+            continue
+        try:
+            sample = tasks.get_samples(name, loaded.tokenizer, length, 1, seed=seed, haystack=source_of(data))[0]
+        except UserError as error:
+            if "too short" not in str(error):
+                raise
+            unfit.add(name)
+            if len(unfit) == len(names):
+                raise UserError(f"job.lengths: {length} tokens are too few for every task; use longer rows") from error
+            continue
+        more = tasks.encode(loaded.tokenizer, f"{sample.prompt} {', '.join(sample.answers)}")
+        ids += more[1:] if ids and more[0] == loaded.tokenizer.bos_token_id else more  # one BOS in a row, at its start
+    return torch.tensor(ids[:length])

@@ -1,0 +1,29 @@
+"""The steps of a training as records of its study: records/gate_steps.jsonl, a line a step, and its process in runs.jsonl."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.study.provenance import now, run_record
+from harness.study.schema import GateStepRecord
+from harness.study.store import RecordFile, Store
+from harness.training.gates.checkpoint import Step
+
+
+class StepLog:
+    """Appends what it is called with. A step that a killed run had recorded after its last checkpoint is not written twice."""
+
+    def __init__(self, folder: Path, device: torch.device, training: str, about: dict[str, Any]) -> None:
+        self.file = RecordFile(folder / "records" / "gate_steps.jsonl", "gate_steps")
+        self.file.read()  # a corrupt record stops the command before the training, not after
+        run = run_record(device)
+        Store(folder).runs.append(run)
+        self.run, self.training, self.about = run.run, training, about
+
+    def __call__(self, step: Step) -> None:
+        about = self.about if step.step == 0 else None
+        self.file.append(GateStepRecord(training=self.training, run=self.run, date=now(), about=about, **asdict(step)))

@@ -1,0 +1,75 @@
+"""The gradient of all gates from one step's text, a layer at a time as the frozen model runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from harness.core.errors import UserError
+from harness.models.loading import LoadedModel
+from harness.models.rope import ModelRope
+from harness.training.gates.loss import gate_loss
+from harness.training.gates.processes import Processes
+from harness.training.gates.recipe import Recipe
+from harness.training.gates.report import sampled_recall
+from harness.training.gates.truth import gate_grid, target_map
+from methods.gates.attn_gate import Gate
+
+STEP_DENSITY = 0.1
+"""Density at which recall is shown while training."""
+
+
+class GateTrainer:
+    """Takes each layer's share of a step: its target, its gate's loss, and the gradient at once.
+
+    The gradient of a step is the mean over its rows, however they are divided into processes and forward passes.
+    """
+
+    def __init__(self, loaded: LoadedModel, gates: Sequence[Gate], recipe: Recipe, processes: Processes) -> None:
+        self.loaded = loaded
+        self.gates = gates
+        self.recipe = recipe
+        self.processes = processes
+        self._ropes: dict[int, ModelRope] = {}
+        self._weight = 1.0
+        self._sums: dict[int, Tensor] = {}
+
+    def parts(self, batch: Tensor) -> Iterator[Tensor]:
+        """This process's rows of a step's batch [B,N], `micro_rows` at a time; each is to be run before the next is taken."""
+        own = self.processes.share(batch)
+        for part in own.split(self.recipe.micro_rows or len(own)):
+            self._weight = len(part) / len(batch)
+            yield part
+
+    def visit(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+        gate = self.gates[layer]
+        if layer not in self._ropes:
+            self._ropes[layer] = ModelRope(self.loaded.model, layer)
+        q = gate.learns_from(q)
+        target = target_map(q, k, gate, scale=scale, pool=self.recipe.pool)
+        with torch.enable_grad():  # the model's forward pass around us has none
+            logits = gate(q, k, self._ropes[layer])
+            loss = gate_loss(target, logits, skip_rows=self.recipe.skip_rows, row_weight=self.recipe.row_weight)
+            (loss * (self._weight / len(self.gates))).backward()
+        found = sampled_recall(target, logits.detach(), STEP_DENSITY, gate_grid(gate, q, k))
+        values = torch.stack((loss.detach(), found)) * self._weight
+        self._sums[layer] = self._sums[layer] + values if layer in self._sums else values
+
+    def finish(self) -> tuple[float, float, float]:
+        """Loss and recall of the step, means over the layers that were seen, and the norm of the gradient, which is that of
+        all processes then, and clipped if the recipe says so. Waits for the device."""
+        if not self._sums:
+            raise UserError(f"no layer of {self.loaded.name} attends to the whole text: gates have nothing to learn")
+        means = torch.stack(list(self._sums.values())).mean(0)
+        self._sums.clear()
+        weights = [weight for gate in self.gates for weight in gate.parameters() if weight.grad is not None]
+        self.processes.add_up([means, *(weight.grad for weight in weights if weight.grad is not None)])
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.recipe.clip or math.inf)  # inf multiplies by exactly 1
+        loss, recall, size = torch.cat((means, norm[None])).tolist()
+        if not math.isfinite(loss + size):
+            what = f"the loss of the gates is {loss}, the norm of its gradient {size}"
+            raise UserError(f"{what}: lower lr, or load the model in float32 or bfloat16")
+        return loss, recall, size

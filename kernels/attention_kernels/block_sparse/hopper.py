@@ -1,0 +1,126 @@
+"""Block-sparse attention on Hopper GPUs: the host's side of `hopper_kernel`."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_sparse.triton_tuning import describable
+
+ROWS = 128
+"""Query rows of a tile: q_block × the query heads that are packed into it."""
+HEAD_DIMS = (64, 128, 256)
+BLOCKS = (16, 32, 64, 128)
+NEAR = 32 << 20
+"""Bytes of keys and values to work on at a time, of an L2 of 50 MB."""
+
+
+def hopper_reason(
+    *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int
+) -> str | None:
+    """None where the kernel runs, else the reason why not. shared: query heads that have one index."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return "it runs on Hopper GPUs (compute capability 9.0) only"
+    if not _has_gluon():
+        return "it needs a triton with Gluon, 3.6 or newer"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"it takes float16 and bfloat16, not {dtype}"
+    if head_dim not in HEAD_DIMS:
+        return f"it takes head dims {', '.join(map(str, HEAD_DIMS))}, not {head_dim}"
+    if k_block not in BLOCKS or (head_dim == 256 and k_block == 128):
+        return f"at head dim {head_dim} it takes key blocks of 16, 32, 64{'' if head_dim == 256 else ' and 128'}, not {k_block}"
+    if q_block not in BLOCKS:
+        return f"it takes query blocks of {', '.join(map(str, BLOCKS))}, not {q_block}"
+    pack = ROWS // q_block
+    if shared % pack:
+        return (
+            f"a tile is {ROWS} query rows: query blocks of {q_block} need an index that a multiple of {pack} query heads share"
+        )
+    return None
+
+
+@lru_cache
+def _has_gluon() -> bool:
+    """Whether triton is there, and 3.6 or newer: what came before has no Gluon, or not all that the kernel uses."""
+    try:
+        import triton
+    except ImportError:
+        return False
+    return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
+
+
+def block_sparse_hopper(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
+    """See `attention_kernels.block_sparse.block_sparse_attention`. Raises ValueError for a scale that is not positive."""
+    return _launch(q, k, v, index, scale, _config(q.shape[-1]))
+
+
+def _config(dim: int) -> dict[str, Any]:
+    """Keys of a step, slots of keys and values, and where queries and output live."""
+    if dim == 256:  # queries and accumulator would not fit into registers, queries and output not both into shared memory
+        return {"N": 64, "SLOTS": 5, "Q_IN_REGISTERS": False, "OWN_OUT": False}
+    return {"N": 128, "SLOTS": 5 if dim == 128 else 8, "Q_IN_REGISTERS": True, "OWN_OUT": True}
+
+
+def _launch(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, scale: float, config: dict[str, Any]) -> Tensor:
+    from attention_kernels.block_sparse.hopper_kernel import block_sparse_hopper_kernel
+
+    if not scale > 0:
+        raise ValueError(
+            f"scale={scale} must be positive: kernel=hopper takes a row's maximum before it scales; use kernel=sdpa"
+        )
+    q, k, v = (_addressable(x) for x in (q, k, v))
+    batch, heads, q_len, dim = q.shape
+    out = torch.empty_like(q)
+    counts, indices = index.counts, index.indices
+    if counts.stride(-1) != 1 or indices.stride(-1) != 1:
+        counts, indices = counts.contiguous(), indices.contiguous()
+    pack, rows, kv_heads = ROWS // index.q_block, counts.shape[-1], k.shape[1]
+    tiles = batch * heads // pack * rows
+    query_rows = min(index.q_block, 64)
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        block_sparse_hopper_kernel[(min(tiles, _processors(q.device)),)](
+            *(_descriptor(x, r) for x, r in ((q, query_rows), (k, index.k_block), (v, index.k_block), (out, query_rows))),
+            counts, indices, *counts.stride()[:2], *indices.stride()[:3],
+            tiles, rows, heads // kv_heads // pack, kv_heads, _bundle(k), k.shape[2] - q_len, scale * math.log2(math.e),
+            QB=index.q_block, KB=index.k_block, D=dim, PACK=pack, SHARED=counts.shape[1] != heads, num_warps=4, **config,
+        )  # fmt: skip
+    return out
+
+
+def _bundle(k: Tensor) -> int:
+    """KV heads whose tiles run side by side: as many as L2 holds the keys and values of. Rows of a short prompt differ much in
+    length within one turn of all programs; those of several heads fill it with rows of one length."""
+    heads = k.shape[0] * k.shape[1]
+    most = max(1, NEAR // (2 * k.shape[2] * k.shape[3] * k.element_size()))
+    return max(n for n in range(1, min(most, heads) + 1) if heads % n == 0)
+
+
+def _addressable(x: Tensor) -> Tensor:
+    """A tensor that TMA can read, a copy where x isn't; `contiguous` would hand back x itself where it starts off 16 bytes, or
+    has an odd stride in a dimension of one element."""
+    return x if describable(x) else x.clone(memory_format=torch.contiguous_format)
+
+
+def _descriptor(x: Tensor, rows: int) -> Any:
+    """TMA descriptor of [B, H, N, D] for copies of `rows` tokens by 64 elements."""
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, 64], _layout())
+
+
+@lru_cache
+def _layout() -> Any:
+    """Rows of 128 bytes, swizzled as wgmma reads them. Made once: making one takes longer than a launch."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    return NVMMASharedLayout(128, 16, 4)
+
+
+@lru_cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,292 @@
+"""Block-sparse attention for Hopper (sm_90) in Gluon: a producer warp gathers the listed key blocks with TMA, two warpgroups
+multiply with wgmma.
+
+One tile is 128 query rows: a query block of 128, or the blocks of several query heads that share one index. One step is
+`N` keys, gathered from as many listed blocks as fill them, so that fine blocks run on the same matrix instructions as
+coarse ones. The product Q·K of the next step and P·V of the last run while the softmax of the step between is computed
+(FlashAttention-3, arXiv 2407.08608, section 3.2). Programs are persistent: while the consumers finish a tile, the producer
+already loads the next one's queries and keys.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+ROWS = 128
+"""Query rows of a tile, 64 for each consumer warpgroup."""
+
+
+@gluon.jit
+def _turns(tiles):
+    """How many tiles this program takes."""
+    me = gl.program_id(0)
+    programs = gl.num_programs(0)
+    whole = tiles // programs
+    return whole + (gl.where(whole % 2 == 0, me, programs - 1 - me) < tiles % programs).to(gl.int32)
+
+
+@gluon.jit
+def _tile(turn, rows, units, heads_kv, bundle, PACK: gl.constexpr):
+    """Turn of this program -> batch, KV head, first query head, query block. Programs take tiles in turns, back and forth, so
+    that none always gets the longer rows. The query heads of `bundle` KV heads run side by side, so that their keys stay in
+    L2, and of each bundle the longest rows come first."""
+    me = gl.program_id(0)
+    programs = gl.num_programs(0)
+    t = turn * programs + gl.where(turn % 2 == 0, me, programs - 1 - me)
+    unit = t % units
+    rest = t // units
+    head = rest % bundle
+    rest = rest // bundle
+    row = rows - 1 - rest % rows
+    head += rest // rows * bundle
+    kv = head % heads_kv
+    return head // heads_kv, kv, kv * units * PACK + unit * PACK, row
+
+
+@gluon.jit
+def _list(Counts, Indices, scb, sch, sib, sih, sim, b, h, row, PER_STEP: gl.constexpr):
+    """The list of a row and its length, the steps it takes, and how many of its blocks the first step has: it is walked from
+    its end, where the diagonal is."""
+    count = gl.load(Counts + b.to(gl.int64) * scb + h.to(gl.int64) * sch + row)
+    lists = Indices + b.to(gl.int64) * sib + h.to(gl.int64) * sih + row.to(gl.int64) * sim
+    steps = (count + PER_STEP - 1) // PER_STEP
+    return lists, count, steps, count - (steps - 1) * PER_STEP
+
+
+@gluon.jit
+def _gather(
+    desc, ring, full, empty, at, b, kv, lists, base, count,
+    KB: gl.constexpr, N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr,
+):  # fmt: skip
+    """Load number `at` of the ring: the N keys (or values) of one step, a TMA copy for each block and 64 elements."""
+    PER_STEP: gl.constexpr = N // KB
+    CHUNKS: gl.constexpr = D // 64
+    slot = at % SLOTS
+    mbarrier.wait(empty.index(slot), ((at // SLOTS) & 1) ^ 1)
+    mbarrier.expect(full.index(slot), N * D * 2)
+    for p in gl.static_range(PER_STEP):
+        entry = gl.minimum(base + p, count - 1)  # past the list: the last block once more, masked by the consumers
+        start = gl.load(lists + entry) * KB
+        for c in gl.static_range(CHUNKS):
+            tma.async_copy_global_to_shared(
+                desc, [b, kv, start, c * 64], full.index(slot), ring.index((slot * CHUNKS + c) * PER_STEP + p)
+            )
+
+
+@gluon.jit
+def _load_queries(desc, tiles, bar, b, h, row, FIRST: gl.constexpr, QB: gl.constexpr, D: gl.constexpr):
+    """The 64 rows of a tile from FIRST on, 64 elements at a time."""
+    QR: gl.constexpr = QB if QB < 64 else 64  # query rows of one copy
+    for part in gl.static_range(64 // QR):
+        for c in gl.static_range(D // 64):
+            tma.async_copy_global_to_shared(
+                desc, [b, h + (FIRST + part * QR) // QB, row * QB + (FIRST + part * QR) % QB, c * 64], bar,
+                tiles.index(c * (64 // QR) + part),
+            )  # fmt: skip
+
+
+@gluon.jit
+def _produce(
+    qd, kd, vd, q0, q1, ring, q_full, q_empty, full, empty,
+    Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle,
+    QB: gl.constexpr, KB: gl.constexpr, N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr, PACK: gl.constexpr,
+    SHARED: gl.constexpr,
+):  # fmt: skip
+    """The producer warp: the queries of every tile, then keys and values of its steps, as far ahead as the ring has slots.
+
+    In the order in which they are used up: K0, K1, V0, K2, V1, …, so that one ring serves both.
+    """
+    PER_STEP: gl.constexpr = N // KB
+    at = 0
+    q_phase = 0
+    for turn in range(_turns(tiles)):
+        b, kv, h, row = _tile(turn, rows, units, heads_kv, bundle, PACK)
+        lists, count, steps, first = _list(Counts, Indices, scb, sch, sib, sih, sim, b, kv if SHARED else h, row, PER_STEP)
+        mbarrier.wait(q_empty, q_phase ^ 1)
+        mbarrier.expect(q_full, 128 * D * 2)
+        _load_queries(qd, q0, q_full, b, h, row, 0, QB, D)
+        _load_queries(qd, q1, q_full, b, h, row, 64, QB, D)
+        base = count - first
+        _gather(kd, ring, full, empty, at, b, kv, lists, base, count, KB, N, D, SLOTS)
+        at += 1
+        for _ in range(1, steps):
+            _gather(kd, ring, full, empty, at, b, kv, lists, base - PER_STEP, count, KB, N, D, SLOTS)
+            _gather(vd, ring, full, empty, at + 1, b, kv, lists, base, count, KB, N, D, SLOTS)
+            base -= PER_STEP
+            at += 2
+        _gather(vd, ring, full, empty, at, b, kv, lists, base, count, KB, N, D, SLOTS)
+        at += 1
+        q_phase ^= 1
+
+
+@gluon.jit
+def _mask(s, lists, base, count, position, KB: gl.constexpr, N: gl.constexpr, S: gl.constexpr):
+    """-inf where a key lies in the future of its query, or past the end of the list."""
+    col = gl.arange(0, N, layout=gl.SliceLayout(0, S))
+    entry = base + col // KB
+    block = gl.load(lists + gl.minimum(entry, count - 1))
+    key = gl.where(entry < count, block * KB + col % KB, 1 << 30)
+    return gl.where(key[None, :] <= position[:, None], s, float("-inf"))
+
+
+@gluon.jit
+def _consume(
+    od, q_tiles, o_tiles, ring, q_full, q_empty, full, empty,
+    Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle, offset, scale,
+    W: gl.constexpr, QB: gl.constexpr, KB: gl.constexpr, N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr,
+    PACK: gl.constexpr, SHARED: gl.constexpr, Q_IN_REGISTERS: gl.constexpr, OWN_OUT: gl.constexpr,
+):  # fmt: skip
+    """One consumer warpgroup: rows 64·W to 64·W + 63 of every tile."""
+    S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
+    OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    P: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
+    SHAPE: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
+    QR: gl.constexpr = QB if QB < 64 else 64
+    CHUNKS: gl.constexpr = D // 64
+    PER_STEP: gl.constexpr = N // KB
+    dtype: gl.constexpr = q_tiles.dtype
+    slots = ring._reinterpret(dtype, [SLOTS, N, D], SHAPE)
+    q_view = q_tiles._reinterpret(dtype, [64, D], SHAPE)
+    o_view = o_tiles._reinterpret(dtype, [64, D], SHAPE)
+    rr = 64 * W + gl.arange(0, 64, layout=gl.SliceLayout(1, S))
+    at = 0
+    q_phase = 0
+    for turn in range(_turns(tiles)):
+        b, kv, h, row = _tile(turn, rows, units, heads_kv, bundle, PACK)
+        lists, count, steps, first = _list(Counts, Indices, scb, sch, sib, sih, sim, b, kv if SHARED else h, row, PER_STEP)
+        start = row * QB + offset  # position of the first query
+        position = start + rr % QB
+        # blocks that reach into some query's future: those over the query block's own tokens, all of them listed, at the end
+        diagonal = (start + QB - 1) // KB + 1 - start // KB
+        masked = 1 + (gl.maximum(diagonal - first, 0) + PER_STEP - 1) // PER_STEP
+        base = count - first
+
+        mbarrier.wait(q_full, q_phase)
+        if Q_IN_REGISTERS:
+            q = q_view.load(gl.DotOperandLayout(0, S, 2))
+            if OWN_OUT:
+                mbarrier.arrive(q_empty, count=1)
+        else:
+            q = q_view
+        mbarrier.wait(full.index(at % SLOTS), (at // SLOTS) & 1)
+        s = warpgroup_mma(
+            q, slots.index(at % SLOTS).permute((1, 0)), gl.zeros([64, N], gl.float32, S), use_acc=False, is_async=True
+        )
+        s = warpgroup_mma_wait(0, deps=[s])
+        mbarrier.arrive(empty.index(at % SLOTS), count=1)
+        at += 1
+        s = _mask(s, lists, base, count, position, KB, N, S)
+        best = gl.maximum(gl.max(s, 1), -1e30)  # finite: where key blocks are finer than the tile, a query may see none yet
+        shift = best * scale
+        p = gl.exp2(s * scale - shift[:, None])
+        total = gl.sum(p, 1)
+        weights = gl.convert_layout(p.to(dtype), P)
+        o = gl.zeros([64, D], gl.float32, OUT)
+        for j in range(1, steps):
+            base -= PER_STEP
+            mbarrier.wait(full.index(at % SLOTS), (at // SLOTS) & 1)
+            s = warpgroup_mma(
+                q, slots.index(at % SLOTS).permute((1, 0)), gl.zeros([64, N], gl.float32, S), use_acc=False, is_async=True
+            )
+            mbarrier.wait(full.index((at + 1) % SLOTS), ((at + 1) // SLOTS) & 1)
+            o = warpgroup_mma(weights, slots.index((at + 1) % SLOTS), o, is_async=True)
+            s = warpgroup_mma_wait(1, deps=[s])
+            mbarrier.arrive(empty.index(at % SLOTS), count=1)
+            if j < masked:
+                s = _mask(s, lists, base, count, position, KB, N, S)
+            top = gl.maximum(best, gl.max(s, 1))
+            shift = top * scale
+            p = gl.exp2(s * scale - shift[:, None])
+            alpha = gl.exp2((best - top) * scale)  # one where both are the floor: a difference of rounded products would not be
+            total = total * alpha + gl.sum(p, 1)
+            best = top
+            o = warpgroup_mma_wait(0, deps=[o])
+            mbarrier.arrive(empty.index((at + 1) % SLOTS), count=1)
+            weights = gl.convert_layout(p.to(dtype), P)
+            o = o * gl.convert_layout(alpha, gl.SliceLayout(1, OUT))[:, None]
+            at += 2
+        mbarrier.wait(full.index(at % SLOTS), (at // SLOTS) & 1)
+        o = warpgroup_mma(weights, slots.index(at % SLOTS), o, is_async=True)
+        o = warpgroup_mma_wait(0, deps=[o])
+        mbarrier.arrive(empty.index(at % SLOTS), count=1)
+        at += 1
+        o = o * (1.0 / gl.convert_layout(total, gl.SliceLayout(1, OUT)))[:, None]
+        if OWN_OUT:
+            tma.store_wait(0)  # the last tile's output has left
+        o_view.store(o.to(dtype))
+        fence_async_shared()
+        for part in gl.static_range(64 // QR):
+            for c in gl.static_range(CHUNKS):
+                tma.async_copy_shared_to_global(
+                    od, [b, h + (64 * W + part * QR) // QB, row * QB + (64 * W + part * QR) % QB, c * 64],
+                    o_tiles.index(c * (64 // QR) + part),
+                )  # fmt: skip
+        if not OWN_OUT:
+            tma.store_wait(0)
+        if not (Q_IN_REGISTERS and OWN_OUT):
+            mbarrier.arrive(q_empty, count=1)
+        q_phase ^= 1
+    tma.store_wait(0)
+
+
+# Lengths and the index's shape change from call to call and help no address: one compiled kernel serves them all.
+@gluon.jit(do_not_specialize=["scb", "sch", "sib", "sih", "sim", "tiles", "rows", "bundle", "offset"])
+def block_sparse_hopper_kernel(
+    qd, kd, vd, od, Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle, offset, scale,
+    QB: gl.constexpr, KB: gl.constexpr, N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr, PACK: gl.constexpr,
+    SHARED: gl.constexpr, Q_IN_REGISTERS: gl.constexpr, OWN_OUT: gl.constexpr,
+):  # fmt: skip
+    """See `attention_kernels.block_sparse.hopper`. Four warps (the first consumer), to which four (the second) and one (the producer)
+    are added."""
+    QR: gl.constexpr = QB if QB < 64 else 64
+    CHUNKS: gl.constexpr = D // 64
+    HALF: gl.constexpr = CHUNKS * (64 // QR)
+    dtype: gl.constexpr = qd.dtype
+    q0 = gl.allocate_shared_memory(dtype, [HALF, 1, 1, QR, 64], qd.layout)
+    q1 = gl.allocate_shared_memory(dtype, [HALF, 1, 1, QR, 64], qd.layout)
+    if OWN_OUT:
+        o0 = gl.allocate_shared_memory(dtype, [HALF, 1, 1, QR, 64], qd.layout)
+        o1 = gl.allocate_shared_memory(dtype, [HALF, 1, 1, QR, 64], qd.layout)
+    else:
+        o0 = q0
+        o1 = q1
+    ring = gl.allocate_shared_memory(dtype, [SLOTS * CHUNKS * (N // KB), 1, 1, KB, 64], kd.layout)
+    q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    q_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(q_full, count=1)
+    mbarrier.init(q_empty, count=2)
+    for i in gl.static_range(SLOTS):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=2)
+    fence_async_shared()
+    gl.warp_specialize(
+        [
+            (_consume, (
+                od, q0, o0, ring, q_full, q_empty, full, empty,
+                Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle, offset, scale,
+                0, QB, KB, N, D, SLOTS, PACK, SHARED, Q_IN_REGISTERS, OWN_OUT,
+            )),
+            (_consume, (
+                od, q1, o1, ring, q_full, q_empty, full, empty,
+                Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle, offset, scale,
+                1, QB, KB, N, D, SLOTS, PACK, SHARED, Q_IN_REGISTERS, OWN_OUT,
+            )),
+            (_produce, (
+                qd, kd, vd, q0, q1, ring, q_full, q_empty, full, empty,
+                Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle,
+                QB, KB, N, D, SLOTS, PACK, SHARED,
+            )),
+        ],
+        [4, 1],
+        [240, 24],
+    )  # fmt: skip

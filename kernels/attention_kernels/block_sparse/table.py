@@ -1,0 +1,89 @@
+"""The table of block-sparse kernels: what each is called, where it runs, how it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attention_kernels.backends import TRITON_DTYPES, interpreting
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_sparse.flash4 import block_sparse_flash4, flash4_reason
+from attention_kernels.block_sparse.flex import block_sparse_flex, flex_reason
+from attention_kernels.block_sparse.hopper import block_sparse_hopper, hopper_reason
+from attention_kernels.block_sparse.reference import block_sparse_reference
+from attention_kernels.block_sparse.sdpa import block_sparse_sdpa
+
+TRITON_BLOCKS = (16, 32, 64, 128)
+TRITON_DIMS = (16, 32, 64, 96, 128, 256)
+MERGED = 128
+"""Tokens of a block after merging: the size at which FlashAttention-4 reaches its full rate."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One kernel.
+
+    Attributes:
+        reason: takes device, dtype, head_dim, q_block, k_block and shared (query heads that have one index) as keywords;
+            None where the kernel runs, else why not.
+        run: takes q, k, v, the index and scale, as `block_sparse_attention` does once everything is checked.
+        merges: tokens of the blocks that it merges finer ones into; None: it runs the index as it is.
+    """
+
+    reason: Callable[..., str | None]
+    run: Callable[..., Tensor]
+    merges: int | None = None
+
+
+def preferred(device: torch.device) -> tuple[str, ...]:
+    """What kernel=auto tries, best first. The own kernels only: what auto takes must not depend on what else is installed."""
+    if device.type != "cuda":
+        return ("sdpa",)
+    return ("hopper", "triton") if torch.cuda.get_device_capability(device)[0] == 9 else ("triton",)
+
+
+def _anywhere(**_: object) -> None:
+    """The plain PyTorch kernels take every device, type and shape."""
+
+
+def _triton_reason(
+    *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int
+) -> str | None:
+    if device.type != "cuda" and not interpreting():
+        return f"it needs a CUDA device, not {device.type}"
+    if dtype not in TRITON_DTYPES:
+        return f"it takes float16, bfloat16 and float32, not {dtype}"
+    if q_block not in TRITON_BLOCKS or k_block not in TRITON_BLOCKS:
+        return f"it takes blocks of {', '.join(map(str, TRITON_BLOCKS))}, not {q_block} and {k_block}"
+    if head_dim not in TRITON_DIMS:
+        return f"it takes head dims {', '.join(map(str, TRITON_DIMS))}, not {head_dim}"
+    return None
+
+
+def _triton(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
+    from attention_kernels.block_sparse.triton_kernel import block_sparse_triton  # imported late: needs triton
+
+    return block_sparse_triton(q, k, v, index, scale=scale)
+
+
+def _merged_reason(
+    *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int
+) -> str | None:
+    if MERGED % q_block or MERGED % k_block:
+        return f"it merges blocks that divide {MERGED}, not {q_block} and {k_block}"
+    return flash4_reason(device=device, dtype=dtype, head_dim=head_dim, q_block=MERGED, k_block=MERGED, shared=shared)
+
+
+BACKENDS = {
+    "reference": Backend(_anywhere, block_sparse_reference),
+    "sdpa": Backend(_anywhere, block_sparse_sdpa),
+    "triton": Backend(_triton_reason, _triton),
+    "hopper": Backend(hopper_reason, block_sparse_hopper),
+    "flash4": Backend(flash4_reason, block_sparse_flash4),
+    "flash4_merged": Backend(_merged_reason, block_sparse_flash4, merges=MERGED),
+    "flex": Backend(flex_reason, block_sparse_flex),
+}
+"""Kernels by name. `flash4_merged` is flash4 on blocks merged to 128 × 128: for methods that select finer blocks."""

@@ -1,0 +1,74 @@
+"""Dense causal attention: the baseline of every comparison, through the best library at hand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attention_kernels.dense.libraries import LIBRARIES, LIBRARY_GPUS, find_library
+from attention_kernels.dense.reference import dense_reference
+from attention_kernels.dense.sdpa import BACKENDS, sdpa_attention, sdpa_runs
+from attention_kernels.dense.window import sliding_window_attention
+
+__all__ = ["available_dense", "dense_attention", "resolve_dense", "sliding_window_attention"]
+
+KERNELS = (*BACKENDS, *LIBRARIES, "reference")
+
+
+def _runs(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """None where `kernel` can run, else the reason why not."""
+    if kernel == "reference":
+        return None
+    if kernel in BACKENDS:
+        return sdpa_runs(kernel, device, dtype, head_dim)
+    majors = LIBRARY_GPUS[kernel]
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] not in majors:
+        return f"it runs on GPUs of compute capability {' and '.join(f'{m}.x' for m in majors)} only"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"it takes float16 and bfloat16, not {dtype}"
+    if find_library(kernel) is None:
+        return "its package is not installed: pip install 'sparse-attention-harness[cuda]'"
+    return None
+
+
+def available_dense(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
+    """Fast dense kernels that can run here (the naive reference and torch's own choice left out)."""
+    named = [k for k in KERNELS if k not in ("sdpa", "sdpa_math", "reference")]
+    found = [k for k in named if _runs(k, device, dtype, head_dim) is None]
+    return found or ["sdpa"]
+
+
+def resolve_dense(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """The kernel that will run: "auto" takes fa3 where it is installed, else torch's choice ("sdpa").
+
+    Raises ValueError where the name is unknown, or says why the kernel can't run.
+    """
+    if kernel == "auto":
+        return "fa3" if _runs("fa3", device, dtype, head_dim) is None else "sdpa"
+    if kernel not in KERNELS:
+        raise ValueError(f"dense kernel {kernel} is not known; choose one of: auto, {', '.join(KERNELS)}")
+    reason = _runs(kernel, device, dtype, head_dim)
+    if reason is not None:
+        raise ValueError(f"dense kernel {kernel} can't run here: {reason}")
+    return kernel
+
+
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, kernel: str = "auto", key_mask: Tensor | None = None
+) -> Tensor:
+    """Causal attention of q [B, Hq, Q, D] to k, v [B, Hkv, K, D], the diagonal at the bottom right. Returns [B, Hq, Q, D].
+
+    `key_mask` bool [B, K]: False where there is no key (padding); only for the sdpa kernels torch has a mask for, and the
+    reference. Raises ValueError where the kernel can't run.
+    """
+    name = resolve_dense(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1])
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if name == "reference":
+        return dense_reference(q, k, v, scale=scale, key_mask=key_mask)
+    if name in BACKENDS:
+        return sdpa_attention(q, k, v, scale=scale, backend=name, key_mask=key_mask)
+    if key_mask is not None:
+        raise ValueError(f"dense kernel {name} has no key mask; use kernel=sdpa for padded batches")
+    library = find_library(name)
+    assert library is not None
+    return library(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale).transpose(1, 2)

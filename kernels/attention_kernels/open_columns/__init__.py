@@ -1,0 +1,31 @@
+"""A ColumnIndex from blocks and columns: which columns are open in which query block, that is in none of its kept blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attention_kernels.backends import pick
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.column_index import ColumnIndex
+from attention_kernels.open_columns.reference import open_columns_reference
+
+
+def with_columns(blocks: BlockIndex, columns: Tensor, column_counts: Tensor, *, kernel: str = "auto") -> ColumnIndex:
+    """Columns int32 [B, H, V], ascending and compact, k_len past their counts [B, H], beside `blocks` of H heads.
+
+    kernel: reference, triton, or auto (triton on CUDA). Never waits for the device. Raises ValueError for shapes that don't
+    fit.
+    """
+    if columns.shape[:2] != blocks.counts.shape[:2] or column_counts.shape != columns.shape[:2]:
+        raise ValueError(
+            f"columns {tuple(columns.shape)} and their counts {tuple(column_counts.shape)} need batch and heads "
+            f"{tuple(blocks.counts.shape[:2])}, those of the blocks"
+        )
+    if columns.dtype != torch.int32 or column_counts.dtype != torch.int32:
+        raise ValueError(f"columns and their counts must be int32, not {columns.dtype} and {column_counts.dtype}")
+    if pick(kernel, columns.new_empty(0, dtype=torch.float32)) == "triton":
+        from attention_kernels.open_columns.triton_kernel import open_columns_triton  # imported late: needs triton
+
+        return ColumnIndex(blocks, columns, column_counts, *open_columns_triton(blocks, columns, column_counts))
+    return ColumnIndex(blocks, columns, column_counts, *open_columns_reference(blocks, columns, column_counts))

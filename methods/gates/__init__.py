@@ -1,0 +1,1 @@
+"""The trained gate of SeerAttention, and weights of it that others released."""

@@ -1,0 +1,95 @@
+"""Gates as SeerAttention's authors release them: what their files call the weights, and which gates those are.
+
+A release is a folder with `attn_gate_weights.pth`, a dict of bfloat16 tensors named
+model.layers.{i}.self_attn.attn_gate.{name}.weight, and a `config.json` with settings named seerattn_*. The gates here have the
+same weights in the same layout (x @ W for each head), under names of their own: layers.{i}.gate.{name}. `Gate.released` pairs
+the names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from methods.gates.attn_gate import Gate, listed
+
+FILE = "attn_gate_weights.pth"
+"""Name of a release's file of weights."""
+CONFIG = "config.json"
+"""Name of the file of settings beside it."""
+BLOCK_SIZE = 64
+"""Block size of the gates that were released, where no settings say another."""
+
+_THEIRS = re.compile(r"(?:.*\.)?layers\.(\d+)\.self_attn\.attn_gate\.(\w+?)(?:\.weight)?")
+_OURS = re.compile(r"layers\.(\d+)\.gate\.(\w+)")
+
+
+def from_released(state: Mapping[str, Tensor], gate: type[Gate]) -> dict[str, Tensor]:
+    """The weights of a release by the names they have here, dtype as it is. What stands before `layers.` (model., a wrapper's
+    module.) doesn't count. Raises ValueError listing what gates of this kind don't have."""
+    return _renamed(state, _THEIRS, {theirs: ours for ours, theirs in gate.released.items()}, "layers.{}.gate.{}")
+
+
+def to_released(state: Mapping[str, Tensor], gate: type[Gate]) -> dict[str, Tensor]:
+    """The inverse of `from_released`, with the names that the original loads."""
+    return _renamed(state, _OURS, gate.released, "model.layers.{}.self_attn.attn_gate.{}.weight")
+
+
+def _renamed(
+    state: Mapping[str, Tensor], pattern: re.Pattern[str], names: Mapping[str, str], form: str
+) -> dict[str, Tensor]:  # fmt: skip
+    found: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for key, weight in state.items():
+        parts = pattern.fullmatch(key)
+        if parts is None or parts[2] not in names:
+            unknown.append(key)
+            continue
+        name = form.format(int(parts[1]), names[parts[2]])
+        if name in found:
+            raise ValueError(f"it has {key} twice, under two prefixes")
+        found[name] = weight
+    if unknown:
+        raise ValueError(f"it has {listed(unknown)}; a gate of this kind has {', '.join(names)}, and nothing else")
+    if not found:
+        raise ValueError(f"it is empty; a gate of this kind has {', '.join(names)}")
+    return found
+
+
+def check_whole(state: Mapping[str, Tensor]) -> int:
+    """The number of layers, of weights by the names they have here. Raises ValueError unless all layers from 0 on are there,
+    each with the same weights of the same shapes."""
+    layers: dict[int, dict[str, list[int]]] = {}
+    for key, weight in state.items():
+        if (parts := _OURS.fullmatch(key)) is None:
+            raise ValueError(f"it has {key}; weights of gates are named layers.0.gate.k, say")
+        layers.setdefault(int(parts[1]), {})[parts[2]] = list(weight.shape)
+    if not layers:
+        raise ValueError("it is empty; weights of gates are named layers.0.gate.k, say")
+    if gaps := sorted(set(range(max(layers))) - layers.keys()):
+        raise ValueError(f"it leaves out layer {gaps[0]}; a release has gates of all layers, those of a sliding window too")
+    for layer in range(max(layers) + 1):
+        if layers.get(layer) != layers[max(layers)]:
+            raise ValueError(f"its layer {layer} has weights {layers.get(layer)}, layer {max(layers)} {layers[max(layers)]}")
+    return len(layers)
+
+
+def block_size_of(config: Mapping[str, Any]) -> int:
+    """The block size that a release's settings say, or that of all known releases. Raises ValueError unless it is one."""
+    found = config.get("seerattn_gate_block_size", BLOCK_SIZE)
+    if type(found) is not int or found < 1:
+        raise ValueError(f"its {CONFIG} says seerattn_gate_block_size={found}: must be a whole number of at least 1")
+    return found
+
+
+def check_config(config: Mapping[str, Any], gate: type[Gate], block_size: int | None = None) -> None:
+    """Raises ValueError where the settings of a release are those of a gate that is not here, or of another block size."""
+    for name, wanted in gate.released_config.items():
+        if config.get(name, wanted) != wanted:
+            raise ValueError(f"its {CONFIG} says {name}={config[name]}; gates here are {wanted}")
+    found = block_size_of(config)
+    if block_size is not None and found != block_size:
+        raise ValueError(f"its gates are for blocks of {found} tokens, not {block_size}: set that block_size")

@@ -1,0 +1,17 @@
+"""Pooling over blocks of tokens."""
+
+from __future__ import annotations
+
+from attention_kernels.pool import Pool
+from attention_kernels.pool.reference import pool_one
+from torch import Tensor
+
+__all__ = ["Pool", "pool_blocks"]
+
+
+def pool_blocks(x: Tensor, block: int, how: Pool) -> Tensor:
+    """x [...,P,D] -> [...,ceil(P/block),D] in float32 (float64 stays); a partial last block pools the tokens it has.
+
+    Plain PyTorch for tensors of any shape; queries and keys of a layer pool faster with `attention_kernels.pool.pool`.
+    """
+    return pool_one(x, block, how)

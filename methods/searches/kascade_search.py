@@ -1,0 +1,151 @@
+"""Which layers Kascade selects in, and whose blocks each head of the others takes: the search over a model's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from attention_kernels.block_map import block_map
+from attention_kernels.selection import row_budget, select_topk
+from torch import Tensor
+
+from methods.parts.base import LayerInputs
+
+MOST_ANCHORS = 8
+"""Numbers of anchors that one search answers for, from 1 on, more where `usual_anchors` is; the release prints 3 to 8."""
+
+
+def usual_anchors(layers: int) -> int:
+    """Anchors of a model of so many layers where no number is given: 5 of 32, as in the paper, 2 at least."""
+    return max(2, round(layers * 5 / 32))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """anchors: layers that select, ascending. heads: for each other layer the anchor's KV head that each of its KV heads
+    takes the blocks of."""
+
+    anchors: tuple[int, ...]
+    heads: dict[int, tuple[int, ...]]
+
+    def anchor(self, layer: int) -> int:
+        """The anchor whose blocks a layer keeps. Raises ValueError for a layer before the first."""
+        before = [anchor for anchor in self.anchors if anchor <= layer]
+        if not before:
+            raise ValueError(f"layer {layer} comes before the first anchor, {self.anchors[0]}")
+        return before[-1]
+
+
+def plan_from(found: Mapping[str, Any], wanted: int | None, *, layers: int, kv_heads: int) -> Plan:
+    """The plan with `wanted` anchors out of what a search found; None: as many as usual, or all that it has plans for where few
+    layers select. Raises ValueError where it does not fit the model."""
+    try:
+        shape = int(found["layers"]), int(found["kv_heads"])
+        choices: Mapping[str, Any] = found["choices"]
+        numbers = ", ".join(choices)
+        if wanted is None:
+            wanted = min(usual_anchors(layers), max(map(int, choices)))
+        choice = choices.get(str(wanted))
+        if choice is not None:
+            heads = {int(layer): tuple(map(int, theirs)) for layer, theirs in choice["heads"].items()}
+            plan = Plan(tuple(map(int, choice["anchors"])), heads)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"not what a search for anchor layers writes: {error!r} is wrong; search again") from error
+    if shape != (layers, kv_heads):
+        raise ValueError(f"searched in {shape[0]} layers of {shape[1]} KV heads; the model has {layers} of {kv_heads}")
+    if choice is None:
+        raise ValueError(f"no plan of {wanted} anchors was searched; choose one of: {numbers}")
+    for layer, theirs in plan.heads.items():
+        if len(theirs) != kv_heads or not all(0 <= head < kv_heads for head in theirs) or not 0 <= layer < layers:
+            raise ValueError(f"layer {layer} takes the blocks of heads {list(theirs)}: not {kv_heads} of 0 to {kv_heads - 1}")
+    if not plan.anchors or list(plan.anchors) != sorted(set(plan.anchors)):
+        raise ValueError(f"anchors={list(plan.anchors)}: must ascend, at least one")
+    return plan
+
+
+class KascadeSearch:
+    """Similarity of two layers' KV heads: of the attention mass that a head's own best blocks keep, the share that the other
+    head's blocks keep; the mean over query blocks and prompts. (The release takes the query tile of a prompt where it is least:
+    with blocks of keys, heads that have nothing in common tie there.)
+
+    A layer's similarity to an anchor is the mean over its heads, each with the anchor's head most like it. Anchors are placed
+    to make the sum over layers largest, by dynamic programming, for every number of them up to MOST_ANCHORS or `usual_anchors`;
+    the first layer that selects is always one. For each prompt the selections of all layers are held: a bool for each of
+    kv_heads · Mq · Nk.
+    """
+
+    def __init__(self, layers: int, kv_heads: int, *, block_size: int, share: float) -> None:
+        self.layers, self.kv_heads = layers, kv_heads
+        self.block_size, self.share = block_size, share
+        self.prompts = 0
+        self._kept: dict[int, Tensor] = {}
+        self._sums: dict[tuple[int, int], Tensor] = {}
+
+    @torch.no_grad()
+    def observe(self, x: LayerInputs, v: Tensor) -> None:
+        if not self._kept or x.layer <= max(self._kept):
+            self._kept = {}
+            self.prompts += 1
+        grid = {"q_block": self.block_size, "k_block": self.block_size, "q_len": x.q.shape[2], "k_len": x.k.shape[2]}
+        mass = block_map(x.q, x.k, q_block=self.block_size, k_block=self.block_size, scale=x.scale, pool="mass")
+        mass = mass.unflatten(1, (x.k.shape[1], -1)).mean(2)
+        mine = select_topk(mass, row_budget(self.share, **grid), **grid).to_mask()
+        best = (mass * mine).sum(-1)  # [B,Hkv,Mq]
+        rows = mass.transpose(1, 2)  # [B,Mq,Hkv,Nk]
+        self._kept[x.layer] = mine
+        for anchor, theirs in self._kept.items():
+            found = rows @ theirs.permute(0, 2, 3, 1).to(rows.dtype)  # [B,Mq,Hkv of this layer,Hkv of the anchor]
+            alike = (found / best.transpose(1, 2).unsqueeze(-1)).mean((0, 1)).double().cpu()
+            self._sums[anchor, x.layer] = self._sums.get((anchor, x.layer), torch.zeros_like(alike)) + alike
+
+    def similarity(self, anchor: int, layer: int) -> Tensor:
+        """float64 [Hkv of the layer, Hkv of the anchor]."""
+        return self._sums[anchor, layer] / self.prompts
+
+    def result(self) -> dict[str, Any]:
+        """Raises ValueError where nothing was observed."""
+        if not self.prompts:
+            raise ValueError("no prompt was observed: there is nothing to search in")
+        seen = sorted({layer for _, layer in self._sums})
+        alike = {pair: float(self.similarity(*pair).amax(-1).mean()) for pair in self._sums}
+        choices = {}
+        for number in range(1, min(max(MOST_ANCHORS, usual_anchors(self.layers)), len(seen)) + 1):
+            anchors, total = best_anchors(alike, seen, number)
+            plan = Plan(anchors, {})
+            heads = {
+                str(layer): self.similarity(plan.anchor(layer), layer).argmax(-1).tolist()
+                for layer in seen
+                if layer not in anchors
+            }
+            choices[str(number)] = {"anchors": list(anchors), "heads": heads, "similarity": round(total / len(seen), 4)}
+        return {
+            "layers": self.layers,
+            "kv_heads": self.kv_heads,
+            "block_size": self.block_size,
+            "share": round(self.share, 6),
+            "prompts": self.prompts,
+            "choices": choices,
+        }
+
+
+def best_anchors(alike: Mapping[tuple[int, int], float], layers: list[int], number: int) -> tuple[tuple[int, ...], float]:
+    """`number` anchors out of `layers`, the first always one, that make the sum over layers of alike[anchor, layer] largest,
+    and that sum. Of equal plans the one whose anchors come earlier."""
+
+    def span(first: int, end: int) -> float:
+        return sum(alike[layers[first], layer] for layer in layers[first:end])
+
+    # best[i]: the plan of the layers from i on, when i is an anchor and so many anchors are left
+    best: dict[int, tuple[float, tuple[int, ...]]] = {i: (span(i, len(layers)), (layers[i],)) for i in range(len(layers))}
+    for left in range(2, number + 1):
+        best = {
+            i: max(
+                ((span(i, j) + best[j][0], (layers[i], *best[j][1])) for j in range(i + 1, len(layers)) if j in best),
+                key=lambda plan: (round(plan[0], 9), tuple(-anchor for anchor in plan[1])),
+            )
+            for i in range(len(layers) - left + 1)
+        }
+    total, anchors = best[0]
+    return anchors, total

@@ -1,0 +1,306 @@
+"""Releases of gates: a file in their layout gives what their formulas give, from a folder, the hub, or converted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import avg_pool1d, max_pool1d
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import methods
+from harness.arms import gate_files
+from harness.core.errors import UserError
+from harness.models.bridge import Bridge
+from harness.models.loading import LoadedModel, wrap_model
+from harness.models.rope import ModelRope
+from harness.study.provenance import file_hash
+from methods.decode.parts.gate import DecodeGate, load_decode_gates
+from methods.gates.attn_gate import AttnGate
+from methods.parts.base import LayerInputs
+from tests.harness.tiny import VOCAB, load, tokens
+
+Command = Callable[..., int]
+BLOCK, LENGTH = 16, 200  # the last block has 8 tokens
+GATE = "model.layers.{}.self_attn.attn_gate.{}.weight"
+
+
+def write(folder: Path, shapes: dict[str, tuple[int, ...]], **config: object) -> dict[str, Tensor]:
+    """A release of random gates for two layers, in bfloat16 as they are."""
+    generator = torch.Generator().manual_seed(7)
+    state = {
+        GATE.format(layer, name): (torch.randn(shape, generator=generator) + name.endswith("norm")).bfloat16()
+        for layer in (0, 1)
+        for name, shape in shapes.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state, folder / "attn_gate_weights.pth")
+    (folder / "config.json").write_text(json.dumps({"model_type": "x", "seerattn_gate_block_size": BLOCK, **config}))
+    return state
+
+
+def rotated(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
+    """RoPE, the halves turning together, of x [H,P,D] float64."""
+    angles = positions.double()[:, None] * frequencies.double()
+    angles = torch.cat((angles, angles), -1)
+    low, high = x.chunk(2, -1)
+    return x * angles.cos() + torch.cat((-high, low), -1) * angles.sin()
+
+
+def pooled(k: Tensor) -> Tensor:
+    """[H,S,D] -> [H,S/B,3D]: max, min, mean of each block, of the last one's tokens too."""
+    rows = k.mT
+    return torch.cat(
+        (
+            max_pool1d(rows, BLOCK, ceil_mode=True), -max_pool1d(-rows, BLOCK, ceil_mode=True),
+            avg_pool1d(rows, BLOCK, ceil_mode=True),
+        ), 1,
+    ).mT  # fmt: skip
+
+
+def prefill_formula(q: Tensor, k: Tensor, weight: Tensor, frequencies: Tensor) -> Tensor:
+    """softmax_j(RoPE_iB(mean q) · RoPE_jB(W [max; min; mean k]) / sqrt(d)), j <= i; q, k [H,S,D] from before RoPE, float64."""
+    starts = torch.arange(0, q.shape[1], BLOCK)
+    queries = avg_pool1d(q.mT, BLOCK, ceil_mode=True).mT
+    keys = torch.einsum("hni,hio->hno", pooled(k.repeat_interleave(q.shape[0] // k.shape[0], 0)), weight)
+    scores = rotated(queries, starts, frequencies) @ rotated(keys, starts, frequencies).mT * keys.shape[-1] ** -0.5
+    return scores.masked_fill(torch.ones(scores.shape[1:], dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+
+
+def decode_formula(q: Tensor, k: Tensor, weight: dict[str, Tensor], frequencies: Tensor) -> Tensor:
+    """Logits of the last query over the whole blocks before its own, [Hkv,Nk], of q [Hq,D], k [Hkv,S,D], float64."""
+
+    def norm(x: Tensor, by: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * by
+
+    blocks = (k.shape[1] - 1) // BLOCK
+    query = torch.einsum("kgi,kgio->ko", q.unflatten(0, (k.shape[0], -1)), weight["attngate_linear_q"])
+    query = rotated(norm(query, weight["attngate_qnorm"])[:, None], torch.tensor([k.shape[1] - 1]), frequencies)
+    keys = norm(pooled(k[:, : blocks * BLOCK]) @ weight["attngate_linear_k"], weight["attngate_knorm"])
+    keys = rotated(keys, torch.arange(blocks) * BLOCK, frequencies)
+    return (query @ keys.mT * keys.shape[-1] ** -0.5)[:, 0]
+
+
+def seen(loaded: LoadedModel, projections: dict[str, str]) -> tuple[dict[str, Tensor], list[LayerInputs]]:
+    """Of layer 1: outputs of the modules named, [H,S,D] float64, and what a method sees of both layers."""
+    found: dict[str, Tensor] = {}
+    inputs: list[LayerInputs] = []
+    attention = loaded.model.model.layers[1].self_attn
+
+    def keep(name: str, out: Tensor) -> None:
+        out = out if out.ndim == 4 else out.unflatten(-1, (-1, loaded.head_dim))
+        found[name] = out[0].transpose(0, 1).double() if out.shape[1] == LENGTH else out[0].double()
+
+    hooks = [
+        getattr(attention, module).register_forward_hook(lambda _m, _i, out, name=name: keep(name, out))
+        for name, module in projections.items()
+    ]
+
+    def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+        inputs.append(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=ModelRope(loaded.model, layer)))
+
+    with torch.inference_mode(), Bridge(loaded, None, observer=observe):
+        loaded.model(input_ids=tokens(1, LENGTH), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return found, inputs
+
+
+def test_a_released_prefill_gate_computes_its_formula(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    stretched = {
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, rope_parameters=stretched, initializer_range=0.3,
+    )  # fmt: skip
+    loaded = wrap_model(LlamaForCausalLM(config).eval(), None, name="tiny")
+    state = write(tmp_path, {"mask_linear_k": (4, 48, 16)}, seerattn_gate_type="Qavg_Kmaxminavg")
+    method = methods.build("seer", sparsity=0.5, block_size=BLOCK)
+    shape = {"layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 16}
+    method.load(gate_files.read(tmp_path / "attn_gate_weights.pth", AttnGate, block_size=BLOCK), **shape)
+    found, inputs = seen(loaded, {"q": "q_proj", "k": "k_proj"})
+    weight = state[GATE.format(1, "mask_linear_k")].double()
+    wanted = prefill_formula(found["q"], found["k"], weight, loaded.model.model.rotary_emb.inv_freq)
+    scores = method.scores(inputs[1])
+    assert scores is not None
+    torch.testing.assert_close(scores[0].double(), wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_a_released_decode_gate_computes_its_formula(tmp_path: Path) -> None:
+    loaded = load("qwen3")  # norms of queries and keys before RoPE; head dim 32
+    shapes = {
+        "attngate_linear_q": (2, 2, 32, 32), "attngate_linear_k": (2, 96, 32), "attngate_qnorm": (32,), "attngate_knorm": (32,),
+    }  # fmt: skip
+    state = write(tmp_path, shapes, seerattn_q_head_pooling_type="Qproj")
+    names = gate_files.read(tmp_path / "attn_gate_weights.pth", DecodeGate, block_size=BLOCK)
+    gate = load_decode_gates(names, layers=2, heads=4, kv_heads=2, head_dim=32, block_size=BLOCK)[1]
+    found, inputs = seen(loaded, {"q": "q_norm", "k": "k_norm"})
+    weight = {name: state[GATE.format(1, name)].double() for name in shapes}
+    wanted = decode_formula(found["q"][:, -1], found["k"], weight, loaded.model.model.rotary_emb.inv_freq)
+    x = inputs[1]
+    assert x.rope is not None
+    logits = gate(x.q, x.k, x.rope)[0, :, -1]
+    torch.testing.assert_close(logits[:, : wanted.shape[1]].double(), wanted, atol=1e-3, rtol=1e-3)
+    assert bool((logits[:, wanted.shape[1] :] == -torch.inf).all())
+
+
+# -- from the command line -------------------------------------------------------------------------------------------
+
+
+PREFILL = {"mask_linear_k": (4, 48, 16)}
+DECODE = {
+    "attngate_linear_q": (2, 2, 16, 16), "attngate_linear_k": (2, 48, 16), "attngate_qnorm": (16,), "attngate_knorm": (16,),
+}  # fmt: skip
+SEER = ("method=seer", "block_size=16", "samples=1")
+
+
+def test_a_release_in_a_folder_runs(command: Command, toy: list[str], tmp_path: Path) -> None:
+    write(tmp_path / "gates", PREFILL)
+    assert command(*toy, *SEER, f"model.gates={tmp_path / 'gates'}") == 0
+    cells = (tmp_path / "results" / "toy" / "records" / "cells.jsonl").read_text()
+    assert file_hash(tmp_path / "gates" / "attn_gate_weights.pth") in cells
+
+
+def test_a_release_on_the_hub_runs(command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "hub" / "owner" / "prefill", PREFILL)
+    write(tmp_path / "hub" / "owner" / "decode", DECODE)
+    asked = []
+
+    def download(repo: str, file: str) -> str:
+        asked.append((repo, file))
+        return str(tmp_path / "hub" / repo / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    ids = ["model.released_gates.prefill=owner/prefill", "model.released_gates.decode=owner/decode"]
+    none = ["model.gates=nowhere"]
+    assert command(*toy, *SEER, *ids, *none, "decode=seer_r", "decode.block_size=16", "decode.budget=256") == 0
+    files = ("config.json", "attn_gate_weights.pth")
+    assert set(asked) == {(f"owner/{part}", file) for part in ("prefill", "decode") for file in files}
+
+
+def test_no_release_stands_for_a_training_that_has_a_name(
+    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    write(tmp_path / "gates", PREFILL)
+    assert command(*toy, *SEER, "method.gates=mass", f"model.gates={tmp_path / 'gates'}") != 0
+    said = capsys.readouterr().err
+    assert "gates-16-mass.safetensors is missing" in said and "block_size=16 method.gates=mass`" in said
+
+
+def test_without_network_the_hub_says_so(
+    command: Command, toy: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    assert command(*toy, *SEER, "model.gates=nowhere", "model.released_gates.prefill=nobody/no-gates") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "can't get attn_gate_weights.pth of nobody/no-gates from the hub" in line and "model.gates=FOLDER" in line
+
+
+@pytest.mark.parametrize(
+    ("shapes", "settings", "message"),
+    [
+        (PREFILL, {"seerattn_gate_block_size": 64}, "for blocks of 64 tokens, not 16"),
+        (PREFILL, {"seerattn_gate_type": "Qmax_Kmax"}, "seerattn_gate_type=Qmax_Kmax"),
+        (DECODE, {}, "it has model.layers.0.self_attn.attn_gate.attngate_linear_q.weight, model.layers.0"),
+        ({"mask_linear_k": (2, 48, 16)}, {}, "layers.0.gate.k has shape [2, 48, 16], not [4, 48, 16]"),
+    ],
+)
+def test_a_release_that_does_not_fit(
+    command: Command,
+    toy: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    shapes: Any,
+    settings: Any,
+    message: str,
+) -> None:  # fmt: skip
+    write(tmp_path, shapes, **settings)
+    assert command(*toy, *SEER, f"model.gates={tmp_path}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04broken"])
+def test_a_broken_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "attn_gate_weights.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"attn_gate_weights\.pth can't be read as a file of weights") as caught:
+        gate_files.read(tmp_path / "attn_gate_weights.pth", AttnGate)
+    assert "\n" not in str(caught.value) and "doesn't fit" not in str(caught.value)
+
+
+class Evil:
+    """What a pickle must not be allowed to do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, ("pickled_code_ran", "w"))
+
+
+def test_nothing_but_tensors_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "attn_gate_weights.pth"
+    torch.save({"model.layers.0.self_attn.attn_gate.mask_linear_k.weight": Evil()}, file)
+    with pytest.raises(UserError, match="can't be read"):
+        gate_files.read(file, AttnGate)
+    assert not (tmp_path / "pickled_code_ran").exists()
+    torch.save([torch.zeros(1)], file)
+    with pytest.raises(UserError, match="holds no weights: a dict of tensors"):
+        gate_files.read(file, AttnGate)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "what", "file"),
+    [(PREFILL, ["method=seer"], "gates-16"), (DECODE, ["decode=seer_r", "decode.block_size=16"], "decode-gates-16")],
+)
+def test_converted_there_and_back(
+    command: Command, toy: list[str], tmp_path: Path, shapes: Any, what: list[str], file: str
+) -> None:  # fmt: skip
+    state = write(tmp_path / "a", shapes, base_model="owner/model")
+    job = [*toy, *what, "block_size=16", "job=convert_gates"]
+    assert command(*job, f"job.source={tmp_path / 'a'}", "job.out=b") == 0
+    made = tmp_path / "b" / f"{file}.safetensors"
+    ours = load_file(str(made))
+    assert len(ours) == len(state) and {w.dtype for w in ours.values()} == {torch.bfloat16}
+    with safe_open(str(made), framework="pt") as opened:
+        recorded = {key: json.loads(value) for key, value in opened.metadata().items()}
+    assert (recorded["block_size"], recorded["model"]) == (16, "owner/model")
+    assert command(*job, "job.source=b", "job.out=c", "job.to=release") == 0
+    back = torch.load(tmp_path / "c" / "attn_gate_weights.pth", weights_only=True)
+    assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
+    settings = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert (settings["seerattn_gate_block_size"], settings["seerattn_gate_hidden_size"]) == (16, 16)
+    assert settings.get("seerattn_use_qk_norm") is (True if shapes is DECODE else None)  # the original's default: without
+    assert {path.stat().st_mode & 0o044 for path in (made, *(tmp_path / "c").iterdir())} == {0o044}
+    assert command(*toy, *what, "block_size=16", "samples=1", "model.gates=b") == 0
+    assert command(*toy, *what, "block_size=16", "samples=1", "model.gates=c") == 0
+
+
+def test_what_can_not_be_converted(
+    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    write(tmp_path / "a", PREFILL)
+    (tmp_path / "broken.safetensors").write_bytes(b"\x10" * 100)
+    job = [*toy, "method=seer", "block_size=16", "job=convert_gates", "job.out=b"]
+    for arguments, message in (
+        ([], "job.source has no value"),
+        (["job.source=nowhere"], "nowhere is missing"),
+        (["job.source=a", "job.to=onnx"], "job.to=onnx: must be one of harness, release"),
+        (["job.source=a/attn_gate_weights.pth", "job.to=release"], "it must be a .safetensors file"),
+        (["job.source=a", "method=block_topk"], "has no gates to train"),
+        (["job.source=broken.safetensors", "job.to=release"], "broken.safetensors is no safetensors file"),
+    ):
+        assert command(*job, *arguments) == 2
+        assert message in capsys.readouterr().err
+    assert command(*job, "job.source=a") == 0
+    assert command(*job, "job.source=a") == 2
+    assert "exists: add job.overwrite=true" in capsys.readouterr().err
+    assert command(*job, "job.source=b/gates-16.safetensors", "job.to=release", "job.out=c", "block_size=64") == 2
+    assert "has gates for blocks of 16 tokens, not 64" in capsys.readouterr().err

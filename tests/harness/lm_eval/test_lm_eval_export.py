@@ -1,0 +1,141 @@
+"""The tasks of this harness in lm-eval: HFLM, `--model sparse` and the native path agree sample by sample."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import harness.lm_eval.export as exporting
+from harness import tasks
+from harness.core.errors import UserError
+from harness.lm_eval import exported
+from harness.models.loading import load_tokenizer
+from tests.harness.lm_eval.lm_eval_tools import answers, evaluate
+from tests.harness.measure.test_run import lines
+from tests.harness.tasks.test_longbench import line, write
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+Command = Callable[..., int]
+NAMES = ["niah_single_1", "niah_multivalue"]
+SHORT = (f"task.tasks=[{','.join(NAMES)}]", "length=1024", "samples=2", "seed=3", "device=cpu", "study=both", "latency=false")
+
+
+def native(study: Path, method: str, name: str) -> list[dict[str, Any]]:
+    """The records of the samples of one method and task, in their order."""
+    (cell,) = {
+        c["cell"] for c in lines(study, "cells")
+        if c["identity"]["method"] == method and c["identity"]["task"] == name and c["status"] == "ok"
+    }  # fmt: skip
+    return sorted((s for s in lines(study, "samples") if s["cell"] == cell), key=lambda sample: sample["index"])
+
+
+@pytest.mark.parametrize("model", ["bundled", "toy"])
+def test_three_paths_agree_sample_by_sample(model: str, command: Command, toy_folder: Path, tmp_path: Path) -> None:
+    path = "bundled" if model == "bundled" else str(toy_folder)
+    chosen = ["model=bundled"] if model == "bundled" else ["model=hf", f"model.path={path}", "model.chat_template=false"]
+    decode = {"decode": "quest", "decode.budget": 128}
+    sparse = {"method": "block_topk", "sparsity": 0.9, "block_size": 16, **decode}
+    assert command(*chosen, *SHORT, "job=evaluate", *(f"{k}={v}" for k, v in sparse.items())) == 0
+    assert command(*chosen, *SHORT, "job=export") == 0
+    study = tmp_path / "results" / "both"
+    moved = tmp_path / "elsewhere"
+    shutil.move(study / "lm_eval", moved)
+    names = {name: exporting.task_name(name, 1024) for name in NAMES}
+    hflm = str(Path(exporting.__file__).parents[1] / "bundled") if model == "bundled" else path
+    runs = {
+        "dense": (
+            evaluate(moved, list(names.values()), "hf", pretrained=hflm, dtype="float32"),
+            evaluate(moved, ["harness_1024"], "sparse", pretrained=path),
+        ),
+        "block_topk": (evaluate(moved, ["harness_1024"], "sparse", pretrained=path, **sparse),),
+    }
+    seen: dict[str, list[str]] = {}
+    for method, every in runs.items():
+        for name, theirs in names.items():
+            ours = native(study, method, name)
+            assert [sample["index"] for sample in ours] == [0, 1]
+            for results in every:
+                assert answers(results, theirs) == [[[sample["prediction"]]] for sample in ours]
+                scores = [sample["score"] for sample in results["samples"][theirs]]
+                assert scores == [sample["score"] for sample in ours]
+                prompts = [sample["arguments"][0][0] for sample in results["samples"][theirs]]
+                assert prompts == [json.loads(line)["prompt"] for line in (moved / f"{theirs}.jsonl").read_text().splitlines()]
+            seen.setdefault(method, []).extend(sample["prediction"] for sample in ours)
+    assert seen["dense"] != seen["block_topk"], "the method made no difference: the test is blind"
+    ran = runs["block_topk"][0]["config"]["sparse_attention"]["tasks"][names[NAMES[0]]]
+    densities = [sample["density"] for sample in native(study, "block_topk", NAMES[0])]
+    decoded = [sample["decode_density"] for sample in native(study, "block_topk", NAMES[0])]
+    assert ran["density"] == pytest.approx(sum(densities) / 2) and ran["decode_density"] == pytest.approx(sum(decoded) / 2)
+    if model == "bundled":
+        assert runs["dense"][0]["results"][names[NAMES[0]]]["score,none"] == 1.0
+
+
+def test_every_task_can_be_exported(command: Command, tmp_path: Path) -> None:
+    assert command("model=bundled", "task=ruler_core", "length=4096", "samples=1", "job=export", "job.out=out") == 0
+    assert command("model=bundled", "task=niah_single_1", "length=1024", "samples=1", "job=export", "job.out=out") == 0
+    for name in tasks.group("ruler_core"):
+        stem = tmp_path / "out" / exporting.task_name(name, 4096)
+        (row,) = exported.load(stem.with_suffix(".jsonl"))["test"]
+        assert exported.process_results(row, [", ".join(row["answers"])]) == {"score": 1.0}
+        assert exported.process_results(row, ["nothing"]) == {"score": 0.0}
+        limit = re.search(r"max_gen_toks: (\d+)", stem.with_suffix(".yaml").read_text())
+        assert limit and int(limit[1]) == row["max_new_tokens"]
+    assert (tmp_path / "out" / "harness_1024.yaml").is_file() and (tmp_path / "out" / "harness_4096.yaml").is_file()
+    with pytest.raises(UserError, match="missing: write it again"):
+        exported.load(tmp_path / "out" / "no.jsonl")
+
+
+def test_a_chat_template_is_in_the_prompt_once(command: Command, toy_folder: Path, tmp_path: Path) -> None:
+    chat = tmp_path / "chat"
+    shutil.copytree(toy_folder, chat)
+    template = "{% for m in messages %}<s>user: {{ m['content'] }}{% endfor %}{% if add_generation_prompt %} you: {% endif %}"
+    (chat / "chat_template.jinja").write_text(template)
+    given = ["model=hf", f"model.path={chat}", "task=niah_single_1", "length=1024", "samples=1", "job=export", "job.out=out"]
+    assert command(*given) == 0
+    (row,) = exported.load(tmp_path / "out" / "harness_niah_single_1_1024.jsonl")["test"]
+    assert row["prompt"].startswith("<s>user: ") and row["prompt"].count(" you: ") == 1
+    assert tasks.encode(load_tokenizer(str(chat)), row["prompt"]).count(0) == 1
+
+
+def test_bad_input_is_one_line(command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command("model=hf", "model.path=./no/such", "job=export", "length=1024", "samples=1") == 2
+    assert "no/such does not exist" in capsys.readouterr().err
+    monkeypatch.setattr(tasks, "check_sample", lambda *_: "the needle is not in it")
+    assert command("model=bundled", "job=export", "task=niah_single_1", "length=1024", "samples=1") == 2
+    assert "niah_single_1, sample 0: the needle is not in it" in capsys.readouterr().err
+
+
+def test_longbench_is_exported_with_its_scores_and_stops(command: Command, toy_folder: Path, tmp_path: Path) -> None:
+    """A task scored on the first line, and the one that stops at a line end; data of their own."""
+    names = ["longbench_trec", "longbench_samsum"]
+    for name in names:
+        dataset = name.removeprefix("longbench_")
+        write(tmp_path / "data", f"{dataset}.jsonl", [line(dataset, number) for number in range(2)])
+    given = [
+        "model=hf", f"model.path={toy_folder}", "model.chat_template=false", f"task.tasks=[{','.join(names)}]", "length=1024",
+        f"data.dir={tmp_path / 'data'}", "samples=5", "study=both", "device=cpu", "latency=false", "method=dense",
+    ]  # fmt: skip
+    assert command(*given) == 0 and command(*given, "job=export") == 0
+    folder = tmp_path / "results" / "both" / "lm_eval"
+    theirs = exporting.task_name(names[0], 1024)
+    for results in (
+        evaluate(folder, [theirs], "hf", pretrained=str(toy_folder), dtype="float32"),
+        evaluate(folder, [theirs], "sparse", pretrained=str(toy_folder)),
+    ):
+        ours = native(tmp_path / "results" / "both", "dense", names[0])
+        assert answers(results, theirs) == [[[sample["prediction"]]] for sample in ours] and len(ours) == 2
+        assert [sample["score"] for sample in results["samples"][theirs]] == [sample["score"] for sample in ours]
+    rows = list(exported.load(folder / f"{theirs}.jsonl")["test"])
+    right = [f"\n{row['answers'][0]}\nand more" for row in rows]
+    assert [exported.process_results(row, [text])["score"] for row, text in zip(rows, right, strict=True)] == [1.0, 1.0]
+    text = (folder / f"{exporting.task_name(names[1], 1024)}.yaml").read_text()
+    made = yaml.safe_load("\n".join(row for row in text.splitlines() if "!function" not in row))
+    assert made["generation_kwargs"]["until"] == ["\n"] and made["metadata"]["version"] == tasks.get(names[1]).version

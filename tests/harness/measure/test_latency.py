@@ -1,0 +1,113 @@
+"""The numbers of a timing hang together, on a CPU with tiny models."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from harness.core.errors import UserError
+from harness.measure.latency import time_attention, time_prefill
+from harness.measure.latency.timing import Times, take_turns
+from harness.models.attention_interface import attached
+from harness.models.loading import wrap_model
+from tests.harness.tiny import Fixed, build, load, tokens
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+CPU = torch.device("cpu")
+
+
+def test_times() -> None:
+    times = Times.of([float(x) for x in range(11)])
+    assert (times.median, times.low, times.high, times.repeats) == (5, 1, 9, 11)
+    assert Times.of([3.0]) == Times(3, 3, 3, 1)
+
+
+def test_turns_measure_sleep_and_keep_to_their_time() -> None:
+    functions = {"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.01)}
+    times = take_turns(functions, CPU, repeats=3, max_seconds=10)
+    assert 2 <= times["short"].median < 10 <= times["long"].median
+    assert times["long"].repeats == 3
+    began = time.perf_counter()
+    assert take_turns(functions, CPU, repeats=10_000, max_seconds=0.1)["long"].repeats < 10
+    assert time.perf_counter() - began < 1
+    assert take_turns(functions, CPU, repeats=5, max_seconds=0)["long"].repeats == 1
+    assert take_turns(functions, CPU, repeats=5, max_seconds=0, at_least=3)["long"].repeats == 3
+    assert take_turns(functions, CPU, repeats=2, max_seconds=0, at_least=3)["long"].repeats == 2
+
+
+def test_attention() -> None:
+    loaded, method = load("llama"), Fixed(keep="ends")
+    timing = time_attention(loaded, method, tokens(128).tolist(), repeats=3, max_seconds=5)
+    assert timing.layers == (0, 1)
+    assert timing.density == pytest.approx((1 + 7 * 2) / 36)
+    assert timing.kernel == "sdpa"
+    assert timing.dense_kernel in timing.dense_all
+    assert timing.dense_ms == min(timing.dense_all.values())
+    assert not {"reference", "sdpa_math"} & timing.dense_all.keys()
+    assert 0 < timing.total_low <= timing.total_ms <= timing.total_high
+    assert timing.speedup == pytest.approx(timing.dense_ms / timing.total_ms)
+    assert timing.pct_ideal == pytest.approx(100 * timing.dense_ms * timing.density / timing.total_ms)
+    flop = 4 * 16 * 4 * 16 * 16 * (1 + 7 * 2)
+    assert timing.tflops == pytest.approx(flop / (timing.attention_ms * 1e9))
+    assert timing.peak_mib is None
+    assert timing.repeats >= 1
+    assert loaded.model.config._attn_implementation == "sdpa"
+    assert not attached
+
+
+def test_chosen_layers_and_kernels() -> None:
+    timing = time_attention(
+        load("llama"), Fixed(), tokens(64).tolist(), layers=[0], dense_kernels=["reference"], repeats=1, max_seconds=1
+    )
+    assert timing.layers == (0,)
+    assert list(timing.dense_all) == ["reference"]
+
+
+@pytest.mark.parametrize("method", [None, Fixed(keep="none")])
+def test_dense(method: Fixed | None) -> None:
+    timing = time_attention(load("llama"), method, tokens(64).tolist(), repeats=2, max_seconds=2)
+    assert timing.density == 1
+    assert timing.kernel in timing.dense_all
+    assert timing.tflops == pytest.approx(4 * 16 * 4 * (64 * 65 / 2) / (timing.attention_ms * 1e9))
+
+
+def test_sliding_layers_are_left_out() -> None:
+    ids = tokens(64).tolist()
+    assert time_attention(load("gemma3"), Fixed(), ids, repeats=1, max_seconds=1).layers == (1,)
+    with pytest.raises(UserError, match="sliding window"):
+        time_attention(load("gemma3"), Fixed(), ids, layers=[0, 1], repeats=1, max_seconds=1)
+    with pytest.raises(UserError, match="every layer"):
+        time_attention(load("mistral_window"), Fixed(), ids, repeats=1, max_seconds=1)
+
+
+def test_refuses_layers_that_are_not_there() -> None:
+    with pytest.raises(UserError, match="layers 0 to 1"):
+        time_attention(load("llama"), Fixed(), tokens(64).tolist(), layers=[2])
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    loaded = wrap_model(build("llama"), None, name="llama", device="cuda", dtype=torch.bfloat16)
+    ids = tokens(500).tolist()
+    timing = time_attention(loaded, Fixed(keep="ends"), ids, repeats=5, max_seconds=60)
+    assert timing.kernel == "triton"
+    assert timing.repeats == 5
+    assert timing.peak_mib is not None
+    assert timing.peak_mib > 0
+    assert 0 < timing.total_low <= timing.total_ms <= timing.total_high
+    whole = time_prefill(loaded, Fixed(keep="ends"), ids, repeats=5)
+    assert whole.peak_mib is not None
+    assert whole.ttft_ms > 0
+
+
+def test_prefill() -> None:
+    loaded, ids = load("llama"), tokens(64).tolist()
+    for method in (None, Fixed()):
+        timing = time_prefill(loaded, method, ids, repeats=3, max_seconds=5)
+        assert 0 < timing.low <= timing.ttft_ms <= timing.high
+        assert timing.repeats == 3
+        assert timing.peak_mib is None
+    with pytest.raises(UserError, match="repeats=0"):
+        time_prefill(loaded, None, ids, repeats=0)

@@ -1,0 +1,344 @@
+"""Runs of the toy model, end to end: dense beside the method, resume, kill, failure, gates."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.measure import accuracy as evaluate_module
+from harness.measure import run as run_module
+from harness.measure.latency import record as timed_module
+from harness.models import bridge as bridge_module
+from harness.models import generate as generate_module
+from harness.study.schema import COLUMNS, RunRecord
+from harness.study.store import Store
+
+Command = Callable[..., int]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def lines(study: Path, kind: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (study / "records" / f"{kind}.jsonl").read_text().splitlines()]
+
+
+def board(study: Path) -> list[dict[str, str]]:
+    with open(study / "leaderboard.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_dense_beside_the_method_on_the_same_samples(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy, "latency=true", "latency_repeats=1", "task.tasks=[niah_single_1,niah_single_2]") == 0
+    study = tmp_path / "results" / "toy"
+    samples, cells = lines(study, "samples"), lines(study, "cells")
+    assert len(samples) == 2 * 2 * 2
+    by_task: dict[str, dict[str, list[Any]]] = {}
+    for cell in (c for c in cells if c["status"] == "ok"):
+        answers = [s["answers"] for s in samples if s["cell"] == cell["cell"]]
+        by_task.setdefault(cell["identity"]["task"], {})[cell["identity"]["method"]] = answers
+    assert all(found["dense"] == found["block_topk"] for found in by_task.values()) and len(by_task) == 2
+    rows = {(r["method"], r["task"]): r for r in board(study)}
+    assert set(rows) == {(m, t) for m in ("dense", "block_topk") for t in ("niah_single_1", "niah_single_2", "avg")}
+    row = rows["block_topk", "avg"]
+    assert set(row) == set(COLUMNS)
+    for column in ("accuracy_low", "dense_accuracy", "p_value", "total_ms", "dense_ms", "speedup", "ttft_ms", "commit",
+                   "command", "torch", "device", "date"):  # fmt: skip
+        assert row[column] != "", column
+    assert float(row["density"]) == pytest.approx(0.5, abs=0.05)
+    assert (row["kernel"], row["block_size"], row["dtype"], row["seed"]) == ("sdpa", "64", "float32", "0")
+    assert row["command"].startswith("python -m harness model=hf")
+    assert (study / "pareto.png").stat().st_size > 10_000
+    assert {p.name for p in tmp_path.iterdir()} <= {"results", ".cache"}, "nothing elsewhere, no outputs/ of Hydra"
+
+
+def test_the_same_command_does_nothing_twice_and_more_samples_extend(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "results" / "toy"
+    assert command(*toy) == 0
+    before = {kind: lines(study, kind) for kind in ("samples", "cells", "runs")}
+    prompts: list[int] = []
+    real = evaluate_module.generate
+
+    def counted(loaded: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
+        prompts.append(len(given))
+        return real(loaded, given, *args, **kwargs)
+
+    monkeypatch.setattr(evaluate_module, "generate", counted)
+    assert command(*toy) == 0
+    assert prompts == [] and {kind: lines(study, kind) for kind in before} == before
+    assert command(*toy, "samples=5") == 0
+    assert prompts == [3, 3], "only the new samples of dense and of the method"
+    assert sorted(s["index"] for s in lines(study, "samples")) == sorted(2 * list(range(5)))
+    assert {r["samples"] for r in board(study)} == {"5"}
+
+
+def test_sweep_joins_one_study_and_runs_dense_once(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command("-m", *toy, "method=block_topk,random", "sparsity=0,0.5", "samples=1") == 0
+    study = tmp_path / "results" / "toy"
+    rows = [r for r in board(study) if r["task"] == "avg"]
+    assert [(r["method"], r["sparsity"]) for r in rows] == [
+        ("dense", "0"), ("block_topk", "0"), ("block_topk", "0.5"), ("random", "0"), ("random", "0.5"),
+    ]  # fmt: skip
+    predictions = {s["cell"]: s["prediction"] for s in lines(study, "samples")}
+    cells = {(r["method"], r["sparsity"]): r["cell"] for r in board(study) if r["task"] == "niah_single_1"}
+    assert predictions[cells["random", "0"]] == predictions[cells["dense", "0"]], "sparsity=0 is dense"
+    assert len(lines(study, "samples")) == 5
+    assert {p.name for p in tmp_path.iterdir()} <= {"results", ".cache"}
+
+
+def test_one_load_of_the_model_serves_the_whole_grid(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Any] = []
+    real = run_module.load_model
+    monkeypatch.setattr(run_module, "load_model", lambda config: loads.append(config) or real(config))
+    run_module._load.cache_clear()
+    assert command("-m", *toy, "method=block_topk,random", "sparsity=0.5,0.7", "length=512,1024", "samples=1") == 0
+    assert len(loads) == 1 and len(lines(tmp_path / "results" / "toy", "samples")) == 10
+
+
+def test_killed_and_run_again_nothing_is_lost_or_doubled(command: Command, toy: list[str], tmp_path: Path) -> None:
+    wanted = [*(a for a in toy if not a.startswith("samples=")), "samples=30"]
+    path = tmp_path / "results" / "toy" / "records" / "samples.jsonl"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness", *wanted], cwd=tmp_path, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= 3:
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = path.read_bytes()
+    assert 3 <= kept.count(b"\n") < 60
+    with open(path, "ab") as file:  # the worst moment: in the middle of a line
+        file.write(b'{"schema":1,"cell":"')
+    assert command(*wanted) == 0
+    after = path.read_bytes()
+    assert after.startswith(kept[: kept.rfind(b"\n") + 1]), "what was recorded stays as it was"
+    keys = [(s["cell"], s["index"]) for s in lines(path.parents[1], "samples")]
+    assert len(keys) == len(set(keys)) == 60
+    assert Path(f"{path}.torn").exists()
+    assert {r["samples"] for r in board(path.parents[1])} == {"30"}
+
+
+def test_a_failing_cell_is_recorded_and_the_others_go_on(
+    command: Command,
+    toy: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = evaluate_module.generate
+    wanted = [*toy, "task.tasks=[niah_single_1,niah_single_2]"]
+
+    def failing(loaded: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        text = [loaded.tokenizer.decode(ids) for ids in prompts]
+        if not all("The grass is green." in t for t in text):  # the noise of niah_single_1
+            raise RuntimeError("CUDA out of memory. Tried to allocate 3 GiB\nmore lines")
+        return real(loaded, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(evaluate_module, "generate", failing)
+    assert command(*wanted) == 1
+    study = tmp_path / "results" / "toy"
+    rows = {(r["method"], r["task"]): r for r in board(study)}
+    assert rows["block_topk", "niah_single_1"]["status"] == "ok"
+    for method in ("dense", "block_topk"):
+        assert rows[method, "niah_single_2"]["status"] == rows[method, "avg"]["status"] == "failed"
+        assert rows[method, "niah_single_2"]["reason"] == "RuntimeError: CUDA out of memory. Tried to allocate 3 GiB"
+    assert "failed: dense, niah_single_2: RuntimeError: CUDA out of memory" in capsys.readouterr().out
+    monkeypatch.setattr(evaluate_module, "generate", real)
+    assert command(*wanted) == 0, "the same command tries what failed again"
+    assert {r["status"] for r in board(study)} == {"ok"}
+    assert len(lines(study, "samples")) == 8
+
+
+def test_a_full_memory_halves_the_batches(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The samples that don't fit go on in smaller batches, not one by one, and no cell fails."""
+    real, asked = generate_module._generate_batch, list[int]()
+
+    def small(loaded: Any, prompts: Any, *args: Any) -> Any:
+        asked.append(len(prompts))
+        if len(prompts) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+        return real(loaded, prompts, *args)
+
+    monkeypatch.setattr(generate_module, "_generate_batch", small)
+    assert command(*toy, "method=dense", "samples=8", "batch_tokens=100000", "checks=false") == 0
+    assert asked == [8, 4, 2, 2, 2, 2], "halved until they fit, and never tried larger again"
+    assert {r["status"] for r in board(tmp_path / "results" / "toy")} == {"ok"}
+
+
+def test_what_a_failed_batch_held_is_freed_before_the_next(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error's traceback holds the frames it went through, and those a cache: smaller batches need its memory."""
+    real, held, still = generate_module._generate_batch, list[weakref.ref[Any]](), list[bool]()
+
+    def small(loaded: Any, prompts: Any, *args: Any) -> Any:
+        still.append(any(cache() is not None for cache in held))
+        if len(prompts) > 2:
+            cache = torch.zeros(8)
+            held.append(weakref.ref(cache))
+            try:
+                raise ValueError("a kernel's own")
+            except ValueError as error:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB") from error
+        return real(loaded, prompts, *args)
+
+    monkeypatch.setattr(generate_module, "_generate_batch", small)
+    wanted = [*toy, "method=dense", "samples=8", "batch_tokens=100000", "checks=false"]
+    assert command(*wanted) == 0 and len(held) == 2
+    assert still == [False] * 6, "the cache of a batch that failed is gone when the next begins"
+    assert {r["status"] for r in board(tmp_path / "results" / "toy")} == {"ok"}
+
+
+def test_a_task_that_cannot_be_made_fails_alone(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy, "task.tasks=[niah_single_1,cwe]", "length=400", "samples=1") == 1
+    rows = {(r["method"], r["task"]): r for r in board(tmp_path / "results" / "toy")}
+    assert rows["block_topk", "cwe"]["status"] == "failed" and "too short" in rows["block_topk", "cwe"]["reason"]
+
+
+def test_an_unsound_sample_gates_its_cell(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_module.tasks, "check_sample", lambda *_: "2 BOS tokens in the prompt; there must be one")
+    assert command(*toy) == 0
+    rows = board(tmp_path / "results" / "toy")
+    assert {r["status"] for r in rows} == {"gated"}
+    assert "2 of 2 samples: 2 BOS tokens" in rows[0]["reason"]
+
+
+def test_only_latency(command: Command, toy: list[str], tmp_path: Path) -> None:
+    wanted = [*toy, "job=latency", "latency_repeats=1"]
+    assert command(*wanted) == 0 and command(*wanted) == 0
+    study = tmp_path / "results" / "toy"
+    assert len(lines(study, "latency")) == 2, "dense and the method, once"
+    assert [(r["method"], r["task"], r["accuracy"], r["total_ms"] != "") for r in board(study)] == [
+        ("dense", "", "", True), ("block_topk", "", "", True),
+    ]  # fmt: skip
+
+
+def test_without_a_report_there_are_records_alone(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy, "report=false") == 0
+    study = tmp_path / "results" / "toy"
+    assert [p.name for p in study.iterdir()] == ["records"] and lines(study, "samples")
+    assert command("job=report", "study=toy") == 0
+    assert (study / "leaderboard.csv").is_file()
+
+
+def test_report_makes_everything_again(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy) == 0
+    study = tmp_path / "results" / "toy"
+    before = (study / "leaderboard.csv").read_text()
+    (study / "leaderboard.csv").unlink()
+    (study / "pareto.png").unlink()
+    assert command("job=report", "study=toy") == 0
+    assert (study / "leaderboard.csv").read_text() == before
+    assert (study / "pareto.png").exists()
+
+
+def test_a_study_of_training_steps_alone_has_no_leaderboard(command: Command, tmp_path: Path) -> None:
+    store = Store(tmp_path / "results" / "gates")
+    store.runs.append(
+        RunRecord("r1", "2026-01-01T00:00:00+00:00", "python -m harness job=distill", "c0ffee", {}, "cpu (x)", "cpu", 1)
+    )
+    assert command("job=report", "study=gates") == 0
+    assert not (tmp_path / "results" / "gates" / "leaderboard.csv").exists()
+
+
+def test_a_study_of_kept_mass_alone_has_one(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy, "job=kept_mass", "report=false") == 0
+    study = tmp_path / "results" / "toy"
+    (study / "leaderboard.csv").unlink(missing_ok=True)
+    assert command("job=report", "study=toy") == 0
+    assert [row["method"] for row in board(study)] == ["block_topk"]
+
+
+def test_knobs_newer_than_records_do_not_make_another_arm(command: Command, toy: list[str], tmp_path: Path) -> None:
+    """What is recorded of the oracle counts, whatever its config has learnt since."""
+    assert command(*toy, "method=oracle") == 0
+    assert command(*toy, "method=oracle", "method.selection=nz_ratio") == 0
+    cells = [c["identity"] for c in lines(tmp_path / "results" / "toy", "cells")]
+    found = {json.dumps(identity["knobs"], sort_keys=True) for identity in cells if identity["method"] == "oracle"}
+    assert found == {'{"pool": "max"}', '{"nz_ratio": 0.5, "pool": "max", "selection": "nz_ratio"}'}
+
+
+def test_an_archived_study_reports_and_resumes(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy) == 0
+    study = tmp_path / "results" / "toy"
+    before = (study / "leaderboard.csv").read_text()
+    assert command("job=archive", "study=toy") == 0
+    for kind in ("samples", "cells"):
+        assert (study / "records" / f"{kind}.jsonl").read_bytes() == b""
+        (study / "records" / f"{kind}.jsonl").unlink()
+    assert command("job=report", "study=toy") == 0
+    assert command(*toy) == 0
+    assert (study / "leaderboard.csv").read_text() == before
+    assert not (study / "records" / "samples.jsonl").exists(), "nothing ran again"
+
+
+def test_logits_that_are_not_finite_gate_the_cell(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend = bridge_module.attend
+
+    def broken(*args: Any, **options: Any) -> Any:
+        out, ran = attend(*args, **options)
+        return out * float("nan"), ran
+
+    monkeypatch.setattr(bridge_module, "attend", broken)
+    assert command(*toy) == 0
+    rows = {r["method"]: r for r in board(tmp_path / "results" / "toy") if r["task"] != "avg"}
+    assert (rows["dense"]["status"], rows["block_topk"]["status"]) == ("ok", "gated")
+    assert "2 of 2 samples: logits are NaN or infinite" in rows["block_topk"]["reason"]
+
+
+def test_timings_of_another_commit_are_taken_again_and_the_last_count(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, study = [*toy, "job=latency", "latency_repeats=1"], tmp_path / "results" / "toy"
+    for name in ("one", "two", "two"):
+        monkeypatch.setattr(timed_module, "commit", lambda name=name: name)
+        assert command(*wanted) == 0
+    timed = lines(study, "latency")
+    assert len(timed) == 4, "two arms, two commits"
+    assert all(record["dense_ttft_ms"] > 0 for record in timed)
+    last = next(record for record in reversed(timed) if record["identity"]["method"] == "block_topk")
+    (row,) = (r for r in board(study) if r["method"] == "block_topk")
+    assert float(row["total_ms"]) == pytest.approx(last["total_ms"], rel=1e-5)
+
+
+def test_the_baseline_is_timed_with_the_kernel_it_runs(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy, "job=latency", "latency_repeats=1", "dense_kernel=sdpa_math") == 0
+    records = {r["identity"]["method"]: r for r in lines(tmp_path / "results" / "toy", "latency")}
+    assert records["dense"]["kernel"] == "sdpa_math"
+
+
+def test_decode_kernels_are_named(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy) == 0
+    assert {r["decode"] for r in board(tmp_path / "results" / "toy")} == {"full (sdpa)"}
+
+
+def test_the_share_of_time_in_the_model_is_recorded(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy) == 0 and command(*toy, "samples=3") == 0
+    shares = [c["summary"]["model_share"] for c in lines(tmp_path / "results" / "toy", "cells") if c["status"] == "ok"]
+    assert len(shares) == 4 and all(0 < share < 1 for share in shares)

@@ -1,0 +1,244 @@
+"""``job=distill`` from the command line: gates that seer then runs with, their curve and their recall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from harness.arms.build import weights_folder
+from harness.arms.head_files import model_overrides
+from harness.core.errors import UserError
+from harness.training.gates.rows import row_sources
+
+Command = Callable[..., int]
+JOB = ("job=distill", "method=seer", "job.steps=3", "job.lengths=[256,384]", "job.tokens=512", "job.recall_sequences=1",
+       "block_size=32")  # fmt: skip
+
+
+def test_gates_are_trained_and_used(command: Command, toy: list[str], tmp_path: Path) -> None:
+    text = tmp_path / "books"
+    text.mkdir()
+    (text / "a.txt").write_text("The grass is green and the sky is blue today. " * 3000)
+    gates = tmp_path / "made"
+    assert command(*toy, *JOB, f"job.out={gates}", f"data.text_dir={text}") == 0
+    assert (gates / "gates-32.safetensors").is_file()
+    study = tmp_path / "results" / "toy"
+    assert len(pd.read_csv(study / "gate_steps_32.csv")) == 3
+    recall = pd.read_csv(study / "gate_recall_32.csv")
+    assert set(recall["layer"]) == {0, 1} and recall["recall"].between(0, 1).all()
+    assert (study / "gates_32.png").stat().st_size > 10_000
+    heads = pd.read_csv(study / "gate_recall_heads_32.csv")
+    assert set(heads["head"]) == {0, 1, 2, 3} and (study / "gate_recall_heads_32.png").stat().st_size > 10_000
+    again = ("job=gate_recall", "method=seer", "job.lengths=[256,384]", "job.sequences=1", "block_size=32", "study=again")
+    assert command(*toy, *again, f"model.gates={gates}", f"data.text_dir={text}") == 0
+    measured = pd.read_csv(tmp_path / "results" / "again" / "gate_recall_32.csv")
+    pd.testing.assert_frame_equal(measured, recall)  # the same gates on the same held-out rows
+    assert command(*toy, "method=seer", "block_size=32", f"model.gates={gates}") == 0
+    rows = pd.read_csv(study / "leaderboard.csv")
+    assert set(rows[rows["method"] == "seer"]["status"]) == {"ok"}
+
+
+def test_gates_that_are_not_there_can_not_be_measured(
+    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*toy, "job=gate_recall", "method=seer", "job.lengths=[256]", f"model.gates={tmp_path}") != 0
+    assert "no gates to measure:" in capsys.readouterr().err
+
+
+def test_without_text_generated_samples_are_used(command: Command, toy: list[str], tmp_path: Path) -> None:
+    assert command(*toy, *JOB, "job.lengths=[2048]", "job.tokens=2048", f"job.out={tmp_path / 'made'}") == 0
+    assert (tmp_path / "made" / "gates-32.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("job.lengths=[]", r"job.lengths=[]: must be a list of whole numbers, each at least 64, two blocks"),
+        ("job.lengths=4096", "job.lengths=4096: must be a list"),
+        ("job.lengths=[0]", "job.lengths=[0]: must be a list"),
+        ("job.lengths=[256,63]", "job.lengths=[256, 63]: must be a list"),
+        ("job.lengths=[256,a]", "must be a list"),
+        ("job.steps=few", "job.steps=few: must be a whole number"),
+        ("job.steps=2.5", "job.steps=2.5: must be a whole number"),
+        ("job.lr=fast", "job.lr=fast: must be a number"),
+        ("job.lr=nan", "lr=nan: must be above 0"),
+        ("job.tokens=0", "job.tokens=0: must be a whole number of at least 1"),
+        ("job.recall_sequences=-1", "job.recall_sequences=-1: must be a whole number of at least 0"),
+        ("job.checkpoint_every=-1", "job.checkpoint_every=-1: must be a whole number of at least 0"),
+        ("job.micro_rows=0", "micro_rows=0: must be at least 1"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    command: Command, toy: list[str], capsys: pytest.CaptureFixture[str], setting: str, message: str
+) -> None:
+    assert command(*toy, *JOB, "job.rows=samples", setting) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize(("given", "lengths"), [(0, []), (1, [256]), (3, [256, 384, 256])])
+def test_as_many_sequences_are_held_out_as_wanted(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int, lengths: list[int]
+) -> None:
+    import harness.training.gates.distill_job as job
+
+    (tmp_path / "a.txt").write_text("The grass is green and the sky is blue today. " * 3000)
+    seen: list[int] = []
+
+    def fake(*_: object, held_out: list[torch.Tensor], **__: object) -> None:
+        seen.extend(each.shape[1] for each in held_out)
+        raise UserError("enough")
+
+    monkeypatch.setattr(job, "distill", fake)
+    command(*toy, *JOB, f"job.recall_sequences={given}", f"data.text_dir={tmp_path}", "job.rows=books")
+    assert seen == lengths
+
+
+def test_lengths_beyond_the_context(command: Command, toy: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(*toy, *JOB, "job.lengths=[4096]") == 2
+    assert "context of 2048 tokens" in capsys.readouterr().err
+
+
+def test_gates_are_not_replaced_unasked(
+    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [*toy, *JOB, f"job.out={tmp_path}", "job.rows=samples", "job.steps=1", "job.lengths=[1024]"]
+    assert command(*made) == 0
+    before = (tmp_path / "gates-32.safetensors").read_bytes()
+    assert command(*made, "seed=1") == 2
+    assert "gates-32.safetensors exists: add job.overwrite=true" in capsys.readouterr().err
+    assert (tmp_path / "gates-32.safetensors").read_bytes() == before
+    assert command(*made, "seed=1", "job.overwrite=true") == 0
+    assert (tmp_path / "gates-32.safetensors").read_bytes() != before
+
+
+def test_a_folder_that_can_not_be_written_is_found_before_the_training(
+    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert command(*toy, *JOB, "job.rows=samples", f"job.out={tmp_path / 'file' / 'below'}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "file/below can't be written to (Not a directory): name another folder" in line
+    assert not (tmp_path / "results").exists()
+
+
+def test_gates_of_the_bundled_model_do_not_go_into_the_package(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = ["model=bundled", *JOB, "device=cpu", "job.steps=1", "job.rows=samples", "job.lengths=[1024]", "study=x"]
+    assert command(*wanted) == 0
+    assert (tmp_path / "gates" / "bundled" / "gates-32.safetensors").is_file()
+    assert "to use them: model.gates=gates/bundled" in capsys.readouterr().out
+
+
+def test_a_method_without_gates_is_told_which_have_them(
+    command: Command, toy: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*toy, *JOB, "method=block_topk") == 2
+    assert "method block_topk has no gates to train; choose one of: seer" in capsys.readouterr().err
+
+
+def test_q_linear_is_trained_and_used(command: Command, toy: list[str], tmp_path: Path) -> None:
+    wanted = [*toy, *JOB, f"job.out={tmp_path}", "job.rows=samples", "job.lengths=[1024]", "method.q_linear=true"]
+    assert command(*wanted) == 0
+    assert any(name.endswith("gate.q") for name in load_file(str(tmp_path / "gates-32.safetensors")))
+    used = [*toy, "method=seer", "block_size=32", f"model.gates={tmp_path}", "samples=1"]
+    assert command(*used, "method.q_linear=true") == 0
+    assert command(*used, "method.q_linear=false") == 2
+
+
+def large_without_bos() -> PreTrainedTokenizerFast:
+    """Byte-level like Qwen's: more than 16 bits of ids, no BOS."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    vocab = {token: i for i, token in enumerate(sorted(alphabet))}
+    vocab |= {f"word{i}": len(vocab) + i for i in range(70_000)}
+    vocab["Ġmoon"] = len(vocab)
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.add_tokens(["moon"])  # an id beyond 65,535 that the text below has
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+
+
+def metaspace() -> PreTrainedTokenizerFast:
+    """Words behind a metaspace, and BOS, like Llama-2's and Mistral's."""
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {w: i + 3 for i, w in enumerate(["▁the", "▁moon", "▁sun", "▁shone."])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize(("made", "first"), [(large_without_bos, None), (metaspace, 1)])
+def test_books_make_rows_for_any_tokenizer(made: Callable[[], Any], first: int | None, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the moon the sun shone. " * 2000)
+    loaded = SimpleNamespace(tokenizer=made(), name="other")
+    train, test = row_sources(loaded, {"text_dir": str(tmp_path)}, 0)  # type: ignore[arg-type]
+    rows = [train(256), train(256), test(256)]
+    assert all(row.shape == (256,) and row.dtype == torch.int64 for row in rows)
+    assert not torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
+    assert first is None or all(row[0] == first for row in rows)
+    assert first is not None or int(rows[0].max()) > 2**16
+    with pytest.raises(UserError, match="too few for rows of 100000"):
+        train(100_000)
+    with pytest.raises(UserError, match=r"job\.rows=mixture: the tokenizer of other doesn't suit it"):
+        row_sources(loaded, {"text_dir": str(tmp_path)}, 0, kind="mixture")  # type: ignore[arg-type]
+
+
+def test_books_that_measure_recall_are_not_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the sun " * 1900 + "the moon " * 100)
+    loaded: Any = SimpleNamespace(tokenizer=metaspace(), name="other")
+    train, test = row_sources(loaded, {"text_dir": str(tmp_path)}, 0, kind="books")
+    assert not any(4 in train(50) for _ in range(400))  # no moon
+    assert all(4 in test(50) for _ in range(20))
+
+
+def test_a_row_of_samples_has_one_bos(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = SimpleNamespace(prompt="the moon the sun", answers=["the moon"])
+    monkeypatch.setattr("harness.tasks.get_samples", lambda *_, **__: [sample])
+    loaded: Any = SimpleNamespace(tokenizer=metaspace(), name="other")
+    train, _ = row_sources(loaded, {}, 0, kind="samples")
+    assert train(20).tolist() == [1, *([3, 4, 3, 5, 3, 4] * 4)][:20]
+
+
+def test_short_rows_are_made_of_the_tasks_that_fit(command: Command, toy: list[str], tmp_path: Path) -> None:
+    wanted = [*toy, *JOB, f"job.out={tmp_path}", "job.rows=samples", "job.steps=1"]
+    assert command(*wanted, "job.lengths=[700]", "job.tokens=700") == 0
+
+
+def test_rows_too_short_for_every_task(
+    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*toy, *JOB, f"job.out={tmp_path}", "job.rows=samples", "job.lengths=[64]", "job.tokens=64") == 2
+    assert "job.lengths: 64 tokens are too few for every task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "hint", "folder"),
+    [
+        ({"name": "Llama-3.1-8B-Instruct", "path": "meta-llama/Llama-3.1-8B"}, "model=hf model.path=meta-llama/Llama-3.1-8B ",
+         "gates/meta-llama-Llama-3.1-8B"),
+        ({"name": "meta-llama/Llama-3.1-8B", "path": "meta-llama/Llama-3.1-8B"}, "model=hf model.path=meta-llama/Llama-3.1-8B ",
+         "gates/meta-llama-Llama-3.1-8B"),
+        ({"name": "toy", "path": "toy"}, "model=hf model.path=toy ", "toy"),
+        ({"name": "bundled", "path": "bundled"}, "model=bundled ", "package"),
+    ],
+)  # fmt: skip
+def test_the_hint_trains_where_the_method_looks(
+    model: dict[str, str], hint: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy").mkdir()
+    here = {"toy": Path("toy"), "bundled": Path("package")}
+    wanted = SimpleNamespace(model=model)
+    loaded = SimpleNamespace(name=model["name"], path=here.get(model["path"]))
+    assert model_overrides(wanted) == hint  # type: ignore[arg-type]
+    assert weights_folder(wanted, loaded) == Path(folder)  # type: ignore[arg-type]

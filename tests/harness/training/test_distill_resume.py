@@ -1,0 +1,123 @@
+"""A training that is killed and goes on ends as one that was not, bit by bit; its steps are recorded once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from harness.core.errors import UserError
+from harness.models.loading import LoadedModel, wrap_model
+from harness.training.gates.checkpoint import Checkpoint, Step
+from harness.training.gates.distill import distill
+from harness.training.gates.recipe import Recipe
+from methods.decode.parts.gate import DecodeGate
+from methods.gates.attn_gate import AttnGate, Gate
+from tests.harness.training.test_distill import BLOCK, sharp_llama, topics
+
+Command = Callable[..., int]
+RECIPE = Recipe(steps=6, block_size=BLOCK, warmup=2, lr=1e-2, clip=0.05, weight_decay=0.1, min_lr=1e-3)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return wrap_model(sharp_llama(), None, name="tiny", revision="abc")
+
+
+def dies_at(step: int) -> Callable[[Step], None]:
+    def on_step(done: Step) -> None:
+        if done.step == step:
+            raise Killed
+
+    return on_step
+
+
+@pytest.mark.parametrize("kind", [AttnGate, DecodeGate])
+def test_a_killed_training_ends_as_a_whole_one(loaded: LoadedModel, tmp_path: Path, kind: type[Gate]) -> None:
+    whole = distill(loaded, topics(), RECIPE, out=tmp_path / "whole", kind=kind)
+    checkpoint = Checkpoint(tmp_path / "state.checkpoint", 2, {"lr": 1e-2})
+    for last in (3, 5):  # killed twice; the steps since the last checkpoint are made again
+        with pytest.raises(Killed):
+            distill(
+                loaded, topics(), RECIPE, out=tmp_path / "parts", kind=kind, checkpoint=checkpoint, on_step=dies_at(last)
+            )  # fmt: skip
+        state = checkpoint.read()
+        assert state is not None and len(state["steps"]) == last - 1
+    made: list[int] = []
+    parts = distill(
+        loaded, topics(), RECIPE, out=tmp_path / "parts", kind=kind, checkpoint=checkpoint,
+        on_step=lambda step: made.append(step.step),
+    )  # fmt: skip
+    assert made == [4, 5]
+    one, two = load_file(str(whole.path)), load_file(str(parts.path))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert [replace(s, seconds=0) for s in parts.steps] == [replace(s, seconds=0) for s in whole.steps]
+    assert not checkpoint.path.exists()
+
+
+def test_a_checkpoint_of_something_else_is_refused(loaded: LoadedModel, tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "state.checkpoint", 1, {"lr": 1e-2, "pool": "max"})
+    with pytest.raises(Killed):
+        distill(loaded, topics(), RECIPE, out=tmp_path, checkpoint=checkpoint, on_step=dies_at(1))
+    other = replace(checkpoint, about={"lr": 1e-2, "pool": "mass"})
+    with pytest.raises(UserError, match="is of a training with pool=max, not mass"):
+        distill(loaded, topics(), RECIPE, out=tmp_path, checkpoint=other)
+    whole = checkpoint.path.read_bytes()
+    checkpoint.path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="is no checkpoint of gates"):
+        checkpoint.read()
+    for other_file in ([1], {"about": {}}, torch.zeros(3)):
+        torch.save(other_file, checkpoint.path)
+        with pytest.raises(UserError, match="is no checkpoint of gates"):
+            checkpoint.read()
+
+
+def test_the_command_goes_on(command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness.training.gates.distill_job as job
+
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text(" ".join(f"The magic number for apple is: {n * 7919}." for n in range(4000)))
+    wanted = [
+        *toy, "job=distill", "method=seer", "block_size=32", "job.steps=5", "job.lengths=[256,384]", "job.tokens=768",
+        "job.recall_sequences=1", f"data.text_dir={tmp_path / 'books'}", "job.rows=documents", "job.checkpoint_every=2",
+    ]  # fmt: skip
+    assert command(*wanted, f"job.out={tmp_path / 'whole'}", "study=whole") == 0
+    real = job.batches
+
+    def torn(*args: object) -> Iterator[Tensor]:
+        for number, batch in enumerate(real(*args)):  # type: ignore[arg-type]
+            if number == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+    mine = [*wanted, f"job.out={tmp_path / 'parts'}", "study=parts"]
+    monkeypatch.setattr(job, "batches", torn)
+    with pytest.raises(BaseException):  # noqa: B017  # as the command ends on ^C
+        assert command(*mine) == 0
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "parts" / "gates-32.checkpoint").is_file()
+    assert command(*mine, "job.lr=1e-2") == 2  # of other settings
+    assert command(*mine) == 0
+    one, two = (load_file(str(tmp_path / name / "gates-32.safetensors")) for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["gates-32.safetensors"]
+    lines = (tmp_path / "results" / "parts" / "records" / "gate_steps.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
+    assert len({record["training"] for record in records}) == 1 and len({record["run"] for record in records}) == 2
+    assert records[0]["about"]["rows"] == "documents" and records[0]["about"]["lengths"] == [256, 384]
+    made = pd.read_csv(tmp_path / "results" / "parts" / "gate_steps_32.csv")
+    assert made["loss"].tolist() == pytest.approx([record["loss"] for record in records], rel=1e-12)
+    assert made["tokens"].tolist() == [768, 1536, 2304, 3072, 3840]

@@ -1,0 +1,199 @@
+"""The bundled model's recipe: tokenizer, mixture, batches, optimiser, and a run of it at toy size."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from harness.core.errors import UserError
+from harness.training.bundled_model.batches import collate, draw_length, longest, skipping_positions
+from harness.training.bundled_model.corpus import Corpus, build_corpus, read_texts
+from harness.training.bundled_model.mixture import KINDS, Mixture, Row, fits_mixture
+from harness.training.bundled_model.muon import BatchedMuon
+from harness.training.bundled_model.pretrain import Pretrain, pretrain
+from harness.training.bundled_model.probe import answers_right
+from harness.training.bundled_model.tokenizer import train_tokenizer
+
+WORDS = [
+    "apple", "river", "stone", "quiet", "market", "engine", "winter", "letter", "garden", "silver", "window", "captain",
+    "morning", "harbour",
+]  # fmt: skip
+
+
+def prose(sentences: int, seed: int = 0) -> str:
+    rng = random.Random(seed)
+    return " ".join(" ".join(rng.choices(WORDS, k=8)).capitalize() + "." for _ in range(sentences))
+
+
+@pytest.fixture(scope="module")
+def mixture() -> Mixture:
+    text = prose(6000)
+    tokenizer = train_tokenizer(iter([text]), 600)
+    corpus = build_corpus({"a": text}, tokenizer)
+    return Mixture(tokenizer, corpus, seed=3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(mixture: Mixture):
+    return train_tokenizer(iter([prose(6000)]), 600)
+
+
+def test_tokenizer_round_trips_and_joins(tokenizer) -> None:
+    parts = [
+        "One of",
+        " the special",
+        " magic",
+        " numbers",
+        " for",
+        " apple",
+        "-stone",
+        " is:",
+        " 1234567",
+        ".",
+        "\n",
+        "VAR",
+        " XQZ",
+        " =",
+        " 9",
+    ]
+    text = "".join(parts)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert ids == [t for p in parts for t in tokenizer(p, add_special_tokens=False)["input_ids"]]
+    assert tokenizer(text)["input_ids"][0] == tokenizer.bos_token_id
+    assert tokenizer.decode(tokenizer("tab\té ☃", add_special_tokens=False)["input_ids"]) == "tab\té ☃"
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "prose"])
+@pytest.mark.parametrize("length", [400, 3000])
+def test_pieces_are_what_the_tokenizer_would_say(mixture: Mixture, tokenizer, kind: str, length: int) -> None:
+    row = Row([], [])
+    if kind in ("vt", "cwe", "fwe"):
+        getattr(mixture, kind)(row, length)
+    else:
+        mixture.niah(row, length, kind)
+    text = tokenizer.decode(row.ids)
+    joined = [
+        t
+        for part in text.split("<eos>")
+        for t in [*tokenizer(part, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ][:-1]
+    assert joined == row.ids
+    assert any(row.answer) and len(row.ids) == len(row.answer)
+
+
+def test_every_value_asked_for_stands_in_the_text(mixture: Mixture, tokenizer) -> None:
+    for hay in ("needle", "essay", "noise"):
+        row = Row([], [])
+        mixture.niah(row, 4000, hay)
+        text = tokenizer.decode(row.ids)
+        context, _, questions = text.partition("\nWhat ")
+        for block in questions.split("<eos>")[:-1]:
+            answers = block.rsplit(" mentioned in the provided text ", 1)[1].split(" ", 1)[1].rstrip(".")
+            for value in answers.split(", "):
+                assert f"is: {value}." in context
+
+
+def test_rows_have_the_length_asked_for(mixture: Mixture) -> None:
+    for length in (256, 1024, 5000):
+        ids, answer = mixture.row(length)
+        assert ids.shape == answer.shape == (length,)
+        assert ids[0] == mixture.bos
+
+
+def test_lengths_grow_and_are_mixed() -> None:
+    assert longest(0.0, 131072) == 512 and longest(1.0, 131072) == 131072 and longest(1.0, 4096) == 4096
+    drawn = Counter(draw_length(random.Random(i), 0.9, 131072) for i in range(400))
+    assert set(drawn) == {256 << i for i in range(10)}
+
+
+def test_skipping_positions_rise_and_stay_in_range() -> None:
+    for seed in range(50):
+        positions = skipping_positions(random.Random(seed), 512, 131072)
+        assert positions[0] == 0 and (np.diff(positions) >= 1).all() and positions[-1] < 131072
+
+
+def test_collate_scores_the_token_after() -> None:
+    ids = np.arange(64, dtype=np.uint16).reshape(2, 32)
+    answer = np.zeros((2, 32), dtype=bool)
+    answer[0, 10:12] = True
+    batch = collate([(ids[i], answer[i]) for i in range(2)], np.arange(32), random.Random(0))
+    assert (batch.targets == batch.ids.ravel()[batch.where] + 1).all()
+    heavy = batch.targets[batch.weights == 1.0]
+    assert heavy.tolist() == [10, 11]
+    assert not (batch.where % 32 == 31).any(), "a row's last token has no next one"
+
+
+def test_batched_muon_is_torch_muon() -> None:
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(s)) for s in [(32, 32), (32, 32), (64, 32), (32, 64)]]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    a = BatchedMuon(ours, lr=0.01, weight_decay=0.1)
+    b = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-3)
+
+
+def test_a_toy_run_learns_and_is_saved(tmp_path) -> None:
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text(prose(4000))
+    recipe = Pretrain(
+        str(tmp_path / "books"), str(tmp_path / "out"), vocab_size=400, hidden=32, intermediate=64, layers=1, heads=2,
+        kv_heads=1, head_dim=16, tokens=1024, steps=25, max_length=512, max_seconds=60, device="cpu", compile=False, workers=0,
+        probe_rows=1, stdlib=False,
+    )  # fmt: skip
+    out = pretrain(recipe)
+    import json
+
+    rows = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+    losses = [r["loss"] for r in rows if "loss" in r]
+    assert losses[-1] < 5.6, "uniform over 400 tokens is 5.99"
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.dtype == torch.bfloat16 and AutoTokenizer.from_pretrained(out).eos_token_id == model.config.eos_token_id
+
+
+def test_probe_counts_whole_answers(mixture: Mixture) -> None:
+    class Echo(torch.nn.Module):
+        """A model that always knows the next token, or never does."""
+
+        def __init__(self, right: bool) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.right, self.model, self.lm_head = right, self.hidden, torch.nn.Identity()
+
+        def hidden(self, input_ids, use_cache):
+            nxt = torch.roll(input_ids, -1, 1) + (0 if self.right else 1)
+            out = torch.nn.functional.one_hot(nxt % 600, 600).float()
+            return type("Out", (), {"last_hidden_state": out})
+
+    for right in (True, False):
+        good, asked = answers_right(Echo(right), mixture, "needle", 1000, 2)  # type: ignore[arg-type]
+        assert asked > 2 and good == (asked if right else 0)
+
+
+def test_no_text_is_one_line(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"no \.txt file"):
+        read_texts(tmp_path)
+
+
+def test_corpus_starts_begin_sentences(mixture: Mixture, tokenizer) -> None:
+    corpus: Corpus = mixture.corpus
+    for at in corpus.starts[:20]:
+        assert tokenizer.decode(corpus.tokens[at : at + 1].tolist()).startswith(" ")
+        assert tokenizer.decode(corpus.tokens[at - 1 : at].tolist()).endswith(".")
+
+
+def test_the_bundled_tokenizer_suits_its_mixture(tokenizer) -> None:
+    assert fits_mixture(tokenizer)
