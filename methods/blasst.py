@@ -26,7 +26,7 @@ class Blasst(Method):
 
     def __init__(
         self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0, factor: float | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
         self.one_of(factor=factor)
         if factor is not None and factor < 0:

@@ -46,9 +46,14 @@ class BlockTopK(Scored):
         last: int = 0,
     ) -> None:
         super().__init__(
-            block_size=block_size, sparsity=sparsity, seed=seed, selection=selection, threshold=threshold, nz_ratio=nz_ratio,
+            block_size=block_size,
+            sparsity=sparsity,
+            seed=seed,
+            selection=selection,
+            threshold=threshold,
+            nz_ratio=nz_ratio,
             last=last,
-        )  # fmt: skip
+        )
         if pool not in get_args(Pool):
             raise ValueError(f"pool={pool}: must be one of {', '.join(get_args(Pool))}")
         self.pool = pool

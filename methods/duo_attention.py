@@ -74,9 +74,7 @@ class DuoAttention(Method):
     def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> HeadSearch:
         return StreamingSearch(layers, kv_heads, self.streaming_part())
 
-    def load_search(
-        self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int
-    ) -> None:  # fmt: skip
+    def load_search(self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         try:
             needs = [[float(number) for number in layer] for layer in found["heads"]]
         except (KeyError, TypeError, ValueError):

@@ -68,9 +68,7 @@ class FlashPrefill(Method):
         forced = decreed(self.sinks, self.window, self.last, density, **grid, device=device)
         # mean keys in the inputs' type, as the release has them: the product then runs on tensor cores
         means = pool(x.k, self.block_size, ("mean",)).to(x.q.dtype)
-        scores = key_mean_map(
-            x.q, means, q_block=self.block_size, k_block=self.block_size, k_len=grid["k_len"], scale=x.scale
-        )  # fmt: skip
+        scores = key_mean_map(x.q, means, q_block=self.block_size, k_block=self.block_size, k_len=grid["k_len"], scale=x.scale)
         best = scores.amax(-1, keepdim=True)
         return BlockIndex.from_mask((scores >= best + math.log(self.alpha)) | forced, **grid, wait=False)
 

@@ -85,9 +85,7 @@ class Kascade(Method):
     def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> KascadeSearch:
         return KascadeSearch(layers, kv_heads, block_size=self.block_size, share=self.topk or 1 - self.required_sparsity())
 
-    def load_search(
-        self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int
-    ) -> None:  # fmt: skip
+    def load_search(self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         self.plan = plan_from(found, self.anchors, layers=layers, kv_heads=kv_heads)
         self._maps = {layer: torch.tensor(heads) for layer, heads in self.plan.heads.items()}
         self._kept = None

@@ -74,9 +74,7 @@ class MInference(Method):
 
         return PatternSearch(layers, heads, block=self.block_size, score=self.score, density=self.search_density)
 
-    def load_search(
-        self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int
-    ) -> None:  # fmt: skip
+    def load_search(self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         if "patterns" not in found:
             raise ValueError("it has no patterns")
         self.found = patterns_from(found["patterns"], layers=layers, heads=heads)

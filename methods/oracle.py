@@ -44,9 +44,14 @@ class Oracle(Scored):
         last: int = 0,
     ) -> None:
         super().__init__(
-            block_size=block_size, sparsity=sparsity, seed=seed, selection=selection, threshold=threshold, nz_ratio=nz_ratio,
+            block_size=block_size,
+            sparsity=sparsity,
+            seed=seed,
+            selection=selection,
+            threshold=threshold,
+            nz_ratio=nz_ratio,
             last=last,
-        )  # fmt: skip
+        )
         if pool not in get_args(Pool):
             raise ValueError(f"pool={pool}: must be one of {', '.join(get_args(Pool))}")
         self.pool = pool
@@ -62,6 +67,9 @@ class Oracle(Scored):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {
-            "pool": self.pool, "selection": self.selection, "threshold": self.threshold, "nz_ratio": self.nz_ratio,
+            "pool": self.pool,
+            "selection": self.selection,
+            "threshold": self.threshold,
+            "nz_ratio": self.nz_ratio,
             "last": self.full_rows,
-        }  # fmt: skip
+        }

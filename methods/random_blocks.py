@@ -55,9 +55,7 @@ class RandomBlocks(Method):
     family = "static"
     added_knobs: ClassVar = {"last": 0}
 
-    def __init__(
-        self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0, last: int = 0
-    ) -> None:  # fmt: skip
+    def __init__(self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0, last: int = 0) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
         self.required_sparsity()
         self.take_last(last)

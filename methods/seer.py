@@ -51,9 +51,14 @@ class Seer(Scored):
         gates: str | None = None,
     ) -> None:
         super().__init__(
-            block_size=block_size, sparsity=sparsity, seed=seed, selection=selection, threshold=threshold, nz_ratio=nz_ratio,
+            block_size=block_size,
+            sparsity=sparsity,
+            seed=seed,
+            selection=selection,
+            threshold=threshold,
+            nz_ratio=nz_ratio,
             last=last,
-        )  # fmt: skip
+        )
         self.q_linear = q_linear
         self.shared = shared
         self.training = gates

@@ -107,9 +107,7 @@ class XAttention(Method):
     def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> ThresholdSearch:
         return ThresholdSearch(self, self._scores, self._forced, layers=layers, heads=heads, threshold=self.threshold)
 
-    def load_search(
-        self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int
-    ) -> None:  # fmt: skip
+    def load_search(self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         self._path, steps = path_from(found, layers=layers, heads=heads)
         self._table = torch.ones(layers, heads)
         self._take(steps)

@@ -56,9 +56,14 @@ def ready(wanted: Settings, loaded: LoadedModel, calibrated: Calibrated | None =
         cls = methods.get(wanted.method)
         dense_kernel = resolve_dense(wanted.dense_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim)
         setting = Setting(
-            model=loaded.name, model_hash=loaded.revision_hash, length=wanted.length, seed=wanted.seed,
-            dtype=str(loaded.dtype).removeprefix("torch."), device_type=loaded.device.type, dense_kernel=dense_kernel,
-        )  # fmt: skip
+            model=loaded.name,
+            model_hash=loaded.revision_hash,
+            length=wanted.length,
+            seed=wanted.seed,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device_type=loaded.device.type,
+            dense_kernel=dense_kernel,
+        )
         arms = [Ready(Arm(setting, baseline_name(), 0.0), None)]
         found, decoding = _decoding(wanted, loaded)
         if cls.family != "none":
@@ -87,9 +92,13 @@ def _decoding(wanted: Settings, loaded: LoadedModel) -> tuple[Decoding | None, D
     if method.family == "none":
         return None, None
     kernel = resolve_decode(
-        wanted.decode_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim,
-        k_block=method.block_size, rows=loaded.heads // loaded.kv_heads,
-    )  # fmt: skip
+        wanted.decode_kernel,
+        device=loaded.device,
+        dtype=loaded.dtype,
+        head_dim=loaded.head_dim,
+        k_block=method.block_size,
+        rows=loaded.heads // loaded.kv_heads,
+    )
     weights_hash = load_weights(method, "decode", wanted, loaded)
     return Decoding(method.name, method.knobs(), kernel, weights_hash), method.to(loaded.device)
 
@@ -164,9 +173,12 @@ def _kernel(wanted: Settings, loaded: LoadedModel, method: Method) -> str:
     is recorded from the calls themselves."""
     group = loaded.heads // loaded.kv_heads
     shape: dict[str, Any] = {
-        "device": loaded.device, "dtype": loaded.dtype, "head_dim": loaded.head_dim,
-        "q_block": method.block_size, "k_block": method.block_size,
-    }  # fmt: skip
+        "device": loaded.device,
+        "dtype": loaded.dtype,
+        "head_dim": loaded.head_dim,
+        "q_block": method.block_size,
+        "k_block": method.block_size,
+    }
     if method.columns:
         return column_sparse.resolve_kernel(wanted.kernel, **shape)
     if method.in_kernel:

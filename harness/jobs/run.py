@@ -27,16 +27,25 @@ class Jobs:
         self.margins: dict[Path, float] = {}
         self.next_write = 0.0
         self.measuring: dict[str, Callable[[Settings], int]] = {
-            "evaluate": self._measure, "latency": self._measure, "kept_mass": self._measure, "perplexity": self._measure,
-            "report": self._report, "archive": self._archive, "kernel_speed": self._kernel_speed, "power": self._power,
-            "maps": self._maps, "compare": self._compare,
-        }  # fmt: skip
+            "evaluate": self._measure,
+            "latency": self._measure,
+            "kept_mass": self._measure,
+            "perplexity": self._measure,
+            "report": self._report,
+            "archive": self._archive,
+            "kernel_speed": self._kernel_speed,
+            "power": self._power,
+            "maps": self._maps,
+            "compare": self._compare,
+        }
         self.training = {
-            "pretrain": "harness.training.bundled_model.pretrain", "distill": "harness.training.gates.distill_job",
+            "pretrain": "harness.training.bundled_model.pretrain",
+            "distill": "harness.training.gates.distill_job",
             "gate_recall": "harness.training.gates.recall",
-            "search_heads": "harness.measure.head_search", "export": "harness.lm_eval.export",
+            "search_heads": "harness.measure.head_search",
+            "export": "harness.lm_eval.export",
             "convert_gates": "harness.training.gates.convert",
-        }  # fmt: skip
+        }
 
     def run(self, cfg: DictConfig) -> int:
         """Run the job of one composed config. Returns 1 where cells failed, else 0; UserError for bad input."""

@@ -17,8 +17,14 @@ from harness.core.settings import Settings, conf_dir, explain, settings
 OURS = ("sparsity", "seed", "block_size", "dtype", "kernel", "dense_kernel", "decode_kernel")
 """Settings of conf/config.yaml that --model_args may give."""
 HFLM = (
-    "max_length", "add_bos_token", "prefix_token_id", "enable_thinking", "chat_template_args", "logits_cache", "softmax_dtype",
-)  # fmt: skip
+    "max_length",
+    "add_bos_token",
+    "prefix_token_id",
+    "enable_thinking",
+    "chat_template_args",
+    "logits_cache",
+    "softmax_dtype",
+)
 """Arguments handed to lm-eval's own HFLM as they are."""
 OWN = ("pretrained", "method", "decode", "gates", "overlong")
 OVERLONG = ("error", "left")

@@ -62,10 +62,14 @@ def export(wanted: Settings, out: Path) -> list[Path]:
             if reason := tasks.check_sample(sample, tokenizer):
                 raise UserError(f"{name}, sample {sample.index}: {reason}")
     origin = {
-        "length": wanted.length, "seed": wanted.seed, "model": str(wanted.model["name"]),
-        "tokenizer": tokenizer_hash(tokenizer), "chat_template": data["chat_template"], "commit": commit(),
+        "length": wanted.length,
+        "seed": wanted.seed,
+        "model": str(wanted.model["name"]),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "chat_template": data["chat_template"],
+        "commit": commit(),
         "command": command(),
-    }  # fmt: skip
+    }
     out.mkdir(parents=True, exist_ok=True)
     files = {f"{PREFIX}_tasks.py": SHIM, f"{group_name(wanted.length)}.yaml": _group(wanted.length, list(drawn))}
     for name, samples in drawn.items():

@@ -66,9 +66,13 @@ class SparseLM(HFLM):
         self.loaded = model_of(wanted)
         self.arm = _arm(wanted, self.loaded)
         self._bridge = Bridge(
-            self.loaded, self.arm.method, sparse_kernel=wanted.kernel, dense_kernel=wanted.dense_kernel,
-            decoding=self.arm.decoding, decode_kernel=wanted.decode_kernel,
-        )  # fmt: skip
+            self.loaded,
+            self.arm.method,
+            sparse_kernel=wanted.kernel,
+            dense_kernel=wanted.dense_kernel,
+            decoding=self.arm.decoding,
+            decode_kernel=wanted.decode_kernel,
+        )
         own.setdefault("max_length", self.loaded.max_length)
         if own["max_length"] > self.loaded.max_length:
             raise UserError(f"max_length={own['max_length']}: {self.loaded.name} reaches {self.loaded.max_length} tokens")
@@ -197,7 +201,7 @@ class SparseLM(HFLM):
 
     def _continue(
         self, places: list[int], prompts: list[list[int]], asked: list[Greedy], advance: Callable[[int], None]
-    ) -> list[tuple[int, str]]:  # fmt: skip
+    ) -> list[tuple[int, str]]:
         """Continue the prompts at `places`, all with the same stop words; returns (place, text)."""
         until, ran = asked[places[0]].until, self._ran[self._task]
 
@@ -218,10 +222,15 @@ class SparseLM(HFLM):
             advance(len(done))
 
         generations = generate(
-            self.loaded, [prompts[place] for place in places], [asked[place].max_new for place in places],
-            stop_ids=tasks.stop_ids(self.tokenizer, self.model), batch_tokens=sys.maxsize, batch_size=self.batch_size,
-            on_batch=note, ended=lambda ids: any(word in text(ids) for word in until),
-        )  # fmt: skip
+            self.loaded,
+            [prompts[place] for place in places],
+            [asked[place].max_new for place in places],
+            stop_ids=tasks.stop_ids(self.tokenizer, self.model),
+            batch_tokens=sys.maxsize,
+            batch_size=self.batch_size,
+            on_batch=note,
+            ended=lambda ids: any(word in text(ids) for word in until),
+        )
         cut = partial(postprocess_generated_text, stop=list(until), think_end_token=None)
         return [(place, cut(text(one.ids))) for place, one in zip(places, generations, strict=True)]
 

@@ -55,10 +55,15 @@ class Ran:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "prompts": self.prompts, "longest": self.longest, "cut": self.cut, "density": self.density.value,
-            "token_density": self.token_density.value, "decode_density": self.decode_density.value,
-            "kernels": sorted(self.kernels), "decode_kernels": sorted(self.decode_kernels),
-        }  # fmt: skip
+            "prompts": self.prompts,
+            "longest": self.longest,
+            "cut": self.cut,
+            "density": self.density.value,
+            "token_density": self.token_density.value,
+            "decode_density": self.decode_density.value,
+            "kernels": sorted(self.kernels),
+            "decode_kernels": sorted(self.decode_kernels),
+        }
 
     def line(self) -> str:
         """For the terminal."""

@@ -161,9 +161,13 @@ def _attempt(
     done, prompts, contexts, wanted = 0, work.prompts, work.contexts, bench.wanted
     samples = [sample for _, sample in work.pairs]
     bridge = Bridge(
-        bench.loaded, each.method, sparse_kernel=wanted.kernel, dense_kernel=wanted.dense_kernel, decoding=each.decoding,
+        bench.loaded,
+        each.method,
+        sparse_kernel=wanted.kernel,
+        dense_kernel=wanted.dense_kernel,
+        decoding=each.decoding,
         decode_kernel=wanted.decode_kernel,
-    )  # fmt: skip
+    )
 
     since = time.perf_counter()
 
@@ -179,9 +183,12 @@ def _attempt(
             cell, sample = work.pairs[position]
             density, token_density = densities.get(position, (None, None))
             ran = Ran(
-                kernels, sorted(bridge.decode_kernels), density, token_density,
+                kernels,
+                sorted(bridge.decode_kernels),
+                density,
+                token_density,
                 mean_density(steps, position - first, generation.steps),
-            )  # fmt: skip
+            )
             context = None if contexts is None else contexts[position]
             records.append(_record(bench, cell, sample, prompts[position], context, generation, ran))
         bench.store.samples.append_all(records)
@@ -193,12 +200,16 @@ def _attempt(
         with bridge:
             since = time.perf_counter()
             generate(
-                bench.loaded, prompts, [sample.max_new_tokens for sample in samples],
-                stop_ids=tasks.stop_ids(bench.loaded.tokenizer, bench.loaded.model), batch_tokens=batch_tokens,
+                bench.loaded,
+                prompts,
+                [sample.max_new_tokens for sample in samples],
+                stop_ids=tasks.stop_ids(bench.loaded.tokenizer, bench.loaded.model),
+                batch_tokens=batch_tokens,
                 own_stops=[tasks.stop_of(bench.loaded.tokenizer, sample) for sample in samples],
-                batch_size=BATCH_SIZE, on_batch=on_batch,
+                batch_size=BATCH_SIZE,
+                on_batch=on_batch,
                 split=None if contexts is None else Split(contexts, bridge.in_full, reread=wanted.question == identity.REREAD),
-            )  # fmt: skip
+            )
     except RecordError:
         raise
     except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on
@@ -233,13 +244,25 @@ def _record(
     if reason is None and not generation.finite:
         reason = "logits are NaN or infinite: a kernel, the dtype or the weights are at fault"
     return SampleRecord(
-        cell=cell.id, run=bench.run.run, index=sample.index, prediction=prediction,
+        cell=cell.id,
+        run=bench.run.run,
+        index=sample.index,
+        prediction=prediction,
         answers=[] if task.fixed or cell.samples.files else list(sample.answers),
-        score=task.score(prediction, sample), tokens=sample.tokens, prefill_s=generation.prefill_s,
-        density=ran.density, status=Status.GATED if reason else Status.OK, reason=reason or "", date=now(),
-        kernels=ran.kernels, decode_kernels=ran.decode_kernels, decode_density=ran.decode_density,
-        token_density=ran.token_density, cut=sample.cut, context=context,
-    )  # fmt: skip
+        score=task.score(prediction, sample),
+        tokens=sample.tokens,
+        prefill_s=generation.prefill_s,
+        density=ran.density,
+        status=Status.GATED if reason else Status.OK,
+        reason=reason or "",
+        date=now(),
+        kernels=ran.kernels,
+        decode_kernels=ran.decode_kernels,
+        decode_density=ran.decode_density,
+        token_density=ran.token_density,
+        cut=sample.cut,
+        context=context,
+    )
 
 
 def _batch_tokens(bench: Bench) -> int:
@@ -264,11 +287,19 @@ def _note(
 ) -> None:
     bench.store.cells.append(
         CellRecord(
-            cell=cell.id, arm=each.arm.id, pair=cell.pair, run=bench.run.run, identity=cell.identity(),
-            status=status, reason=reason, date=now(), knobs=each.arm.knobs, haystack=haystack,
+            cell=cell.id,
+            arm=each.arm.id,
+            pair=cell.pair,
+            run=bench.run.run,
+            identity=cell.identity(),
+            status=status,
+            reason=reason,
+            date=now(),
+            knobs=each.arm.knobs,
+            haystack=haystack,
             summary=summary or {},
         )
-    )  # fmt: skip
+    )
 
 
 def _fail(bench: Bench, each: Ready, cell: Cell, error: Exception, where: str = "") -> int:

@@ -185,11 +185,16 @@ def layer_maps(x: LayerInputs, method: Method, index: SparseIndex | None, heads:
         density = index.density()[0, mine].tolist()
     parts = [
         HeadMaps(
-            head, shrink(true[i]), shrink(truth[i]), None if expected is None else shrink(expected[i]),
-            shrink(kept[i], mean=True), mass[i], density[i],
+            head,
+            shrink(true[i]),
+            shrink(truth[i]),
+            None if expected is None else shrink(expected[i]),
+            shrink(kept[i], mean=True),
+            mass[i],
+            density[i],
         )
         for i, head in enumerate(heads)
-    ]  # fmt: skip
+    ]
     drawn = {"true": true, "truth": truth, "expected": truth if expected is None else expected, "kept": kept}
     cells = {
         name: (rows * pooled(drawn[name].shape[-2]), columns * pooled(drawn[name].shape[-1]))

@@ -134,10 +134,16 @@ class Bench:
 def progress_bar(console: Console, wanted: bool) -> Progress:
     """A bar for the terminal, gone when it is done; none where nobody looks."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("eta"), TimeRemainingColumn(), console=console, transient=True,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
         disable=not (wanted and console.is_terminal),
-    )  # fmt: skip
+    )
 
 
 LONGEST_REASON = 200

@@ -46,11 +46,20 @@ def main(cfg: DictConfig) -> Path:
     prompts = calibration_prompts(bench, names, _prompts(wanted.options["prompts"]))
     found = search(bench, method, prompts)
     made = {
-        "command": command(), "commit": commit(), "date": now(), "versions": versions(),
-        "device": device_name(loaded.device), "dtype": str(loaded.dtype).removeprefix("torch."), "model": loaded.name,
-        "model_hash": loaded.revision_hash, "tasks": names, "length": wanted.length, "prompts": len(prompts),
-        "seed": wanted.seed, "text": bench.text_of(names) | bench.files(*names),
-    }  # fmt: skip
+        "command": command(),
+        "commit": commit(),
+        "date": now(),
+        "versions": versions(),
+        "device": device_name(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "model": loaded.name,
+        "model_hash": loaded.revision_hash,
+        "tasks": names,
+        "length": wanted.length,
+        "prompts": len(prompts),
+        "seed": wanted.seed,
+        "text": bench.text_of(names) | bench.files(*names),
+    }
     text = dumps({"method": method.name, **found, "made": made})
     write_whole(path, lambda file: file.write(text.encode()))
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)

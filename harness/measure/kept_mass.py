@@ -65,7 +65,7 @@ def what_runs(
         return choice
     kernel = resolve_kernel(
         kernel, choice, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim, heads=q.shape[1]
-    )  # fmt: skip
+    )
     return attend(q, k, v, choice, scale=scale, kernel=kernel)[1]
 
 
@@ -112,11 +112,19 @@ def measure_mass(bench: Bench, each: Ready, names: list[str]) -> int:
         return 1
     bench.store.mass.append(
         MassRecord(
-            mass=key, arm=each.arm.id, run=bench.run.run, identity=identity, knobs=each.arm.knobs, prompts=len(prompts),
-            tokens=fmean(map(len, prompts)), layers=sorted(found.kept), kept=found.by_head(), density=found.by_layer(),
+            mass=key,
+            arm=each.arm.id,
+            run=bench.run.run,
+            identity=identity,
+            knobs=each.arm.knobs,
+            prompts=len(prompts),
+            tokens=fmean(map(len, prompts)),
+            layers=sorted(found.kept),
+            kept=found.by_head(),
+            density=found.by_layer(),
             date=now(),
         )
-    )  # fmt: skip
+    )
     return 0
 
 

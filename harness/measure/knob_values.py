@@ -36,9 +36,15 @@ def knob_value(bench: Bench, each: Ready, knob: Knob, names: list[str]) -> float
         bar = progress.add_task(f"calibrating {each.arm.method}", total=calibration.MOST)
         try:
             found = calibration.calibrate(
-                bench.loaded, each.method, knob, prompts, target, on_try=lambda: progress.advance(bar),
-                sparse_kernel=bench.wanted.kernel, dense_kernel=bench.wanted.dense_kernel,
-            )  # fmt: skip
+                bench.loaded,
+                each.method,
+                knob,
+                prompts,
+                target,
+                on_try=lambda: progress.advance(bar),
+                sparse_kernel=bench.wanted.kernel,
+                dense_kernel=bench.wanted.dense_kernel,
+            )
         except RuntimeError as error:  # out of memory, a kernel that fails: the next job of a sweep goes on
             raise UserError(f"can't calibrate {each.arm.method} at {bench.wanted.length}: {one_line(error)}") from error
     if abs(found.density - target) > calibration.TOLERANCE:
@@ -48,10 +54,18 @@ def knob_value(bench: Bench, each: Ready, knob: Knob, names: list[str]) -> float
         )
     bench.store.calibrations.append(
         CalibrationRecord(
-            calibration=key, run=bench.run.run, identity=identity, knob=knob.name, value=found.value, target=target,
-            density=found.density, layers=found.layers, tried=found.tried, date=now(),
+            calibration=key,
+            run=bench.run.run,
+            identity=identity,
+            knob=knob.name,
+            value=found.value,
+            target=target,
+            density=found.density,
+            layers=found.layers,
+            tried=found.tried,
+            date=now(),
         )
-    )  # fmt: skip
+    )
     return found.value
 
 

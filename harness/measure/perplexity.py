@@ -150,12 +150,21 @@ def _record(bench: Bench, bridge: Bridge, cell: Cell, texts: Texts, index: int) 
     loss = float(total)
     reason = "" if math.isfinite(loss) else "the loss is NaN or infinite: a kernel, the dtype or the weights are at fault"
     return PerplexityRecord(
-        cell=cell.id, run=bench.run.run, index=index, document=document.name, tokens=scored, nll=loss, read=read,
-        seconds=elapsed_ms(began, ended) / 1e3, density=_mean(bridge.prefill_densities()),
+        cell=cell.id,
+        run=bench.run.run,
+        index=index,
+        document=document.name,
+        tokens=scored,
+        nll=loss,
+        read=read,
+        seconds=elapsed_ms(began, ended) / 1e3,
+        density=_mean(bridge.prefill_densities()),
         token_density=_mean(bridge.prefill_densities(tokens=True)),
         kernels=sorted({name for layer in bridge.stats() for name in layer["kernel"].split("+")}),
-        status=Status.GATED if reason else Status.OK, reason=reason, date=now(),
-    )  # fmt: skip
+        status=Status.GATED if reason else Status.OK,
+        reason=reason,
+        date=now(),
+    )
 
 
 def _mean(values: list[float]) -> float | None:
@@ -165,7 +174,15 @@ def _mean(values: list[float]) -> float | None:
 def _note(bench: Bench, each: Ready, cell: Cell, texts: Texts, status: str, reason: str = "") -> None:
     bench.store.cells.append(
         CellRecord(
-            cell=cell.id, arm=each.arm.id, pair=cell.pair, run=bench.run.run, identity=cell.identity(), status=status,
-            reason=reason, date=now(), knobs=each.arm.knobs, haystack=texts.name,
+            cell=cell.id,
+            arm=each.arm.id,
+            pair=cell.pair,
+            run=bench.run.run,
+            identity=cell.identity(),
+            status=status,
+            reason=reason,
+            date=now(),
+            knobs=each.arm.knobs,
+            haystack=texts.name,
         )
-    )  # fmt: skip
+    )

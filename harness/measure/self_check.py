@@ -93,12 +93,19 @@ def _check(bench: Bench, each: Ready, names: list[str], check: str) -> None:
         bench.complain(f"self-check of {each.arm.method}: {reason}; its rows will be gated")
     bench.store.checks.append(
         CheckRecord(
-            check=check, arm=each.arm.id, run=bench.run.run,
+            check=check,
+            arm=each.arm.id,
+            run=bench.run.run,
             identity={**each.arm.identity(), "chat_template": bench.chat, **_asked(bench)},
-            status=Status.GATED if reason else Status.OK, reason=reason, found={k: list(v) for k, v in measured.items()},
-            tokens=len(prompt), density=density, seconds=time.monotonic() - began, date=now(),
+            status=Status.GATED if reason else Status.OK,
+            reason=reason,
+            found={k: list(v) for k, v in measured.items()},
+            tokens=len(prompt),
+            density=density,
+            seconds=time.monotonic() - began,
+            date=now(),
         )
-    )  # fmt: skip
+    )
 
 
 def _asked(bench: Bench) -> dict[str, str]:

@@ -180,7 +180,7 @@ class Bridge:
         loaded = self.loaded
         return resolve_kernel(
             self.sparse_kernel, choice, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim, heads=heads
-        )  # fmt: skip
+        )
 
     # -- what happened -----------------------------------------------------------------------------------------------
 

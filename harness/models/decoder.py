@@ -47,9 +47,13 @@ class Decoder:
         self.loaded = loaded
         self.method = method.to(loaded.device)
         self.kernel = resolve_decode(
-            kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim, k_block=method.block_size,
+            kernel,
+            device=loaded.device,
+            dtype=loaded.dtype,
+            head_dim=loaded.head_dim,
+            k_block=method.block_size,
             rows=loaded.heads // loaded.kv_heads,
-        )  # fmt: skip
+        )
         self._record = record
         self._states: WeakKeyDictionary[Any, dict[int, _LayerState]] = WeakKeyDictionary()
         self._cache: ref[Any] | None = None
@@ -100,9 +104,7 @@ class Decoder:
         self._note(k, None if index is None else index.counts[..., 0].float().mean(1) / method.blocks(x))
         return index, x.starts
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, starts: Tensor | None, *, scale: float
-    ) -> Tensor:  # fmt: skip
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, starts: Tensor | None, *, scale: float) -> Tensor:
         """Attention of the newest tokens [B,Hq,1,D] to the blocks of the index."""
         return sparse_decode(q, k, v, index, scale=scale, starts=starts, kernel=self.kernel)
 

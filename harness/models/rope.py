@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from harness.core.errors import UserError
 from methods.parts.rope import rope_apply
 
-_HIDDEN_NOPE = {"afmoe", "cohere2", "cohere2_moe", "exaone4", "exaone4_5", "exaone_moe", "granite_swa",
-                "granitemoe_swa"}  # fmt: skip
+_HIDDEN_NOPE = {"afmoe", "cohere2", "cohere2_moe", "exaone4", "exaone4_5", "exaone_moe", "granite_swa", "granitemoe_swa"}
 """Models that leave RoPE out of some layers in a way that the layer itself does not show."""
 
 TABLE_STEP = 4096

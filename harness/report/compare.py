@@ -27,9 +27,25 @@ from harness.study.schema import AVERAGE, Status
 from harness.study.store import Store
 
 COLUMNS = (
-    "model", "device", "length", "question", "sparsity", "line", "density", "accuracy", "beside", "beside_density",
-    "beside_accuracy", "difference", "difference_low", "difference_high", "p_value", "p_holm", "samples", "status",
-)  # fmt: skip
+    "model",
+    "device",
+    "length",
+    "question",
+    "sparsity",
+    "line",
+    "density",
+    "accuracy",
+    "beside",
+    "beside_density",
+    "beside_accuracy",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p_value",
+    "p_holm",
+    "samples",
+    "status",
+)
 """Of compare_LINE.csv. difference: accuracy of `line` minus that of `beside`, each task weighing the same; both ran the same
 samples. p_holm: over all lines and sparsities of one model, device, length and question."""
 PANEL = ("model", "device", "length", "question")
@@ -120,7 +136,7 @@ def _seen(identity: Mapping[str, Any]) -> tuple[str, str]:
 
 def _pair(
     row: Row, name: str, partner: Row, chosen: str, cells: Mapping[str, list[Row]], samples: Mapping[str, Any]
-) -> Row | None:  # fmt: skip
+) -> Row | None:
     """One comparison, over the tasks and samples that both have; None where they have none: of another seed, say."""
     mine, theirs = (
         {seen: _scores(records) for seen, records in (samples[task["cell"]] for task in cells[r["_group"]])}
@@ -136,11 +152,20 @@ def _pair(
     low, high = difference_interval(ours, others, seed=row["seed"])
     gated = Status.GATED in (row["status"], partner["status"])
     return {
-        "sparsity": row["sparsity"], "line": name, "density": row["density"], "accuracy": _mean(ours), "beside": chosen,
-        "beside_density": partner["density"], "beside_accuracy": _mean(others), "difference": mean_difference(ours, others),
-        "difference_low": low, "difference_high": high, "p_value": scores.average_p(ours, others, seed=row["seed"]),
-        "samples": sum(map(len, pairs)), "status": Status.GATED if gated else Status.OK,
-    }  # fmt: skip
+        "sparsity": row["sparsity"],
+        "line": name,
+        "density": row["density"],
+        "accuracy": _mean(ours),
+        "beside": chosen,
+        "beside_density": partner["density"],
+        "beside_accuracy": _mean(others),
+        "difference": mean_difference(ours, others),
+        "difference_low": low,
+        "difference_high": high,
+        "p_value": scores.average_p(ours, others, seed=row["seed"]),
+        "samples": sum(map(len, pairs)),
+        "status": Status.GATED if gated else Status.OK,
+    }
 
 
 def _scores(records: Sequence[Mapping[str, Any]]) -> dict[int, float]:

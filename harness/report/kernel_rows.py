@@ -40,9 +40,20 @@ def write(store: Store) -> tuple[Path, list[Row]]:
 
 def _order(row: Row) -> tuple[Any, ...]:
     return (
-        row["phase"], row["model"], row["device"], row["length"], row["batch"], row["block_size"] or 0,
-        OPS.index(row["op"]), row["sparsity"] or 0.0, row["index"], row["method"], row["kernel"], row["seed"], row["dtype"],
-    )  # fmt: skip
+        row["phase"],
+        row["model"],
+        row["device"],
+        row["length"],
+        row["batch"],
+        row["block_size"] or 0,
+        OPS.index(row["op"]),
+        row["sparsity"] or 0.0,
+        row["index"],
+        row["method"],
+        row["kernel"],
+        row["seed"],
+        row["dtype"],
+    )
 
 
 def _row(record: Record, run: Record) -> Row:
@@ -112,16 +123,33 @@ def show(console: Console, table: Sequence[Row]) -> None:
 def _table(shown: Sequence[Row]) -> Table:
     look: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "header_style": "dim"}
     made = Table(title=f"{shown[0]['model']} on {shown[0]['device']}", box=None, padding=(0, 1, 0, 0), **look)
-    headings = ("len", "batch", "index", "kernel", "block", "dens", "select\nms", "attn\nms", "total\nms", "speed\nup",
-                "%\nideal")  # fmt: skip
+    headings = (
+        "len",
+        "batch",
+        "index",
+        "kernel",
+        "block",
+        "dens",
+        "select\nms",
+        "attn\nms",
+        "total\nms",
+        "speed\nup",
+        "%\nideal",
+    )
     for heading in headings:
         made.add_column(heading, justify="left" if heading in ("index", "kernel") else "right", no_wrap=True)
     for r in shown:
         made.add_row(
-            _length(r["length"]), str(r["batch"]), r["index"] or r["method"], r["kernel"] or "–", _number(r["block_size"], "d"),
-            _number(r["density"], ".3f"), *(_ms(r[c]) for c in ("selection_ms", "attention_ms", "total_ms")),
-            _number(r["speedup"], ".2f"), _number(r["pct_ideal"], ".0f"),
-        )  # fmt: skip
+            _length(r["length"]),
+            str(r["batch"]),
+            r["index"] or r["method"],
+            r["kernel"] or "–",
+            _number(r["block_size"], "d"),
+            _number(r["density"], ".3f"),
+            *(_ms(r[c]) for c in ("selection_ms", "attention_ms", "total_ms")),
+            _number(r["speedup"], ".2f"),
+            _number(r["pct_ideal"], ".0f"),
+        )
     return made
 
 

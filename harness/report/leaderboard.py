@@ -102,11 +102,24 @@ def _asked(record: Record) -> Asked:
 
 def _order(row: Row, baselines: set[str]) -> tuple[Any, ...]:
     return (
-        row["model"], row["length"], row["question"] not in ("", SEEN), row["question"], row["method"] not in baselines,
-        row["method"], row["sparsity"] or 0.0, row["block_size"] or 0, str(row["knob"]), not is_baseline_row(row),
-        str(row["decode"]).split(" ")[0], row["decode_density"] or 0.0, str(row["decode"]),
-        row["seed"], row["device"], row["task"] == AVERAGE, row["task"],
-    )  # fmt: skip
+        row["model"],
+        row["length"],
+        row["question"] not in ("", SEEN),
+        row["question"],
+        row["method"] not in baselines,
+        row["method"],
+        row["sparsity"] or 0.0,
+        row["block_size"] or 0,
+        str(row["knob"]),
+        not is_baseline_row(row),
+        str(row["decode"]).split(" ")[0],
+        row["decode_density"] or 0.0,
+        str(row["decode"]),
+        row["seed"],
+        row["device"],
+        row["task"] == AVERAGE,
+        row["task"],
+    )
 
 
 def base_row(record: Record) -> Row:

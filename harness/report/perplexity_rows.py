@@ -74,9 +74,12 @@ def _paired(both: Sequence[tuple[int, float, float]], seed: int) -> Row:
     ratio = bootstrap.exp(math.fsum(differences) / sum(tokens))
     low, high = bootstrap.exp_bounds(bootstrap.interval(differences, tokens, seed=seed))
     row: Row = {
-        "dense_perplexity": bootstrap.exp(math.fsum(full for _, _, full in both) / sum(tokens)), "perplexity_ratio": ratio,
-        "perplexity_ratio_low": low, "perplexity_ratio_high": high, "p_value": scores.sign_flip(differences, seed=seed),
-    }  # fmt: skip
+        "dense_perplexity": bootstrap.exp(math.fsum(full for _, _, full in both) / sum(tokens)),
+        "perplexity_ratio": ratio,
+        "perplexity_ratio_low": low,
+        "perplexity_ratio_high": high,
+        "p_value": scores.sign_flip(differences, seed=seed),
+    }
     if ratio < 1 and row["p_value"] < leaderboard.SUSPICIOUS:
         reason = f"below dense by more than noise (p={row['p_value']:.2g}): suspected bug"
         row |= {"status": Status.GATED, "reason": reason}

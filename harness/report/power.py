@@ -58,11 +58,17 @@ def table(wanted: Settings, store: Store) -> list[Row]:
                     n = samples_for(reach, power) if claim == "differs" or difference > -margin else None
                     rows.append(
                         {
-                            "claim": claim, "source": source, "discordance": discordance, "difference": difference,
-                            "margin": margin, "alpha": alpha, "power": power, "samples": n,
+                            "claim": claim,
+                            "source": source,
+                            "discordance": discordance,
+                            "difference": difference,
+                            "margin": margin,
+                            "alpha": alpha,
+                            "power": power,
+                            "samples": n,
                             "reached": None if n is None else reach(n),
                         }
-                    )  # fmt: skip
+                    )
     return rows
 
 

@@ -31,8 +31,10 @@ def compare(scores: paired.Groups, dense: paired.Groups, seed: int) -> Row:
     return {
         "dense_accuracy": sum(sum(d) / len(d) for d in dense) / len(dense),
         "p_value": average_p(scores, dense, seed=seed),
-        "difference": paired.mean_difference(scores, dense), "difference_low": low, "difference_high": high,
-    }  # fmt: skip
+        "difference": paired.mean_difference(scores, dense),
+        "difference_low": low,
+        "difference_high": high,
+    }
 
 
 def judge(table: Sequence[Row], margin: float) -> None:

@@ -120,9 +120,7 @@ def _split(
     return dict(made)
 
 
-def _split_numbers(
-    parts: dict[tuple[str, ...], list[Row]], name: str, along: str
-) -> dict[tuple[str, ...], list[Row]]:  # fmt: skip
+def _split_numbers(parts: dict[tuple[str, ...], list[Row]], name: str, along: str) -> dict[tuple[str, ...], list[Row]]:
     """Split by a number only where rows of one sparsity and one place on the x axis differ in it."""
     made: dict[tuple[str, ...], list[Row]] = {}
     for extra, rows in parts.items():

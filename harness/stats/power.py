@@ -52,9 +52,7 @@ def power_differs(n: int, discordance: float, effect: float, alpha: float = 0.05
     return float(power)
 
 
-def power_noninferior(
-    n: int, discordance: float, margin: float, difference: float = 0.0, alpha: float = 0.05
-) -> float:  # fmt: skip
+def power_noninferior(n: int, discordance: float, margin: float, difference: float = 0.0, alpha: float = 0.05) -> float:
     """Power of the score test of Tango (see `harness.stats.paired`) that the difference is above -margin, with n pairs."""
     _check(discordance, difference)
     z = float(scipy_stats.norm.isf(alpha / 2))

@@ -24,16 +24,70 @@ PERPLEXITY = "perplexity"
 """Value of the `task` column in the rows of job=perplexity."""
 
 COLUMNS: tuple[str, ...] = (
-    "study", "model", "method", "knob", "sparsity", "density", "token_density", "task", "length", "samples",
-    "accuracy", "accuracy_low", "accuracy_high", "dense_accuracy", "p_value", "kept_mass", "selection_ms",
-    "attention_ms", "total_ms", "dense_ms", "dense_kernel", "kernel", "speedup", "pct_ideal", "tflops", "ttft_ms",
-    "peak_mib", "block_size", "dtype", "device", "torch", "triton", "commit", "seed", "status", "command", "date",
+    "study",
+    "model",
+    "method",
+    "knob",
+    "sparsity",
+    "density",
+    "token_density",
+    "task",
+    "length",
+    "samples",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "dense_accuracy",
+    "p_value",
+    "kept_mass",
+    "selection_ms",
+    "attention_ms",
+    "total_ms",
+    "dense_ms",
+    "dense_kernel",
+    "kernel",
+    "speedup",
+    "pct_ideal",
+    "tflops",
+    "ttft_ms",
+    "peak_mib",
+    "block_size",
+    "dtype",
+    "device",
+    "torch",
+    "triton",
+    "commit",
+    "seed",
+    "status",
+    "command",
+    "date",
     # beyond the columns every reader may count on:
-    "haystack", "transformers", "reason", "cell", "tasks", "decode", "dense_ttft_ms",
-    "decode_density", "truncated", "nll", "perplexity", "perplexity_low", "perplexity_high", "dense_perplexity",
-    "perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high", "tokens_s",
-    "difference", "difference_low", "difference_high", "p_holm", "margin", "noninferior", "question",
-)  # fmt: skip
+    "haystack",
+    "transformers",
+    "reason",
+    "cell",
+    "tasks",
+    "decode",
+    "dense_ttft_ms",
+    "decode_density",
+    "truncated",
+    "nll",
+    "perplexity",
+    "perplexity_low",
+    "perplexity_high",
+    "dense_perplexity",
+    "perplexity_ratio",
+    "perplexity_ratio_low",
+    "perplexity_ratio_high",
+    "tokens_s",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p_holm",
+    "margin",
+    "noninferior",
+    "question",
+)
 """Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
 never timed has none. `density` counts tiles that are computed, `token_density` (query, key) pairs. `tasks` is how many
@@ -55,9 +109,23 @@ value, joined by "+" (commands by "; ")."""
 
 KERNEL_COLUMNS: tuple[str, ...] = (
     *COLUMNS,
-    "phase", "op", "batch", "index", "selection", "q_block", "k_block", "shared", "total_low", "total_high", "repeats",
-    "attention_speedup", "attention_pct_ideal", "gb_s", "error", "timing",
-)  # fmt: skip
+    "phase",
+    "op",
+    "batch",
+    "index",
+    "selection",
+    "q_block",
+    "k_block",
+    "shared",
+    "total_low",
+    "total_high",
+    "repeats",
+    "attention_speedup",
+    "attention_pct_ideal",
+    "gb_s",
+    "error",
+    "timing",
+)
 """Columns of leaderboard.csv in a study of kernels (job=kernel_speed), where `model` is the shape and `method` says where
 the index comes from. `op` is what was timed: full (dense attention), sparse, selection or block_map; `index` the kind of
 index (…_shared: one for the query heads of a KV head), `selection` the method whose selection is in `total_ms`. `total_low`
@@ -339,9 +407,14 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 """Fields without which a line of that file is refused as corrupt."""
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "runs": ("run",), "samples": ("cell", "index"), "latency": ("latency",),
-    "calibrations": ("calibration",), "mass": ("mass",), "checks": ("check",), "perplexity": ("cell", "index"),
+    "runs": ("run",),
+    "samples": ("cell", "index"),
+    "latency": ("latency",),
+    "calibrations": ("calibration",),
+    "mass": ("mass",),
+    "checks": ("check",),
+    "perplexity": ("cell", "index"),
     "gate_steps": ("training", "step"),
-}  # fmt: skip
+}
 """Fields that identify a line; a second line with the same key is never written. Cells and kernel cases have states
 instead."""

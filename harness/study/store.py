@@ -261,9 +261,16 @@ class Store:
     def files(self) -> tuple[RecordFile, ...]:
         """All files of the study."""
         return (
-            self.runs, self.samples, self.cells, self.latency, self.calibrations, self.mass, self.checks, self.perplexity,
+            self.runs,
+            self.samples,
+            self.cells,
+            self.latency,
+            self.calibrations,
+            self.mass,
+            self.checks,
+            self.perplexity,
             self.kernels,
-        )  # fmt: skip
+        )
 
     def samples_of(self) -> dict[str, list[Record]]:
         """Sample records by cell id, each list by sample index."""

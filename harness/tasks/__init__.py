@@ -24,9 +24,25 @@ from harness.tasks.scoring import string_match_all, string_match_part
 from harness.tasks.sizing import Sizer, encode, without_second_bos
 
 __all__ = [
-    "VERSION", "AnyTask", "Sample", "Task", "chat_problem", "check_sample", "context_tokens", "encode", "encode_all", "get",
-    "get_samples", "group", "groups", "names", "sets_bos", "sources", "stop_ids", "stop_of",
-]  # fmt: skip
+    "VERSION",
+    "AnyTask",
+    "Sample",
+    "Task",
+    "chat_problem",
+    "check_sample",
+    "context_tokens",
+    "encode",
+    "encode_all",
+    "get",
+    "get_samples",
+    "group",
+    "groups",
+    "names",
+    "sets_bos",
+    "sources",
+    "stop_ids",
+    "stop_of",
+]
 
 VERSION = cache.VERSION
 CACHE = Path(".cache/samples")
@@ -64,9 +80,17 @@ class Task:
     def samples(self, tokenizer: Any, length: int, n: int, seed: int, data: dict[str, Any]) -> list[Sample]:
         """`get_samples` with the settings of the `data` group, kept on disk below the working folder."""
         return get_samples(
-            self.name, tokenizer, length, n, seed=seed, haystack=source_of(data), words=data.get("words"),
-            folder=data.get("dir"), cache_dir=CACHE, chat_template=bool(data.get("chat_template")),
-        )  # fmt: skip
+            self.name,
+            tokenizer,
+            length,
+            n,
+            seed=seed,
+            haystack=source_of(data),
+            words=data.get("words"),
+            folder=data.get("dir"),
+            cache_dir=CACHE,
+            chat_template=bool(data.get("chat_template")),
+        )
 
     def spare(self, tokenizer: Any, length: int, n: int, seed: int, data: dict[str, Any]) -> list[Sample]:
         """The samples of a seed that no test has."""

@@ -114,6 +114,14 @@ class Sizer:
         if self.most is not None and size >= self.most:
             note = "wonderwords-capped"
         return Sample(
-            self.task, self.length, index, prompt, tuple(answers), self.made.max_new_tokens, note, tokens, self.seed,
+            self.task,
+            self.length,
+            index,
+            prompt,
+            tuple(answers),
+            self.made.max_new_tokens,
+            note,
+            tokens,
+            self.seed,
             evidence=getattr(self.builder(index), "evidence", ()),
-        )  # fmt: skip
+        )

@@ -100,9 +100,7 @@ class BlockIndex:
     k_len: int
 
     @classmethod
-    def from_mask(
-        cls, mask: Tensor, *, q_block: int, k_block: int, q_len: int, k_len: int, wait: bool = True
-    ) -> BlockIndex:  # fmt: skip
+    def from_mask(cls, mask: Tensor, *, q_block: int, k_block: int, q_len: int, k_len: int, wait: bool = True) -> BlockIndex:
         """From bool [B, H, Mq, Nk]: blocks that are not causal are dropped, the diagonal is always kept.
 
         wait: for the device, once, to learn the longest row; without, `indices` are as wide as there are key blocks.
@@ -141,9 +139,13 @@ class BlockIndex:
         indices = torch.where(cols[None] < counts[:, None], cols[None], 0)
         rows = len(counts)
         return cls(
-            counts.expand(batch, heads, rows).contiguous(), indices.expand(batch, heads, rows, len(cols)).contiguous(),
-            q_block, k_block, q_len, k_len,
-        )  # fmt: skip
+            counts.expand(batch, heads, rows).contiguous(),
+            indices.expand(batch, heads, rows, len(cols)).contiguous(),
+            q_block,
+            k_block,
+            q_len,
+            k_len,
+        )
 
     def to_mask(self) -> Tensor:
         """bool [B, H, Mq, Nk]."""

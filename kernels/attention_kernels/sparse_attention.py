@@ -18,9 +18,7 @@ Choice = SparseIndex | SkipRule
 """What a method hands on: an index, or a rule by which the kernel itself decides."""
 
 
-def resolve_kernel(
-    kernel: str, choice: Choice, *, device: torch.device, dtype: torch.dtype, head_dim: int, heads: int
-) -> str:  # fmt: skip
+def resolve_kernel(kernel: str, choice: Choice, *, device: torch.device, dtype: torch.dtype, head_dim: int, heads: int) -> str:
     """The kernel that will run `choice` for `heads` query heads, by the rules of its kind: `attention_kernels.block_sparse`, or
     `attention_kernels.column_sparse` and `attention_kernels.skip_softmax`, which have fewer kernels. Raises ValueError where it can't run."""
     blocks = {"q_block": choice.q_block, "k_block": choice.k_block}
@@ -45,9 +43,7 @@ def sparse_attention(q: Tensor, k: Tensor, v: Tensor, index: SparseIndex, *, sca
     return block_sparse.block_sparse_attention(q, k, v, index, scale=scale, kernel=kernel)
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, choice: Choice, *, scale: float, kernel: str
-) -> tuple[Tensor, SparseIndex]:  # fmt: skip
+def attend(q: Tensor, k: Tensor, v: Tensor, choice: Choice, *, scale: float, kernel: str) -> tuple[Tensor, SparseIndex]:
     """`sparse_attention` over whatever a method chose, and the index that ran: the one given, one of merged blocks, or what the
     rule left. kernel: a resolved name. No host sync beside the kernel's own."""
     if isinstance(choice, SkipRule):

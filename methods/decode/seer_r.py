@@ -122,9 +122,12 @@ class SeerR(DecodeMethod):
         column = torch.arange(scores.shape[-1], device=scores.device)
         own = column == newest(x, self.block_size)[0][:, None, None]
         return select_step(
-            scores.masked_fill(own, float("-inf")), k_block=self.block_size, k_len=x.k.shape[2], threshold=self.threshold,
+            scores.masked_fill(own, float("-inf")),
+            k_block=self.block_size,
+            k_len=x.k.shape[2],
+            threshold=self.threshold,
             starts=x.starts,
-        )  # fmt: skip
+        )
 
     def scores(self, x: StepInputs, state: _State) -> Tensor:
         """The gate's logits [B,Hkv,Nk] float32."""

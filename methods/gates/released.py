@@ -38,9 +38,7 @@ def to_released(state: Mapping[str, Tensor], gate: type[Gate]) -> dict[str, Tens
     return _renamed(state, _OURS, gate.released, "model.layers.{}.self_attn.attn_gate.{}.weight")
 
 
-def _renamed(
-    state: Mapping[str, Tensor], pattern: re.Pattern[str], names: Mapping[str, str], form: str
-) -> dict[str, Tensor]:  # fmt: skip
+def _renamed(state: Mapping[str, Tensor], pattern: re.Pattern[str], names: Mapping[str, str], form: str) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     unknown: list[str] = []
     for key, weight in state.items():

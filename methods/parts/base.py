@@ -151,9 +151,7 @@ class Method(ABC):
         """The search over a model of this shape. Raises ValueError where nothing is searched."""
         raise ValueError(f"method {self.name} needs no search of a model's heads")
 
-    def load_search(
-        self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int
-    ) -> None:  # fmt: skip
+    def load_search(self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         """Take what a search found. Raises ValueError, one line, where it does not fit the model."""
         raise ValueError(f"method {self.name} needs no search of a model's heads")
 

@@ -119,7 +119,7 @@ def _vertical_slash(
     diagonals = torch.zeros(*slash.shape[:2], k_len + 1, dtype=torch.bool, device=slash.device).scatter_(-1, near, True)
     blocks = diagonal_blocks(
         diagonals[..., :k_len], block=grid["k_block"], q_len=grid["q_len"], k_len=k_len, most=max(wanted[1])
-    )  # fmt: skip
+    )
     columns = best_places(vertical, v, max(wanted[0])).sort(-1).values.to(torch.int32)
     return blocks, columns, v.to(torch.int32)
 

@@ -29,9 +29,7 @@ def nz_budget(nz_ratio: float, q_len: int, k_len: int, q_block: int, k_block: in
 
 
 @lru_cache(maxsize=64)
-def same_number(
-    ratio: float, full: int, q_len: int, k_len: int, q_block: int, k_block: int, *, pays: bool
-) -> tuple[int, ...]:  # fmt: skip
+def same_number(ratio: float, full: int, q_len: int, k_len: int, q_block: int, k_block: int, *, pays: bool) -> tuple[int, ...]:
     """`nz_budget` with the last `full` rows, 1 or more, whole. pays: the other rows keep the most blocks each with which all
     of it is at most `ratio` of the causal ones; else what they would keep without full rows."""
     shape = (q_len, k_len, q_block, k_block)

@@ -86,9 +86,7 @@ def cheapest_steps(density: Tensor, mass: Tensor) -> list[int]:
     for head, (blocks, kept) in enumerate(zip(density.tolist(), mass.tolist(), strict=True)):
         at = 0
         while at < len(blocks) - 1:
-            prices = [
-                ((kept[at] - kept[to]) / max(blocks[at] - blocks[to], 1e-12), -to) for to in range(at + 1, len(blocks))
-            ]  # fmt: skip
+            prices = [((kept[at] - kept[to]) / max(blocks[at] - blocks[to], 1e-12), -to) for to in range(at + 1, len(blocks))]
             price, to = min(prices)  # of equal prices the longest way
             segments.append((price, head, at, -to - at))
             at = -to

@@ -26,10 +26,18 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=2048,
+        bos_token_id=0,
+        eos_token_id=1,
         initializer_range=0.3,
-    )  # fmt: skip
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -39,10 +47,20 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy(toy_folder: Path) -> list[str]:
     """The arguments of a short run on the toy model."""
     return [
-        "model=hf", f"model.path={toy_folder}", "model.name=toy", "model.chat_template=false", "device=cpu",
-        "length=1024", "samples=2", "task=niah_single_1", "method=block_topk", "sparsity=0.5", "latency=false",
-        "batch_tokens=1", "study=toy",
-    ]  # fmt: skip
+        "model=hf",
+        f"model.path={toy_folder}",
+        "model.name=toy",
+        "model.chat_template=false",
+        "device=cpu",
+        "length=1024",
+        "samples=2",
+        "task=niah_single_1",
+        "method=block_topk",
+        "sparsity=0.5",
+        "latency=false",
+        "batch_tokens=1",
+        "study=toy",
+    ]
 
 
 @pytest.fixture

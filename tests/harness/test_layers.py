@@ -59,9 +59,10 @@ def test_the_harness_names_no_method() -> None:
         tree = ast.parse(path.read_text())
         free = docstrings(tree)
         found = {
-            node.value for node in ast.walk(tree)
+            node.value
+            for node in ast.walk(tree)
             if isinstance(node, ast.Constant) and id(node) not in free and node.value in names
-        }  # fmt: skip
+        }
         assert not found, path.relative_to(ROOT)
 
 

@@ -29,10 +29,18 @@ GLOBAL = ("llama", "llama_group3", "qwen2", "qwen2_group7", "qwen3", "mistral")
 """The families whose layers all attend to the whole prompt."""
 
 _COMMON: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
     "initializer_range": 0.3,
-}  # fmt: skip
+}
 
 
 def _heads(heads: int, kv_heads: int) -> dict[str, Any]:
@@ -53,11 +61,15 @@ def build(family: str, seed: int = 0) -> Any:
         "mistral_window": lambda: MistralForCausalLM(MistralConfig(sliding_window=WINDOW, head_dim=16, **_COMMON)),
         "gemma3": lambda: Gemma3ForCausalLM(
             Gemma3TextConfig(
-                head_dim=16, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"],
-                query_pre_attn_scalar=8, tie_word_embeddings=False, **_COMMON,
+                head_dim=16,
+                sliding_window=WINDOW,
+                layer_types=["sliding_attention", "full_attention"],
+                query_pre_attn_scalar=8,
+                tie_word_embeddings=False,
+                **_COMMON,
             )
         ),
-    }[family]()  # fmt: skip
+    }[family]()
     return made.eval()
 
 

@@ -82,10 +82,16 @@ def cases(
     """Any lengths, also of chunks, any GQA ratio and batch, an index for each query head or for each KV head."""
     kv_heads, group, q_len = draw(st.integers(1, 2)), draw(st.integers(1, 4)), draw(st.integers(1, longest))
     return Case(
-        draw(st.integers(1, 2)), kv_heads * group, kv_heads, q_len, q_len + draw(st.integers(0, longest)),
-        draw(st.sampled_from(dims)), draw(st.sampled_from(blocks)), draw(st.sampled_from(blocks)),
+        draw(st.integers(1, 2)),
+        kv_heads * group,
+        kv_heads,
+        q_len,
+        q_len + draw(st.integers(0, longest)),
+        draw(st.sampled_from(dims)),
+        draw(st.sampled_from(blocks)),
+        draw(st.sampled_from(blocks)),
         draw(st.sampled_from([kv_heads, kv_heads * group])),
-    )  # fmt: skip
+    )
 
 
 def token_mask(index: BlockIndex, heads: int) -> Tensor:

@@ -50,10 +50,13 @@ def pooled(case: Case, q: torch.Tensor, k: torch.Tensor, pool: str) -> torch.Ten
 @pytest.mark.parametrize(
     ("kernel", "device", "dtype"),
     [
-        ("reference", "cpu", torch.float64), ("reference", "cpu", torch.float32), ("triton", "cpu", torch.float32),
-        pytest.param("triton", "cuda", torch.bfloat16, marks=GPU), pytest.param("triton", "cuda", torch.float32, marks=GPU),
+        ("reference", "cpu", torch.float64),
+        ("reference", "cpu", torch.float32),
+        ("triton", "cpu", torch.float32),
+        pytest.param("triton", "cuda", torch.bfloat16, marks=GPU),
+        pytest.param("triton", "cuda", torch.float32, marks=GPU),
     ],
-)  # fmt: skip
+)
 def test_equals_the_whole_map_pooled(kernel: str, device: str, dtype: torch.dtype, pool: str, case: Case) -> None:
     if kernel == "triton" and device == "cpu" and torch.cuda.is_available():
         pytest.skip("the interpreter is for machines without a GPU")

@@ -20,18 +20,27 @@ from tests.kernels.oracle import CASES, COARSE, Case, attention, cases, error
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 GPU = pytest.mark.gpu
 RUNS = [
-    ("reference", "cpu", torch.float64), ("reference", "cpu", torch.float32), ("reference", "cpu", torch.float16),
-    ("sdpa", "cpu", torch.float64), ("sdpa", "cpu", torch.float32), ("sdpa", "cpu", torch.bfloat16),
-    ("triton", "cpu", torch.float32), ("triton", "cpu", torch.float16),
+    ("reference", "cpu", torch.float64),
+    ("reference", "cpu", torch.float32),
+    ("reference", "cpu", torch.float16),
+    ("sdpa", "cpu", torch.float64),
+    ("sdpa", "cpu", torch.float32),
+    ("sdpa", "cpu", torch.bfloat16),
+    ("triton", "cpu", torch.float32),
+    ("triton", "cpu", torch.float16),
     *(
         pytest.param(kernel, "cuda", dtype, marks=GPU)
         for kernel, dtypes in {
-            "triton": (torch.bfloat16, torch.float16, torch.float32), "reference": (torch.float32,),
-            "sdpa": (torch.bfloat16,), "hopper": (torch.bfloat16, torch.float16),
-            "flash4": (torch.bfloat16, torch.float16), "flex": (torch.bfloat16, torch.float32),
-        }.items() for dtype in dtypes
+            "triton": (torch.bfloat16, torch.float16, torch.float32),
+            "reference": (torch.float32,),
+            "sdpa": (torch.bfloat16,),
+            "hopper": (torch.bfloat16, torch.float16),
+            "flash4": (torch.bfloat16, torch.float16),
+            "flex": (torch.bfloat16, torch.float32),
+        }.items()
+        for dtype in dtypes
     ),
-]  # fmt: skip
+]
 COARSE_ONLY = ("hopper", "flash4")
 """Kernels whose tiles are 64 or 128 query rows; finer blocks of hopper need a shared index, see test_hopper."""
 FINE_RUNS = [run for run in RUNS if (run if isinstance(run, tuple) else run.values)[0] not in COARSE_ONLY]
@@ -52,9 +61,13 @@ def home(kernel: str) -> tuple[str, torch.dtype, int]:
 
 def skip_where_it_cannot_run(kernel: str, dtype: torch.dtype, case: Case, device: str = "cuda") -> None:
     reason = BACKENDS[kernel].reason(
-        device=torch.device(device), dtype=dtype, head_dim=case.dim, q_block=case.q_block, k_block=case.k_block,
+        device=torch.device(device),
+        dtype=dtype,
+        head_dim=case.dim,
+        q_block=case.q_block,
+        k_block=case.k_block,
         shared=case.heads // case.index_heads,
-    )  # fmt: skip
+    )
     if reason is not None:
         pytest.skip(f"{kernel}: {reason}")
 

@@ -22,10 +22,13 @@ from tests.kernels.oracle import CASES, COARSE, Case, cases, error, probabilitie
 GPU = pytest.mark.gpu
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 RUNS = [
-    ("reference", "cpu", torch.float64), ("reference", "cpu", torch.float32), ("reference", "cpu", torch.float16),
-    ("triton", "cpu", torch.float32), ("triton", "cpu", torch.float16),
+    ("reference", "cpu", torch.float64),
+    ("reference", "cpu", torch.float32),
+    ("reference", "cpu", torch.float16),
+    ("triton", "cpu", torch.float32),
+    ("triton", "cpu", torch.float16),
     *(pytest.param("triton", "cuda", dtype, marks=GPU) for dtype in (torch.bfloat16, torch.float16, torch.float32)),
-]  # fmt: skip
+]
 
 
 def columns_of(case: Case, share: float, seed: int = 2) -> tuple[Tensor, Tensor]:

@@ -18,11 +18,16 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, tor
 GPU = pytest.mark.gpu
 CUDA = torch.cuda.is_available()
 RUNS = [
-    ("reference", "cpu", torch.float64), ("reference", "cpu", torch.float32), ("reference", "cpu", torch.bfloat16),
-    ("triton", "cpu", torch.float32), ("triton", "cpu", torch.float16),
-    pytest.param("triton", "cuda", torch.bfloat16, marks=GPU), pytest.param("triton", "cuda", torch.float16, marks=GPU),
-    pytest.param("triton", "cuda", torch.float32, marks=GPU), pytest.param("reference", "cuda", torch.float64, marks=GPU),
-]  # fmt: skip
+    ("reference", "cpu", torch.float64),
+    ("reference", "cpu", torch.float32),
+    ("reference", "cpu", torch.bfloat16),
+    ("triton", "cpu", torch.float32),
+    ("triton", "cpu", torch.float16),
+    pytest.param("triton", "cuda", torch.bfloat16, marks=GPU),
+    pytest.param("triton", "cuda", torch.float16, marks=GPU),
+    pytest.param("triton", "cuda", torch.float32, marks=GPU),
+    pytest.param("reference", "cuda", torch.float64, marks=GPU),
+]
 CASES = [
     Case(2, 8, 2, 1, 200, 64, 16, 16, 2),
     Case(1, 4, 1, 1, 261, 128, 64, 32, 1),
@@ -206,8 +211,10 @@ def test_padding_on_the_left_is_never_read(kernel: str, lists: int, splits: int 
     q, k, v = case.tensors(torch.float32, device)
     index = case.index(device, share=0.5)
     blocks = torch.tensor([-(-(150 - s) // 16) for s in starts], device=device)
-    own = [BlockIndex.from_mask(index.to_mask()[b : b + 1, :, :, :n], q_block=16, k_block=16, q_len=1, k_len=150 - s)
-           for b, (s, n) in enumerate(zip(starts, blocks.tolist(), strict=True))]  # fmt: skip
+    own = [
+        BlockIndex.from_mask(index.to_mask()[b : b + 1, :, :, :n], q_block=16, k_block=16, q_len=1, k_len=150 - s)
+        for b, (s, n) in enumerate(zip(starts, blocks.tolist(), strict=True))
+    ]
     counts = torch.cat([one.counts for one in own])
     indices = torch.cat([torch.nn.functional.pad(one.indices, (0, 10 - one.indices.shape[-1])) for one in own])
     index = replace(index, counts=counts, indices=indices)

@@ -143,8 +143,13 @@ def test_heads_that_fill_a_tile() -> None:
 
 
 WHERE = {
-    "device": torch.device("cuda", 0), "dtype": torch.bfloat16, "head_dim": 128, "q_block": 128, "k_block": 128, "shared": 1,
-}  # fmt: skip
+    "device": torch.device("cuda", 0),
+    "dtype": torch.bfloat16,
+    "head_dim": 128,
+    "q_block": 128,
+    "k_block": 128,
+    "shared": 1,
+}
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,17 @@ def test_compiled_on_a_cpu() -> None:
 
 def test_prompts_are_padded_to_few_lengths() -> None:
     assert [padded_length(n) for n in (1, 128, 129, 1000, 1025, 4096, 4097, 5120, 5121, 8192)] == [
-        128, 128, 256, 1024, 1280, 4096, 5120, 5120, 6144, 8192,
-    ]  # fmt: skip
+        128,
+        128,
+        256,
+        1024,
+        1280,
+        4096,
+        5120,
+        5120,
+        6144,
+        8192,
+    ]
     assert len({padded_length(n) for n in range(4097, 131073)}) == 20
 
 

@@ -35,8 +35,13 @@ CASES = [
     Case(1, 7, 1, 140, 300, 256, 128, 64, 1),
 ]
 WHERE = {
-    "device": torch.device("cuda", 0), "dtype": torch.bfloat16, "head_dim": 128, "q_block": 128, "k_block": 128, "shared": 1,
-}  # fmt: skip
+    "device": torch.device("cuda", 0),
+    "dtype": torch.bfloat16,
+    "head_dim": 128,
+    "q_block": 128,
+    "k_block": 128,
+    "shared": 1,
+}
 
 
 @pytest.fixture
@@ -87,9 +92,13 @@ def awkward(x: Tensor) -> dict[str, Tensor]:
     wide = torch.cat([x, x[..., :1]], -1)[..., :dim]  # rows of an odd number of elements
     single = x[:1].contiguous().as_strided((1, heads, length, dim), (heads * length * dim + 3, length * dim, dim, 1))
     return {
-        "shifted": shifted, "wide": wide, "transposed": x.mT.contiguous().mT, "odd stride of one": single,
-        "expanded": x[:, :1].expand(x.shape), "repeated": x[:, :, :1].expand(x.shape),
-    }  # fmt: skip
+        "shifted": shifted,
+        "wide": wide,
+        "transposed": x.mT.contiguous().mT,
+        "odd stride of one": single,
+        "expanded": x[:, :1].expand(x.shape),
+        "repeated": x[:, :, :1].expand(x.shape),
+    }
 
 
 def test_what_cannot_be_addressed_is_copied() -> None:
@@ -114,9 +123,13 @@ def test_a_scale_must_be_positive(scale: float) -> None:
 
 def run(case: Case, dtype: torch.dtype, tensors: tuple[Tensor, Tensor, Tensor], share: float = 0.4) -> None:
     reason = hopper_reason(
-        device=torch.device("cuda"), dtype=dtype, head_dim=case.dim, q_block=case.q_block, k_block=case.k_block,
+        device=torch.device("cuda"),
+        dtype=dtype,
+        head_dim=case.dim,
+        q_block=case.q_block,
+        k_block=case.k_block,
         shared=case.heads // case.index_heads,
-    )  # fmt: skip
+    )
     if reason is not None and "Hopper" in reason:
         pytest.skip(reason)
     assert reason is None
@@ -156,9 +169,7 @@ def test_every_tile_is_dealt_once(batch: int, heads_kv: int, units: int, pack: i
     language = SimpleNamespace(
         program_id=lambda axis: me, num_programs=lambda axis: torch.tensor(programs), where=torch.where, int32=torch.int32
     )
-    turns_of, tile_of = (
-        FunctionType(f.fn.__code__, {"gl": language}) for f in (hopper_kernel._turns, hopper_kernel._tile)
-    )  # fmt: skip
+    turns_of, tile_of = (FunctionType(f.fn.__code__, {"gl": language}) for f in (hopper_kernel._turns, hopper_kernel._tile))
     for rows in (1, 9, 40):
         for bundle in (n for n in range(1, batch * heads_kv + 1) if batch * heads_kv % n == 0):
             tiles = batch * heads_kv * units * rows

@@ -51,10 +51,13 @@ def literal(q: torch.Tensor, means: torch.Tensor, scale: float, q_block: int, k_
 @pytest.mark.parametrize(
     ("kernel", "device", "dtype"),
     [
-        ("reference", "cpu", torch.float64), ("reference", "cpu", torch.float32), ("triton", "cpu", torch.float32),
-        pytest.param("triton", "cuda", torch.bfloat16, marks=GPU), pytest.param("triton", "cuda", torch.float32, marks=GPU),
+        ("reference", "cpu", torch.float64),
+        ("reference", "cpu", torch.float32),
+        ("triton", "cpu", torch.float32),
+        pytest.param("triton", "cuda", torch.bfloat16, marks=GPU),
+        pytest.param("triton", "cuda", torch.float32, marks=GPU),
     ],
-)  # fmt: skip
+)
 def test_equals_the_formula(kernel: str, device: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     if kernel == "triton" and device == "cpu" and torch.cuda.is_available():
         pytest.skip("the interpreter is for machines without a GPU")

@@ -42,13 +42,27 @@ def wanted(x: Tensor, block: int, how: tuple[Pool, ...], cos: Tensor | None, sin
 @pytest.mark.parametrize("how", WAYS, ids="+".join)
 @pytest.mark.parametrize(
     ("heads", "length", "dim", "block", "rotary", "scaling"),
-    [(3, 100, 16, 16, 16, 1.0), (9, 71, 24, 24, 8, 1.3), (2, 64, 96, 32, 96, 1.0), (2, 50, 20, 8, 0, 1.0),
-     (1, 5, 32, 48, 32, 0.7), (14, 70, 64, 64, 64, 1.0)],
-)  # fmt: skip
+    [
+        (3, 100, 16, 16, 16, 1.0),
+        (9, 71, 24, 24, 8, 1.3),
+        (2, 64, 96, 32, 96, 1.0),
+        (2, 50, 20, 8, 0, 1.0),
+        (1, 5, 32, 48, 32, 0.7),
+        (14, 70, 64, 64, 64, 1.0),
+    ],
+)
 def test_equals_the_blocks_one_by_one(
-    kernel: str, device: str, dtype: torch.dtype, how: tuple[Pool, ...],
-    heads: int, length: int, dim: int, block: int, rotary: int, scaling: float,
-) -> None:  # fmt: skip
+    kernel: str,
+    device: str,
+    dtype: torch.dtype,
+    how: tuple[Pool, ...],
+    heads: int,
+    length: int,
+    dim: int,
+    block: int,
+    rotary: int,
+    scaling: float,
+) -> None:
     x = torch.randn(2, heads, length, dim, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     cos, sin = tables(length, rotary, scaling) if rotary else (None, None)
     given = {} if cos is None or sin is None else {"cos": cos.to(device), "sin": sin.to(device)}
@@ -78,8 +92,9 @@ def test_nan_and_infinity_are_passed_on(kernel: str) -> None:
     x[0, 0, 3, 2] = float("nan")
     x[0, 0, 20, 5], x[0, 0, 21, 5] = float("inf"), -float("inf")
     found = pool(x, 16, ("mean", "max", "min"), kernel=kernel).cpu().unflatten(-1, (3, 16))[0, 0]
-    torch.testing.assert_close(found, wanted(x, 16, ("mean", "max", "min"), None, None)[0, 0].unflatten(-1, (3, 16)).float(),
-                               equal_nan=True)  # fmt: skip
+    torch.testing.assert_close(
+        found, wanted(x, 16, ("mean", "max", "min"), None, None)[0, 0].unflatten(-1, (3, 16)).float(), equal_nan=True
+    )
     assert found[0, :, 2].isnan().all() and found[1, 1, 5] == float("inf") and not found[2].isnan().any()
 
 

@@ -44,9 +44,7 @@ def test_counts(kernel: str, padded: bool) -> None:
     blocks = [-(-(LENGTH - s) // BLOCK) for s in (STARTS if padded else (0, 0, 0))]
     for wanted in ([1, 1, 1], [7, 2, 5], blocks):
         counts = torch.tensor(wanted, dtype=torch.int32, device=device)
-        index = select_step(
-            values, k_block=BLOCK, k_len=LENGTH, counts=counts, width=max(wanted), starts=starts, kernel=kernel
-        )  # fmt: skip
+        index = select_step(values, k_block=BLOCK, k_len=LENGTH, counts=counts, width=max(wanted), starts=starts, kernel=kernel)
         assert index.indices.shape == (BATCH, HEADS, 1, max(wanted)) and (index.q_len, index.k_len) == (1, LENGTH)
         for b in range(BATCH):
             for h in range(HEADS):
@@ -91,10 +89,7 @@ def test_strided_scores() -> None:
     wide = torch.nn.functional.pad(values, (0, 5), value=float("inf"))[..., : values.shape[-1]]
     counts = torch.tensor([4, 4, 4], dtype=torch.int32)
     for kernel in [k for k in KERNELS if where(k) == "cpu"]:
-        one, two = (
-            select_step(v, k_block=BLOCK, k_len=LENGTH, counts=counts, width=4, kernel=kernel)
-            for v in (values, wide)
-        )  # fmt: skip
+        one, two = (select_step(v, k_block=BLOCK, k_len=LENGTH, counts=counts, width=4, kernel=kernel) for v in (values, wide))
         assert torch.equal(one.indices, two.indices)
 
 
@@ -114,7 +109,5 @@ def test_bad_input_is_one_clear_line() -> None:
 def test_long_rows_on_a_gpu() -> None:
     values = torch.randn(4, 8, 8192, device="cuda")
     counts = torch.tensor([64, 1, 8192, 500], dtype=torch.int32, device="cuda")
-    both = [
-        select_step(values, k_block=16, k_len=131072, counts=counts, width=8192, kernel=kernel) for kernel in KERNELS
-    ]  # fmt: skip
+    both = [select_step(values, k_block=16, k_len=131072, counts=counts, width=8192, kernel=kernel) for kernel in KERNELS]
     assert torch.equal(both[0].indices, both[1].indices) and torch.equal(both[0].counts, both[1].counts)

@@ -100,9 +100,7 @@ def kept(index: BlockIndex) -> list[set[int]]:
 @pytest.mark.parametrize(("kernel", "device", "dtype"), KERNELS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("density", [0.1, 0.4, 1.0])
-def test_topk_keeps_the_budget_of_the_best(
-    kernel: str, device: str, dtype: torch.dtype, case: Case, density: float
-) -> None:  # fmt: skip
+def test_topk_keeps_the_budget_of_the_best(kernel: str, device: str, dtype: torch.dtype, case: Case, density: float) -> None:
     q, k = case.vectors(dtype, device)
     budget = row_budget(density, **case.grid)
     index = case.select(q, k, kernel, budget=budget)
@@ -114,9 +112,7 @@ def test_topk_keeps_the_budget_of_the_best(
 @pytest.mark.parametrize(("kernel", "device", "dtype"), KERNELS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("limit", [None, 5])
-def test_threshold_keeps_what_is_above(
-    kernel: str, device: str, dtype: torch.dtype, case: Case, limit: int | None
-) -> None:  # fmt: skip
+def test_threshold_keeps_what_is_above(kernel: str, device: str, dtype: torch.dtype, case: Case, limit: int | None) -> None:
     q, k = case.vectors(dtype, device)
     index = case.select(q, k, kernel, threshold=0.03, max_blocks=limit)
     for (scores, forced, order), found in zip(ranked(case, true_scores(case, q, k)), kept(index), strict=True):
@@ -133,7 +129,7 @@ def test_threshold_keeps_what_is_above(
 @pytest.mark.parametrize(("mass", "limit"), [(0.2, None), (0.9, None), (0.9, 5)])
 def test_mass_is_reached_by_the_fewest(
     kernel: str, device: str, dtype: torch.dtype, case: Case, mass: float, limit: int | None
-) -> None:  # fmt: skip
+) -> None:
     q, k = case.vectors(dtype, device)
     index = case.select(q, k, kernel, mass=mass, max_blocks=limit)
     for (scores, forced, order), found in zip(ranked(case, true_scores(case, q, k)), kept(index), strict=True):

@@ -27,11 +27,13 @@ SHAPES = [
     (1, 9, 3, 70, 70, 64, 32, 16),
 ]
 KERNELS = [
-    ("reference", "cpu", torch.float64), ("reference", "cpu", torch.float32),
+    ("reference", "cpu", torch.float64),
+    ("reference", "cpu", torch.float32),
     pytest.param("triton", "cpu", torch.float32, marks=CPU_TRITON),
     pytest.param("triton", "cpu", torch.float16, marks=CPU_TRITON),
-    pytest.param("triton", "cuda", torch.bfloat16, marks=GPU), pytest.param("triton", "cuda", torch.float16, marks=GPU),
-]  # fmt: skip
+    pytest.param("triton", "cuda", torch.bfloat16, marks=GPU),
+    pytest.param("triton", "cuda", torch.float16, marks=GPU),
+]
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
@@ -153,8 +155,11 @@ def test_a_tile_that_one_query_needs_is_computed_for_all() -> None:
     k[:, :, :16, 0], k[:, :, 16:48, 0], k[0, 0, 40, 1] = 10.0, -10.0, 10.0
     index = skip_softmax_attention(q, k, k, SkipRule(0.01, 16, 16), scale=1.0)[1]
     assert index.to_mask()[0, 0].tolist() == [
-        [True, False, False, False], [True, True, False, False], [True, False, True, False], [True, False, True, True],
-    ]  # fmt: skip
+        [True, False, False, False],
+        [True, True, False, False],
+        [True, False, True, False],
+        [True, False, True, True],
+    ]
 
 
 @pytest.mark.parametrize(

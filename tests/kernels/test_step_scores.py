@@ -8,12 +8,13 @@ from attention_kernels.step_scores import step_scores
 
 CUDA = torch.cuda.is_available()
 RUNS = [
-    ("reference", "cpu", torch.float64), ("reference", "cpu", torch.bfloat16),
+    ("reference", "cpu", torch.float64),
+    ("reference", "cpu", torch.bfloat16),
     pytest.param("triton", "cpu", torch.float32, marks=pytest.mark.skipif(CUDA, reason="no interpreter")),
     pytest.param("triton", "cpu", torch.float16, marks=pytest.mark.skipif(CUDA, reason="no interpreter")),
     pytest.param("triton", "cuda", torch.bfloat16, marks=pytest.mark.gpu),
     pytest.param("triton", "cuda", torch.float32, marks=pytest.mark.gpu),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(

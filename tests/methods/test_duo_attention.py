@@ -33,10 +33,13 @@ def dense_heads(index: BlockIndex | None) -> list[bool]:
 @pytest.mark.parametrize(
     ("streaming", "dense"),
     [
-        (0.0, [[1, 1], [1, 1]]), (0.25, [[0, 1], [1, 1]]), (0.5, [[0, 1], [1, 0]]), (0.75, [[0, 1], [0, 0]]),
+        (0.0, [[1, 1], [1, 1]]),
+        (0.25, [[0, 1], [1, 1]]),
+        (0.5, [[0, 1], [1, 0]]),
+        (0.75, [[0, 1], [0, 0]]),
         (1.0, [[0, 0], [0, 0]]),
     ],
-)  # fmt: skip
+)
 def test_the_heads_that_need_least_stream(streaming: float, dense: list[list[int]]) -> None:
     method = duo(streaming=streaming)
     for number in range(LAYERS):

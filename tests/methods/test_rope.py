@@ -52,10 +52,15 @@ def test_more_rotary_elements_than_there_are() -> None:
 def llama() -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=1,
-            num_key_value_heads=1, head_dim=16,
+            vocab_size=8,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            head_dim=16,
         )
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -31,8 +31,10 @@ def test_wherever_two_heads_trade_steps_nothing_is_better_for_as_few_blocks() ->
     density, mass = curves(3, 5)
     path = cheapest_steps(density, mass)
     assert sorted(path) == sorted(list(range(3)) * 5)
-    every = [(sum(density[h, j] for h, j in enumerate(at)), sum(mass[h, j] for h, j in enumerate(at)))
-             for at in itertools.product(range(6), repeat=3)]  # fmt: skip
+    every = [
+        (sum(density[h, j] for h, j in enumerate(at)), sum(mass[h, j] for h, j in enumerate(at)))
+        for at in itertools.product(range(6), repeat=3)
+    ]
     taken, optimal = [0, 0, 0], 0
     for head in path:
         taken[head] += 1

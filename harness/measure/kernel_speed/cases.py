@@ -30,10 +30,12 @@ class Shape:
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("llama3_8b", 32, 8, 128), Shape("qwen3_4b", 32, 8, 128), Shape("qwen2_7b", 28, 4, 128),
+        Shape("llama3_8b", 32, 8, 128),
+        Shape("qwen3_4b", 32, 8, 128),
+        Shape("qwen2_7b", 28, 4, 128),
         Shape("bundled", 4, 2, 64),
     )
-}  # fmt: skip
+}
 """Shapes by name: those of the models in conf/model."""
 
 

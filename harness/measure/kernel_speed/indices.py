@@ -130,9 +130,14 @@ class ModelIndices:
             kind, block, sparsity = wish
             knobs = {"shared": True} if kind.endswith(SHARED) else {}
             setting = replace(
-                self.wanted, method=kind.removesuffix(SHARED), method_knobs=knobs, block_size=block, sparsity=sparsity,
-                kernel="auto", dense_kernel="auto",
-            )  # fmt: skip
+                self.wanted,
+                method=kind.removesuffix(SHARED),
+                method_knobs=knobs,
+                block_size=block,
+                sparsity=sparsity,
+                kernel="auto",
+                dense_kernel="auto",
+            )
             method = ready(setting, self.loaded)[-1].method
             assert method is not None  # the options let through none of the baseline's family
             self._methods[wish] = method.to(self.loaded.device)

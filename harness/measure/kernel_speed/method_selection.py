@@ -48,9 +48,7 @@ class PlainRope:
         return angles.cos(), angles.sin()
 
 
-def selector(
-    name: str, block: int, sparsity: float, shared: bool, shape: Shape, *, seed: int, device: torch.device
-) -> Method:  # fmt: skip
+def selector(name: str, block: int, sparsity: float, shared: bool, shape: Shape, *, seed: int, device: torch.device) -> Method:
     """The method `name`, ready to select at layer 0 of the shape. Raises ValueError where it can't."""
     method = build(name, block, sparsity, shared)
     if method.weights_name() is not None:

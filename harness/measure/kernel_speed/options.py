@@ -56,8 +56,9 @@ def left_out(wanted: Settings, grid: Grid) -> dict[str, str]:
     if wanted.options["kernels"] != "auto":
         return {}
     known = _known(grid.phase)
-    return {name: _refusal(wanted, grid.phase, name, grid.shape) or "made for the CPU"
-            for name in known if name not in grid.kernels}  # fmt: skip
+    return {
+        name: _refusal(wanted, grid.phase, name, grid.shape) or "made for the CPU" for name in known if name not in grid.kernels
+    }
 
 
 def _known(phase: str) -> Sequence[str]:

@@ -80,13 +80,27 @@ class Recorder:
         if case.selection and draws(case.selection):
             about["selection"] = DRAWN
         return KernelRecord(
-            case=self.id(case), run=self.run.run, identity=self.identity(case), device=self.device, status=status,
-            reason=result.reason, date=now(), density=result.density, flop=result.flop, kv_bytes=result.kv_bytes,
+            case=self.id(case),
+            run=self.run.run,
+            identity=self.identity(case),
+            device=self.device,
+            status=status,
+            reason=result.reason,
+            date=now(),
+            density=result.density,
+            flop=result.flop,
+            kv_bytes=result.kv_bytes,
             times={name: [t.median, t.low, t.high, float(t.repeats)] for name, t in result.times.items()},
-            error=result.error, dense_ms=fastest[0] if fastest else None, dense_kernel=fastest[1] if fastest else None,
-            peak_mib=result.peak_mib, timing=result.timing, about=about, final=result.final,
-            q_block=result.q_block, k_block=result.k_block,
-        )  # fmt: skip
+            error=result.error,
+            dense_ms=fastest[0] if fastest else None,
+            dense_kernel=fastest[1] if fastest else None,
+            peak_mib=result.peak_mib,
+            timing=result.timing,
+            about=about,
+            final=result.final,
+            q_block=result.q_block,
+            k_block=result.k_block,
+        )
 
     def _states(self) -> dict[str, Any]:
         return {record["case"]: record for record in self.store.kernels.read()}

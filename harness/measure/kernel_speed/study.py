@@ -161,9 +161,15 @@ class Study:
             counts, indices = (x.expand(case.batch, *x.shape[1:]).contiguous() for x in (index.counts, index.indices))
             return replace(index, counts=counts, indices=indices)
         return random_index(
-            batch=case.batch, heads=heads, q_len=work.q.shape[2], k_len=case.length, block=case.block,
-            sparsity=case.sparsity, seed=self.wanted.seed, device=self.wanted.device,
-        )  # fmt: skip
+            batch=case.batch,
+            heads=heads,
+            q_len=work.q.shape[2],
+            k_len=case.length,
+            block=case.block,
+            sparsity=case.sparsity,
+            seed=self.wanted.seed,
+            device=self.wanted.device,
+        )
 
     def _failed(self, error: Exception) -> Result:
         try:
@@ -177,8 +183,10 @@ class Study:
 
 def _wishes(cases: Iterable[Case]) -> list[Wish]:
     """The indices of these cases that a model must select."""
-    return sorted({
-        (c.index, c.block, c.sparsity)
-        for c in cases
-        if c.op == SPARSE and of_model(c.index) and c.block is not None and c.sparsity is not None
-    })  # fmt: skip
+    return sorted(
+        {
+            (c.index, c.block, c.sparsity)
+            for c in cases
+            if c.op == SPARSE and of_model(c.index) and c.block is not None and c.sparsity is not None
+        }
+    )

@@ -139,9 +139,14 @@ def time_sparse(
                 mine[f"total {case.kernel}"] = timer.ready(total)
             functions |= mine
             result = replace(
-                result, density=float(ran.density().mean()), flop=work.flop(ran), kv_bytes=work.kv_bytes(ran),
-                q_block=ran.q_block, k_block=ran.k_block, peak_mib=peak,
-            )  # fmt: skip
+                result,
+                density=float(ran.density().mean()),
+                flop=work.flop(ran),
+                kv_bytes=work.kv_bytes(ran),
+                q_block=ran.q_block,
+                k_block=ran.k_block,
+                peak_mib=peak,
+            )
             if unselected.reason and not result.wrong:
                 result = replace(result, reason=unselected.reason, final=unselected.final)
             results[case] = replace(result, timing=timer.timing)

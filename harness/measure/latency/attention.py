@@ -216,8 +216,10 @@ def _runs(plan: _Plan, name: str, function: Callable[[], Any]) -> bool:
 
 def _kernel(plan: _Plan, choice: Choice | None, *, heads: int) -> str:
     where: dict[str, Any] = {
-        "device": plan.loaded.device, "dtype": plan.loaded.dtype, "head_dim": plan.loaded.head_dim,
-    }  # fmt: skip
+        "device": plan.loaded.device,
+        "dtype": plan.loaded.dtype,
+        "head_dim": plan.loaded.head_dim,
+    }
     if choice is None:
         return resolve_dense(plan.dense_kernel, **where)
     return resolve_kernel(plan.sparse_kernel, choice, heads=heads, **where)

@@ -32,25 +32,47 @@ def time_arm(bench: Bench, each: Ready, names: list[str]) -> int:
         return 1
     bench.store.latency.append(
         LatencyRecord(
-            latency=latency, arm=each.arm.id, run=bench.run.run, identity=identity, knobs=each.arm.knobs,
-            device=device, kernel=attention.kernel, density=attention.density,
-            selection_ms=attention.selection_ms, attention_ms=attention.attention_ms, total_ms=attention.total_ms,
-            total_low=attention.total_low, total_high=attention.total_high, dense_ms=attention.dense_ms,
-            dense_kernel=attention.dense_kernel, dense=attention.dense_all, dense_failed=attention.dense_failed,
-            repeats=attention.repeats, tflops=attention.tflops, ttft_ms=prefill.ttft_ms, ttft_low=prefill.low,
-            ttft_high=prefill.high, peak_mib=prefill.peak_mib, tokens=len(prompt), date=now(),
-            dense_ttft_ms=prefill.dense_ttft_ms, kept_mass=attention.kept_mass,
-            kept_by_layer=list(attention.kept_by_layer), token_density=attention.token_density,
+            latency=latency,
+            arm=each.arm.id,
+            run=bench.run.run,
+            identity=identity,
+            knobs=each.arm.knobs,
+            device=device,
+            kernel=attention.kernel,
+            density=attention.density,
+            selection_ms=attention.selection_ms,
+            attention_ms=attention.attention_ms,
+            total_ms=attention.total_ms,
+            total_low=attention.total_low,
+            total_high=attention.total_high,
+            dense_ms=attention.dense_ms,
+            dense_kernel=attention.dense_kernel,
+            dense=attention.dense_all,
+            dense_failed=attention.dense_failed,
+            repeats=attention.repeats,
+            tflops=attention.tflops,
+            ttft_ms=prefill.ttft_ms,
+            ttft_low=prefill.low,
+            ttft_high=prefill.high,
+            peak_mib=prefill.peak_mib,
+            tokens=len(prompt),
+            date=now(),
+            dense_ttft_ms=prefill.dense_ttft_ms,
+            kept_mass=attention.kept_mass,
+            kept_by_layer=list(attention.kept_by_layer),
+            token_density=attention.token_density,
         )
-    )  # fmt: skip
+    )
     return 0
 
 
 def _times(bench: Bench, each: Ready, prompt: Sequence[int]) -> tuple[AttentionTiming, PrefillTiming]:
     wanted = bench.wanted
     limits: dict[str, Any] = {
-        "repeats": wanted.latency_repeats, "max_seconds": wanted.latency_seconds, "sparse_kernel": wanted.kernel,
+        "repeats": wanted.latency_repeats,
+        "max_seconds": wanted.latency_seconds,
+        "sparse_kernel": wanted.kernel,
         "dense_kernel": wanted.dense_kernel,
-    }  # fmt: skip
+    }
     attention = time_attention(bench.loaded, each.method, prompt, **limits)
     return attention, time_prefill(bench.loaded, each.method, prompt, **limits)

@@ -55,10 +55,14 @@ def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
                         x = sparsities.index(row["sparsity"])
                         table[y, x], held[y, x] = 100 * row["accuracy"], row["status"] == Status.GATED
             own = [native.get((lines[name][0]["method"], length)) for name in order]
-            beside = [
-                ("native", ["" if r is None else _number(r) for r in own]),
-                ("density", ["" if r is None else f"{r['density']:.2f}".lstrip("0") for r in own]),
-            ] if native else []  # fmt: skip
+            beside = (
+                [
+                    ("native", ["" if r is None else _number(r) for r in own]),
+                    ("density", ["" if r is None else f"{r['density']:.2f}".lstrip("0") for r in own]),
+                ]
+                if native
+                else []
+            )
             columns = [f"{1 - s:.2f}".lstrip("0").rstrip("0") for s in sparsities]
             heatmap.panel(axes, table, order, columns, label="density", beside=beside, low=LOW, held=held)
             reference = f", dense {100 * dense[length]['accuracy']:.0f}" if length in dense else ""

@@ -71,9 +71,12 @@ def _panel(axes: Axes, found: Tensor, cell: tuple[int, int], tokens: int, norm: 
         values = np.clip(values, FAINTEST, 1)
     colour = matplotlib.colormaps[colours].with_extremes(bad=FUTURE)
     image = axes.imshow(
-        np.ma.masked_array(values, future), norm=norm, cmap=colour, interpolation="nearest",
+        np.ma.masked_array(values, future),
+        norm=norm,
+        cmap=colour,
+        interpolation="nearest",
         extent=(0, values.shape[1] * cell[1], values.shape[0] * cell[0], 0),
-    )  # fmt: skip
+    )
     axes.set(xlim=(0, tokens), ylim=(tokens, 0))  # the last row and column may reach beyond the prompt
     ticks = [0, tokens // 2, tokens]
     axes.set_xticks(ticks, [style.tokens(t) if t else "0" for t in ticks], fontsize=8)

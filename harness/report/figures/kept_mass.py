@@ -19,9 +19,27 @@ from harness.report.figures import heatmap, style
 from harness.study.store import Record, Store
 
 COLUMNS = (
-    "study", "model", "method", "knob", "sparsity", "length", "block_size", "layer", "kept_mass", "lowest_head",
-    "lowest_kept_mass", "density", "prompts", "dtype", "device", "torch", "commit", "seed", "command", "date",
-)  # fmt: skip
+    "study",
+    "model",
+    "method",
+    "knob",
+    "sparsity",
+    "length",
+    "block_size",
+    "layer",
+    "kept_mass",
+    "lowest_head",
+    "lowest_kept_mass",
+    "density",
+    "prompts",
+    "dtype",
+    "device",
+    "torch",
+    "commit",
+    "seed",
+    "command",
+    "date",
+)
 """Of kept_mass.csv: `kept_mass` is the mean (see `schema.MassRecord`) over a layer's query heads and `prompts`, `lowest_head`
 the head that keeps the least, `density` that of the layer."""
 PREFERRED = 0.9

@@ -21,8 +21,14 @@ from harness.study.schema import Status
 
 Row = style.Row
 PREFERRED = 0.9
-NAMES = {"sdpa_flash": "FlashAttention-2", "sdpa_cudnn": "cuDNN", "fa3": "FlashAttention-3", "fa4": "FlashAttention-4",
-         "sdpa": "SDPA", "sdpa_efficient": "memory-efficient"}  # fmt: skip
+NAMES = {
+    "sdpa_flash": "FlashAttention-2",
+    "sdpa_cudnn": "cuDNN",
+    "fa3": "FlashAttention-3",
+    "fa4": "FlashAttention-4",
+    "sdpa": "SDPA",
+    "sdpa_efficient": "memory-efficient",
+}
 """Dense kernels as their authors call them."""
 
 
@@ -220,9 +226,15 @@ def _draw(axes: Axes, lines: Sequence[Line], inches: float, *, log: bool) -> Non
         x, y = line.points[-1]
         axes.plot([x, column], [y, place[1](height)], color=line.colour, linewidth=0.7, alpha=0.6, zorder=2)
         axes.text(
-            column, place[1](height), f" {line.label}", color=line.colour, fontsize=8.5, fontweight="bold", va="center",
+            column,
+            place[1](height),
+            f" {line.label}",
+            color=line.colour,
+            fontsize=8.5,
+            fontweight="bold",
+            va="center",
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )  # fmt: skip
+        )
 
 
 def _frame(made: Figure, rows: Sequence[Row], sparse: Sequence[Row], title: str) -> None:

@@ -207,9 +207,16 @@ def _dense_cost(row: Row, axis: Axis) -> Any:
 
 
 def _panel(
-    axes: Axes, figure: Sequence[Row], length: int, axis: Axis, looks: Mapping[str, tuple[str, str]],
-    dashes: Mapping[str, style.Dash], width: float, *, named: bool,
-) -> None:  # fmt: skip
+    axes: Axes,
+    figure: Sequence[Row],
+    length: int,
+    axis: Axis,
+    looks: Mapping[str, tuple[str, str]],
+    dashes: Mapping[str, style.Dash],
+    width: float,
+    *,
+    named: bool,
+) -> None:
     """The panel of one length, about `width` inches wide, of the whole figure's rows. named: names stand at the lines, and
     points at native defaults have lines of their own; else those are ringed, and names are in a legend."""
     rows = [r for r in figure if r["length"] == length]
@@ -294,9 +301,15 @@ def _band(axes: Axes, dense: Row, axis: Axis) -> None:
         axes.plot(cost, mean, "o", color=style.INK, markersize=6, zorder=4)
     above = mean < 97  # at the left end, where only names of methods are
     axes.annotate(
-        str(dense["method"]), (0, mean), xycoords=("axes fraction", "data"), xytext=(3, 3 if above else -3),
-        textcoords="offset points", ha="left", va="bottom" if above else "top", fontsize=9,
-    )  # fmt: skip
+        str(dense["method"]),
+        (0, mean),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, 3 if above else -3),
+        textcoords="offset points",
+        ha="left",
+        va="bottom" if above else "top",
+        fontsize=9,
+    )
 
 
 def _labels(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[str, float, float]], width: float) -> None:

@@ -39,11 +39,23 @@ TITLE_LETTER, NAME_LETTER, SMALL_LETTER = 0.105, 0.08, 0.063
 """Inches of an average letter: bold of 12 points, of 9, of 8."""
 INK, GREY = "#222222", "#6b6b6b"
 RC = {
-    "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10,
-    "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": GREY, "ytick.color": GREY, "text.color": INK,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8, "axes.axisbelow": True, "savefig.dpi": 160,
-}  # fmt: skip
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "text.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "savefig.dpi": 160,
+}
 
 
 def figure(width: float, height: float) -> Figure:
@@ -162,6 +174,15 @@ def name(axes: Axes, text: str, point: tuple[float, float], height: float, colou
     white halo keeps it readable on another line."""
     away, align = {"left": (-11, "right"), "right": (11, "left"), "below": (0, "center")}[side]
     axes.annotate(
-        text, (point[0], height), xytext=(away, 0), textcoords="offset points", ha=align, va="center", fontsize=9.5,
-        color=colour, fontweight="bold", zorder=6, path_effects=[withStroke(linewidth=3, foreground="white")],
-    )  # fmt: skip
+        text,
+        (point[0], height),
+        xytext=(away, 0),
+        textcoords="offset points",
+        ha=align,
+        va="center",
+        fontsize=9.5,
+        color=colour,
+        fontweight="bold",
+        zorder=6,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+    )

@@ -74,9 +74,7 @@ def _points(rows: Sequence[Row], trend: Trend, values: Sequence[int]) -> list[tu
     return sorted(points, key=lambda point: point[0])
 
 
-def _line(
-    axes: Axes, points: Sequence[tuple[int, Row]], colour: str, marker: str, dashes: Any, *, dense: bool
-) -> None:  # fmt: skip
+def _line(axes: Axes, points: Sequence[tuple[int, Row]], colour: str, marker: str, dashes: Any, *, dense: bool) -> None:
     xs, ys = [x for x, _ in points], [100 * r["accuracy"] for _, r in points]
     if dense:
         low, high = ([100 * r[c] for _, r in points] for c in ("accuracy_low", "accuracy_high"))

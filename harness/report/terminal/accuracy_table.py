@@ -16,9 +16,21 @@ from harness.study.identity import ASKED
 from harness.study.schema import AVERAGE, PERPLEXITY, Status
 
 HEADINGS = (
-    "method", "len", "tasks", "dens", "decode\ndens", "accuracy %", "Δ\ndense", "p", "select\nms", "total\nms",
-    "speed\nup", "%\nideal", "TTFT\nms", "kept\nmass %",
-)  # fmt: skip
+    "method",
+    "len",
+    "tasks",
+    "dens",
+    "decode\ndens",
+    "accuracy %",
+    "Δ\ndense",
+    "p",
+    "select\nms",
+    "total\nms",
+    "speed\nup",
+    "%\nideal",
+    "TTFT\nms",
+    "kept\nmass %",
+)
 """Columns of the table of arms; times are per attention layer call. Δ dense, in points, and p (after Holm, over all averages of
 the model and length) compare with dense on the same samples; ✓: shown to lose less than the margin."""
 INTERVAL = 13
@@ -73,14 +85,23 @@ def _arms(console: Console, rows: Sequence[Row], asked: str) -> None:
     masses = all(r["accuracy"] is None and r["total_ms"] is None for r in rows)  # nothing but the mass was measured
     cells = [
         (
-            names[id(r)], _length(r["length"]), _count(r) if wide else "", _number(r["density"], ".3f"),
+            names[id(r)],
+            _length(r["length"]),
+            _count(r) if wide else "",
+            _number(r["density"], ".3f"),
             _number(r["decode_density"], ".3f"),
-            _accuracy(r), _difference(r), _p(r["p_holm"]), _ms(r["selection_ms"]), _ms(r["total_ms"]),
-            _number(r["speedup"], ".2f"), _number(r["pct_ideal"], ".0f"), _ms(r["ttft_ms"]),
+            _accuracy(r),
+            _difference(r),
+            _p(r["p_holm"]),
+            _ms(r["selection_ms"]),
+            _ms(r["total_ms"]),
+            _number(r["speedup"], ".2f"),
+            _number(r["pct_ideal"], ".0f"),
+            _ms(r["ttft_ms"]),
             _percent(r["kept_mass"]) if masses else "",
         )
         for r in rows
-    ]  # fmt: skip
+    ]
     shown = [any(column) for column in zip(*cells, strict=True)]  # what nobody measured takes no room
     for name in (name for name, show in zip(HEADINGS, shown, strict=True) if show):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
@@ -113,7 +134,7 @@ def _tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row], asked
         texts = ["" if r is None else _accuracy(r) for r in found]
         table.add_row(
             task, *(text if full else text.split(" ")[0] for text in texts), style="bold" if task == AVERAGE else None
-        )  # fmt: skip
+        )
     console.print(table)
     console.print()
 

@@ -37,9 +37,12 @@ def _cells(row: Row) -> list[str]:
     between = "" if row["perplexity_low"] is None else f" [dim]{row['perplexity_low']:.4g}–{row['perplexity_high']:.4g}[/]"
     p = row["p_value"]
     return [
-        *shown, f"{row['perplexity']:.4g}{between}", _number(row["perplexity_ratio"], ".4f"),
-        "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}", _number(row["tokens_s"], ",.0f"),
-    ]  # fmt: skip
+        *shown,
+        f"{row['perplexity']:.4g}{between}",
+        _number(row["perplexity_ratio"], ".4f"),
+        "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}",
+        _number(row["tokens_s"], ",.0f"),
+    ]
 
 
 def _number(value: Any, form: str) -> str:

@@ -176,9 +176,20 @@ class LongBenchTask:
         prompt, tokens, cut = fitted
         question = self._after.format(input=row.input).strip()  # from its end: chat templates and cuts move its beginning
         return Sample(
-            self.name, length, index, prompt, row.answers, new, self._label(data), tokens, seed, classes=row.classes,
-            cut=cut, verbatim=False, context=last_place(prompt, [question]) if self.asks else None,
-        )  # fmt: skip
+            self.name,
+            length,
+            index,
+            prompt,
+            row.answers,
+            new,
+            self._label(data),
+            tokens,
+            seed,
+            classes=row.classes,
+            cut=cut,
+            verbatim=False,
+            context=last_place(prompt, [question]) if self.asks else None,
+        )
 
     def _rows(self, data: dict[str, Any]) -> Sequence[files.Row]:
         every = files.rows(files.find(data.get("dir")), self.file)

@@ -52,8 +52,11 @@ def to_harness(source: Path, lesson: Lesson, out: Path, *, overwrite: bool = Fal
     settings = {key: value for key, value in config.items() if key.startswith("seerattn_")}
     block_size = released.block_size_of(config)
     recipe = {
-        "block_size": block_size, "model": config.get("base_model"), "release": settings, "release_hash": file_hash(source),
-    }  # fmt: skip
+        "block_size": block_size,
+        "model": config.get("base_model"),
+        "release": settings,
+        "release_hash": file_hash(source),
+    }
     metadata = {key: json.dumps(value) for key, value in recipe.items()}
     path = _free(out / lesson.file.format(block_size=block_size), overwrite)
     whole = save({name: weight.contiguous() for name, weight in state.items()}, metadata=metadata)
@@ -69,9 +72,11 @@ def to_release(source: Path, lesson: Lesson, out: Path, *, model: str, overwrite
         raise UserError(f"{source} has gates for blocks of {block_size} tokens, not {lesson.block_size}: set that block_size")
     theirs = {key: weight.clone() for key, weight in released.to_released(state, lesson.kind).items()}
     config = {
-        "base_model": model, "seerattn_gate_block_size": lesson.block_size,
-        "seerattn_gate_hidden_size": state["layers.0.gate.k"].shape[-1], **lesson.kind.released_config,
-    }  # fmt: skip
+        "base_model": model,
+        "seerattn_gate_block_size": lesson.block_size,
+        "seerattn_gate_hidden_size": state["layers.0.gate.k"].shape[-1],
+        **lesson.kind.released_config,
+    }
     path, beside = _free(out / released.FILE, overwrite), _free(out / released.CONFIG, overwrite)
     write_whole(beside, lambda file: file.write(json.dumps(config, indent=2).encode() + b"\n"))
     return write_whole(path, lambda file: torch.save(theirs, file))

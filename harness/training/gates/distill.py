@@ -100,9 +100,7 @@ def distill(
             loss, recall, norm = trainer.finish()
             optimizer.step()
             seconds = time.perf_counter() - started
-            history.append(
-                Step(step=number, loss=loss, recall=recall, lr=rate, tokens=seen, grad_norm=norm, seconds=seconds)
-            )  # fmt: skip
+            history.append(Step(step=number, loss=loss, recall=recall, lr=rate, tokens=seen, grad_norm=norm, seconds=seconds))
             if on_step is not None:
                 on_step(history[-1])
             if checkpoint is not None and processes.main and checkpoint.due(number + 1):
@@ -119,10 +117,16 @@ def distill(
     path = out / file.format(block_size=recipe.block_size)
     if processes.main:
         made = {
-            **(about or {}), **asdict(recipe), "tokens": seen, "processes": processes.count, "model": loaded.name,
-            "model_hash": loaded.revision_hash, "model_dtype": str(loaded.dtype).removeprefix("torch."),
-            "loss": history[-1].loss, "recall": mean_recall(report),
-        }  # fmt: skip
+            **(about or {}),
+            **asdict(recipe),
+            "tokens": seen,
+            "processes": processes.count,
+            "model": loaded.name,
+            "model_hash": loaded.revision_hash,
+            "model_dtype": str(loaded.dtype).removeprefix("torch."),
+            "loss": history[-1].loss,
+            "recall": mean_recall(report),
+        }
         del made["dtype"]  # the file says it
         save_gates(gates, path, dtype=saved, recipe=made, local=local)
         if checkpoint is not None:

@@ -70,9 +70,18 @@ def main(cfg: DictConfig) -> Path:
             bar(step)
 
         done = distill(
-            loaded, batches(train, lengths, tokens), recipe, out=out, kind=lesson.kind, file=lesson.file, held_out=held_out,
-            on_step=on_step, checkpoint=checkpoint, processes=processes, about=about,
-        )  # fmt: skip
+            loaded,
+            batches(train, lengths, tokens),
+            recipe,
+            out=out,
+            kind=lesson.kind,
+            file=lesson.file,
+            held_out=held_out,
+            on_step=on_step,
+            checkpoint=checkpoint,
+            processes=processes,
+            about=about,
+        )
     if processes.main:
         _report(done, wanted, loaded, lesson)
     return done.path
@@ -84,12 +93,21 @@ def _nothing(_: Step) -> None:
 
 def _recipe(job: DictConfig, lesson: Lesson, seed: int) -> Recipe:
     return Recipe(
-        steps=whole(job, "steps"), block_size=lesson.block_size, lr=_real(job, "lr"), warmup=whole(job, "warmup"),
-        min_lr=_real(job, "min_lr"), weight_decay=_real(job, "weight_decay"),
-        clip=None if job.clip is None else _real(job, "clip"), pool=str(job.pool), skip_rows=_real(job, "skip_rows"),
-        row_weight=str(job.row_weight), micro_rows=None if job.micro_rows is None else whole(job, "micro_rows"),
-        q_linear=lesson.q_linear, dtype=str(job.dtype), seed=seed,
-    )  # fmt: skip
+        steps=whole(job, "steps"),
+        block_size=lesson.block_size,
+        lr=_real(job, "lr"),
+        warmup=whole(job, "warmup"),
+        min_lr=_real(job, "min_lr"),
+        weight_decay=_real(job, "weight_decay"),
+        clip=None if job.clip is None else _real(job, "clip"),
+        pool=str(job.pool),
+        skip_rows=_real(job, "skip_rows"),
+        row_weight=str(job.row_weight),
+        micro_rows=None if job.micro_rows is None else whole(job, "micro_rows"),
+        q_linear=lesson.q_linear,
+        dtype=str(job.dtype),
+        seed=seed,
+    )
 
 
 def whole(job: DictConfig, name: str, least: int | None = None) -> int:
@@ -129,7 +147,7 @@ def _model(wanted: Settings, processes: Processes, *, shard: bool) -> LoadedMode
 
 def _about(
     job: DictConfig, lesson: Lesson, recipe: Recipe, wanted: Settings, loaded: LoadedModel, kind: str, lengths: list[int]
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """All that decides what comes out, by the names of the settings: a checkpoint of anything else is not gone on with."""
     if kind == "hub":
         text: str | None = str(job.hub)
@@ -138,10 +156,16 @@ def _about(
     else:
         text = text_id(str(wanted.data["text_dir"]))
     return {
-        **asdict(recipe), "gates": lesson.kind.__name__, "model": loaded.name, "model_hash": loaded.revision_hash,
-        "model_dtype": str(loaded.dtype).removeprefix("torch."), "rows": kind, "text": text, "tokens_per_step": int(job.tokens),
+        **asdict(recipe),
+        "gates": lesson.kind.__name__,
+        "model": loaded.name,
+        "model_hash": loaded.revision_hash,
+        "model_dtype": str(loaded.dtype).removeprefix("torch."),
+        "rows": kind,
+        "text": text,
+        "tokens_per_step": int(job.tokens),
         "lengths": lengths,
-    }  # fmt: skip
+    }
 
 
 def _checkpoint(

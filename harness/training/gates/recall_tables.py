@@ -25,12 +25,20 @@ def by_head(recall: Sequence[Recall]) -> pd.DataFrame:
     """A row a layer, density and head of the gate: its recall, what chance reaches, and its share of the oracle's mass."""
     return pd.DataFrame(
         [
-            {"layer": row["layer"], "density": row["density"], "head": head, "recall": found, "chance": row["chance"],
-             "kept_ratio": kept, "tokens": row["tokens"], "sequences": row["sequences"]}
+            {
+                "layer": row["layer"],
+                "density": row["density"],
+                "head": head,
+                "recall": found,
+                "chance": row["chance"],
+                "kept_ratio": kept,
+                "tokens": row["tokens"],
+                "sequences": row["sequences"],
+            }
             for row in recall
             for head, (found, kept) in enumerate(zip(row["heads"], row["heads_kept"], strict=True))
         ]
-    )  # fmt: skip
+    )
 
 
 def write(recall: Sequence[Recall], folder: Path, suffix: str, title: str) -> list[Path]:

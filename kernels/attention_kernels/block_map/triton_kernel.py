@@ -22,8 +22,16 @@ LOG2E = tl.constexpr(math.log2(math.e))
 
 @triton.jit
 def _load_queries(
-    Q, sqb, sqh, sqm, heads, q_len, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
+    Q,
+    sqb,
+    sqh,
+    sqm,
+    heads,
+    q_len,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """batch, head, first row, queries [BLOCK_M, BLOCK_D]; the longest rows start first. In pieces: pointers to the first."""
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
     b = (tl.program_id(1) // heads).to(tl.int64)
@@ -40,9 +48,19 @@ def _load_queries(
 
 
 @triton.jit
-def _product(q, k_base, skn, start, k_len, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+def _product(
+    q,
+    k_base,
+    skn,
+    start,
+    k_len,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """q · k [BLOCK_M, BLOCK_N] of keys from `start` on, in pieces of the head dim; q and k_base point to the first piece."""
     offs_n = tl.arange(0, BLOCK_N)
     rows = tl.cast(start, tl.int64)
@@ -65,10 +83,19 @@ def _product(q, k_base, skn, start, k_len, D: tl.constexpr, BLOCK_D: tl.constexp
 
 @triton.jit
 def _scores(
-    q, k_base, skn, start, offset, k_len,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
+    q,
+    k_base,
+    skn,
+    start,
+    offset,
+    k_len,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
+):
     """Scores [BLOCK_M, BLOCK_N], not scaled, of keys from `start` on; row i sees keys up to offset + i. -inf in the future."""
     offs_n = tl.arange(0, BLOCK_N)
     if D > BLOCK_D:
@@ -98,9 +125,26 @@ def _fold(best, total, s, scale_log2e):
 # What changes with a prompt's length is not specialised on: no compiling for each length.
 @triton.jit(do_not_specialize=["q_len", "k_len"])
 def _log_sum_exp(
-    Q, K, L, sqb, sqh, sqm, skb, skh, skn, heads, group, q_len, k_len, scale_log2e,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    L,
+    sqb,
+    sqh,
+    sqm,
+    skb,
+    skh,
+    skn,
+    heads,
+    group,
+    q_len,
+    k_len,
+    scale_log2e,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     b, h, first, q = _load_queries(Q, sqb, sqh, sqm, heads, q_len, D, BLOCK_D, BLOCK_M)
     k_base = K + b * skb + (h // group) * skh + tl.arange(0, BLOCK_N)[:, None] * skn + tl.arange(0, BLOCK_D)[None, :]
     offset = first + (k_len - q_len)
@@ -120,9 +164,15 @@ def _log_sum_exp(
 
 @triton.jit
 def _reduce(
-    s, lse, scale_log2e, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr,
+    s,
+    lse,
+    scale_log2e,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
     LARGEST: tl.constexpr,
-):  # fmt: skip
+):
     """Scores [BLOCK_M, BLOCK_N] and log2-sum-exp [BLOCK_M] to one number a block, [BLOCK_M // Q_BLOCK, BLOCK_N // K_BLOCK]."""
     if LARGEST:  # scale is positive and exp2 rises: the maximum of the scores first
         rows = tl.max(tl.reshape(s, [BLOCK_M, BLOCK_N // K_BLOCK, K_BLOCK]), 2) * scale_log2e - lse[:, None]
@@ -136,10 +186,32 @@ def _reduce(
 # What changes with a prompt's length is not specialised on: no compiling for each length.
 @triton.jit(do_not_specialize=["q_len", "k_len", "rows_total", "cols_total"])
 def _pool(
-    Q, K, L, Out, sqb, sqh, sqm, skb, skh, skn, heads, group, q_len, k_len, rows_total, cols_total, scale_log2e,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, Q_BLOCK: tl.constexpr,
-    K_BLOCK: tl.constexpr, LARGEST: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    L,
+    Out,
+    sqb,
+    sqh,
+    sqm,
+    skb,
+    skh,
+    skn,
+    heads,
+    group,
+    q_len,
+    k_len,
+    rows_total,
+    cols_total,
+    scale_log2e,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    LARGEST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     b, h, first, q = _load_queries(Q, sqb, sqh, sqm, heads, q_len, D, BLOCK_D, BLOCK_M)
     k_base = K + b * skb + (h // group) * skh + tl.arange(0, BLOCK_N)[:, None] * skn + tl.arange(0, BLOCK_D)[None, :]
     offset = first + (k_len - q_len)
@@ -170,10 +242,24 @@ def log_sum_exp_triton(q: Tensor, k: Tensor, *, scale: float) -> Tensor:
     lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _log_sum_exp[(-(-q_len // tile.rows), batch * heads)](
-            q, k, lse, *q.stride()[:3], *k.stride()[:3], heads, heads // k.shape[1], q_len, k.shape[2], scale * LOG2E.value,
-            D=dim, BLOCK_D=tile.piece, BLOCK_M=tile.rows, BLOCK_N=tile.cols,
-            PRECISION="ieee" if q.dtype == torch.float32 else "tf32", num_warps=tile.warps, num_stages=tile.depth,
-        )  # fmt: skip
+            q,
+            k,
+            lse,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            heads,
+            heads // k.shape[1],
+            q_len,
+            k.shape[2],
+            scale * LOG2E.value,
+            D=dim,
+            BLOCK_D=tile.piece,
+            BLOCK_M=tile.rows,
+            BLOCK_N=tile.cols,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=tile.warps,
+            num_stages=tile.depth,
+        )
     return lse
 
 
@@ -191,11 +277,30 @@ def block_map_triton(
     out = torch.zeros(batch, heads, rows, cols, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):
         _pool[(-(-q_len // tile.rows), batch * heads)](
-            q, k, lse, out, *q.stride()[:3], *k.stride()[:3], heads, heads // k.shape[1], q_len, k_len, rows, cols,
-            scale * LOG2E.value, D=dim, BLOCK_D=tile.piece, BLOCK_M=tile.rows, BLOCK_N=tile.cols, Q_BLOCK=q_part,
-            K_BLOCK=k_part, LARGEST=largest, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-            num_warps=tile.warps, num_stages=tile.depth,
-        )  # fmt: skip
+            q,
+            k,
+            lse,
+            out,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            heads,
+            heads // k.shape[1],
+            q_len,
+            k_len,
+            rows,
+            cols,
+            scale * LOG2E.value,
+            D=dim,
+            BLOCK_D=tile.piece,
+            BLOCK_M=tile.rows,
+            BLOCK_N=tile.cols,
+            Q_BLOCK=q_part,
+            K_BLOCK=k_part,
+            LARGEST=largest,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=tile.warps,
+            num_stages=tile.depth,
+        )
     return _join(out, q_block // q_part, k_block // k_part, largest)
 
 

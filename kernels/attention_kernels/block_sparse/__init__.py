@@ -70,9 +70,14 @@ def block_sparse_attention(
     if index.counts.device != q.device:
         raise ValueError(f"q is on {q.device} and the index on {index.counts.device}; move it with index.to(q.device)")
     name = resolve_kernel(
-        kernel, device=q.device, dtype=q.dtype, head_dim=dim, q_block=index.q_block, k_block=index.k_block,
+        kernel,
+        device=q.device,
+        dtype=q.dtype,
+        head_dim=dim,
+        q_block=index.q_block,
+        k_block=index.k_block,
         shared=heads // index.counts.shape[1],
-    )  # fmt: skip
+    )
     if not q.numel():
         return torch.empty_like(q)
     return BACKENDS[name].run(q, k, v, as_run(index, name), scale=dim**-0.5 if scale is None else scale)

@@ -68,14 +68,22 @@ def block_sparse_flash4(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, s
     group = packed_heads(torch.cuda.get_device_capability(q.device)[0], index.q_block, heads // index.counts.shape[1])
     lists = split_diagonal(index if group > 1 else per_query_head(index, heads))
     blocks = BlockSparseTensorsTorch(
-        mask_block_cnt=lists.masked_counts, mask_block_idx=lists.masked,
-        full_block_cnt=lists.full_counts, full_block_idx=lists.full, block_size=(group * index.q_block, index.k_block),
-    )  # fmt: skip
+        mask_block_cnt=lists.masked_counts,
+        mask_block_idx=lists.masked,
+        full_block_cnt=lists.full_counts,
+        full_block_idx=lists.full,
+        block_size=(group * index.q_block, index.k_block),
+    )
     with torch.cuda.device_of(q):
         out = _flash_attn_fwd(
-            pack(q, group), k.transpose(1, 2), v.transpose(1, 2), softmax_scale=scale, mask_mod=causal_mask(group),
-            block_sparse_tensors=blocks, pack_gqa=False,
-        )[0]  # fmt: skip
+            pack(q, group),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            softmax_scale=scale,
+            mask_mod=causal_mask(group),
+            block_sparse_tensors=blocks,
+            pack_gqa=False,
+        )[0]
     return unpack(out, group)
 
 

@@ -57,7 +57,7 @@ def block_sparse_flex(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, sca
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=MOST_KERNELS, specialize_float=True):
         out: Tensor = attend(
             q, k, v, block_mask(index, q.shape[1], lengths), scale, options, f"{index.q_block} {index.k_block}"
-        )  # fmt: skip
+        )
     return out[:, :, :q_len]
 
 
@@ -87,10 +87,15 @@ def block_mask(index: BlockIndex, heads: int, lengths: tuple[int, int] | None = 
     (masked_counts, full_counts), (masked, full) = counts, blocks
     offset = index.k_len - index.q_len
     return BlockMask.from_kv_blocks(
-        masked_counts, masked, full_counts, full,
-        BLOCK_SIZE=(index.q_block, index.k_block), mask_mod=_shifted(offset, index.counts.device) if offset else _causal,
-        seq_lengths=(q_len, k_len), compute_q_blocks=False,
-    )  # fmt: skip
+        masked_counts,
+        masked,
+        full_counts,
+        full,
+        BLOCK_SIZE=(index.q_block, index.k_block),
+        mask_mod=_shifted(offset, index.counts.device) if offset else _causal,
+        seq_lengths=(q_len, k_len),
+        compute_q_blocks=False,
+    )
 
 
 def kernel_options(device: torch.device, dtype: torch.dtype, dim: int, q_block: int, k_block: int) -> dict[str, Any]:
@@ -142,9 +147,7 @@ def _shifted(offset: int, device: torch.device) -> Callable[[Tensor, Tensor, Ten
 def _aligned() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    def aligned(
-        q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, options: dict[str, Any], blocks: str
-    ) -> Tensor:  # fmt: skip
+    def aligned(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, options: dict[str, Any], blocks: str) -> Tensor:
         if (
             not blocks
         ):  # looked at, so that each block size is a kernel of its own, whether or not torch tells masks apart by it
@@ -158,9 +161,7 @@ def _aligned() -> Callable[..., Tensor]:
 def _ragged() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    def ragged(
-        q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, options: dict[str, Any], blocks: str
-    ) -> Tensor:  # fmt: skip
+    def ragged(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, options: dict[str, Any], blocks: str) -> Tensor:
         if (
             not blocks
         ):  # looked at, so that each block size is a kernel of its own, whether or not torch tells masks apart by it

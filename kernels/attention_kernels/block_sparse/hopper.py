@@ -85,10 +85,25 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, scale: float, co
     with torch.cuda.device_of(q):  # Triton launches on the current device
         block_sparse_hopper_kernel[(min(tiles, _processors(q.device)),)](
             *(_descriptor(x, r) for x, r in ((q, query_rows), (k, index.k_block), (v, index.k_block), (out, query_rows))),
-            counts, indices, *counts.stride()[:2], *indices.stride()[:3],
-            tiles, rows, heads // kv_heads // pack, kv_heads, _bundle(k), k.shape[2] - q_len, scale * math.log2(math.e),
-            QB=index.q_block, KB=index.k_block, D=dim, PACK=pack, SHARED=counts.shape[1] != heads, num_warps=4, **config,
-        )  # fmt: skip
+            counts,
+            indices,
+            *counts.stride()[:2],
+            *indices.stride()[:3],
+            tiles,
+            rows,
+            heads // kv_heads // pack,
+            kv_heads,
+            _bundle(k),
+            k.shape[2] - q_len,
+            scale * math.log2(math.e),
+            QB=index.q_block,
+            KB=index.k_block,
+            D=dim,
+            PACK=pack,
+            SHARED=counts.shape[1] != heads,
+            num_warps=4,
+            **config,
+        )
     return out
 
 

@@ -63,9 +63,21 @@ def _list(Counts, Indices, scb, sch, sib, sih, sim, b, h, row, PER_STEP: gl.cons
 
 @gluon.jit
 def _gather(
-    desc, ring, full, empty, at, b, kv, lists, base, count,
-    KB: gl.constexpr, N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr,
-):  # fmt: skip
+    desc,
+    ring,
+    full,
+    empty,
+    at,
+    b,
+    kv,
+    lists,
+    base,
+    count,
+    KB: gl.constexpr,
+    N: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
     """Load number `at` of the ring: the N keys (or values) of one step, a TMA copy for each block and 64 elements."""
     PER_STEP: gl.constexpr = N // KB
     CHUNKS: gl.constexpr = D // 64
@@ -88,18 +100,45 @@ def _load_queries(desc, tiles, bar, b, h, row, FIRST: gl.constexpr, QB: gl.const
     for part in gl.static_range(64 // QR):
         for c in gl.static_range(D // 64):
             tma.async_copy_global_to_shared(
-                desc, [b, h + (FIRST + part * QR) // QB, row * QB + (FIRST + part * QR) % QB, c * 64], bar,
+                desc,
+                [b, h + (FIRST + part * QR) // QB, row * QB + (FIRST + part * QR) % QB, c * 64],
+                bar,
                 tiles.index(c * (64 // QR) + part),
-            )  # fmt: skip
+            )
 
 
 @gluon.jit
 def _produce(
-    qd, kd, vd, q0, q1, ring, q_full, q_empty, full, empty,
-    Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle,
-    QB: gl.constexpr, KB: gl.constexpr, N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr, PACK: gl.constexpr,
+    qd,
+    kd,
+    vd,
+    q0,
+    q1,
+    ring,
+    q_full,
+    q_empty,
+    full,
+    empty,
+    Counts,
+    Indices,
+    scb,
+    sch,
+    sib,
+    sih,
+    sim,
+    tiles,
+    rows,
+    units,
+    heads_kv,
+    bundle,
+    QB: gl.constexpr,
+    KB: gl.constexpr,
+    N: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+    PACK: gl.constexpr,
     SHARED: gl.constexpr,
-):  # fmt: skip
+):
     """The producer warp: the queries of every tile, then keys and values of its steps, as far ahead as the ring has slots.
 
     In the order in which they are used up: K0, K1, V0, K2, V1, …, so that one ring serves both.
@@ -139,11 +178,39 @@ def _mask(s, lists, base, count, position, KB: gl.constexpr, N: gl.constexpr, S:
 
 @gluon.jit
 def _consume(
-    od, q_tiles, o_tiles, ring, q_full, q_empty, full, empty,
-    Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle, offset, scale,
-    W: gl.constexpr, QB: gl.constexpr, KB: gl.constexpr, N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr,
-    PACK: gl.constexpr, SHARED: gl.constexpr, Q_IN_REGISTERS: gl.constexpr, OWN_OUT: gl.constexpr,
-):  # fmt: skip
+    od,
+    q_tiles,
+    o_tiles,
+    ring,
+    q_full,
+    q_empty,
+    full,
+    empty,
+    Counts,
+    Indices,
+    scb,
+    sch,
+    sib,
+    sih,
+    sim,
+    tiles,
+    rows,
+    units,
+    heads_kv,
+    bundle,
+    offset,
+    scale,
+    W: gl.constexpr,
+    QB: gl.constexpr,
+    KB: gl.constexpr,
+    N: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+    PACK: gl.constexpr,
+    SHARED: gl.constexpr,
+    Q_IN_REGISTERS: gl.constexpr,
+    OWN_OUT: gl.constexpr,
+):
     """One consumer warpgroup: rows 64·W to 64·W + 63 of every tile."""
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -226,9 +293,10 @@ def _consume(
         for part in gl.static_range(64 // QR):
             for c in gl.static_range(CHUNKS):
                 tma.async_copy_shared_to_global(
-                    od, [b, h + (64 * W + part * QR) // QB, row * QB + (64 * W + part * QR) % QB, c * 64],
+                    od,
+                    [b, h + (64 * W + part * QR) // QB, row * QB + (64 * W + part * QR) % QB, c * 64],
                     o_tiles.index(c * (64 // QR) + part),
-                )  # fmt: skip
+                )
         if not OWN_OUT:
             tma.store_wait(0)
         if not (Q_IN_REGISTERS and OWN_OUT):
@@ -240,10 +308,34 @@ def _consume(
 # Lengths and the index's shape change from call to call and help no address: one compiled kernel serves them all.
 @gluon.jit(do_not_specialize=["scb", "sch", "sib", "sih", "sim", "tiles", "rows", "bundle", "offset"])
 def block_sparse_hopper_kernel(
-    qd, kd, vd, od, Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle, offset, scale,
-    QB: gl.constexpr, KB: gl.constexpr, N: gl.constexpr, D: gl.constexpr, SLOTS: gl.constexpr, PACK: gl.constexpr,
-    SHARED: gl.constexpr, Q_IN_REGISTERS: gl.constexpr, OWN_OUT: gl.constexpr,
-):  # fmt: skip
+    qd,
+    kd,
+    vd,
+    od,
+    Counts,
+    Indices,
+    scb,
+    sch,
+    sib,
+    sih,
+    sim,
+    tiles,
+    rows,
+    units,
+    heads_kv,
+    bundle,
+    offset,
+    scale,
+    QB: gl.constexpr,
+    KB: gl.constexpr,
+    N: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+    PACK: gl.constexpr,
+    SHARED: gl.constexpr,
+    Q_IN_REGISTERS: gl.constexpr,
+    OWN_OUT: gl.constexpr,
+):
     """See `attention_kernels.block_sparse.hopper`. Four warps (the first consumer), to which four (the second) and one (the producer)
     are added."""
     QR: gl.constexpr = QB if QB < 64 else 64
@@ -271,22 +363,115 @@ def block_sparse_hopper_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_consume, (
-                od, q0, o0, ring, q_full, q_empty, full, empty,
-                Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle, offset, scale,
-                0, QB, KB, N, D, SLOTS, PACK, SHARED, Q_IN_REGISTERS, OWN_OUT,
-            )),
-            (_consume, (
-                od, q1, o1, ring, q_full, q_empty, full, empty,
-                Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle, offset, scale,
-                1, QB, KB, N, D, SLOTS, PACK, SHARED, Q_IN_REGISTERS, OWN_OUT,
-            )),
-            (_produce, (
-                qd, kd, vd, q0, q1, ring, q_full, q_empty, full, empty,
-                Counts, Indices, scb, sch, sib, sih, sim, tiles, rows, units, heads_kv, bundle,
-                QB, KB, N, D, SLOTS, PACK, SHARED,
-            )),
+            (
+                _consume,
+                (
+                    od,
+                    q0,
+                    o0,
+                    ring,
+                    q_full,
+                    q_empty,
+                    full,
+                    empty,
+                    Counts,
+                    Indices,
+                    scb,
+                    sch,
+                    sib,
+                    sih,
+                    sim,
+                    tiles,
+                    rows,
+                    units,
+                    heads_kv,
+                    bundle,
+                    offset,
+                    scale,
+                    0,
+                    QB,
+                    KB,
+                    N,
+                    D,
+                    SLOTS,
+                    PACK,
+                    SHARED,
+                    Q_IN_REGISTERS,
+                    OWN_OUT,
+                ),
+            ),
+            (
+                _consume,
+                (
+                    od,
+                    q1,
+                    o1,
+                    ring,
+                    q_full,
+                    q_empty,
+                    full,
+                    empty,
+                    Counts,
+                    Indices,
+                    scb,
+                    sch,
+                    sib,
+                    sih,
+                    sim,
+                    tiles,
+                    rows,
+                    units,
+                    heads_kv,
+                    bundle,
+                    offset,
+                    scale,
+                    1,
+                    QB,
+                    KB,
+                    N,
+                    D,
+                    SLOTS,
+                    PACK,
+                    SHARED,
+                    Q_IN_REGISTERS,
+                    OWN_OUT,
+                ),
+            ),
+            (
+                _produce,
+                (
+                    qd,
+                    kd,
+                    vd,
+                    q0,
+                    q1,
+                    ring,
+                    q_full,
+                    q_empty,
+                    full,
+                    empty,
+                    Counts,
+                    Indices,
+                    scb,
+                    sch,
+                    sib,
+                    sih,
+                    sim,
+                    tiles,
+                    rows,
+                    units,
+                    heads_kv,
+                    bundle,
+                    QB,
+                    KB,
+                    N,
+                    D,
+                    SLOTS,
+                    PACK,
+                    SHARED,
+                ),
+            ),
         ],
         [4, 1],
         [240, 24],
-    )  # fmt: skip
+    )

@@ -28,12 +28,44 @@ LOWEST = tl.constexpr(-1.0e30)
     do_not_specialize=["scb", "sch", "sib", "sih", "sim", "kv_heads", "index_heads", "shared", "q_len", "k_len"],
 )
 def _forward(
-    Q, K, V, Out, Counts, Indices,
-    sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som, scb, sch, sib, sih, sim,
-    kv_heads, index_heads, shared, q_len, k_len, scale_log2e,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    V,
+    Out,
+    Counts,
+    Indices,
+    sqb,
+    sqh,
+    sqm,
+    skb,
+    skh,
+    skn,
+    svb,
+    svh,
+    svn,
+    sob,
+    soh,
+    som,
+    scb,
+    sch,
+    sib,
+    sih,
+    sim,
+    kv_heads,
+    index_heads,
+    shared,
+    q_len,
+    k_len,
+    scale_log2e,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     ROWS: tl.constexpr = min(BLOCK_M, Q_BLOCK)  # tokens of one head in the tile
     UNIT: tl.constexpr = min(BLOCK_N, K_BLOCK)  # keys side by side; a step has BLOCK_N // UNIT units, a block K_BLOCK // UNIT
     JOIN: tl.constexpr = BLOCK_N // UNIT
@@ -123,9 +155,21 @@ def _find(blocks, step, end, k_len, offs_n, K_BLOCK: tl.constexpr, UNIT: tl.cons
 
 @triton.jit
 def _load(
-    X, at, b, hk, stride, k_len, offs_n, offs_d, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    JOIN: tl.constexpr, DESCRIBED: tl.constexpr, BOUND: tl.constexpr,
-):  # fmt: skip
+    X,
+    at,
+    b,
+    hk,
+    stride,
+    k_len,
+    offs_n,
+    offs_d,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    JOIN: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    BOUND: tl.constexpr,
+):
     """Keys or values [BLOCK_N, BLOCK_D] of a step; with BOUND some may lie past the last key, and are zero."""
     if DESCRIBED:
         x = tl.reshape(X.load([b, hk, at, 0]), [BLOCK_N, BLOCK_D])
@@ -160,9 +204,14 @@ def block_sparse_triton(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, s
     """See `attention_kernels.block_sparse.block_sparse_attention`. ValueError unless `scale` is positive."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     tile = choose_tile(
-        q.device, q.dtype, dim=q.shape[-1], q_block=index.q_block, k_block=index.k_block, shared=shared_heads(q, k, index),
+        q.device,
+        q.dtype,
+        dim=q.shape[-1],
+        q_block=index.q_block,
+        k_block=index.k_block,
+        shared=shared_heads(q, k, index),
         described=describable(k) and describable(v),
-    )  # fmt: skip
+    )
     return run_tile(q, k, v, index, scale=scale, tile=tile)
 
 
@@ -190,13 +239,35 @@ def run_tile(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float
     k_from, v_from = (_descriptor(x, tile.cols, pad) for x in (k, v)) if tile.described else (k, v)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _forward[(counts.shape[-1] * tiles, batch * kv_heads)](
-            q, k_from, v_from, out, counts, indices,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *counts.stride()[:2], *indices.stride()[:3],
-            kv_heads, index_heads, heads // index_heads, q_len, k.shape[2], scale * math.log2(math.e),
-            D=dim, BLOCK_D=pad, Q_BLOCK=index.q_block, K_BLOCK=index.k_block, BLOCK_M=tile.rows, BLOCK_N=tile.cols,
-            DESCRIBED=tile.described, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+            q,
+            k_from,
+            v_from,
+            out,
+            counts,
+            indices,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            *out.stride()[:3],
+            *counts.stride()[:2],
+            *indices.stride()[:3],
+            kv_heads,
+            index_heads,
+            heads // index_heads,
+            q_len,
+            k.shape[2],
+            scale * math.log2(math.e),
+            D=dim,
+            BLOCK_D=pad,
+            Q_BLOCK=index.q_block,
+            K_BLOCK=index.k_block,
+            BLOCK_M=tile.rows,
+            BLOCK_N=tile.cols,
+            DESCRIBED=tile.described,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
     return out
 
 

@@ -14,9 +14,7 @@ from attention_kernels.column_sparse.reference import column_sparse_reference
 KERNELS = ("reference", "triton")
 
 
-def resolve_kernel(
-    kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int
-) -> str:  # fmt: skip
+def resolve_kernel(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int) -> str:
     """The kernel that will run: a name is checked, "auto" takes triton on CUDA and reference elsewhere. Raises ValueError
     where the name is none of these, or triton does not support the device, type or shape."""
     if kernel == "auto":
@@ -58,9 +56,7 @@ def column_sparse_attention(
         )
     if index.open.device != q.device:
         raise ValueError(f"q is on {q.device} and the index on {index.open.device}; move it with index.to(q.device)")
-    name = resolve_kernel(
-        kernel, device=q.device, dtype=q.dtype, head_dim=dim, q_block=index.q_block, k_block=index.k_block
-    )  # fmt: skip
+    name = resolve_kernel(kernel, device=q.device, dtype=q.dtype, head_dim=dim, q_block=index.q_block, k_block=index.k_block)
     scale = dim**-0.5 if scale is None else scale
     if not q.numel():
         return torch.empty_like(q)

@@ -28,12 +28,47 @@ LOWEST = tl.constexpr(-1.0e30)
 
 @triton.jit(do_not_specialize=["kv_heads", "group", "shared", "q_len", "k_len", "list_width", "width", "words"])
 def _forward(
-    Q, K, V, KD, VD, Out, Counts, Indices, Columns, Open, Reach,
-    sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som,
-    kv_heads, group, shared, q_len, k_len, list_width, width, words, scale_log2e,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    V,
+    KD,
+    VD,
+    Out,
+    Counts,
+    Indices,
+    Columns,
+    Open,
+    Reach,
+    sqb,
+    sqh,
+    sqm,
+    skb,
+    skh,
+    skn,
+    svb,
+    svh,
+    svn,
+    sob,
+    soh,
+    som,
+    kv_heads,
+    group,
+    shared,
+    q_len,
+    k_len,
+    list_width,
+    width,
+    words,
+    scale_log2e,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     PARTS: tl.constexpr = Q_BLOCK // BLOCK_M
     # The longest rows start first; the heads of one KV head run side by side, since they read the same keys.
     tiles = PARTS * group
@@ -154,9 +189,13 @@ def column_sparse_triton(q: Tensor, k: Tensor, v: Tensor, index: ColumnIndex, *,
     """See `attention_kernels.column_sparse.column_sparse_attention`. ValueError unless `scale` is positive."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     tile = choose_tile(
-        q.device, q.dtype, dim=q.shape[-1], q_block=index.q_block, k_block=index.k_block,
+        q.device,
+        q.dtype,
+        dim=q.shape[-1],
+        q_block=index.q_block,
+        k_block=index.k_block,
         described=describable(k) and describable(v),
-    )  # fmt: skip
+    )
     return run_tile(q, k, v, index, scale=scale, tile=tile)
 
 
@@ -171,14 +210,41 @@ def run_tile(q: Tensor, k: Tensor, v: Tensor, index: ColumnIndex, *, scale: floa
     k_from, v_from = (_descriptor(x, tile.cols, pad) for x in (k, v)) if tile.described else (k, v)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _forward[(counts.shape[-1] * (index.q_block // tile.rows) * (heads // kv_heads), batch * kv_heads)](
-            q, k, v, k_from, v_from, out, counts, indices, columns, open_, reach,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-            kv_heads, heads // kv_heads, heads // index.heads, q_len, k.shape[2],
-            indices.shape[-1], columns.shape[-1], open_.shape[-1], scale * math.log2(math.e),
-            D=dim, BLOCK_D=pad, Q_BLOCK=index.q_block, K_BLOCK=index.k_block, BLOCK_M=tile.rows,
-            BLOCK_N=tile.cols, DESCRIBED=tile.described, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            k_from,
+            v_from,
+            out,
+            counts,
+            indices,
+            columns,
+            open_,
+            reach,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            *out.stride()[:3],
+            kv_heads,
+            heads // kv_heads,
+            heads // index.heads,
+            q_len,
+            k.shape[2],
+            indices.shape[-1],
+            columns.shape[-1],
+            open_.shape[-1],
+            scale * math.log2(math.e),
+            D=dim,
+            BLOCK_D=pad,
+            Q_BLOCK=index.q_block,
+            K_BLOCK=index.k_block,
+            BLOCK_M=tile.rows,
+            BLOCK_N=tile.cols,
+            DESCRIBED=tile.described,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
     return out
 
 

@@ -35,13 +35,44 @@ def _place(tile, offs_n, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
 # What changes from step to step is not specialised on: no compiling in the middle of decoding.
 @triton.jit(do_not_specialize=["sib", "sih", "scb", "sch", "k_len", "parts"])
 def _attend(
-    Q, K, V, Out, Part, Counts, Indices, Starts,
-    sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, scb, sch, sib, sih,
-    lists, lists_per_kv, k_len, parts, scale_log2e,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, Q_LEN: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, PADDED: tl.constexpr,
+    Q,
+    K,
+    V,
+    Out,
+    Part,
+    Counts,
+    Indices,
+    Starts,
+    sqb,
+    sqh,
+    sqm,
+    skb,
+    skh,
+    skn,
+    svb,
+    svh,
+    svn,
+    scb,
+    sch,
+    sib,
+    sih,
+    lists,
+    lists_per_kv,
+    k_len,
+    parts,
+    scale_log2e,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    Q_LEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PADDED: tl.constexpr,
     OVERLAP: tl.constexpr,
-):  # fmt: skip
+):
     """One split of one list: rows are the query heads of the group × queries. Out gets the result where there is one split,
     else Part gets [parts, D] float32 results, and behind them their log2-sum-exp [parts]."""
     if OVERLAP:
@@ -110,10 +141,17 @@ def _attend(
 
 @triton.jit(do_not_specialize=["splits", "parts"])
 def _combine(
-    Part, Out, splits, parts,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr, CHUNK: tl.constexpr,
+    Part,
+    Out,
+    splits,
+    parts,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    CHUNK: tl.constexpr,
     OVERLAP: tl.constexpr,
-):  # fmt: skip
+):
     """One row of the output: the splits' results, weighted by their share of the softmax's denominator."""
     row = tl.program_id(0).to(tl.int64)
     start = row // ROWS * splits * ROWS + row % ROWS
@@ -178,18 +216,52 @@ def sparse_decode_triton(
     options: dict[str, Any] = {"launch_pdl": True} if overlap else {}
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _attend[(splits, batch * lists)](
-            q, k, v, out, part, counts, indices, counts if starts is None else starts.contiguous(),
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *counts.stride()[:2], *indices.stride()[:2],
-            lists, lists // k.shape[1], k.shape[2], parts, scale * math.log2(math.e),
-            D=dim, BLOCK_D=pad, Q_LEN=q_len, ROWS=rows, BLOCK_M=block_m, BLOCK_N=block, TILE=tile, SPLIT=splits > 1,
-            PRECISION="ieee" if q.dtype == torch.float32 else "tf32", PADDED=starts is not None, OVERLAP=overlap,
+            q,
+            k,
+            v,
+            out,
+            part,
+            counts,
+            indices,
+            counts if starts is None else starts.contiguous(),
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            *counts.stride()[:2],
+            *indices.stride()[:2],
+            lists,
+            lists // k.shape[1],
+            k.shape[2],
+            parts,
+            scale * math.log2(math.e),
+            D=dim,
+            BLOCK_D=pad,
+            Q_LEN=q_len,
+            ROWS=rows,
+            BLOCK_M=block_m,
+            BLOCK_N=block,
+            TILE=tile,
+            SPLIT=splits > 1,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            PADDED=starts is not None,
+            OVERLAP=overlap,
             num_warps=8 if block_m > 64 else 4,
             num_stages=stages(block_m, 2 * tile, pad, itemsize, shared_bytes(q.device), 2 if itemsize == 4 else 3),
-        )  # fmt: skip
+        )
         if splits > 1:
             block_s = max(16, triton.next_power_of_2(splits))  # few of them, so that little is compiled as keys grow
             _combine[(batch * lists * rows,)](
-                part, out, splits, parts, D=dim, BLOCK_D=pad, ROWS=rows, BLOCK_S=block_s, CHUNK=min(block_s, 64),
-                OVERLAP=overlap, num_warps=4, **options,
-            )  # fmt: skip
+                part,
+                out,
+                splits,
+                parts,
+                D=dim,
+                BLOCK_D=pad,
+                ROWS=rows,
+                BLOCK_S=block_s,
+                CHUNK=min(block_s, 64),
+                OVERLAP=overlap,
+                num_warps=4,
+                **options,
+            )
     return out

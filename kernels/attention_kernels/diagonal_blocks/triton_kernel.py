@@ -13,7 +13,7 @@ AT_ONCE = 1024
 @triton.jit(do_not_specialize=["rows", "entries", "width", "q_len", "offset"])
 def _list_blocks(
     Distances, Nearer, Counts, Indices, rows, entries, width, q_len, offset, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr
-):  # fmt: skip
+):
     row = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     whole = ((row + 1) * BLOCK - 1 + offset) // BLOCK
@@ -40,7 +40,17 @@ def list_blocks_triton(
     indices = torch.empty(batch, heads, rows, width, dtype=torch.int32, device=distances.device)
     with torch.cuda.device_of(distances):  # Triton launches on the current device
         _list_blocks[(rows, batch * heads)](
-            distances, nearer, counts, indices, rows, entries, width, q_len, k_len - q_len, BLOCK=block, AT_ONCE=AT_ONCE,
+            distances,
+            nearer,
+            counts,
+            indices,
+            rows,
+            entries,
+            width,
+            q_len,
+            k_len - q_len,
+            BLOCK=block,
+            AT_ONCE=AT_ONCE,
             num_warps=4,
-        )  # fmt: skip
+        )
     return counts, indices

@@ -20,10 +20,21 @@ LOG2E = tl.constexpr(math.log2(math.e))
 
 @triton.jit
 def _columns(
-    q, k_base, skn, start, ended, own, ends, scale_log2e,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, K_BLOCK: tl.constexpr, MASKED: tl.constexpr,
+    q,
+    k_base,
+    skn,
+    start,
+    ended,
+    own,
+    ends,
+    scale_log2e,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
+):
     """Log-sum-exp [BLOCK_N] down the columns of one tile; `own` are the rows that exist, `ended` columns exist for one."""
     cols = start + tl.arange(0, BLOCK_N)
     inside = (tl.arange(0, BLOCK_D) < D)[None, :]
@@ -45,10 +56,30 @@ def _columns(
 # What changes with a prompt's length is not specialised on: no compiling for each length.
 @triton.jit(do_not_specialize=["q_len", "k_len", "rows_total", "cols_total"])
 def _key_mean_map(
-    Q, K, Out, sqb, sqh, sqm, skb, skh, skn, heads, group, q_len, k_len, rows_total, cols_total, scale_log2e,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    Out,
+    sqb,
+    sqh,
+    sqm,
+    skb,
+    skh,
+    skn,
+    heads,
+    group,
+    q_len,
+    k_len,
+    rows_total,
+    cols_total,
+    scale_log2e,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    Q_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     row = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows start first
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
@@ -57,8 +88,9 @@ def _key_mean_map(
     own = (offs_m < Q_BLOCK) & (queries < q_len)
     q = tl.load(
         Q + b * sqb + h * sqh + queries.to(tl.int64)[:, None] * sqm + offs_d[None, :],
-        mask=own[:, None] & (offs_d < D)[None, :], other=0.0,
-    )  # fmt: skip
+        mask=own[:, None] & (offs_d < D)[None, :],
+        other=0.0,
+    )
     k_base = K + b * skb + (h // group) * skh + tl.arange(0, BLOCK_N)[:, None] * skn + offs_d[None, :]
     line = Out + ((b * heads + h) * rows_total + row) * cols_total + tl.arange(0, BLOCK_N)
     position = queries + (k_len - q_len)
@@ -88,9 +120,26 @@ def key_mean_map_triton(q: Tensor, means: Tensor, *, q_block: int, k_block: int,
     out = torch.full((batch, heads, rows, cols), -float("inf"), dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _key_mean_map[(rows, batch * heads)](
-            q, means, out, *q.stride()[:3], *means.stride()[:3], heads, heads // means.shape[1], q_len, k_len, rows, cols,
-            scale * LOG2E.value, D=dim, BLOCK_D=pad, Q_BLOCK=q_block, K_BLOCK=k_block, BLOCK_M=tile_rows, BLOCK_N=tile_cols,
-            PRECISION="ieee" if q.dtype == torch.float32 else "tf32", num_warps=8 if tile_rows == 128 else 4,
+            q,
+            means,
+            out,
+            *q.stride()[:3],
+            *means.stride()[:3],
+            heads,
+            heads // means.shape[1],
+            q_len,
+            k_len,
+            rows,
+            cols,
+            scale * LOG2E.value,
+            D=dim,
+            BLOCK_D=pad,
+            Q_BLOCK=q_block,
+            K_BLOCK=k_block,
+            BLOCK_M=tile_rows,
+            BLOCK_N=tile_cols,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=8 if tile_rows == 128 else 4,
             num_stages=depth,
-        )  # fmt: skip
+        )
     return out

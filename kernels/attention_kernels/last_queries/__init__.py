@@ -14,9 +14,7 @@ MOST_ROWS = 128
 """Queries that the Triton kernel takes: it holds their scores against a tile of keys at once."""
 
 
-def vertical_slash(
-    q: Tensor, k: Tensor, *, scale: float, last_q: int, kernel: str = "auto"
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def vertical_slash(q: Tensor, k: Tensor, *, scale: float, last_q: int, kernel: str = "auto") -> tuple[Tensor, Tensor]:
     """Column and diagonal means of softmax(causal(q kᵀ · scale)) over the last `last_q` queries (all, where fewer).
 
     q [B,Hq,Q,D], k [B,Hkv,K,D] -> vertical, slash [B,Hq,K] in float32 (float64 stays), each summing to 1. vertical[j] is

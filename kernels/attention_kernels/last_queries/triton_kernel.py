@@ -26,9 +26,20 @@ SPANS = 32
 
 @triton.jit
 def _scores(
-    Q, K, row, at, rows, q_len, k_len, stride_q, stride_k, scale_log2e,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    row,
+    at,
+    rows,
+    q_len,
+    k_len,
+    stride_q,
+    stride_k,
+    scale_log2e,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Scores in base 2 [BLOCK_R, BLOCK_N], -inf where there is no query, no key, or a key of the future."""
     offs_d = tl.arange(0, BLOCK_D)
     q_at = (q_len - rows + row).to(tl.int64)
@@ -42,9 +53,29 @@ def _scores(
 
 @triton.jit(do_not_specialize=["heads", "group", "rows", "q_len", "k_len", "span"])
 def _log_sum_exp(
-    Q, K, Best, Total, sqb, sqh, sqm, skb, skh, skn, heads, group, rows, q_len, k_len, span, scale_log2e,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    Best,
+    Total,
+    sqb,
+    sqh,
+    sqm,
+    skb,
+    skh,
+    skn,
+    heads,
+    group,
+    rows,
+    q_len,
+    k_len,
+    span,
+    scale_log2e,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     b = (tl.program_id(0) // heads).to(tl.int64)
     h = (tl.program_id(0) % heads).to(tl.int64)
     row = tl.arange(0, BLOCK_R)
@@ -54,9 +85,20 @@ def _log_sum_exp(
     for at0 in range(first, tl.minimum(first + span, k_len), BLOCK_N):
         at = at0 + tl.arange(0, BLOCK_N)
         s, _ = _scores(
-            Q + b * sqb + h * sqh, K + b * skb + h // group * skh, row, at, rows, q_len, k_len, sqm, skn, scale_log2e,
-            D, BLOCK_D, PRECISION,
-        )  # fmt: skip
+            Q + b * sqb + h * sqh,
+            K + b * skb + h // group * skh,
+            row,
+            at,
+            rows,
+            q_len,
+            k_len,
+            sqm,
+            skn,
+            scale_log2e,
+            D,
+            BLOCK_D,
+            PRECISION,
+        )
         top = tl.maximum(best, tl.max(s, 1))
         total = total * tl.exp2(best - top) + tl.sum(tl.exp2(s - top[:, None]), 1)
         best = top
@@ -67,17 +109,48 @@ def _log_sum_exp(
 
 @triton.jit(do_not_specialize=["heads", "group", "rows", "q_len", "k_len"])
 def _columns(
-    Q, K, Lse, Vertical, Laid, sqb, sqh, sqm, skb, skh, skn, heads, group, rows, q_len, k_len, scale_log2e,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    Lse,
+    Vertical,
+    Laid,
+    sqb,
+    sqh,
+    sqm,
+    skb,
+    skh,
+    skn,
+    heads,
+    group,
+    rows,
+    q_len,
+    k_len,
+    scale_log2e,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     b = (tl.program_id(0) // heads).to(tl.int64)
     h = (tl.program_id(0) % heads).to(tl.int64)
     row = tl.arange(0, BLOCK_R)
     at = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     s, seen = _scores(
-        Q + b * sqb + h * sqh, K + b * skb + h // group * skh, row, at, rows, q_len, k_len, sqm, skn, scale_log2e,
-        D, BLOCK_D, PRECISION,
-    )  # fmt: skip
+        Q + b * sqb + h * sqh,
+        K + b * skb + h // group * skh,
+        row,
+        at,
+        rows,
+        q_len,
+        k_len,
+        sqm,
+        skn,
+        scale_log2e,
+        D,
+        BLOCK_D,
+        PRECISION,
+    )
     lse = tl.load(Lse + tl.program_id(0).to(tl.int64) * BLOCK_R + row, mask=row < rows, other=0.0)
     p = tl.where(seen, tl.exp2(s - lse[:, None]), 0.0)
     tl.store(Vertical + tl.program_id(0).to(tl.int64) * k_len + at, tl.sum(p, 0) / rows, mask=at < k_len)
@@ -109,15 +182,19 @@ def vertical_slash_triton(q: Tensor, k: Tensor, *, scale: float, rows: int) -> t
     step = max(1, SCORES // (group * rows * k_len))  # KV heads of one sample whose probabilities are laid down at once
     laid = torch.empty(min(step, kv_heads) * group * rows * k_len, dtype=torch.float32, device=q.device)
     shape = {
-        "D": dim, "BLOCK_D": triton.next_power_of_2(dim), "BLOCK_R": block_r, "BLOCK_N": keys,
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32", "num_warps": 4 if block_r <= 64 else 8,
+        "D": dim,
+        "BLOCK_D": triton.next_power_of_2(dim),
+        "BLOCK_R": block_r,
+        "BLOCK_N": keys,
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        "num_warps": 4 if block_r <= 64 else 8,
         "num_stages": stages(block_r, keys, triton.next_power_of_2(dim), q.dtype.itemsize, shared_bytes(q.device)),
-    }  # fmt: skip
+    }
     strides, log2e = (*q.stride()[:3], *k.stride()[:3]), scale * math.log2(math.e)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _log_sum_exp[(batch * heads, spans)](
             q, k, best, total, *strides, heads, group, rows, q_len, k_len, span, log2e, **shape
-        )  # fmt: skip
+        )
         top = best.amax(1)
         lse = (top + (total * torch.exp2(best - top[:, None])).sum(1).log2()).view(batch, heads, block_r)
         for b in range(batch):
@@ -126,9 +203,20 @@ def vertical_slash_triton(q: Tensor, k: Tensor, *, scale: float, rows: int) -> t
                 some = slice(first * group, (first + step) * group)
                 mine, tiles = vertical[b, some], -(-k_len // keys)
                 _columns[(len(mine), tiles)](
-                    q[b, some], k[b, kv], lse[b, some], mine, laid,
-                    *strides, len(mine), group, rows, q_len, k_len, log2e, **shape,
-                )  # fmt: skip
+                    q[b, some],
+                    k[b, kv],
+                    lse[b, some],
+                    mine,
+                    laid,
+                    *strides,
+                    len(mine),
+                    group,
+                    rows,
+                    q_len,
+                    k_len,
+                    log2e,
+                    **shape,
+                )
                 _diagonals[(len(mine), -(-k_len // KEYS))](
                     laid, slash[b, some], rows, k_len, BLOCK_R=block_r, BLOCK_N=KEYS, num_warps=4
                 )

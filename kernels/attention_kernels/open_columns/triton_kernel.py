@@ -15,10 +15,23 @@ AT_ONCE = 512
 
 @triton.jit(do_not_specialize=["rows", "list_width", "width", "words", "offset", "steps"])
 def _open_columns(
-    Counts, Indices, Columns, ColumnCounts, Open, OpenCounts, Reach,
-    rows, list_width, width, words, offset, steps,
-    Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
-):  # fmt: skip
+    Counts,
+    Indices,
+    Columns,
+    ColumnCounts,
+    Open,
+    OpenCounts,
+    Reach,
+    rows,
+    list_width,
+    width,
+    words,
+    offset,
+    steps,
+    Q_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
     row = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     count = tl.load(Counts + head * rows + row)
@@ -61,8 +74,22 @@ def open_columns_triton(blocks: BlockIndex, columns: Tensor, counts: Tensor) -> 
     open_, open_counts, reach = made
     with torch.cuda.device_of(columns):  # Triton launches on the current device
         _open_columns[(rows, batch * heads)](
-            listed, indices, columns, counts, open_, open_counts, reach,
-            rows, indices.shape[-1], width, words, blocks.k_len - blocks.q_len, indices.shape[-1].bit_length(),
-            Q_BLOCK=blocks.q_block, K_BLOCK=blocks.k_block, AT_ONCE=AT_ONCE, num_warps=4,
-        )  # fmt: skip
+            listed,
+            indices,
+            columns,
+            counts,
+            open_,
+            open_counts,
+            reach,
+            rows,
+            indices.shape[-1],
+            width,
+            words,
+            blocks.k_len - blocks.q_len,
+            indices.shape[-1].bit_length(),
+            Q_BLOCK=blocks.q_block,
+            K_BLOCK=blocks.k_block,
+            AT_ONCE=AT_ONCE,
+            num_warps=4,
+        )
     return open_, open_counts.squeeze(-1), reach.squeeze(-1)

@@ -45,10 +45,30 @@ def _store(Line, total, top, low, d, inside, step, tokens, MEAN: tl.constexpr, M
 # What changes with a prompt's length is not specialised on: no compiling for each length.
 @triton.jit(do_not_specialize=["length"])
 def _pool(
-    X, Cos, Sin, Out, sxb, sxh, sxp, scp, ssp, sob, soh, soi, heads, length,
-    D: tl.constexpr, HALF: tl.constexpr, PAD_HALF: tl.constexpr, PAD_REST: tl.constexpr, BLOCK: tl.constexpr,
-    TURN: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr,
-):  # fmt: skip
+    X,
+    Cos,
+    Sin,
+    Out,
+    sxb,
+    sxh,
+    sxp,
+    scp,
+    ssp,
+    sob,
+    soh,
+    soi,
+    heads,
+    length,
+    D: tl.constexpr,
+    HALF: tl.constexpr,
+    PAD_HALF: tl.constexpr,
+    PAD_REST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TURN: tl.constexpr,
+    MEAN: tl.constexpr,
+    MAX: tl.constexpr,
+    MIN: tl.constexpr,
+):
     block = tl.program_id(0) // heads  # the heads of one block follow one another
     h = (tl.program_id(0) % heads).to(tl.int64)
     b = tl.program_id(1).to(tl.int64)
@@ -105,10 +125,25 @@ def pool_triton(x: Tensor, block: int, how: tuple[str, ...], cos: Tensor | None,
     columns = triton.next_power_of_2(max(half, dim - 2 * half))
     with torch.cuda.device_of(x):  # Triton launches on the current device
         _pool[(blocks * heads, batch)](
-            x, cos, sin, out, *x.stride()[:3], cos.stride(0), sin.stride(0), *out.stride()[:3], heads, length,
-            D=dim, HALF=half, PAD_HALF=triton.next_power_of_2(max(1, half)),
-            PAD_REST=triton.next_power_of_2(max(1, dim - 2 * half)), BLOCK=block,
+            x,
+            cos,
+            sin,
+            out,
+            *x.stride()[:3],
+            cos.stride(0),
+            sin.stride(0),
+            *out.stride()[:3],
+            heads,
+            length,
+            D=dim,
+            HALF=half,
+            PAD_HALF=triton.next_power_of_2(max(1, half)),
+            PAD_REST=triton.next_power_of_2(max(1, dim - 2 * half)),
+            BLOCK=block,
             TURN=max(1, 256 // columns) if x.is_cuda else 16,  # one load of 16 bytes a lane
-            MEAN=place["mean"], MAX=place["max"], MIN=place["min"], num_warps=1,
-        )  # fmt: skip
+            MEAN=place["mean"],
+            MAX=place["max"],
+            MIN=place["min"],
+            num_warps=1,
+        )
     return out

@@ -17,10 +17,31 @@ from attention_kernels.rope import kernel_tables
 # What changes with a prompt's length is not specialised on: no compiling for each length.
 @triton.jit(do_not_specialize=["length"])
 def _project(
-    X, W, Cos, Sin, Out, sxb, sxh, sxm, swh, swi, scm, ssm, heads, group, length,
-    INNER: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, PAD_HALF: tl.constexpr, PAD_REST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_I: tl.constexpr, LINEAR: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    X,
+    W,
+    Cos,
+    Sin,
+    Out,
+    sxb,
+    sxh,
+    sxm,
+    swh,
+    swi,
+    scm,
+    ssm,
+    heads,
+    group,
+    length,
+    INNER: tl.constexpr,
+    D: tl.constexpr,
+    HALF: tl.constexpr,
+    PAD_HALF: tl.constexpr,
+    PAD_REST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    LINEAR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -80,10 +101,29 @@ def project_triton(x: Tensor, weight: Tensor | None, cos: Tensor | None, sin: Te
     tile = 32 if x.is_cuda else 16
     with torch.cuda.device_of(x):  # Triton launches on the current device
         _project[(-(-length // tile), batch * heads)](
-            x, w, cos, sin, out, *x.stride()[:3], stride_h, stride_i, cos.stride(0), sin.stride(0), heads, heads // own, length,
-            INNER=inner, D=dim, HALF=half, PAD_HALF=max(16, triton.next_power_of_2(half)) if half else 1,
-            PAD_REST=max(16, triton.next_power_of_2(rest)) if rest else 1, BLOCK_M=tile, BLOCK_I=32 if x.is_cuda else 16,
-            LINEAR=weight is not None, PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
-            num_warps=4, num_stages=3,
-        )  # fmt: skip
+            x,
+            w,
+            cos,
+            sin,
+            out,
+            *x.stride()[:3],
+            stride_h,
+            stride_i,
+            cos.stride(0),
+            sin.stride(0),
+            heads,
+            heads // own,
+            length,
+            INNER=inner,
+            D=dim,
+            HALF=half,
+            PAD_HALF=max(16, triton.next_power_of_2(half)) if half else 1,
+            PAD_REST=max(16, triton.next_power_of_2(rest)) if rest else 1,
+            BLOCK_M=tile,
+            BLOCK_I=32 if x.is_cuda else 16,
+            LINEAR=weight is not None,
+            PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
+            num_warps=4,
+            num_stages=3,
+        )
     return out

@@ -70,18 +70,32 @@ def select_from_pooled(
 
         counts = None if budget is None else kept_counts(budget, shape, q.device)
         return select_triton(
-            q, k, shape, scale=scale, counts=counts, threshold=threshold, mass=mass, share=share, combine=combine,
+            q,
+            k,
+            shape,
+            scale=scale,
+            counts=counts,
+            threshold=threshold,
+            mass=mass,
+            share=share,
+            combine=combine,
             max_blocks=max_blocks,
-        )  # fmt: skip
+        )
     return select_from_pooled_reference(
-        q, k, shape, scale=scale, budget=budget, threshold=threshold, mass=mass, share=share, combine=combine,
+        q,
+        k,
+        shape,
+        scale=scale,
+        budget=budget,
+        threshold=threshold,
+        mass=mass,
+        share=share,
+        combine=combine,
         max_blocks=max_blocks,
-    )  # fmt: skip
+    )
 
 
-def _check(
-    q: Tensor, k: Tensor, *, q_block: int, k_block: int, q_len: int, k_len: int, share: int, combine: str
-) -> None:  # fmt: skip
+def _check(q: Tensor, k: Tensor, *, q_block: int, k_block: int, q_len: int, k_len: int, share: int, combine: str) -> None:
     rows, cols = -(-q_len // q_block), -(-k_len // k_block)
     if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.dtype != k.dtype:
         raise ValueError(

@@ -139,9 +139,24 @@ def _first_of_equal(score, cut, room):
 
 @triton.jit
 def select_rows(
-    scores, Budget, Counts, Indices, first, rows, q_len, k_len, level, width, guess, reach,
-    Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, FILL: tl.constexpr, RULE: tl.constexpr, CAPPED: tl.constexpr,
-):  # fmt: skip
+    scores,
+    Budget,
+    Counts,
+    Indices,
+    first,
+    rows,
+    q_len,
+    k_len,
+    level,
+    width,
+    guess,
+    reach,
+    Q_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    FILL: tl.constexpr,
+    RULE: tl.constexpr,
+    CAPPED: tl.constexpr,
+):
     """Select in R rows from `first` on, whose scores are [R, W], anything beyond their causal columns. Counts and Indices are
     those of the head. Returns guess and reach (see `_cut`) for the next rows.
 

@@ -27,9 +27,22 @@ class Halves:
 
 @triton.jit
 def _split_rows(
-    X, High, Low, Unit, tile, sxb, sxh, sxm, heads, rows, total,
-    D: tl.constexpr, PAD_D: tl.constexpr, BLOCK_M: tl.constexpr, SHARE: tl.constexpr,
-):  # fmt: skip
+    X,
+    High,
+    Low,
+    Unit,
+    tile,
+    sxb,
+    sxh,
+    sxm,
+    heads,
+    rows,
+    total,
+    D: tl.constexpr,
+    PAD_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    SHARE: tl.constexpr,
+):
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # of all heads
     head = row // rows
     b = (head // heads).to(tl.int64)
@@ -58,10 +71,32 @@ def _split_rows(
 # What changes with a prompt's length is not specialised on: no compiling for each length.
 @triton.jit(do_not_specialize=["q_heads", "k_heads", "q_rows", "k_rows", "q_total", "k_total", "q_tiles"])
 def _split(
-    Q, K, QHigh, QLow, KHigh, KLow, QUnit, KUnit, sqb, sqh, sqm, skb, skh, skm,
-    q_heads, k_heads, q_rows, k_rows, q_total, k_total, q_tiles,
-    D: tl.constexpr, PAD_D: tl.constexpr, BLOCK_M: tl.constexpr, SHARE: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    QHigh,
+    QLow,
+    KHigh,
+    KLow,
+    QUnit,
+    KUnit,
+    sqb,
+    sqh,
+    sqm,
+    skb,
+    skh,
+    skm,
+    q_heads,
+    k_heads,
+    q_rows,
+    k_rows,
+    q_total,
+    k_total,
+    q_tiles,
+    D: tl.constexpr,
+    PAD_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    SHARE: tl.constexpr,
+):
     tile = tl.program_id(0)
     if tile < q_tiles:
         _split_rows(Q, QHigh, QLow, QUnit, tile, sqb, sqh, sqm, q_heads, q_rows, q_total, D, PAD_D, BLOCK_M, SHARE)
@@ -82,8 +117,24 @@ def split(q: Tensor, k: Tensor, share: int = 1) -> tuple[Halves, Halves]:
     tiles = [-(-total // block) for total in totals]
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _split[(sum(tiles),)](
-            q, k, *halves[0].parts, *halves[1].parts, halves[0].unit, halves[1].unit, *q.stride()[:3], *k.stride()[:3],
-            heads, k.shape[1], q.shape[2], k.shape[2], *totals, tiles[0],
-            D=dim, PAD_D=triton.next_power_of_2(dim), BLOCK_M=block, SHARE=share, num_warps=4,
-        )  # fmt: skip
+            q,
+            k,
+            *halves[0].parts,
+            *halves[1].parts,
+            halves[0].unit,
+            halves[1].unit,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            heads,
+            k.shape[1],
+            q.shape[2],
+            k.shape[2],
+            *totals,
+            tiles[0],
+            D=dim,
+            PAD_D=triton.next_power_of_2(dim),
+            BLOCK_M=block,
+            SHARE=share,
+            num_warps=4,
+        )
     return halves[0], halves[1]

@@ -15,9 +15,23 @@ from attention_kernels.selection.cut_kernel import THRESHOLD, TOPK, select_rows
 # What changes from step to step is not specialised on: no compiling in the middle of decoding.
 @triton.jit(do_not_specialize=["k_len", "width", "columns", "ssb", "ssh"])
 def _select_step(
-    Scores, Budget, Counts, Indices, Starts, ssb, ssh, heads, k_len, width, columns, level,
-    K_BLOCK: tl.constexpr, W: tl.constexpr, RULE: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
+    Scores,
+    Budget,
+    Counts,
+    Indices,
+    Starts,
+    ssb,
+    ssh,
+    heads,
+    k_len,
+    width,
+    columns,
+    level,
+    K_BLOCK: tl.constexpr,
+    W: tl.constexpr,
+    RULE: tl.constexpr,
+    PADDED: tl.constexpr,
+):
     line = tl.program_id(0).to(tl.int64)
     b = line // heads
     cols = tl.arange(0, W)[None, :]
@@ -26,9 +40,24 @@ def _select_step(
         k_len -= tl.load(Starts + b)
     FILL: tl.constexpr = 256 if W > 256 else W
     select_rows(
-        scores, Budget + b, Counts + line, Indices + line * width, 0, 1, 1, k_len, level, width, 0.0, 1.0,
-        1, K_BLOCK, FILL, RULE, False,
-    )  # fmt: skip
+        scores,
+        Budget + b,
+        Counts + line,
+        Indices + line * width,
+        0,
+        1,
+        1,
+        k_len,
+        level,
+        width,
+        0.0,
+        1.0,
+        1,
+        K_BLOCK,
+        FILL,
+        RULE,
+        False,
+    )
 
 
 def select_step_triton(
@@ -42,10 +71,21 @@ def select_step_triton(
     indices = torch.empty(batch, heads, 1, width, dtype=torch.int32, device=scores.device)
     with torch.cuda.device_of(scores):  # Triton launches on the current device
         _select_step[(batch * heads,)](
-            scores, kept if counts is None else counts.contiguous(), kept, indices,
-            kept if starts is None else starts.contiguous(), *scores.stride()[:2], heads, k_len, width, columns,
-            0.0 if threshold is None else threshold, K_BLOCK=k_block, W=wide,
-            RULE=TOPK.value if threshold is None else THRESHOLD.value, PADDED=starts is not None,
+            scores,
+            kept if counts is None else counts.contiguous(),
+            kept,
+            indices,
+            kept if starts is None else starts.contiguous(),
+            *scores.stride()[:2],
+            heads,
+            k_len,
+            width,
+            columns,
+            0.0 if threshold is None else threshold,
+            K_BLOCK=k_block,
+            W=wide,
+            RULE=TOPK.value if threshold is None else THRESHOLD.value,
+            PADDED=starts is not None,
             num_warps=min(16, max(1, wide // 512)),
-        )  # fmt: skip
+        )
     return BlockIndex(kept, indices, q_block=1, k_block=k_block, q_len=1, k_len=k_len)

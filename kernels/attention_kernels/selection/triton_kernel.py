@@ -45,9 +45,7 @@ class Config:
 
 
 @triton.jit
-def _queries(
-    Q, Unit, low, head, m, stride, rows, D: tl.constexpr, PAD_D: tl.constexpr, SPLIT: tl.constexpr
-):  # fmt: skip
+def _queries(Q, Unit, low, head, m, stride, rows, D: tl.constexpr, PAD_D: tl.constexpr, SPLIT: tl.constexpr):
     """Queries of the rows m [M]: high and low halves [M, D], unit [M]. Q: the head's first row; low: from there to its
     low halves. Without SPLIT all is in the first."""
     offs_d = tl.arange(0, PAD_D)
@@ -63,9 +61,7 @@ def _queries(
 
 
 @triton.jit
-def _dot(
-    q, q_rest, q_unit, K, Unit, low, head, n, stride, cols, D: tl.constexpr, PAD_D: tl.constexpr, SPLIT: tl.constexpr
-):  # fmt: skip
+def _dot(q, q_rest, q_unit, K, Unit, low, head, n, stride, cols, D: tl.constexpr, PAD_D: tl.constexpr, SPLIT: tl.constexpr):
     """Scores [M, N] of what `_queries` returned and the keys n [N], of which K, Unit, low and head say what Q's did."""
     offs_d = tl.arange(0, PAD_D)
     inside = (n < cols)[:, None] & (offs_d < D)[None, :]
@@ -82,10 +78,28 @@ def _dot(
 
 @triton.jit
 def _select_tile(
-    Line, Budget, Counts, Indices, first, rows, q_len, k_len, level, width, guess, reach, scratch_width,
-    Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
-    RULE: tl.constexpr, CAPPED: tl.constexpr, AHEAD: tl.constexpr,
-):  # fmt: skip
+    Line,
+    Budget,
+    Counts,
+    Indices,
+    first,
+    rows,
+    q_len,
+    k_len,
+    level,
+    width,
+    guess,
+    reach,
+    scratch_width,
+    Q_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+    RULE: tl.constexpr,
+    CAPPED: tl.constexpr,
+    AHEAD: tl.constexpr,
+):
     """Select in the BLOCK_M rows whose scores are at Line, R at once. AHEAD: the next ones are on their way meanwhile."""
     FILL: tl.constexpr = 256 if W > 256 else W
     at = Line + tl.arange(0, R)[:, None] * scratch_width + tl.arange(0, W)[None, :]
@@ -95,9 +109,24 @@ def _select_tile(
         if AHEAD:
             coming = tl.load(at + tl.minimum(r + R, BLOCK_M - R) * scratch_width)
         guess, reach = select_rows(
-            scores, Budget, Counts, Indices, first + r, rows, q_len, k_len, level, width, guess, reach,
-            Q_BLOCK, K_BLOCK, FILL, RULE, CAPPED,
-        )  # fmt: skip
+            scores,
+            Budget,
+            Counts,
+            Indices,
+            first + r,
+            rows,
+            q_len,
+            k_len,
+            level,
+            width,
+            guess,
+            reach,
+            Q_BLOCK,
+            K_BLOCK,
+            FILL,
+            RULE,
+            CAPPED,
+        )
         if AHEAD:
             scores = coming
         else:
@@ -108,12 +137,49 @@ def _select_tile(
 # What changes with a prompt's length or the sparsity is not specialised on: no compiling for each.
 @triton.jit(do_not_specialize=["heads", "k_heads", "group", "tiles", "total", "rows", "cols", "q_len", "k_len", "width"])
 def _select(
-    Q, K, QUnit, KUnit, Scratch, Budget, Counts, Indices, q_low, k_low, sqb, sqh, sqm, skb, skh, skn,
-    heads, k_heads, group, tiles, total, rows, cols, q_len, k_len, scale, level, width,
-    Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, D: tl.constexpr, PAD_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, R: tl.constexpr, W: tl.constexpr, SHARE: tl.constexpr, MAX: tl.constexpr,
-    RULE: tl.constexpr, CAPPED: tl.constexpr, AHEAD: tl.constexpr, SPLIT: tl.constexpr,
-):  # fmt: skip
+    Q,
+    K,
+    QUnit,
+    KUnit,
+    Scratch,
+    Budget,
+    Counts,
+    Indices,
+    q_low,
+    k_low,
+    sqb,
+    sqh,
+    sqm,
+    skb,
+    skh,
+    skn,
+    heads,
+    k_heads,
+    group,
+    tiles,
+    total,
+    rows,
+    cols,
+    q_len,
+    k_len,
+    scale,
+    level,
+    width,
+    Q_BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    D: tl.constexpr,
+    PAD_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+    SHARE: tl.constexpr,
+    MAX: tl.constexpr,
+    RULE: tl.constexpr,
+    CAPPED: tl.constexpr,
+    AHEAD: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
     me = tl.program_id(0)
     programs = tl.num_programs(0)
     line = Scratch + me.to(tl.int64) * BLOCK_M * W
@@ -135,27 +201,36 @@ def _select(
             q_base = Q + b * sqb
             k_base = K + b * skb
             if SHARE == 1:
-                q, q_rest, q_unit = _queries(
-                    q_base + h * sqh, QUnit, q_low, b * heads + h, m, sqm, rows, D, PAD_D, SPLIT
-                )  # fmt: skip
+                q, q_rest, q_unit = _queries(q_base + h * sqh, QUnit, q_low, b * heads + h, m, sqm, rows, D, PAD_D, SPLIT)
             for start in range(0, causal, BLOCK_N):
                 n = start + offs_n
                 if SHARE == 1:
                     hk = h // group
                     s = _dot(
                         q, q_rest, q_unit, k_base + hk * skh, KUnit, k_low, b * k_heads + hk, n, skn, cols, D, PAD_D, SPLIT
-                    )  # fmt: skip
+                    )
                 else:
                     s = tl.full([BLOCK_M, BLOCK_N], -float("inf") if MAX else 0.0, tl.float32)
                     for g in range(h, h + SHARE):
                         hk = g // group
                         q, q_rest, q_unit = _queries(
                             q_base + g * sqh, QUnit, q_low, b * heads * SHARE + g, m, sqm, rows, D, PAD_D, SPLIT
-                        )  # fmt: skip
+                        )
                         one = _dot(
-                            q, q_rest, q_unit, k_base + hk * skh, KUnit, k_low, b * k_heads + hk, n, skn, cols,
-                            D, PAD_D, SPLIT,
-                        )  # fmt: skip
+                            q,
+                            q_rest,
+                            q_unit,
+                            k_base + hk * skh,
+                            KUnit,
+                            k_low,
+                            b * k_heads + hk,
+                            n,
+                            skn,
+                            cols,
+                            D,
+                            PAD_D,
+                            SPLIT,
+                        )
                         if MAX:
                             s = tl.maximum(s, one * scale, propagate_nan=tl.PropagateNan.ALL)
                         else:
@@ -168,14 +243,52 @@ def _select(
             if W >= 512 and causal <= W // 2:
                 SHORT: tl.constexpr = 2 * R if 2 * R < BLOCK_M else BLOCK_M
                 guess, reach = _select_tile(
-                    line, Budget, Counts + place, Indices + place * width, first, rows, q_len, k_len, level, width,
-                    guess, reach, W, Q_BLOCK, K_BLOCK, BLOCK_M, SHORT, W // 2, RULE, CAPPED, AHEAD,
-                )  # fmt: skip
+                    line,
+                    Budget,
+                    Counts + place,
+                    Indices + place * width,
+                    first,
+                    rows,
+                    q_len,
+                    k_len,
+                    level,
+                    width,
+                    guess,
+                    reach,
+                    W,
+                    Q_BLOCK,
+                    K_BLOCK,
+                    BLOCK_M,
+                    SHORT,
+                    W // 2,
+                    RULE,
+                    CAPPED,
+                    AHEAD,
+                )
             else:
                 guess, reach = _select_tile(
-                    line, Budget, Counts + place, Indices + place * width, first, rows, q_len, k_len, level, width,
-                    guess, reach, W, Q_BLOCK, K_BLOCK, BLOCK_M, R, W, RULE, CAPPED, AHEAD,
-                )  # fmt: skip
+                    line,
+                    Budget,
+                    Counts + place,
+                    Indices + place * width,
+                    first,
+                    rows,
+                    q_len,
+                    k_len,
+                    level,
+                    width,
+                    guess,
+                    reach,
+                    W,
+                    Q_BLOCK,
+                    K_BLOCK,
+                    BLOCK_M,
+                    R,
+                    W,
+                    RULE,
+                    CAPPED,
+                    AHEAD,
+                )
             tl.debug_barrier()  # all rows are read before the next tile's scores are written
 
 
@@ -235,14 +348,47 @@ def select_triton(
     indices = torch.empty(batch, heads, rows, width, dtype=torch.int32, device=q.device)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _select[(programs,)](
-            q, k, q_unit, k_unit, scratch, budget, out_counts, indices, q_low, k_low, *q.stride()[:3], *k.stride()[:3],
-            heads, k.shape[1], q_heads // k.shape[1], tiles, total, rows, cols, q_len, k_len,
-            scale / share if combine == "mean" else scale, level, width,
-            Q_BLOCK=q_block, K_BLOCK=k_block, D=dim, PAD_D=max(16, triton.next_power_of_2(dim)),
-            BLOCK_M=config.rows, BLOCK_N=config.columns, R=at_once, W=wide,
-            SHARE=share, MAX=combine == "max", RULE=rule, CAPPED=counts is None and width < cols,
-            AHEAD=at_once * wide <= 1024 * config.warps, SPLIT=q_low > 0, num_warps=config.warps, num_stages=config.stages,
-        )  # fmt: skip
+            q,
+            k,
+            q_unit,
+            k_unit,
+            scratch,
+            budget,
+            out_counts,
+            indices,
+            q_low,
+            k_low,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            heads,
+            k.shape[1],
+            q_heads // k.shape[1],
+            tiles,
+            total,
+            rows,
+            cols,
+            q_len,
+            k_len,
+            scale / share if combine == "mean" else scale,
+            level,
+            width,
+            Q_BLOCK=q_block,
+            K_BLOCK=k_block,
+            D=dim,
+            PAD_D=max(16, triton.next_power_of_2(dim)),
+            BLOCK_M=config.rows,
+            BLOCK_N=config.columns,
+            R=at_once,
+            W=wide,
+            SHARE=share,
+            MAX=combine == "max",
+            RULE=rule,
+            CAPPED=counts is None and width < cols,
+            AHEAD=at_once * wide <= 1024 * config.warps,
+            SPLIT=q_low > 0,
+            num_warps=config.warps,
+            num_stages=config.stages,
+        )
     return BlockIndex(out_counts, indices, q_block, k_block, q_len, k_len)
 
 

@@ -20,9 +20,7 @@ TRITON_TILES = (16, 32, 64, 128)
 TRITON_DIMS = (16, 32, 64, 96, 128, 256)
 
 
-def resolve_skip(
-    kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int
-) -> str:  # fmt: skip
+def resolve_skip(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int) -> str:
     """The kernel that will run: "auto" takes triton where it runs on a GPU, else reference. Raises ValueError where the name
     is unknown or says why the kernel can't run."""
     if kernel not in ("auto", *KERNELS):
@@ -65,7 +63,7 @@ def skip_softmax_attention(
         raise ValueError(f"scale={scale}: must be above 0")
     name = resolve_skip(
         kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1], q_block=rule.q_block, k_block=rule.k_block
-    )  # fmt: skip
+    )
     if name == "triton":
         from attention_kernels.skip_softmax.triton_kernel import skip_softmax_triton  # imported late: needs triton
 

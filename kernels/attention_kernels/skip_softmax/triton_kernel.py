@@ -29,11 +29,38 @@ NEVER = -1.0e38
 # Lengths change from call to call and help no address: one compiled kernel serves them all.
 @triton.jit(do_not_specialize=["heads", "group", "q_len", "k_len", "cols_total"])
 def _forward(
-    Q, K, V, Out, Counts, Indices, sqb, sqh, sqm, skb, skh, skn, svb, svh, svn, sob, soh, som,
-    heads, group, q_len, k_len, cols_total, scale_log2e, log2_threshold,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DESCRIBED: tl.constexpr,
+    Q,
+    K,
+    V,
+    Out,
+    Counts,
+    Indices,
+    sqb,
+    sqh,
+    sqm,
+    skb,
+    skh,
+    skn,
+    svb,
+    svh,
+    svn,
+    sob,
+    soh,
+    som,
+    heads,
+    group,
+    q_len,
+    k_len,
+    cols_total,
+    scale_log2e,
+    log2_threshold,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
+):
     row = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows start first
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
@@ -85,9 +112,20 @@ def _forward(
 
 @triton.jit
 def _load(
-    X, tile, b, hk, stride, k_len, offs_n, offs_d, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    DESCRIBED: tl.constexpr, BOUND: tl.constexpr,
-):  # fmt: skip
+    X,
+    tile,
+    b,
+    hk,
+    stride,
+    k_len,
+    offs_n,
+    offs_d,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DESCRIBED: tl.constexpr,
+    BOUND: tl.constexpr,
+):
     """Keys or values [BLOCK_N, BLOCK_D] of a tile; with BOUND some may lie past the last key, and are zero."""
     if DESCRIBED:
         x = tl.reshape(X.load([b.to(tl.int32), hk.to(tl.int32), tile * BLOCK_N, 0]), [BLOCK_N, BLOCK_D])
@@ -122,9 +160,7 @@ def skip_softmax_triton(q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, scal
     return run_with(q, k, v, rule, scale=scale, num_warps=8 if rule.q_block == 128 else 4, num_stages=depth)
 
 
-def run_with(
-    q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, scale: float, **options: int
-) -> tuple[Tensor, BlockIndex]:  # fmt: skip
+def run_with(q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, scale: float, **options: int) -> tuple[Tensor, BlockIndex]:
     """The same with the compiler's options (num_warps, num_stages, maxnreg) of the caller's choice, for tuning."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     (batch, heads, q_len, dim), (kv_heads, k_len) = q.shape, k.shape[1:3]
@@ -138,11 +174,31 @@ def run_with(
     k_from, v_from = (_descriptor(x, rule.k_block, pad) for x in (k, v)) if described else (k, v)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _forward[(rows, batch * heads)](
-            q, k_from, v_from, out, counts, indices, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-            heads, heads // kv_heads, q_len, k_len, cols, scale * math.log2(math.e),
-            max(NEVER, rule.log * math.log2(math.e)), D=dim, BLOCK_D=pad, BLOCK_M=rule.q_block, BLOCK_N=rule.k_block,
-            DESCRIBED=described, PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **options,
-        )  # fmt: skip
+            q,
+            k_from,
+            v_from,
+            out,
+            counts,
+            indices,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            *out.stride()[:3],
+            heads,
+            heads // kv_heads,
+            q_len,
+            k_len,
+            cols,
+            scale * math.log2(math.e),
+            max(NEVER, rule.log * math.log2(math.e)),
+            D=dim,
+            BLOCK_D=pad,
+            BLOCK_M=rule.q_block,
+            BLOCK_N=rule.k_block,
+            DESCRIBED=described,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            **options,
+        )
     return out, BlockIndex(counts, indices, **rule.grid(q, k))
 
 

@@ -15,10 +15,26 @@ TILE_BYTES = 32 << 10
 # What changes from step to step is not specialised on: no compiling in the middle of decoding.
 @triton.jit(do_not_specialize=["blocks", "sob", "soh"])
 def _step_scores(
-    Q, Keys, Out, sqb, sqh, skb, skh, skn, sob, soh, key_heads, blocks, scale,
-    E: tl.constexpr, PAD_E: tl.constexpr, GROUP: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_N: tl.constexpr,
+    Q,
+    Keys,
+    Out,
+    sqb,
+    sqh,
+    skb,
+    skh,
+    skn,
+    sob,
+    soh,
+    key_heads,
+    blocks,
+    scale,
+    E: tl.constexpr,
+    PAD_E: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
+):
     line = tl.program_id(1)
     b = (line // key_heads).to(tl.int64)
     h = line % key_heads
@@ -26,9 +42,7 @@ def _step_scores(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     e = tl.arange(0, PAD_E)
     head = h * GROUP + g
-    q = tl.load(
-        Q + b * sqb + head[:, None] * sqh + e[None, :], mask=(g < GROUP)[:, None] & (e < E)[None, :], other=0.0
-    )  # fmt: skip
+    q = tl.load(Q + b * sqb + head[:, None] * sqh + e[None, :], mask=(g < GROUP)[:, None] & (e < E)[None, :], other=0.0)
     keys = tl.load(
         Keys + b * skb + h.to(tl.int64) * skh + n.to(tl.int64)[:, None] * skn + e[None, :],
         mask=(n < blocks)[:, None] & (e < E)[None, :],
@@ -49,8 +63,21 @@ def step_scores_triton(q: Tensor, keys: Tensor, scale: float) -> Tensor:
     out = torch.empty(batch, heads, blocks, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _step_scores[(-(-blocks // tile), batch * key_heads)](
-            q, keys, out, *q.stride()[:2], *keys.stride()[:3], *out.stride()[:2], key_heads, blocks, scale,
-            E=dim, PAD_E=pad, GROUP=heads // key_heads, BLOCK_G=max(16, triton.next_power_of_2(heads // key_heads)),
-            BLOCK_N=tile, PRECISION="ieee" if q.dtype == torch.float32 else "tf32", num_warps=4,
-        )  # fmt: skip
+            q,
+            keys,
+            out,
+            *q.stride()[:2],
+            *keys.stride()[:3],
+            *out.stride()[:2],
+            key_heads,
+            blocks,
+            scale,
+            E=dim,
+            PAD_E=pad,
+            GROUP=heads // key_heads,
+            BLOCK_G=max(16, triton.next_power_of_2(heads // key_heads)),
+            BLOCK_N=tile,
+            PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            num_warps=4,
+        )
     return out

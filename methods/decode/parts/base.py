@@ -117,8 +117,12 @@ class DecodeMethod(ABC):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         """All knobs and their values, as a row records them."""
-        return {"block_size": self.block_size, "budget": self.budget, "sparsity": self.sparsity,
-                "dense_layers": self.dense_layers}  # fmt: skip
+        return {
+            "block_size": self.block_size,
+            "budget": self.budget,
+            "sparsity": self.sparsity,
+            "dense_layers": self.dense_layers,
+        }
 
     def to(self, device: Any) -> Self:
         """Move what the method holds to a device."""
@@ -155,9 +159,7 @@ class DecodeMethod(ABC):
             counts = torch.full((scores.shape[0],), width, dtype=torch.int32, device=scores.device)
         else:
             counts = self._counts(self.blocks(x)).to(torch.int32)
-        return select_step(
-            scores, k_block=self.block_size, k_len=x.k.shape[2], counts=counts, width=width, starts=x.starts
-        )  # fmt: skip
+        return select_step(scores, k_block=self.block_size, k_len=x.k.shape[2], counts=counts, width=width, starts=x.starts)
 
     def _counts(self, blocks: Tensor) -> Tensor:
         """`keep` of every sequence's blocks, int64 [B], on the device."""

@@ -29,12 +29,17 @@ class DecodeGate(Gate):
     """The gate of one layer. Weights q [Hkv,G,D,D] and k [Hkv,3D,D], applied as x @ W, and those of the norms, [D] each."""
 
     released: ClassVar[Mapping[str, str]] = {
-        "q": "attngate_linear_q", "k": "attngate_linear_k", "q_norm": "attngate_qnorm", "k_norm": "attngate_knorm",
-    }  # fmt: skip
+        "q": "attngate_linear_q",
+        "k": "attngate_linear_k",
+        "q_norm": "attngate_qnorm",
+        "k_norm": "attngate_knorm",
+    }
     released_config: ClassVar[Mapping[str, Any]] = {
-        "seerattn_q_head_pooling_type": "Qproj", "seerattn_k_seq_pooling_type": "Kmaxminavg", "seerattn_use_rope": True,
+        "seerattn_q_head_pooling_type": "Qproj",
+        "seerattn_k_seq_pooling_type": "Kmaxminavg",
+        "seerattn_use_rope": True,
         "seerattn_use_qk_norm": True,
-    }  # fmt: skip
+    }
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, *, block_size: int) -> None:
         super().__init__(block_size=block_size, q_block=1)

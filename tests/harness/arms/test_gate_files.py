@@ -59,10 +59,12 @@ def pooled(k: Tensor) -> Tensor:
     rows = k.mT
     return torch.cat(
         (
-            max_pool1d(rows, BLOCK, ceil_mode=True), -max_pool1d(-rows, BLOCK, ceil_mode=True),
+            max_pool1d(rows, BLOCK, ceil_mode=True),
+            -max_pool1d(-rows, BLOCK, ceil_mode=True),
             avg_pool1d(rows, BLOCK, ceil_mode=True),
-        ), 1,
-    ).mT  # fmt: skip
+        ),
+        1,
+    ).mT
 
 
 def prefill_formula(q: Tensor, k: Tensor, weight: Tensor, frequencies: Tensor) -> Tensor:
@@ -116,13 +118,25 @@ def seen(loaded: LoadedModel, projections: dict[str, str]) -> tuple[dict[str, Te
 def test_a_released_prefill_gate_computes_its_formula(tmp_path: Path) -> None:
     torch.manual_seed(0)
     stretched = {
-        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
-    }  # fmt: skip
+    }
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, rope_parameters=stretched, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        rope_parameters=stretched,
+        initializer_range=0.3,
+    )
     loaded = wrap_model(LlamaForCausalLM(config).eval(), None, name="tiny")
     state = write(tmp_path, {"mask_linear_k": (4, 48, 16)}, seerattn_gate_type="Qavg_Kmaxminavg")
     method = methods.build("seer", sparsity=0.5, block_size=BLOCK)
@@ -139,8 +153,11 @@ def test_a_released_prefill_gate_computes_its_formula(tmp_path: Path) -> None:
 def test_a_released_decode_gate_computes_its_formula(tmp_path: Path) -> None:
     loaded = load("qwen3")  # norms of queries and keys before RoPE; head dim 32
     shapes = {
-        "attngate_linear_q": (2, 2, 32, 32), "attngate_linear_k": (2, 96, 32), "attngate_qnorm": (32,), "attngate_knorm": (32,),
-    }  # fmt: skip
+        "attngate_linear_q": (2, 2, 32, 32),
+        "attngate_linear_k": (2, 96, 32),
+        "attngate_qnorm": (32,),
+        "attngate_knorm": (32,),
+    }
     state = write(tmp_path, shapes, seerattn_q_head_pooling_type="Qproj")
     names = gate_files.read(tmp_path / "attn_gate_weights.pth", DecodeGate, block_size=BLOCK)
     gate = load_decode_gates(names, layers=2, heads=4, kv_heads=2, head_dim=32, block_size=BLOCK)[1]
@@ -159,8 +176,11 @@ def test_a_released_decode_gate_computes_its_formula(tmp_path: Path) -> None:
 
 PREFILL = {"mask_linear_k": (4, 48, 16)}
 DECODE = {
-    "attngate_linear_q": (2, 2, 16, 16), "attngate_linear_k": (2, 48, 16), "attngate_qnorm": (16,), "attngate_knorm": (16,),
-}  # fmt: skip
+    "attngate_linear_q": (2, 2, 16, 16),
+    "attngate_linear_k": (2, 48, 16),
+    "attngate_qnorm": (16,),
+    "attngate_knorm": (16,),
+}
 SEER = ("method=seer", "block_size=16", "samples=1")
 
 
@@ -190,16 +210,14 @@ def test_a_release_on_the_hub_runs(command: Command, toy: list[str], tmp_path: P
 
 def test_no_release_stands_for_a_training_that_has_a_name(
     command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+) -> None:
     write(tmp_path / "gates", PREFILL)
     assert command(*toy, *SEER, "method.gates=mass", f"model.gates={tmp_path / 'gates'}") != 0
     said = capsys.readouterr().err
     assert "gates-16-mass.safetensors is missing" in said and "block_size=16 method.gates=mass`" in said
 
 
-def test_without_network_the_hub_says_so(
-    command: Command, toy: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+def test_without_network_the_hub_says_so(command: Command, toy: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert command(*toy, *SEER, "model.gates=nowhere", "model.released_gates.prefill=nobody/no-gates") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "can't get attn_gate_weights.pth of nobody/no-gates from the hub" in line and "model.gates=FOLDER" in line
@@ -222,7 +240,7 @@ def test_a_release_that_does_not_fit(
     shapes: Any,
     settings: Any,
     message: str,
-) -> None:  # fmt: skip
+) -> None:
     write(tmp_path, shapes, **settings)
     assert command(*toy, *SEER, f"model.gates={tmp_path}") == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -262,7 +280,7 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path, monkeypatch: pytest.Mo
 )
 def test_converted_there_and_back(
     command: Command, toy: list[str], tmp_path: Path, shapes: Any, what: list[str], file: str
-) -> None:  # fmt: skip
+) -> None:
     state = write(tmp_path / "a", shapes, base_model="owner/model")
     job = [*toy, *what, "block_size=16", "job=convert_gates"]
     assert command(*job, f"job.source={tmp_path / 'a'}", "job.out=b") == 0
@@ -285,7 +303,7 @@ def test_converted_there_and_back(
 
 def test_what_can_not_be_converted(
     command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+) -> None:
     write(tmp_path / "a", PREFILL)
     (tmp_path / "broken.safetensors").write_bytes(b"\x10" * 100)
     job = [*toy, "method=seer", "block_size=16", "job=convert_gates", "job.out=b"]

@@ -15,9 +15,14 @@ def evaluate(folder: Path, tasks: list[str], model: str, batch_size: int = 1, **
     """lm-eval's results, samples among them, of a registered model on a CPU."""
     register()
     results = simple_evaluate(
-        model=model, model_args=model_args, tasks=tasks, batch_size=batch_size, device="cpu", bootstrap_iters=0,
+        model=model,
+        model_args=model_args,
+        tasks=tasks,
+        batch_size=batch_size,
+        device="cpu",
+        bootstrap_iters=0,
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-    )  # fmt: skip
+    )
     assert results is not None
     return dict(results)
 

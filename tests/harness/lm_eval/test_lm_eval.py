@@ -44,18 +44,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = {
-        "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "docs.jsonl")}}, "test_split": "test",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "docs.jsonl")}},
+        "test_split": "test",
         "doc_to_text": "{{text}}",
-    }  # fmt: skip
+    }
     own: dict[str, dict[str, Any]] = {
-        "choose": {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "{{gold}}",
-                   "target_delimiter": "", "metric_list": [{"metric": "acc"}]},
-        "write": {"output_type": "generate_until", "doc_to_target": "{{choices[0]}}",
-                  "metric_list": [{"metric": "exact_match"}],
-                  "generation_kwargs": {"until": ["e", "\n"], "max_gen_toks": 24, "do_sample": False}},
-        "roll": {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
-                 "metric_list": [{"metric": "bits_per_byte"}]},
-    }  # fmt: skip
+        "choose": {
+            "output_type": "multiple_choice",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "{{gold}}",
+            "target_delimiter": "",
+            "metric_list": [{"metric": "acc"}],
+        },
+        "write": {
+            "output_type": "generate_until",
+            "doc_to_target": "{{choices[0]}}",
+            "metric_list": [{"metric": "exact_match"}],
+            "generation_kwargs": {"until": ["e", "\n"], "max_gen_toks": 24, "do_sample": False},
+        },
+        "roll": {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{text}}",
+            "metric_list": [{"metric": "bits_per_byte"}],
+        },
+    }
     for name, fields in own.items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **common, **fields}))
     return folder

@@ -31,9 +31,10 @@ SHORT = (f"task.tasks=[{','.join(NAMES)}]", "length=1024", "samples=2", "seed=3"
 def native(study: Path, method: str, name: str) -> list[dict[str, Any]]:
     """The records of the samples of one method and task, in their order."""
     (cell,) = {
-        c["cell"] for c in lines(study, "cells")
+        c["cell"]
+        for c in lines(study, "cells")
         if c["identity"]["method"] == method and c["identity"]["task"] == name and c["status"] == "ok"
-    }  # fmt: skip
+    }
     return sorted((s for s in lines(study, "samples") if s["cell"] == cell), key=lambda sample: sample["index"])
 
 
@@ -120,9 +121,18 @@ def test_longbench_is_exported_with_its_scores_and_stops(command: Command, toy_f
         dataset = name.removeprefix("longbench_")
         write(tmp_path / "data", f"{dataset}.jsonl", [line(dataset, number) for number in range(2)])
     given = [
-        "model=hf", f"model.path={toy_folder}", "model.chat_template=false", f"task.tasks=[{','.join(names)}]", "length=1024",
-        f"data.dir={tmp_path / 'data'}", "samples=5", "study=both", "device=cpu", "latency=false", "method=dense",
-    ]  # fmt: skip
+        "model=hf",
+        f"model.path={toy_folder}",
+        "model.chat_template=false",
+        f"task.tasks=[{','.join(names)}]",
+        "length=1024",
+        f"data.dir={tmp_path / 'data'}",
+        "samples=5",
+        "study=both",
+        "device=cpu",
+        "latency=false",
+        "method=dense",
+    ]
     assert command(*given) == 0 and command(*given, "job=export") == 0
     folder = tmp_path / "results" / "both" / "lm_eval"
     theirs = exporting.task_name(names[0], 1024)

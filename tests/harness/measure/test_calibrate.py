@@ -41,9 +41,17 @@ def test_a_target_out_of_reach_gives_the_nearest() -> None:
 @pytest.fixture(scope="module")
 def wanted() -> list[str]:
     return [
-        "model=bundled", "device=cpu", "method=seer", "method.selection=threshold", "length=1536", "samples=2",
-        "task.tasks=[niah_single_1,niah_multikey_2]", "latency=false", "study=found", "block_size=32",
-    ]  # fmt: skip
+        "model=bundled",
+        "device=cpu",
+        "method=seer",
+        "method.selection=threshold",
+        "length=1536",
+        "samples=2",
+        "task.tasks=[niah_single_1,niah_multikey_2]",
+        "latency=false",
+        "study=found",
+        "block_size=32",
+    ]
 
 
 def records(tmp_path: Path, kind: str) -> list[dict[str, object]]:

@@ -22,10 +22,20 @@ from methods.parts.base import LayerInputs
 Command = Callable[..., int]
 CPU = torch.device("cpu")
 SMALL = [
-    "job=kernel_speed", "study=speed", "device=cpu", "latency_repeats=1", "latency_seconds=1", "job.shape=bundled",
-    "job.lengths=[192,300]", "job.sparsities=[0.5,0.8]", "job.blocks=[64]", "job.kernels=[sdpa,reference]",
-    "job.indices=[uniform]", "job.selections=[block_topk]", "job.block_map=null",
-]  # fmt: skip
+    "job=kernel_speed",
+    "study=speed",
+    "device=cpu",
+    "latency_repeats=1",
+    "latency_seconds=1",
+    "job.shape=bundled",
+    "job.lengths=[192,300]",
+    "job.sparsities=[0.5,0.8]",
+    "job.blocks=[64]",
+    "job.kernels=[sdpa,reference]",
+    "job.indices=[uniform]",
+    "job.selections=[block_topk]",
+    "job.block_map=null",
+]
 DECODE = [
     *SMALL[:-4],
     "job.phase=decode",
@@ -93,9 +103,15 @@ def test_report_makes_csv_and_pictures_again(command: Command, tmp_path: Path) -
     for name in made:
         (folder / name).unlink()
     assert command("job=report", "study=speed") == 0
-    assert {p.name for p in folder.iterdir() if p.is_file()} == set(made) == {
-        "leaderboard.csv", "time_by_length.png", "share_of_ideal.png",
-    }  # fmt: skip
+    assert (
+        {p.name for p in folder.iterdir() if p.is_file()}
+        == set(made)
+        == {
+            "leaderboard.csv",
+            "time_by_length.png",
+            "share_of_ideal.png",
+        }
+    )
     assert (folder / "leaderboard.csv").read_bytes() == made["leaderboard.csv"]
 
 

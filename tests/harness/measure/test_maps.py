@@ -166,7 +166,7 @@ def test_variants_of_a_method_have_pictures_of_their_own(command: Command, toy: 
 )
 def test_bad_input(
     command: Command, toy: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:  # fmt: skip
+) -> None:
     assert command(*toy, "job=maps", *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

@@ -75,8 +75,9 @@ def test_recorded_once_with_a_csv_and_pictures(command: Command, toy: list[str],
     assert [line["layer"] for line in table] == ["0", "1"]
     lowest = min(range(4), key=record["kept"][0].__getitem__)
     assert (table[0]["lowest_head"], float(table[0]["lowest_kept_mass"])) == (
-        str(lowest), pytest.approx(record["kept"][0][lowest], rel=1e-5),
-    )  # fmt: skip
+        str(lowest),
+        pytest.approx(record["kept"][0][lowest], rel=1e-5),
+    )
     assert table[0]["command"].startswith("python -m harness") and table[0]["commit"]
     assert (tmp_path / "results" / "toy" / "kept_mass.png").is_file()
     assert command(*mine) == 0
@@ -112,11 +113,24 @@ def test_a_failure_is_said_and_tried_again(
 
 def test_methods_stand_by_the_mass_they_keep(tmp_path: Path) -> None:
     rows = [
-        {"method": name, "knob": "", "sparsity": 0.9, "length": length, "block_size": 64, "dtype": "float32", "seed": 0,
-         "kernel": "sdpa", "decode": "full", "layers": [0, 1], "kept": [[kept, kept], [kept, 1.0]], "densities": [0.1, 0.1],
-         "prompts": 2}
-        for length in (1024, 2048) for name, kept in (("worse", 0.2), ("better", 0.6))
-    ]  # fmt: skip
+        {
+            "method": name,
+            "knob": "",
+            "sparsity": 0.9,
+            "length": length,
+            "block_size": 64,
+            "dtype": "float32",
+            "seed": 0,
+            "kernel": "sdpa",
+            "decode": "full",
+            "layers": [0, 1],
+            "kept": [[kept, kept], [kept, 1.0]],
+            "densities": [0.1, 0.1],
+            "prompts": 2,
+        }
+        for length in (1024, 2048)
+        for name, kept in (("worse", 0.2), ("better", 0.6))
+    ]
     made = draw(rows, "title", "cpu")
     first, second = made.axes
     assert [t.get_text() for t in first.get_yticklabels()] == ["better", "worse"]

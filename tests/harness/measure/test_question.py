@@ -181,9 +181,12 @@ def test_a_mask_on_a_question_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("contexts", "says"),
-    [((1,), "split has 1 contexts for 4 prompts"), ((0, 1, 1, 1), "prompt 0: a context of 0 of 75 tokens"),
-     ((61, 34, 21, 1), "prompt 1: a context of 34 of 34 tokens; both parts need at least 1")],
-)  # fmt: skip
+    [
+        ((1,), "split has 1 contexts for 4 prompts"),
+        ((0, 1, 1, 1), "prompt 0: a context of 0 of 75 tokens"),
+        ((61, 34, 21, 1), "prompt 1: a context of 34 of 34 tokens; both parts need at least 1"),
+    ],
+)
 def test_refuses(contexts: tuple[int, ...], says: str) -> None:
     with pytest.raises(UserError, match=says):
         generate(load("llama"), prompts(), 4, stop_ids=set(), batch_tokens=1, split=Split(contexts, nullcontext))

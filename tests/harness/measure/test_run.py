@@ -52,8 +52,20 @@ def test_dense_beside_the_method_on_the_same_samples(command: Command, toy: list
     assert set(rows) == {(m, t) for m in ("dense", "block_topk") for t in ("niah_single_1", "niah_single_2", "avg")}
     row = rows["block_topk", "avg"]
     assert set(row) == set(COLUMNS)
-    for column in ("accuracy_low", "dense_accuracy", "p_value", "total_ms", "dense_ms", "speedup", "ttft_ms", "commit",
-                   "command", "torch", "device", "date"):  # fmt: skip
+    for column in (
+        "accuracy_low",
+        "dense_accuracy",
+        "p_value",
+        "total_ms",
+        "dense_ms",
+        "speedup",
+        "ttft_ms",
+        "commit",
+        "command",
+        "torch",
+        "device",
+        "date",
+    ):
         assert row[column] != "", column
     assert float(row["density"]) == pytest.approx(0.5, abs=0.05)
     assert (row["kernel"], row["block_size"], row["dtype"], row["seed"]) == ("sdpa", "64", "float32", "0")
@@ -89,8 +101,12 @@ def test_sweep_joins_one_study_and_runs_dense_once(command: Command, toy: list[s
     study = tmp_path / "results" / "toy"
     rows = [r for r in board(study) if r["task"] == "avg"]
     assert [(r["method"], r["sparsity"]) for r in rows] == [
-        ("dense", "0"), ("block_topk", "0"), ("block_topk", "0.5"), ("random", "0"), ("random", "0.5"),
-    ]  # fmt: skip
+        ("dense", "0"),
+        ("block_topk", "0"),
+        ("block_topk", "0.5"),
+        ("random", "0"),
+        ("random", "0.5"),
+    ]
     predictions = {s["cell"]: s["prediction"] for s in lines(study, "samples")}
     cells = {(r["method"], r["sparsity"]): r["cell"] for r in board(study) if r["task"] == "niah_single_1"}
     assert predictions[cells["random", "0"]] == predictions[cells["dense", "0"]], "sparsity=0 is dense"
@@ -114,9 +130,13 @@ def test_killed_and_run_again_nothing_is_lost_or_doubled(command: Command, toy: 
     path = tmp_path / "results" / "toy" / "records" / "samples.jsonl"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "harness", *wanted], cwd=tmp_path, env=environment, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-m", "harness", *wanted],
+        cwd=tmp_path,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         if path.exists() and path.read_bytes().count(b"\n") >= 3:
@@ -233,8 +253,9 @@ def test_only_latency(command: Command, toy: list[str], tmp_path: Path) -> None:
     study = tmp_path / "results" / "toy"
     assert len(lines(study, "latency")) == 2, "dense and the method, once"
     assert [(r["method"], r["task"], r["accuracy"], r["total_ms"] != "") for r in board(study)] == [
-        ("dense", "", "", True), ("block_topk", "", "", True),
-    ]  # fmt: skip
+        ("dense", "", "", True),
+        ("block_topk", "", "", True),
+    ]
 
 
 def test_without_a_report_there_are_records_alone(command: Command, toy: list[str], tmp_path: Path) -> None:

@@ -17,8 +17,18 @@ def test_dense_prefill_and_sparse_decode_beside_the_baseline(
 ) -> None:
     wanted = ["-m", *toy, "method=dense", "decode=dense,quest", "decode_kernel=reference"]
     assert command(*wanted) == 0
-    assert command(*toy, "method=dense", "decode=quest", "decode.budget=256", "decode.dense_layers=0", "latency=true",
-                   "latency_repeats=1") == 0  # fmt: skip
+    assert (
+        command(
+            *toy,
+            "method=dense",
+            "decode=quest",
+            "decode.budget=256",
+            "decode.dense_layers=0",
+            "latency=true",
+            "latency_repeats=1",
+        )
+        == 0
+    )
     study = tmp_path / "results" / "toy"
     rows = [r for r in board(study) if r["task"] == "avg"]
     assert [(r["method"], r["decode"].split(" ")[0]) for r in rows] == [
@@ -31,9 +41,7 @@ def test_dense_prefill_and_sparse_decode_beside_the_baseline(
     # two layers, both dense by default; then both sparse, with 16 of about 60 blocks
     assert float(some["decode_density"]) == 1.0 and float(all_layers["decode_density"]) == pytest.approx(0.27, abs=0.02)
     assert some["dense_accuracy"] != "" and some["density"] == "1" and some["block_size"] == ""
-    assert all_layers["decode"] == (
-        "quest block_size=16 budget=256 dense_layers=0 shared=False (sparse reference)"
-    )  # fmt: skip
+    assert all_layers["decode"] == ("quest block_size=16 budget=256 dense_layers=0 shared=False (sparse reference)")
     assert all_layers["total_ms"] == "" and full["total_ms"] != "", "prefill is dense: timed with the baseline"
     assert len(lines(study, "samples")) == 2 * 3, "the baseline ran once"
     assert {s["decode_density"] for s in lines(study, "samples") if s["decode_kernels"] == ["sdpa"]} == {None, 1.0}

@@ -58,8 +58,10 @@ def test_the_same_prompts_asked_in_three_ways(command: Command, toy: list[str], 
     assert len({r["density"] for r in rows if r["method"] == "tri_shape" and r["question"] != "after"}) == 1
     pictures = {p.name for p in study.glob("*.png")}
     assert {n.partition("_toy")[2].partition("_cpu")[0] for n in pictures if n.startswith("pareto_toy")} == {
-        "", "-question-after-the-context", "-question-read-again"
-    }  # fmt: skip
+        "",
+        "-question-after-the-context",
+        "-question-read-again",
+    }
 
 
 def test_the_tokens_are_the_same_and_the_checks_are_its_own(
@@ -77,8 +79,10 @@ def test_the_tokens_are_the_same_and_the_checks_are_its_own(
     assert command(*wanted) == 0 and command(*wanted, "question=after") == 0
     (seen, none), (_, _), (after, split), (_, _) = given
     assert seen == after and none is None and len(split.contexts) == 4
-    checks = [(c["arm"], c["identity"].get("question"), "question" in c["found"]) for c in
-              lines(tmp_path / "results" / "toy", "checks")]  # fmt: skip
+    checks = [
+        (c["arm"], c["identity"].get("question"), "question" in c["found"])
+        for c in lines(tmp_path / "results" / "toy", "checks")
+    ]
     assert [c[1:] for c in checks] == [(None, False)] * 2 + [("after", True)] * 2 and checks[0][0] == checks[2][0]
 
 
@@ -155,11 +159,27 @@ def test_a_question_that_was_cut_costs_its_cell(command: Command, toy: list[str]
 
 def test_a_question_of_any_kind_has_pictures_and_families_of_its_own() -> None:
     rows = [
-        {"model": "m", "device": "cpu", "length": 512, "question": q, "task": task, "accuracy": 0.5, "_group": (m, q),
-         "block_size": b, "decode": "full", "tasks": 1, "method": m, "haystack": "pydoc"}
-        for q in ("seen", "after", "reread") for m, b in (("dense", None), ("sieve", 64)) for task in ("one", "avg")
-    ]  # fmt: skip
+        {
+            "model": "m",
+            "device": "cpu",
+            "length": 512,
+            "question": q,
+            "task": task,
+            "accuracy": 0.5,
+            "_group": (m, q),
+            "block_size": b,
+            "decode": "full",
+            "tasks": 1,
+            "method": m,
+            "haystack": "pydoc",
+        }
+        for q in ("seen", "after", "reread")
+        for m, b in (("dense", None), ("sieve", 64))
+        for task in ("one", "avg")
+    ]
     found = style.by_model(rows)
     assert {name: {r["question"] for r in members} for (name, _), members in found.items()} == {
-        "m": {"seen"}, "m, question after the context": {"after"}, "m, question read again": {"reread"},
-    }  # fmt: skip
+        "m": {"seen"},
+        "m, question after the context": {"after"},
+        "m, question read again": {"reread"},
+    }

@@ -79,7 +79,7 @@ def test_the_first_search_is_not_replaced_unasked(
         (["method=duo_attention", "method.heads=none.tsv"], "none.tsv is missing; search them with `python -m harness job"),
         (["method=minference", "kernel=sdpa"], "kernel=sdpa takes no single columns; choose one of: auto, reference, triton"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_clear_line(
     arguments: list[str], message: str, command: Command, toy: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,10 +89,19 @@ def test_bad_input_is_one_clear_line(
 
 def settings_of(folder: Path, name: str, **knobs: Any) -> Any:
     return SimpleNamespace(
-        model={"name": "toy", "path": str(folder), "gates": str(folder)}, method=name, method_knobs=knobs, sparsity=0.5,
-        block_size=16, seed=0, length=512, kernel="auto", dense_kernel="auto", decode="dense", decode_knobs={},
+        model={"name": "toy", "path": str(folder), "gates": str(folder)},
+        method=name,
+        method_knobs=knobs,
+        sparsity=0.5,
+        block_size=16,
+        seed=0,
+        length=512,
+        kernel="auto",
+        dense_kernel="auto",
+        decode="dense",
+        decode_knobs={},
         decode_kernel="auto",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

@@ -32,9 +32,7 @@ BLOCK = 16
 PROMPT = tokens(1, 299, seed=5)[0].tolist()
 
 
-def bench(
-    monkeypatch: pytest.MonkeyPatch, zero: Method | None = None, family: str = "llama", question: str = "seen"
-) -> Any:  # fmt: skip
+def bench(monkeypatch: pytest.MonkeyPatch, zero: Method | None = None, family: str = "llama", question: str = "seen") -> Any:
     loaded = load(family)
     object.__setattr__(loaded, "tokenizer", range(VOCAB))
     monkeypatch.setattr("harness.measure.self_check.at_zero", lambda *_: zero)
@@ -155,9 +153,13 @@ def test_a_sparse_kernel_that_sees_the_future(monkeypatch: pytest.MonkeyPatch, a
     """The whole future, where the mask was dropped, or one key, where it is off by one."""
     real = bridge_module.attend
     monkeypatch.setattr(
-        bridge_module, "attend", lambda q, k, v, choice, *, scale, kernel: (
-            see_all(q, k, v, scale=scale, ahead=ahead), real(q, k, v, choice, scale=scale, kernel=kernel)[1]),
-    )  # fmt: skip
+        bridge_module,
+        "attend",
+        lambda q, k, v, choice, *, scale, kernel: (
+            see_all(q, k, v, scale=scale, ahead=ahead),
+            real(q, k, v, choice, scale=scale, kernel=kernel)[1],
+        ),
+    )
     found, _ = measure(bench(monkeypatch, built("block_topk", sparsity=0.0)), arm(built("block_topk", sparsity=0.5)), PROMPT)
     assert {"zero", "causal"} <= wrong(found)
 
@@ -193,8 +195,9 @@ def test_recorded_once_per_arm(command: Callable[..., int], toy: list[str], tmp_
     assert command(*toy) == 0 and command(*toy, "samples=3") == 0
     found = checks(tmp_path)
     assert [(r["identity"]["method"], r["status"], sorted(r["found"])) for r in found] == [
-        ("dense", "ok", ["causal", "own"]), ("block_topk", "ok", ["causal", "selection", "zero"]),
-    ]  # fmt: skip
+        ("dense", "ok", ["causal", "own"]),
+        ("block_topk", "ok", ["causal", "selection", "zero"]),
+    ]
     assert found[1]["density"] < 1 and found[1]["tokens"] > 700 and found[1]["seconds"] > 0
 
 
@@ -204,9 +207,12 @@ def test_turned_off(command: Callable[..., int], toy: list[str], tmp_path: Path)
 
 
 def test_a_failed_check_gates_the_arms_rows(
-    command: Callable[..., int], toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., int],
+    toy: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     real = Bridge._select
 
     def peeking(self: Bridge, layer: int, q: Tensor, k: Tensor, scale: float) -> Any:

@@ -128,9 +128,15 @@ def test_block_sparse_equals_masked_dense() -> None:
     """A model of one layer with dropped blocks equals eager attention under the same mask, written out."""
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        initializer_range=0.3,
+    )
     loaded = load("llama")
     model = LlamaForCausalLM(config).eval()
     loaded = type(loaded)(**{**loaded.__dict__, "model": model, "layers": 1})

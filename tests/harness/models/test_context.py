@@ -84,9 +84,7 @@ def check_split(sample: tasks.Sample, tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("name", ruler.NAMES)
-def test_rulers_question_begins_after_its_context(
-    tokenizer: Any, chatting: Any, folder: Path, name: str, chat: bool
-) -> None:  # fmt: skip
+def test_rulers_question_begins_after_its_context(tokenizer: Any, chatting: Any, folder: Path, name: str, chat: bool) -> None:
     for sample in rulers(name, chatting if chat else tokenizer, folder, chat=chat, length=2048):
         context, question = sample.prompt[: sample.context], sample.prompt[sample.context :]
         assert any(question.startswith(words) and words not in question[1:] for words in ruler.QUESTIONS[name])
@@ -157,7 +155,7 @@ def test_the_samples_on_disk_are_what_they_were(tokenizer: Any, tmp_path: Path) 
 @pytest.mark.parametrize("dataset", sorted(set(longbench.DATASETS) - set(longbench.SILENT)))
 def test_longbenchs_question_begins_after_its_context(
     tokenizer: Any, chatting: Any, folder: Path, dataset: str, chat: bool
-) -> None:  # fmt: skip
+) -> None:
     task, which = tasks.get(f"longbench_{dataset}"), chatting if chat else tokenizer
     assert task.asks
     for length in (4096, 700):  # whole, and with its middle cut out

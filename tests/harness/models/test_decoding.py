@@ -24,9 +24,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 LENGTHS = (133, 37, 1, 150, 64)
 KNOBS: dict[str, dict[str, Any]] = {
-    "quest": {"budget": 48, "dense_layers": 0}, "oracle": {"budget": 32}, "streaming": {"budget": 48},
+    "quest": {"budget": 48, "dense_layers": 0},
+    "oracle": {"budget": 32},
+    "streaming": {"budget": 48},
     "random": {"sparsity": 0.6},
-}  # fmt: skip
+}
 
 
 class Everything(DecodeMethod):

@@ -27,9 +27,13 @@ def one_by_one(loaded: LoadedModel, prompt: list[int], max_new: int, stop: set[i
     loaded.model.set_attn_implementation("eager")
     try:
         out = loaded.model.generate(
-            torch.tensor([prompt]), max_new_tokens=max_new, do_sample=False, eos_token_id=sorted(stop) or None,
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long), pad_token_id=0,
-        )[0, len(prompt) :].tolist()  # fmt: skip
+            torch.tensor([prompt]),
+            max_new_tokens=max_new,
+            do_sample=False,
+            eos_token_id=sorted(stop) or None,
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
     finally:
         loaded.model.set_attn_implementation("sdpa")
     return out[:-1] if out and out[-1] in stop else out
@@ -185,9 +189,13 @@ def test_stops_of_single_prompts_end_their_answers_and_never_begin_them() -> Non
         assert end > 0 and out[1].ids == free[1][:end] and out[1].stopped
         assert [out[i].ids for i in (0, 3, 4)] == [free[i] for i in (0, 3, 4)], "the others know nothing of it"
         expected = loaded.model.generate(
-            torch.tensor([prompts()[2]]), max_new_tokens=12, min_new_tokens=1, do_sample=False, eos_token_id=free[2][0],
+            torch.tensor([prompts()[2]]),
+            max_new_tokens=12,
+            min_new_tokens=1,
+            do_sample=False,
+            eos_token_id=free[2][0],
             pad_token_id=0,
-        )[0, 1:].tolist()  # fmt: skip
+        )[0, 1:].tolist()
         assert out[2].ids and out[2].ids[0] != free[2][0]
         assert out[2].ids == [token for token in expected if token != free[2][0]]
         every = generate(loaded, prompts()[1:3], 12, stop_ids={free[2][0]}, batch_tokens=1, own_stops=[own[1], own[2]])

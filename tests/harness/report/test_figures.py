@@ -21,12 +21,25 @@ def row(method: str, sparsity: float, length: int, accuracy: float | None, **mor
     made: dict[str, Any] = dict.fromkeys(COLUMNS)
     dense = method == "full"
     made |= {
-        "model": "tiny", "method": method, "sparsity": sparsity, "density": 1 - sparsity, "length": length,
-        "task": "avg", "samples": 10, "accuracy": accuracy, "block_size": None if dense else 64, "dtype": "float32",
+        "model": "tiny",
+        "method": method,
+        "sparsity": sparsity,
+        "density": 1 - sparsity,
+        "length": length,
+        "task": "avg",
+        "samples": 10,
+        "accuracy": accuracy,
+        "block_size": None if dense else 64,
+        "dtype": "float32",
         "seed": 0,
-        "device": "cpu (x)", "status": "ok", "total_ms": 10 * (1.1 - sparsity), "dense_ms": 11.0,
-        "ttft_ms": 100.0, "decode": "full", "tasks": 1,
-    }  # fmt: skip
+        "device": "cpu (x)",
+        "status": "ok",
+        "total_ms": 10 * (1.1 - sparsity),
+        "dense_ms": 11.0,
+        "ttft_ms": 100.0,
+        "decode": "full",
+        "tasks": 1,
+    }
     if accuracy is not None:
         made |= {"accuracy_low": max(0, accuracy - 0.1), "accuracy_high": min(1, accuracy + 0.1)}
     made |= more
@@ -186,8 +199,9 @@ def test_a_threshold_found_for_each_sparsity_is_one_line() -> None:
 def test_a_knob_of_few_values_tells_lines_apart_before_a_threshold_does() -> None:
     both = [
         row("a", s, 4096, 0.8, knob=f"threshold={s / 100 + extra}" + (";last=2" if extra else ""))
-        for s in (0.5, 0.9) for extra in (0.0, 0.001)
-    ]  # fmt: skip
+        for s in (0.5, 0.9)
+        for extra in (0.0, 0.001)
+    ]
     assert {n: len(r) for n, r in variants.lines(both).items()} == {"a": 2, "a (last 2)": 2}
     assert set(variants.lines(both[:2])) == {"a", "a (last 2)"}, "of as many values a whole number tells them apart"
 
@@ -279,17 +293,20 @@ def test_a_study_of_decoding_is_drawn_by_density_at_decode(tmp_path: Path) -> No
 def test_decoding_tells_lines_apart_and_budgets_are_one_line() -> None:
     rows = [decoded("net", budget, 0.9) for budget in (256, 1024)] + [row("full", 0.0, 4096, 0.95)]
     assert {name: len(part) for name, part in variants.lines(rows, along="decode_density").items()} == {
-        "full (net)": 2, "full (full)": 1,
-    }  # fmt: skip
+        "full (net)": 2,
+        "full (full)": 1,
+    }
     assert set(variants.lines(rows)) == {"full (net, budget 256)", "full (net, budget 1024)", "full (full)"}
     deep = [
         decoded("net", budget, 0.9, decode=f"net block_size=16 budget={budget} shared=False wide={wide} (sparse triton)")
-        for budget in (256, 1024) for wide in (0, 2)
-    ]  # fmt: skip
+        for budget in (256, 1024)
+        for wide in (0, 2)
+    ]
     deep = [{**r, "decode_density": r["decode_density"] + 0.3 * (i % 2)} for i, r in enumerate(deep)]
     assert {name: len(part) for name, part in variants.lines(deep, along="decode_density").items()} == {
-        "full (wide 0)": 2, "full (wide 2)": 2,
-    }, "a number that is not what is spent"  # fmt: skip
+        "full (wide 0)": 2,
+        "full (wide 2)": 2,
+    }, "a number that is not what is spent"
     found = [
         decoded("net", 256, 0.9, decode=f"net block_size=16 threshold={value} (sparse triton)", decode_density=value)
         for value in (0.01, 0.02)
@@ -335,7 +352,8 @@ def test_methods_at_one_sparsity_are_drawn_by_task(tmp_path: Path) -> None:
 def test_dense_attention_asked_in_another_way_has_a_panel_of_its_own() -> None:
     rows = [
         row("full", 0.0, 2048, 0.5, task=task, tasks=1, question=question, _group=question)
-        for question in ("seen", "after", "reread") for task in ("vt", "avg")
-    ]  # fmt: skip
+        for question in ("seen", "after", "reread")
+        for task in ("vt", "avg")
+    ]
     titles = [axes.get_title(loc="left").replace("\n", "") for axes in dense_by_task.draw(rows).axes]
     assert titles == ["tiny", "tiny, question after the context", "tiny, question read again"]

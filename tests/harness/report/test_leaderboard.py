@@ -36,20 +36,55 @@ def fill(store: Store, arm: Arm, task: str, scores: list[float], status: str = S
     for index, score in enumerate(scores):
         store.samples.append(
             SampleRecord(
-                cell.id, "r1", index, "p", ["a"], score, 4000, 1.5, density, [kernel], sample_status, sample_reason,
-                DATE, token_density=more.get("token_density"),
+                cell.id,
+                "r1",
+                index,
+                "p",
+                ["a"],
+                score,
+                4000,
+                1.5,
+                density,
+                [kernel],
+                sample_status,
+                sample_reason,
+                DATE,
+                token_density=more.get("token_density"),
             )
-        )  # fmt: skip
+        )
     store.cells.append(CellRecord(cell.id, arm.id, cell.pair, "r1", cell.identity(), status, reason, DATE, arm.knobs, text))
 
 
 def latency(store: Store, arm: Arm) -> None:
     store.latency.append(
         LatencyRecord(
-            "l1", arm.id, "r1", arm.identity(), arm.knobs, "cpu (x)", "reference", 0.1, 1.0, 3.0, 4.0, 3.9, 4.1, 16.0,
-            "sdpa", {"sdpa": 16.0, "sdpa_math": 30.0}, {}, 5, 0.01, 900.0, 890.0, 910.0, None, 4000, DATE,
+            "l1",
+            arm.id,
+            "r1",
+            arm.identity(),
+            arm.knobs,
+            "cpu (x)",
+            "reference",
+            0.1,
+            1.0,
+            3.0,
+            4.0,
+            3.9,
+            4.1,
+            16.0,
+            "sdpa",
+            {"sdpa": 16.0, "sdpa_math": 30.0},
+            {},
+            5,
+            0.01,
+            900.0,
+            890.0,
+            910.0,
+            None,
+            4000,
+            DATE,
         )
-    )  # fmt: skip
+    )
 
 
 def rows_by(store: Store) -> dict[tuple[str, str], dict[str, Any]]:
@@ -193,8 +228,10 @@ def test_averages_are_compared_over_the_same_tasks(tmp_path: Path) -> None:
         fill(store, arm, "hard", [0, 0, 0, 0])
     kept, left = comparable(leaderboard.rows(store))
     assert sorted((r["method"], r["sparsity"], r["tasks"]) for r in kept) == [
-        ("full", 0.0, 2), ("sieve", 0.5, 2), ("sieve", 0.7, 2),
-    ]  # fmt: skip
+        ("full", 0.0, 2),
+        ("sieve", 0.5, 2),
+        ("sieve", 0.7, 2),
+    ]
     assert [(r["sparsity"], r["tasks"]) for r in left] == [(0.9, 1)]
 
 

@@ -37,10 +37,22 @@ def fill(store: Store, of: Arm, losses: list[float], status: str = Status.OK, to
     for index, loss in enumerate(losses):
         store.perplexity.append(
             PerplexityRecord(
-                cell.id, "r1", index, f"{index}.txt", tokens * (1 + index % 2), loss, tokens, 0.5 + index, density, density,
-                [kernel], Status.OK, "", DATE,
+                cell.id,
+                "r1",
+                index,
+                f"{index}.txt",
+                tokens * (1 + index % 2),
+                loss,
+                tokens,
+                0.5 + index,
+                density,
+                density,
+                [kernel],
+                Status.OK,
+                "",
+                DATE,
             )
-        )  # fmt: skip
+        )
     store.cells.append(CellRecord(cell.id, of.id, cell.pair, "r1", cell.identity(), status, "why", DATE, {}, "books"))
 
 

@@ -77,9 +77,13 @@ def test_the_command_with_given_discordances(command: Command, tmp_path: Path, c
     assert command(*wanted) == 0
     found = rows(tmp_path / "results" / "mine")
     assert [(r["claim"], r["discordance"], r["margin"]) for r in found] == [
-        ("non-inferior", "0.05", "0.02"), ("differs", "0.05", "0.02"), ("non-inferior", "0.05", "0.2"),
-        ("non-inferior", "0.1", "0.02"), ("differs", "0.1", "0.02"), ("non-inferior", "0.1", "0.2"),
-    ]  # fmt: skip
+        ("non-inferior", "0.05", "0.02"),
+        ("differs", "0.05", "0.02"),
+        ("non-inferior", "0.05", "0.2"),
+        ("non-inferior", "0.1", "0.02"),
+        ("differs", "0.1", "0.02"),
+        ("non-inferior", "0.1", "0.2"),
+    ]
     assert all(0.8 <= float(r["reached"]) <= 1 for r in found)
     assert 900 < int(found[0]["samples"]) < 1200
     assert (tmp_path / "results" / "mine" / "power.png").stat().st_size > 10_000
@@ -105,10 +109,16 @@ def test_arms_that_lose_more_than_any_margin_are_not_planned_for(tmp_path: Path)
     assert len(measured(store, 0.01)) == 2, "where all do, all are taken"
 
 
-@pytest.mark.parametrize(("argument", "message"), [
-    ("job.margins=[0]", "job.margins=[0]: must be above 0"), ("job.alpha=2", "job.alpha=2"), ("job.powers=[]", "job.powers=[]"),
-    ("job.difference=0.5", "can't be larger than the discordance"), ("job.accuracy=0.9", "give one of them"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("job.margins=[0]", "job.margins=[0]: must be above 0"),
+        ("job.alpha=2", "job.alpha=2"),
+        ("job.powers=[]", "job.powers=[]"),
+        ("job.difference=0.5", "can't be larger than the discordance"),
+        ("job.accuracy=0.9", "give one of them"),
+    ],
+)
 def test_settings_out_of_range(command: Command, capsys: pytest.CaptureFixture[str], argument: str, message: str) -> None:
     assert command("job=power", "job.discordance=0.1", argument) != 0
     assert message in capsys.readouterr().err

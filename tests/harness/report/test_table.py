@@ -14,10 +14,24 @@ from harness.study.schema import AVERAGE, COLUMNS
 def row(model: str, length: int, task: str, accuracy: float, group: str, **more: Any) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(COLUMNS)
     found |= {
-        "model": model, "device": "a card", "method": "dense", "knob": "", "decode": "full", "length": length, "task": task,
-        "accuracy": accuracy, "accuracy_low": accuracy - 0.1, "accuracy_high": accuracy + 0.1, "status": "ok", "reason": "",
-        "seed": 0, "haystack": "", "samples": 10, "_arm": group, "_group": group,
-    }  # fmt: skip
+        "model": model,
+        "device": "a card",
+        "method": "dense",
+        "knob": "",
+        "decode": "full",
+        "length": length,
+        "task": task,
+        "accuracy": accuracy,
+        "accuracy_low": accuracy - 0.1,
+        "accuracy_high": accuracy + 0.1,
+        "status": "ok",
+        "reason": "",
+        "seed": 0,
+        "haystack": "",
+        "samples": 10,
+        "_arm": group,
+        "_group": group,
+    }
     return found | more
 
 
@@ -52,10 +66,12 @@ def test_intervals_go_where_they_do_not_fit() -> None:
 def test_the_same_task_of_other_data_stands_apart() -> None:
     """A subset and the whole of a benchmark, say: one arm, two groups."""
     rows = [
-        row("one", 1024, "vt", 0.25, "whole", _arm="arm"), row("one", 1024, AVERAGE, 0.25, "whole", _arm="arm", tasks=1),
-        row("one", 1024, "vt", 0.5, "part", _arm="arm"), row("one", 1024, "cwe", 1.0, "part", _arm="arm"),
+        row("one", 1024, "vt", 0.25, "whole", _arm="arm"),
+        row("one", 1024, AVERAGE, 0.25, "whole", _arm="arm", tasks=1),
+        row("one", 1024, "vt", 0.5, "part", _arm="arm"),
+        row("one", 1024, "cwe", 1.0, "part", _arm="arm"),
         row("one", 1024, AVERAGE, 0.75, "part", _arm="arm", tasks=2),
-    ]  # fmt: skip
+    ]
     text = shown(rows)
     (line,) = (line for line in text.splitlines() if line.startswith("vt"))
     assert "25.0" in line and "50.0" in line

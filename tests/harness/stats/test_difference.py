@@ -59,8 +59,10 @@ def test_many_small_tasks_weigh_the_same() -> None:
     assert low == pytest.approx(score_interval(0, 0.25 * 7.5, 7.5)[0]) and low > alone[0]
 
 
-@pytest.mark.parametrize(("tasks", "n", "lost", "gained"), [(1, 50, 0.02, 0.0), (1, 200, 0.03, 0.02), (11, 50, 0.01, 0.005),
-                                                            (1, 200, 0.3, 0.1), (11, 20, 0.2, 0.15)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tasks", "n", "lost", "gained"),
+    [(1, 50, 0.02, 0.0), (1, 200, 0.03, 0.02), (11, 50, 0.01, 0.005), (1, 200, 0.3, 0.1), (11, 20, 0.2, 0.15)],
+)
 def test_the_interval_holds_the_truth(tasks: int, n: int, lost: float, gained: float) -> None:
     rng = np.random.default_rng(int(1000 * lost) + n)
     trials, held, false = 400, 0, 0

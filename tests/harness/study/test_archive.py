@@ -14,15 +14,26 @@ from harness.study.store import RecordError, RecordFile
 
 def sample(index: int) -> SampleRecord:
     return SampleRecord(
-        cell="c", run="r", index=index, prediction="blue\u2028\n", answers=["blue"], score=1.0, tokens=9, prefill_s=0.1,
-        density=0.1, kernels=["reference"], status="ok", reason="", date="2026-01-01T00:00:00+00:00",
-    )  # fmt: skip
+        cell="c",
+        run="r",
+        index=index,
+        prediction="blue\u2028\n",
+        answers=["blue"],
+        score=1.0,
+        tokens=9,
+        prefill_s=0.1,
+        density=0.1,
+        kernels=["reference"],
+        status="ok",
+        reason="",
+        date="2026-01-01T00:00:00+00:00",
+    )
 
 
 def cell(status: str) -> CellRecord:
     return CellRecord(
         cell="c", arm="a", pair="p", run="r", identity={}, status=status, reason="", date="2026-01-01T00:00:00+00:00"
-    )  # fmt: skip
+    )
 
 
 def filled(path: Path, n: int = 3) -> RecordFile:

@@ -45,8 +45,10 @@ def test_methods_differ_but_share_their_pair(other: Cell) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        *(Cell(replace(ARM, setting=replace(SETTING, **{k: v})), SAMPLES) for k, v in
-          {"model_hash": "x", "length": 8192, "seed": 1, "dtype": "float16", "device_type": "cuda"}.items()),
+        *(
+            Cell(replace(ARM, setting=replace(SETTING, **{k: v})), SAMPLES)
+            for k, v in {"model_hash": "x", "length": 8192, "seed": 1, "dtype": "float16", "device_type": "cuda"}.items()
+        ),
         Cell(ARM, replace(SAMPLES, task="two")),
         Cell(ARM, replace(SAMPLES, generator="2")),
         Cell(ARM, replace(SAMPLES, data={"haystack": "x"})),
@@ -55,7 +57,7 @@ def test_methods_differ_but_share_their_pair(other: Cell) -> None:
         Cell(ARM, replace(SAMPLES, question="after")),
         Cell(ARM, replace(SAMPLES, question="reread")),
     ],
-)  # fmt: skip
+)
 def test_other_samples_or_numerics_are_another_pair(other: Cell) -> None:
     assert other.id != CELL.id and other.pair != CELL.pair
 

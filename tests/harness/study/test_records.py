@@ -17,9 +17,20 @@ from harness.study.store import RecordFile, Store
 
 def sample(index: int, cell: str = "c1", score: float = 1.0) -> SampleRecord:
     return SampleRecord(
-        cell=cell, run="r", index=index, prediction="blue", answers=["blue"], score=score, tokens=100, prefill_s=0.1,
-        density=0.1, kernels=["reference"], status="ok", reason="", date="2026-01-01T00:00:00+00:00",
-    )  # fmt: skip
+        cell=cell,
+        run="r",
+        index=index,
+        prediction="blue",
+        answers=["blue"],
+        score=score,
+        tokens=100,
+        prefill_s=0.1,
+        density=0.1,
+        kernels=["reference"],
+        status="ok",
+        reason="",
+        date="2026-01-01T00:00:00+00:00",
+    )
 
 
 def test_round_trip_and_no_doubles(tmp_path: Path) -> None:

@@ -33,10 +33,15 @@ def line(dataset: str, number: int = 0, length: int = 900, words: int = 40) -> d
     """A line in the distributed format, of our own making."""
     few = dataset in ("trec", "lsht")
     return {
-        "input": f"question {number}?", "context": " ".join(f"word{i}" for i in range(words)) + " {braces}",
-        "answers": [ANSWERS.get(dataset, "an answer"), ANSWERS.get(dataset, "another")], "length": length, "dataset": dataset,
-        "language": "en", "all_classes": ["Date", "Place"] if few else None, "_id": f"{dataset}{number}",
-    }  # fmt: skip
+        "input": f"question {number}?",
+        "context": " ".join(f"word{i}" for i in range(words)) + " {braces}",
+        "answers": [ANSWERS.get(dataset, "an answer"), ANSWERS.get(dataset, "another")],
+        "length": length,
+        "dataset": dataset,
+        "language": "en",
+        "all_classes": ["Date", "Place"] if few else None,
+        "_id": f"{dataset}{number}",
+    }
 
 
 def write(folder: Path, file: str, rows: list[dict[str, Any]]) -> None:
@@ -126,9 +131,10 @@ def test_no_chat_template_where_the_original_has_none(tokenizer: Any, folder: Pa
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
     tokenizer.chat_template = "[user]{{ messages[0]['content'] }}[model]"
     plain = {
-        name for name in longbench.NAMES
+        name
+        for name in longbench.NAMES
         if not drawn(name, tokenizer, folder, chat_template=True)[0].prompt.startswith("[user]")
-    }  # fmt: skip
+    }
     assert plain == {f"longbench_{name}" for name in ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")}
 
 

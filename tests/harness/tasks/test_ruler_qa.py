@@ -47,9 +47,14 @@ def paragraph(article: str, number: int) -> dict[str, Any]:
 def hotpot_row(number: int) -> dict[str, Any]:
     pages = [[f"Page {number}-{n}", [f"Page {n} of {number} is long.", " It has words."]] for n in range(10)]
     return {
-        "_id": str(number), "question": f"Is page {number} long?", "answer": "yes", "type": "comparison", "level": "hard",
-        "supporting_facts": [[f"Page {number}-7", 0], [f"Page {number}-2", 1], [f"Page {number}-2", 0]], "context": pages,
-    }  # fmt: skip
+        "_id": str(number),
+        "question": f"Is page {number} long?",
+        "answer": "yes",
+        "type": "comparison",
+        "level": "hard",
+        "supporting_facts": [[f"Page {number}-7", 0], [f"Page {number}-2", 1], [f"Page {number}-2", 0]],
+        "context": pages,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +115,9 @@ def test_the_ten_documents_of_a_hotpot_question_are_all_there_where_they_fit(fol
     data = questions.read(folder / "hotpotqa.json")
     made = qa.Asked(data, data.questions[3])
     assert made.evidence == (
-        "Page 3-2\nPage 2 of 3 is long. It has words.", "Page 3-7\nPage 7 of 3 is long. It has words.",
-    )  # fmt: skip
+        "Page 3-2\nPage 2 of 3 is long. It has words.",
+        "Page 3-7\nPage 7 of 3 is long. It has words.",
+    )
     for size, own in ((1, 2), (4, 4), (10, 10), (17, 10)):
         found = documents(made.build(random.Random(1), size)[0])
         assert sum(document.startswith("Page 3-") for document in found) == own

@@ -38,10 +38,17 @@ def sharp_llama(**config: object) -> LlamaForCausalLM:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCAB, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=16, max_position_embeddings=1024, **config,
+            vocab_size=VOCAB,
+            hidden_size=48,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=1024,
+            **config,
         )
-    )  # fmt: skip
+    )
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(50)
         for layer in model.model.layers:
@@ -79,9 +86,7 @@ def loaded() -> LoadedModel:
 @pytest.fixture(scope="module")
 def distilled(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Distilled:
     out = tmp_path_factory.mktemp("gates")
-    return train(
-        loaded, topics(), out=out, steps=30, warmup=3, lr=1e-2, block_size=BLOCK, held_out=some(2, seed=9)
-    )  # fmt: skip
+    return train(loaded, topics(), out=out, steps=30, warmup=3, lr=1e-2, block_size=BLOCK, held_out=some(2, seed=9))
 
 
 def test_loss_falls_all_along_on_one_text(loaded: LoadedModel, tmp_path: Path) -> None:
@@ -258,8 +263,6 @@ def test_text_that_ends_early(loaded: LoadedModel, tmp_path: Path) -> None:
         ({"dtype": "int8"}, "dtype=int8 of the gates' file: must be one of auto, float32, bfloat16"),
     ],
 )
-def test_settings_are_checked(
-    loaded: LoadedModel, tmp_path: Path, settings: dict[str, object], message: str
-) -> None:  # fmt: skip
+def test_settings_are_checked(loaded: LoadedModel, tmp_path: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         train(loaded, topics(), out=tmp_path, **{"steps": 1, **settings})  # type: ignore[arg-type]

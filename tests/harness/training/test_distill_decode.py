@@ -50,9 +50,17 @@ def test_target_by_hand() -> None:
 
 def test_gates_learn(loaded: LoadedModel, tmp_path: Path) -> None:
     done = train(
-        loaded, topics(), out=tmp_path, steps=60, warmup=3, lr=1e-2, block_size=BLOCK, held_out=some(2, seed=9),
-        kind=DecodeGate, file=FILE,
-    )  # fmt: skip
+        loaded,
+        topics(),
+        out=tmp_path,
+        steps=60,
+        warmup=3,
+        lr=1e-2,
+        block_size=BLOCK,
+        held_out=some(2, seed=9),
+        kind=DecodeGate,
+        file=FILE,
+    )
     assert done.path == tmp_path / "decode-gates-16.safetensors" and done.path.is_file()
     assert done.steps[-1].loss < 0.75 * done.steps[0].loss
     before = mean_recall(gate_recall(loaded, new_gates(loaded, DecodeGate, block_size=BLOCK), some(2, seed=9)))

@@ -20,8 +20,15 @@ from harness.core.errors import UserError
 from harness.training.gates.rows import row_sources
 
 Command = Callable[..., int]
-JOB = ("job=distill", "method=seer", "job.steps=3", "job.lengths=[256,384]", "job.tokens=512", "job.recall_sequences=1",
-       "block_size=32")  # fmt: skip
+JOB = (
+    "job=distill",
+    "method=seer",
+    "job.steps=3",
+    "job.lengths=[256,384]",
+    "job.tokens=512",
+    "job.recall_sequences=1",
+    "block_size=32",
+)
 
 
 def test_gates_are_trained_and_used(command: Command, toy: list[str], tmp_path: Path) -> None:
@@ -224,14 +231,20 @@ def test_rows_too_short_for_every_task(
 @pytest.mark.parametrize(
     ("model", "hint", "folder"),
     [
-        ({"name": "Llama-3.1-8B-Instruct", "path": "meta-llama/Llama-3.1-8B"}, "model=hf model.path=meta-llama/Llama-3.1-8B ",
-         "gates/meta-llama-Llama-3.1-8B"),
-        ({"name": "meta-llama/Llama-3.1-8B", "path": "meta-llama/Llama-3.1-8B"}, "model=hf model.path=meta-llama/Llama-3.1-8B ",
-         "gates/meta-llama-Llama-3.1-8B"),
+        (
+            {"name": "Llama-3.1-8B-Instruct", "path": "meta-llama/Llama-3.1-8B"},
+            "model=hf model.path=meta-llama/Llama-3.1-8B ",
+            "gates/meta-llama-Llama-3.1-8B",
+        ),
+        (
+            {"name": "meta-llama/Llama-3.1-8B", "path": "meta-llama/Llama-3.1-8B"},
+            "model=hf model.path=meta-llama/Llama-3.1-8B ",
+            "gates/meta-llama-Llama-3.1-8B",
+        ),
         ({"name": "toy", "path": "toy"}, "model=hf model.path=toy ", "toy"),
         ({"name": "bundled", "path": "bundled"}, "model=bundled ", "package"),
     ],
-)  # fmt: skip
+)
 def test_the_hint_trains_where_the_method_looks(
     model: dict[str, str], hint: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

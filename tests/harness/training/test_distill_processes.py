@@ -66,9 +66,13 @@ def numbers(done: Distilled) -> list[list[float]]:
 def _process(rank: int, port: int, out: Path, kind: str) -> None:
     """One of two processes: gates with the model whole, and with its layers shared. kind: of the device, cpu or cuda."""
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-    }  # fmt: skip
+    }
     torch.set_num_threads(1)
     processes = join(torch.device(kind))
     assert (processes.rank, processes.count) == (rank, 2)

@@ -49,16 +49,19 @@ def test_a_killed_training_ends_as_a_whole_one(loaded: LoadedModel, tmp_path: Pa
     checkpoint = Checkpoint(tmp_path / "state.checkpoint", 2, {"lr": 1e-2})
     for last in (3, 5):  # killed twice; the steps since the last checkpoint are made again
         with pytest.raises(Killed):
-            distill(
-                loaded, topics(), RECIPE, out=tmp_path / "parts", kind=kind, checkpoint=checkpoint, on_step=dies_at(last)
-            )  # fmt: skip
+            distill(loaded, topics(), RECIPE, out=tmp_path / "parts", kind=kind, checkpoint=checkpoint, on_step=dies_at(last))
         state = checkpoint.read()
         assert state is not None and len(state["steps"]) == last - 1
     made: list[int] = []
     parts = distill(
-        loaded, topics(), RECIPE, out=tmp_path / "parts", kind=kind, checkpoint=checkpoint,
+        loaded,
+        topics(),
+        RECIPE,
+        out=tmp_path / "parts",
+        kind=kind,
+        checkpoint=checkpoint,
         on_step=lambda step: made.append(step.step),
-    )  # fmt: skip
+    )
     assert made == [4, 5]
     one, two = load_file(str(whole.path)), load_file(str(parts.path))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
@@ -89,9 +92,18 @@ def test_the_command_goes_on(command: Command, toy: list[str], tmp_path: Path, m
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text(" ".join(f"The magic number for apple is: {n * 7919}." for n in range(4000)))
     wanted = [
-        *toy, "job=distill", "method=seer", "block_size=32", "job.steps=5", "job.lengths=[256,384]", "job.tokens=768",
-        "job.recall_sequences=1", f"data.text_dir={tmp_path / 'books'}", "job.rows=documents", "job.checkpoint_every=2",
-    ]  # fmt: skip
+        *toy,
+        "job=distill",
+        "method=seer",
+        "block_size=32",
+        "job.steps=5",
+        "job.lengths=[256,384]",
+        "job.tokens=768",
+        "job.recall_sequences=1",
+        f"data.text_dir={tmp_path / 'books'}",
+        "job.rows=documents",
+        "job.checkpoint_every=2",
+    ]
     assert command(*wanted, f"job.out={tmp_path / 'whole'}", "study=whole") == 0
     real = job.batches
 

@@ -96,9 +96,10 @@ def test_recall_needs_sequences(loaded: LoadedModel) -> None:
 
 
 GRIDS = [
-    Grid(q_block=16, k_block=16, q_len=640, k_len=640), Grid(q_block=16, k_block=16, q_len=150, k_len=235),
+    Grid(q_block=16, k_block=16, q_len=640, k_len=640),
+    Grid(q_block=16, k_block=16, q_len=150, k_len=235),
     Grid(q_block=1, k_block=16, q_len=70, k_len=140),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -70,9 +70,16 @@ def test_pre_rope_equals_the_projections(rope_parameters: dict[str, object], dty
 def test_rope_of_gemma_differs_by_layer() -> None:
     torch.manual_seed(0)
     config = Gemma3TextConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, sliding_window=32, layer_types=["sliding_attention", "full_attention"],
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=32,
+        layer_types=["sliding_attention", "full_attention"],
+    )
     model = Gemma3ForCausalLM(config).eval()
     positions = torch.arange(40)
     for layer, kind in enumerate(config.layer_types):
@@ -91,9 +98,15 @@ def test_interleaved_rope_is_refused() -> None:
     from transformers import GlmConfig, GlmForCausalLM
 
     config = GlmConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        pad_token_id=0,
+    )
     with pytest.raises(UserError, match="RoPE of GlmForCausalLM is not the rotate-half kind"):
         ModelRope(GlmForCausalLM(config), 0)
 
@@ -145,12 +158,10 @@ def test_target_and_loss_by_hand() -> None:
     future = torch.ones(5, 5).triu(1).bool()
     logits = torch.randn(1, 4, 5, 5).masked_fill(future, float("-inf")).requires_grad_()
     rows = [
-        torch.nn.functional.kl_div(
-            logits[0, h, i, : i + 1].log_softmax(-1), target[0, h, i, : i + 1], reduction="sum"
-        )
+        torch.nn.functional.kl_div(logits[0, h, i, : i + 1].log_softmax(-1), target[0, h, i, : i + 1], reduction="sum")
         for h in range(4)
         for i in range(5)
-    ]  # fmt: skip
+    ]
     loss = gate_loss(target, logits)
     torch.testing.assert_close(loss, torch.stack(rows).mean())
     skipped = torch.stack([row for n, row in enumerate(rows) if n % 5 >= 2]).mean()

@@ -19,9 +19,21 @@ from harness.training.bundled_model.probe import answers_right
 from harness.training.bundled_model.tokenizer import train_tokenizer
 
 WORDS = [
-    "apple", "river", "stone", "quiet", "market", "engine", "winter", "letter", "garden", "silver", "window", "captain",
-    "morning", "harbour",
-]  # fmt: skip
+    "apple",
+    "river",
+    "stone",
+    "quiet",
+    "market",
+    "engine",
+    "winter",
+    "letter",
+    "garden",
+    "silver",
+    "window",
+    "captain",
+    "morning",
+    "harbour",
+]
 
 
 def prose(sentences: int, seed: int = 0) -> str:
@@ -148,10 +160,25 @@ def test_a_toy_run_learns_and_is_saved(tmp_path) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text(prose(4000))
     recipe = Pretrain(
-        str(tmp_path / "books"), str(tmp_path / "out"), vocab_size=400, hidden=32, intermediate=64, layers=1, heads=2,
-        kv_heads=1, head_dim=16, tokens=1024, steps=25, max_length=512, max_seconds=60, device="cpu", compile=False, workers=0,
-        probe_rows=1, stdlib=False,
-    )  # fmt: skip
+        str(tmp_path / "books"),
+        str(tmp_path / "out"),
+        vocab_size=400,
+        hidden=32,
+        intermediate=64,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        tokens=1024,
+        steps=25,
+        max_length=512,
+        max_seconds=60,
+        device="cpu",
+        compile=False,
+        workers=0,
+        probe_rows=1,
+        stdlib=False,
+    )
     out = pretrain(recipe)
     import json
 
