@@ -21,7 +21,7 @@ from harness.arms.head_files import model_overrides
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.models.loading import LoadedModel
-from harness.study.identity import Arm, Decoding, Setting
+from harness.study.identity import ArmIdentity, Decoding, Setting
 from harness.study.provenance import file_hash
 from methods import decode
 from methods.decode.parts.base import DecodeMethod
@@ -32,10 +32,10 @@ OWN_GATES = "gates"
 
 
 @dataclass(frozen=True)
-class Ready:
+class RunnableArm:
     """An arm and what runs it; method None is dense attention at prefill, decoding None dense attention at decode."""
 
-    arm: Arm
+    identity: ArmIdentity
     method: Method | None
     decoding: DecodeMethod | None = None
 
@@ -45,32 +45,32 @@ class Ready:
         return self.method is None and self.decoding is None
 
 
-Calibrated = Callable[[Ready, Knob], float]
+Calibrated = Callable[[RunnableArm, Knob], float]
 """Finds the value of a knob for an arm's sparsity."""
 
 
-def ready(wanted: Settings, loaded: LoadedModel, calibrated: Calibrated | None = None) -> list[Ready]:
+def build_arms(settings: Settings, loaded: LoadedModel, calibrated: Calibrated | None = None) -> list[RunnableArm]:
     """The arms of one command, the dense baseline first. `calibrated` is called where a knob must be found for the
     sparsity, with the arm that lacks it. Raises UserError for what this model or device can't do."""
     try:
-        cls = methods.get(wanted.method)
-        dense_kernel = resolve_dense(wanted.dense_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim)
+        cls = methods.get(settings.method)
+        dense_kernel = resolve_dense(settings.dense_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim)
         setting = Setting(
             model=loaded.name,
             model_hash=loaded.revision_hash,
-            length=wanted.length,
-            seed=wanted.seed,
+            length=settings.length,
+            seed=settings.seed,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device_type=loaded.device.type,
             dense_kernel=dense_kernel,
         )
-        arms = [Ready(Arm(setting, baseline_name(), 0.0), None)]
-        found, decoding = _decoding(wanted, loaded)
+        arms = [RunnableArm(ArmIdentity(setting, baseline_name(), 0.0), None)]
+        found, decoding = _decoding(settings, loaded)
         if cls.family != "none":
-            sparse = _sparse(wanted, loaded, setting, calibrated)
-            arms.append(replace(sparse, arm=replace(sparse.arm, decode=found), decoding=decoding))
+            sparse = _sparse(settings, loaded, setting, calibrated)
+            arms.append(replace(sparse, identity=replace(sparse.identity, decode=found), decoding=decoding))
         elif decoding is not None:
-            arms.append(Ready(replace(arms[0].arm, decode=found), None, decoding))
+            arms.append(RunnableArm(replace(arms[0].identity, decode=found), None, decoding))
     except UserError:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each, for what they can't do
@@ -86,79 +86,79 @@ def baseline_name() -> str:
     return found[0]
 
 
-def _decoding(wanted: Settings, loaded: LoadedModel) -> tuple[Decoding | None, DecodeMethod | None]:
+def _decoding(settings: Settings, loaded: LoadedModel) -> tuple[Decoding | None, DecodeMethod | None]:
     """The method that decodes, for the arm and as it runs; None twice for full attention."""
-    method = build_decoding(wanted)
+    method = build_decoding(settings)
     if method.family == "none":
         return None, None
     kernel = resolve_decode(
-        wanted.decode_kernel,
+        settings.decode_kernel,
         device=loaded.device,
         dtype=loaded.dtype,
         head_dim=loaded.head_dim,
         k_block=method.block_size,
         rows=loaded.heads // loaded.kv_heads,
     )
-    weights_hash = load_weights(method, "decode", wanted, loaded)
+    weights_hash = load_weights(method, "decode", settings, loaded)
     return Decoding(method.name, method.knobs(), kernel, weights_hash), method.to(loaded.device)
 
 
-def full_decode(wanted: Settings) -> bool:
+def full_decode(settings: Settings) -> bool:
     """Whether tokens after the first are to attend to everything."""
     try:
-        return decode.get(wanted.decode).family == "none"
+        return decode.get(settings.decode).family == "none"
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def build_decoding(wanted: Settings) -> DecodeMethod:
+def build_decoding(settings: Settings) -> DecodeMethod:
     """The method of decoding with its knobs."""
     try:
-        return decode.build(wanted.decode, **{"seed": wanted.seed} | wanted.decode_knobs)
+        return decode.build(settings.decode, **{"seed": settings.seed} | settings.decode_knobs)
     except TypeError as error:  # a word where a number belongs, say
-        knobs = ", ".join(f"decode.{k}={v}" for k, v in wanted.decode_knobs.items())
-        raise UserError(f"decode method {wanted.decode} can't be made with {knobs}: {error}") from error
+        knobs = ", ".join(f"decode.{k}={v}" for k, v in settings.decode_knobs.items())
+        raise UserError(f"decode method {settings.decode} can't be made with {knobs}: {error}") from error
 
 
-def build(wanted: Settings) -> Method:
+def build(settings: Settings) -> Method:
     """The method with its knobs."""
-    shared = {"block_size": wanted.block_size, "sparsity": wanted.sparsity, "seed": wanted.seed}
+    shared = {"block_size": settings.block_size, "sparsity": settings.sparsity, "seed": settings.seed}
     try:
-        return methods.build(wanted.method, **(shared | wanted.method_knobs))
+        return methods.build(settings.method, **(shared | settings.method_knobs))
     except TypeError as error:  # a word where a number belongs, say
-        knobs = ", ".join(f"method.{k}={v}" for k, v in wanted.method_knobs.items())
-        raise UserError(f"method {wanted.method} can't be made with {knobs}: {error}") from error
+        knobs = ", ".join(f"method.{k}={v}" for k, v in settings.method_knobs.items())
+        raise UserError(f"method {settings.method} can't be made with {knobs}: {error}") from error
 
 
-def _sparse(wanted: Settings, loaded: LoadedModel, setting: Setting, calibrated: Calibrated | None) -> Ready:
-    method = build(wanted)
-    kernel = _kernel(wanted, loaded, method)
-    weights_hash = load_weights(method, "method", wanted, loaded)
-    found = head_files.load(method, weights_folder(wanted, loaded), wanted, loaded)
+def _sparse(settings: Settings, loaded: LoadedModel, setting: Setting, calibrated: Calibrated | None) -> RunnableArm:
+    method = build(settings)
+    kernel = _kernel(settings, loaded, method)
+    weights_hash = load_weights(method, "method", settings, loaded)
+    found = head_files.load(method, weights_folder(settings, loaded), settings, loaded)
     if found is not None:
         weights_hash = found if weights_hash is None else f"{weights_hash}+{found}"
-    each = Ready(
-        Arm(setting, method.name, method.sparsity, _knobs(wanted, method), method.block_size, kernel, weights_hash),
+    arm = RunnableArm(
+        ArmIdentity(setting, method.name, method.sparsity, _knobs(settings, method), method.block_size, kernel, weights_hash),
         method.to(loaded.device),
     )
     knob = method.calibrates()
     if knob is None or calibrated is None:
-        return each
-    method.set_knob(knob, calibrated(each, knob))
-    return Ready(replace(each.arm, knobs=_knobs(wanted, method)), method)
+        return arm
+    method.set_knob(knob, calibrated(arm, knob))
+    return RunnableArm(replace(arm.identity, knobs=_knobs(settings, method)), method)
 
 
-def _knobs(wanted: Settings, method: Method) -> dict[str, Any]:
+def _knobs(settings: Settings, method: Method) -> dict[str, Any]:
     """The knobs of an arm: as asked for, then as the method has them."""
-    knobs = {**wanted.method_knobs, **method.knobs()}
+    knobs = {**settings.method_knobs, **method.knobs()}
     return {name: value for name, value in knobs.items() if (name, value) not in method.added_knobs.items()}
 
 
-def at_zero(wanted: Settings, loaded: LoadedModel) -> Method | None:
+def at_zero(settings: Settings, loaded: LoadedModel) -> Method | None:
     """The method as it is at sparsity 0, where it must keep everything, ready to run. Knobs that a sparsity doesn't go with
     are left out; None where none will do."""
-    for knobs in (wanted.method_knobs, {}):
-        zero = replace(wanted, sparsity=0.0, method_knobs=knobs)
+    for knobs in (settings.method_knobs, {}):
+        zero = replace(settings, sparsity=0.0, method_knobs=knobs)
         with suppress(ValueError):
             method = build(zero)
             load_weights(method, "method", zero, loaded)
@@ -167,7 +167,7 @@ def at_zero(wanted: Settings, loaded: LoadedModel) -> Method | None:
     return None
 
 
-def _kernel(wanted: Settings, loaded: LoadedModel, method: Method) -> str:
+def _kernel(settings: Settings, loaded: LoadedModel, method: Method) -> str:
     """The kernel that the method's blocks call for. A method may share an index between the heads of a GQA group without
     saying so: a kernel that runs only where they do is let through, and refused at its first call if they don't. What ran
     is recorded from the calls themselves."""
@@ -180,46 +180,46 @@ def _kernel(wanted: Settings, loaded: LoadedModel, method: Method) -> str:
         "k_block": method.block_size,
     }
     if method.columns:
-        return column_sparse.resolve_kernel(wanted.kernel, **shape)
+        return column_sparse.resolve_kernel(settings.kernel, **shape)
     if method.in_kernel:
-        return resolve_skip(wanted.kernel, **shape)
+        return resolve_skip(settings.kernel, **shape)
     try:
-        return resolve_kernel(wanted.kernel, **shape, shared=group if getattr(method, "shared", False) else 1)
+        return resolve_kernel(settings.kernel, **shape, shared=group if getattr(method, "shared", False) else 1)
     except ValueError:
         with suppress(ValueError):
-            return resolve_kernel(wanted.kernel, **shape, shared=group)
+            return resolve_kernel(settings.kernel, **shape, shared=group)
         raise
 
 
-def weights_folder(wanted: Settings, loaded: LoadedModel) -> Path:
+def weights_folder(settings: Settings, loaded: LoadedModel) -> Path:
     """Where trained weights of a method for this model lie: `model.gates` if given; the model's folder if the user
     named one (or it is the bundled model); `gates/ID` for a model from the hub, whose cache isn't ours: by its id, not by
     what a yaml calls it."""
-    if wanted.model.get("gates"):
-        return Path(wanted.model["gates"]).expanduser()
-    path = str(wanted.model["path"])
+    if settings.model.get("gates"):
+        return Path(settings.model["gates"]).expanduser()
+    path = str(settings.model["path"])
     if loaded.path is not None and (path == "bundled" or Path(path).expanduser().is_dir()):
         return loaded.path
     return Path(OWN_GATES) / re.sub(r"[^\w.-]+", "-", path)
 
 
-def load_weights(method: Method | DecodeMethod, group: str, wanted: Settings, loaded: LoadedModel) -> str | None:
+def load_weights(method: Method | DecodeMethod, group: str, settings: Settings, loaded: LoadedModel) -> str | None:
     """Load the trained weights of a method, if it needs any; returns the hash of their file. group: of the command line."""
     if (name := method.weights_name()) is None:
         return None
-    folder = weights_folder(wanted, loaded)
-    training = wanted.method_knobs.get("gates") if group == "method" else None
-    path = gate_files.find(folder, name, method.gate, released_id(wanted, group), training=training)
+    folder = weights_folder(settings, loaded)
+    training = settings.method_knobs.get("gates") if group == "method" else None
+    path = gate_files.find(folder, name, method.gate, released_id(settings, group), training=training)
     if path is None:
         size = "block_size" if group == "method" else f"{group}.block_size"
         raise UserError(
             f"no weights of {method.name} for {loaded.name} at block size {method.block_size}: {folder / name} is missing; "
             f"name the folder that has them (model.gates=FOLDER), or train them with "
-            f"`python -m harness job=distill {group}={method.name} {model_overrides(wanted)}"
+            f"`python -m harness job=distill {group}={method.name} {model_overrides(settings)}"
             f"{size}={method.block_size}{'' if training is None else f' method.gates={training}'}`"
         )
     state = gate_files.read(path, method.gate, block_size=method.block_size)
-    state = gate_files.fit(state, path, loaded, wanted.length)
+    state = gate_files.fit(state, path, loaded, settings.length)
     try:
         method.load(state, **head_files.model_shape(loaded))
     except ValueError as error:
@@ -227,7 +227,7 @@ def load_weights(method: Method | DecodeMethod, group: str, wanted: Settings, lo
     return file_hash(path)
 
 
-def released_id(wanted: Settings, group: str) -> str | None:
+def released_id(settings: Settings, group: str) -> str | None:
     """Where the hub has gates of this model from their authors, for the method of that group of the command line."""
-    ids = wanted.model.get("released_gates") or {}
+    ids = settings.model.get("released_gates") or {}
     return ids.get("prefill" if group == "method" else group)

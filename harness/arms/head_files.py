@@ -15,7 +15,7 @@ from methods.parts.base import Method
 AGAIN = "; search again with job=search_heads"
 
 
-def load(method: Method, folder: Path, wanted: Settings, loaded: LoadedModel) -> str | None:
+def load(method: Method, folder: Path, settings: Settings, loaded: LoadedModel) -> str | None:
     """Give the method what was found for this model, in `folder` or where the user says. Returns the file's hash; None where
     the method takes nothing, or goes without. Raises UserError where it can't, or where the file is none or another model's."""
     name = method.search_file()
@@ -29,7 +29,7 @@ def load(method: Method, folder: Path, wanted: Settings, loaded: LoadedModel) ->
             raise UserError(
                 f"method {method.name} needs to know {loaded.name}'s heads: {path} is missing; {elsewhere}"
                 f"search them with `python -m harness job=search_heads method={method.name} "
-                f"{model_overrides(wanted).strip()}`"
+                f"{model_overrides(settings).strip()}`"
             )
         return None
     try:
@@ -55,7 +55,7 @@ def model_shape(loaded: LoadedModel) -> dict[str, int]:
     return {"layers": loaded.layers, "heads": loaded.heads, "kv_heads": loaded.kv_heads, "head_dim": loaded.head_dim}
 
 
-def model_overrides(wanted: Settings) -> str:
+def model_overrides(settings: Settings) -> str:
     """How this model is named on the command line; `hf` takes any path, and the folder of the gates is the same."""
-    path = str(wanted.model["path"])
+    path = str(settings.model["path"])
     return "model=bundled " if path == "bundled" else f"model=hf model.path={path} "

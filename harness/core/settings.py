@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.core.errors import UserError
-from harness.study.identity import AFTER, REREAD, SEEN
+from harness.core.question import QUESTION_LATER, QUESTION_REREAD, QUESTION_SEEN
 
 PACKAGE = Path(__file__).resolve().parents[1]
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
@@ -78,7 +78,7 @@ class Settings:
         return self.results / self.study
 
 
-def settings(cfg: DictConfig) -> Settings:
+def read_settings(cfg: DictConfig) -> Settings:
     """Check a composed config. Raises UserError naming the setting, its value and the range it may have."""
     try:
         raw: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -154,12 +154,12 @@ def _sparsity(value: Any) -> float | None:
 
 
 def _question(value: Any, job: str) -> str:
-    if value not in (SEEN, AFTER, REREAD):
+    if value not in (QUESTION_SEEN, QUESTION_LATER, QUESTION_REREAD):
         raise UserError(
-            f"question={value}: must be {SEEN} (the prompt is prefilled whole), {AFTER} (its context, then the question with "
-            f"full attention) or {REREAD} (the prompt whole, then the question again with full attention)"
+            f"question={value}: must be {QUESTION_SEEN} (the prompt is prefilled whole), {QUESTION_LATER} (its context, then the question with "
+            f"full attention) or {QUESTION_REREAD} (the prompt whole, then the question again with full attention)"
         )
-    if value != SEEN and job not in ANSWERING:
+    if value != QUESTION_SEEN and job not in ANSWERING:
         raise UserError(f"job={job} asks no question of a prompt, so question={value} does not change it: leave question out")
     return str(value)
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from harness.core.errors import UserError
-from harness.core.settings import Settings, settings
+from harness.core.settings import Settings, read_settings
 from harness.report import leaderboard
 from harness.report.terminal import accuracy_table
 from harness.study.store import Store
@@ -56,34 +56,34 @@ class Jobs:
         if name not in self.measuring:
             known = ", ".join(sorted([*self.measuring, *self.training]))
             raise UserError(f"job.name={name} is not known; choose one of: {known}")
-        wanted = settings(cfg)
-        self.margins[wanted.folder] = wanted.margin
-        return self.measuring[name](wanted)
+        settings = read_settings(cfg)
+        self.margins[settings.folder] = settings.margin
+        return self.measuring[name](settings)
 
-    def _measure(self, wanted: Settings) -> int:
+    def _measure(self, settings: Settings) -> int:
         from harness.measure.run import measure  # transformers takes seconds to import, and a report needs none of it
 
-        store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
+        store = self.stores.setdefault(settings.folder, Store(settings.folder))
         if store.kernels.exists():
-            raise UserError(f"study={wanted.study} is a study of kernels: name another one, for example study=mine")
+            raise UserError(f"study={settings.study} is a study of kernels: name another one, for example study=mine")
         for file in store.files():
             file.read()  # a corrupt record stops the command before hours of work, not after
-        done = measure(wanted, store, self.console)
-        if wanted.report:
-            self.touched.setdefault(wanted.folder, set()).update(done.arms)
+        done = measure(settings, store, self.console)
+        if settings.report:
+            self.touched.setdefault(settings.folder, set()).update(done.arms)
             self._keep_fresh(store)
         return 1 if done.failed else 0
 
-    def _kernel_speed(self, wanted: Settings) -> int:
+    def _kernel_speed(self, settings: Settings) -> int:
         from harness.measure.kernel_speed.study import Study
 
-        store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
+        store = self.stores.setdefault(settings.folder, Store(settings.folder))
         if store.cells.exists() or store.latency.exists() or store.mass.exists():
-            raise UserError(f"study={wanted.study} holds other measurements: name another one, study=kernel_speed say")
+            raise UserError(f"study={settings.study} holds other measurements: name another one, study=kernel_speed say")
         for file in store.files():
             file.read()
-        failed = Study(wanted, store, self.console).go()
-        self.touched.setdefault(wanted.folder, set())
+        failed = Study(settings, store, self.console).go()
+        self.touched.setdefault(settings.folder, set())
         return 1 if failed else 0
 
     def _keep_fresh(self, store: Store) -> None:
@@ -95,40 +95,40 @@ class Jobs:
         ended = time.monotonic()
         self.next_write = ended + 20 * (ended - began)
 
-    def _there(self, wanted: Settings) -> None:
-        if not any(file.exists() for file in Store(wanted.folder).files()):
-            raise UserError(f"study={wanted.study}: no records in {wanted.folder}; measure something with that study")
+    def _there(self, settings: Settings) -> None:
+        if not any(file.exists() for file in Store(settings.folder).files()):
+            raise UserError(f"study={settings.study}: no records in {settings.folder}; measure something with that study")
 
-    def _report(self, wanted: Settings) -> int:
-        self._there(wanted)
-        self.touched.setdefault(wanted.folder, set())
+    def _report(self, settings: Settings) -> int:
+        self._there(settings)
+        self.touched.setdefault(settings.folder, set())
         return 0
 
-    def _power(self, wanted: Settings) -> int:
+    def _power(self, settings: Settings) -> int:
         from harness.report.power import plan_samples
 
-        for path in plan_samples(wanted, Store(wanted.folder), self.console):
+        for path in plan_samples(settings, Store(settings.folder), self.console):
             self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
         return 0
 
-    def _compare(self, wanted: Settings) -> int:
+    def _compare(self, settings: Settings) -> int:
         from harness.report.compare import compare
 
-        self._there(wanted)
-        for path in compare(wanted, Store(wanted.folder), self.console):
+        self._there(settings)
+        for path in compare(settings, Store(settings.folder), self.console):
             self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
         return 0
 
-    def _maps(self, wanted: Settings) -> int:
+    def _maps(self, settings: Settings) -> int:
         from harness.measure.attention_maps import draw_maps
 
-        for path in draw_maps(wanted, Store(wanted.folder), self.console):
+        for path in draw_maps(settings, Store(settings.folder), self.console):
             self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
         return 0
 
-    def _archive(self, wanted: Settings) -> int:
-        self._report(wanted)
-        store = self.stores.setdefault(wanted.folder, Store(wanted.folder))
+    def _archive(self, settings: Settings) -> int:
+        self._report(settings)
+        store = self.stores.setdefault(settings.folder, Store(settings.folder))
         for file in (store.samples, store.cells, store.kernels):  # the others stay small, and readable as they are
             if lines := file.archive():
                 self.console.print(f"{lines:,} records in {file.archived}", highlight=False, soft_wrap=True)

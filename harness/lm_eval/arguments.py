@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.arms.build import baseline_name
 from harness.core.errors import UserError
-from harness.core.settings import Settings, conf_dir, explain, settings
+from harness.core.settings import Settings, conf_dir, explain, read_settings
 
 OURS = ("sparsity", "seed", "block_size", "dtype", "kernel", "dense_kernel", "decode_kernel")
 """Settings of conf/config.yaml that --model_args may give."""
@@ -61,7 +61,7 @@ def _settings(given: Mapping[str, Any]) -> Settings:
         for name, value in given.items():
             if name in (*OURS, "device") or name.startswith(("method.", "decode.")):
                 OmegaConf.update(cfg, name, value)
-        return settings(cfg)
+        return read_settings(cfg)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"--model_args: {explain(error)}") from error
 

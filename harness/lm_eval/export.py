@@ -15,7 +15,7 @@ from rich.console import Console
 
 from harness import tasks
 from harness.core.errors import UserError
-from harness.core.settings import Settings, settings
+from harness.core.settings import Settings, read_settings
 from harness.lm_eval.exported import SPLIT
 from harness.models.loading import load_tokenizer
 from harness.study.provenance import command, commit
@@ -42,38 +42,38 @@ WHOLE = "# The prompts are whole: no --apply_chat_template, --system_instruction
 
 def main(cfg: DictConfig) -> None:
     """Write the tasks of one command. Raises UserError for samples that can't be made or aren't sound."""
-    wanted = settings(cfg)
-    written = export(wanted, Path(str(wanted.options["out"])).expanduser())
+    settings = read_settings(cfg)
+    written = export(settings, Path(str(settings.options["out"])).expanduser())
     console = Console()
     for path in written:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-    group, folder = group_name(wanted.length), written[0].parent
+    group, folder = group_name(settings.length), written[0].parent
     console.print(f"lm-eval knows them with --include_path {folder} --tasks {group}", highlight=False, soft_wrap=True)
 
 
-def export(wanted: Settings, out: Path) -> list[Path]:
+def export(settings: Settings, out: Path) -> list[Path]:
     """Write samples, task files, their group and what they call into `out`. Returns the paths."""
-    tokenizer = load_tokenizer(str(wanted.model["path"]))
-    data = {**wanted.data, "chat_template": bool(wanted.model.get("chat_template"))}
+    tokenizer = load_tokenizer(str(settings.model["path"]))
+    data = {**settings.data, "chat_template": bool(settings.model.get("chat_template"))}
     drawn: dict[str, list[Sample]] = {}
-    for name in tasks.group(wanted.tasks):
-        drawn[name] = tasks.get(name).samples(tokenizer, wanted.length, wanted.samples, wanted.seed, data)
+    for name in tasks.group(settings.tasks):
+        drawn[name] = tasks.get(name).samples(tokenizer, settings.length, settings.samples, settings.seed, data)
         for sample in drawn[name]:
             if reason := tasks.check_sample(sample, tokenizer):
                 raise UserError(f"{name}, sample {sample.index}: {reason}")
     origin = {
-        "length": wanted.length,
-        "seed": wanted.seed,
-        "model": str(wanted.model["name"]),
+        "length": settings.length,
+        "seed": settings.seed,
+        "model": str(settings.model["name"]),
         "tokenizer": tokenizer_hash(tokenizer),
         "chat_template": data["chat_template"],
         "commit": commit(),
         "command": command(),
     }
     out.mkdir(parents=True, exist_ok=True)
-    files = {f"{PREFIX}_tasks.py": SHIM, f"{group_name(wanted.length)}.yaml": _group(wanted.length, list(drawn))}
+    files = {f"{PREFIX}_tasks.py": SHIM, f"{group_name(settings.length)}.yaml": _group(settings.length, list(drawn))}
     for name, samples in drawn.items():
-        stem = task_name(name, wanted.length)
+        stem = task_name(name, settings.length)
         files[f"{stem}.jsonl"] = "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in samples)
         files[f"{stem}.yaml"] = _task(name, samples, origin)
     for file, text in files.items():

@@ -26,7 +26,7 @@ from rich.console import Console
 from torch import Tensor
 
 from harness import tasks
-from harness.arms.build import Ready, ready
+from harness.arms.build import RunnableArm, build_arms
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.lm_eval import arguments
@@ -100,7 +100,7 @@ class SparseLM(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What the results file says: the model, the method as it was built, and what ran, by task."""
-        identity = self.arm.arm.identity()
+        identity = self.arm.identity.as_dict()
         del identity["length"]  # of the harness's own samples
         ran = {name: ran.as_dict() for name, ran in self._ran.items()}
         return {
@@ -114,7 +114,7 @@ class SparseLM(HFLM):
         """Refuse a cache of answers (--use_cache) that another model or method gave: lm-eval's keys don't tell them apart."""
         answers = cache_hook.dbdict
         if answers is not None:
-            mine = digest(self.arm.arm.identity() | {"max_length": self.max_length, "overlong": self.overlong})
+            mine = digest(self.arm.identity.as_dict() | {"max_length": self.max_length, "overlong": self.overlong})
             if len(answers) and answers.get(CACHE_KEY) != mine:
                 raise UserError("--use_cache: the file holds answers of another model, method or setting; name another file")
             answers[CACHE_KEY] = mine
@@ -265,13 +265,13 @@ def _without_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _arm(wanted: Settings, loaded: LoadedModel) -> Ready:
+def _arm(settings: Settings, loaded: LoadedModel) -> RunnableArm:
     """The arm that was asked for, its weights loaded. lm-eval has no prompts of one length to find a knob on."""
-    arm = ready(wanted, loaded)[-1]
+    arm = build_arms(settings, loaded)[-1]
     knob = None if arm.method is None else arm.method.calibrates()
     if knob is not None:
         raise UserError(
-            f"{arm.arm.method} has no formula for sparsity={wanted.sparsity}, and lm-eval no prompts to find its "
+            f"{arm.identity.method} has no formula for sparsity={settings.sparsity}, and lm-eval no prompts to find its "
             f"{knob.name} on: give sparsity=none,method.{knob.name}=VALUE; `python -m harness` finds it, and its row says it"
         )
     return arm

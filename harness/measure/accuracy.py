@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from harness import tasks
-from harness.arms.build import Ready
+from harness.arms.build import RunnableArm
 from harness.core.device_memory import let_go, out_of_memory
-from harness.measure.context import Bench, one_line
+from harness.core.question import QUESTION_REREAD
+from harness.measure.context import RunContext, one_line
 from harness.measure.self_check import check_arm
 from harness.models.bridge import Bridge
 from harness.models.decoder import mean_density
 from harness.models.generate import Generation, Split, batches, generate
-from harness.report import leaderboard
-from harness.study import identity
+from harness.study import identity, verdict
 from harness.study.identity import Cell
 from harness.study.provenance import now
 from harness.study.schema import CellRecord, SampleRecord, Status
@@ -38,46 +38,46 @@ GPU_MEMORY_SHARE = 0.4
 """Share of the free GPU memory that the KV cache of one batch may take."""
 
 
-def evaluate(bench: Bench, each: Ready, names: list[str]) -> int:
+def evaluate(context: RunContext, arm: RunnableArm, names: list[str]) -> int:
     """Run the samples that an arm's cells lack. Returns how many of the cells failed."""
     began, inside = time.perf_counter(), _Inside()
-    by_cell, last = bench.store.samples_of(), bench.store.latest_cells()
+    by_cell, last = context.store.samples_of(), context.store.latest_cells()
     todo: list[tuple[Cell, Sample]] = []
     begun: list[tuple[Cell, str]] = []
     failed = 0
     for name in names:
-        cell = _cell(bench, each, name)
+        cell = _cell(context, arm, name)
         have = {s["index"] for s in by_cell.get(cell.id, [])}
         try:
-            lacking = identity.missing(have, tasks.get(name).count(bench.wanted.samples, bench.wanted.data))
+            lacking = identity.missing(have, tasks.get(name).count(context.settings.samples, context.settings.data))
             if not lacking and _settled(last.get(cell.id)):
                 continue
-            drawn = bench.samples(name)
-            bench.contexts([drawn[index] for index in lacking])
+            drawn = context.samples(name)
+            context.contexts([drawn[index] for index in lacking])
         except Exception as error:  # a task that can't make its samples costs its cell, not the sweep
-            failed += _fail(bench, each, cell, error)
+            failed += _fail(context, arm, cell, error)
             continue
         begun.append((cell, drawn[0].haystack))
-        _note(bench, each, cell, Status.RUNNING, "", drawn[0].haystack)
+        _note(context, arm, cell, Status.RUNNING, "", drawn[0].haystack)
         todo += [(cell, drawn[index]) for index in lacking]
     if begun:
         try:
-            check_arm(bench, each, names)
+            check_arm(context, arm, names)
         except RecordError:
             raise
         except Exception as error:  # what can't be checked isn't run: the next run of the same command tries again
-            where = f"{leaderboard.SELF_CHECK}it could not run: "
-            return failed + sum(_fail(bench, each, cell, error, where) for cell, _ in begun)
-    broken = _generate(bench, each, todo, inside) if todo else {}
+            where = f"{verdict.SELF_CHECK}it could not run: "
+            return failed + sum(_fail(context, arm, cell, error, where) for cell, _ in begun)
+    broken = _generate(context, arm, todo, inside) if todo else {}
     share = inside.seconds / (time.perf_counter() - began)
-    by_cell, last = bench.store.samples_of(), bench.store.latest_cells()
+    by_cell, last = context.store.samples_of(), context.store.latest_cells()
     for cell, prose in begun:
         if cell.id in broken:
-            failed += _fail(bench, each, cell, broken[cell.id])
+            failed += _fail(context, arm, cell, broken[cell.id])
             continue
-        pair = (c for c in last.values() if c["pair"] == cell.pair and leaderboard.is_baseline(c))
-        dense = None if each.baseline else next((by_cell.get(c["cell"]) for c in pair), None)
-        _finish(bench, each, cell, prose, by_cell[cell.id], dense, share if todo else None)
+        pair = (c for c in last.values() if c["pair"] == cell.pair and verdict.is_baseline(c))
+        dense = None if arm.baseline else next((by_cell.get(c["cell"]) for c in pair), None)
+        _finish(context, arm, cell, prose, by_cell[cell.id], dense, share if todo else None)
     return failed
 
 
@@ -86,15 +86,15 @@ def _settled(last: Record | None) -> bool:
     made anew for another commit, device or version."""
     if last is None or last["status"] not in (Status.OK, Status.GATED):
         return False
-    return last["status"] == Status.OK or not str(last["reason"]).startswith(leaderboard.SELF_CHECK)
+    return last["status"] == Status.OK or not str(last["reason"]).startswith(verdict.SELF_CHECK)
 
 
-def _cell(bench: Bench, each: Ready, name: str) -> Cell:
+def _cell(context: RunContext, arm: RunnableArm, name: str) -> Cell:
     """The cell of an arm on a task."""
     samples = identity.Samples(
-        name, tasks.get(name).version, bench.text_of([name]), bench.chat, bench.files(name), bench.wanted.question
+        name, tasks.get(name).version, context.text_of([name]), context.chat, context.files(name), context.settings.question
     )
-    return Cell(each.arm, samples)
+    return Cell(arm.identity, samples)
 
 
 @dataclass
@@ -104,20 +104,20 @@ class _Inside:
     seconds: float = 0.0
 
 
-def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]], inside: _Inside) -> dict[str, Exception]:
+def _generate(context: RunContext, arm: RunnableArm, todo: list[tuple[Cell, Sample]], inside: _Inside) -> dict[str, Exception]:
     """Generate and record `todo`; returns the cells that failed, by id. Where memory does not suffice, what is left goes on in
     batches half as large. After any other error the batch it came from runs sample by sample, so that the error stays with the
     cell it belongs to."""
     broken: dict[str, Exception] = {}
     samples = [sample for _, sample in todo]
-    left = Work(todo, bench.tokens(samples), bench.contexts(samples))
-    with bench.progress() as progress:
-        bar = progress.add_task(f"{name_of(each)} {bench.wanted.length}", total=len(todo))
+    left = Work(todo, context.tokens(samples), context.contexts(samples))
+    with context.progress() as progress:
+        bar = progress.add_task(f"{name_of(arm)} {context.settings.length}", total=len(todo))
 
         def attempt(work: Work, batch_tokens: int) -> tuple[int, Exception | None]:
-            return _attempt(bench, each, work, batch_tokens, lambda count: progress.advance(bar, count), inside)
+            return _attempt(context, arm, work, batch_tokens, lambda count: progress.advance(bar, count), inside)
 
-        size = _batch_tokens(bench)
+        size = _batch_tokens(context)
         while left.pairs:
             done, error = attempt(left, size)
             if error is None:
@@ -138,7 +138,7 @@ def _generate(bench: Bench, each: Ready, todo: list[tuple[Cell, Sample]], inside
 @dataclass(frozen=True)
 class Work:
     """Samples to generate for, with their cells, their prompts' tokens, and how many of those are the context's (see
-    `Bench.contexts`)."""
+    `RunContext.contexts`)."""
 
     pairs: list[tuple[Cell, Sample]]
     prompts: Sequence[Sequence[int]]
@@ -155,18 +155,18 @@ class Work:
 
 
 def _attempt(
-    bench: Bench, each: Ready, work: Work, batch_tokens: int, advance: Callable[[int], None], inside: _Inside
+    context: RunContext, arm: RunnableArm, work: Work, batch_tokens: int, advance: Callable[[int], None], inside: _Inside
 ) -> tuple[int, Exception | None]:
     """One call of generate; returns how many samples it finished, and why not all."""
-    done, prompts, contexts, wanted = 0, work.prompts, work.contexts, bench.wanted
+    done, prompts, contexts, settings = 0, work.prompts, work.contexts, context.settings
     samples = [sample for _, sample in work.pairs]
     bridge = Bridge(
-        bench.loaded,
-        each.method,
-        sparse_kernel=wanted.kernel,
-        dense_kernel=wanted.dense_kernel,
-        decoding=each.decoding,
-        decode_kernel=wanted.decode_kernel,
+        context.loaded,
+        arm.method,
+        sparse_kernel=settings.kernel,
+        dense_kernel=settings.dense_kernel,
+        decoding=arm.decoding,
+        decode_kernel=settings.decode_kernel,
     )
 
     since = time.perf_counter()
@@ -189,9 +189,9 @@ def _attempt(
                 token_density,
                 mean_density(steps, position - first, generation.steps),
             )
-            context = None if contexts is None else contexts[position]
-            records.append(_record(bench, cell, sample, prompts[position], context, generation, ran))
-        bench.store.samples.append_all(records)
+            context_tokens = None if contexts is None else contexts[position]
+            records.append(_record(context, cell, sample, prompts[position], context_tokens, generation, ran))
+        context.store.samples.append_all(records)
         done += len(records)
         advance(len(records))
         since = time.perf_counter()
@@ -200,20 +200,22 @@ def _attempt(
         with bridge:
             since = time.perf_counter()
             generate(
-                bench.loaded,
+                context.loaded,
                 prompts,
                 [sample.max_new_tokens for sample in samples],
-                stop_ids=tasks.stop_ids(bench.loaded.tokenizer, bench.loaded.model),
+                stop_ids=tasks.stop_ids(context.loaded.tokenizer, context.loaded.model),
                 batch_tokens=batch_tokens,
-                own_stops=[tasks.stop_of(bench.loaded.tokenizer, sample) for sample in samples],
+                own_stops=[tasks.stop_of(context.loaded.tokenizer, sample) for sample in samples],
                 batch_size=BATCH_SIZE,
                 on_batch=on_batch,
-                split=None if contexts is None else Split(contexts, bridge.in_full, reread=wanted.question == identity.REREAD),
+                split=None
+                if contexts is None
+                else Split(contexts, bridge.in_full, reread=settings.question == QUESTION_REREAD),
             )
     except RecordError:
         raise
     except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on
-        let_go(error, bench.loaded.device)
+        let_go(error, context.loaded.device)
         return done, error
     return done, None
 
@@ -230,22 +232,22 @@ class Ran:
 
 
 def _record(
-    bench: Bench,
+    context: RunContext,
     cell: Cell,
     sample: Sample,
     prompt: Sequence[int],
-    context: int | None,
+    context_tokens: int | None,
     generation: Generation,
     ran: Ran,
 ) -> SampleRecord:
     task = tasks.get(sample.task)
-    prediction = bench.loaded.tokenizer.decode(generation.ids, skip_special_tokens=True)
-    reason = tasks.check_sample(sample, bench.loaded.tokenizer, prompt)
+    prediction = context.loaded.tokenizer.decode(generation.ids, skip_special_tokens=True)
+    reason = tasks.check_sample(sample, context.loaded.tokenizer, prompt)
     if reason is None and not generation.finite:
         reason = "logits are NaN or infinite: a kernel, the dtype or the weights are at fault"
     return SampleRecord(
         cell=cell.id,
-        run=bench.run.run,
+        run=context.run.run,
         index=sample.index,
         prediction=prediction,
         answers=[] if task.fixed or cell.samples.files else list(sample.answers),
@@ -261,15 +263,15 @@ def _record(
         decode_density=ran.decode_density,
         token_density=ran.token_density,
         cut=sample.cut,
-        context=context,
+        context=context_tokens,
     )
 
 
-def _batch_tokens(bench: Bench) -> int:
+def _batch_tokens(context: RunContext) -> int:
     """Tokens of KV cache to decode together: as the user says, or what suits the device."""
-    if bench.wanted.batch_tokens is not None:
-        return bench.wanted.batch_tokens
-    loaded = bench.loaded
+    if context.settings.batch_tokens is not None:
+        return context.settings.batch_tokens
+    loaded = context.loaded
     if loaded.device.type != "cuda":
         return CPU_BATCH_TOKENS
     each = 2 * loaded.layers * loaded.kv_heads * loaded.head_dim * loaded.dtype.itemsize
@@ -277,47 +279,59 @@ def _batch_tokens(bench: Bench) -> int:
     return max(1, int(GPU_MEMORY_SHARE * free / each))
 
 
-def name_of(each: Ready) -> str:
+def name_of(arm: RunnableArm) -> str:
     """What an arm is called in the terminal: its method, and the one that decodes where there is one."""
-    return each.arm.method + ("" if each.arm.decode is None else f" + {each.arm.decode.method}")
+    return arm.identity.method + ("" if arm.identity.decode is None else f" + {arm.identity.decode.method}")
 
 
 def _note(
-    bench: Bench, each: Ready, cell: Cell, status: str, reason: str, haystack: str, summary: dict[str, Any] | None = None
+    context: RunContext,
+    arm: RunnableArm,
+    cell: Cell,
+    status: str,
+    reason: str,
+    haystack: str,
+    summary: dict[str, Any] | None = None,
 ) -> None:
-    bench.store.cells.append(
+    context.store.cells.append(
         CellRecord(
             cell=cell.id,
-            arm=each.arm.id,
+            arm=arm.identity.id,
             pair=cell.pair,
-            run=bench.run.run,
-            identity=cell.identity(),
+            run=context.run.run,
+            identity=cell.as_dict(),
             status=status,
             reason=reason,
             date=now(),
-            knobs=each.arm.knobs,
+            knobs=arm.identity.knobs,
             haystack=haystack,
             summary=summary or {},
         )
     )
 
 
-def _fail(bench: Bench, each: Ready, cell: Cell, error: Exception, where: str = "") -> int:
+def _fail(context: RunContext, arm: RunnableArm, cell: Cell, error: Exception, where: str = "") -> int:
     """Record a cell as failed and go on; returns 1, the count of it."""
     reason = where + one_line(error)
-    _note(bench, each, cell, Status.FAILED, reason, "")
-    bench.complain(f"failed: {name_of(each)}, {cell.samples.task}: {reason}")
+    _note(context, arm, cell, Status.FAILED, reason, "")
+    context.complain(f"failed: {name_of(arm)}, {cell.samples.task}: {reason}")
     return 1
 
 
 def _finish(
-    bench: Bench, each: Ready, cell: Cell, prose: str, mine: list[Record], dense: list[Record] | None, share: float | None
+    context: RunContext,
+    arm: RunnableArm,
+    cell: Cell,
+    prose: str,
+    mine: list[Record],
+    dense: list[Record] | None,
+    share: float | None,
 ) -> None:
     """Record a cell's verdict and its numbers from all its samples. share: of this process's time with the arm's cells, what
     was spent generating; the rest is making and checking samples, the self-check, scoring and recording."""
-    row = leaderboard.accuracy(mine, dense, bench.wanted.seed)
-    key = each.arm.id, bench.chat, bench.wanted.question
-    status, reason = leaderboard.verdict(mine, row, leaderboard.unsound(bench.store).get(key, ""))
+    row = verdict.accuracy(mine, dense, context.settings.seed)
+    key = arm.identity.id, context.chat, context.settings.question
+    status, reason = verdict.verdict(mine, row, verdict.unsound(context.store).get(key, ""))
     densities = [s["density"] for s in mine if s["density"] is not None]
     summary = row | {
         "samples": len(mine),
@@ -325,4 +339,4 @@ def _finish(
         "model_share": share,
         "prefill_s": statistics.median(s["prefill_s"] for s in mine),
     }
-    _note(bench, each, cell, status, reason, prose, summary)
+    _note(context, arm, cell, status, reason, prose, summary)

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, avg_pool2d, max_pool2d
 
 from harness import tasks
-from harness.arms.build import Ready, full_decode, ready
+from harness.arms.build import RunnableArm, build_arms, full_decode
 from harness.core.errors import UserError
 from harness.core.settings import Settings
-from harness.measure.context import Bench
+from harness.measure.context import RunContext
 from harness.measure.kept_mass import what_runs
 from harness.measure.knob_values import knob_value
 from harness.measure.run import model_of
@@ -72,48 +72,52 @@ class LayerMaps:
     cells: dict[str, tuple[int, int]]
 
 
-def draw_maps(wanted: Settings, store: Store, console: Console) -> list[Path]:
+def draw_maps(settings: Settings, store: Store, console: Console) -> list[Path]:
     """Make the pictures of a command in the folder `maps` of its study. Raises UserError for what can't be drawn."""
     from harness.report.figures import attention_maps as figures  # matplotlib takes a second to import
 
-    if not full_decode(wanted):
+    if not full_decode(settings):
         raise UserError("job=maps draws a prefill, which decode= does not change: leave decode out")
-    loaded = model_of(wanted)
-    if wanted.length > loaded.max_length:
-        raise UserError(f"length={wanted.length}: {loaded.name} has a context of {loaded.max_length} tokens")
-    bench = Bench(wanted, loaded, store, console)
-    names = tasks.group(wanted.tasks)
-    arm = ready(wanted, loaded, lambda each, knob: knob_value(bench, each, knob, names))[-1]
+    loaded = model_of(settings)
+    if settings.length > loaded.max_length:
+        raise UserError(f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens")
+    context = RunContext(settings, loaded, store, console)
+    names = tasks.group(settings.tasks)
+    arm = build_arms(settings, loaded, lambda arm, knob: knob_value(context, arm, knob, names))[-1]
     if arm.method is None:
-        raise UserError(f"job=maps draws what a method keeps, and {arm.arm.method} keeps everything: name another, method=…")
-    heads = chosen("heads", wanted.options["heads"], range(loaded.heads))
+        raise UserError(
+            f"job=maps draws what a method keeps, and {arm.identity.method} keeps everything: name another, method=…"
+        )
+    heads = chosen("heads", settings.options["heads"], range(loaded.heads))
     try:
-        found = look(bench, arm.method, bench.first_prompt(names), wanted.options["layers"], heads)
+        found = look(context, arm.method, context.first_prompt(names), settings.options["layers"], heads)
     except UserError:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each
         raise UserError(str(error)) from error
     what = ", ".join(
-        [arm.arm.method, *(f"{name} {value}" for name, value in _words(arm)), f"blocks of {arm.method.block_size}"]
+        [arm.identity.method, *(f"{name} {value}" for name, value in _words(arm)), f"blocks of {arm.method.block_size}"]
     )
-    what += "" if wanted.sparsity is None else f", sparsity {wanted.sparsity:g}"
+    what += "" if settings.sparsity is None else f", sparsity {settings.sparsity:g}"
     note = (
-        f"{loaded.name} ({str(loaded.dtype).removeprefix('torch.')}), a prompt of {names[0]}, seed {wanted.seed}, prefilled "
+        f"{loaded.name} ({str(loaded.dtype).removeprefix('torch.')}), a prompt of {names[0]}, seed {settings.seed}, prefilled "
         f"densely. Commit {commit()}, {device_name(loaded.device)}.\n{command()}"
     )
-    folder = wanted.folder / "maps"
-    return [figures.draw(each, what, note, folder / f"{_stem(arm, wanted.length)}_layer{each.layer:02d}.png") for each in found]
+    folder = settings.folder / "maps"
+    return [
+        figures.draw(each, what, note, folder / f"{_stem(arm, settings.length)}_layer{each.layer:02d}.png") for each in found
+    ]
 
 
-def _stem(arm: Ready, length: int) -> str:
-    sparsity = "native" if arm.arm.sparsity is None else f"{arm.arm.sparsity:g}"
+def _stem(arm: RunnableArm, length: int) -> str:
+    sparsity = "native" if arm.identity.sparsity is None else f"{arm.identity.sparsity:g}"
     words = [value for _, value in _words(arm)]
-    return "_".join([arm.arm.method, *words, str(arm.arm.block_size), sparsity, str(length)])
+    return "_".join([arm.identity.method, *words, str(arm.identity.block_size), sparsity, str(length)])
 
 
-def _words(arm: Ready) -> list[tuple[str, str]]:
+def _words(arm: RunnableArm) -> list[tuple[str, str]]:
     """The knobs that say in a word which variant of the method it is."""
-    return [(name, value) for name, value in arm.arm.knobs.items() if isinstance(value, str) and value.isidentifier()]
+    return [(name, value) for name, value in arm.identity.knobs.items() if isinstance(value, str) and value.isidentifier()]
 
 
 def chosen(name: str, given: Any, there: range | list[int], *, most: int = 4) -> list[int]:
@@ -131,9 +135,9 @@ def chosen(name: str, given: Any, there: range | list[int], *, most: int = 4) ->
 
 
 @torch.inference_mode()
-def look(bench: Bench, method: Method, prompt: Any, layers: Any, heads: list[int]) -> list[LayerMaps]:
+def look(context: RunContext, method: Method, prompt: Any, layers: Any, heads: list[int]) -> list[LayerMaps]:
     """The maps of the chosen layers. A layer with a sliding window has none: there is nothing to choose."""
-    loaded = bench.loaded
+    loaded = context.loaded
     method = method.to(loaded.device)
     ids = torch.tensor([list(prompt)], dtype=torch.int64, device=loaded.device)
     there: list[int] = []
@@ -150,13 +154,13 @@ def look(bench: Bench, method: Method, prompt: Any, layers: Any, heads: list[int
             return
         index = None
         if choice is not None:
-            index = what_runs(loaded, q, k, v, choice, scale=scale, kernel=bench.wanted.kernel)
+            index = what_runs(loaded, q, k, v, choice, scale=scale, kernel=context.settings.kernel)
         found.append(layer_maps(x, method, index, heads))
 
     for observer in (note, observe):  # the first pass says which layers there are
         if observer is observe:
             wanted = chosen("layers", layers, there)
-        with Bridge(loaded, None, dense_kernel=bench.wanted.dense_kernel, observer=observer, record=False):
+        with Bridge(loaded, None, dense_kernel=context.settings.dense_kernel, observer=observer, record=False):
             loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
     return found
 

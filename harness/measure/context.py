@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from harness import tasks
 from harness.core.errors import UserError
+from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
 from harness.models.loading import LoadedModel
 from harness.study import identity
@@ -29,11 +30,11 @@ _tokens: dict[tuple[str, Sample], array[int]] = {}
 _contexts: dict[tuple[str, Sample], int] = {}
 
 
-class Bench:
+class RunContext:
     """The place where arms are measured."""
 
-    def __init__(self, wanted: Settings, loaded: LoadedModel, store: Store, console: Console) -> None:
-        self.wanted, self.loaded, self.store, self.console = wanted, loaded, store, console
+    def __init__(self, settings: Settings, loaded: LoadedModel, store: Store, console: Console) -> None:
+        self.settings, self.loaded, self.store, self.console = settings, loaded, store, console
         self._samples: dict[str, list[Sample]] = {}
 
     @cached_property
@@ -46,13 +47,13 @@ class Bench:
     @property
     def chat(self) -> bool:
         """Whether prompts go through the model's chat template."""
-        return bool(self.wanted.model.get("chat_template"))
+        return bool(self.settings.model.get("chat_template"))
 
     @cached_property
     def _prose(self) -> dict[str, Any]:
         """What generated samples are made of, by content. Asked for where a task needs it: data.dir may be another's zip."""
-        words = self.wanted.data.get("words")
-        return {"haystack": haystack(source_of(self.wanted.data)).name, "words": file_hash(words) if words else None}
+        words = self.settings.data.get("words")
+        return {"haystack": haystack(source_of(self.settings.data)).name, "words": file_hash(words) if words else None}
 
     @cached_property
     def _tokenizer(self) -> dict[str, Any]:
@@ -64,20 +65,20 @@ class Bench:
     def text_of(self, names: Sequence[str]) -> dict[str, Any]:
         """What the text of tasks comes from, by content: prose and word list of those that are generated, the data of those
         that have their own, and the tokenizer with its template."""
-        sources = [tasks.get(name).source(self.wanted.data) for name in names]
+        sources = [tasks.get(name).source(self.settings.data) for name in names]
         kept = self._prose if None in sources else {}
         return kept | self._tokenizer | {key: value for source in sources if source for key, value in source.items()}
 
     def files(self, *names: str) -> dict[str, str]:
         """The files that these tasks read, by content."""
-        return {file: what for name in names for file, what in tasks.sources(name, self.wanted.data).items()}
+        return {file: what for name in names for file, what in tasks.sources(name, self.settings.data).items()}
 
     def samples(self, name: str) -> list[Sample]:
         """The first samples of a task, as many as are wanted; made once for all arms."""
         if name not in self._samples:
-            wanted, data = self.wanted, {**self.wanted.data, "chat_template": self.chat}
+            settings, data = self.settings, {**self.settings.data, "chat_template": self.chat}
             task = tasks.get(name)
-            self._samples[name] = task.samples(self.loaded.tokenizer, wanted.length, wanted.samples, wanted.seed, data)
+            self._samples[name] = task.samples(self.loaded.tokenizer, settings.length, settings.samples, settings.seed, data)
         return self._samples[name]
 
     def tokens(self, samples: list[Sample]) -> list[array[int]]:
@@ -95,7 +96,7 @@ class Bench:
     def contexts(self, samples: list[Sample]) -> list[int] | None:
         """How many tokens of each sample's prompt come before its question, None where prompts are prefilled whole and that is
         all. Raises UserError where a question can't be told from its context."""
-        if self.wanted.question == identity.SEEN:
+        if self.settings.question == QUESTION_SEEN:
             return None
         model = self.loaded.revision_hash
         for sample, ids in zip(samples, self.tokens(samples), strict=True):
@@ -103,7 +104,7 @@ class Bench:
                 continue
             if sample.context is None:
                 raise UserError(
-                    f"question={self.wanted.question}: {sample.task}, sample {sample.index}: its question is not in the prompt "
+                    f"question={self.settings.question}: {sample.task}, sample {sample.index}: its question is not in the prompt "
                     "as it was asked; a larger length= cuts less of it"
                 )
             _contexts[model, sample] = tasks.context_tokens(self.loaded.tokenizer, sample.prompt, ids, sample.context)
@@ -124,7 +125,7 @@ class Bench:
 
     def progress(self) -> Progress:
         """A bar for the terminal, gone when it is done."""
-        return progress_bar(self.console, self.wanted.progress)
+        return progress_bar(self.console, self.settings.progress)
 
     def complain(self, text: str) -> None:
         """Say what went wrong; the command goes on."""

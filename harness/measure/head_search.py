@@ -18,8 +18,8 @@ from harness.arms.build import build, weights_folder
 from harness.arms.head_files import model_shape
 from harness.core.errors import UserError
 from harness.core.files import check_folder, write_whole
-from harness.core.settings import Settings, settings
-from harness.measure.context import Bench
+from harness.core.settings import Settings, read_settings
+from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
 from harness.measure.run import model_of
 from harness.models.bridge import Bridge
@@ -35,16 +35,16 @@ OWN_BUNDLED = Path("gates/bundled")
 
 def main(cfg: DictConfig) -> Path:
     """Search and save. Raises UserError for a method that searches nothing, a file that is there, or bad input."""
-    wanted, console = settings(cfg), Console()
-    method = _method(wanted)
-    loaded = model_of(wanted)
-    if wanted.length > loaded.max_length:
-        raise UserError(f"length={wanted.length}: {loaded.name} has a context of {loaded.max_length} tokens")
-    path = _path(wanted, loaded, str(method.searched))
-    bench = Bench(wanted, loaded, Store(wanted.folder), console)
-    names = tasks.group(wanted.tasks)
-    prompts = calibration_prompts(bench, names, _prompts(wanted.options["prompts"]))
-    found = search(bench, method, prompts)
+    settings, console = read_settings(cfg), Console()
+    method = _method(settings)
+    loaded = model_of(settings)
+    if settings.length > loaded.max_length:
+        raise UserError(f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens")
+    path = _path(settings, loaded, str(method.searched))
+    context = RunContext(settings, loaded, Store(settings.folder), console)
+    names = tasks.group(settings.tasks)
+    prompts = calibration_prompts(context, names, _prompts(settings.options["prompts"]))
+    found = search(context, method, prompts)
     made = {
         "command": command(),
         "commit": commit(),
@@ -55,25 +55,25 @@ def main(cfg: DictConfig) -> Path:
         "model": loaded.name,
         "model_hash": loaded.revision_hash,
         "tasks": names,
-        "length": wanted.length,
+        "length": settings.length,
         "prompts": len(prompts),
-        "seed": wanted.seed,
-        "text": bench.text_of(names) | bench.files(*names),
+        "seed": settings.seed,
+        "text": context.text_of(names) | context.files(*names),
     }
     text = dumps({"method": method.name, **found, "made": made})
     write_whole(path, lambda file: file.write(text.encode()))
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-    if path.parent != weights_folder(wanted, loaded):
+    if path.parent != weights_folder(settings, loaded):
         console.print(f"to use it: model.gates={path.parent}", highlight=False, soft_wrap=True)
     return path
 
 
-def search(bench: Bench, method: Method, prompts: list[Any]) -> dict[str, Any]:
+def search(context: RunContext, method: Method, prompts: list[Any]) -> dict[str, Any]:
     """Show the method's search every layer of a dense prefill of every prompt."""
-    loaded = bench.loaded
+    loaded = context.loaded
     try:
         finder = method.search(**model_shape(loaded))
-        with bench.progress() as progress, torch.inference_mode():
+        with context.progress() as progress, torch.inference_mode():
             bar = progress.add_task(f"searching {method.name}", total=len(prompts) * loaded.layers)
 
             def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
@@ -81,7 +81,7 @@ def search(bench: Bench, method: Method, prompts: list[Any]) -> dict[str, Any]:
                 finder.observe(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope), v)
                 progress.advance(bar)
 
-            with Bridge(loaded, None, dense_kernel=bench.wanted.dense_kernel, observer=observe, record=False):
+            with Bridge(loaded, None, dense_kernel=context.settings.dense_kernel, observer=observe, record=False):
                 for prompt in prompts:
                     ids = torch.tensor([list(prompt)], dtype=torch.int64, device=loaded.device)
                     loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
@@ -95,11 +95,11 @@ def dumps(found: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in found.items()) + "\n}\n"
 
 
-def _method(wanted: Settings) -> Method:
-    if methods.get(wanted.method).searched is None:
+def _method(settings: Settings) -> Method:
+    if methods.get(settings.method).searched is None:
         able = [name for name in methods.names() if methods.get(name).searched is not None]
-        raise UserError(f"method {wanted.method} searches no heads; choose one of: {', '.join(able)}")
-    return build(wanted)
+        raise UserError(f"method {settings.method} searches no heads; choose one of: {', '.join(able)}")
+    return build(settings)
 
 
 def _prompts(given: Any) -> int:
@@ -108,11 +108,11 @@ def _prompts(given: Any) -> int:
     return given
 
 
-def _path(wanted: Settings, loaded: LoadedModel, name: str) -> Path:
-    given = wanted.options.get("out")
-    own = OWN_BUNDLED if str(wanted.model["path"]) == "bundled" else weights_folder(wanted, loaded)
+def _path(settings: Settings, loaded: LoadedModel, name: str) -> Path:
+    given = settings.options.get("out")
+    own = OWN_BUNDLED if str(settings.model["path"]) == "bundled" else weights_folder(settings, loaded)
     path = (Path(str(given)).expanduser() if given else own) / name
-    if path.exists() and not wanted.options.get("overwrite"):
+    if path.exists() and not settings.options.get("overwrite"):
         raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
     check_folder(path.parent)
     return path

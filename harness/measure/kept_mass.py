@@ -13,9 +13,9 @@ from attention_kernels.skip_softmax import SkipRule
 from attention_kernels.sparse_attention import Choice, SparseIndex, attend, resolve_kernel
 from torch import Tensor
 
-from harness.arms.build import Ready
+from harness.arms.build import RunnableArm
 from harness.core.errors import UserError
-from harness.measure.context import Bench, one_line
+from harness.measure.context import RunContext, one_line
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel
 from harness.models.rope import ModelRope
@@ -89,34 +89,43 @@ def keep(
     return found
 
 
-def measure_mass(bench: Bench, each: Ready, names: list[str]) -> int:
+def measure_mass(context: RunContext, arm: RunnableArm, names: list[str]) -> int:
     """Record the mass an arm keeps, once for its samples. Returns 1 where that failed, else 0. Dense attention keeps all."""
-    if each.method is None:
+    if arm.method is None:
         return 0
-    count = bench.wanted.samples
-    prompts_of = {"tasks": names, "prompts": count, "text": bench.text_of(names) | bench.files(*names), "chat": bench.chat}
-    identity = {**each.arm.identity(), **prompts_of}
+    count = context.settings.samples
+    prompts_of = {
+        "tasks": names,
+        "prompts": count,
+        "text": context.text_of(names) | context.files(*names),
+        "chat": context.chat,
+    }
+    identity = {**arm.identity.as_dict(), **prompts_of}
     key = digest(identity)
-    bench.store.mass.read()
-    if bench.store.mass.has(key):
+    context.store.mass.read()
+    if context.store.mass.has(key):
         return 0
     try:
-        prompts = prompts_in_turn(bench, names, count)
-        with bench.progress() as progress:
-            bar = progress.add_task(f"mass kept by {each.arm.method}", total=len(prompts))
+        prompts = prompts_in_turn(context, names, count)
+        with context.progress() as progress:
+            bar = progress.add_task(f"mass kept by {arm.identity.method}", total=len(prompts))
             found = keep(
-                bench.loaded, each.method, prompts, sparse_kernel=bench.wanted.kernel, advance=lambda: progress.advance(bar)
+                context.loaded,
+                arm.method,
+                prompts,
+                sparse_kernel=context.settings.kernel,
+                advance=lambda: progress.advance(bar),
             )
     except Exception as error:  # out of memory, a method that refuses: the sweep goes on, the next run tries again
-        bench.complain(f"failed: mass kept by {each.arm.method}: {one_line(error)}")
+        context.complain(f"failed: mass kept by {arm.identity.method}: {one_line(error)}")
         return 1
-    bench.store.mass.append(
+    context.store.mass.append(
         MassRecord(
             mass=key,
-            arm=each.arm.id,
-            run=bench.run.run,
+            arm=arm.identity.id,
+            run=context.run.run,
             identity=identity,
-            knobs=each.arm.knobs,
+            knobs=arm.identity.knobs,
             prompts=len(prompts),
             tokens=fmean(map(len, prompts)),
             layers=sorted(found.kept),
@@ -128,16 +137,16 @@ def measure_mass(bench: Bench, each: Ready, names: list[str]) -> int:
     return 0
 
 
-def prompts_in_turn(bench: Bench, names: list[str], count: int) -> list[Sequence[int]]:
+def prompts_in_turn(context: RunContext, names: list[str], count: int) -> list[Sequence[int]]:
     """The first prompts of the tasks, one of each in turn; a task that has none of this length is passed over."""
     drawn: list[list[Any]] = []
     error: UserError | None = None
     for name in names:
         try:
-            drawn.append(bench.samples(name))
+            drawn.append(context.samples(name))
         except UserError as found:
             error = error or found
     if not drawn:
         raise error or UserError("no task to take prompts from")
     turns = [samples[turn] for turn in range(count) for samples in drawn if turn < len(samples)]
-    return list(bench.tokens(turns[:count]))
+    return list(context.tokens(turns[:count]))

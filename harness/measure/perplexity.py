@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from harness import tasks
-from harness.arms.build import Ready
+from harness.arms.build import RunnableArm
 from harness.core.clock import elapsed_ms, mark, sync
 from harness.core.errors import UserError
-from harness.measure.context import Bench, one_line
+from harness.measure.context import RunContext, one_line
 from harness.models.bridge import Bridge
 from harness.models.loss import check_head, nll
 from harness.study import identity
@@ -66,25 +66,25 @@ def windows(tokens: int, body: int, stride: int | None, *, bos: bool) -> list[Wi
     return found
 
 
-def read(bench: Bench) -> Texts:
+def read(context: RunContext) -> Texts:
     """The documents that the settings ask for. Raises UserError where there is none of this length, or for a model whose
     loss can't be had."""
-    wanted, tokenizer = bench.wanted, bench.loaded.tokenizer
-    check_head(bench.loaded)
+    settings, tokenizer = context.settings, context.loaded.tokenizer
+    check_head(context.loaded)
     bos = int(tokenizer.bos_token_id) if tasks.sets_bos(tokenizer) else None
-    body = wanted.length - (bos is not None)
+    body = settings.length - (bos is not None)
     if body < 2:
-        raise UserError(f"length={wanted.length}: must be at least {wanted.length - body + 2} for a loss")
-    stride, least = _number(wanted.options, "stride", body), _number(wanted.options, "min_tokens")
-    found = documents.text(str(wanted.options["text"]), wanted.data.get("text_dir"))
+        raise UserError(f"length={settings.length}: must be at least {settings.length - body + 2} for a loss")
+    stride, least = _number(settings.options, "stride", body), _number(settings.options, "min_tokens")
+    found = documents.text(str(settings.options["text"]), settings.data.get("text_dir"))
     least = max(body, least or 0)
-    texts = documents.documents(found, tokenizer, body, least, wanted.samples, whole=stride is not None)
+    texts = documents.documents(found, tokenizer, body, least, settings.samples, whole=stride is not None)
     if not texts:
         raise UserError(
             f"{found.name}: no document of {least} tokens; give longer ones, or a smaller length= or job.min_tokens="
         )
-    if len(texts) < wanted.samples:
-        bench.console.print(f"{len(texts)} documents: no more of {found.name} have {least} tokens", style="dim")
+    if len(texts) < settings.samples:
+        context.console.print(f"{len(texts)} documents: no more of {found.name} have {least} tokens", style="dim")
     data = {"text": found.name, "tokenizer": tokenizer_hash(tokenizer), "least": least, "stride": stride}
     name = found.name + (f" from {least} tokens" if least > body else "") + ("" if stride is None else f" in steps of {stride}")
     return Texts(name, texts, data, bos, body, stride)
@@ -100,40 +100,40 @@ def _number(options: dict[str, Any], name: str, most: int | None = None) -> int 
     return value
 
 
-def measure(bench: Bench, each: Ready, texts: Texts) -> int:
+def measure(context: RunContext, arm: RunnableArm, texts: Texts) -> int:
     """Record the loss of an arm on the documents it lacks. Returns 1 where that failed, else 0."""
-    cell = Cell(each.arm, identity.Samples(PERPLEXITY, VERSION, texts.data, False))
-    have = {r["index"] for r in bench.store.perplexity.read() if r["cell"] == cell.id}
+    cell = Cell(arm.identity, identity.Samples(PERPLEXITY, VERSION, texts.data, False))
+    have = {r["index"] for r in context.store.perplexity.read() if r["cell"] == cell.id}
     lacking = identity.missing(have, len(texts.documents))
-    last = bench.store.latest_cells().get(cell.id, {}).get("status")
+    last = context.store.latest_cells().get(cell.id, {}).get("status")
     if not lacking and last in (Status.OK, Status.GATED):
         return 0
-    _note(bench, each, cell, texts, Status.RUNNING)
+    _note(context, arm, cell, texts, Status.RUNNING)
     try:
-        with bench.progress() as progress:
-            bar = progress.add_task(f"{each.arm.method} {bench.wanted.length}", total=len(lacking))
+        with context.progress() as progress:
+            bar = progress.add_task(f"{arm.identity.method} {context.settings.length}", total=len(lacking))
             bridge = Bridge(
-                bench.loaded, each.method, sparse_kernel=bench.wanted.kernel, dense_kernel=bench.wanted.dense_kernel
+                context.loaded, arm.method, sparse_kernel=context.settings.kernel, dense_kernel=context.settings.dense_kernel
             )
             with bridge:
                 for index in lacking:
-                    bench.store.perplexity.append(_record(bench, bridge, cell, texts, index))
+                    context.store.perplexity.append(_record(context, bridge, cell, texts, index))
                     progress.advance(bar)
     except RecordError:
         raise
     except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on, the next run tries again
-        if bench.loaded.device.type == "cuda":
+        if context.loaded.device.type == "cuda":
             torch.cuda.empty_cache()
-        _note(bench, each, cell, texts, Status.FAILED, one_line(error))
-        bench.complain(f"failed: perplexity with {each.arm.method}: {one_line(error)}")
+        _note(context, arm, cell, texts, Status.FAILED, one_line(error))
+        context.complain(f"failed: perplexity with {arm.identity.method}: {one_line(error)}")
         return 1
-    _note(bench, each, cell, texts, Status.OK)  # gates are read from the documents' records
+    _note(context, arm, cell, texts, Status.OK)  # gates are read from the documents' records
     return 0
 
 
-def _record(bench: Bench, bridge: Bridge, cell: Cell, texts: Texts, index: int) -> PerplexityRecord:
+def _record(context: RunContext, bridge: Bridge, cell: Cell, texts: Texts, index: int) -> PerplexityRecord:
     """Run one document."""
-    document, device = texts.documents[index], bench.loaded.device
+    document, device = texts.documents[index], context.loaded.device
     ids = torch.tensor(document.ids, dtype=torch.int64, device=device)
     bos = ids.new_tensor([] if texts.bos is None else [texts.bos])
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -143,7 +143,7 @@ def _record(bench: Bench, bridge: Bridge, cell: Cell, texts: Texts, index: int) 
     for window in windows(len(ids), texts.body, texts.stride, bos=texts.bos is not None):
         part = torch.cat([bos, ids[window.start : window.start + texts.body]])
         first = len(bos) + window.first - window.start
-        total += nll(bench.loaded, part, first)
+        total += nll(context.loaded, part, first)
         read, scored = read + len(part), scored + len(part) - first
     ended = mark(device)
     sync(device)
@@ -151,7 +151,7 @@ def _record(bench: Bench, bridge: Bridge, cell: Cell, texts: Texts, index: int) 
     reason = "" if math.isfinite(loss) else "the loss is NaN or infinite: a kernel, the dtype or the weights are at fault"
     return PerplexityRecord(
         cell=cell.id,
-        run=bench.run.run,
+        run=context.run.run,
         index=index,
         document=document.name,
         tokens=scored,
@@ -171,18 +171,18 @@ def _mean(values: list[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _note(bench: Bench, each: Ready, cell: Cell, texts: Texts, status: str, reason: str = "") -> None:
-    bench.store.cells.append(
+def _note(context: RunContext, arm: RunnableArm, cell: Cell, texts: Texts, status: str, reason: str = "") -> None:
+    context.store.cells.append(
         CellRecord(
             cell=cell.id,
-            arm=each.arm.id,
+            arm=arm.identity.id,
             pair=cell.pair,
-            run=bench.run.run,
-            identity=cell.identity(),
+            run=context.run.run,
+            identity=cell.as_dict(),
             status=status,
             reason=reason,
             date=now(),
-            knobs=each.arm.knobs,
+            knobs=arm.identity.knobs,
             haystack=texts.name,
         )
     )

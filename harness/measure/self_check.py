@@ -22,8 +22,9 @@ import torch
 from attention_kernels.sparse_attention import Choice
 from torch import Tensor
 
-from harness.arms.build import Ready, at_zero
-from harness.measure.context import Bench
+from harness.arms.build import RunnableArm, at_zero
+from harness.core.question import QUESTION_REREAD, QUESTION_SEEN
+from harness.measure.context import RunContext
 from harness.models.batch_cache import BatchCache
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel
@@ -67,36 +68,36 @@ class Watched(Bridge):
         return self.choices[layer]
 
 
-def check_arm(bench: Bench, each: Ready, names: list[str]) -> Record | None:
+def check_arm(context: RunContext, arm: RunnableArm, names: list[str]) -> Record | None:
     """Check an arm, once for each device, commit and versions; returns the record that counts, None where checks are off.
     What keeps it from running is raised, and nothing recorded: a full memory is no verdict."""
-    if not bench.wanted.checks:
+    if not context.settings.checks:
         return None
-    device = device_name(bench.loaded.device)
+    device = device_name(context.loaded.device)
     origin = [commit(), device, *(versions().get(name) for name in ("torch", "triton", "transformers"))]
-    check = identity.digest({**each.arm.identity(), "origin": origin, "chat": bench.chat, **_asked(bench)})
-    bench.store.checks.read()
-    if not bench.store.checks.has(check):
-        _check(bench, each, names, check)
-    return next(r for r in reversed(bench.store.checks.read()) if r["check"] == check)
+    check = identity.digest({**arm.identity.as_dict(), "origin": origin, "chat": context.chat, **_asked(context)})
+    context.store.checks.read()
+    if not context.store.checks.has(check):
+        _check(context, arm, names, check)
+    return next(r for r in reversed(context.store.checks.read()) if r["check"] == check)
 
 
-def _check(bench: Bench, each: Ready, names: list[str], check: str) -> None:
-    tokenizer = bench.loaded.tokenizer
-    prompt = _prompt(bench, each, names)
+def _check(context: RunContext, arm: RunnableArm, names: list[str], check: str) -> None:
+    tokenizer = context.loaded.tokenizer
+    prompt = _prompt(context, arm, names)
     began = time.monotonic()  # making the samples is not the check's time
-    measured, density = measure(bench, each, prompt)
+    measured, density = measure(context, arm, prompt)
     wrong = [REASONS[name].format(*pair) for name, pair in measured.items() if not pair[0] <= pair[1]]
-    chat = chat_problem(tokenizer, stop_ids(tokenizer, bench.loaded.model), bench.chat) or ""
+    chat = chat_problem(tokenizer, stop_ids(tokenizer, context.loaded.model), context.chat) or ""
     reason = "; ".join(filter(None, [chat, *wrong]))
     if reason:
-        bench.complain(f"self-check of {each.arm.method}: {reason}; its rows will be gated")
-    bench.store.checks.append(
+        context.complain(f"self-check of {arm.identity.method}: {reason}; its rows will be gated")
+    context.store.checks.append(
         CheckRecord(
             check=check,
-            arm=each.arm.id,
-            run=bench.run.run,
-            identity={**each.arm.identity(), "chat_template": bench.chat, **_asked(bench)},
+            arm=arm.identity.id,
+            run=context.run.run,
+            identity={**arm.identity.as_dict(), "chat_template": context.chat, **_asked(context)},
             status=Status.GATED if reason else Status.OK,
             reason=reason,
             found={k: list(v) for k, v in measured.items()},
@@ -108,63 +109,65 @@ def _check(bench: Bench, each: Ready, names: list[str], check: str) -> None:
     )
 
 
-def _asked(bench: Bench) -> dict[str, str]:
+def _asked(context: RunContext) -> dict[str, str]:
     """When the question is asked, where it isn't seen: as in a cell's identity."""
-    return {} if bench.wanted.question == identity.SEEN else {"question": bench.wanted.question}
+    return {} if context.settings.question == QUESTION_SEEN else {"question": context.settings.question}
 
 
-def _prompt(bench: Bench, each: Ready, names: list[str]) -> list[int]:
+def _prompt(context: RunContext, arm: RunnableArm, names: list[str]) -> list[int]:
     """The start of the first sample's prompt, its length off the block."""
-    block = 64 if each.method is None else each.method.block_size
-    return list(bench.first_prompt(names)[: BLOCKS * block + block // 2 + 3])
+    block = 64 if arm.method is None else arm.method.block_size
+    return list(context.first_prompt(names)[: BLOCKS * block + block // 2 + 3])
 
 
 @torch.inference_mode()
-def measure(bench: Bench, each: Ready, prompt: Sequence[int]) -> tuple[dict[str, tuple[float, float]], float | None]:
+def measure(
+    context: RunContext, arm: RunnableArm, prompt: Sequence[int]
+) -> tuple[dict[str, tuple[float, float]], float | None]:
     """{check: (measured, at most)} of an arm on a prompt, and the density of the method there."""
-    loaded, wanted = bench.loaded, bench.wanted
-    kernels: dict[str, Any] = {"sparse_kernel": wanted.kernel, "dense_kernel": wanted.dense_kernel}
+    loaded, settings = context.loaded, context.settings
+    kernels: dict[str, Any] = {"sparse_kernel": settings.kernel, "dense_kernel": settings.dense_kernel}
     ids = torch.tensor([list(prompt)], device=loaded.device)
     same, still = SAME.get(loaded.dtype, 1e-2), STILL.get(loaded.dtype, 1e-5)
     found: dict[str, tuple[float, float]] = {}
     zero: Method | None = None
     with Bridge(loaded, None, **kernels):
         dense = hidden(loaded, ids)
-    if each.method is None:
+    if arm.method is None:
         found["own"] = apart(dense, hidden(loaded, ids)).mean().item(), same
-    elif (zero := at_zero(wanted, loaded)) is not None:
+    elif (zero := at_zero(settings, loaded)) is not None:
         with Bridge(loaded, zero, **kernels):
             found["zero"] = apart(hidden(loaded, ids), dense).mean().item(), same
-    if wanted.question != identity.SEEN and (each.method is None or zero is not None):
+    if settings.question != QUESTION_SEEN and (arm.method is None or zero is not None):
         with Bridge(loaded, zero, **kernels) as bridge:
-            context = 3 * len(prompt) // 4
-            asked = question(bridge, ids, context, reread=wanted.question == identity.REREAD)
-            found["question"] = apart(asked, dense[:, context:]).mean().item(), same
-    with Watched(loaded, each.method, **kernels) as bridge:
+            context_tokens = 3 * len(prompt) // 4
+            asked = question(bridge, ids, context_tokens, reread=settings.question == QUESTION_REREAD)
+            found["question"] = apart(asked, dense[:, context_tokens:]).mean().item(), same
+    with Watched(loaded, arm.method, **kernels) as bridge:
         before = hidden(loaded, ids)
-        density = None if each.method is None else bridge.prefill_densities()[0]
+        density = None if arm.method is None else bridge.prefill_densities()[0]
         noise = apart(hidden(loaded, ids), before).max().item()  # 0, but for kernels that add in any order
         limit = max(still, 4 * noise)
-        edge, inside = _cuts(len(prompt), each)
+        edge, inside = _cuts(len(prompt), arm)
         bridge.held = True
         after = hidden(loaded, other_tokens(ids, inside, loaded))
         found["causal"] = apart(after[:, :inside], before[:, :inside]).max().item(), limit
         bridge.held = False
-        if each.method is not None and not each.method.reads_end:
+        if arm.method is not None and not arm.method.reads_end:
             after = hidden(loaded, other_tokens(ids, edge, loaded))
             found["selection"] = apart(after[:, :edge], before[:, :edge]).max().item(), 10 * limit
     return found, density
 
 
-def _cuts(tokens: int, each: Ready) -> tuple[int, int]:
+def _cuts(tokens: int, arm: RunnableArm) -> tuple[int, int]:
     """Two places from which on the tokens are replaced: at the edge of a query block, also of one that a kernel has merged to
     128, and inside one. Where the kernel itself decides, tile by tile, only the edge will do."""
-    block = 64 if each.method is None else each.method.block_size
+    block = 64 if arm.method is None else arm.method.block_size
     wide = math.lcm(block, 128)
     step = wide if wide <= 3 * tokens // 4 else block
     edge = max(min(step, tokens - 1), 3 * tokens // 4 // step * step)
     inside = min(tokens - 1, edge + block // 2 + 1)
-    return edge, edge if each.method is not None and each.method.in_kernel else inside
+    return edge, edge if arm.method is not None and arm.method.in_kernel else inside
 
 
 def hidden(loaded: LoadedModel, ids: Tensor) -> Tensor:
@@ -172,16 +175,16 @@ def hidden(loaded: LoadedModel, ids: Tensor) -> Tensor:
     return loaded.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
 
 
-def question(bridge: Bridge, ids: Tensor, context: int, *, reread: bool) -> Tensor:
-    """The last hidden states [1, tokens - context, width] of what follows the first `context` tokens, prefilled as `generate`
+def question(bridge: Bridge, ids: Tensor, context_tokens: int, *, reread: bool) -> Tensor:
+    """The last hidden states [1, tokens - context_tokens, width] of what follows the first `context_tokens` tokens, prefilled as `generate`
     does it, in a cache without room to spare; float32."""
     loaded, tokens = bridge.loaded, ids.shape[1]
     decoder, cache = loaded.model.get_decoder(), BatchCache(loaded.layers, rows=1, prompt=tokens, columns=tokens)
     cache.prefill(0, tokens)
-    decoder(input_ids=ids if reread else ids[:, :context], past_key_values=cache, use_cache=True)
-    cache.crop_prompt(context)
+    decoder(input_ids=ids if reread else ids[:, :context_tokens], past_key_values=cache, use_cache=True)
+    cache.crop_prompt(context_tokens)
     with bridge.in_full():
-        return decoder(input_ids=ids[:, context:], past_key_values=cache, use_cache=True).last_hidden_state.float()
+        return decoder(input_ids=ids[:, context_tokens:], past_key_values=cache, use_cache=True).last_hidden_state.float()
 
 
 def other_tokens(ids: Tensor, start: int, loaded: LoadedModel) -> Tensor:

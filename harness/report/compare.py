@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.core.errors import UserError
+from harness.core.question import QUESTION_TITLES
 from harness.core.settings import Settings
 from harness.report import leaderboard
 from harness.report.common_tasks import comparable
@@ -22,7 +23,7 @@ from harness.report.leaderboard import Row, is_baseline_row
 from harness.report.variants import lines
 from harness.stats import scores
 from harness.stats.paired import difference_interval, mean_difference
-from harness.study.identity import ASKED, digest
+from harness.study.identity import digest
 from harness.study.schema import AVERAGE, Status
 from harness.study.store import Store
 
@@ -53,11 +54,11 @@ SAME = ("model", "model_hash", "length", "seed", "task", "generator", "data", "c
 """What of a cell's identity says which samples it saw."""
 
 
-def compare(wanted: Settings, store: Store, console: Console) -> list[Path]:
+def compare(settings: Settings, store: Store, console: Console) -> list[Path]:
     """Print the table, write CSV and figure into the study's folder. Raises UserError where the line isn't there, or alone."""
     from harness.report.figures import compare as picture
 
-    rows = table(store, str(wanted.options["to"] or wanted.method))
+    rows = table(store, str(settings.options["to"] or settings.method))
     show(console, rows)
     name = re.sub(r"[^a-z0-9]+", "-", str(rows[0]["beside"]).lower()).strip("-")
     path = leaderboard.write_csv(store.folder / f"compare_{name}.csv", COLUMNS, rows)
@@ -182,7 +183,7 @@ def show(console: Console, rows: Sequence[Row]) -> None:
     for row in rows:
         panels[tuple(row[column] for column in PANEL)].append(row)
     for (model, device, length, question), members in panels.items():
-        asked = f", {ASKED[question]}" if question in ASKED else ""
+        asked = f", {QUESTION_TITLES[question]}" if question in QUESTION_TITLES else ""
         title = f"accuracy (%) beside {rows[0]['beside']}: {model} at {length} tokens on {device}{asked}"
         shown = Table(title=title, box=None, padding=(0, 1, 0, 0), title_justify="left", title_style="bold", header_style="dim")
         for heading in ("line", "sparsity", "density", "acc.", "diff.", "95 %", "p (Holm)"):

@@ -16,26 +16,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.core.question import QUESTION_SEEN
 from harness.report import significance
-from harness.stats.scores import average_interval, interval
-from harness.study.identity import SEEN, digest
+from harness.stats.scores import average_interval
+from harness.study import verdict
+from harness.study.identity import digest
 from harness.study.schema import AVERAGE, COLUMNS, PERPLEXITY, Status
 from harness.study.store import Record, Store
 
 Row = dict[str, Any]
-Asked = tuple[str, bool, str]
-"""An arm's id, whether its prompts go through a chat template, and when the question is asked."""
 FULL = "full"
 """How the column `decode` begins where no method decodes."""
-SELF_CHECK = "self-check: "
-"""How the reason of a row begins that its arm's self-check stopped."""
-SUSPICIOUS = 0.01
-"""A method above dense with a p-value below this is gated: dropping attention can hardly help, a bug can."""
-
-
-def is_baseline(record: Mapping[str, Any]) -> bool:
-    """Whether a cell or latency record belongs to the dense baseline: no sparse kernel ran, at prefill or decode."""
-    return record["identity"]["kernel"] is None and "decode" not in record["identity"]
 
 
 def is_baseline_row(row: Row) -> bool:
@@ -43,23 +34,18 @@ def is_baseline_row(row: Row) -> bool:
     return row["block_size"] is None and str(row["decode"]).startswith(FULL)
 
 
-def finished(cells: Iterable[Record]) -> dict[str, Record]:
-    """The last state of every cell that was ever finished. A cell that is being extended keeps its last verdict."""
-    return {c["cell"]: c for c in cells if c["status"] != Status.RUNNING}
-
-
 def rows(store: Store, margin: float = significance.MARGIN) -> list[Row]:
     """All rows of a study, sorted by model, length, method (dense first), sparsity, seed and task. margin: the accuracy that a
     method may lose and still be called non-inferior to dense."""
     from harness.report.perplexity_rows import rows as perplexity_rows  # made of the parts here
 
-    every = finished(store.cells.read())
+    every = verdict.finished(store.cells.read())
     cells = {cell: record for cell, record in every.items() if record["identity"]["task"] != PERPLEXITY}
     samples = store.samples_of()
     runs = {r["run"]: r for r in store.runs.read()}
     timed = {(r["arm"], r["device"]): r for r in store.latency.read()}
-    checks = unsound(store)
-    dense = {c["pair"]: c for c in cells.values() if is_baseline(c)}
+    checks = verdict.unsound(store)
+    dense = {c["pair"]: c for c in cells.values() if verdict.is_baseline(c)}
     table: list[Row] = []
     arms: dict[str, list[tuple[Record, Row]]] = defaultdict(list)
     for cell in cells.values():
@@ -69,10 +55,10 @@ def rows(store: Store, margin: float = significance.MARGIN) -> list[Row]:
             dense.get(cell["pair"]),
             runs,
             timed,
-            checks.get(_asked(cell), ""),
+            checks.get(verdict.arm_as_run(cell), ""),
         )
         table.append(row)
-        arms[digest([*_asked(cell), cell["identity"]["data"]])].append((cell, row))
+        arms[digest([*verdict.arm_as_run(cell), cell["identity"]["data"]])].append((cell, row))
     averages: list[tuple[Row, significance.Scores]] = []
     for group, members in arms.items():
         average = _average_row(members, samples, dense, runs, timed)
@@ -95,16 +81,11 @@ def rows(store: Store, margin: float = significance.MARGIN) -> list[Row]:
     return sorted(table, key=lambda r: _order(r, baselines))
 
 
-def _asked(record: Record) -> Asked:
-    """Which arm a record of a cell or a check is of, and how its prompts were given to the model."""
-    return record["arm"], record["identity"]["chat_template"], record["identity"].get("question", SEEN)
-
-
 def _order(row: Row, baselines: set[str]) -> tuple[Any, ...]:
     return (
         row["model"],
         row["length"],
-        row["question"] not in ("", SEEN),
+        row["question"] not in ("", QUESTION_SEEN),
         row["question"],
         row["method"] not in baselines,
         row["method"],
@@ -167,7 +148,7 @@ def _cell_row(
     row |= provenance([runs[s["run"]] for s in mine] or [runs[cell["run"]]])
     row |= {"date": cell["date"], "cell": cell["cell"]}
     row |= {"task": cell["identity"]["task"], "haystack": cell["haystack"], "samples": len(mine)}
-    row["question"] = cell["identity"].get("question", SEEN)
+    row["question"] = cell["identity"].get("question", QUESTION_SEEN)
     row["kernel"] = "+".join(sorted({k for s in mine for k in s["kernels"]}))
     decoded = sorted({k for s in mine for k in s.get("decode_kernels", [])})
     row["decode"] += f" ({'+'.join(decoded)})" if decoded else ""
@@ -180,50 +161,12 @@ def _cell_row(
         row["dense_kernel"] = cell["identity"]["dense_kernel"]
     row["status"], row["reason"] = cell["status"], cell["reason"]
     if cell["status"] != Status.FAILED and mine:
-        theirs = None if dense is None or is_baseline(cell) else samples.get(dense["cell"], [])
-        row |= accuracy(mine, theirs, cell["identity"]["seed"])
-        row["status"], row["reason"] = verdict(mine, row, check)
+        theirs = None if dense is None or verdict.is_baseline(cell) else samples.get(dense["cell"], [])
+        row |= verdict.accuracy(mine, theirs, cell["identity"]["seed"])
+        row["status"], row["reason"] = verdict.verdict(mine, row, check)
     if latency := timed.get((cell["arm"], row["device"])):
         row |= times(latency)
     return row
-
-
-def accuracy(mine: Sequence[Record], dense: Sequence[Record] | None, seed: int) -> Row:
-    """Accuracy with its interval and, given dense samples, the paired comparison on the samples both have."""
-    scores = [s["score"] for s in mine]
-    low, high = interval(scores)
-    row: Row = {"accuracy": statistics.fmean(scores), "accuracy_low": low, "accuracy_high": high}
-    if dense:
-        ours, theirs = _paired(mine, dense)
-        if ours:
-            row |= significance.compare([ours], [theirs], seed)
-    return row
-
-
-def unsound(store: Store) -> dict[Asked, str]:
-    """Why the rows of an arm are gated, by arm and how its prompts are given: what its last self-check found."""
-    last = {_asked(r): r for r in store.checks.read()}
-    return {key: f"{SELF_CHECK}{r['reason']}" for key, r in last.items() if r["status"] != Status.OK}
-
-
-def verdict(mine: Sequence[Record], row: Row, check: str = "") -> tuple[str, str]:
-    """Status and reason of a cell with samples: its samples' gates, what the arm's self-check found (`check`), then the gate
-    on beating dense."""
-    gated = [s for s in mine if s["status"] == Status.GATED]
-    if gated:
-        return Status.GATED, f"{len(gated)} of {len(mine)} samples: {gated[0]['reason']}"
-    if check:
-        return Status.GATED, check
-    paired = row.get("dense_accuracy") is not None
-    if paired and row["accuracy"] > row["dense_accuracy"] and row["p_value"] < SUSPICIOUS:
-        return Status.GATED, f"above dense by more than noise (p={row['p_value']:.2g}): suspected bug"
-    return Status.OK, ""
-
-
-def _paired(mine: Sequence[Record], dense: Sequence[Record]) -> tuple[list[float], list[float]]:
-    theirs = {s["index"]: s["score"] for s in dense}
-    both = [(s["score"], theirs[s["index"]]) for s in mine if s["index"] in theirs]
-    return [a for a, _ in both], [b for _, b in both]
 
 
 def _average_row(
@@ -258,10 +201,10 @@ def _average_row(
         row["status"], row["reason"] = Status.FAILED, f"no accuracy for {', '.join(failed)}"
         return row
     row |= mean_accuracy(task_rows)
-    if all(not is_baseline(c) and c["pair"] in dense for c, _ in members):
-        pairs = [_paired(samples[c["cell"]], samples.get(dense[c["pair"]]["cell"], [])) for c, _ in members]
+    if all(not verdict.is_baseline(c) and c["pair"] in dense for c, _ in members):
+        pairs = [verdict.paired_scores(samples[c["cell"]], samples.get(dense[c["pair"]]["cell"], [])) for c, _ in members]
         if all(ours for ours, _ in pairs):
-            row |= significance.compare([a for a, _ in pairs], [b for _, b in pairs], row["seed"])
+            row |= verdict.compare([a for a, _ in pairs], [b for _, b in pairs], row["seed"])
     row |= _average_verdict(row, task_rows)
     return row
 
@@ -277,7 +220,7 @@ def _average_verdict(row: Row, task_rows: Sequence[Row]) -> Row:
     gated = sorted(r["task"] for r in task_rows if r["status"] == Status.GATED)
     if gated:
         return {"status": Status.GATED, "reason": f"gated tasks: {', '.join(gated)}"}
-    status, reason = verdict([], row)
+    status, reason = verdict.verdict([], row)
     return {} if status == Status.OK else {"status": status, "reason": reason}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.report import leaderboard
 from harness.stats import bootstrap, scores
+from harness.study import verdict
 from harness.study.schema import PERPLEXITY, Status
 from harness.study.store import Record
 
@@ -23,7 +24,7 @@ def rows(
 ) -> list[Row]:
     """Rows from the last state of all cells, the records of documents, runs by id, and timings by (arm, device)."""
     mine = [c for c in cells.values() if c["identity"]["task"] == PERPLEXITY]
-    dense = {c["pair"]: c["cell"] for c in mine if leaderboard.is_baseline(c)}
+    dense = {c["pair"]: c["cell"] for c in mine if verdict.is_baseline(c)}
     by_cell: dict[str, list[Record]] = {}
     for record in documents:
         by_cell.setdefault(record["cell"], []).append(record)
@@ -80,7 +81,7 @@ def _paired(both: Sequence[tuple[int, float, float]], seed: int) -> Row:
         "perplexity_ratio_high": high,
         "p_value": scores.sign_flip(differences, seed=seed),
     }
-    if ratio < 1 and row["p_value"] < leaderboard.SUSPICIOUS:
+    if ratio < 1 and row["p_value"] < verdict.SUSPICIOUS:
         reason = f"below dense by more than noise (p={row['p_value']:.2g}): suspected bug"
         row |= {"status": Status.GATED, "reason": reason}
     return row

@@ -14,6 +14,7 @@ from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.report import leaderboard
 from harness.stats.power import independent, power_differs, power_noninferior, samples_for
+from harness.study import verdict
 from harness.study.store import Store
 
 COLUMNS = ("claim", "source", "discordance", "difference", "margin", "alpha", "power", "samples", "reached")
@@ -23,19 +24,19 @@ COLUMNS = ("claim", "source", "discordance", "difference", "margin", "alpha", "p
 Row = dict[str, Any]
 
 
-def plan_samples(wanted: Settings, store: Store, console: Console) -> list[Path]:
+def plan_samples(settings: Settings, store: Store, console: Console) -> list[Path]:
     """Print the table and write `power.csv` and `power.png` into the study's folder."""
     from harness.report.figures import power as picture
 
-    rows = table(wanted, store)
+    rows = table(settings, store)
     show(console, rows)
     path = leaderboard.write_csv(store.folder / "power.csv", COLUMNS, rows)
     return [path, picture.write(rows, store.folder)]
 
 
-def table(wanted: Settings, store: Store) -> list[Row]:
+def table(settings: Settings, store: Store) -> list[Row]:
     """A row for each discordance, margin, claim and power. Raises UserError for settings out of range."""
-    options = wanted.options
+    options = settings.options
     margins, powers = (_shares(name, options[name]) for name in ("margins", "powers"))
     (alpha,) = _shares("alpha", options["alpha"])
     assumed = options["difference"]
@@ -95,11 +96,11 @@ def measured(store: Store, margin: float) -> list[tuple[str, float]]:
     """The discordance of each arm of a study with dense: the mean absolute difference of a sample, each task weighing the same.
     Of those that lose less than `margin`, where there are any: the others need no more samples. Arms that always agreed are
     left out, since they say only that it is small."""
-    samples, cells = store.samples_of(), leaderboard.finished(store.cells.read())
-    dense = {c["pair"]: c for c in cells.values() if leaderboard.is_baseline(c)}
+    samples, cells = store.samples_of(), verdict.finished(store.cells.read())
+    dense = {c["pair"]: c for c in cells.values() if verdict.is_baseline(c)}
     by_arm: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for cell in cells.values():
-        if leaderboard.is_baseline(cell) or cell["pair"] not in dense:
+        if verdict.is_baseline(cell) or cell["pair"] not in dense:
             continue
         theirs = {s["index"]: s["score"] for s in samples.get(dense[cell["pair"]]["cell"], [])}
         changes = [s["score"] - theirs[s["index"]] for s in samples.get(cell["cell"], []) if s["index"] in theirs]

@@ -25,18 +25,6 @@ RISES = 0.01
 """An oracle that is better with fewer blocks, with a p-value below this, is gated."""
 
 
-def compare(scores: paired.Groups, dense: paired.Groups, seed: int) -> Row:
-    """The columns of a comparison with dense: a list of scores for each task, in pairs."""
-    low, high = paired.difference_interval(scores, dense, seed=seed)
-    return {
-        "dense_accuracy": sum(sum(d) / len(d) for d in dense) / len(dense),
-        "p_value": average_p(scores, dense, seed=seed),
-        "difference": paired.mean_difference(scores, dense),
-        "difference_low": low,
-        "difference_high": high,
-    }
-
-
 def judge(table: Sequence[Row], margin: float) -> None:
     """Fill in `p_holm` and, of accuracies, `margin` and `noninferior`. A family is what a reader looks at together: the
     averages of one model and length over all methods and sparsities, its rows of single tasks, or those of perplexity; where

@@ -12,12 +12,9 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from harness.core.question import QUESTION_SEEN
+
 _DIGITS = 16
-SEEN, AFTER, REREAD = "seen", "after", "reread"
-"""Values of `question`: the prompt is prefilled whole; its context alone, and the question after it with full attention; the
-prompt whole, and the question again with full attention. The last two differ in nothing but what the selection may look at."""
-ASKED = {AFTER: "question after the context", REREAD: "question read again"}
-"""What titles say where the question was not prefilled with its context, or not for good."""
 
 
 def digest(value: Any) -> str:
@@ -50,7 +47,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmIdentity:
     """One method in one setting. The dense baseline has no knobs, block size, kernel or weights (all None), and decodes with
     full attention, as every arm without a `decode`."""
 
@@ -63,19 +60,19 @@ class Arm:
     weights_hash: str | None = None
     decode: Decoding | None = None
 
-    def identity(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Everything that determines the arm's numbers, flat. Full attention at decode has no entry: arms keep the ids they
         had before there was another."""
         own = {k: v for k, v in asdict(self).items() if k != "setting" and (k, v) != ("decode", None)}
         return {**asdict(self.setting), **own}
 
-    def prefill(self) -> Arm:
+    def prefill(self) -> ArmIdentity:
         """What the arm is at prefill, which its decoding doesn't change."""
         return replace(self, decode=None)
 
     @property
     def id(self) -> str:
-        return digest(self.identity())
+        return digest(self.as_dict())
 
 
 @dataclass(frozen=True)
@@ -88,33 +85,33 @@ class Samples:
     data: dict[str, Any]
     chat_template: bool
     files: dict[str, str] = field(default_factory=dict)
-    question: str = SEEN
+    question: str = QUESTION_SEEN
 
-    def identity(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Everything that determines the samples. A task that reads no file has no entry, and none says that the question is
         seen: cells keep the ids they had before there was another way."""
-        return {k: v for k, v in asdict(self).items() if (k, v) not in (("files", {}), ("question", SEEN))}
+        return {k: v for k, v in asdict(self).items() if (k, v) not in (("files", {}), ("question", QUESTION_SEEN))}
 
 
 @dataclass(frozen=True)
 class Cell:
     """One arm on one task: the unit that is planned, run, resumed and recorded."""
 
-    arm: Arm
+    arm: ArmIdentity
     samples: Samples
 
-    def identity(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Everything that determines the cell's numbers, flat."""
-        return {**self.arm.identity(), **self.samples.identity()}
+        return {**self.arm.as_dict(), **self.samples.as_dict()}
 
     @property
     def id(self) -> str:
-        return digest(self.identity())
+        return digest(self.as_dict())
 
     @property
     def pair(self) -> str:
         """Equal for the cells of all methods that must see the same samples, dense among them."""
-        return digest({**asdict(self.arm.setting), **self.samples.identity()})
+        return digest({**asdict(self.arm.setting), **self.samples.as_dict()})
 
 
 def missing(done: set[int], samples: int) -> list[int]:

@@ -61,7 +61,7 @@ class Grid(TypedDict):
 
 @dataclass(frozen=True)
 class Knob:
-    """A native knob whose value for a sparsity no formula gives: it is bisected on measured density (harness.measure.calibration).
+    """A native knob whose value for a sparsity no formula gives: it is bisected on measured density (harness.arms.calibration).
 
     name: of the attribute that holds it. low, high: its range, both above 0 where log is set, which halves the range in
     its logarithm. rising: whether density rises with it.

@@ -112,7 +112,7 @@ class Scored(Method):
             return Rule(budget=same_number(self.nz_ratio, full, **grid, pays=self.sparsity is not None))
         if self.threshold is None:
             raise ValueError(
-                f"the threshold for sparsity={self.sparsity} has not been calibrated: see harness.measure.calibration"
+                f"the threshold for sparsity={self.sparsity} has not been calibrated: see harness.arms.calibration"
             )
         return Rule(threshold=self.threshold)
 

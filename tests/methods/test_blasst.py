@@ -10,8 +10,8 @@ from attention_kernels import sparse_attention
 from attention_kernels.skip_softmax import SkipRule, skip_softmax_attention
 
 import methods
+from harness.arms.calibration import calibrate
 from harness.core.errors import UserError
-from harness.measure.calibration import calibrate
 from harness.measure.latency import time_attention
 from harness.models.bridge import Bridge
 from tests.harness.tiny import load, tokens

@@ -11,7 +11,7 @@ from attention_kernels.block_map import block_map
 from attention_kernels.sparse_attention import SparseIndex, sparse_attention
 
 import methods
-from harness.measure.calibration import bisect
+from harness.arms.calibration import bisect
 from methods.parts.base import LayerInputs, Method
 from tests.methods.support import layer, ready, select_without_waiting
 

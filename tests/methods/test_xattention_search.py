@@ -10,7 +10,7 @@ import torch
 from attention_kernels.block_map import block_map
 
 import methods
-from harness.measure.calibration import bisect
+from harness.arms.calibration import bisect
 from methods.parts.base import Knob
 from methods.searches.xattention_search import LEVELS, ThresholdSearch, cheapest_steps, counts_of, mean_at, path_from, steps_for
 from methods.xattention import XAttention

@@ -65,7 +65,7 @@ class Case:
         own = self.method if self.op == SELECTION else ""
         return self.op, self.length, self.batch, self.block, self.sparsity, self.index, own
 
-    def identity(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Its fields, as a record carries them."""
         return asdict(self)
 

@@ -16,7 +16,7 @@ from attention_kernels.selection import row_budget, select_topk
 from torch import Tensor
 from torch.nn.functional import pad
 
-from harness.arms.build import ready
+from harness.arms.build import build_arms
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.measure.kernel_speed.cases import SHARED, UNIFORM
@@ -73,9 +73,9 @@ class ModelIndices:
     taken: queries, keys and values of the timing are those of the shape, random.
     """
 
-    def __init__(self, wanted: Settings, loaded: LoadedModel) -> None:
-        self.wanted, self.loaded = wanted, loaded
-        self.text = haystack(source_of(wanted.data))
+    def __init__(self, settings: Settings, loaded: LoadedModel) -> None:
+        self.settings, self.loaded = settings, loaded
+        self.text = haystack(source_of(settings.data))
         self._methods: dict[Wish, Method] = {}
         self._length = 0
         self._found: dict[Wish, list[BlockIndex]] = {}
@@ -130,7 +130,7 @@ class ModelIndices:
             kind, block, sparsity = wish
             knobs = {"shared": True} if kind.endswith(SHARED) else {}
             setting = replace(
-                self.wanted,
+                self.settings,
                 method=kind.removesuffix(SHARED),
                 method_knobs=knobs,
                 block_size=block,
@@ -138,7 +138,7 @@ class ModelIndices:
                 kernel="auto",
                 dense_kernel="auto",
             )
-            method = ready(setting, self.loaded)[-1].method
+            method = build_arms(setting, self.loaded)[-1].method
             assert method is not None  # the options let through none of the baseline's family
             self._methods[wish] = method.to(self.loaded.device)
         return self._methods[wish]

@@ -26,9 +26,9 @@ BLOCKS = "multiples of 16 from 16 to 128"
 _T = TypeVar("_T")
 
 
-def grid(wanted: Settings) -> Grid:
+def grid(settings: Settings) -> Grid:
     """The grid that the settings ask for. Raises UserError, one line, for what can't be meant."""
-    given = wanted.options
+    given = settings.options
     phase, shape = str(given["phase"]), str(given["shape"])
     _one_of("job.phase", phase, PHASES)
     _one_of("job.shape", shape, list(SHAPES))
@@ -39,11 +39,11 @@ def grid(wanted: Settings) -> Grid:
         batches=_list("batches", given, lambda x: _whole(x, 1), "whole numbers of at least 1"),
         sparsities=_list("sparsities", given, _share, "shares in [0, 1), for example 0.9"),
         blocks=_list("blocks", given, lambda x: _whole(x, 8), BLOCKS),
-        kernels=_sparse(wanted, phase, SHAPES[shape]),
-        dense=_dense(wanted, SHAPES[shape].head_dim),
+        kernels=_sparse(settings, phase, SHAPES[shape]),
+        dense=_dense(settings, SHAPES[shape].head_dim),
         indices=_indices(given, phase),
         selections=_selections(given, phase),
-        block_map=_map_kernel(wanted, phase),
+        block_map=_map_kernel(settings, phase),
         baseline=baseline_name(),
         merges={name: each.merges for name, each in BACKENDS.items() if each.merges} if phase == "prefill" else {},
     )
@@ -51,13 +51,15 @@ def grid(wanted: Settings) -> Grid:
     return made
 
 
-def left_out(wanted: Settings, grid: Grid) -> dict[str, str]:
+def left_out(settings: Settings, grid: Grid) -> dict[str, str]:
     """Why "auto" left sparse kernels out, by name."""
-    if wanted.options["kernels"] != "auto":
+    if settings.options["kernels"] != "auto":
         return {}
     known = _known(grid.phase)
     return {
-        name: _refusal(wanted, grid.phase, name, grid.shape) or "made for the CPU" for name in known if name not in grid.kernels
+        name: _refusal(settings, grid.phase, name, grid.shape) or "made for the CPU"
+        for name in known
+        if name not in grid.kernels
     }
 
 
@@ -65,24 +67,24 @@ def _known(phase: str) -> Sequence[str]:
     return block_sparse.KERNELS if phase == "prefill" else decode.KERNELS
 
 
-def _sparse(wanted: Settings, phase: str, shape: Shape) -> tuple[str, ...]:
+def _sparse(settings: Settings, phase: str, shape: Shape) -> tuple[str, ...]:
     known = _known(phase)
-    if wanted.options["kernels"] != "auto":
-        return _names("kernels", wanted.options, known)
-    slow = SLOW_ON_GPU if wanted.device.type == "cuda" else ()
-    found = [name for name in known if name not in slow and _refusal(wanted, phase, name, shape) is None]
+    if settings.options["kernels"] != "auto":
+        return _names("kernels", settings.options, known)
+    slow = SLOW_ON_GPU if settings.device.type == "cuda" else ()
+    found = [name for name in known if name not in slow and _refusal(settings, phase, name, shape) is None]
     if not found:
-        raise UserError(f"job.kernels=auto: no sparse kernel runs on {wanted.device} with {wanted.dtype}; name one")
+        raise UserError(f"job.kernels=auto: no sparse kernel runs on {settings.device} with {settings.dtype}; name one")
     return tuple(found)
 
 
-def _refusal(wanted: Settings, phase: str, kernel: str, shape: Shape) -> str | None:
+def _refusal(settings: Settings, phase: str, kernel: str, shape: Shape) -> str | None:
     """None where the kernel runs in one of the block sizes, with heads that share an index or without; else why not."""
-    if kernel == "triton" and wanted.device.type != "cuda":
+    if kernel == "triton" and settings.device.type != "cuda":
         return "it needs a CUDA device"  # its interpreter would run, and its time would mean nothing
-    where: dict[str, Any] = {"device": wanted.device, "dtype": wanted.dtype, "head_dim": shape.head_dim}
+    where: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "head_dim": shape.head_dim}
     reason = None
-    for block in _list("blocks", wanted.options, lambda x: _whole(x, 8), BLOCKS):
+    for block in _list("blocks", settings.options, lambda x: _whole(x, 8), BLOCKS):
         for group in (1, shape.heads // shape.kv_heads):
             try:
                 if phase == "prefill":
@@ -96,10 +98,10 @@ def _refusal(wanted: Settings, phase: str, kernel: str, shape: Shape) -> str | N
     return reason
 
 
-def _dense(wanted: Settings, head_dim: int) -> tuple[str, ...]:
-    if wanted.options["dense_kernels"] != "auto":
-        return _names("dense_kernels", wanted.options, dense.KERNELS)
-    found = dense.available_dense(device=wanted.device, dtype=wanted.dtype, head_dim=head_dim)
+def _dense(settings: Settings, head_dim: int) -> tuple[str, ...]:
+    if settings.options["dense_kernels"] != "auto":
+        return _names("dense_kernels", settings.options, dense.KERNELS)
+    found = dense.available_dense(device=settings.device, dtype=settings.dtype, head_dim=head_dim)
     return tuple(name for name in found if name not in SLOW_DENSE)
 
 
@@ -121,13 +123,13 @@ def _selecting() -> list[str]:
     return [name for name, cls in every if cls.family != "none" and not cls.in_kernel]
 
 
-def _map_kernel(wanted: Settings, phase: str) -> str | None:
-    name = wanted.options["block_map"]
+def _map_kernel(settings: Settings, phase: str) -> str | None:
+    name = settings.options["block_map"]
     if name is None or phase == "decode":
         return None
     _one_of("job.block_map", str(name), ["null", "auto", *block_map.KERNELS])
     if name == "auto":
-        return "triton" if wanted.device.type == "cuda" else "reference"
+        return "triton" if settings.device.type == "cuda" else "reference"
     return str(name)
 
 

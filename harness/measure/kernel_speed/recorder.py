@@ -28,9 +28,9 @@ ORIGIN = ("torch", "triton", "fa3-fwd", "flash-attn-4", "flash-attn")
 class Recorder:
     """The records of one command's cases. about: what indices of a model depend on, once it is loaded."""
 
-    def __init__(self, wanted: Settings, grid: Grid, store: Store, console: Console) -> None:
-        self.wanted, self.grid, self.store, self.console = wanted, grid, store, console
-        self.device = device_name(wanted.device)
+    def __init__(self, settings: Settings, grid: Grid, store: Store, console: Console) -> None:
+        self.settings, self.grid, self.store, self.console = settings, grid, store, console
+        self.device = device_name(settings.device)
         self.about: dict[str, Any] = {}
         self._origin = [commit(), *(versions().get(name) for name in ORIGIN)]
         self._said: set[str] = set()
@@ -38,23 +38,23 @@ class Recorder:
     @cached_property
     def run(self) -> RunRecord:
         """The record of this process; written when the first result needs it."""
-        record = run_record(self.wanted.device)
+        record = run_record(self.settings.device)
         self.store.runs.append(record)
         return record
 
     def id(self, case: Case) -> str:
         """The case's id: equal where the numbers must be."""
-        limits = [self.wanted.latency_repeats, self.wanted.latency_seconds]
-        return digest({**self.identity(case), "device": self.device, "limits": limits, "origin": self._origin})
+        limits = [self.settings.latency_repeats, self.settings.latency_seconds]
+        return digest({**self.as_dict(case), "device": self.device, "limits": limits, "origin": self._origin})
 
-    def identity(self, case: Case) -> dict[str, Any]:
+    def as_dict(self, case: Case) -> dict[str, Any]:
         """What is timed, on which shape, dtype and seed, and which text a model selects on."""
         shape = asdict(self.grid.shape)
-        found = {**case.identity(), "phase": self.grid.phase, "shape": shape.pop("name"), **shape}
+        found = {**case.as_dict(), "phase": self.grid.phase, "shape": shape.pop("name"), **shape}
         if _of_model(case):
-            text = haystack(source_of(self.wanted.data)).name
-            found["source"] = {"model": str(self.wanted.model["name"]), "haystack": text}
-        return {**found, "dtype": dtype_name(self.wanted.dtype), "seed": self.wanted.seed}
+            text = haystack(source_of(self.settings.data)).name
+            found["source"] = {"model": str(self.settings.model["name"]), "haystack": text}
+        return {**found, "dtype": dtype_name(self.settings.dtype), "seed": self.settings.seed}
 
     def missing(self, cases: Sequence[Case]) -> list[Case]:
         """Those without a result, or that failed in a way that may pass."""
@@ -82,7 +82,7 @@ class Recorder:
         return KernelRecord(
             case=self.id(case),
             run=self.run.run,
-            identity=self.identity(case),
+            identity=self.as_dict(case),
             device=self.device,
             status=status,
             reason=result.reason,

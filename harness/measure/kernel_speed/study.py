@@ -34,24 +34,24 @@ from methods.parts.base import Method
 class Study:
     """One command's work on a study of kernels."""
 
-    def __init__(self, wanted: Settings, store: Store, console: Console) -> None:
-        self.wanted, self.console = wanted, console
-        self.grid = grid(wanted)
-        self.timer = Timer(wanted.device, wanted.latency_repeats, wanted.latency_seconds, self.grid.phase == "decode")
-        self.log = Recorder(wanted, self.grid, store, console)
+    def __init__(self, settings: Settings, store: Store, console: Console) -> None:
+        self.settings, self.console = settings, console
+        self.grid = grid(settings)
+        self.timer = Timer(settings.device, settings.latency_repeats, settings.latency_seconds, self.grid.phase == "decode")
+        self.log = Recorder(settings, self.grid, store, console)
         self.models: ModelIndices | None = None
         self._selectors: dict[tuple[str, int, float, bool], Method] = {}
 
     def go(self) -> int:
         """Time what is missing. Returns how many cases failed that another run might not."""
-        for name, reason in left_out(self.wanted, self.grid).items():
+        for name, reason in left_out(self.settings, self.grid).items():
             text = reason if name in reason else f"{name}: {reason}"
             self.console.print(f"not timed: {text}", style="dim", markup=False, highlight=False, soft_wrap=True)
         cases = self.grid.cases()
         missing = self.log.missing(cases)
         self._prepare(missing)
         failed = 0
-        with progress_bar(self.console, self.wanted.progress) as bar:
+        with progress_bar(self.console, self.settings.progress) as bar:
             task = bar.add_task("kernels", total=len(cases), completed=len(cases) - len(missing))
             for (length, batch), here in groupby(missing, key=lambda c: (c.length, c.batch)):
                 # Dense attention is timed again beside whatever is missing: a clock or a card may have changed since.
@@ -65,7 +65,7 @@ class Study:
     def _prepare(self, missing: Sequence[Case]) -> None:
         """Load the model whose indices are wanted; a missing gate stops here and not in the middle."""
         if wishes := _wishes(missing):
-            self.models = ModelIndices(self.wanted, model_of(self.wanted))
+            self.models = ModelIndices(self.settings, model_of(self.settings))
             self.models.check(wishes)
             self.log.about = self.models.about()
 
@@ -102,9 +102,9 @@ class Study:
             yield some, results
 
     def _draw(self, length: int, batch: int) -> Work:
-        wanted = self.wanted
+        settings = self.settings
         return Work.draw(
-            self.grid.phase, self.grid.shape, batch, length, dtype=wanted.dtype, device=wanted.device, seed=wanted.seed
+            self.grid.phase, self.grid.shape, batch, length, dtype=settings.dtype, device=settings.device, seed=settings.seed
         )
 
     def _model_prefill(self, length: int, cases: list[Case]) -> Exception | None:
@@ -140,7 +140,7 @@ class Study:
         assert case.block is not None and case.sparsity is not None
         which = case.selection, case.block, case.sparsity, case.shared
         if which not in self._selectors:
-            self._selectors[which] = selector(*which, self.grid.shape, seed=self.wanted.seed, device=self.wanted.device)
+            self._selectors[which] = selector(*which, self.grid.shape, seed=self.settings.seed, device=self.settings.device)
         method = self._selectors[which]
         inputs = layer_inputs(method, work.q, work.k, work.scale)
 
@@ -167,13 +167,13 @@ class Study:
             k_len=case.length,
             block=case.block,
             sparsity=case.sparsity,
-            seed=self.wanted.seed,
-            device=self.wanted.device,
+            seed=self.settings.seed,
+            device=self.settings.device,
         )
 
     def _failed(self, error: Exception) -> Result:
         try:
-            return timing.failed(error, self.wanted.device)
+            return timing.failed(error, self.settings.device)
         except RuntimeError as lost:
             raise UserError(
                 f"the device can't go on after: {one_line(error)} ({one_line(lost)}). What is finished is recorded; run the "

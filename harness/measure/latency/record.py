@@ -5,38 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.arms.build import Ready
-from harness.measure.context import Bench, one_line
+from harness.arms.build import RunnableArm
+from harness.measure.context import RunContext, one_line
 from harness.measure.latency import AttentionTiming, PrefillTiming, time_attention, time_prefill
 from harness.study.identity import digest
 from harness.study.provenance import commit, device_name, now, versions
 from harness.study.schema import LatencyRecord
 
 
-def time_arm(bench: Bench, each: Ready, names: list[str]) -> int:
+def time_arm(context: RunContext, arm: RunnableArm, names: list[str]) -> int:
     """Time attention and prefill of an arm, once for each device, commit, torch and limits of the timing, on the prompt that
-    `Bench.first_prompt` picks. Returns 1 where that failed, else 0."""
-    identity, device = each.arm.identity(), device_name(bench.loaded.device)
-    limits = [bench.wanted.latency_repeats, bench.wanted.latency_seconds]
+    `RunContext.first_prompt` picks. Returns 1 where that failed, else 0."""
+    identity, device = arm.identity.as_dict(), device_name(context.loaded.device)
+    limits = [context.settings.latency_repeats, context.settings.latency_seconds]
     origin = [commit(), *(versions().get(name) for name in ("torch", "triton", "transformers"))]
     latency = digest({**identity, "device": device, "limits": limits, "origin": origin})
-    bench.store.latency.read()
-    if bench.store.latency.has(latency):
+    context.store.latency.read()
+    if context.store.latency.has(latency):
         return 0
-    bench.console.print(f"timing {each.arm.method} at {bench.wanted.length} tokens", style="dim")
+    context.console.print(f"timing {arm.identity.method} at {context.settings.length} tokens", style="dim")
     try:
-        prompt = bench.first_prompt(names)
-        attention, prefill = _times(bench, each, prompt)
+        prompt = context.first_prompt(names)
+        attention, prefill = _times(context, arm, prompt)
     except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on, the next run tries again
-        bench.complain(f"failed: timing {each.arm.method}: {one_line(error)}")
+        context.complain(f"failed: timing {arm.identity.method}: {one_line(error)}")
         return 1
-    bench.store.latency.append(
+    context.store.latency.append(
         LatencyRecord(
             latency=latency,
-            arm=each.arm.id,
-            run=bench.run.run,
+            arm=arm.identity.id,
+            run=context.run.run,
             identity=identity,
-            knobs=each.arm.knobs,
+            knobs=arm.identity.knobs,
             device=device,
             kernel=attention.kernel,
             density=attention.density,
@@ -66,13 +66,13 @@ def time_arm(bench: Bench, each: Ready, names: list[str]) -> int:
     return 0
 
 
-def _times(bench: Bench, each: Ready, prompt: Sequence[int]) -> tuple[AttentionTiming, PrefillTiming]:
-    wanted = bench.wanted
+def _times(context: RunContext, arm: RunnableArm, prompt: Sequence[int]) -> tuple[AttentionTiming, PrefillTiming]:
+    settings = context.settings
     limits: dict[str, Any] = {
-        "repeats": wanted.latency_repeats,
-        "max_seconds": wanted.latency_seconds,
-        "sparse_kernel": wanted.kernel,
-        "dense_kernel": wanted.dense_kernel,
+        "repeats": settings.latency_repeats,
+        "max_seconds": settings.latency_seconds,
+        "sparse_kernel": settings.kernel,
+        "dense_kernel": settings.dense_kernel,
     }
-    attention = time_attention(bench.loaded, each.method, prompt, **limits)
-    return attention, time_prefill(bench.loaded, each.method, prompt, **limits)
+    attention = time_attention(context.loaded, arm.method, prompt, **limits)
+    return attention, time_prefill(context.loaded, arm.method, prompt, **limits)

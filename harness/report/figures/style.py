@@ -18,9 +18,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patheffects import withStroke  # noqa: E402
 
+from harness.core.question import QUESTION_TITLES  # noqa: E402
 from harness.report.common_tasks import comparable  # noqa: E402
 from harness.report.leaderboard import FULL, is_baseline_row  # noqa: E402
-from harness.study.identity import ASKED  # noqa: E402
 from harness.study.schema import Status  # noqa: E402
 
 Row = dict[str, Any]
@@ -101,7 +101,7 @@ def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def model_of(row: Row) -> str:
     """A row's model, and how it was asked where that was not with the context."""
-    return str(row["model"]) + (f", {ASKED[row['question']]}" if row["question"] in ASKED else "")
+    return str(row["model"]) + (f", {QUESTION_TITLES[row['question']]}" if row["question"] in QUESTION_TITLES else "")
 
 
 def note(rows: Sequence[Row], device: str, *, bars: str = "bars", gated: str = "hollow") -> str:
@@ -113,8 +113,8 @@ def note(rows: Sequence[Row], device: str, *, bars: str = "bars", gated: str = "
     how = "Sparse prefill, full attention at decode. " if all(str(r["decode"]).startswith(FULL) for r in rows) else ""
     if sparse and all(r["block_size"] is None for r in sparse):
         how = "Dense prefill, sparse decode. "
-    if sparse and sparse[0]["question"] in ASKED:  # a picture holds one of them
-        how += f"The {ASKED[sparse[0]['question']]} had full attention. "
+    if sparse and sparse[0]["question"] in QUESTION_TITLES:  # a picture holds one of them
+        how += f"The {QUESTION_TITLES[sparse[0]['question']]} had full attention. "
     interval = f", {bars}: 95 % interval" if bars else ""
     return f"Mean over tasks, {each} samples a point{interval}{held}.\n{how}Measured on {device}."
 

@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from harness.core.question import QUESTION_TITLES
 from harness.report.common_tasks import comparable
 from harness.report.leaderboard import Row
 from harness.report.terminal import perplexity_table
 from harness.report.variants import lines
-from harness.study.identity import ASKED
 from harness.study.schema import AVERAGE, PERPLEXITY, Status
 
 HEADINGS = (
@@ -74,7 +74,7 @@ def _apart(row: Row) -> tuple[str, str, str]:
 
 def _asked(row: Row) -> str:
     """When the question was asked, as titles end in it; "" where it was seen with its context."""
-    return f", {ASKED[row['question']]}" if row["question"] in ASKED else ""
+    return f", {QUESTION_TITLES[row['question']]}" if row["question"] in QUESTION_TITLES else ""
 
 
 def _arms(console: Console, rows: Sequence[Row], asked: str) -> None:

@@ -18,7 +18,7 @@ from harness.arms import gate_files
 from harness.arms.build import full_decode, released_id
 from harness.core.errors import UserError
 from harness.core.files import write_whole
-from harness.core.settings import Settings, settings
+from harness.core.settings import Settings, read_settings
 from harness.study.provenance import file_hash
 from harness.training.gates.distill_job import Lesson, lesson_of
 from methods.gates import released
@@ -28,18 +28,18 @@ FORMATS = ("harness", "release")
 
 def main(cfg: DictConfig) -> Path:
     """Convert and save. Raises UserError for a file that is there, or one that can't be converted."""
-    wanted = settings(cfg)
-    lesson, to = lesson_of(wanted), wanted.options["to"]
+    settings = read_settings(cfg)
+    lesson, to = lesson_of(settings), settings.options["to"]
     if to not in FORMATS:
         raise UserError(f"job.to={to}: must be one of {', '.join(FORMATS)}")
     if not lesson.kind.released:
         raise UserError("the gates of this method have never been released: there is nothing to convert")
-    out = Path(str(wanted.options["out"])).expanduser()
-    source, overwrite = _source(wanted, lesson, to), bool(wanted.options["overwrite"])
+    out = Path(str(settings.options["out"])).expanduser()
+    source, overwrite = _source(settings, lesson, to), bool(settings.options["overwrite"])
     if to == "harness":
         path = to_harness(source, lesson, out, overwrite=overwrite)
     else:
-        path = to_release(source, lesson, out, model=str(wanted.model["path"]), overwrite=overwrite)
+        path = to_release(source, lesson, out, model=str(settings.model["path"]), overwrite=overwrite)
     Console().print(f"wrote {path}\nto use it: model.gates={out}", highlight=False, soft_wrap=True)
     return path
 
@@ -82,12 +82,12 @@ def to_release(source: Path, lesson: Lesson, out: Path, *, model: str, overwrite
     return write_whole(path, lambda file: torch.save(theirs, file))
 
 
-def _source(wanted: Settings, lesson: Lesson, to: str) -> Path:
+def _source(settings: Settings, lesson: Lesson, to: str) -> Path:
     """The file to read: the one that is named, or in the folder that is named, or the release that the model's config names."""
-    given = wanted.options["source"]
+    given = settings.options["source"]
     name = released.FILE if to == "harness" else lesson.file.format(block_size=lesson.block_size)
     if given is None:
-        hub_id = released_id(wanted, "method" if full_decode(wanted) else "decode") if to == "harness" else None
+        hub_id = released_id(settings, "method" if full_decode(settings) else "decode") if to == "harness" else None
         if hub_id is None:
             raise UserError(f"job.source has no value: give the file, or the folder of {name}")
         return gate_files.download(hub_id)

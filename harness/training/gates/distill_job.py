@@ -21,7 +21,7 @@ import methods
 from harness.arms.build import build_decoding, full_decode, weights_folder
 from harness.core.errors import UserError
 from harness.core.files import check_folder
-from harness.core.settings import Settings, settings
+from harness.core.settings import Settings, read_settings
 from harness.measure.run import model_of
 from harness.models.loading import LoadedModel, ModelConfig, load_model
 from harness.report.figures.gates import gate_curves
@@ -43,26 +43,26 @@ OWN_BUNDLED = Path("gates/bundled")
 def main(cfg: DictConfig) -> Path:
     """Train and save the gates; writes gate_steps.csv, gate_recall.csv and gates.png into the study's folder, and the steps
     as they are made into its records."""
-    wanted = settings(cfg)
+    settings = read_settings(cfg)
     job = cfg.job
-    lesson = lesson_of(wanted)
-    recipe = _recipe(job, lesson, wanted.seed)
+    lesson = lesson_of(settings)
+    recipe = _recipe(job, lesson, settings.seed)
     lengths, tokens = lengths_of(job.lengths, lesson.block_size), whole(job, "tokens", 1)
     sequences, every = whole(job, "recall_sequences", 0), whole(job, "checkpoint_every", 0)
-    processes = join(wanted.device)
-    wanted = replace(wanted, device=processes.device or wanted.device)
-    loaded = _model(wanted, processes, shard=bool(job.shard))
+    processes = join(settings.device)
+    settings = replace(settings, device=processes.device or settings.device)
+    loaded = _model(settings, processes, shard=bool(job.shard))
     if max(lengths) > loaded.max_length:
         raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
-    out = _out(job.out, lesson, wanted, loaded, overwrite=bool(job.overwrite))
-    kind = row_kind(loaded, wanted.data, str(job.rows))
-    about = _about(job, lesson, recipe, wanted, loaded, kind, lengths)
+    out = _out(job.out, lesson, settings, loaded, overwrite=bool(job.overwrite))
+    kind = row_kind(loaded, settings.data, str(job.rows))
+    about = _about(job, lesson, recipe, settings, loaded, kind, lengths)
     checkpoint = _checkpoint(out, lesson, about, processes, every=every, overwrite=bool(job.overwrite))
     reach = recipe.steps * max(tokens, *lengths)
-    train, test = row_sources(loaded, wanted.data, wanted.seed, kind=kind, wanted=reach, hub=job.hub)
+    train, test = row_sources(loaded, settings.data, settings.seed, kind=kind, wanted=reach, hub=job.hub)
     held_out = [test(length)[None] for length in islice(cycle(lengths), sequences)]
-    log = StepLog(wanted.folder, loaded.device, checkpoint.training, about) if processes.main else None
-    with progress_bar(recipe.steps) if log and wanted.progress else nullcontext(_nothing) as bar:
+    log = StepLog(settings.folder, loaded.device, checkpoint.training, about) if processes.main else None
+    with progress_bar(recipe.steps) if log and settings.progress else nullcontext(_nothing) as bar:
 
         def on_step(step: Step) -> None:
             if log:
@@ -83,7 +83,7 @@ def main(cfg: DictConfig) -> Path:
             about=about,
         )
     if processes.main:
-        _report(done, wanted, loaded, lesson)
+        _report(done, settings, loaded, lesson)
     return done.path
 
 
@@ -134,27 +134,27 @@ def lengths_of(given: Any, block_size: int) -> list[int]:
     return lengths
 
 
-def _model(wanted: Settings, processes: Processes, *, shard: bool) -> LoadedModel:
+def _model(settings: Settings, processes: Processes, *, shard: bool) -> LoadedModel:
     if not shard:
-        return model_of(wanted)
+        return model_of(settings)
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of the weights, in every process
-    name, path = str(wanted.model["name"]), str(wanted.model["path"])
-    whole = ModelConfig(name=name, path=path, dtype=wanted.dtype, device="cpu")
+    name, path = str(settings.model["name"]), str(settings.model["path"])
+    whole = ModelConfig(name=name, path=path, dtype=settings.dtype, device="cpu")
     return load_sharded(lambda: load_model(whole), processes)  # not the one that the jobs of a sweep share
 
 
 def _about(
-    job: DictConfig, lesson: Lesson, recipe: Recipe, wanted: Settings, loaded: LoadedModel, kind: str, lengths: list[int]
+    job: DictConfig, lesson: Lesson, recipe: Recipe, settings: Settings, loaded: LoadedModel, kind: str, lengths: list[int]
 ) -> dict[str, Any]:
     """All that decides what comes out, by the names of the settings: a checkpoint of anything else is not gone on with."""
     if kind == "hub":
         text: str | None = str(job.hub)
     elif kind == "samples":
-        text = source_of(wanted.data)
+        text = source_of(settings.data)
     else:
-        text = text_id(str(wanted.data["text_dir"]))
+        text = text_id(str(settings.data["text_dir"]))
     return {
         **asdict(recipe),
         "gates": lesson.kind.__name__,
@@ -181,20 +181,20 @@ def _checkpoint(
     return found if state is None else replace(found, training=state["training"])
 
 
-def _report(done: Distilled, wanted: Settings, loaded: LoadedModel, lesson: Lesson) -> None:
+def _report(done: Distilled, settings: Settings, loaded: LoadedModel, lesson: Lesson) -> None:
     """Write the tables and the picture of a training, and say what came out."""
-    wanted.folder.mkdir(parents=True, exist_ok=True)
+    settings.folder.mkdir(parents=True, exist_ok=True)
     suffix = suffix_of(lesson)
     steps = pd.DataFrame([asdict(step) for step in done.steps])
-    steps.to_csv(wanted.folder / f"gate_steps_{suffix}.csv", index=False)
+    steps.to_csv(settings.folder / f"gate_steps_{suffix}.csv", index=False)
     title = f"{loaded.name}: best blocks that the gates find at density {recall_tables.SHOWN:g}"
-    recall_tables.write(done.recall, wanted.folder, suffix, title)
-    gate_curves(steps, recall_tables.by_layer(done.recall), wanted.folder / f"gates_{suffix}.png")
+    recall_tables.write(done.recall, settings.folder, suffix, title)
+    gate_curves(steps, recall_tables.by_layer(done.recall), settings.folder / f"gates_{suffix}.png")
     console = Console()
     console.print(f"{done.parameters:,} gate parameters, {done.seconds:.0f} s", highlight=False)
     recall_tables.show(done.recall, console)
     console.print(f"wrote {done.path}", highlight=False)
-    if done.path.parent != weights_folder(wanted, loaded):
+    if done.path.parent != weights_folder(settings, loaded):
         console.print(f"to use them: model.gates={done.path.parent}", highlight=False)
 
 
@@ -213,18 +213,18 @@ def suffix_of(lesson: Lesson) -> str:
     return lesson.file.format(block_size=lesson.block_size).partition(".")[0].removeprefix("gates-")
 
 
-def lesson_of(wanted: Settings) -> Lesson:
+def lesson_of(settings: Settings) -> Lesson:
     """The gates that are wanted: of the method that decodes, if one is named, else of the method of prefill. Raises UserError
     where it has none."""
     try:
-        if not full_decode(wanted):
-            decoding = build_decoding(wanted)
+        if not full_decode(settings):
+            decoding = build_decoding(settings)
             return Lesson(*_gates("decode method", decoding, decode), decoding.block_size)
-        kind, file = _gates("method", methods.get(wanted.method), methods)
-        file = named(file, wanted.method_knobs.get("gates"))
+        kind, file = _gates("method", methods.get(settings.method), methods)
+        file = named(file, settings.method_knobs.get("gates"))
     except ValueError as error:
         raise UserError(str(error)) from error
-    return Lesson(kind, file, wanted.block_size, bool(wanted.method_knobs.get("q_linear", False)))
+    return Lesson(kind, file, settings.block_size, bool(settings.method_knobs.get("q_linear", False)))
 
 
 def _gates(what: str, method: Any, among: ModuleType) -> tuple[type[Gate], str]:
@@ -235,12 +235,12 @@ def _gates(what: str, method: Any, among: ModuleType) -> tuple[type[Gate], str]:
     return method.gate, str(method.weights)
 
 
-def _out(given: Any, lesson: Lesson, wanted: Settings, loaded: LoadedModel, *, overwrite: bool) -> Path:
+def _out(given: Any, lesson: Lesson, settings: Settings, loaded: LoadedModel, *, overwrite: bool) -> Path:
     """The folder for the gates. Raises UserError where the file is there already, or none can be, before any training."""
     if given:
         out = Path(given).expanduser()
     else:
-        out = OWN_BUNDLED if str(wanted.model["path"]) == "bundled" else weights_folder(wanted, loaded)
+        out = OWN_BUNDLED if str(settings.model["path"]) == "bundled" else weights_folder(settings, loaded)
     path = out / lesson.file.format(block_size=lesson.block_size)
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")

@@ -12,7 +12,7 @@ from harness.arms import gate_files
 from harness.arms.build import full_decode, released_id, weights_folder
 from harness.arms.head_files import model_overrides
 from harness.core.errors import UserError
-from harness.core.settings import settings
+from harness.core.settings import read_settings
 from harness.measure.run import model_of
 from harness.training.gates import recall_tables
 from harness.training.gates.distill import new_gates
@@ -25,20 +25,20 @@ from methods.gates.attn_gate import fill_gates
 def main(cfg: DictConfig) -> Path:
     """Measure, print, and write tables and picture into the study's folder. Raises UserError where the gates aren't there or
     don't fit, or for text that is too short."""
-    wanted, job = settings(cfg), cfg.job
-    lesson, console = lesson_of(wanted), Console()
+    settings, job = read_settings(cfg), cfg.job
+    lesson, console = lesson_of(settings), Console()
     lengths, sequences = lengths_of(job.lengths, lesson.block_size), whole(job, "sequences", 1)
-    loaded = model_of(wanted)
+    loaded = model_of(settings)
     if max(lengths) > loaded.max_length:
         raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
-    group = "method" if full_decode(wanted) else "decode"
-    folder, name = weights_folder(wanted, loaded), lesson.file.format(block_size=lesson.block_size)
-    training = wanted.method_knobs.get("gates") if group == "method" else None
-    path = gate_files.find(folder, name, lesson.kind, released_id(wanted, group), training=training)
+    group = "method" if full_decode(settings) else "decode"
+    folder, name = weights_folder(settings, loaded), lesson.file.format(block_size=lesson.block_size)
+    training = settings.method_knobs.get("gates") if group == "method" else None
+    path = gate_files.find(folder, name, lesson.kind, released_id(settings, group), training=training)
     if path is None:
         raise UserError(
             f"no gates to measure: {folder / name} is missing; name the folder that has them (model.gates=FOLDER), or train "
-            f"them with `python -m harness job=distill {model_overrides(wanted)}…`"
+            f"them with `python -m harness job=distill {model_overrides(settings)}…`"
         )
     state = gate_files.fit(gate_files.read(path, lesson.kind, block_size=lesson.block_size), path, loaded, min(lengths))
     options = {"q_linear": True} if lesson.q_linear else {}
@@ -47,11 +47,11 @@ def main(cfg: DictConfig) -> Path:
         fill_gates(gates, state, f"the model has {loaded.layers} layers, {loaded.heads} heads of {loaded.head_dim} elements")
     except ValueError as error:
         raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
-    kind = row_kind(loaded, wanted.data, str(job.rows))
-    _, test = row_sources(loaded, wanted.data, wanted.seed, kind=kind, wanted=max(lengths) * sequences, hub=job.hub)
+    kind = row_kind(loaded, settings.data, str(job.rows))
+    _, test = row_sources(loaded, settings.data, settings.seed, kind=kind, wanted=max(lengths) * sequences, hub=job.hub)
     found = gate_recall(loaded, gates, [test(length)[None] for length in islice(cycle(lengths), sequences)])
     recall_tables.show(found, console)
     title = f"{loaded.name}: best blocks that the gates find at density {recall_tables.SHOWN:g}"
-    for written in recall_tables.write(found, wanted.folder, suffix_of(lesson), title):
+    for written in recall_tables.write(found, settings.folder, suffix_of(lesson), title):
         console.print(f"wrote {written}", highlight=False, soft_wrap=True)
     return path

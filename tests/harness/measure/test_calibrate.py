@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.measure import calibration
-from harness.measure.calibration import bisect
+from harness.arms import calibration
+from harness.arms.calibration import bisect
 from methods.parts.base import Knob
 
 FALLING = Knob("threshold", low=1e-9, high=1.0, rising=False, log=True)

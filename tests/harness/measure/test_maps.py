@@ -30,8 +30,8 @@ LENGTH = 89  # six blocks of 16, the last of 9
 
 
 def seen(family: str, method: Any, layers: Any = None, heads: list[int] | None = None) -> list[LayerMaps]:
-    bench = SimpleNamespace(loaded=load(family), wanted=SimpleNamespace(dense_kernel="auto", kernel="auto"))
-    return look(bench, method, tokens(LENGTH).tolist(), layers, heads or [0, 3])  # type: ignore[arg-type]
+    context = SimpleNamespace(loaded=load(family), settings=SimpleNamespace(dense_kernel="auto", kernel="auto"))
+    return look(context, method, tokens(LENGTH).tolist(), layers, heads or [0, 3])  # type: ignore[arg-type]
 
 
 def tiles(found: torch.Tensor, size: int) -> torch.Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from harness.arms import calibration as calibrate_module
 from harness.measure import accuracy as evaluate_module
-from harness.measure import calibration as calibrate_module
 from harness.report.figures import style
 from tests.harness.measure.test_run import board, lines
 from tests.harness.tasks.test_longbench import line, write

@@ -16,9 +16,9 @@ from rich.console import Console
 
 import methods
 from harness.arms import head_files
-from harness.arms.build import ready
+from harness.arms.build import build_arms
 from harness.core.errors import UserError
-from harness.measure.context import Bench
+from harness.measure.context import RunContext
 from harness.measure.head_search import search
 from harness.measure.knob_values import calibration_prompts
 from harness.models.bridge import Bridge
@@ -112,11 +112,11 @@ def loaded(toy_folder: Path) -> LoadedModel:
 def test_a_released_table_is_read(loaded: LoadedModel, tmp_path: Path) -> None:
     table = tmp_path / "full_attention_heads.tsv"
     table.write_text("0.25\t0.75\n1.0\t0.0\n")
-    method = ready(settings_of(tmp_path, "duo_attention", heads=str(table)), loaded)[-1].method
+    method = build_arms(settings_of(tmp_path, "duo_attention", heads=str(table)), loaded)[-1].method
     assert method is not None and method.ranks == ((2, 1), (0, 3))  # type: ignore[attr-defined]
     table.write_text("0.25 much\n")
     with pytest.raises(UserError, match=r"full_attention_heads.tsv can't be read"):
-        ready(settings_of(tmp_path, "duo_attention", heads=str(table)), loaded)
+        build_arms(settings_of(tmp_path, "duo_attention", heads=str(table)), loaded)
 
 
 @pytest.mark.parametrize(
@@ -126,15 +126,15 @@ def test_a_released_table_is_read(loaded: LoadedModel, tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_refused(text: str, message: str, loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / FILES["duo_attention"]).write_text(text)
     with pytest.raises(UserError, match=message):
-        ready(settings_of(tmp_path, "duo_attention"), loaded)
+        build_arms(settings_of(tmp_path, "duo_attention"), loaded)
 
 
 def test_a_method_that_can_go_without_does(loaded: LoadedModel, tmp_path: Path) -> None:
-    each = ready(settings_of(tmp_path, "minference"), loaded)[-1]
-    assert each.arm.weights_hash is None and each.arm.knobs["patterns"] == "fallback"
-    assert each.arm.kernel == "reference"
+    each = build_arms(settings_of(tmp_path, "minference"), loaded)[-1]
+    assert each.identity.weights_hash is None and each.identity.knobs["patterns"] == "fallback"
+    assert each.identity.kernel == "reference"
     with pytest.raises(UserError, match=r"mine.json is missing"):
-        ready(settings_of(tmp_path, "minference", patterns=str(tmp_path / "mine.json")), loaded)
+        build_arms(settings_of(tmp_path, "minference", patterns=str(tmp_path / "mine.json")), loaded)
 
 
 # -- the papers' claims, on the bundled model ------------------------------------------------------------------------
@@ -154,8 +154,8 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
         progress=False,
         dense_kernel="auto",
     )
-    bench = Bench(wanted, model, Store(tmp_path_factory.mktemp("study")), Console(quiet=True))
-    return bench, calibration_prompts(bench, ["niah_multikey_1", "vt"], 2)
+    context = RunContext(wanted, model, Store(tmp_path_factory.mktemp("study")), Console(quiet=True))
+    return context, calibration_prompts(context, ["niah_multikey_1", "vt"], 2)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -168,8 +168,8 @@ def test_the_files_that_ship_are_of_the_bundled_model(name: str, bundled: tuple[
 
 
 def test_heads_of_a_trained_model_call_for_different_patterns(bundled: tuple[Any, list[Any]]) -> None:
-    bench, prompts = bundled
-    found = search(bench, methods.build("minference"), prompts[:1])
+    context, prompts = bundled
+    found = search(context, methods.build("minference"), prompts[:1])
     kinds = Counter(kind for layer in found["patterns"] for kind, _, _ in layer)
     assert len(kinds) >= 2 and max(kinds.values()) <= 18, kinds  # of 24 heads
     assert max(abs(density - 0.2) for density in found["densities"]) < 0.04  # at the same cost
@@ -178,17 +178,17 @@ def test_heads_of_a_trained_model_call_for_different_patterns(bundled: tuple[Any
 
 
 def test_heads_that_the_search_ranks_first_are_those_to_keep_dense(bundled: tuple[Any, list[Any]]) -> None:
-    bench, prompts = bundled
-    found = search(bench, methods.build("duo_attention"), prompts[:1])
+    context, prompts = bundled
+    found = search(context, methods.build("duo_attention"), prompts[:1])
     ids = torch.tensor([list(prompts[1])])
 
     def hidden(needs: list[list[float]] | None) -> torch.Tensor:
         method = None
         if needs is not None:
             method = methods.build("duo_attention", streaming=0.5)
-            method.load_search({"heads": needs}, **head_files.model_shape(bench.loaded))
-        with torch.inference_mode(), Bridge(bench.loaded, method, record=False):
-            return bench.loaded.model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+            method.load_search({"heads": needs}, **head_files.model_shape(context.loaded))
+        with torch.inference_mode(), Bridge(context.loaded, method, record=False):
+            return context.loaded.model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
 
     dense, best, worst = hidden(None), hidden(found["heads"]), hidden([[-n for n in layer] for layer in found["heads"]])
     lost = [float((dense.exp() * (dense - other)).sum(-1).mean()) for other in (best, worst)]

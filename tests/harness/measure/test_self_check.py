@@ -15,12 +15,12 @@ from attention_kernels.dense import dense_attention
 from torch import Tensor
 
 import methods
-from harness.arms.build import Ready
+from harness.arms.build import RunnableArm
 from harness.measure.self_check import measure
 from harness.models import bridge as bridge_module
 from harness.models.batch_cache import BatchCache
 from harness.models.bridge import Bridge
-from harness.study.identity import Arm, Setting
+from harness.study.identity import ArmIdentity, Setting
 from methods.minference import MInference
 from methods.parts.base import LayerInputs, Method
 from methods.parts.head_patterns import Pattern
@@ -32,15 +32,15 @@ BLOCK = 16
 PROMPT = tokens(1, 299, seed=5)[0].tolist()
 
 
-def bench(monkeypatch: pytest.MonkeyPatch, zero: Method | None = None, family: str = "llama", question: str = "seen") -> Any:
+def context(monkeypatch: pytest.MonkeyPatch, zero: Method | None = None, family: str = "llama", question: str = "seen") -> Any:
     loaded = load(family)
     object.__setattr__(loaded, "tokenizer", range(VOCAB))
     monkeypatch.setattr("harness.measure.self_check.at_zero", lambda *_: zero)
-    return SimpleNamespace(loaded=loaded, wanted=SimpleNamespace(kernel="auto", dense_kernel="auto", question=question))
+    return SimpleNamespace(loaded=loaded, settings=SimpleNamespace(kernel="auto", dense_kernel="auto", question=question))
 
 
-def arm(method: Method | None) -> Ready:
-    return Ready(Arm(Setting("tiny", "abc", 512, 0, "float32", "cpu", "sdpa"), "any", 0.5), method)
+def arm(method: Method | None) -> RunnableArm:
+    return RunnableArm(ArmIdentity(Setting("tiny", "abc", 512, 0, "float32", "cpu", "sdpa"), "any", 0.5), method)
 
 
 def wrong(found: dict[str, tuple[float, float]]) -> set[str]:
@@ -56,14 +56,14 @@ def built(name: str, sparsity: float) -> Method:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 def test_dense_passes(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    found, density = measure(bench(monkeypatch, family=family), arm(None), PROMPT)
+    found, density = measure(context(monkeypatch, family=family), arm(None), PROMPT)
     assert set(found) == {"own", "causal"} and not wrong(found) and density is None
 
 
 @pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).family != "none"])
 def test_no_method_trips_a_check(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     method = built(name, sparsity=0.7)
-    found, density = measure(bench(monkeypatch, built(name, sparsity=0.0)), arm(method), PROMPT)
+    found, density = measure(context(monkeypatch, built(name, sparsity=0.0)), arm(method), PROMPT)
     assert not wrong(found), found
     assert ("selection" in found) == (not method.reads_end) and {"zero", "causal"} <= set(found)
     assert density is not None and density < 1, "it left something out, or nothing was checked"
@@ -72,10 +72,10 @@ def test_no_method_trips_a_check(monkeypatch: pytest.MonkeyPatch, name: str) -> 
 @pytest.mark.parametrize("question", ["after", "reread"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
 def test_a_question_after_its_context_is_checked(monkeypatch: pytest.MonkeyPatch, family: str, question: str) -> None:
-    found, _ = measure(bench(monkeypatch, family=family, question=question), arm(None), PROMPT)
+    found, _ = measure(context(monkeypatch, family=family, question=question), arm(None), PROMPT)
     assert set(found) == {"own", "question", "causal"} and not wrong(found)
     zero = built("block_topk", sparsity=0.0)
-    found, _ = measure(bench(monkeypatch, zero, family, question), arm(built("block_topk", sparsity=0.7)), PROMPT)
+    found, _ = measure(context(monkeypatch, zero, family, question), arm(built("block_topk", sparsity=0.7)), PROMPT)
     assert set(found) == {"zero", "question", "causal", "selection"} and not wrong(found)
 
 
@@ -84,16 +84,16 @@ def test_a_question_with_the_diagonal_of_a_whole_prompt(monkeypatch: pytest.Monk
         return dense_attention(q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]], **options)
 
     monkeypatch.setattr(bridge_module, "dense_attention", top_left)
-    found, _ = measure(bench(monkeypatch, question="after"), arm(None), PROMPT)
+    found, _ = measure(context(monkeypatch, question="after"), arm(None), PROMPT)
     assert wrong(found) == {"question"}
 
 
 def test_a_question_read_again_beside_its_first_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that keeps the keys of the first reading has no room for the second: the check can't run, so nothing does."""
     monkeypatch.setattr(BatchCache, "crop_prompt", lambda *_: None)
-    assert not wrong(measure(bench(monkeypatch, question="after"), arm(None), PROMPT)[0])
+    assert not wrong(measure(context(monkeypatch, question="after"), arm(None), PROMPT)[0])
     with pytest.raises(RuntimeError):
-        measure(bench(monkeypatch, question="reread"), arm(None), PROMPT)
+        measure(context(monkeypatch, question="reread"), arm(None), PROMPT)
 
 
 def test_those_that_read_the_end_are_known() -> None:
@@ -112,7 +112,7 @@ def test_methods_that_say_so_do_read_the_end(monkeypatch: pytest.MonkeyPatch, na
     if isinstance(method, MInference):
         method.found = ((Pattern("vertical_slash", 60, 100),) * 4,) * 2
     monkeypatch.setattr(method, "reads_end", False)
-    found, _ = measure(bench(monkeypatch), arm(method), tokens(1, 500)[0].tolist())
+    found, _ = measure(context(monkeypatch), arm(method), tokens(1, 500)[0].tolist())
     assert wrong(found) == {"selection"}
 
 
@@ -130,13 +130,13 @@ class Peeking(Method):
 
 
 def test_a_method_that_sees_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, _ = measure(bench(monkeypatch), arm(Peeking(block_size=BLOCK)), PROMPT)
+    found, _ = measure(context(monkeypatch), arm(Peeking(block_size=BLOCK)), PROMPT)
     assert wrong(found) == {"selection"}
 
 
 def test_sparsity_0_that_loses_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     sparse = built("streaming_llm", sparsity=0.5)
-    found, _ = measure(bench(monkeypatch, sparse), arm(sparse), PROMPT)
+    found, _ = measure(context(monkeypatch, sparse), arm(sparse), PROMPT)
     assert wrong(found) == {"zero"}
 
 
@@ -160,14 +160,14 @@ def test_a_sparse_kernel_that_sees_the_future(monkeypatch: pytest.MonkeyPatch, a
             real(q, k, v, choice, scale=scale, kernel=kernel)[1],
         ),
     )
-    found, _ = measure(bench(monkeypatch, built("block_topk", sparsity=0.0)), arm(built("block_topk", sparsity=0.5)), PROMPT)
+    found, _ = measure(context(monkeypatch, built("block_topk", sparsity=0.0)), arm(built("block_topk", sparsity=0.5)), PROMPT)
     assert {"zero", "causal"} <= wrong(found)
 
 
 @pytest.mark.parametrize("ahead", [1, 10_000])
 def test_a_dense_kernel_or_bridge_that_sees_the_future(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
     monkeypatch.setattr(bridge_module, "dense_attention", lambda *a, **kw: see_all(*a, **kw, ahead=ahead))
-    found, _ = measure(bench(monkeypatch), arm(None), PROMPT)
+    found, _ = measure(context(monkeypatch), arm(None), PROMPT)
     assert wrong(found) == {"own", "causal"}
 
 
@@ -175,13 +175,13 @@ def test_a_bridge_that_scales_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         bridge_module, "dense_attention", lambda q, k, v, *, scale, **kw: dense_attention(q, k, v, scale=1.5 * scale, **kw)
     )
-    found, _ = measure(bench(monkeypatch), arm(None), PROMPT)
+    found, _ = measure(context(monkeypatch), arm(None), PROMPT)
     assert wrong(found) == {"own"}
 
 
 def test_values_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridge_module, "dense_attention", lambda q, k, v, **kw: q * float("nan"))
-    assert wrong(measure(bench(monkeypatch), arm(None), PROMPT)[0]) == {"own", "causal"}
+    assert wrong(measure(context(monkeypatch), arm(None), PROMPT)[0]) == {"own", "causal"}
 
 
 # -- the command ---------------------------------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ from harness.core.errors import UserError
 from harness.report.compare import COLUMNS, table
 from harness.stats import scores
 from harness.stats.paired import difference_interval
-from harness.study.identity import Arm, Cell, Samples
+from harness.study.identity import ArmIdentity, Cell, Samples
 from harness.study.store import Store
 from tests.harness.report.test_leaderboard import DENSE, SETTING, fill
 
-SIEVE = {s: Arm(SETTING, "sieve", s, {"width": 3}, 64, "reference") for s in (0.5, 0.9)}
-NET = {s: Arm(SETTING, "net", s, {}, 64, "reference") for s in (0.5, 0.9)}
-ONLY = Arm(SETTING, "only", 0.7, {}, 64, "reference")
+SIEVE = {s: ArmIdentity(SETTING, "sieve", s, {"width": 3}, 64, "reference") for s in (0.5, 0.9)}
+NET = {s: ArmIdentity(SETTING, "net", s, {}, 64, "reference") for s in (0.5, 0.9)}
+ONLY = ArmIdentity(SETTING, "only", 0.7, {}, 64, "reference")
 GOOD, BAD = [1.0, 1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0, 1.0]
 
 
@@ -60,8 +60,8 @@ def test_samples_of_another_seed_are_no_partners(tmp_path: Path) -> None:
     store = Store(tmp_path / "study")
     for method, seed in (("sieve", 0), ("net", 1)):
         setting = replace(SETTING, seed=seed)
-        fill(store, Arm(setting, "full", 0.0), "first", [1.0] * 5)
-        fill(store, Arm(setting, method, 0.5, {}, 64, "reference"), "first", GOOD)
+        fill(store, ArmIdentity(setting, "full", 0.0), "first", [1.0] * 5)
+        fill(store, ArmIdentity(setting, method, 0.5, {}, 64, "reference"), "first", GOOD)
     with pytest.raises(UserError, match="no other line has accuracies of the same samples at a sparsity of net"):
         table(store, "net")
 

@@ -12,21 +12,21 @@ import methods
 from harness.report import leaderboard
 from harness.report.common_tasks import comparable
 from harness.stats.scores import wilson
-from harness.study.identity import Arm, Cell, Samples, Setting
+from harness.study.identity import ArmIdentity, Cell, Samples, Setting
 from harness.study.schema import COLUMNS, CellRecord, LatencyRecord, RunRecord, SampleRecord, Status
 from harness.study.store import Store
 
 SETTING = Setting("tiny", "abc", 4096, 0, "float32", "cpu", "sdpa")
-DENSE = Arm(SETTING, "full", 0.0)
-SPARSE = Arm(SETTING, "sieve", 0.9, {"width": 3}, 64, "reference")
+DENSE = ArmIdentity(SETTING, "full", 0.0)
+SPARSE = ArmIdentity(SETTING, "sieve", 0.9, {"width": 3}, 64, "reference")
 DATE = "2026-01-01T00:00:00+00:00"
 
 
-def cell_of(arm: Arm, task: str) -> Cell:
+def cell_of(arm: ArmIdentity, task: str) -> Cell:
     return Cell(arm, Samples(task, "1", {"haystack": None}, False))
 
 
-def fill(store: Store, arm: Arm, task: str, scores: list[float], status: str = Status.OK, **more: Any) -> None:
+def fill(store: Store, arm: ArmIdentity, task: str, scores: list[float], status: str = Status.OK, **more: Any) -> None:
     text, reason = more.get("text", "pydoc"), more.get("reason", "")
     cell = Cell(arm, Samples(task, "1", {"haystack": text}, False)) if "text" in more else cell_of(arm, task)
     cell = more.get("cell", cell)
@@ -52,16 +52,16 @@ def fill(store: Store, arm: Arm, task: str, scores: list[float], status: str = S
                 token_density=more.get("token_density"),
             )
         )
-    store.cells.append(CellRecord(cell.id, arm.id, cell.pair, "r1", cell.identity(), status, reason, DATE, arm.knobs, text))
+    store.cells.append(CellRecord(cell.id, arm.id, cell.pair, "r1", cell.as_dict(), status, reason, DATE, arm.knobs, text))
 
 
-def latency(store: Store, arm: Arm) -> None:
+def latency(store: Store, arm: ArmIdentity) -> None:
     store.latency.append(
         LatencyRecord(
             "l1",
             arm.id,
             "r1",
-            arm.identity(),
+            arm.as_dict(),
             arm.knobs,
             "cpu (x)",
             "reference",
@@ -204,7 +204,7 @@ def test_provenance_names_every_process_that_made_a_sample(tmp_path: Path) -> No
     store.runs.append(RunRecord("r2", later, "python -m harness samples=3", "beef", {"torch": "3"}, "cpu (x)", "cpu", 1))
     store.samples.append(SampleRecord(cell.id, "r2", 2, "p", ["a"], 1, 40, 1.5, 1.0, ["sdpa"], Status.OK, "", later))
     store.runs.append(RunRecord("r3", later, "another", "f00d", {"torch": "4"}, "cpu (x)", "cpu", 1))
-    store.cells.append(CellRecord(cell.id, DENSE.id, cell.pair, "r3", cell.identity(), Status.OK, "", later, {}, "pydoc"))
+    store.cells.append(CellRecord(cell.id, DENSE.id, cell.pair, "r3", cell.as_dict(), Status.OK, "", later, {}, "pydoc"))
     row = rows_by(store)["full", "one"]
     assert (row["commit"], row["torch"], row["device"]) == ("c0ffee+beef", "2+3", "cpu (x)")
     assert row["command"] == "python -m harness; python -m harness samples=3"
@@ -221,8 +221,8 @@ def test_averages_are_compared_over_the_same_tasks(tmp_path: Path) -> None:
     assert (by_method["full"]["accuracy"], by_method["full"]["tasks"]) == (1.0, 1), "dense over the method's one task"
     assert by_method["full"]["accuracy_low"] == pytest.approx(wilson(4, 4)[0])
     assert rows_by(store)["full", "avg"]["accuracy"] == 0.5, "the leaderboard has all of its tasks"
-    other = Arm(SETTING, "sieve", 0.5, {"width": 3}, 64, "reference")
-    third = Arm(SETTING, "sieve", 0.7, {"width": 3}, 64, "reference")
+    other = ArmIdentity(SETTING, "sieve", 0.5, {"width": 3}, 64, "reference")
+    third = ArmIdentity(SETTING, "sieve", 0.7, {"width": 3}, 64, "reference")
     for arm in (other, third):
         fill(store, arm, "easy", [1, 1, 1, 0])
         fill(store, arm, "hard", [0, 0, 0, 0])
@@ -275,7 +275,7 @@ def test_difference_and_noninferiority_at_a_margin(tmp_path: Path) -> None:
 
 def test_p_values_are_adjusted_within_averages_and_within_tasks(tmp_path: Path) -> None:
     store = Store(tmp_path / "mine")
-    arms = [Arm(SETTING, "sieve", sparsity, {"width": 3}, 64, "reference") for sparsity in (0.5, 0.7, 0.9)]
+    arms = [ArmIdentity(SETTING, "sieve", sparsity, {"width": 3}, 64, "reference") for sparsity in (0.5, 0.7, 0.9)]
     for task in ("one", "two"):
         fill(store, DENSE, task, [1] * 8)
         for arm in arms:
@@ -293,7 +293,7 @@ def test_a_bound_that_rises_with_fewer_blocks_is_gated(tmp_path: Path) -> None:
         store = Store(tmp_path / name)
         of = knobs or ({}, {})
         for sparsity, density, scores, own in zip((0.5, 0.9), (0.5, 0.1), (dense_first, sparser), of, strict=True):
-            fill(store, Arm(SETTING, method, sparsity, own, 64, "reference"), "one", list(scores), density=density)
+            fill(store, ArmIdentity(SETTING, method, sparsity, own, 64, "reference"), "one", list(scores), density=density)
         return [(r["status"], r["reason"]) for r in leaderboard.rows(store) if r["task"] == "avg"]
 
     (denser, sparser) = study("rises", bound, [1] * 20)

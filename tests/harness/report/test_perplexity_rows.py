@@ -17,7 +17,7 @@ from harness.report.figures import perplexity as figure
 from harness.report.figures import write_all
 from harness.report.terminal import perplexity_table
 from harness.stats import bootstrap
-from harness.study.identity import Arm, Cell, Samples, Setting
+from harness.study.identity import ArmIdentity, Cell, Samples, Setting
 from harness.study.schema import CellRecord, PerplexityRecord, RunRecord, Status
 from harness.study.store import Store
 
@@ -25,12 +25,14 @@ DATE = "2026-01-01T00:00:00+00:00"
 Row = dict[str, Any]
 
 
-def arm(method: str, sparsity: float = 0.9, length: int = 4096) -> Arm:
+def arm(method: str, sparsity: float = 0.9, length: int = 4096) -> ArmIdentity:
     setting = Setting("tiny", "abc", length, 0, "float32", "cpu", "sdpa")
-    return Arm(setting, "full", 0.0) if method == "full" else Arm(setting, method, sparsity, {}, 64, "reference")
+    return (
+        ArmIdentity(setting, "full", 0.0) if method == "full" else ArmIdentity(setting, method, sparsity, {}, 64, "reference")
+    )
 
 
-def fill(store: Store, of: Arm, losses: list[float], status: str = Status.OK, tokens: int = 100) -> None:
+def fill(store: Store, of: ArmIdentity, losses: list[float], status: str = Status.OK, tokens: int = 100) -> None:
     cell = Cell(of, Samples("perplexity", "1", {"text": "books"}, False))
     store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
     kernel, density = ("sdpa", 1.0) if of.kernel is None else ("reference", 0.1)
@@ -53,7 +55,7 @@ def fill(store: Store, of: Arm, losses: list[float], status: str = Status.OK, to
                 DATE,
             )
         )
-    store.cells.append(CellRecord(cell.id, of.id, cell.pair, "r1", cell.identity(), status, "why", DATE, {}, "books"))
+    store.cells.append(CellRecord(cell.id, of.id, cell.pair, "r1", cell.as_dict(), status, "why", DATE, {}, "books"))
 
 
 def rows(store: Store) -> dict[tuple[str, int], Row]:

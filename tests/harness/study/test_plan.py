@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.study.identity import Arm, Cell, Decoding, Samples, Setting, digest, missing
+from harness.study.identity import ArmIdentity, Cell, Decoding, Samples, Setting, digest, missing
 from harness.study.store import Store
 
-PARTS = (Setting, Arm, Samples)
+PARTS = (Setting, ArmIdentity, Samples)
 RESULTS = Path(__file__).resolve().parents[3] / "results"
 SETTING = Setting("tiny", "abc", 4096, 0, "float32", "cpu", "sdpa")
-ARM = Arm(SETTING, "sieve", 0.9, {"width": 3, "sink": 1}, 64, "reference", "w1")
+ARM = ArmIdentity(SETTING, "sieve", 0.9, {"width": 3, "sink": 1}, 64, "reference", "w1")
 SAMPLES = Samples("one", "1", {"haystack": None}, False)
 CELL = Cell(ARM, SAMPLES)
 
@@ -21,8 +21,8 @@ CELL = Cell(ARM, SAMPLES)
 def test_ids_are_stable_and_ignore_order() -> None:
     assert CELL.id == Cell(replace(ARM, knobs={"sink": 1, "width": 3}), SAMPLES).id
     assert len(CELL.id) == 16 and digest({"b": 1, "a": [1.5, None]}) == digest({"a": [1.5, None], "b": 1})
-    assert "files" not in CELL.identity(), "cells of tasks that read none keep their ids"
-    assert "question" not in CELL.identity(), "nor does a question that is seen with its context change them"
+    assert "files" not in CELL.as_dict(), "cells of tasks that read none keep their ids"
+    assert "question" not in CELL.as_dict(), "nor does a question that is seen with its context change them"
     assert digest({"a": 1}) == "015abd7f5cc57a2d", "changing this orphans every record there is"
 
 
@@ -83,7 +83,7 @@ def test_committed_cells_keep_their_ids(study: str) -> None:
     for record in cells:
         known = record["identity"]
         setting, arm, samples = ({f.name: known[f.name] for f in fields(part) if f.name in known} for part in PARTS)
-        cell = Cell(Arm(Setting(**setting), **arm), Samples(**samples))
+        cell = Cell(ArmIdentity(Setting(**setting), **arm), Samples(**samples))
         assert (cell.id, cell.arm.id, cell.pair) == (record["cell"], record["arm"], record["pair"])
 
 
