@@ -13,6 +13,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.question import QUESTION_LATER, QUESTION_REREAD, QUESTION_SEEN
 
@@ -96,53 +97,29 @@ def read_settings(cfg: DictConfig) -> Settings:
         decode=str(raw["decode"]["name"]),
         decode_knobs={k: v for k, v in raw["decode"].items() if k not in RESERVED},
         tasks=tuple(str(t) for t in ([tasks] if isinstance(tasks, str) else tasks)),
-        length=_integer("length", raw["length"], 1),
+        length=checks.whole_number("length", raw["length"], 1),
         sparsity=_sparsity(raw["sparsity"]),
-        samples=_integer("samples", raw["samples"], 1),
+        samples=checks.whole_number("samples", raw["samples"], 1),
         question=_question(raw["question"], str(raw["job"]["name"])),
-        seed=_integer("seed", raw["seed"], 0),
-        block_size=_integer("block_size", raw["block_size"], 1),
+        seed=checks.whole_number("seed", raw["seed"], 0),
+        block_size=checks.whole_number("block_size", raw["block_size"], 1),
         device=device,
         dtype=_dtype(raw["dtype"], device),
         kernel=str(raw["kernel"]),
         dense_kernel=str(raw["dense_kernel"]),
         decode_kernel=str(raw["decode_kernel"]),
-        latency=_boolean("latency", raw["latency"]),
-        batch_tokens=None if raw["batch_tokens"] == "auto" else _integer("batch_tokens", raw["batch_tokens"], 1),
-        latency_repeats=_integer("latency_repeats", raw["latency_repeats"], 1),
-        latency_seconds=_seconds("latency_seconds", raw["latency_seconds"]),
-        calibration_prompts=_integer("calibration_prompts", raw["calibration_prompts"], 1),
-        progress=_boolean("progress", raw["progress"]),
-        report=_boolean("report", raw["report"]),
-        margin=_share("margin", raw["margin"]),
-        checks=_boolean("checks", raw["checks"]),
+        latency=checks.true_or_false("latency", raw["latency"]),
+        batch_tokens=None if raw["batch_tokens"] == "auto" else checks.whole_number("batch_tokens", raw["batch_tokens"], 1),
+        latency_repeats=checks.whole_number("latency_repeats", raw["latency_repeats"], 1),
+        latency_seconds=checks.seconds("latency_seconds", raw["latency_seconds"]),
+        calibration_prompts=checks.whole_number("calibration_prompts", raw["calibration_prompts"], 1),
+        progress=checks.true_or_false("progress", raw["progress"]),
+        report=checks.true_or_false("report", raw["report"]),
+        margin=checks.share("margin", raw["margin"]),
+        checks=checks.true_or_false("checks", raw["checks"]),
         data=dict(raw["data"]),
         options={k: v for k, v in raw["job"].items() if k != "name"},
     )
-
-
-def _integer(name: str, value: Any, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise UserError(f"{name}={value}: must be a whole number of at least {low}")
-    return value
-
-
-def _seconds(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise UserError(f"{name}={value}: must be a number of seconds above 0")
-    return float(value)
-
-
-def _boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise UserError(f"{name}={value}: must be true or false")
-    return value
-
-
-def _share(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise UserError(f"{name}={value}: must be a share of the accuracy, above 0 and below 1, for example 0.02")
-    return float(value)
 
 
 def _sparsity(value: Any) -> float | None:

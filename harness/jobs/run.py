@@ -112,7 +112,7 @@ class Jobs:
         return 0
 
     def _compare(self, settings: Settings) -> int:
-        from harness.report.compare import compare
+        from harness.jobs.compare import compare
 
         self._there(settings)
         for path in compare(settings, Store(settings.folder), self.console):
@@ -120,7 +120,7 @@ class Jobs:
         return 0
 
     def _maps(self, settings: Settings) -> int:
-        from harness.measure.attention_maps import draw_maps
+        from harness.jobs.maps import draw_maps
 
         for path in draw_maps(settings, Store(settings.folder), self.console):
             self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``python -m harness job=maps``: pictures of the attention of one prompt, layer by layer, beside what a method takes of it.
+"""The attention of one prompt, layer by layer, beside what a method takes of it: what ``job=maps`` draws.
 
 For the chosen heads: the true attention, the same as the method is to know it (the largest in each block), what the method
 expects where it says so (`Method.scores`), and the blocks that it keeps. The prompt is prefilled densely: layers are shown on
@@ -8,7 +8,6 @@ the model's own activations.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,10 +71,21 @@ class LayerMaps:
     cells: dict[str, tuple[int, int]]
 
 
-def draw_maps(settings: Settings, store: Store, console: Console) -> list[Path]:
-    """Make the pictures of a command in the folder `maps` of its study. Raises UserError for what can't be drawn."""
-    from harness.report.figures import attention_maps as figures  # matplotlib takes a second to import
+@dataclass(frozen=True)
+class PromptMaps:
+    """The maps of one prompt under one method, layer by layer, with what a picture says of them.
 
+    title: the method and its settings. note: model, prompt, commit, device and command. stem: how names of files begin.
+    """
+
+    layers: list[LayerMaps]
+    title: str
+    note: str
+    stem: str
+
+
+def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMaps:
+    """Measure the maps that a command asks for. Raises UserError for what has none to show."""
     if not full_decode(settings):
         raise UserError("job=maps draws a prefill, which decode= does not change: leave decode out")
     loaded = model_of(settings)
@@ -103,10 +113,7 @@ def draw_maps(settings: Settings, store: Store, console: Console) -> list[Path]:
         f"{loaded.name} ({str(loaded.dtype).removeprefix('torch.')}), a prompt of {names[0]}, seed {settings.seed}, prefilled "
         f"densely. Commit {commit()}, {device_name(loaded.device)}.\n{command()}"
     )
-    folder = settings.folder / "maps"
-    return [
-        figures.draw(each, what, note, folder / f"{_stem(arm, settings.length)}_layer{each.layer:02d}.png") for each in found
-    ]
+    return PromptMaps(found, what, note, _stem(arm, settings.length))
 
 
 def _stem(arm: RunnableArm, length: int) -> str:

@@ -5,10 +5,8 @@ The leaderboard compares with dense; this compares methods with each other, at o
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +14,6 @@ from rich.table import Table
 
 from harness.core.errors import UserError
 from harness.core.question import QUESTION_TITLES
-from harness.core.settings import Settings
 from harness.report import leaderboard
 from harness.report.common_tasks import comparable
 from harness.report.leaderboard import Row, is_baseline_row
@@ -52,17 +49,6 @@ samples. p_holm: over all lines and sparsities of one model, device, length and 
 PANEL = ("model", "device", "length", "question")
 SAME = ("model", "model_hash", "length", "seed", "task", "generator", "data", "chat_template", "files", "question")
 """What of a cell's identity says which samples it saw."""
-
-
-def compare(settings: Settings, store: Store, console: Console) -> list[Path]:
-    """Print the table, write CSV and figure into the study's folder. Raises UserError where the line isn't there, or alone."""
-    from harness.report.figures import compare as picture
-
-    rows = table(store, str(settings.options["to"] or settings.method))
-    show(console, rows)
-    name = re.sub(r"[^a-z0-9]+", "-", str(rows[0]["beside"]).lower()).strip("-")
-    path = leaderboard.write_csv(store.folder / f"compare_{name}.csv", COLUMNS, rows)
-    return [path, *picture.write(rows, store.folder, name)]
 
 
 def table(store: Store, wanted: str) -> list[Row]:
