@@ -186,7 +186,7 @@ def wrong_choices(path: Path) -> list[str]:
     """Return the choices of groups in the commands of a document that are no file of conf/."""
     wrong = []
     for code in [*fences(path.read_text()), *re.findall(r"`([^`\n]+)`", path.read_text())]:
-        for group, choices in re.findall(r"(?<![\w.])(method|decode|job|model|experiment)=([\w,\-]+)", code):
+        for group, choices in re.findall(r"(?<![\w.])(method|decode|job|model|experiment)=([\w\-]+(?:,(?![\w.]+=)[\w\-]+)*)", code):
             names = {file.stem for file in (ROOT / "conf" / group).glob("*.yaml")}
             wrong += [f"{group}={choice}" for choice in choices.split(",") if not PLACEHOLDER.match(choice) and choice not in names]
     return [choice for choice in wrong if choice not in (f"method={EXAMPLE}", "model=sparse")]  # sparse: lm-eval's --model
