@@ -34,8 +34,8 @@ MATCHED = 0.02
 """How far a row's measured density may lie from the request, relative to it, where the README quotes the row."""
 TOP = {"harness", "methods", "kernels", "conf", "results", "docs", "tests", "gates", ".ci"}
 """Folders of the repository: a name in backticks that begins with one of them is a path."""
-EXAMPLE = "key_norm"
-"""The method that docs/writing_a_method.md writes, and that nobody has until then."""
+EXAMPLES = ("key_norm", "results/mine")
+"""What nobody has before following a document: the method of docs/writing_a_method.md, the study of a first run."""
 PLACEHOLDER = re.compile(r"[A-Z]{2,}$|[A-Z]{2,}\.\w+$|.*[*{…<]")
 """A part of a path that the reader fills in, such as NAME.py or STUDY."""
 
@@ -121,7 +121,7 @@ def missing(path: Path) -> list[str]:
     coded = [token for code in re.findall(r"`([^`\n]+)`", text) for token in re.split(r"[\s,;]+", code)]
     gone += [token for token in coded if is_path(token) and not exists(token)]
     gone += [token for token in coded if is_module(token) and not module_exists(token)]
-    return [name for name in gone if EXAMPLE not in name]
+    return [name for name in gone if not any(example in name for example in EXAMPLES)]
 
 
 def resolves(path: Path, link: str) -> bool:
@@ -197,7 +197,7 @@ def wrong_choices(path: Path) -> list[str]:
         if not PLACEHOLDER.match(name)
     ]
     there = {f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").glob("*/*.yaml")}
-    return sorted({*choices} - there - {f"method={EXAMPLE}", "model=sparse"})  # sparse: lm-eval's --model
+    return sorted({*choices} - there - {f"method={EXAMPLES[0]}", "model=sparse"})  # sparse: lm-eval's --model
 
 
 # -- the README ----------------------------------------------------------------------------------------------------------
