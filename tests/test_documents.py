@@ -285,6 +285,28 @@ def test_findings_are_rows_at_their_density(number: int) -> None:
             assert times == [f"{faster:.1f}"] if times else "prefill no faster" in finding and faster <= 1.01
 
 
+def averages() -> list[dict[str, str]]:
+    """Return the average rows of all studies that compare a method with dense attention."""
+    names = sorted(path.parent.name for path in (ROOT / "results").glob("*/leaderboard.csv"))
+    return [row for name in names for row in leaderboard(name) if row["task"] == "avg" and row.get("difference_low")]
+
+
+def test_tables_of_findings_are_rows_of_leaderboards() -> None:
+    """Density, accuracy, difference and interval of a line stand in one row, and "matched" is true of it."""
+    rows = {}
+    for row in averages():
+        difference, low, high = (f"{100 * float(row[f'difference{end}']):+.1f}" for end in ("", "_low", "_high"))
+        numbers = (f"{float(row['density']):.3f}", percent(row["accuracy"]), percent(row["dense_accuracy"]), difference)
+        off = abs(float(row["density"]) / (1 - float(row["sparsity"])) - 1) if row["sparsity"] else 1.0
+        rows[*numbers, f"{low} to {high}"] = "yes" if off <= MATCHED else "no"
+    lines = re.findall(
+        r"\| (0\.\d{3}) \| (yes|no) \| (\d+) \| (\d+) \| (\S+) \| (\S+ to \S+) \|",
+        (ROOT / "docs" / "findings.md").read_text().replace("−", "-"),
+    )
+    assert len(lines) >= 50
+    assert [line for line in lines if rows.get((line[0], *line[2:])) != line[1]] == []
+
+
 def test_at_8k_no_row_saves_more_of_the_prefill_than_the_readme_says() -> None:
     (bound,) = re.findall(r"saves more than (\d+) % of the prefill", " ".join(section("Which method?").split()))
     savings = [
