@@ -22,6 +22,7 @@ DOCUMENTS = [
     ROOT / "gates" / "README.md",
     ROOT / "harness" / "bundled" / "MODEL_CARD.md",
 ]
+STUDIES = sorted((ROOT / "results").rglob("*.md"))
 LINE = 120
 """Characters of a line of Markdown, outside tables, code and URLs."""
 SENTENCE = 30
@@ -42,7 +43,9 @@ PLACEHOLDER = re.compile(r"[A-Z]{2,}$|[A-Z]{2,}\.\w+$|.*[*{…<]")
 CHOICES = re.compile(r"(?<![\w.])(method|decode|job|model|experiment)=([\w\-]+(?:,(?![\w.]+=)[\w\-]+)*)")
 """A group of the command line and the choices that are made of it, but no key of a Python call or of lm-eval's list."""
 
-documents = pytest.mark.parametrize("path", [pytest.param(p, id=str(p.relative_to(ROOT))) for p in DOCUMENTS])
+
+def each_of(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(ROOT))) for path in paths])
 
 
 def prose(text: str) -> list[tuple[int, str]]:
@@ -96,19 +99,19 @@ def words(sentence: str) -> list[str]:
     return [word for word in sentence.split() if re.search(r"\w", word)]
 
 
-@documents
+@each_of(DOCUMENTS)
 def test_lines_are_short(path: Path) -> None:
     lines = [(number, re.sub(r"\(?\S*://\S*|\]\([^)]*\)", "", line)) for number, line in prose(path.read_text())]
     assert [f"{number}: {len(line)} characters" for number, line in lines if len(line) >= LINE] == []
 
 
-@documents
+@each_of(DOCUMENTS)
 def test_sentences_are_short(path: Path) -> None:
     long = [(number, len(words(s)), s) for number, s in sentences(path.read_text()) if len(words(s)) > SENTENCE]
     assert [f"{number}: {count} words: {s}" for number, count, s in long] == []
 
 
-@documents
+@each_of([*DOCUMENTS, *STUDIES])
 def test_links_and_paths_exist(path: Path) -> None:
     assert missing(path) == []
 
@@ -117,7 +120,7 @@ def missing(path: Path) -> list[str]:
     """Return the links, and the paths and modules in backticks, that lead nowhere."""
     text = path.read_text()
     links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^]]+\]: (\S+)$", text, re.MULTILINE)
-    gone = [link for link in links if "://" not in link and not link.startswith("#") and not resolves(path, link)]
+    gone = [link for link in links if "://" not in link and not resolves(path, link)]
     coded = [token for code in re.findall(r"`([^`\n]+)`", text) for token in re.split(r"[\s,;]+", code)]
     gone += [token for token in coded if is_path(token) and not exists(token)]
     gone += [token for token in coded if is_module(token) and not module_exists(token)]
@@ -180,7 +183,7 @@ def module_exists(token: str) -> bool:
     return True
 
 
-@documents
+@each_of([*DOCUMENTS, *STUDIES])
 def test_commands_choose_what_there_is(path: Path) -> None:
     """Every choice of a method, job, model or experiment in a command exists; words in capitals are the reader's."""
     assert wrong_choices(path) == []
