@@ -101,7 +101,7 @@ def words(sentence: str) -> list[str]:
 
 @each_of(DOCUMENTS)
 def test_lines_are_short(path: Path) -> None:
-    lines = [(number, re.sub(r"\(?\S*://\S*|\]\([^)]*\)", "", line)) for number, line in prose(path.read_text())]
+    lines = [(number, re.sub(r"\S*://\S*", "", line)) for number, line in prose(path.read_text())]
     assert [f"{number}: {len(line)} characters" for number, line in lines if len(line) >= LINE] == []
 
 
@@ -120,7 +120,10 @@ def missing(path: Path) -> list[str]:
     """Return the links, and the paths and modules in backticks, that lead nowhere."""
     text = path.read_text()
     links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^]]+\]: (\S+)$", text, re.MULTILINE)
-    gone = [link for link in links if "://" not in link and not resolves(path, link)]
+    defined = re.findall(r"^\[([^]]+)\]: ", text, re.MULTILINE)
+    uncoded = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    gone = [name for name in re.findall(r"\]\[([^]]+)\]", uncoded) if name not in defined]
+    gone += [link for link in links if "://" not in link and not resolves(path, link)]
     coded = [token for code in re.findall(r"`([^`\n]+)`", text) for token in re.split(r"[\s,;]+", code)]
     gone += [token for token in coded if is_path(token) and not exists(token)]
     gone += [token for token in coded if is_module(token) and not module_exists(token)]
