@@ -1,4 +1,4 @@
-"""The package as a stranger gets it: dependencies, lock, wheel, README, and nothing of a build machine in it."""
+"""The package as a stranger gets it: dependencies, lock, wheel, and nothing of a build machine in it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 
 import pytest
-import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -158,60 +157,3 @@ def test_version_is_the_newest_in_the_changelog() -> None:
     newest = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest
     assert newest[1] == PROJECT["project"]["version"]
-
-
-def test_readme_names_only_files_that_exist() -> None:
-    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    assert [link for link in links if not (ROOT / link).exists()] == []
-
-
-def test_every_method_has_its_config_and_the_readme_lists_those_that_ship() -> None:
-    names = set(import_module("methods").names())
-    assert names == {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
-    listed = first_column("Methods")
-    assert listed <= names and len(listed) >= 6
-
-
-def test_every_method_of_decoding_has_its_config_its_row_and_its_description() -> None:
-    names = set(import_module("methods.decode").names())
-    assert names == {path.stem for path in (ROOT / "conf" / "decode").glob("*.yaml")}
-    assert first_column("Sparse decoding") == names
-    described = re.findall(r"^### `decode=(\w+)`$", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE)
-    assert len(described) == len(set(described)) and set(described) == names
-
-
-def test_every_method_is_described() -> None:
-    described = re.findall(r"^### `(\w+)`$", (ROOT / "docs" / "methods.md").read_text(), re.MULTILINE)
-    assert len(described) == len(set(described)) and set(described) == set(import_module("methods").names())
-
-
-def test_the_readme_lists_every_kernel() -> None:
-    assert first_column("Kernels") == set(import_module("attention_kernels.block_sparse").KERNELS)
-
-
-def first_column(section: str) -> set[str]:
-    """Names in the first column of the tables of a section of the README."""
-    (text,) = re.findall(rf"^## {section}\n(.*?)^## ", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    cells = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
-    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
-
-
-def test_method_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example is run as it is printed, and reaches the sparsity that is asked of it."""
-    (code,) = re.findall(r"```python\n# methods/(?:\w+)\.py\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    methods = import_module("methods")
-    base = import_module("methods.parts.base")
-    code = re.sub(r'@register\("(\w+)"\)', r'@register("\1_of_the_readme")', code)  # who follows it has the other
-    (tmp_path / "readme_example.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    before = set(methods.names())
-    monkeypatch.setattr(methods.registry, "found", dict(methods.registry.found))  # the example is gone after the test
-    import_module("readme_example")
-    (name,) = set(methods.names()) - before
-    q, k = torch.randn(1, 4, 1024, 16), torch.randn(1, 2, 1024, 16)
-    inputs = base.LayerInputs(q=q, k=k, layer=0, scale=0.25, rope=None)
-    index = methods.build(name, sparsity=0.75, block_size=16).select(inputs)
-    index.validate()
-    assert index.density().mean().item() == pytest.approx(0.25, abs=0.01)
-    assert methods.build(name, sparsity=0.0, block_size=16).select(inputs).density().min().item() == 1.0
