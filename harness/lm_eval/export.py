@@ -13,14 +13,16 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from harness import tasks
 from harness.core.errors import UserError
 from harness.core.settings import Settings, read_settings
 from harness.lm_eval.exported import SPLIT
 from harness.models.loading import load_tokenizer
 from harness.study.provenance import command, commit
-from harness.tasks import Sample
-from harness.tasks.cache import tokenizer_hash
+from harness.tasks import cache, registry
+from harness.tasks.checks import check_sample
+from harness.tasks.names import expand_tasks
+from harness.tasks.sample import Sample
+from harness.tasks.tokenizer_hash import tokenizer_hash
 
 PREFIX = "harness"
 """First part of the tasks' names in lm-eval, where `niah_single_1` is its own."""
@@ -56,10 +58,10 @@ def export(settings: Settings, out: Path) -> list[Path]:
     tokenizer = load_tokenizer(str(settings.model["path"]))
     data = {**settings.data, "chat_template": bool(settings.model.get("chat_template"))}
     drawn: dict[str, list[Sample]] = {}
-    for name in tasks.group(settings.tasks):
-        drawn[name] = tasks.get(name).samples(tokenizer, settings.length, settings.samples, settings.seed, data)
+    for name in expand_tasks(settings.tasks):
+        drawn[name] = registry.get(name).samples(tokenizer, settings.length, settings.samples, settings.seed, data)
         for sample in drawn[name]:
-            if reason := tasks.check_sample(sample, tokenizer):
+            if reason := check_sample(sample, tokenizer):
                 raise UserError(f"{name}, sample {sample.index}: {reason}")
     origin = {
         "length": settings.length,
@@ -95,7 +97,7 @@ def _task(name: str, samples: list[Sample], origin: dict[str, object]) -> str:
     limits = {sample.max_new_tokens for sample in samples}
     if len(limits) != 1:
         raise UserError(f"{name}: samples of {len(limits)} different limits of new tokens; a task of lm-eval has one")
-    stem, task = task_name(name, samples[0].length), tasks.get(name)
+    stem, task = task_name(name, samples[0].length), registry.get(name)
     fields = {
         "task": stem,
         "dataset_kwargs": {"file": f"{stem}.jsonl"},
@@ -124,6 +126,6 @@ def _group(length: int, names: list[str]) -> str:
         "group": group_name(length),
         "task": [task_name(name, length) for name in names],
         "aggregate_metric_list": [{"metric": "score", "aggregation": "mean", "weight_by_size": False}],
-        "metadata": {"version": tasks.VERSION},
+        "metadata": {"version": cache.VERSION},
     }
     return OmegaConf.to_yaml(OmegaConf.create(fields))

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import tasks
 from harness.core.errors import UserError
-from harness.tasks import Sample
+from harness.tasks import registry
+from harness.tasks.sample import Sample
 
 SPLIT = "test"
 
@@ -27,4 +27,4 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
     """{"score": the task's own score in [0, 1]} of one prediction."""
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in doc.items()}
     sample = Sample(**fields)
-    return {"score": tasks.get(sample.task).score(results[0], sample)}
+    return {"score": registry.get(sample.task).score(results[0], sample)}

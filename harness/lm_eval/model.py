@@ -25,7 +25,6 @@ from lm_eval.models.utils import postprocess_generated_text
 from rich.console import Console
 from torch import Tensor
 
-from harness import tasks
 from harness.arms.build import RunnableArm, build_arms
 from harness.core.errors import UserError
 from harness.core.settings import Settings
@@ -40,6 +39,7 @@ from harness.models.generate import Generation, generate
 from harness.models.loading import LoadedModel
 from harness.study.identity import digest
 from harness.study.provenance import commit
+from harness.tasks.tokens import stop_ids
 
 CACHE_KEY = "sparse_attention_harness"
 """Entry of an answer cache that says whose answers it holds; lm-eval's own keys are hex digests."""
@@ -225,7 +225,7 @@ class SparseLM(HFLM):
             self.loaded,
             [prompts[place] for place in places],
             [asked[place].max_new for place in places],
-            stop_ids=tasks.stop_ids(self.tokenizer, self.model),
+            stop_ids=stop_ids(self.tokenizer, self.model),
             batch_tokens=sys.maxsize,
             batch_size=self.batch_size,
             on_batch=note,

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from harness.tasks.ruler.text import COMMON_WORDS, FREQUENT_WORDS
-from harness.tasks.ruler.text import NOISE as RULER_NOISE
+from harness.tasks.ruler.wording import COMMON_WORDS, FREQUENT_WORDS
+from harness.tasks.ruler.wording import NOISE as RULER_NOISE
 from harness.training.bundled_model.corpus import Corpus
 
 NOISE = f" {RULER_NOISE}"

@@ -25,7 +25,7 @@ from harness.core.settings import Settings, read_settings
 from harness.measure.run import model_of
 from harness.models.loading import LoadedModel, ModelConfig, load_model
 from harness.report.figures.gates import gate_curves
-from harness.tasks.haystack import source_of
+from harness.tasks.haystack import haystack_source
 from harness.training.gates import recall_tables
 from harness.training.gates.checkpoint import Checkpoint, Step
 from harness.training.gates.distill import Distilled, distill, progress_bar
@@ -152,7 +152,7 @@ def _about(
     if kind == "hub":
         text: str | None = str(job.hub)
     elif kind == "samples":
-        text = source_of(settings.data)
+        text = haystack_source(settings.data)
     else:
         text = text_id(str(settings.data["text_dir"]))
     return {

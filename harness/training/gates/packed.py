@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import tasks
 from harness.core.errors import UserError
+from harness.tasks.tokens import sets_bos
 
 PIECE = 100_000
 """Characters that are tokenised at once."""
@@ -76,7 +76,7 @@ class Chunks:
 
     def __init__(self, tokens: np.ndarray, tokenizer: Any, seed: int) -> None:
         self.tokens = tokens
-        self.first = tokenizer.bos_token_id if tasks.sets_bos(tokenizer) else None
+        self.first = tokenizer.bos_token_id if sets_bos(tokenizer) else None
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._order: dict[int, list[int]] = {}
 

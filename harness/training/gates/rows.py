@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness import tasks
 from harness.core.errors import UserError
 from harness.models.loading import LoadedModel
-from harness.tasks.haystack import source_of
+from harness.tasks.haystack import haystack_source
+from harness.tasks.names import expand_tasks
+from harness.tasks.ruler.samples import get_samples
+from harness.tasks.tokens import encode, sets_bos
 from harness.training.bundled_model.corpus import build_corpus, read_texts
 from harness.training.bundled_model.mixture import Mixture, fits_mixture
 from harness.training.gates.packed import HELD_OUT, chunk_sources, from_folder, from_hub, held_out
@@ -101,7 +103,7 @@ def from_books(tokenizer: Any, tokens: np.ndarray, rng: random.Random, length: i
         )
     start = rng.randrange(len(tokens) - length + 1)
     row = torch.from_numpy(tokens[start : start + length].copy())
-    if tasks.sets_bos(tokenizer):
+    if sets_bos(tokenizer):
         row[0] = tokenizer.bos_token_id
     return row
 
@@ -109,7 +111,7 @@ def from_books(tokenizer: Any, tokens: np.ndarray, rng: random.Random, length: i
 def from_samples(loaded: LoadedModel, data: dict[str, Any], seeds: Iterator[int], length: int) -> Tensor:
     """Generated RULER samples of seeds that no test uses, joined and cut to the length; of the tasks that fit in it."""
     ids: list[int] = []
-    names = tasks.group("ruler_core")
+    names = expand_tasks("ruler_core")
     unfit: set[str] = set()
     while len(ids) < length:
         seed = next(seeds)
@@ -117,7 +119,7 @@ def from_samples(loaded: LoadedModel, data: dict[str, Any], seeds: Iterator[int]
         if name in unfit:
             continue
         try:
-            sample = tasks.get_samples(name, loaded.tokenizer, length, 1, seed=seed, haystack=source_of(data))[0]
+            sample = get_samples(name, loaded.tokenizer, length, 1, seed=seed, haystack=haystack_source(data))[0]
         except UserError as error:
             if "too short" not in str(error):
                 raise
@@ -125,6 +127,6 @@ def from_samples(loaded: LoadedModel, data: dict[str, Any], seeds: Iterator[int]
             if len(unfit) == len(names):
                 raise UserError(f"job.lengths: {length} tokens are too few for every task; use longer rows") from error
             continue
-        more = tasks.encode(loaded.tokenizer, f"{sample.prompt} {', '.join(sample.answers)}")
+        more = encode(loaded.tokenizer, f"{sample.prompt} {', '.join(sample.answers)}")
         ids += more[1:] if ids and more[0] == loaded.tokenizer.bos_token_id else more  # one BOS in a row, at its start
     return torch.tensor(ids[:length])

@@ -15,13 +15,13 @@ import yaml
 from lm_eval.api.instance import Instance
 
 import methods
-from harness import tasks
 from harness.core.errors import UserError
 from harness.lm_eval import __main__ as command
 from harness.lm_eval.greedy import Greedy, greedy
 from harness.lm_eval.model import SparseLM
 from harness.models.bridge import Bridge
 from harness.models.loading import ModelConfig, load_model
+from harness.tasks.tokens import encode
 from tests.harness.lm_eval.lm_eval_tools import answers, evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -118,7 +118,7 @@ def test_sparse_log_likelihoods_are_those_of_one_prefill(folder: Path, toy_folde
     densities: dict[tuple[int, ...], float] = {}  # of each prefill; continuations of one token share that of their context
     for row in map(json.loads, (folder / "docs.jsonl").read_text().splitlines()):
         for choice in row["choices"]:
-            context, whole = (tasks.encode(loaded.tokenizer, text) for text in (row["text"], row["text"] + choice))
+            context, whole = (encode(loaded.tokenizer, text) for text in (row["text"], row["text"] + choice))
             method = methods.build("block_topk", sparsity=0.5, block_size=16)
             for name, each in (("sparse", method), ("dense", None)):
                 with Bridge(loaded, each) as bridge, torch.inference_mode():
@@ -242,7 +242,7 @@ def test_a_prompt_has_one_bos(toy_folder: Path, tmp_path: Path) -> None:
     lm.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     for text in ("The sky", "<s>The sky"):
         ids = lm._prompt(text, 1)
-        assert ids == tasks.encode(lm.tokenizer, text) and ids.count(0) == 1 and ids[0] == 0
+        assert ids == encode(lm.tokenizer, text) and ids.count(0) == 1 and ids[0] == 0
 
 
 def test_the_command(folder: Path, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -13,10 +13,12 @@ import pytest
 import yaml
 
 import harness.lm_eval.export as exporting
-from harness import tasks
 from harness.core.errors import UserError
 from harness.lm_eval import exported
 from harness.models.loading import load_tokenizer
+from harness.tasks import registry
+from harness.tasks.names import expand_tasks
+from harness.tasks.tokens import encode
 from tests.harness.lm_eval.lm_eval_tools import answers, evaluate
 from tests.harness.measure.test_run import lines
 from tests.harness.tasks.test_longbench import line, write
@@ -82,7 +84,7 @@ def test_three_paths_agree_sample_by_sample(model: str, command: Command, toy_fo
 def test_every_task_can_be_exported(command: Command, tmp_path: Path) -> None:
     assert command("model=bundled", "task=ruler_core", "length=4096", "samples=1", "job=export", "job.out=out") == 0
     assert command("model=bundled", "task=niah_single_1", "length=1024", "samples=1", "job=export", "job.out=out") == 0
-    for name in tasks.group("ruler_core"):
+    for name in expand_tasks("ruler_core"):
         stem = tmp_path / "out" / exporting.task_name(name, 4096)
         (row,) = exported.load(stem.with_suffix(".jsonl"))["test"]
         assert exported.process_results(row, [", ".join(row["answers"])]) == {"score": 1.0}
@@ -103,13 +105,13 @@ def test_a_chat_template_is_in_the_prompt_once(command: Command, toy_folder: Pat
     assert command(*given) == 0
     (row,) = exported.load(tmp_path / "out" / "harness_niah_single_1_1024.jsonl")["test"]
     assert row["prompt"].startswith("<s>user: ") and row["prompt"].count(" you: ") == 1
-    assert tasks.encode(load_tokenizer(str(chat)), row["prompt"]).count(0) == 1
+    assert encode(load_tokenizer(str(chat)), row["prompt"]).count(0) == 1
 
 
 def test_bad_input_is_one_line(command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("model=hf", "model.path=./no/such", "job=export", "length=1024", "samples=1") == 2
     assert "no/such does not exist" in capsys.readouterr().err
-    monkeypatch.setattr(tasks, "check_sample", lambda *_: "the needle is not in it")
+    monkeypatch.setattr(exporting, "check_sample", lambda *_: "the needle is not in it")
     assert command("model=bundled", "job=export", "task=niah_single_1", "length=1024", "samples=1") == 2
     assert "niah_single_1, sample 0: the needle is not in it" in capsys.readouterr().err
 
@@ -148,4 +150,4 @@ def test_longbench_is_exported_with_its_scores_and_stops(command: Command, toy_f
     assert [exported.process_results(row, [text])["score"] for row, text in zip(rows, right, strict=True)] == [1.0, 1.0]
     text = (folder / f"{exporting.task_name(names[1], 1024)}.yaml").read_text()
     made = yaml.safe_load("\n".join(row for row in text.splitlines() if "!function" not in row))
-    assert made["generation_kwargs"]["until"] == ["\n"] and made["metadata"]["version"] == tasks.get(names[1]).version
+    assert made["generation_kwargs"]["until"] == ["\n"] and made["metadata"]["version"] == registry.get(names[1]).version

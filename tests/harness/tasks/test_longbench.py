@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from harness import tasks
 from harness.core.errors import UserError
-from harness.tasks import longbench
-from harness.tasks.longbench import data as files
+from harness.tasks import registry
+from harness.tasks.checks import check_sample
+from harness.tasks.longbench import datasets, files, names
 from harness.tasks.longbench.cut import cut_middle
+from harness.tasks.longbench.task import LongBenchTask
+from harness.tasks.names import expand_tasks
+from harness.tasks.sample import Sample
+from harness.tasks.tokens import encode, task_stop_ids
 
 Command = Callable[..., int]
 BUNDLED = Path(__file__).resolve().parents[3] / "harness" / "bundled"
@@ -58,39 +62,42 @@ def tokenizer() -> Any:
 def folder(tmp_path: Path) -> Path:
     """Two rows of every data set."""
     made = tmp_path / "mine"
-    for dataset in longbench.DATASETS:
+    for dataset in names.DATASETS:
         write(made, f"{dataset}.jsonl", [line(dataset, 0), line(dataset, 1)])
     return made
 
 
-def drawn(name: str, tokenizer: Any, folder: Path, length: int = 2048, n: int = 4, **data: Any) -> list[tasks.Sample]:
-    return tasks.get(name).samples(tokenizer, length, n, 0, {"dir": str(folder), **data})
+def drawn(name: str, tokenizer: Any, folder: Path, length: int = 2048, n: int = 4, **data: Any) -> list[Sample]:
+    return registry.get(name).samples(tokenizer, length, n, 0, {"dir": str(folder), **data})
 
 
 def test_all_data_sets_are_there_and_in_their_groups() -> None:
-    assert len(tasks.group("longbench")) == 21 and len(tasks.group("longbench_e")) == 3 * 13
-    sizes = {name: len(tasks.group(f"longbench_{name}")) for name in ("en", "zh", "code")}
+    assert len(expand_tasks("longbench")) == 21 and len(expand_tasks("longbench_e")) == 3 * 13
+    sizes = {name: len(expand_tasks(f"longbench_{name}")) for name in ("en", "zh", "code")}
     assert sizes == {"en": 14, "zh": 5, "code": 2}
-    parts = [name for bucket in longbench.BUCKETS for name in tasks.group(f"longbench_e_{bucket}")]
-    assert sorted(parts) == sorted(tasks.group("longbench_e"))
-    assert tasks.group("longbench_e_2wikimqa") == [f"longbench_e_2wikimqa_{bucket}" for bucket in longbench.BUCKETS]
-    assert sum(found.rows for found in longbench.DATASETS.values()) == 4750
-    assert sum(sum(found.rows_e or ()) for found in longbench.DATASETS.values()) == 3668
-    prompts, new = longbench.wording()
-    assert set(prompts) == set(new) == set(longbench.DATASETS)
-    assert all("{context}" in text for text in prompts.values())
-    assert (new["gov_report"], new["hotpotqa"], new["lcc"], new["samsum"]) == (512, 32, 64, 128)
+    parts = [name for bucket in names.BUCKETS for name in expand_tasks(f"longbench_e_{bucket}")]
+    assert sorted(parts) == sorted(expand_tasks("longbench_e"))
+    assert expand_tasks("longbench_e_2wikimqa") == [f"longbench_e_2wikimqa_{bucket}" for bucket in names.BUCKETS]
+    assert sum(datasets.file_rows(extended=False).values()) == 4750
+    assert sum(datasets.file_rows(extended=True).values()) == 3668
+    assert tuple(datasets.DATASETS) == names.DATASETS
+    assert tuple(name for name, dataset in datasets.DATASETS.items() if dataset.rows_e) == names.DATASETS_E
+    wording = json.loads((Path(datasets.__file__).parent / "prompts.json").read_text())
+    assert set(wording["prompts"]) == set(wording["max_new_tokens"]) == set(names.DATASETS)
+    assert all("{context}" in datasets.template(name) for name in names.DATASETS)
+    assert [datasets.max_new_tokens(name) for name in ("gov_report", "hotpotqa", "lcc", "samsum")] == [512, 32, 64, 128]
 
 
-@pytest.mark.parametrize("name", longbench.NAMES)
+@pytest.mark.parametrize("name", names.TASKS)
 def test_the_prompt_is_the_originals(name: str, tokenizer: Any, folder: Path) -> None:
     first, second = drawn(name, tokenizer, folder)
-    task, row = tasks.get(name), line(name.removeprefix("longbench_"))
-    prompts, new = longbench.wording()
-    assert first.prompt == prompts[task.dataset].format(**row) and "{braces}" in first.prompt  # type: ignore[attr-defined]
-    assert (first.index, second.index, first.cut, first.max_new_tokens) == (0, 1, 0, new[task.dataset])  # type: ignore[attr-defined]
-    assert first.tokens == len(tasks.encode(tokenizer, first.prompt))
-    assert tasks.check_sample(first, tokenizer) is None
+    task, row = registry.get(name), line(name.removeprefix("longbench_"))
+    dataset = task.dataset  # type: ignore[attr-defined]
+    assert first.prompt == datasets.template(dataset).format(**row) and "{braces}" in first.prompt
+    assert (first.index, second.index, first.cut) == (0, 1, 0)
+    assert first.max_new_tokens == datasets.max_new_tokens(dataset)
+    assert first.tokens == len(encode(tokenizer, first.prompt))
+    assert check_sample(first, tokenizer) is None
     assert 0 < task.score(first.answers[0], first) <= 1
 
 
@@ -103,9 +110,9 @@ def test_a_long_prompt_loses_its_middle_and_fits(tokenizer: Any, tmp_path: Path)
     assert long.prompt.startswith("Answer the question based on the given passages.")
     assert long.prompt.endswith("Question: question 0?\nAnswer:")
     assert "word1500" not in long.prompt and long.tokens + long.cut == pytest.approx(
-        len(tasks.encode(tokenizer, longbench.wording()[0]["hotpotqa"].format(**line("hotpotqa", words=3000)))), abs=4
+        len(encode(tokenizer, datasets.template("hotpotqa").format(**line("hotpotqa", words=3000)))), abs=4
     )
-    assert tasks.check_sample(long, tokenizer) is None
+    assert check_sample(long, tokenizer) is None
     with pytest.raises(UserError, match=r"length=512 is too short for longbench_gov_report: 512 tokens of it"):
         write(made, "gov_report.jsonl", [line("gov_report")])
         drawn("longbench_gov_report", tokenizer, made, 512)
@@ -119,7 +126,7 @@ def test_cut_is_first_and_last_half_as_the_original_cuts(tokenizer: Any) -> None
     prompt, tokens, cut = made
     half = (len(ids) - cut) // 2
     assert prompt == "".join(tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:half], ids[-half:]))
-    assert tokens == len(tasks.encode(tokenizer, prompt)) <= 100 and tokens >= 96
+    assert tokens == len(encode(tokenizer, prompt)) <= 100 and tokens >= 96
     wrapped = cut_middle(tokenizer, text, 100, lambda whole: f"<begin>{whole}<end of turn>")
     assert wrapped is not None
     assert wrapped[0].startswith("<begin>0 1 2") and wrapped[0].endswith("399<end of turn>")
@@ -131,20 +138,22 @@ def test_no_chat_template_where_the_original_has_none(tokenizer: Any, folder: Pa
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
     tokenizer.chat_template = "[user]{{ messages[0]['content'] }}[model]"
     plain = {
-        name
-        for name in longbench.NAMES
-        if not drawn(name, tokenizer, folder, chat_template=True)[0].prompt.startswith("[user]")
+        name for name in names.TASKS if not drawn(name, tokenizer, folder, chat_template=True)[0].prompt.startswith("[user]")
     }
     assert plain == {f"longbench_{name}" for name in ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")}
 
 
 def test_few_shot_and_code_answers_end_with_their_line_and_samsum_stops_there(tokenizer: Any, folder: Path) -> None:
     one_line = {f"longbench_{name}" for name in ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")}
-    for name in longbench.NAMES:
+    for name in names.TASKS:
         (sample, _) = drawn(name, tokenizer, folder)
         newline = frozenset(tokenizer("\n", add_special_tokens=False)["input_ids"][-1:])
-        assert tasks.stop_of(tokenizer, sample) == (newline if name == "longbench_samsum" else frozenset())
-        short, long = (tasks.get(name).score(text.format(sample.answers[0]), sample) for text in ("{}", "\n{}\n99 more words"))
+        assert task_stop_ids(tokenizer, registry.get(sample.task).stop) == (
+            newline if name == "longbench_samsum" else frozenset()
+        )
+        short, long = (
+            registry.get(name).score(text.format(sample.answers[0]), sample) for text in ("{}", "\n{}\n99 more words")
+        )
         assert (long == short) == (name in one_line), name
 
 
@@ -155,7 +164,7 @@ def test_buckets_of_longbench_e(tokenizer: Any, tmp_path: Path) -> None:
         bucket: [
             s.prompt.partition("Question: question ")[2][0] for s in drawn(f"longbench_e_qasper_{bucket}", tokenizer, made)
         ]
-        for bucket in longbench.BUCKETS
+        for bucket in names.BUCKETS
     }
     assert found == {"0-4k": ["0", "4"], "4-8k": ["1", "2"], "8k+": ["3"]}
     assert drawn("longbench_e_qasper_8k+", tokenizer, made)[0].haystack.startswith("LongBench-E subset e-")
@@ -171,16 +180,16 @@ def test_a_part_of_the_data_says_so_and_never_shares_an_average(tokenizer: Any, 
     (complete, *_), (part,) = drawn("longbench_vcsum", tokenizer, whole, n=2), drawn("longbench_qasper", tokenizer, whole)
     assert complete.haystack.startswith("LongBench whole-") and "subset" not in complete.haystack
     assert part.haystack.startswith("LongBench subset whole-") and part.haystack.endswith(": 201 of 4750")
-    sources = [tasks.get(f"longbench_{name}").source({"dir": str(whole)}) for name in ("vcsum", "qasper")]
+    sources = [registry.get(f"longbench_{name}").source({"dir": str(whole)}) for name in ("vcsum", "qasper")]
     assert sources[0] != sources[1]
-    assert tasks.get("longbench_qasper").source({"dir": str(folder)}) not in sources
-    assert tasks.get("vt").source({"dir": str(folder)}) is None
+    assert registry.get("longbench_qasper").source({"dir": str(folder)}) not in sources
+    assert registry.get("vt").source({"dir": str(folder)}) is None
 
 
 def test_count_and_spare_rows(tokenizer: Any, tmp_path: Path) -> None:
     made = tmp_path / "few"
     write(made, "lcc.jsonl", [line("lcc", i) for i in range(5)])
-    task, data = tasks.get("longbench_lcc"), {"dir": str(made)}
+    task, data = registry.get("longbench_lcc"), {"dir": str(made)}
     assert (task.count(3, data), task.count(500, data)) == (3, 5)
     assert [s.index for s in task.samples(tokenizer, 1024, 3, 7, data)] == [0, 1, 2]
     assert [s.index for s in task.spare(tokenizer, 1024, 2, 7, data)] == [4, 3]
@@ -205,7 +214,7 @@ def test_zip_and_hub_are_read_like_a_folder(
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     files.find.cache_clear()
-    (sample, _) = tasks.get("longbench_qasper").samples(tokenizer, 2048, 4, 0, {"dir": None})
+    (sample, _) = registry.get("longbench_qasper").samples(tokenizer, 2048, 4, 0, {"dir": None})
     assert sample.prompt == expected[0] and sample.haystack.startswith("LongBench subset hub 01234567-")
     assert asked == [(("THUDM/LongBench", "data.zip"), {"repo_type": "dataset"})]
     files.find.cache_clear()
@@ -216,7 +225,7 @@ def test_errors_say_what_would_be_right(tokenizer: Any, tmp_path: Path, folder: 
         drawn("longbench_qasper", tokenizer, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds none of the files of this benchmark \(narrativeqa.jsonl, "):
-        tasks.get("longbench_qasper").source({"dir": str(tmp_path / "empty")})
+        registry.get("longbench_qasper").source({"dir": str(tmp_path / "empty")})
     (folder / "qasper.jsonl").unlink()
     with pytest.raises(UserError, match=r"qasper.jsonl is not in .*mine; data.zip of https://huggingface.co/datasets/THUDM"):
         drawn("longbench_qasper", tokenizer, folder)
@@ -224,7 +233,7 @@ def test_errors_say_what_would_be_right(tokenizer: Any, tmp_path: Path, folder: 
         files.find.cache_clear()
         files.find(None)  # the tests are offline
     with pytest.raises(UserError, match=r"task longbench_qaspr is not known; choose from: .*longbench_qasper, .*longbench_e,"):
-        tasks.get("longbench_qaspr")
+        registry.get("longbench_qaspr")
 
 
 @pytest.mark.parametrize(
@@ -298,13 +307,13 @@ def test_a_knob_is_calibrated_on_rows_that_are_no_tests(
 ) -> None:
     write(tmp_path / "lcc", "lcc.jsonl", [line("lcc", i, words=200) for i in range(6)])
     asked: list[list[int]] = []
-    real = longbench.LongBenchTask.spare
+    real = LongBenchTask.spare
 
-    def spare(*args: Any) -> list[tasks.Sample]:
+    def spare(*args: Any) -> list[Sample]:
         asked.append([sample.index for sample in real(*args)])
         return real(*args)
 
-    monkeypatch.setattr(longbench.LongBenchTask, "spare", spare)
+    monkeypatch.setattr(LongBenchTask, "spare", spare)
     wanted = [*toy, "task=longbench_lcc", f"data.dir={tmp_path / 'lcc'}", "method=xattention"]
     assert command(*wanted) == 0
     assert asked == [[5], [5, 4]]

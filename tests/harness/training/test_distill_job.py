@@ -210,7 +210,7 @@ def test_books_that_measure_recall_are_not_trained_on(tmp_path: Path) -> None:
 
 def test_a_row_of_samples_has_one_bos(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = SimpleNamespace(prompt="the moon the sun", answers=["the moon"])
-    monkeypatch.setattr("harness.tasks.get_samples", lambda *_, **__: [sample])
+    monkeypatch.setattr("harness.training.gates.rows.get_samples", lambda *_, **__: [sample])
     loaded: Any = SimpleNamespace(tokenizer=metaspace(), name="other")
     train, _ = row_sources(loaded, {}, 0, kind="samples")
     assert train(20).tolist() == [1, *([3, 4, 3, 5, 3, 4] * 4)][:20]
