@@ -22,11 +22,13 @@ from harness.core.errors import UserError
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel, wrap_model
 from harness.models.rope import ModelRope
+from harness.training.gates.capture import Capture
 from harness.training.gates.checkpoint import Step
-from harness.training.gates.distill import Distilled, distill, new_gates, progress_bar
+from harness.training.gates.distill import Distilled, distill
+from harness.training.gates.distill_command import progress_bar
+from harness.training.gates.recall import gate_recall, mean_recall
 from harness.training.gates.recipe import Recipe
-from harness.training.gates.report import gate_recall, mean_recall
-from harness.training.gates.truth import Capture
+from harness.training.gates.weights import new_gates
 from methods.gates.attn_gate import AttnGate
 from methods.parts.base import LayerInputs
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from harness.models.loading import LoadedModel, wrap_model
-from harness.training.gates.distill import new_gates
-from harness.training.gates.report import gate_recall, mean_recall
-from harness.training.gates.truth import target_map
+from harness.training.gates.recall import gate_recall, mean_recall
+from harness.training.gates.target_map import target_map
+from harness.training.gates.weights import new_gates
 from methods.decode import build
 from methods.decode.parts.gate import DecodeGate
 from tests.harness.training.test_distill import BLOCK, sharp_llama, some, topics, train

@@ -96,7 +96,7 @@ def test_bad_settings_are_one_line(
 def test_as_many_sequences_are_held_out_as_wanted(
     command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int, lengths: list[int]
 ) -> None:
-    import harness.training.gates.distill_job as job
+    import harness.training.gates.distill_command as job
 
     (tmp_path / "a.txt").write_text("The grass is green and the sky is blue today. " * 3000)
     seen: list[int] = []

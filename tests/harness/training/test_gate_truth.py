@@ -14,11 +14,12 @@ from harness.core.errors import UserError
 from harness.models.loading import LoadedModel, wrap_model
 from harness.models.rope import ModelRope
 from harness.training.gates import trainer as gate_trainer
+from harness.training.gates.capture import Capture
 from harness.training.gates.loss import gate_loss
 from harness.training.gates.processes import Processes
 from harness.training.gates.recipe import Recipe
+from harness.training.gates.target_map import target_map
 from harness.training.gates.trainer import GateTrainer
-from harness.training.gates.truth import Capture, target_map
 from methods.gates.attn_gate import AttnGate
 from methods.parts.rope import rope_apply, rope_undo
 from tests.harness.training.test_distill import BLOCK, VOCAB, sharp_llama, some

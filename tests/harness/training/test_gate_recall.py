@@ -11,10 +11,10 @@ from torch import Tensor
 import methods
 from harness.core.errors import UserError
 from harness.models.loading import LoadedModel, wrap_model
-from harness.training.gates import report
-from harness.training.gates.distill import new_gates
-from harness.training.gates.report import chance, gate_recall, recall_rows, sampled_recall
-from harness.training.gates.truth import target_map
+from harness.training.gates import recall
+from harness.training.gates.recall import chance, gate_recall, recall_rows, sampled_recall
+from harness.training.gates.target_map import target_map
+from harness.training.gates.weights import new_gates
 from methods.gates.attn_gate import AttnGate
 from methods.parts.base import Grid, LayerInputs
 from tests.harness.training.test_distill import BLOCK, LENGTH, sharp_llama, some
@@ -83,7 +83,7 @@ def test_a_head_that_knows_nothing_stands_out(loaded: LoadedModel) -> None:
 def test_many_heads_are_measured_as_one_by_one(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     gates = new_gates(loaded, block_size=BLOCK)
     whole = gate_recall(loaded, gates, some(1, seed=4), densities=(0.3, 0.1))
-    monkeypatch.setattr(report, "PART", 3 * 38 * 38)  # three heads, then one
+    monkeypatch.setattr(recall, "PART", 3 * 38 * 38)  # three heads, then one
     parts = gate_recall(loaded, gates, some(1, seed=4), densities=(0.3, 0.1))
     for part, row in zip(parts, whole, strict=True):
         for name, value in row.items():
@@ -107,7 +107,7 @@ GRIDS = [
 def test_the_recall_shown_while_training_is_that_of_evenly_spaced_rows(
     grid: Grid, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "SAMPLED_ROWS", most)
+    monkeypatch.setattr(recall, "SAMPLED_ROWS", most)
     generator = torch.Generator().manual_seed(0)
     rows, columns = -(-grid["q_len"] // grid["q_block"]), -(-grid["k_len"] // grid["k_block"])
     truth, guess = (torch.randn(2, 3, rows, columns, generator=generator) for _ in range(2))
