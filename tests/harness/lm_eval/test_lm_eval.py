@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 import methods
 from harness.core.errors import UserError
 from harness.lm_eval import __main__ as command
-from harness.lm_eval.greedy import Greedy, greedy
+from harness.lm_eval.greedy import GreedySettings, read_generation
 from harness.lm_eval.model import SparseLM
 from harness.models.bridge import Bridge
 from harness.models.loading import ModelConfig, load_model
@@ -194,13 +194,13 @@ def test_what_it_can_not_do_is_said(given: dict[str, Any], says: str, toy_folder
 @pytest.mark.parametrize("asked", [{"do_sample": True}, {"temperature": 0.7}, {"num_beams": 4}, {"repetition_penalty": 1.1}])
 def test_only_greedy_decoding(asked: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="generation_kwargs"):
-        greedy(asked, 10, None)
+        read_generation(asked, 10, None)
 
 
 def test_settings_of_sampling_change_nothing_of_greedy_decoding() -> None:
     asked = {"do_sample": False, "temperature": 1, "top_p": 0.9, "num_beams": 1, "max_new_tokens": 5, "until": ["\n", ""]}
-    assert greedy(asked, 256, "</s>") == Greedy(5, ("\n", "</s>"))
-    assert greedy({}, 256, None) == Greedy(256, ())
+    assert read_generation(asked, 256, "</s>") == GreedySettings(5, ("\n", "</s>"))
+    assert read_generation({}, 256, None) == GreedySettings(256, ())
 
 
 def test_what_does_not_fit_is_an_error_or_cut_as_hflm_does(folder: Path, toy_folder: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_prompt_has_one_bos(toy_folder: Path, tmp_path: Path) -> None:
     lm.tokenizer = AutoTokenizer.from_pretrained(toy_folder)
     lm.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     for text in ("The sky", "<s>The sky"):
-        ids = lm._prompt(text, 1)
+        ids = lm.prompt_ids(text, 1)
         assert ids == encode(lm.tokenizer, text) and ids.count(0) == 1 and ids[0] == 0
 
 
