@@ -63,11 +63,11 @@ def hotpot_row(number: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("data")
+    data_folder = tmp_path_factory.mktemp("data")
     articles = [{"title": a, "paragraphs": [paragraph(a, n) for n in range(9)]} for a in ("Normans", "Saxons", "Franks")]
-    (made / "dev-v2.0.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
-    (made / "hotpotqa.json").write_text(json.dumps([hotpot_row(n) for n in range(12)]))
-    return made
+    (data_folder / "dev-v2.0.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
+    (data_folder / "hotpotqa.json").write_text(json.dumps([hotpot_row(n) for n in range(12)]))
+    return data_folder
 
 
 def documents(prompt: str) -> list[str]:
@@ -91,13 +91,13 @@ def test_the_prompt_is_rulers(tokenizer, folder: Path) -> None:
 @pytest.mark.parametrize("name", QUESTION_ANSWERING)
 @pytest.mark.parametrize("length", [512, 1024, 2048])
 def test_what_answers_the_question_is_always_there(tokenizer, folder: Path, name: str, length: int) -> None:
-    made = get_samples(name, tokenizer, length, 12, folder=str(folder))
-    for sample in made:
+    samples = get_samples(name, tokenizer, length, 12, folder=str(folder))
+    for sample in samples:
         assert check_sample(sample, tokenizer) is None
         assert sample.tokens + sample.max_new_tokens <= length
-        found = documents(sample.prompt)
-        assert sample.evidence and set(sample.evidence) <= set(found)
-    places = {documents(sample.prompt).index(sample.evidence[0]) for sample in made}
+        shown = documents(sample.prompt)
+        assert sample.evidence and set(sample.evidence) <= set(shown)
+    places = {documents(sample.prompt).index(sample.evidence[0]) for sample in samples}
     assert len(places) > 2, "shuffled among the others"
 
 
@@ -106,28 +106,28 @@ def test_documents_of_the_article_come_before_others(folder: Path) -> None:
     assert len(data.documents) == 27 and len(data.questions) == 27, "impossible questions are left out"
     question = data.questions[10]
     assert data.documents[question.own[0]].startswith("The Saxons of place 1 ") and len(question.near) == 8
-    made = qa.OneQuestion(data, question)
+    builder = qa.OneQuestion(data, question)
     for size, others in ((5, 0), (9, 0), (14, 5)):
-        text, _, answers = made.build(random.Random(0), size)
-        found = documents(text)
-        assert len(found) == size and len(set(found)) == size and made.evidence[0] in found
-        assert sum("Saxons" not in document for document in found) == others
+        text, _, answers = builder.build(random.Random(0), size)
+        shown = documents(text)
+        assert len(shown) == size and len(set(shown)) == size and builder.evidence[0] in shown
+        assert sum("Saxons" not in document for document in shown) == others
         assert answers == ["river 1", "of river 1"]
 
 
 def test_the_ten_documents_of_a_hotpot_question_are_all_there_where_they_fit(folder: Path) -> None:
     data = data_sets.read(folder / "hotpotqa.json")
-    made = qa.OneQuestion(data, data.questions[3])
-    assert made.evidence == (
+    builder = qa.OneQuestion(data, data.questions[3])
+    assert builder.evidence == (
         "Page 3-2\nPage 2 of 3 is long. It has words.",
         "Page 3-7\nPage 7 of 3 is long. It has words.",
     )
     for size, own in ((1, 2), (4, 4), (10, 10), (17, 10)):
-        found = documents(made.build(random.Random(1), size)[0])
-        assert sum(document.startswith("Page 3-") for document in found) == own
-        assert len(found) == max(size, 2) and set(made.evidence) <= set(found)
-    assert documents(made.build(random.Random(1), 250)[0]).count(made.evidence[0]) in (2, 3), "120 documents start over"
-    assert data.documents[0] in documents(made.build(random.Random(1), 120)[0])
+        shown = documents(builder.build(random.Random(1), size)[0])
+        assert sum(document.startswith("Page 3-") for document in shown) == own
+        assert len(shown) == max(size, 2) and set(builder.evidence) <= set(shown)
+    assert documents(builder.build(random.Random(1), 250)[0]).count(builder.evidence[0]) in (2, 3), "120 documents start over"
+    assert data.documents[0] in documents(builder.build(random.Random(1), 120)[0])
     assert data == data_sets.read(folder / "hotpotqa.json"), "shuffling leaves the documents as they were"
 
 
@@ -135,10 +135,10 @@ def test_questions_are_asked_in_the_order_of_the_file_and_other_seeds_ask_others
     asked = [s.prompt.rpartition("Question: ")[2] for s in get_samples("qa_1", tokenizer, 512, 3, folder=str(folder))]
     assert asked == [f"What do Normans {n} speak of? Answer:" for n in range(3)]
     data = data_sets.read(folder / "dev-v2.0.json")
-    made = qa.DocumentQA(data)
-    assert made.question(1, 0) is data.questions[500 % 27] and made.question(0, "sizing") is data.questions[0]
+    builder = qa.DocumentQA(data)
+    assert builder.question(1, 0) is data.questions[500 % 27] and builder.question(0, "sizing") is data.questions[0]
     with pytest.raises(UserError, match=r"samples=28: squad-\w+ has 27 questions; choose samples=27 or less"):
-        made.question(0, 27)
+        builder.question(0, 27)
     few = get_samples("qa_2", tokenizer, 1024, 2, folder=str(folder))
     assert get_samples("qa_2", tokenizer, 1024, 5, folder=str(folder))[:2] == few
 
@@ -214,10 +214,10 @@ def test_a_download_is_made_once(folder: Path, tmp_path: Path, monkeypatch: pyte
 
 def answer(body: bytes, url: str, **headers: str) -> Any:
     """What urlopen returns."""
-    found = Message()
+    message = Message()
     for name, value in headers.items():
-        found[name] = value
-    return urllib.response.addinfourl(io.BytesIO(body), found, url)
+        message[name] = value
+    return urllib.response.addinfourl(io.BytesIO(body), message, url)
 
 
 def test_a_download_that_ends_early_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,26 +245,26 @@ def test_rulers_own_files_in_the_folder_are_used(tokenizer, tmp_path: Path) -> N
     assert set(registry.get("cwe").files({"dir": str(tmp_path)})) == {"english_words.json"}
     without = get_samples("cwe", tokenizer, 4096, 1)
     assert get_samples("cwe", tokenizer, 4096, 1, folder=str(tmp_path)) == without, "wonderwords are enough"
-    made = CommonWords(more_words=tuple(f"zz{n}" for n in range(20000)))
-    assert made.most == 20000 and made.build(random.Random(0), 9000)[2][0].startswith("zz")
-    assert not made.build(random.Random(0), 300)[2][0].startswith("zz")
+    builder = CommonWords(more_words=tuple(f"zz{n}" for n in range(20000)))
+    assert builder.most == 20000 and builder.build(random.Random(0), 9000)[2][0].startswith("zz")
+    assert not builder.build(random.Random(0), 300)[2][0].startswith("zz")
 
 
 def test_cells_of_other_documents_are_other_cells(command: Command, toy: list[str], folder: Path, tmp_path: Path) -> None:
-    wanted = [*toy, f"data.dir={folder}", "task.tasks=[qa_1,qa_2,niah_single_1]", "samples=1"]
-    assert command(*wanted) == 0
+    arguments = [*toy, f"data.dir={folder}", "task.tasks=[qa_1,qa_2,vt]", "samples=1", "report=false"]
+    assert command(*arguments) == 0
     records = tmp_path / "results" / "toy" / "records"
     cells = [json.loads(line) for line in (records / "cells.jsonl").read_text().splitlines()]
     read = {c["identity"]["task"]: c["identity"].get("files") for c in cells}
     names = {name: next(iter(registry.get(name).files({"dir": str(folder)}).values())) for name in QUESTION_ANSWERING}
-    assert read == {"niah_single_1": None, "qa_1": {"squad.json": names["qa_1"]}, "qa_2": {"hotpotqa.json": names["qa_2"]}}
+    assert read == {"vt": None, "qa_1": {"squad.json": names["qa_1"]}, "qa_2": {"hotpotqa.json": names["qa_2"]}}
     averages = [r for r in leaderboard.rows(Store(records.parent)) if r["task"] == "avg"]
     assert [(r["method"], r["tasks"], r["status"]) for r in averages] == [("dense", 3, "ok"), ("block_topk", 3, "ok")]
     assert averages[0]["haystack"] == f"{names['qa_2']}+{names['qa_1']}+synthetic"
     other = tmp_path / "other"
     other.mkdir()
     (other / "hotpotqa.json").write_text(json.dumps([hotpot_row(n) for n in range(20, 32)]))
-    assert command(*wanted, "task.tasks=[qa_2]", f"data.dir={other}") == 0
+    assert command(*arguments, "task.tasks=[qa_2]", f"data.dir={other}") == 0
     averages = [r for r in leaderboard.rows(Store(records.parent)) if r["task"] == "avg"]
     assert {(r["status"], r["accuracy"]) for r in averages} == {("failed", None)} and "qa_2 from several" in averages[0][
         "reason"

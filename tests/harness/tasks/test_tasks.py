@@ -38,9 +38,9 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def characters() -> PreTrainedTokenizerFast:
     """A tokenizer without BOS that makes a token of every three characters, nothing like the bundled one."""
-    made = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.FixedLength(length=3)
-    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.FixedLength(length=3)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
 
 
 @pytest.mark.parametrize("length", [1024, 2048, 4096])
@@ -74,27 +74,27 @@ def test_wording_of_a_single_needle(tokenizer) -> None:
         "A special magic number is hidden within the following text. Make sure to memorize it. "
         "I will quiz you about the number afterwards."
     )
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"What is the special magic number for (\S+) mentioned in the provided text\? "
         r"The special magic number for (\S+) mentioned in the provided text is",
         question,
     )
-    assert found and found[1] == found[2]
+    assert match and match[1] == match[2]
     (needle,) = [line for line in lines if line != NOISE]
-    assert needle == f"One of the special magic numbers for {found[1]} is: {sample.answers[0]}."
+    assert needle == f"One of the special magic numbers for {match[1]} is: {sample.answers[0]}."
     assert re.fullmatch(r"\d{7}", sample.answers[0]) and sample.max_new_tokens == 128
 
 
 def test_wording_of_many_answers(tokenizer) -> None:
     (sample,) = get_samples("niah_multiquery", tokenizer, 2048, 1)
     question = sample.prompt.rpartition("\n")[2]
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"What are all the special magic numbers for (.+) mentioned in the provided text\? "
         r"The special magic numbers for (.+) mentioned in the provided text are",
         question,
     )
-    assert found
-    keys = re.fullmatch(r"(\S+), (\S+), (\S+), and (\S+)", found[1])
+    assert match
+    keys = re.fullmatch(r"(\S+), (\S+), (\S+), and (\S+)", match[1])
     assert keys and len(set(keys.groups())) == 4
     for key, value in zip(keys.groups(), sample.answers, strict=True):
         assert f"One of the special magic numbers for {key} is: {value}." in sample.prompt
@@ -231,8 +231,8 @@ def test_two_templates_of_one_tokenizer_have_samples_of_their_own(tokenizer, tmp
     for template in ("A {{ messages[0]['content'] }}", "B {{ messages[0]['content'] }}"):
         other = copy.deepcopy(tokenizer)
         other.chat_template = template
-        kept = {"cache_dir": tmp_path, "chat_template": True}
-        prompts.append(get_samples("niah_single_1", other, 1024, 1, **kept)[0].prompt[:2])
+        options = {"cache_dir": tmp_path, "chat_template": True}
+        prompts.append(get_samples("niah_single_1", other, 1024, 1, **options)[0].prompt[:2])
     assert prompts == ["A ", "B "]
 
 
@@ -241,8 +241,8 @@ def test_an_edited_word_list_is_read_again(tokenizer, tmp_path: Path) -> None:
     answers = []
     for stem in ("alpha", "omega"):
         file.write_text(" ".join(f"{stem}{i}" for i in range(600)))
-        made = get_samples("cwe", tokenizer, 8192, 1, words=str(file), cache_dir=tmp_path / "cache")
-        answers.append(made[0].answers[0][:5])
+        samples = get_samples("cwe", tokenizer, 8192, 1, words=str(file), cache_dir=tmp_path / "cache")
+        answers.append(samples[0].answers[0][:5])
     assert answers == ["alpha", "omega"]
 
 

@@ -141,17 +141,17 @@ def test_collate_scores_the_token_after() -> None:
 
 def test_batched_muon_is_torch_muon() -> None:
     torch.manual_seed(0)
-    ours = [torch.nn.Parameter(torch.randn(s)) for s in [(32, 32), (32, 32), (64, 32), (32, 64)]]
-    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    a = BatchedMuon(ours, lr=0.01, weight_decay=0.1)
-    b = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    batched_params = [torch.nn.Parameter(torch.randn(s)) for s in [(32, 32), (32, 32), (64, 32), (32, 64)]]
+    torch_params = [torch.nn.Parameter(p.detach().clone()) for p in batched_params]
+    a = BatchedMuon(batched_params, lr=0.01, weight_decay=0.1)
+    b = torch.optim.Muon(torch_params, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     for _ in range(4):
-        for p, q in zip(ours, theirs, strict=True):
+        for p, q in zip(batched_params, torch_params, strict=True):
             p.grad = torch.randn_like(p)
             q.grad = p.grad.clone()
         a.step()
         b.step()
-    for p, q in zip(ours, theirs, strict=True):
+    for p, q in zip(batched_params, torch_params, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-3)
 
 
