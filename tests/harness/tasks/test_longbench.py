@@ -162,8 +162,8 @@ def test_buckets_of_longbench_e(tokenizer: Any, tmp_path: Path) -> None:
     write(data_folder, "qasper_e.jsonl", [line("qasper", i, n) for i, n in enumerate((3999, 4000, 7999, 8000, 100))])
     questions = {
         bucket: [
-            s.prompt.partition("Question: question ")[2][0]
-            for s in drawn(f"longbench_e_qasper_{bucket}", tokenizer, data_folder)
+            sample.prompt.partition("Question: question ")[2][0]
+            for sample in drawn(f"longbench_e_qasper_{bucket}", tokenizer, data_folder)
         ]
         for bucket in names.BUCKETS
     }

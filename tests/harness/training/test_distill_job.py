@@ -136,7 +136,7 @@ def test_as_many_sequences_are_held_out_as_asked_for(
 
 
 def test_lengths_beyond_the_context(config: DictConfig) -> None:
-    with pytest.raises(UserError, match="context of 2048 tokens"):
+    with pytest.raises(UserError, match=r"context of 2048 tokens"):
         distill_command.main(changed(config, "job.lengths=[4096]"))
 
 
@@ -252,7 +252,7 @@ def test_short_rows_are_made_of_the_tasks_that_fit(toy_folder: Path) -> None:
 
 def test_rows_too_short_for_every_task(config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="job.lengths: 64 tokens are too few for every task"):
+    with pytest.raises(UserError, match=r"job\.lengths: 64 tokens are too few for every task"):
         distill_command.main(changed(config, f"job.out='{tmp_path}'", "job.lengths=[64]", "job.tokens=64"))
 
 
