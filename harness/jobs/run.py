@@ -40,8 +40,8 @@ class Jobs:
         }
         self.training = {
             "pretrain": "harness.training.bundled_model.pretrain",
-            "distill": "harness.training.gates.distill_job",
-            "gate_recall": "harness.training.gates.recall",
+            "distill": "harness.training.gates.distill_command",
+            "gate_recall": "harness.training.gates.recall_command",
             "search_heads": "harness.measure.head_search",
             "export": "harness.lm_eval.export",
             "convert_gates": "harness.training.gates.convert",

@@ -16,11 +16,11 @@ BAD_INPUT = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run lm-eval's command line; `argv` without the program name (default: the process's own). Returns the exit code."""
+    """Run lm-eval's command line; `argv` without the program name (default: the process's own). Return the exit code."""
     from lm_eval.__main__ import cli_evaluate
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    kept = sys.argv
+    own_argv = sys.argv
     sys.argv = ["lm-eval", *(_with_device(arguments) or ["--help"])]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         print("error: --model sparse runs in one process: start it without accelerate or torchrun", file=sys.stderr)
@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     finally:
-        sys.argv = kept
+        sys.argv = own_argv
     return 0
 
 
 def _with_device(arguments: list[str]) -> list[str]:
-    """lm-eval asks for cuda:0 where no --device is given; on a machine without one that means the CPU, as it does for HFLM."""
+    """Add --device cpu where there is no GPU: lm-eval asks for cuda:0 where none is given, and HFLM takes that for the CPU."""
     import torch
 
     names = {argument.partition("=")[0] for argument in arguments}

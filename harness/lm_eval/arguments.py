@@ -14,7 +14,7 @@ from harness.arms.build import baseline_name
 from harness.core.errors import UserError
 from harness.core.settings import Settings, conf_dir, explain, read_settings
 
-OURS = ("sparsity", "seed", "block_size", "dtype", "kernel", "dense_kernel", "decode_kernel")
+CONFIG = ("sparsity", "seed", "block_size", "dtype", "kernel", "dense_kernel", "decode_kernel")
 """Settings of conf/config.yaml that --model_args may give."""
 HFLM = (
     "max_length",
@@ -26,40 +26,40 @@ HFLM = (
     "softmax_dtype",
 )
 """Arguments handed to lm-eval's own HFLM as they are."""
-OWN = ("pretrained", "method", "decode", "gates", "overlong")
+BUILT_FROM = ("pretrained", "method", "decode", "gates", "overlong")
+"""Arguments that choose a model, a method and its files, and what happens to a prompt that does not fit."""
 OVERLONG = ("error", "left")
 
 
 def parse(arguments: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
-    """The settings, and what goes to HFLM; device is lm-eval's --device.
+    """Return the settings, and the arguments of HFLM; device is lm-eval's --device.
 
-    Raises UserError for a name that is neither, and whatever `settings` refuses.
+    Raises UserError for a name that is neither, and whatever `read_settings` refuses.
     """
-    given = dict(arguments)
-    if not isinstance(given.get("pretrained"), str):
+    if not isinstance(arguments.get("pretrained"), str):
         raise UserError("--model_args: pretrained= has no value: give a folder, a hub id, or bundled")
-    for name in given:
-        if name not in (*OURS, *HFLM, *OWN, "device") and not name.startswith(("method.", "decode.")):
+    for name in arguments:
+        if name not in (*CONFIG, *HFLM, *BUILT_FROM, "device") and not name.startswith(("method.", "decode.")):
             raise UserError(
                 f"--model_args: {name}= is not known or can't be honoured under a sparse method; "
-                f"choose from: {', '.join((*OWN, *OURS))}, method.KNOB, decode.KNOB, and of HFLM's: {', '.join(HFLM)}"
+                f"choose from: {', '.join((*BUILT_FROM, *CONFIG))}, method.KNOB, decode.KNOB, and of HFLM's: {', '.join(HFLM)}"
             )
-    return _settings(given), {name: given[name] for name in HFLM if name in given}
+    return _settings(arguments), {name: arguments[name] for name in HFLM if name in arguments}
 
 
-def _settings(given: Mapping[str, Any]) -> Settings:
-    path = given["pretrained"]
-    groups = {"model": "bundled" if path == "bundled" else "hf", "method": given.get("method", baseline_name())}
-    if "decode" in given:
-        groups["decode"] = given["decode"]
+def _settings(arguments: Mapping[str, Any]) -> Settings:
+    path = arguments["pretrained"]
+    groups = {"model": "bundled" if path == "bundled" else "hf", "method": arguments.get("method", baseline_name())}
+    if "decode" in arguments:
+        groups["decode"] = arguments["decode"]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             cfg = compose("config", [f"{group}={choice}" for group, choice in groups.items()])
         if path != "bundled":
             cfg.model.path = path
-        cfg.model.gates = given.get("gates")
-        for name, value in given.items():
-            if name in (*OURS, "device") or name.startswith(("method.", "decode.")):
+        cfg.model.gates = arguments.get("gates")
+        for name, value in arguments.items():
+            if name in (*CONFIG, "device") or name.startswith(("method.", "decode.")):
                 OmegaConf.update(cfg, name, value)
         return read_settings(cfg)
     except (HydraException, OmegaConfBaseException) as error:
@@ -67,14 +67,14 @@ def _settings(given: Mapping[str, Any]) -> Settings:
 
 
 def overlong(value: Any) -> str:
-    """What happens to a prompt that does not fit: error, or cut from the left as HFLM does."""
+    """Return what happens to a prompt that does not fit: error, or left (cut as HFLM does). Raises UserError for others."""
     if value not in OVERLONG:
         raise UserError(f"--model_args: overlong={value}: must be one of {', '.join(OVERLONG)}")
     return str(value)
 
 
 def batch_size(value: Any) -> int:
-    """Sequences at once; lm-eval hands over a word."""
+    """Return how many sequences run at once; lm-eval hands over a word. Raises UserError unless it is a positive number."""
     try:
         number = int(value)
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
 """job=export: the samples of this harness as tasks of lm-eval, for `--include_path`, one task and file a name and length.
 
 Prompts are whole (answer prefix and, where the model asks for it, chat template included), so that lm-eval adds nothing to
-them; limits are per task and scores come from the task's own metric. The folder may be moved; it needs this package to score.
+them; limits are per task and scores come from the task's own metric. The folder may be moved; scoring needs this package.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from harness import tasks
 from harness.core.errors import UserError
 from harness.core.settings import Settings, read_settings
 from harness.lm_eval.exported import SPLIT
 from harness.models.loading import load_tokenizer
 from harness.study.provenance import command, commit
-from harness.tasks import Sample
-from harness.tasks.cache import tokenizer_hash
+from harness.tasks import cache, registry
+from harness.tasks.checks import check_sample
+from harness.tasks.names import expand_tasks
+from harness.tasks.sample import Sample
+from harness.tasks.tokenizer_hash import tokenizer_hash
 
 PREFIX = "harness"
 """First part of the tasks' names in lm-eval, where `niah_single_1` is its own."""
@@ -37,11 +39,11 @@ def load(file, **_):
 
 process_results = exported.process_results
 '''
-WHOLE = "# The prompts are whole: no --apply_chat_template, --system_instruction or --num_fewshot.\n"
+HEADER = "# The prompts are whole: no --apply_chat_template, --system_instruction or --num_fewshot.\n"
 
 
 def main(cfg: DictConfig) -> None:
-    """Write the tasks of one command. Raises UserError for samples that can't be made or aren't sound."""
+    """Write the tasks of one command. Raises UserError for samples that can't be built or aren't sound."""
     settings = read_settings(cfg)
     written = export(settings, Path(str(settings.options["out"])).expanduser())
     console = Console()
@@ -52,14 +54,14 @@ def main(cfg: DictConfig) -> None:
 
 
 def export(settings: Settings, out: Path) -> list[Path]:
-    """Write samples, task files, their group and what they call into `out`. Returns the paths."""
+    """Write samples, task files, their group and the module they call into `out`. Return the paths."""
     tokenizer = load_tokenizer(str(settings.model["path"]))
     data = {**settings.data, "chat_template": bool(settings.model.get("chat_template"))}
-    drawn: dict[str, list[Sample]] = {}
-    for name in tasks.group(settings.tasks):
-        drawn[name] = tasks.get(name).samples(tokenizer, settings.length, settings.samples, settings.seed, data)
-        for sample in drawn[name]:
-            if reason := tasks.check_sample(sample, tokenizer):
+    samples: dict[str, list[Sample]] = {}
+    for name in expand_tasks(settings.tasks):
+        samples[name] = registry.get(name).samples(tokenizer, settings.length, settings.samples, settings.seed, data)
+        for sample in samples[name]:
+            if reason := check_sample(sample, tokenizer):
                 raise UserError(f"{name}, sample {sample.index}: {reason}")
     origin = {
         "length": settings.length,
@@ -71,31 +73,32 @@ def export(settings: Settings, out: Path) -> list[Path]:
         "command": command(),
     }
     out.mkdir(parents=True, exist_ok=True)
-    files = {f"{PREFIX}_tasks.py": SHIM, f"{group_name(settings.length)}.yaml": _group(settings.length, list(drawn))}
-    for name, samples in drawn.items():
+    files = {f"{PREFIX}_tasks.py": SHIM, f"{group_name(settings.length)}.yaml": _group(settings.length, list(samples))}
+    for name, rows in samples.items():
         stem = task_name(name, settings.length)
-        files[f"{stem}.jsonl"] = "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in samples)
-        files[f"{stem}.yaml"] = _task(name, samples, origin)
+        files[f"{stem}.jsonl"] = "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in rows)
+        files[f"{stem}.yaml"] = _task(name, rows, origin)
     for file, text in files.items():
         (out / file).write_text(text, encoding="utf-8")
     return [out / file for file in files]
 
 
 def task_name(name: str, length: int) -> str:
-    """What a task is called in lm-eval."""
+    """Return what a task is called in lm-eval."""
     return f"{PREFIX}_{name}_{length}"
 
 
 def group_name(length: int) -> str:
-    """What all exported tasks of a length are called together."""
+    """Return what all exported tasks of a length are called together."""
     return f"{PREFIX}_{length}"
 
 
 def _task(name: str, samples: list[Sample], origin: dict[str, object]) -> str:
+    """Return the file of one task. Raises UserError where its samples have different limits of new tokens."""
     limits = {sample.max_new_tokens for sample in samples}
     if len(limits) != 1:
         raise UserError(f"{name}: samples of {len(limits)} different limits of new tokens; a task of lm-eval has one")
-    stem, task = task_name(name, samples[0].length), tasks.get(name)
+    stem, task = task_name(name, samples[0].length), registry.get(name)
     fields = {
         "task": stem,
         "dataset_kwargs": {"file": f"{stem}.jsonl"},
@@ -115,15 +118,15 @@ def _task(name: str, samples: list[Sample], origin: dict[str, object]) -> str:
         "metadata": {"version": task.version, "haystack": samples[0].haystack, **origin},
     }
     calls = f"custom_dataset: !function {PREFIX}_tasks.load\nprocess_results: !function {PREFIX}_tasks.process_results\n"
-    return WHOLE + calls + OmegaConf.to_yaml(OmegaConf.create(fields))
+    return HEADER + calls + OmegaConf.to_yaml(OmegaConf.create(fields))
 
 
 def _group(length: int, names: list[str]) -> str:
-    """Their unweighted mean, as RULER averages."""
+    """Return the file of the group: the unweighted mean of its tasks, as RULER averages."""
     fields = {
         "group": group_name(length),
         "task": [task_name(name, length) for name in names],
         "aggregate_metric_list": [{"metric": "score", "aggregation": "mean", "weight_by_size": False}],
-        "metadata": {"version": tasks.VERSION},
+        "metadata": {"version": cache.VERSION},
     }
     return OmegaConf.to_yaml(OmegaConf.create(fields))

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import tasks
 from harness.core.errors import UserError
-from harness.tasks import Sample
+from harness.tasks import registry
+from harness.tasks.sample import Sample
 
 SPLIT = "test"
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The samples of one file as lm-eval takes a data set: {"test": rows}."""
+    """Return the samples of a file as lm-eval takes a data set: {"test": rows}. Raises UserError where it is missing."""
     from datasets import Dataset
 
     if not path.is_file():
@@ -24,7 +24,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """{"score": the task's own score in [0, 1]} of one prediction."""
+    """Return {"score": the task's own score in [0, 1]} of one prediction."""
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in doc.items()}
     sample = Sample(**fields)
-    return {"score": tasks.get(sample.task).score(results[0], sample)}
+    return {"score": registry.get(sample.task).score(results[0], sample)}

@@ -25,13 +25,12 @@ from lm_eval.models.utils import postprocess_generated_text
 from rich.console import Console
 from torch import Tensor
 
-from harness import tasks
 from harness.arms.build import RunnableArm, build_arms
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.lm_eval import arguments
-from harness.lm_eval.greedy import Greedy, greedy
-from harness.lm_eval.what_ran import Ran
+from harness.lm_eval.greedy import GreedySettings, read_generation
+from harness.lm_eval.run_totals import RunTotals
 from harness.measure.context import progress_bar
 from harness.measure.run import model_of
 from harness.models.bridge import Bridge
@@ -40,6 +39,7 @@ from harness.models.generate import Generation, generate
 from harness.models.loading import LoadedModel
 from harness.study.identity import digest
 from harness.study.provenance import commit
+from harness.tasks.tokens import stop_ids
 
 CACHE_KEY = "sparse_attention_harness"
 """Entry of an answer cache that says whose answers it holds; lm-eval's own keys are hex digests."""
@@ -60,26 +60,27 @@ class SparseLM(HFLM):
     Raises UserError for whatever this can't honour.
     """
 
-    def __init__(self, batch_size: int | str = 1, overlong: str = "error", **given: Any) -> None:
-        wanted, own = arguments.parse(given)
+    def __init__(self, batch_size: int | str = 1, overlong: str = "error", **model_args: Any) -> None:
+        settings, hflm_arguments = arguments.parse(model_args)
         self.overlong = arguments.overlong(overlong)
-        self.loaded = model_of(wanted)
-        self.arm = _arm(wanted, self.loaded)
+        self.loaded = model_of(settings)
+        self.arm = _arm(settings, self.loaded)
         self._bridge = Bridge(
             self.loaded,
             self.arm.method,
-            sparse_kernel=wanted.kernel,
-            dense_kernel=wanted.dense_kernel,
+            sparse_kernel=settings.kernel,
+            dense_kernel=settings.dense_kernel,
             decoding=self.arm.decoding,
-            decode_kernel=wanted.decode_kernel,
+            decode_kernel=settings.decode_kernel,
         )
-        own.setdefault("max_length", self.loaded.max_length)
-        if own["max_length"] > self.loaded.max_length:
-            raise UserError(f"max_length={own['max_length']}: {self.loaded.name} reaches {self.loaded.max_length} tokens")
+        max_length = hflm_arguments.setdefault("max_length", self.loaded.max_length)
+        if max_length > self.loaded.max_length:
+            raise UserError(f"max_length={max_length}: {self.loaded.name} reaches {self.loaded.max_length} tokens")
         tokenizer = copy.deepcopy(self.loaded.tokenizer)  # HFLM gives it a padding token; the harness's own stays as it is
         with _without_warnings():
-            super().__init__(self.loaded.model, tokenizer=tokenizer, batch_size=arguments.batch_size(batch_size), **own)
-        self._ran: dict[str, Ran] = defaultdict(Ran)
+            batch = arguments.batch_size(batch_size)
+            super().__init__(self.loaded.model, tokenizer=tokenizer, batch_size=batch, **hflm_arguments)
+        self._totals: dict[str, RunTotals] = defaultdict(RunTotals)
         self._task = ""
         self._rows: list[int] = []
         self._logits = 1
@@ -87,37 +88,37 @@ class SparseLM(HFLM):
     # -- what lm-eval asks -------------------------------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-probability, whether greedy decoding gives it) of each continuation."""
+        """Return (log-probability, whether greedy decoding gives it) of each continuation."""
         return self._by_task(requests, partial(super().loglikelihood, disable_tqdm=disable_tqdm))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of each text, in windows of max_length, one prefill a window."""
+        """Return the log-probability of each text, in windows of max_length, one prefill a window."""
         return self._by_task(requests, partial(super().loglikelihood_rolling, disable_tqdm=disable_tqdm))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, cut before the first stop word."""
+        """Return greedy continuations, cut before the first stop word."""
         return self._by_task(requests, partial(self._generate, disable_tqdm=disable_tqdm))
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the results file says: the model, the method as it was built, and what ran, by task."""
+        """Return what the results file says: the model, the method as it was built, and what ran, by task."""
         identity = self.arm.identity.as_dict()
         del identity["length"]  # of the harness's own samples
-        ran = {name: ran.as_dict() for name, ran in self._ran.items()}
+        totals = {name: total.as_dict() for name, total in self._totals.items()}
         return {
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.loaded.dtype),
             "model_sha": self.loaded.revision_hash,
-            "sparse_attention": identity | {"commit": commit(), "tasks": ran},
+            "sparse_attention": identity | {"commit": commit(), "tasks": totals},
         }
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Refuse a cache of answers (--use_cache) that another model or method gave: lm-eval's keys don't tell them apart."""
         answers = cache_hook.dbdict
         if answers is not None:
-            mine = digest(self.arm.identity.as_dict() | {"max_length": self.max_length, "overlong": self.overlong})
-            if len(answers) and answers.get(CACHE_KEY) != mine:
+            fingerprint = digest(self.arm.identity.as_dict() | {"max_length": self.max_length, "overlong": self.overlong})
+            if len(answers) and answers.get(CACHE_KEY) != fingerprint:
                 raise UserError("--use_cache: the file holds answers of another model, method or setting; name another file")
-            answers[CACHE_KEY] = mine
+            answers[CACHE_KEY] = fingerprint
         super().set_cache_hook(cache_hook)
 
     def _by_task(self, requests: Sequence[Instance], answer: Callable[[list[Instance]], list[Any]]) -> list[Any]:
@@ -126,12 +127,12 @@ class SparseLM(HFLM):
         for place, request in enumerate(requests):
             places[str(request.task_name)].append(place)
         answers: list[Any] = [None] * len(requests)
-        for self._task, mine in places.items():
+        for self._task, task_places in places.items():
             with self._bridge:
-                found = answer([requests[place] for place in mine])
-            for place, one in zip(mine, found, strict=True):
-                answers[place] = one
-            log.info("%s: %s", self._task, self._ran[self._task].line())
+                task_answers = answer([requests[place] for place in task_places])
+            for place, task_answer in zip(task_places, task_answers, strict=True):
+                answers[place] = task_answer
+            log.info("%s: %s", self._task, self._totals[self._task].line())
         return answers
 
     # -- log-likelihoods ---------------------------------------------------------------------------------------------
@@ -139,8 +140,8 @@ class SparseLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """HFLM's, on requests of one length at a time: it pads a batch to its longest."""
-        ran = self._ran[self._task]
+        """Call HFLM's on requests of one length at a time: it pads a batch to its longest."""
+        totals = self._totals[self._task]
         lengths: dict[int, list[int]] = defaultdict(list)
         for place, (_, context, continuation) in enumerate(requests):
             length = len(context) + len(continuation) - 1  # the last token is only predicted
@@ -148,7 +149,7 @@ class SparseLM(HFLM):
                 raise UserError(f"{self._task}: a continuation of {len(continuation)} tokens and max_length={self.max_length}")
             if length > self.max_length:
                 self._refuse_unless_left(length)
-                ran.cut += 1
+                totals.cut += 1
                 length = self.max_length
             lengths[length].append(place)
         answers: list[Any] = [None] * len(requests)
@@ -156,24 +157,24 @@ class SparseLM(HFLM):
         with progress_bar(Console(stderr=True), not quiet) as progress:
             bar = progress.add_task(f"log-likelihoods of {self._task}", total=len(requests))
             for length, places in sorted(lengths.items(), reverse=True):
-                mine = [requests[place] for place in places]
-                self._logits = max(len(continuation) for _, _, continuation in mine)
-                found = super()._loglikelihood_tokens(mine, disable_tqdm=True, override_bs=override_bs)
-                ran.take(self._bridge, self._rows)
+                batch = [requests[place] for place in places]
+                self._logits = max(len(continuation) for _, _, continuation in batch)
+                likelihoods = super()._loglikelihood_tokens(batch, disable_tqdm=True, override_bs=override_bs)
+                totals.add_prefills(self._bridge, self._rows)
                 self._rows.clear()
-                ran.longest = max(ran.longest, length)
-                for place, one in zip(places, found, strict=True):
-                    if math.isnan(one[0]):
-                        raise UserError(
-                            f"{self._task}: a log-likelihood is NaN: a kernel, the dtype or the weights are at fault"
-                        )
-                    answers[place] = one
+                totals.longest = max(totals.longest, length)
+                for place, likelihood in zip(places, likelihoods, strict=True):
+                    if math.isnan(likelihood[0]):
+                        raise UserError(f"{self._task}: a log-likelihood is NaN: {BLAME}")
+                    answers[place] = likelihood
                 progress.advance(bar, len(places))
         return answers
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """Logits [B, n, vocabulary] of the last n tokens of inps [B, T], n being the longest continuation at hand: those of a
-        whole long prompt would not fit. HFLM counts continuations from the end."""
+        """Return logits [B, n, vocabulary] of the last n tokens of inps [B, T], n being the longest continuation at hand.
+
+        Those of a whole long prompt would not fit. HFLM counts continuations from the end.
+        """
         if attn_mask is not None or labels is not None:
             raise UserError("encoder-decoder models are not supported")
         self._rows.append(inps.shape[0])
@@ -185,25 +186,25 @@ class SparseLM(HFLM):
     def _generate(self, requests: Sequence[Instance], disable_tqdm: bool) -> list[str]:
         eos = self.tokenizer.eos_token_id
         stop = None if eos is None else self.tok_decode(eos, skip_special_tokens=False)
-        asked = [greedy(request.args[1], self.max_gen_toks, stop) for request in requests]
-        prompts = [self._prompt(request.args[0], one.max_new) for request, one in zip(requests, asked, strict=True)]
+        settings = [read_generation(request.args[1], self.max_gen_toks, stop) for request in requests]
+        prompts = [self.prompt_ids(request.args[0], own.max_new) for request, own in zip(requests, settings, strict=True)]
         by_stop: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for place in sorted(range(len(requests)), key=lambda place: -len(prompts[place])):  # equal lengths side by side
-            by_stop[asked[place].until].append(place)
+            by_stop[settings[place].until].append(place)
         texts = [""] * len(requests)
         with progress_bar(Console(stderr=True), not disable_tqdm) as progress:
             bar = progress.add_task(f"generating for {self._task}", total=len(requests))
             for places in by_stop.values():
-                for place, text in self._continue(places, prompts, asked, partial(progress.advance, bar)):
+                for place, text in self._continue(places, prompts, settings, partial(progress.advance, bar)):
                     texts[place] = text
                     self.cache_hook.add_partial("generate_until", requests[place].args, text)
         return texts
 
     def _continue(
-        self, places: list[int], prompts: list[list[int]], asked: list[Greedy], advance: Callable[[int], None]
+        self, places: list[int], prompts: list[list[int]], settings: list[GreedySettings], advance: Callable[[int], None]
     ) -> list[tuple[int, str]]:
-        """Continue the prompts at `places`, all with the same stop words; returns (place, text)."""
-        until, ran = asked[places[0]].until, self._ran[self._task]
+        """Continue the prompts at `places`, all with the same stop words. Return (place, text) of each."""
+        until, totals = settings[places[0]].until, self._totals[self._task]
 
         def text(ids: list[int]) -> str:
             return str(self.tok_decode(ids))
@@ -212,37 +213,38 @@ class SparseLM(HFLM):
             steps = self._bridge.decoder.take_densities() if self._bridge.decoder is not None else []
             for row, generation in enumerate(done):
                 if not generation.finite:
-                    raise UserError(
-                        f"{self._task}: logits are NaN or infinite: a kernel, the dtype or the weights are at fault"
-                    )
+                    raise UserError(f"{self._task}: logits are NaN or infinite: {BLAME}")
                 if (density := mean_density(steps, row, generation.steps)) is not None:
-                    ran.decode_density.add(density)
-            ran.take(self._bridge, [1] * len(done))
-            ran.longest = max(ran.longest, *(len(prompts[place]) for place in places[first : first + len(done)]))
+                    totals.decode_density.add(density)
+            totals.add_prefills(self._bridge, [1] * len(done))
+            totals.longest = max(totals.longest, *(len(prompts[place]) for place in places[first : first + len(done)]))
             advance(len(done))
 
         generations = generate(
             self.loaded,
             [prompts[place] for place in places],
-            [asked[place].max_new for place in places],
-            stop_ids=tasks.stop_ids(self.tokenizer, self.model),
+            [settings[place].max_new for place in places],
+            stop_ids=stop_ids(self.tokenizer, self.model),
             batch_tokens=sys.maxsize,
             batch_size=self.batch_size,
             on_batch=note,
             ended=lambda ids: any(word in text(ids) for word in until),
         )
         cut = partial(postprocess_generated_text, stop=list(until), think_end_token=None)
-        return [(place, cut(text(one.ids))) for place, one in zip(places, generations, strict=True)]
+        return [(place, cut(text(generation.ids))) for place, generation in zip(places, generations, strict=True)]
 
-    def _prompt(self, text: str, max_new: int) -> list[int]:
-        """Token ids of a prompt as HFLM makes them: one BOS, where the tokenizer sets one."""
+    def prompt_ids(self, text: str, max_new: int) -> list[int]:
+        """Return the token ids of a prompt as HFLM has them: one BOS, where the tokenizer sets one.
+
+        Raises UserError where the answer leaves no room, or the prompt doesn't fit and isn't to be cut.
+        """
         room = self.max_length - max_new
         if room < 1:
             raise UserError(f"{self._task}: max_gen_toks={max_new} leaves no room for a prompt in max_length={self.max_length}")
         ids = list(self.tok_encode(text))
         if len(ids) > room:
             self._refuse_unless_left(len(ids) + max_new)
-            self._ran[self._task].cut += 1
+            self._totals[self._task].cut += 1
         return ids[-room:]
 
     def _refuse_unless_left(self, length: int) -> None:
@@ -255,7 +257,7 @@ class SparseLM(HFLM):
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """HFLM warns of arguments that may be ignored with a model that is loaded already: here all others are refused."""
+    """Silence HFLM's warning of arguments that may be ignored with a model that is loaded already: others are refused."""
     logger = logging.getLogger(HFLM.__module__)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -266,7 +268,10 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _arm(settings: Settings, loaded: LoadedModel) -> RunnableArm:
-    """The arm that was asked for, its weights loaded. lm-eval has no prompts of one length to find a knob on."""
+    """Return the arm that was asked for, its weights loaded.
+
+    Raises UserError for a knob that must be found: lm-eval has no prompts of one length to find it on.
+    """
     arm = build_arms(settings, loaded)[-1]
     knob = None if arm.method is None else arm.method.calibrates()
     if knob is not None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from harness import tasks
 from harness.arms.build import RunnableArm
 from harness.core.device_memory import let_go, out_of_memory
 from harness.core.question import QUESTION_REREAD
@@ -28,7 +27,10 @@ from harness.study.identity import Cell
 from harness.study.provenance import now
 from harness.study.schema import CellRecord, SampleRecord, Status
 from harness.study.store import Record, RecordError
-from harness.tasks import Sample
+from harness.tasks import registry
+from harness.tasks.checks import check_sample
+from harness.tasks.sample import Sample
+from harness.tasks.tokens import stop_ids, task_stop_ids
 
 CPU_BATCH_TOKENS = 20_480
 """Tokens of KV cache decoded together on a CPU: a few samples, so that progress shows and a kill loses little."""
@@ -49,7 +51,7 @@ def evaluate(context: RunContext, arm: RunnableArm, names: list[str]) -> int:
         cell = _cell(context, arm, name)
         have = {s["index"] for s in by_cell.get(cell.id, [])}
         try:
-            lacking = identity.missing(have, tasks.get(name).count(context.settings.samples, context.settings.data))
+            lacking = identity.missing(have, registry.get(name).count(context.settings.samples, context.settings.data))
             if not lacking and _settled(last.get(cell.id)):
                 continue
             drawn = context.samples(name)
@@ -92,7 +94,7 @@ def _settled(last: Record | None) -> bool:
 def _cell(context: RunContext, arm: RunnableArm, name: str) -> Cell:
     """The cell of an arm on a task."""
     samples = identity.Samples(
-        name, tasks.get(name).version, context.text_of([name]), context.chat, context.files(name), context.settings.question
+        name, registry.get(name).version, context.text_of([name]), context.chat, context.files(name), context.settings.question
     )
     return Cell(arm.identity, samples)
 
@@ -203,9 +205,9 @@ def _attempt(
                 context.loaded,
                 prompts,
                 [sample.max_new_tokens for sample in samples],
-                stop_ids=tasks.stop_ids(context.loaded.tokenizer, context.loaded.model),
+                stop_ids=stop_ids(context.loaded.tokenizer, context.loaded.model),
                 batch_tokens=batch_tokens,
-                own_stops=[tasks.stop_of(context.loaded.tokenizer, sample) for sample in samples],
+                own_stops=[task_stop_ids(context.loaded.tokenizer, registry.get(sample.task).stop) for sample in samples],
                 batch_size=BATCH_SIZE,
                 on_batch=on_batch,
                 split=None
@@ -240,9 +242,9 @@ def _record(
     generation: Generation,
     ran: Ran,
 ) -> SampleRecord:
-    task = tasks.get(sample.task)
+    task = registry.get(sample.task)
     prediction = context.loaded.tokenizer.decode(generation.ids, skip_special_tokens=True)
-    reason = tasks.check_sample(sample, context.loaded.tokenizer, prompt)
+    reason = check_sample(sample, context.loaded.tokenizer, prompt)
     if reason is None and not generation.finite:
         reason = "logits are NaN or infinite: a kernel, the dtype or the weights are at fault"
     return SampleRecord(

@@ -18,7 +18,6 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, avg_pool2d, max_pool2d
 
-from harness import tasks
 from harness.arms.build import RunnableArm, build_arms, full_decode
 from harness.core.errors import UserError
 from harness.core.settings import Settings
@@ -30,6 +29,7 @@ from harness.models.bridge import Bridge
 from harness.models.rope import ModelRope
 from harness.study.provenance import command, commit, device_name
 from harness.study.store import Store
+from harness.tasks.names import expand_tasks
 from methods.parts.base import LayerInputs, Method
 
 PIXELS = 512
@@ -92,7 +92,7 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
     if settings.length > loaded.max_length:
         raise UserError(f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens")
     context = RunContext(settings, loaded, store, console)
-    names = tasks.group(settings.tasks)
+    names = expand_tasks(settings.tasks)
     arm = build_arms(settings, loaded, lambda arm, knob: knob_value(context, arm, knob, names))[-1]
     if arm.method is None:
         raise UserError(

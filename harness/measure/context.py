@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from harness import tasks
 from harness.core.errors import UserError
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
@@ -19,9 +18,12 @@ from harness.study import identity
 from harness.study.provenance import file_hash, run_record
 from harness.study.schema import RunRecord
 from harness.study.store import Store
-from harness.tasks import Sample
-from harness.tasks.cache import tokenizer_hash
-from harness.tasks.haystack import haystack, source_of
+from harness.tasks import registry
+from harness.tasks.context import context_tokens
+from harness.tasks.haystack import haystack_source, load_haystack
+from harness.tasks.sample import Sample
+from harness.tasks.tokenizer_hash import tokenizer_hash
+from harness.tasks.tokens import encode_all
 
 TOKENS_KEPT = 100_000_000
 """Tokens of prompts held in memory before they are let go, four bytes each."""
@@ -53,7 +55,10 @@ class RunContext:
     def _prose(self) -> dict[str, Any]:
         """What generated samples are made of, by content. Asked for where a task needs it: data.dir may be another's zip."""
         words = self.settings.data.get("words")
-        return {"haystack": haystack(source_of(self.settings.data)).name, "words": file_hash(words) if words else None}
+        return {
+            "haystack": load_haystack(haystack_source(self.settings.data)).name,
+            "words": file_hash(words) if words else None,
+        }
 
     @cached_property
     def _tokenizer(self) -> dict[str, Any]:
@@ -65,19 +70,19 @@ class RunContext:
     def text_of(self, names: Sequence[str]) -> dict[str, Any]:
         """What the text of tasks comes from, by content: prose and word list of those that are generated, the data of those
         that have their own, and the tokenizer with its template."""
-        sources = [tasks.get(name).source(self.settings.data) for name in names]
+        sources = [registry.get(name).source(self.settings.data) for name in names]
         kept = self._prose if None in sources else {}
         return kept | self._tokenizer | {key: value for source in sources if source for key, value in source.items()}
 
     def files(self, *names: str) -> dict[str, str]:
         """The files that these tasks read, by content."""
-        return {file: what for name in names for file, what in tasks.sources(name, self.settings.data).items()}
+        return {file: what for name in names for file, what in registry.get(name).files(self.settings.data).items()}
 
     def samples(self, name: str) -> list[Sample]:
         """The first samples of a task, as many as are wanted; made once for all arms."""
         if name not in self._samples:
             settings, data = self.settings, {**self.settings.data, "chat_template": self.chat}
-            task = tasks.get(name)
+            task = registry.get(name)
             self._samples[name] = task.samples(self.loaded.tokenizer, settings.length, settings.samples, settings.seed, data)
         return self._samples[name]
 
@@ -89,7 +94,7 @@ class RunContext:
             _tokens.clear()
             _contexts.clear()
             new = samples
-        for sample, ids in zip(new, tasks.encode_all(self.loaded.tokenizer, [s.prompt for s in new]), strict=True):
+        for sample, ids in zip(new, encode_all(self.loaded.tokenizer, [s.prompt for s in new]), strict=True):
             _tokens[model, sample] = array("i", ids)
         return [_tokens[model, sample] for sample in samples]
 
@@ -107,7 +112,7 @@ class RunContext:
                     f"question={self.settings.question}: {sample.task}, sample {sample.index}: its question is not in the prompt "
                     "as it was asked; a larger length= cuts less of it"
                 )
-            _contexts[model, sample] = tasks.context_tokens(self.loaded.tokenizer, sample.prompt, ids, sample.context)
+            _contexts[model, sample] = context_tokens(self.loaded.tokenizer, sample.prompt, ids, sample.context)
         return [_contexts[model, sample] for sample in samples]
 
     def first_prompt(self, names: list[str]) -> Sequence[int]:
@@ -117,7 +122,7 @@ class RunContext:
         for name in names:
             try:
                 drawn = self.samples(name)
-                first = max(drawn, key=lambda sample: sample.tokens) if tasks.get(name).fixed else drawn[0]
+                first = max(drawn, key=lambda sample: sample.tokens) if registry.get(name).fixed else drawn[0]
                 return self.tokens([first])[0]
             except UserError as found:  # too short for this task
                 error = error or found

@@ -13,7 +13,6 @@ from rich.console import Console
 from torch import Tensor
 
 import methods
-from harness import tasks
 from harness.arms.build import build, weights_folder
 from harness.arms.head_files import model_shape
 from harness.core.errors import UserError
@@ -27,6 +26,7 @@ from harness.models.loading import LoadedModel
 from harness.models.rope import ModelRope
 from harness.study.provenance import command, commit, device_name, now, versions
 from harness.study.store import Store
+from harness.tasks.names import expand_tasks
 from methods.parts.base import LayerInputs, Method
 
 OWN_BUNDLED = Path("gates/bundled")
@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> Path:
         raise UserError(f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens")
     path = _path(settings, loaded, str(method.searched))
     context = RunContext(settings, loaded, Store(settings.folder), console)
-    names = tasks.group(settings.tasks)
+    names = expand_tasks(settings.tasks)
     prompts = calibration_prompts(context, names, _prompts(settings.options["prompts"]))
     found = search(context, method, prompts)
     made = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness import tasks
 from harness.arms import calibration
 from harness.arms.build import RunnableArm
 from harness.core.errors import UserError
@@ -17,7 +16,8 @@ from harness.measure.context import RunContext, one_line
 from harness.study.identity import digest
 from harness.study.provenance import now
 from harness.study.schema import CalibrationRecord
-from harness.tasks import Sample
+from harness.tasks import registry
+from harness.tasks.sample import Sample
 from methods.parts.base import Knob
 
 
@@ -86,7 +86,7 @@ def calibration_prompts(context: RunContext, names: list[str], count: int) -> li
     error: UserError | None = None
     for number in range(count + len(names)):
         try:
-            drawn = tasks.get(names[number % len(names)]).spare(
+            drawn = registry.get(names[number % len(names)]).spare(
                 context.loaded.tokenizer, settings.length, number // len(names) + 1, calibration.SEED + settings.seed, data
             )
             if len(drawn) == number // len(names) + 1:  # fixed data can run out

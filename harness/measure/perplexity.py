@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from harness import tasks
 from harness.arms.build import RunnableArm
 from harness.core.clock import elapsed_ms, mark, sync
 from harness.core.errors import UserError
@@ -27,8 +26,9 @@ from harness.study.provenance import now
 from harness.study.schema import PERPLEXITY, CellRecord, PerplexityRecord, Status
 from harness.study.store import RecordError
 from harness.tasks import documents
-from harness.tasks.cache import tokenizer_hash
 from harness.tasks.documents import Document
+from harness.tasks.tokenizer_hash import tokenizer_hash
+from harness.tasks.tokens import sets_bos
 
 VERSION = "1"
 """Raised when the same documents would give other numbers; part of every cell's identity."""
@@ -71,14 +71,14 @@ def read(context: RunContext) -> Texts:
     loss can't be had."""
     settings, tokenizer = context.settings, context.loaded.tokenizer
     check_head(context.loaded)
-    bos = int(tokenizer.bos_token_id) if tasks.sets_bos(tokenizer) else None
+    bos = int(tokenizer.bos_token_id) if sets_bos(tokenizer) else None
     body = settings.length - (bos is not None)
     if body < 2:
         raise UserError(f"length={settings.length}: must be at least {settings.length - body + 2} for a loss")
     stride, least = _number(settings.options, "stride", body), _number(settings.options, "min_tokens")
-    found = documents.text(str(settings.options["text"]), settings.data.get("text_dir"))
+    found = documents.load_text(str(settings.options["text"]), settings.data.get("text_dir"))
     least = max(body, least or 0)
-    texts = documents.documents(found, tokenizer, body, least, settings.samples, whole=stride is not None)
+    texts = documents.cut_documents(found, tokenizer, body, least, settings.samples, whole=stride is not None)
     if not texts:
         raise UserError(
             f"{found.name}: no document of {least} tokens; give longer ones, or a smaller length= or job.min_tokens="

@@ -7,7 +7,6 @@ from functools import lru_cache
 
 from rich.console import Console
 
-from harness import tasks
 from harness.arms.build import build_arms, full_decode
 from harness.arms.warnings import notices
 from harness.core.errors import UserError
@@ -22,6 +21,8 @@ from harness.measure.latency.record import time_arm
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel, ModelConfig, load_model
 from harness.study.store import Store
+from harness.tasks import registry
+from harness.tasks.names import expand_tasks
 
 
 @dataclass
@@ -41,12 +42,12 @@ def measure(settings: Settings, store: Store, console: Console) -> Done:
             f"choose length={loaded.max_length} or less"
         )
     context = RunContext(settings, loaded, store, console)
-    names = tasks.group(settings.tasks)
+    names = expand_tasks(settings.tasks)
     if settings.job in ("latency", "perplexity") and not full_decode(settings):
         raise UserError(
             f"job={settings.job} measures prefill, which decode={settings.decode} does not change: leave decode out"
         )
-    if settings.question != QUESTION_SEEN and (silent := [name for name in names if not tasks.get(name).asks]):
+    if settings.question != QUESTION_SEEN and (silent := [name for name in names if not registry.get(name).asks]):
         found = ", ".join(silent)
         raise UserError(f"question={settings.question}: no question follows the context in {found}: leave these tasks out")
     arms = build_arms(settings, loaded, lambda arm, knob: knob_value(context, arm, knob, names))

@@ -32,7 +32,8 @@ from harness.study import identity
 from harness.study.provenance import commit, device_name, now, versions
 from harness.study.schema import CheckRecord, Status
 from harness.study.store import Record
-from harness.tasks import chat_problem, stop_ids
+from harness.tasks.chat_template import chat_problem
+from harness.tasks.tokens import stop_ids
 from methods.parts.base import Method
 
 BLOCKS = 12

@@ -7,12 +7,13 @@ import platform
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
-from harness.tasks.cache import tokenizer_hash
+from harness.tasks.tokenizer_hash import tokenizer_hash
 
 PG19 = "emozilla/pg19-test"
 """The hub's copy of PG19's test split: a hundred books that SeerAttention's table is of."""
@@ -23,7 +24,7 @@ CHARACTERS = 8
 
 @dataclass(frozen=True)
 class Text:
-    """Documents by name, as text; `name` is what rows call them all. `pieces`: it is one text, cut into documents."""
+    """Documents by name, as text; `name` is what rows call them all. pieces: it is one text, cut into documents."""
 
     name: str
     documents: tuple[tuple[str, str], ...]
@@ -38,13 +39,12 @@ class Document:
     ids: array[int]
 
 
-_texts: dict[tuple[str, str | None], Text] = {}
-_tokens: dict[tuple[Any, ...], tuple[int, list[Document]]] = {}
-"""How many documents were asked for, and those there were."""
+_last_cut: dict[tuple[Any, ...], tuple[int, list[Document]]] = {}
+"""How many documents of a text were asked for last, and those there were: a sweep asks for the same ones again."""
 
 
-def text(source: str, folder: str | None) -> Text:
-    """The text that job.text and data.text_dir name, read once. "auto": the folder where there is one, else PG19.
+def load_text(source: str, folder: str | None) -> Text:
+    """Return the text that job.text and data.text_dir name, read once. "auto": the folder where there is one, else PG19.
 
     Raises UserError where it can't be had; nothing stands in for it.
     """
@@ -52,28 +52,34 @@ def text(source: str, folder: str | None) -> Text:
         raise UserError(f"job.text={source}: must be one of {', '.join(SOURCES)}; a folder of .txt files is data.text_dir=")
     if source != "auto" and folder is not None:
         raise UserError(f"job.text={source} and data.text_dir={folder}: name one of them")
-    if (source, folder) not in _texts:
-        if folder is not None:
-            _texts[source, folder] = _from_folder(folder)
-        else:
-            _texts[source, folder] = _pydoc() if source == "pydoc" else _pg19()
-    return _texts[source, folder]
+    if folder is not None:
+        return _from_folder(folder)
+    return _pydoc() if source == "pydoc" else _pg19()
 
 
-def documents(found: Text, tokenizer: Any, tokens: int, least: int, count: int, *, whole: bool) -> list[Document]:
-    """The first `count` documents of at least `least` tokens, cut to `tokens`, or whole. Fewer where there are no more."""
-    key = (found.name, tokenizer_hash(tokenizer), tokens, least, whole)
-    if _tokens.get(key, (0, []))[0] < count:
-        _tokens.clear()  # of another length
-        every = _pieces(found, tokenizer, least) if found.pieces and not whole else _cut(found, tokenizer, least, whole)
-        cut = [Document(d.name, d.ids if whole else d.ids[:tokens]) for d in islice(every, count)]
-        _tokens[key] = count, cut
-    return _tokens[key][1][:count]
+def forget() -> None:
+    """Drop the texts and tokens in memory."""
+    _last_cut.clear()
+    for reader in (_from_folder, _pydoc, _pg19):
+        reader.cache_clear()
 
 
-def _cut(found: Text, tokenizer: Any, least: int, whole: bool) -> Iterator[Document]:
-    """Every document that is long enough, as far as it is needed."""
-    for name, words in found.documents:
+def cut_documents(text: Text, tokenizer: Any, tokens: int, least: int, count: int, *, whole: bool) -> list[Document]:
+    """Return the first `count` documents of at least `least` tokens, cut to `tokens`, or whole; fewer if there are."""
+    key = (text.name, tokenizer_hash(tokenizer), tokens, least, whole)
+    if _last_cut.get(key, (0, []))[0] < count:
+        _last_cut.clear()  # of another length
+        documents = (
+            _pieces(text, tokenizer, least) if text.pieces and not whole else _long_enough(text, tokenizer, least, whole)
+        )
+        cut = [Document(d.name, d.ids if whole else d.ids[:tokens]) for d in islice(documents, count)]
+        _last_cut[key] = count, cut
+    return _last_cut[key][1][:count]
+
+
+def _long_enough(text: Text, tokenizer: Any, least: int, whole: bool) -> Iterator[Document]:
+    """Yield every document that is long enough, tokenised as far as it is needed."""
+    for name, words in text.documents:
         size = len(words) if whole else CHARACTERS * least
         while len(ids := _ids(tokenizer, words[:size])) <= least and size < len(words):  # the last token may be a part of one
             size *= 2
@@ -81,9 +87,9 @@ def _cut(found: Text, tokenizer: Any, least: int, whole: bool) -> Iterator[Docum
             yield Document(name, ids)
 
 
-def _pieces(found: Text, tokenizer: Any, least: int) -> Iterator[Document]:
-    """The one text as consecutive documents of `least` tokens."""
-    for name, words in found.documents:
+def _pieces(text: Text, tokenizer: Any, least: int) -> Iterator[Document]:
+    """Yield the one text as consecutive documents of `least` tokens."""
+    for name, words in text.documents:
         ids = _ids(tokenizer, words)
         for number in range(len(ids) // least):
             yield Document(f"{name} {number}", ids[number * least : (number + 1) * least])
@@ -93,22 +99,24 @@ def _ids(tokenizer: Any, words: str) -> array[int]:
     return array("i", tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _named(stem: str, found: Sequence[tuple[str, str]]) -> Text:
+def _named(stem: str, documents: Sequence[tuple[str, str]]) -> Text:
     digest = hashlib.sha256()
-    for _, words in found:
+    for _, words in documents:
         digest.update(words.encode() + b"\0")
-    return Text(f"{stem}-{digest.hexdigest()[:8]}", tuple(found))
+    return Text(f"{stem}-{digest.hexdigest()[:8]}", tuple(documents))
 
 
+@lru_cache(maxsize=2)
 def _from_folder(folder: str) -> Text:
     root = Path(folder).expanduser()
     paths = sorted(root.rglob("*.txt"))
     if not paths:
         raise UserError(f"data.text_dir={folder}: no .txt file there; name a folder of plain-text books")
-    found = [(p.relative_to(root).as_posix(), p.read_text(encoding="utf-8", errors="replace").strip()) for p in paths]
-    return _named(root.resolve().name, found)
+    books = [(p.relative_to(root).as_posix(), p.read_text(encoding="utf-8", errors="replace").strip()) for p in paths]
+    return _named(root.resolve().name, books)
 
 
+@lru_cache(maxsize=1)
 def _pydoc() -> Text:
     from pydoc_data.topics import topics
 
@@ -116,6 +124,7 @@ def _pydoc() -> Text:
     return Text(f"pydoc-{version}", (("pydoc", "\n\n".join(topics[key].strip() for key in sorted(topics))),), pieces=True)
 
 
+@lru_cache(maxsize=1)
 def _pg19() -> Text:
     try:
         from datasets import load_dataset

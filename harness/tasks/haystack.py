@@ -17,41 +17,44 @@ from harness.tasks.files import find
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 """Where sentences are cut. RULER uses NLTK's punkt; a needle only has to stand between two sentences."""
-
-
 ESSAYS = ("PaulGrahamEssays.json",)
+"""RULER's essays, in the folder of data.dir."""
 
 
 @dataclass(frozen=True)
 class Haystack:
-    """`name` as the rows carry it, and the words of the prose."""
+    """The words of the prose; `name` is what rows call it."""
 
     name: str
     words: tuple[str, ...]
 
     def text(self, count: int) -> str:
-        """The first `count` words, the prose starting over when it is used up."""
-        repeats, rest = divmod(count, len(self.words))
-        return " ".join(self.words * repeats + self.words[:rest])
+        """Return the first `count` words, the prose starting over when it is used up."""
+        repeats, remainder = divmod(count, len(self.words))
+        return " ".join(self.words * repeats + self.words[:remainder])
 
 
 def sentences(text: str) -> list[str]:
-    """`text` cut after full stops, question and exclamation marks that a space follows."""
+    """Return `text` cut after full stops, question and exclamation marks that a space follows."""
     return SENTENCE_END.split(text.strip())
 
 
-def source_of(data: Mapping[str, Any]) -> str | None:
-    """The prose that the settings of the `data` group name: data.haystack, else RULER's essays in data.dir, else None."""
+def haystack_source(data: Mapping[str, Any]) -> str | None:
+    """Return the prose that the `data` group names: data.haystack, else RULER's essays in data.dir, else None."""
     if data.get("haystack") is None and data.get("dir") is not None:
-        found = find(ESSAYS, str(data["dir"]))
-        return None if found is None else str(found)
+        essays = find(ESSAYS, str(data["dir"]))
+        return None if essays is None else str(essays)
     return data.get("haystack")
 
 
 @lru_cache(maxsize=8)
-def haystack(source: str | None) -> Haystack:
-    """`source` None or "pydoc": pydoc_data.topics, which every CPython has (its text differs between versions, so the name
-    says which). "hub": baber/paul_graham_essays. Else a file: plain text, or RULER's PaulGrahamEssays.json."""
+def load_haystack(source: str | None) -> Haystack:
+    """Return the prose of a source.
+
+    None or "pydoc": pydoc_data.topics, which every CPython has (its text differs between versions, so the name says which).
+    "hub": baber/paul_graham_essays. Else a file: plain text, or RULER's PaulGrahamEssays.json. Raises UserError where it can't
+    be read or has fewer than a hundred words.
+    """
     if source in (None, "pydoc"):
         from pydoc_data.topics import topics
 

@@ -7,10 +7,14 @@ from typing import Any, Protocol
 from harness.tasks.sample import Sample
 
 
-class AnyTask(Protocol):
-    """A task by name. `version` is raised when its samples change; `fixed` says that it has so many samples as its data has,
-    of lengths of their own; `stop` is text whose token ends an answer and never begins one, beside the model's own; `asks` that
-    a question follows the context, so that the context can be prefilled without it (question=after)."""
+class Task(Protocol):
+    """A task by name.
+
+    version: raised when its samples change. fixed: it has as many samples as its data has, of lengths of their own. stop: text
+    whose token ends an answer and never begins one, beside the model's own. asks: a question follows the context, so that the
+    context can be prefilled without it (question=after). `data` is the group of settings of that name: haystack, words, dir,
+    and whether prompts are in a chat template.
+    """
 
     @property
     def name(self) -> str: ...
@@ -28,21 +32,29 @@ class AnyTask(Protocol):
     def asks(self) -> bool: ...
 
     def score(self, prediction: str, sample: Sample) -> float:
-        """In [0, 1]."""
+        """Return the score of an answer, in [0, 1]."""
         ...
 
     def source(self, data: dict[str, Any]) -> dict[str, Any] | None:
-        """The data the samples come from, by content; None: they are made from the haystack and the words."""
+        """Return what the samples come from, by content; None where they are generated from the haystack and the words."""
+        ...
+
+    def files(self, data: dict[str, Any]) -> dict[str, str]:
+        """Return the files read beside prose and word list, by name, each with the hash of its content.
+
+        They are part of the identity of the task's cells. A file that isn't there yet is downloaded; raises UserError where
+        that fails.
+        """
         ...
 
     def count(self, most: int, data: dict[str, Any]) -> int:
-        """How many samples there are, up to `most`."""
+        """Return how many samples there are, up to `most`."""
         ...
 
     def samples(self, tokenizer: Any, length: int, n: int, seed: int, data: dict[str, Any]) -> list[Sample]:
-        """The first `n` samples, or all there are."""
+        """Return the first `n` samples, or all there are, of at most `length` tokens, prompt and answer together."""
         ...
 
     def spare(self, tokenizer: Any, length: int, n: int, seed: int, data: dict[str, Any]) -> list[Sample]:
-        """Up to `n` samples beside those that are tests, to look at prompts and not at answers; `seed` is no test's."""
+        """Return up to `n` samples beside those that are tests, to look at prompts and not at answers; `seed` is no test's."""
         ...

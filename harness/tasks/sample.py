@@ -1,4 +1,4 @@
-"""A task's sample: a text to continue, and what the continuation must contain."""
+"""A sample of a task: a text to continue, and what the continuation must contain."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 class Sample:
     """One prompt of one task.
 
-    `prompt` is the whole text, answer prefix included and without BOS; `tokens` its length with BOS, at most
-    `length - max_new_tokens`; `haystack` names the prose or documents it was made from, or the data it was taken from;
-    `classes` those an answer is chosen from; `cut` the tokens that a task cuts from too long a prompt by its own rules;
-    `verbatim` says that every answer stands in the prompt word for word; `evidence`: texts that must stand in the prompt in
-    place of the answers; `context` how many characters of the prompt come before its question (see `tasks.context`), None
-    where no question follows the context.
+    prompt: the whole text, answer prefix included and without BOS. tokens: its length with BOS, at most
+    `length - max_new_tokens`. haystack: the name of the prose or documents it was built from, or of the data it was taken
+    from. classes: those an answer is chosen from. cut: the tokens that a task cuts from too long a prompt by its own rules.
+    verbatim: every answer stands in the prompt word for word. evidence: texts that must stand in the prompt in place of the
+    answers. context: how many characters of the prompt come before its question (see `tasks.context`), None where no question
+    follows the context.
     """
 
     task: str

@@ -7,9 +7,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from harness import tasks
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel, ModelConfig, load_model
+from harness.tasks.ruler.samples import get_samples
+from harness.tasks.tokens import encode
 from methods.parts.base import LayerInputs
 
 
@@ -23,8 +24,8 @@ def model() -> LoadedModel:
 def layers(task: str, length: int, index: int = 0) -> list[tuple[LayerInputs, Tensor]]:
     """(inputs, v) of every layer, in a dense prefill of one sample of a task."""
     loaded = model()
-    sample = tasks.get_samples(task, loaded.tokenizer, length, index + 1, seed=5, cache_dir=None)[index]
-    ids = torch.tensor([tasks.encode(loaded.tokenizer, sample.prompt)])
+    sample = get_samples(task, loaded.tokenizer, length, index + 1, seed=5, cache_dir=None)[index]
+    ids = torch.tensor([encode(loaded.tokenizer, sample.prompt)])
     found: list[tuple[LayerInputs, Tensor]] = []
 
     def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:

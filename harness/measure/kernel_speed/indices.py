@@ -23,7 +23,7 @@ from harness.measure.kernel_speed.cases import SHARED, UNIFORM
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel
 from harness.models.rope import ModelRope
-from harness.tasks.haystack import haystack, source_of
+from harness.tasks.haystack import haystack_source, load_haystack
 from methods.parts.base import LayerInputs, Method
 from methods.random_blocks import hashed_uniform
 
@@ -75,7 +75,7 @@ class ModelIndices:
 
     def __init__(self, settings: Settings, loaded: LoadedModel) -> None:
         self.settings, self.loaded = settings, loaded
-        self.text = haystack(source_of(settings.data))
+        self.text = load_haystack(haystack_source(settings.data))
         self._methods: dict[Wish, Method] = {}
         self._length = 0
         self._found: dict[Wish, list[BlockIndex]] = {}

@@ -19,7 +19,7 @@ from harness.study.identity import digest
 from harness.study.provenance import commit, device_name, now, run_record, versions
 from harness.study.schema import KernelRecord, RunRecord, Status
 from harness.study.store import Store
-from harness.tasks.haystack import haystack, source_of
+from harness.tasks.haystack import haystack_source, load_haystack
 
 ORIGIN = ("torch", "triton", "fa3-fwd", "flash-attn-4", "flash-attn")
 """Packages whose version makes a case another one."""
@@ -52,7 +52,7 @@ class Recorder:
         shape = asdict(self.grid.shape)
         found = {**case.as_dict(), "phase": self.grid.phase, "shape": shape.pop("name"), **shape}
         if _of_model(case):
-            text = haystack(source_of(self.settings.data)).name
+            text = load_haystack(haystack_source(self.settings.data)).name
             found["source"] = {"model": str(self.settings.model["name"]), "haystack": text}
         return {**found, "dtype": dtype_name(self.settings.dtype), "seed": self.settings.seed}
 

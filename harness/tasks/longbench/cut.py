@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.tasks.sizing import encode
+from harness.tasks.tokens import encode
 
 
 def cut_middle(tokenizer: Any, text: str, room: int, wrap: Callable[[str], str]) -> tuple[str, int, int] | None:
-    """(prompt, its tokens, tokens cut) with at most `room` tokens; None where not even the ends fit.
+    """Return (prompt, its tokens, tokens cut) with at most `room` tokens; None where not even the ends fit.
 
-    `wrap` makes the prompt of the text: a chat template, or nothing. The tokens of the text are cut to their first and last
+    `wrap` turns the text into the prompt: a chat template, or nothing. The tokens of the text are cut to their first and last
     half, and the halves decoded and joined, as the original does; since joining can make other tokens, the halves shrink until
     the prompt fits. The original gives the prompt a length chosen by hand for each model, and wraps it afterwards.
     """

@@ -15,40 +15,40 @@ EPSILON = 1e-8
 
 
 def sentences(text: str) -> list[list[str]]:
-    """The words of each sentence; a sentence of spaces is one empty word, as in the package."""
+    """Return the words of each sentence; a sentence of spaces is one empty word, as in the package."""
     return [part.split() or [""] for part in text.split(".") if part]
 
 
 def common_words(reference: Sequence[str], prediction: Sequence[str]) -> set[str]:
-    """The words of the longest common subsequence that the package finds: among equals, the one it walks back to."""
+    """Return the words of the longest common subsequence that the package finds: among equals, the one it walks back to."""
     table = [[0] * (len(prediction) + 1)]
     for word in reference:
         above, row = table[-1], [0]
         for j, other in enumerate(prediction):
             row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
         table.append(row)
-    found: set[str] = set()
+    words: set[str] = set()
     i, j = len(reference), len(prediction)
     while i and j:
         if reference[i - 1] == prediction[j - 1]:
-            found.add(reference[i - 1])
+            words.add(reference[i - 1])
             i, j = i - 1, j - 1
         elif table[i - 1][j] > table[i][j - 1]:
             i -= 1
         else:
             j -= 1
-    return found
+    return words
 
 
 def rouge_l(prediction: str, reference: str) -> float:
-    """F-measure in [0, 1]; 0 where either text has no sentence."""
+    """Return the F-measure in [0, 1]; 0 where either text has no sentence."""
     predicted, references = sentences(prediction), sentences(reference)
     if not predicted or not references:
         return 0.0
-    mine, theirs = ({word for sentence in text for word in sentence} for text in (predicted, references))
+    predicted_words, reference_words = ({word for sentence in text for word in sentence} for text in (predicted, references))
     common: set[str] = set()
-    for theirs_one in references:
-        for mine_one in predicted:
-            common |= common_words(theirs_one, mine_one)
-    precision, recall = len(common) / len(mine), len(common) / len(theirs)
+    for reference_sentence in references:
+        for predicted_sentence in predicted:
+            common |= common_words(reference_sentence, predicted_sentence)
+    precision, recall = len(common) / len(predicted_words), len(common) / len(reference_words)
     return 2 * precision * recall / (precision + recall + EPSILON)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from harness.core.errors import UserError
 from harness.tasks.haystack import Haystack
-from harness.tasks.ruler.questions import Question, Questions
-from harness.tasks.ruler.text import DOCUMENT, QUESTION_ANSWERING
+from harness.tasks.ruler.documents import Question, Questions
+from harness.tasks.ruler.wording import DOCUMENT, QUESTION_ANSWERING
 
 PER_SEED = 500
 """Questions from one seed to the next: as many as RULER asks of each length."""
@@ -16,46 +16,48 @@ PER_SEED = 500
 
 @dataclass(frozen=True)
 class DocumentQA:
-    """Asks the questions of `data` in the order of the file, as NVIDIA does with seed 0; seed s begins 500·s questions later
-    (NVIDIA's pre_samples), so that other seeds ask other questions."""
+    """The questions of `data` in the order of the file, as NVIDIA asks them with seed 0.
+
+    Seed s begins 500·s questions later (NVIDIA's pre_samples), so that other seeds ask other questions.
+    """
 
     data: Questions
     max_new_tokens: int = QUESTION_ANSWERING.tokens_to_generate
-    prose: bool = False
+    needs_prose: bool = False
 
     @property
     def source(self) -> str:
-        """What rows call the documents."""
+        """What rows call the documents: the data set and a hash of its file."""
         return self.data.name
 
     def question(self, seed: int, index: int | str) -> Question:
-        """The question of sample `index`; the sizing sample has the first one's. UserError past the last question."""
+        """Return the question of sample `index`, or the first one for the sizing sample. Raises UserError past the last."""
         count, index = len(self.data.questions), index if isinstance(index, int) else 0
         if index >= count:
             raise UserError(f"samples={index + 1}: {self.data.name} has {count} questions; choose samples={count} or less")
         return self.data.questions[(PER_SEED * seed + index) % count]
 
-    def asked(self, seed: int, index: int | str) -> Asked:
-        """The builder of sample `index`."""
-        return Asked(self.data, self.question(seed, index))
+    def one_question(self, seed: int, index: int | str) -> OneQuestion:
+        """Return the builder of sample `index`."""
+        return OneQuestion(self.data, self.question(seed, index))
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Makes the text of one question."""
+class OneQuestion:
+    """Builds the text of one question: the documents that answer it, among others."""
 
     data: Questions
     question: Question
     max_new_tokens: int = QUESTION_ANSWERING.tokens_to_generate
-    prose: bool = False
+    needs_prose: bool = False
 
     @property
     def evidence(self) -> tuple[str, ...]:
         """The documents without which the question can't be answered."""
         return tuple(self.data.documents[i] for i in self.question.own[: self.question.golden])
 
-    def build(self, rng: random.Random, size: int, hay: Haystack | None = None) -> tuple[str, str, list[str]]:
-        """(text, answer prefix, answers) with `size` documents, at least those that answer the question."""
+    def build(self, rng: random.Random, size: int, prose: Haystack | None = None) -> tuple[str, str, list[str]]:
+        """Return (text, answer prefix, answers) with `size` documents, at least those that answer the question."""
         chosen = self._chosen(rng, max(size, self.question.golden))
         rng.shuffle(chosen)
         documents = (DOCUMENT.format(i=n, document=self.data.documents[i]) for n, i in enumerate(chosen, 1))
@@ -63,7 +65,7 @@ class Asked:
         return text, QUESTION_ANSWERING.answer_prefix, list(self.question.answers)
 
     def _chosen(self, rng: random.Random, size: int) -> list[int]:
-        """The question's own documents, then those near it, then any; all of them over again where there are too few."""
+        """Choose the question's own documents, then those near it, then any; all of them over again where there are too few."""
         total, own, near = len(self.data.documents), self.question.own, self.question.near
         if size >= total:
             return [n % total for n in range(size)]

@@ -22,8 +22,11 @@ LENGTHS = [256 << i for i in range(10)]  # 256 … 131072
 
 @dataclass
 class Batch:
-    """ids int64 [B, L]; positions int64 [1, L]; where int64 [M] into the flattened [B * L] tokens whose *next* token is
-    scored; targets int64 [M]; weights float32 [M]."""
+    """One training step.
+
+    ids: int64 [B, L]. positions: int64 [1, L]. where: int64 [M], into the flattened [B * L] tokens, those whose *next* token is
+    scored. targets: int64 [M]. weights: float32 [M].
+    """
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -33,8 +36,8 @@ class Batch:
 
 
 def longest(progress: float, final: int) -> int:
-    """The longest length at this point of training: 512 at first, 16k after a fifth, `final` from just past half on."""
-    marks = [
+    """Return the longest length at this point of training: 512 at first, 16k after a fifth, `final` from just past half on."""
+    stages = [
         (0.05, 512),
         (0.07, 1024),
         (0.10, 2048),
@@ -44,11 +47,11 @@ def longest(progress: float, final: int) -> int:
         (0.44, 32768),
         (0.55, 65536),
     ]
-    return min(final, next((length for until, length in marks if progress < until), 131072))
+    return min(final, next((length for until, length in stages if progress < until), 131072))
 
 
 def draw_length(rng: random.Random, progress: float, final: int) -> int:
-    """A length up to `longest`; a length's share of the time grows with its fourth root, and the longest gets half more."""
+    """Draw a length up to `longest`; its share of the time grows with its fourth root, and the longest gets half more."""
     top = longest(progress, final)
     choices = [n for n in LENGTHS if n <= top]
     weights = [(n / 1024) ** 0.25 * (1.5 if n == top else 1.0) / ((1 if n <= 65536 else 2) * (8 + n / 1024)) for n in choices]
@@ -56,7 +59,7 @@ def draw_length(rng: random.Random, progress: float, final: int) -> int:
 
 
 def skipping_positions(rng: random.Random, length: int, final: int) -> np.ndarray:
-    """Positions 0 … `final` with a few random jumps (PoSE, arXiv 2309.10400): long distances seen in short rows."""
+    """Draw positions 0 … `final` with a few random jumps (PoSE, arXiv 2309.10400): long distances seen in short rows."""
     jumps = np.zeros(length, dtype=np.int64)
     total = int((final - length) * rng.random())
     cuts = sorted(rng.randrange(1, length) for _ in range(rng.randint(1, 8)))
@@ -67,7 +70,7 @@ def skipping_positions(rng: random.Random, length: int, final: int) -> np.ndarra
 
 
 class Stream(IterableDataset):  # type: ignore[type-arg]
-    """Endless batches. `progress` (0 … 1, shared with the training loop) sets the lengths."""
+    """Endless batches of about `tokens` tokens, of lengths up to `final` that `progress` (0 … 1, shared with the loop) sets."""
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
 
 
 def collate(rows: list[tuple[np.ndarray, np.ndarray]], positions: np.ndarray, rng: random.Random) -> Batch:
-    """Stack rows; score every answer token and as many context tokens as make a quarter of the batch.
+    """Return rows as one batch; score every answer token and as many context tokens as make a quarter of the batch.
 
     The context as a whole weighs as much as the answers, so that a long row with few answers still trains on them.
     """
@@ -114,12 +117,13 @@ def collate(rows: list[tuple[np.ndarray, np.ndarray]], positions: np.ndarray, rn
     context_weight = min(0.3, is_answer.sum() / max(1, (~is_answer).sum())) or 0.1
     weights = np.where(is_answer, 1.0, context_weight).astype(np.float32)
     flat = ids.ravel()
-    at = torch.from_numpy(where)
-    return Batch(ids, torch.from_numpy(positions)[None], at, flat[at + 1], torch.from_numpy(weights))
+    scored_places = torch.from_numpy(where)
+    targets = flat[scored_places + 1]
+    return Batch(ids, torch.from_numpy(positions)[None], scored_places, targets, torch.from_numpy(weights))
 
 
 def loader(stream: Stream, workers: int) -> Iterator[Batch]:
-    """Batches from `workers` processes (0: made in this one)."""
+    """Return batches from `workers` processes (0: from this one)."""
     kwargs: dict[str, Any] = {}
     if workers:
         kwargs = {"prefetch_factor": 2, "multiprocessing_context": mp.get_context("fork")}

@@ -19,8 +19,11 @@ WORD = re.compile(r"\b[a-z]{3,10}\b")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokenised prose. `tokens` uint16 [N]; `starts` int64 [S], the positions where a sentence starts (a token with a leading
-    space); `words`, frequent lower-case words of the text."""
+    """Tokenised prose.
+
+    tokens: uint16 [N]. starts: int64 [S], the positions where a sentence starts (a token with a leading space). words: frequent
+    lower-case words of the text. files: the names of the texts. sha256: of names and texts.
+    """
 
     tokens: np.ndarray
     starts: np.ndarray
@@ -30,7 +33,7 @@ class Corpus:
 
 
 def read_texts(folder: str | Path) -> dict[str, str]:
-    """Read every .txt below `folder`, sorted by name, each collapsed to single spaces."""
+    """Return every .txt below `folder` by name, sorted, its white space collapsed. Raises UserError where there is none."""
     paths = sorted(Path(folder).expanduser().rglob("*.txt"))
     if not paths:
         raise UserError(f"data.text_dir={folder}: no .txt file there; name a folder of plain-text books")
@@ -38,7 +41,7 @@ def read_texts(folder: str | Path) -> dict[str, str]:
 
 
 def build_corpus(texts: dict[str, str], tokenizer: PreTrainedTokenizerBase, max_words: int = 20000) -> Corpus:
-    """Tokenise `texts` into one array, each text led by a space so that its pieces join with any other."""
+    """Return `texts` tokenised into one array, each text led by a space so that its pieces join with any other."""
     chunks = [" " + text[i : i + 100_000].strip() for text in texts.values() for i in range(0, len(text), 100_000)]
     encoded = tokenizer(chunks, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     tokens = np.fromiter((t for ids in encoded for t in ids), dtype=np.uint16)
@@ -54,7 +57,7 @@ def build_corpus(texts: dict[str, str], tokenizer: PreTrainedTokenizerBase, max_
 
 
 def read_stdlib(limit: int = 8_000_000) -> dict[str, str]:
-    """Python source of the running interpreter's standard library, about `limit` characters: technical text beside the books.
+    """Return Python source of the interpreter's standard library, about `limit` characters: technical text beside the books.
 
     `pydoc_data`, from which the harness makes its default haystack, and tests are left out.
     """

@@ -14,7 +14,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(grad: torch.Tensor, steps: int = 5, eps: float = 1e-7) -> torch.Tensor:
-    """Push the singular values of each matrix of `grad` [N, R, C] towards 1, in bf16."""
+    """Return `grad` [N, R, C] with the singular values of each matrix pushed towards 1, in bf16 (Newton–Schulz)."""
     a, b, c = COEFFICIENTS
     x = grad.bfloat16()
     tall = x.shape[1] > x.shape[2]
@@ -34,13 +34,14 @@ class BatchedMuon(torch.optim.Optimizer):
         self, params: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
         by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
-        for p in params:
-            by_shape.setdefault(p.shape, []).append(p)
-        groups = [{"params": ps} for ps in by_shape.values()]
+        for param in params:
+            by_shape.setdefault(param.shape, []).append(param)
+        groups = [{"params": same_shape} for same_shape in by_shape.values()]
         super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the matrices from their gradients, all of one shape at once."""
         for group in self.param_groups:
             params: list[torch.Tensor] = group["params"]
             grads = torch.stack([p.grad for p in params])  # type: ignore[misc]

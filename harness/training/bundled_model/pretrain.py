@@ -1,6 +1,6 @@
 """Train the bundled model from nothing: ``python -m harness job=pretrain data.text_dir=BOOKS``.
 
-A small Llama (GQA, RoPE) learns from `harness.training.bundled_model.mixture` at mixed lengths, short ones first. Everything it learns
+A small Llama (GQA, RoPE) learns from `bundled_model.mixture` at mixed lengths, short ones first. Everything it learns
 from is drawn afresh at every step; progress (and with it the lengths and the learning rate) follows the steps, or the clock
 where `max_seconds` ends the run first.
 """
@@ -13,154 +13,84 @@ import multiprocessing as mp
 import os
 import time
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from harness.core.errors import UserError
 from harness.report.figures.training import training_curve
 from harness.training.bundled_model.batches import Batch, Stream, loader, longest
 from harness.training.bundled_model.corpus import Corpus, build_corpus, read_stdlib, read_texts
 from harness.training.bundled_model.mixture import Mixture
+from harness.training.bundled_model.model import ATTENTION, build_model, losses
 from harness.training.bundled_model.muon import BatchedMuon
 from harness.training.bundled_model.probe import probe
+from harness.training.bundled_model.recipe import PretrainRecipe
 from harness.training.bundled_model.tokenizer import save_tokenizer, train_tokenizer
 
 KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-@dataclass
-class Pretrain:
-    """The recipe. `tokens` a step; `lr` for AdamW, `muon_lr` (0: AdamW for all) for the matrices inside the layers."""
-
-    text_dir: str
-    out: str
-    vocab_size: int = 4096
-    hidden: int = 256
-    intermediate: int = 768
-    layers: int = 6
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 64
-    rope_theta: float = 1e8
-    max_length: int = 131072
-    tokens: int = 65536
-    steps: int = 20000
-    max_seconds: float = 540.0
-    lr: float = 3e-3
-    muon_lr: float = 3e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.02
-    seed: int = 1
-    workers: int = 12
-    compile: bool = True
-    device: str = "cuda"
-    probe_every: float = 90.0
-    probe_rows: int = 8
-    books_for_words: int = 20000
-    stdlib: bool = True
-
-
 def main(cfg: DictConfig) -> Path:
-    """Run ``job=pretrain``: the fields of conf/job/pretrain.yaml, with text_dir, seed and device from the top level."""
+    """Run ``job=pretrain``: the fields of conf/job/pretrain.yaml, with text_dir, seed and device from the top level.
+
+    Return the folder of the model. Raises UserError without text.
+    """
     if not cfg.data.text_dir:
         raise UserError("job=pretrain needs text: data.text_dir=FOLDER, a folder of .txt files such as public-domain books")
-    known = {f.name for f in fields(Pretrain)}
-    job = {str(k): v for k, v in cfg.job.items() if k in known}
+    names = {f.name for f in fields(PretrainRecipe)}
+    job = {str(k): v for k, v in cfg.job.items() if k in names}
     device = "cuda" if str(cfg.device) == "auto" else str(cfg.device)
-    return pretrain(Pretrain(**{**job, "text_dir": str(cfg.data.text_dir), "seed": int(cfg.seed), "device": device}))
+    return pretrain(PretrainRecipe(**{**job, "text_dir": str(cfg.data.text_dir), "seed": int(cfg.seed), "device": device}))
 
 
-def train_attention(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
-    """Causal attention without padding, K/V un-repeated; what every training row needs."""
-    out = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=kwargs.get("scaling"), enable_gqa=True
-    )
-    return out.transpose(1, 2), None
-
-
-def build_model(recipe: Pretrain, tokenizer: Any) -> LlamaForCausalLM:
-    """A fresh Llama of the recipe's shape, embeddings tied, in fp32."""
-    torch.manual_seed(recipe.seed)
-    config = LlamaConfig(
-        vocab_size=recipe.vocab_size,
-        hidden_size=recipe.hidden,
-        intermediate_size=recipe.intermediate,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.kv_heads,
-        head_dim=recipe.head_dim,
-        max_position_embeddings=recipe.max_length,
-        rope_theta=recipe.rope_theta,
-        rope_parameters={"rope_type": "default", "rope_theta": recipe.rope_theta},
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config)
-    AttentionInterface.register("pretrain_causal", train_attention)
-    AttentionMaskInterface.register("pretrain_causal", lambda *args, **kwargs: None)
-    model.set_attn_implementation("pretrain_causal")
-    return model
-
-
-def optimizers(model: LlamaForCausalLM, recipe: Pretrain) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the layers' matrices and AdamW for the rest."""
+def optimizers(model: LlamaForCausalLM, recipe: PretrainRecipe) -> list[torch.optim.Optimizer]:
+    """Return AdamW for everything, or Muon for the layers' matrices and AdamW for the other weights."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n] if recipe.muon_lr else []
-    taken = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in taken]
+    in_muon = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in in_muon]
     groups = [
         {
-            "params": [p for p in rest if p.ndim >= 2],
+            "params": [p for p in others if p.ndim >= 2],
             "weight_decay": recipe.weight_decay if not recipe.muon_lr else 0.0,
         },
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
-    made: list[torch.optim.Optimizer] = [
+    chosen: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), fused=recipe.device == "cuda")
     ]
     if matrices:
-        made.append(BatchedMuon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay))
-    return made
+        chosen.append(BatchedMuon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay))
+    return chosen
 
 
-def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """Weighted next-token loss over the batch's scored places only: the logits of the rest are never made."""
-    hidden = model.model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).last_hidden_state
-    logits = model.lm_head(hidden.flatten(0, 1)[batch.where])
-    each = torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
-    return torch.stack(
-        [(each * batch.weights).sum() / batch.weights.sum(), each[batch.weights == 1.0].mean().nan_to_num().detach()]
-    )
-
-
-def prepare(recipe: Pretrain) -> tuple[Any, Corpus]:
-    """Tokenizer (trained, saved to `out`) and tokenised corpus."""
+def prepare(recipe: PretrainRecipe) -> tuple[Any, Corpus]:
+    """Return the tokenizer (trained, and saved to `out`) and the tokenised corpus."""
     texts = read_texts(recipe.text_dir)
     if recipe.stdlib:
         texts |= read_stdlib()
     tokenizer = train_tokenizer(
-        (t[i : i + 20_000] for t in texts.values() for i in range(0, len(t), 60_000)), recipe.vocab_size
+        (text[i : i + 20_000] for text in texts.values() for i in range(0, len(text), 60_000)), recipe.vocab_size
     )
     save_tokenizer(tokenizer, Path(recipe.out))
     return tokenizer, build_corpus(texts, tokenizer, recipe.books_for_words)
 
 
-def marks(progress: float, final: int) -> list[int]:
-    """The lengths probed at this point of training."""
+def probed_lengths(progress: float, final: int) -> list[int]:
+    """Return the lengths, in tokens, that are probed at this point of training."""
     return [n for n in (1024, 4096, 16384, 32768, 65536, 131072) if n <= longest(progress, final) and n <= final]
 
 
-def pretrain(recipe: Pretrain) -> Path:
-    """Run the recipe; writes model.safetensors (bf16), config, tokenizer and train_log.jsonl into `out`."""
+def pretrain(recipe: PretrainRecipe) -> Path:
+    """Run the recipe; write model.safetensors (bf16), config, tokenizer and train_log.jsonl into `out`, and return it.
+
+    Raises UserError for a GPU that isn't there.
+    """
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise UserError("job=pretrain needs a GPU; device=cpu is for trying the code at toy size")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -207,13 +137,13 @@ def pretrain(recipe: Pretrain) -> Path:
         for group, lr in zip((g for o in opts for g in o.param_groups), peak, strict=True):
             group["lr"] = lr * scale
         with amp:
-            losses = loss_of(model, batch)
-        losses[0].backward()
+            step_losses = losses(model, batch)
+        step_losses[0].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:
             opt.step()
             opt.zero_grad(set_to_none=True)
-        running.append(losses.detach())
+        running.append(step_losses.detach())
         step, tokens = step + 1, tokens + batch.ids.numel()
         if step % 4 == 0 and recipe.device == "cuda":
             torch.cuda.current_stream().synchronize()  # keep the clock honest: progress follows work done, not work queued
@@ -235,7 +165,7 @@ def pretrain(recipe: Pretrain) -> Path:
         if now - last_probe > recipe.probe_every and done < 1:
             model.eval()
             with amp:
-                write(step=step, probe=probe(model, held_out, marks(done, recipe.max_length), recipe.probe_rows))
+                write(step=step, probe=probe(model, held_out, probed_lengths(done, recipe.max_length), recipe.probe_rows))
             model.train()
             last_probe = time.time()
             started += last_probe - now  # probes do not count as training time
@@ -243,8 +173,8 @@ def pretrain(recipe: Pretrain) -> Path:
     model.set_attn_implementation("sdpa")
     model.save_pretrained(out)
     write(saved=out.name, step=step, tokens=tokens)
-    model.set_attn_implementation("pretrain_causal")
-    write(step=step, probe=probe(model, held_out, marks(1.0, recipe.max_length), 2 * recipe.probe_rows))
+    model.set_attn_implementation(ATTENTION)
+    write(step=step, probe=probe(model, held_out, probed_lengths(1.0, recipe.max_length), 2 * recipe.probe_rows))
     kernels.close()
     training_curve(out / "train_log.jsonl", out / "training.png")
     return out

@@ -9,20 +9,18 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from harness.training.bundled_model.mixture import KINDS, Mixture, Row
+from harness.training.bundled_model.mixture import KINDS, Mixture
+from harness.training.bundled_model.pieces import Row
 
 
 @torch.inference_mode()
 def answers_right(model: PreTrainedModel, mixture: Mixture, kind: str, length: int, rows: int) -> tuple[int, int]:
-    """(answers right, answers asked) over `rows` single episodes of `kind` at `length` tokens."""
+    """Return (answers right, answers asked) over `rows` single episodes of `kind` at `length` tokens."""
     device = next(model.parameters()).device
     right = asked = 0
     for _ in range(rows):
         row = Row([], [])
-        if kind in ("vt", "cwe", "fwe"):
-            getattr(mixture, kind)(row, length - 1)
-        else:
-            mixture.niah(row, length - 1, kind)
+        mixture.add_episode(kind, row, length - 1)
         ids = torch.tensor([mixture.bos, *row.ids[-(length - 1) :]], device=device)
         answer = torch.tensor([False, *row.answer[-(length - 1) :]], device=device)
         where = torch.nonzero(answer).ravel()
@@ -37,12 +35,12 @@ def answers_right(model: PreTrainedModel, mixture: Mixture, kind: str, length: i
 
 
 def probe(model: PreTrainedModel, mixture: Mixture, lengths: list[int], rows: int) -> dict[str, dict[int, float]]:
-    """Share of answers right by kind of episode and length."""
-    out: dict[str, dict[int, float]] = {}
+    """Return the share of answers right by kind of episode and length, over `rows` episodes (a quarter beyond 16k tokens)."""
+    shares: dict[str, dict[int, float]] = {}
     for kind in KINDS:
         if kind != "prose":
-            out[kind] = {}
+            shares[kind] = {}
             for length in lengths:
                 right, asked = answers_right(model, mixture, kind, length, rows if length <= 16384 else max(1, rows // 4))
-                out[kind][length] = right / max(asked, 1)
-    return out
+                shares[kind][length] = right / max(asked, 1)
+    return shares

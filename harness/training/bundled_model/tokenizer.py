@@ -19,7 +19,7 @@ PIECES = r"\n| ?[A-Z]?[a-z]+| ?[A-Z]| ?[0-9]| ?[^\sA-Za-z0-9]+|\s"
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train the BPE on `texts` and wrap it for transformers; `<bos>` is put in front of every encoded text."""
+    """Train the BPE on `texts`; return it as transformers has it. `<bos>` is put in front of every encoded text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -21,9 +21,11 @@ from harness.core.files import write_whole
 
 @dataclass(frozen=True)
 class Step:
-    """One training step: KL in nats and recall at STEP_DENSITY, both means over layers, heads and rows (recall: a sample of the
-    rows); the norm of the gradient before clipping; tokens seen up to here; seconds that the step took, the drawing of the next
-    one's text included."""
+    """One training step.
+
+    loss: KL in nats. recall: at STEP_DENSITY, of a sample of the rows. Both are means over layers, heads and rows. tokens: seen
+    up to here. grad_norm: of the gradient before clipping. seconds: the drawing of the next step's text included.
+    """
 
     step: int
     loss: float
@@ -36,10 +38,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training keeps its state, every `every` steps, and what it is of.
+    """Where the state of a training is written, every `every` steps, and what it is of.
 
     about: all that changes the result, by the names of the settings; a state of anything else is refused. training: the
-    name of this training in the records, which it keeps when it goes on.
+    name of this training in the records, the same after a restart.
     """
 
     path: Path
@@ -48,10 +50,11 @@ class Checkpoint:
     training: str = ""
 
     def due(self, done: int) -> bool:
+        """Tell whether the state is to be written after `done` steps."""
         return self.every > 0 and done % self.every == 0
 
     def save(self, gates: Sequence[nn.Module], optimizer: torch.optim.Optimizer, steps: Sequence[Step]) -> None:
-        """Replace the file whole or not at all."""
+        """Write the state, whole or not at all."""
         state = {
             "about": self.about,
             "training": self.training,
@@ -62,8 +65,10 @@ class Checkpoint:
         write_whole(self.path, lambda file: torch.save(state, file))
 
     def read(self) -> dict[str, Any] | None:
-        """The state in the file, on the CPU; None where there is none. Raises UserError where it can't be read or is of
-        another training."""
+        """Return the state in the file, on the CPU; None where there is none.
+
+        Raises UserError where it can't be read or is of another training.
+        """
         if not self.path.exists():
             return None
         cure = "remove it, or say job.overwrite=true, to begin anew"
@@ -73,17 +78,20 @@ class Checkpoint:
         except (RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise UserError(f"{self.path} is no checkpoint of gates ({type(error).__name__}): {cure}") from None
         for name in sorted(about.keys() | self.about.keys()):
-            was, wanted = about.get(name), self.about.get(name)
-            if was != wanted:
-                raise UserError(f"{self.path} is of a training with {name}={was}, not {wanted}: go on with that, or {cure}")
+            recorded, current = about.get(name), self.about.get(name)
+            if recorded != current:
+                raise UserError(
+                    f"{self.path} is of a training with {name}={recorded}, not {current}: go on with that, or {cure}"
+                )
         return state
 
     def remove(self) -> None:
+        """Delete the file, if it is there."""
         self.path.unlink(missing_ok=True)
 
 
 def restore(state: dict[str, Any], gates: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> list[Step]:
-    """Put a state into new gates and their optimiser; returns the steps that were done."""
+    """Put a state into new gates and their optimiser; return the steps that were done."""
     for gate, weights in zip(gates, state["gates"], strict=True):
         gate.load_state_dict(weights)
     optimizer.load_state_dict(state["optimizer"])

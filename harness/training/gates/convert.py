@@ -20,35 +20,38 @@ from harness.core.errors import UserError
 from harness.core.files import write_whole
 from harness.core.settings import Settings, read_settings
 from harness.study.provenance import file_hash
-from harness.training.gates.distill_job import Lesson, lesson_of
+from harness.training.gates.gate_spec import GateSpec, gate_spec
 from methods.gates import released
 
 FORMATS = ("harness", "release")
 
 
 def main(cfg: DictConfig) -> Path:
-    """Convert and save. Raises UserError for a file that is there, or one that can't be converted."""
+    """Convert and save; return the path. Raises UserError for a file that is there, or one that can't be converted."""
     settings = read_settings(cfg)
-    lesson, to = lesson_of(settings), settings.options["to"]
+    spec, to = gate_spec(settings), settings.options["to"]
     if to not in FORMATS:
         raise UserError(f"job.to={to}: must be one of {', '.join(FORMATS)}")
-    if not lesson.kind.released:
+    if not spec.kind.released:
         raise UserError("the gates of this method have never been released: there is nothing to convert")
     out = Path(str(settings.options["out"])).expanduser()
-    source, overwrite = _source(settings, lesson, to), bool(settings.options["overwrite"])
+    source, overwrite = _source(settings, spec, to), bool(settings.options["overwrite"])
     if to == "harness":
-        path = to_harness(source, lesson, out, overwrite=overwrite)
+        path = to_harness(source, spec, out, overwrite=overwrite)
     else:
-        path = to_release(source, lesson, out, model=str(settings.model["path"]), overwrite=overwrite)
+        path = to_release(source, spec, out, model=str(settings.model["path"]), overwrite=overwrite)
     Console().print(f"wrote {path}\nto use it: model.gates={out}", highlight=False, soft_wrap=True)
     return path
 
 
-def to_harness(source: Path, lesson: Lesson, out: Path, *, overwrite: bool = False) -> Path:
-    """Write a release's weights into folder `out` under the name that the method looks for, with its settings as metadata."""
+def to_harness(source: Path, spec: GateSpec, out: Path, *, overwrite: bool = False) -> Path:
+    """Write a release's weights into folder `out` under the name that the method looks for, its settings as metadata.
+
+    Return the path. Raises UserError where that file is there and `overwrite` isn't set.
+    """
     from safetensors.torch import save
 
-    state, config = _whole(source, lesson), gate_files.config(source)
+    state, config = _read_all(source, spec), gate_files.config(source)
     settings = {key: value for key, value in config.items() if key.startswith("seerattn_")}
     block_size = released.block_size_of(config)
     recipe = {
@@ -58,61 +61,64 @@ def to_harness(source: Path, lesson: Lesson, out: Path, *, overwrite: bool = Fal
         "release_hash": file_hash(source),
     }
     metadata = {key: json.dumps(value) for key, value in recipe.items()}
-    path = _free(out / lesson.file.format(block_size=block_size), overwrite)
-    whole = save({name: weight.contiguous() for name, weight in state.items()}, metadata=metadata)
-    return write_whole(path, lambda file: file.write(whole))
+    path = _free(out / spec.file.format(block_size=block_size), overwrite)
+    content = save({name: weight.contiguous() for name, weight in state.items()}, metadata=metadata)
+    return write_whole(path, lambda file: file.write(content))
 
 
-def to_release(source: Path, lesson: Lesson, out: Path, *, model: str, overwrite: bool = False) -> Path:
-    """Write our weights into folder `out` as a release has them, with the seerattn_ settings beside them: the original's loader
-    wants those in the model's own config.json."""
-    state = _whole(source, lesson)
-    block_size = _recorded(source).get("block_size", lesson.block_size)
-    if block_size != lesson.block_size:
-        raise UserError(f"{source} has gates for blocks of {block_size} tokens, not {lesson.block_size}: set that block_size")
-    theirs = {key: weight.clone() for key, weight in released.to_released(state, lesson.kind).items()}
+def to_release(source: Path, spec: GateSpec, out: Path, *, model: str, overwrite: bool = False) -> Path:
+    """Write the harness's weights into folder `out` as a release has them; return the path.
+
+    The seerattn_ settings lie beside them: the original's loader looks for those in the model's own config.json. Raises
+    UserError for gates of another block size, or a file that is there where `overwrite` isn't set.
+    """
+    state = _read_all(source, spec)
+    block_size = _recorded(source).get("block_size", spec.block_size)
+    if block_size != spec.block_size:
+        raise UserError(f"{source} has gates for blocks of {block_size} tokens, not {spec.block_size}: set that block_size")
+    renamed = {key: weight.clone() for key, weight in released.to_released(state, spec.kind).items()}
     config = {
         "base_model": model,
-        "seerattn_gate_block_size": lesson.block_size,
+        "seerattn_gate_block_size": spec.block_size,
         "seerattn_gate_hidden_size": state["layers.0.gate.k"].shape[-1],
-        **lesson.kind.released_config,
+        **spec.kind.released_config,
     }
-    path, beside = _free(out / released.FILE, overwrite), _free(out / released.CONFIG, overwrite)
-    write_whole(beside, lambda file: file.write(json.dumps(config, indent=2).encode() + b"\n"))
-    return write_whole(path, lambda file: torch.save(theirs, file))
+    path, config_path = _free(out / released.FILE, overwrite), _free(out / released.CONFIG, overwrite)
+    write_whole(config_path, lambda file: file.write(json.dumps(config, indent=2).encode() + b"\n"))
+    return write_whole(path, lambda file: torch.save(renamed, file))
 
 
-def _source(settings: Settings, lesson: Lesson, to: str) -> Path:
-    """The file to read: the one that is named, or in the folder that is named, or the release that the model's config names."""
-    given = settings.options["source"]
-    name = released.FILE if to == "harness" else lesson.file.format(block_size=lesson.block_size)
-    if given is None:
+def _source(settings: Settings, spec: GateSpec, to: str) -> Path:
+    """Return the file to read: the one that is named, or in the named folder, or the release that the model's config names."""
+    option = settings.options["source"]
+    name = released.FILE if to == "harness" else spec.file_name
+    if option is None:
         hub_id = released_id(settings, "method" if full_decode(settings) else "decode") if to == "harness" else None
         if hub_id is None:
             raise UserError(f"job.source has no value: give the file, or the folder of {name}")
         return gate_files.download(hub_id)
-    path = Path(str(given)).expanduser()
+    path = Path(str(option)).expanduser()
     path = path / name if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"job.source={given}: {path} is missing; give the file, or the folder of {name}")
+        raise UserError(f"job.source={option}: {path} is missing; give the file, or the folder of {name}")
     if path.suffix != Path(name).suffix:
-        raise UserError(f"job.source={given}: with job.to={to} it must be a {Path(name).suffix} file")
+        raise UserError(f"job.source={option}: with job.to={to} it must be a {Path(name).suffix} file")
     return path
 
 
-def _whole(source: Path, lesson: Lesson) -> dict[str, Tensor]:
-    """The weights of a file, no layer missing."""
-    state = gate_files.read(source, lesson.kind)
+def _read_all(source: Path, spec: GateSpec) -> dict[str, Tensor]:
+    """Return the weights of a file. Raises UserError where a layer is missing or a name unknown."""
+    state = gate_files.read(source, spec.kind)
     try:
         released.check_whole(state)
-        released.to_released(state, lesson.kind)  # all names are known
+        released.to_released(state, spec.kind)  # all names are known
     except ValueError as error:
         raise UserError(f"{source} doesn't fit: {error}") from error
     return state
 
 
 def _recorded(source: Path) -> dict[str, Any]:
-    """How our file says it was made."""
+    """Return the block size that a file of the harness records, if it does."""
     from safetensors import safe_open
 
     with safe_open(str(source), framework="pt") as file:
@@ -120,6 +126,7 @@ def _recorded(source: Path) -> dict[str, Any]:
 
 
 def _free(path: Path, overwrite: bool) -> Path:
+    """Return `path`. Raises UserError where it exists and is not to be replaced."""
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
     return path

@@ -7,11 +7,8 @@ model, which stays as it is. With several processes each has its rows of a step,
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,27 +17,24 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import UserError
-from harness.core.files import write_whole
 from harness.models.loading import LoadedModel, local_layers
+from harness.training.gates.capture import Capture
 from harness.training.gates.checkpoint import Checkpoint, Step, restore
 from harness.training.gates.processes import Processes
+from harness.training.gates.recall import Recall, gate_recall, mean_recall
 from harness.training.gates.recipe import Recipe
-from harness.training.gates.report import Recall, gate_recall, mean_recall
 from harness.training.gates.trainer import GateTrainer
-from harness.training.gates.truth import Capture
-from methods.gates.attn_gate import AttnGate, Gate, gate_state
-
-FLOAT32_BYTES = 3 * 2**20
-"""With dtype "auto", gates up to this size are saved in float32, larger ones in bfloat16."""
-
-SAVED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Dtypes of the file by name."""
+from harness.training.gates.weights import new_gates, save_gates, saved_dtype
+from methods.gates.attn_gate import AttnGate, Gate
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What came out. parameters: of the gates in the file. recall: on the held-out sequences, of the weights as saved.
-    seconds: of this call, without what was done before a restart."""
+    """The result of a training.
+
+    path: of the gates' file. parameters: of the gates in the file. recall: on the held-out sequences, of the weights as
+    saved. seconds: of this call, without what was done before a restart.
+    """
 
     path: Path
     gates: list[Gate]
@@ -68,7 +62,7 @@ def distill(
 
     tokens: the batches of all processes together, the same in each, from the first step on (where a checkpoint is found,
     those that it has seen are drawn and dropped). held_out: sequences on which recall is measured at the end. kind: of
-    gate. The file is named by the pattern `file`, with how it was made, and `about`, in its metadata; the first of several
+    gate. The file is named by the pattern `file`, with how it was trained, and `about`, in its metadata; the first of several
     `processes` writes it. on_step: called after each step, in every process.
     Raises UserError where `tokens` ends early, or rows can't be shared among the processes.
     """
@@ -107,16 +101,16 @@ def distill(
                 checkpoint.save(gates, optimizer, history)
     for gate in gates:
         gate.requires_grad_(False)
-    learnt = {layer for layer, gate in enumerate(gates) if any(w in optimizer.state for w in gate.parameters())}
-    local = local_layers(loaded) - learnt  # those whose window held the text of a step have something to keep
+    trained = {layer for layer, gate in enumerate(gates) if any(w in optimizer.state for w in gate.parameters())}
+    local = local_layers(loaded) - trained  # those whose window held the text of a step have something to save
     parameters = sum(w.numel() for layer, gate in enumerate(gates) if layer not in local for w in gate.parameters())
-    saved = _saved_dtype(recipe.dtype, parameters)
+    dtype = saved_dtype(recipe.dtype, parameters)
     for weight in weights:
-        weight.data = weight.data.to(saved).float()  # recall below is that of the file
-    report = gate_recall(loaded, gates, held_out) if held_out else []
+        weight.data = weight.data.to(dtype).float()  # recall below is that of the file
+    recalls = gate_recall(loaded, gates, held_out) if held_out else []
     path = out / file.format(block_size=recipe.block_size)
     if processes.main:
-        made = {
+        metadata = {
             **(about or {}),
             **asdict(recipe),
             "tokens": seen,
@@ -125,61 +119,19 @@ def distill(
             "model_hash": loaded.revision_hash,
             "model_dtype": str(loaded.dtype).removeprefix("torch."),
             "loss": history[-1].loss,
-            "recall": mean_recall(report),
+            "recall": mean_recall(recalls),
         }
-        del made["dtype"]  # the file says it
-        save_gates(gates, path, dtype=saved, recipe=made, local=local)
+        del metadata["dtype"]  # the file says it
+        save_gates(gates, path, dtype=dtype, recipe=metadata, local=local)
         if checkpoint is not None:
             checkpoint.remove()
     processes.wait()
-    return Distilled(path, gates, history, report, parameters, time.perf_counter() - began)
-
-
-@contextmanager
-def progress_bar(steps: int) -> Iterator[Callable[[Step], None]]:
-    """A bar in the terminal with loss and recall; what it yields goes to distill as on_step."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    text = TextColumn("KL {task.fields[loss]:.4f}  recall {task.fields[recall]:.1%}")
-    with Progress(TextColumn("gates"), BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn()) as bar:
-        task = bar.add_task("gates", total=steps, loss=math.nan, recall=math.nan)
-        yield lambda step: bar.update(task, completed=step.step + 1, loss=step.loss, recall=step.recall)
-
-
-def new_gates(loaded: LoadedModel, kind: type[Any] = AttnGate, *, block_size: int, seed: int = 0, **options: Any) -> list[Gate]:
-    """Untrained gates for every layer of a model, on its device; the same numbers for the same seed on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    gates = []
-    for _ in range(loaded.layers):
-        gate = kind(loaded.heads, loaded.kv_heads, loaded.head_dim, block_size=block_size, **options)
-        gate.reset_parameters(generator)
-        gates.append(gate.to(loaded.device))
-    return gates
-
-
-def save_gates(
-    gates: Sequence[Gate], path: Path, *, dtype: torch.dtype, recipe: dict[str, object], local: Collection[int] = ()
-) -> Path:
-    """Write the file whole or not at all; each item of `recipe` as JSON in its metadata. local: layers that are left out."""
-    from safetensors.torch import save  # not save_file: in some releases what it writes is for its owner alone
-
-    state = {
-        name: weight.to("cpu", dtype).contiguous()
-        for name, weight in gate_state(gates).items()
-        if int(name.split(".")[1]) not in local
-    }
-    whole = save(state, metadata={key: json.dumps(value) for key, value in recipe.items()})
-    return write_whole(path, lambda file: file.write(whole))
+    return Distilled(path, gates, history, recalls, parameters, time.perf_counter() - began)
 
 
 def _next(tokens: Iterator[Tensor], step: int, steps: int) -> Tensor:
+    """Return the next batch, [B,N]. Raises UserError where the text ended."""
     try:
         return torch.atleast_2d(next(tokens))
     except StopIteration:
         raise UserError(f"the text ended after {step} of {steps} steps: give more text, or fewer steps") from None
-
-
-def _saved_dtype(name: str, parameters: int) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if parameters * 4 <= FLOAT32_BYTES else torch.bfloat16
-    return SAVED[name]

@@ -13,7 +13,7 @@ ROW_WEIGHTS = ("equal", "length")
 
 
 def gate_loss(target: Tensor, logits: Tensor, *, skip_rows: float = 0.0, row_weight: str = "equal") -> Tensor:
-    """Mean over batch, heads and rows of KL(target || softmax(logits)), in nats.
+    """Return the mean over batch, heads and rows of KL(target || softmax(logits)), in nats.
 
     target, logits: [B,H,Mq,Nk] of one floating type; logits are -inf in the future, where target is 0.
 
@@ -31,8 +31,10 @@ def gate_loss(target: Tensor, logits: Tensor, *, skip_rows: float = 0.0, row_wei
 
 
 class _Divergence(torch.autograd.Function):
-    """KL of each row [B,H,Mq]. Its gradient, softmax(logits) · Σ target − target, is made on the way: one map kept, where
-    autograd keeps four."""
+    """KL of each row [B,H,Mq].
+
+    Its gradient, softmax(logits) · Σ target − target, is computed on the way: one map is stored, where autograd stores four.
+    """
 
     @staticmethod
     def forward(ctx: Any, target: Tensor, logits: Tensor) -> Tensor:

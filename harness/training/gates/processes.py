@@ -27,10 +27,11 @@ class Processes:
 
     @property
     def main(self) -> bool:
+        """Whether this is the process that writes."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have come to this call."""
         if self.count > 1:
             torch.distributed.barrier()
 
@@ -44,15 +45,18 @@ class Processes:
             tensor.copy_(part.view_as(tensor))
 
     def agree(self, done: int) -> None:
-        """Raises UserError unless all go on from the same step."""
+        """Raise UserError unless all processes go on from the same step, `done`."""
         total = torch.tensor([float(done)], device=self.device)
         self.add_up([total])
         if self.count > 1 and float(total) != done * self.count:
             raise UserError("the processes find different checkpoints: job.out must be a folder that all of them see")
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's rows of a step's batch [B,N]. As many for each, so that nobody waits for a forward pass that others
-        don't make."""
+        """Return this process's rows of a step's batch [B,N], as many as every other has.
+
+        Else processes would wait for a forward pass that others don't make. Raises UserError where the rows can't be shared
+        equally.
+        """
         if len(batch) % self.count:
             raise UserError(
                 f"a step has {len(batch)} rows of {batch.shape[1]} tokens, which {self.count} processes can't share equally: "
@@ -62,7 +66,7 @@ class Processes:
 
 
 def join(device: torch.device) -> Processes:
-    """The processes that a launcher started, or this one alone. device: of the settings; CUDA gets an index of its own."""
+    """Return the processes that a launcher started, or this one alone. device: of the settings; CUDA gets its own index."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(device=device)
     from accelerate import PartialState
@@ -72,7 +76,7 @@ def join(device: torch.device) -> Processes:
 
 
 def load_sharded(load: Callable[[], LoadedModel], processes: Processes) -> LoadedModel:
-    """A frozen model of which each process holds its share of every layer, gathered while the layer runs (FSDP).
+    """Return a frozen model of which each process holds its share of every layer, gathered while the layer runs (FSDP).
 
     load: gives the model on the CPU; the processes call it in turn, so that the host holds one whole model at a time.
     Embeddings, norms outside the layers and the output head stay whole on every device. Raises UserError for one process.

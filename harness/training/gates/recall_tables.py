@@ -1,4 +1,4 @@
-"""What gates find on held-out text, as tables and a picture in a study's folder: by layer, and by layer and head."""
+"""The recall of gates on held-out text, as tables and a picture in a study's folder: by layer, and by layer and head."""
 
 from __future__ import annotations
 
@@ -8,41 +8,46 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from harness.report.figures.gates import head_recall
-from harness.training.gates.report import Recall
+from harness.report.figures.gates import head_recall as draw_head_recall
+from harness.training.gates.recall import Recall
 
 BY_HEAD = ("heads", "heads_kept")
 SHOWN = 0.1
 """The density of the picture; the nearest that was measured."""
 
 
+def title(model: str) -> str:
+    """Return the title of the picture for a model."""
+    return f"{model}: best blocks that the gates find at density {SHOWN:g}"
+
+
 def by_layer(recall: Sequence[Recall]) -> pd.DataFrame:
-    """A row a layer and density."""
+    """Return a row a layer and density."""
     return pd.DataFrame([{name: value for name, value in row.items() if name not in BY_HEAD} for row in recall])
 
 
 def by_head(recall: Sequence[Recall]) -> pd.DataFrame:
-    """A row a layer, density and head of the gate: its recall, what chance reaches, and its share of the oracle's mass."""
+    """Return a row a layer, density and head of the gate: its recall, what chance reaches, its share of the oracle's mass."""
     return pd.DataFrame(
         [
             {
                 "layer": row["layer"],
                 "density": row["density"],
                 "head": head,
-                "recall": found,
+                "recall": head_recall,
                 "chance": row["chance"],
-                "kept_ratio": kept,
+                "kept_ratio": kept_ratio,
                 "tokens": row["tokens"],
                 "sequences": row["sequences"],
             }
             for row in recall
-            for head, (found, kept) in enumerate(zip(row["heads"], row["heads_kept"], strict=True))
+            for head, (head_recall, kept_ratio) in enumerate(zip(row["heads"], row["heads_kept"], strict=True))
         ]
     )
 
 
 def write(recall: Sequence[Recall], folder: Path, suffix: str, title: str) -> list[Path]:
-    """Write gate_recall_SUFFIX.csv and, of any rows, gate_recall_heads_SUFFIX.csv and .png."""
+    """Write gate_recall_SUFFIX.csv and, where there are rows, gate_recall_heads_SUFFIX.csv and .png; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"gate_recall_{suffix}.csv"]
     by_layer(recall).to_csv(paths[0], index=False)
@@ -50,8 +55,9 @@ def write(recall: Sequence[Recall], folder: Path, suffix: str, title: str) -> li
         heads = by_head(recall)
         paths.append(folder / f"gate_recall_heads_{suffix}.csv")
         heads.to_csv(paths[1], index=False)
-        density = min(heads["density"].unique(), key=lambda found: abs(found - SHOWN))
-        paths.append(head_recall(heads[heads["density"] == density], title, folder / f"gate_recall_heads_{suffix}.png"))
+        density = min(heads["density"].unique(), key=lambda density: abs(density - SHOWN))
+        shown = heads[heads["density"] == density]
+        paths.append(draw_head_recall(shown, title, folder / f"gate_recall_heads_{suffix}.png"))
     return paths
 
 

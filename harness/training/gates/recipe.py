@@ -56,14 +56,14 @@ class Recipe:
             raise UserError(f"skip_rows={self.skip_rows}: must be at least 0 and below 1")
         if self.micro_rows is not None and self.micro_rows < 1:
             raise UserError(f"micro_rows={self.micro_rows}: must be at least 1, or null for all rows of a step at once")
-        for name, value, known in (("pool", self.pool, POOLS), ("row_weight", self.row_weight, ROW_WEIGHTS)):
-            if value not in known:
-                raise UserError(f"{name}={value}: must be one of {', '.join(known)}")
+        for name, value, choices in (("pool", self.pool, POOLS), ("row_weight", self.row_weight, ROW_WEIGHTS)):
+            if value not in choices:
+                raise UserError(f"{name}={value}: must be one of {', '.join(choices)}")
         if self.dtype not in DTYPES:
             raise UserError(f"dtype={self.dtype} of the gates' file: must be one of {', '.join(DTYPES)}")
 
     def rate(self, step: int) -> float:
-        """The learning rate of step 0, 1, … as a share of its peak: linear warm-up, then a cosine to min_lr."""
+        """Return the learning rate of step 0, 1, … as a share of its peak: linear warm-up, then a cosine to min_lr."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         floor = self.min_lr / self.lr

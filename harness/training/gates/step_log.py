@@ -15,7 +15,7 @@ from harness.training.gates.checkpoint import Step
 
 
 class StepLog:
-    """Appends what it is called with. A step that a killed run had recorded after its last checkpoint is not written twice."""
+    """Appends every step it is called with; one that a killed run recorded after its last checkpoint is not written twice."""
 
     def __init__(self, folder: Path, device: torch.device, training: str, about: dict[str, Any]) -> None:
         self.file = RecordFile(folder / "records" / "gate_steps.jsonl", "gate_steps")

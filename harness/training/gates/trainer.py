@@ -13,9 +13,9 @@ from harness.models.loading import LoadedModel
 from harness.models.rope import ModelRope
 from harness.training.gates.loss import gate_loss
 from harness.training.gates.processes import Processes
+from harness.training.gates.recall import sampled_recall
 from harness.training.gates.recipe import Recipe
-from harness.training.gates.report import sampled_recall
-from harness.training.gates.truth import gate_grid, target_map
+from harness.training.gates.target_map import gate_grid, target_map
 from methods.gates.attn_gate import Gate
 
 STEP_DENSITY = 0.1
@@ -38,13 +38,14 @@ class GateTrainer:
         self._sums: dict[int, Tensor] = {}
 
     def parts(self, batch: Tensor) -> Iterator[Tensor]:
-        """This process's rows of a step's batch [B,N], `micro_rows` at a time; each is to be run before the next is taken."""
+        """Yield this process's rows of a step's batch [B,N], `micro_rows` at a time; each is to be run before the next."""
         own = self.processes.share(batch)
         for part in own.split(self.recipe.micro_rows or len(own)):
             self._weight = len(part) / len(batch)
             yield part
 
     def visit(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+        """Take the gradient of a layer's gate from its q [B,Hq,N,D] and k [B,Hkv,N,D], post-RoPE, and add up its loss."""
         gate = self.gates[layer]
         if layer not in self._ropes:
             self._ropes[layer] = ModelRope(self.loaded.model, layer)
@@ -54,13 +55,16 @@ class GateTrainer:
             logits = gate(q, k, self._ropes[layer])
             loss = gate_loss(target, logits, skip_rows=self.recipe.skip_rows, row_weight=self.recipe.row_weight)
             (loss * (self._weight / len(self.gates))).backward()
-        found = sampled_recall(target, logits.detach(), STEP_DENSITY, gate_grid(gate, q, k))
-        values = torch.stack((loss.detach(), found)) * self._weight
+        recall = sampled_recall(target, logits.detach(), STEP_DENSITY, gate_grid(gate, q, k))
+        values = torch.stack((loss.detach(), recall)) * self._weight
         self._sums[layer] = self._sums[layer] + values if layer in self._sums else values
 
     def finish(self) -> tuple[float, float, float]:
-        """Loss and recall of the step, means over the layers that were seen, and the norm of the gradient, which is that of
-        all processes then, and clipped if the recipe says so. Waits for the device."""
+        """Return loss and recall of the step, means over the layers that were seen, and the norm of the gradient.
+
+        The gradient is that of all processes then, and clipped if the recipe says so; the norm is from before. Waits for the
+        device. Raises UserError where no layer was seen, or a number is not finite.
+        """
         if not self._sums:
             raise UserError(f"no layer of {self.loaded.name} attends to the whole text: gates have nothing to learn")
         means = torch.stack(list(self._sums.values())).mean(0)
@@ -68,8 +72,8 @@ class GateTrainer:
         weights = [weight for gate in self.gates for weight in gate.parameters() if weight.grad is not None]
         self.processes.add_up([means, *(weight.grad for weight in weights if weight.grad is not None)])
         norm = torch.nn.utils.clip_grad_norm_(weights, self.recipe.clip or math.inf)  # inf multiplies by exactly 1
-        loss, recall, size = torch.cat((means, norm[None])).tolist()
-        if not math.isfinite(loss + size):
-            what = f"the loss of the gates is {loss}, the norm of its gradient {size}"
-            raise UserError(f"{what}: lower lr, or load the model in float32 or bfloat16")
-        return loss, recall, size
+        loss, recall, gradient_norm = torch.cat((means, norm[None])).tolist()
+        if not math.isfinite(loss + gradient_norm):
+            problem = f"the loss of the gates is {loss}, the norm of its gradient {gradient_norm}"
+            raise UserError(f"{problem}: lower lr, or load the model in float32 or bfloat16")
+        return loss, recall, gradient_norm

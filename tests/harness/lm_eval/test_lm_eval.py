@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import pytest
 import torch
 import yaml
 from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
 
 import methods
-from harness import tasks
 from harness.core.errors import UserError
 from harness.lm_eval import __main__ as command
-from harness.lm_eval.greedy import Greedy, greedy
+from harness.lm_eval.greedy import GreedySettings, read_generation
 from harness.lm_eval.model import SparseLM
 from harness.models.bridge import Bridge
 from harness.models.loading import ModelConfig, load_model
+from harness.tasks.tokens import encode
 from tests.harness.lm_eval.lm_eval_tools import answers, evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -61,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "output_type": "generate_until",
             "doc_to_target": "{{choices[0]}}",
             "metric_list": [{"metric": "exact_match"}],
-            "generation_kwargs": {"until": ["e", "\n"], "max_gen_toks": 24, "do_sample": False},
+            "generation_kwargs": {"until": ["e", "\n"], "max_gen_toks": 16, "do_sample": False},
         },
         "roll": {
             "output_type": "loglikelihood_rolling",
@@ -75,14 +77,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+NAMES = ["choose", "write", "roll"]
+
+
+@pytest.fixture(scope="module")
+def hflm_results(folder: Path, toy_folder: Path) -> dict[str, Any]:
+    """What lm-eval's own HFLM says of the three tasks."""
+    return evaluate(folder, NAMES, "hf", pretrained=str(toy_folder), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def dense_results(folder: Path, toy_folder: Path) -> dict[int, dict[str, Any]]:
+    """What `--model sparse` says of them without a method, by batch size."""
+    return {size: evaluate(folder, NAMES, "sparse", size, pretrained=str(toy_folder)) for size in (1, 4)}
+
+
+@pytest.fixture(scope="module")
 def lm(toy_folder: Path) -> SparseLM:
     return SparseLM(pretrained=str(toy_folder), device="cpu", **HALF)
 
 
 def ask(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
-    """Requests of a task "mine"."""
-    return [Instance(kind, {}, one, i, ("mine", i, 1)) for i, one in enumerate(arguments)]
+    """Return requests of a task "asked"."""
+    return [Instance(kind, {}, request, i, ("asked", i, 1)) for i, request in enumerate(arguments)]
 
 
 def flat(value: Any) -> Iterator[Any]:
@@ -94,44 +111,46 @@ def flat(value: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_dense_answers_as_hflm_does(folder: Path, toy_folder: Path, batch_size: int) -> None:
-    names = ["choose", "write", "roll"]
-    theirs = evaluate(folder, names, "hf", pretrained=str(toy_folder), dtype="float32")
-    ours = evaluate(folder, names, "sparse", batch_size, pretrained=str(toy_folder))
-    assert answers(ours, "write") == answers(theirs, "write")
-    assert len({text for text in flat(answers(ours, "write"))}) > 1, "the model says the same of everything"
+def test_dense_answers_as_hflm_does(
+    hflm_results: dict[str, Any], dense_results: dict[int, dict[str, Any]], batch_size: int
+) -> None:
+    results = dense_results[batch_size]
+    assert answers(results, "write") == answers(hflm_results, "write")
+    assert len({text for text in flat(answers(results, "write"))}) > 1, "the model says the same of everything"
     for name in ("choose", "roll"):
-        mine, other = list(flat(answers(ours, name))), list(flat(answers(theirs, name)))
-        assert mine == pytest.approx(other, rel=1e-5)
-    for name in names:
-        mine, other = ({k: v for k, v in r["results"][name].items() if isinstance(v, float)} for r in (ours, theirs))
-        assert mine == pytest.approx(other, rel=1e-5) and mine
-    ran = ours["config"]["sparse_attention"]
+        assert list(flat(answers(results, name))) == pytest.approx(list(flat(answers(hflm_results, name))), rel=1e-5)
+    for name in NAMES:
+        scores, hflm_scores = (
+            {key: value for key, value in model_results["results"][name].items() if isinstance(value, float)}
+            for model_results in (results, hflm_results)
+        )
+        assert scores == pytest.approx(hflm_scores, rel=1e-5) and scores
+    ran = results["config"]["sparse_attention"]
     assert ran["method"] == "dense" and {task["density"] for task in ran["tasks"].values()} == {1.0}
 
 
 def test_sparse_log_likelihoods_are_those_of_one_prefill(folder: Path, toy_folder: Path) -> None:
     results = evaluate(folder, ["choose"], "sparse", batch_size=3, pretrained=str(toy_folder), **HALF)
-    found = [float(value) for value in flat(answers(results, "choose")) if not isinstance(value, bool)]
+    likelihoods = [float(value) for value in flat(answers(results, "choose")) if not isinstance(value, bool)]
     loaded = load_model(ModelConfig("toy", str(toy_folder), torch.float32, "cpu"))
     expected: dict[str, list[float]] = {"sparse": [], "dense": []}
     densities: dict[tuple[int, ...], float] = {}  # of each prefill; continuations of one token share that of their context
     for row in map(json.loads, (folder / "docs.jsonl").read_text().splitlines()):
         for choice in row["choices"]:
-            context, whole = (tasks.encode(loaded.tokenizer, text) for text in (row["text"], row["text"] + choice))
+            context, ids = (encode(loaded.tokenizer, text) for text in (row["text"], row["text"] + choice))
             method = methods.build("block_topk", sparsity=0.5, block_size=16)
-            for name, each in (("sparse", method), ("dense", None)):
-                with Bridge(loaded, each) as bridge, torch.inference_mode():
-                    logits = loaded.model(torch.tensor([whole[:-1]]), use_cache=False).logits[0].double()
-                if each is not None:
-                    (densities[tuple(whole[:-1])],) = bridge.prefill_densities()
-                scored = torch.log_softmax(logits, -1)[torch.arange(len(whole) - 1), whole[1:]]
+            for name, chosen in (("sparse", method), ("dense", None)):
+                with Bridge(loaded, chosen) as bridge, torch.inference_mode():
+                    logits = loaded.model(torch.tensor([ids[:-1]]), use_cache=False).logits[0].double()
+                if chosen is not None:
+                    (densities[tuple(ids[:-1])],) = bridge.prefill_densities()
+                scored = torch.log_softmax(logits, -1)[torch.arange(len(ids) - 1), ids[1:]]
                 expected[name].append(scored[len(context) - 1 :].sum().item())
-    assert found == pytest.approx(expected["sparse"], rel=1e-4)
-    assert found != pytest.approx(expected["dense"], rel=1e-2), "half the blocks made no difference: the test is blind"
+    assert likelihoods == pytest.approx(expected["sparse"], rel=1e-4)
+    assert likelihoods != pytest.approx(expected["dense"], rel=1e-2), "half the blocks made no difference: the test is blind"
     ran = results["config"]["sparse_attention"]["tasks"]["choose"]
     assert ran["density"] == pytest.approx(sum(densities.values()) / len(densities)) and ran["density"] < 0.6
-    assert ran["prompts"] == len(densities) < len(found) and ran["kernels"] == ["sdpa"]
+    assert ran["prompts"] == len(densities) < len(likelihoods) and ran["kernels"] == ["sdpa"]
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -139,21 +158,23 @@ def test_answers_do_not_depend_on_what_is_computed_beside_them(name: str) -> Non
     """The bundled model has the trained and searched files of every method."""
     given: dict[str, Any] = {"pretrained": "bundled", "device": "cpu", "method": name, "block_size": 64, "sparsity": 0.7}
     try:
-        SparseLM(**given)
+        one_by_one = SparseLM(**given)
     except UserError:
         given["sparsity"] = None  # by its native knob, as its file has it
+        one_by_one = SparseLM(**given)
     texts = [f"{i} {SENTENCES * 8}"[:600] for i in (1, 2, 3)]
     requests = ask("loglikelihood", *((text, " green") for text in texts))
-    alone, together = (SparseLM(batch_size=size, **given).loglikelihood(requests, True) for size in (1, 3))
+    alone, together = (lm.loglikelihood(requests, True) for lm in (one_by_one, SparseLM(batch_size=3, **given)))
     assert [value for value, _ in together] == pytest.approx([value for value, _ in alone], rel=1e-3, abs=1e-3)
     assert [best for _, best in together] == [best for _, best in alone]
 
 
-def test_decoding_sparsely_changes_what_is_written_and_is_recorded(folder: Path, toy_folder: Path) -> None:
+def test_decoding_sparsely_changes_what_is_written_and_is_recorded(
+    folder: Path, toy_folder: Path, dense_results: dict[int, dict[str, Any]]
+) -> None:
     decode = {"decode": "quest", "decode.budget": 32, "decode.dense_layers": 0, "decode_kernel": "reference"}
-    full = evaluate(folder, ["write"], "sparse", pretrained=str(toy_folder))
     sparse = evaluate(folder, ["write"], "sparse", batch_size=4, pretrained=str(toy_folder), **decode)
-    assert answers(sparse, "write") != answers(full, "write")
+    assert answers(sparse, "write") != answers(dense_results[1], "write")
     assert answers(sparse, "write") == answers(
         evaluate(folder, ["write"], "sparse", pretrained=str(toy_folder), **decode), "write"
     )
@@ -194,24 +215,24 @@ def test_what_it_can_not_do_is_said(given: dict[str, Any], says: str, toy_folder
 @pytest.mark.parametrize("asked", [{"do_sample": True}, {"temperature": 0.7}, {"num_beams": 4}, {"repetition_penalty": 1.1}])
 def test_only_greedy_decoding(asked: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="generation_kwargs"):
-        greedy(asked, 10, None)
+        read_generation(asked, 10, None)
 
 
 def test_settings_of_sampling_change_nothing_of_greedy_decoding() -> None:
     asked = {"do_sample": False, "temperature": 1, "top_p": 0.9, "num_beams": 1, "max_new_tokens": 5, "until": ["\n", ""]}
-    assert greedy(asked, 256, "</s>") == Greedy(5, ("\n", "</s>"))
-    assert greedy({}, 256, None) == Greedy(256, ())
+    assert read_generation(asked, 256, "</s>") == GreedySettings(5, ("\n", "</s>"))
+    assert read_generation({}, 256, None) == GreedySettings(256, ())
 
 
 def test_what_does_not_fit_is_an_error_or_cut_as_hflm_does(folder: Path, toy_folder: Path) -> None:
     names = ["choose", "write"]
     with pytest.raises(UserError, match="exceed max_length=64; overlong=left"):
         evaluate(folder, names, "sparse", pretrained=str(toy_folder), max_length=64)
-    theirs = evaluate(folder, names, "hf", pretrained=str(toy_folder), dtype="float32", max_length=64)
-    ours = evaluate(folder, names, "sparse", pretrained=str(toy_folder), max_length=64, overlong="left")
-    assert answers(ours, "write") == answers(theirs, "write")
-    assert list(flat(answers(ours, "choose"))) == pytest.approx(list(flat(answers(theirs, "choose"))), rel=1e-5)
-    assert all(task["cut"] > 0 for task in ours["config"]["sparse_attention"]["tasks"].values())
+    hflm = evaluate(folder, names, "hf", pretrained=str(toy_folder), dtype="float32", max_length=64)
+    results = evaluate(folder, names, "sparse", pretrained=str(toy_folder), max_length=64, overlong="left")
+    assert answers(results, "write") == answers(hflm, "write")
+    assert list(flat(answers(results, "choose"))) == pytest.approx(list(flat(answers(hflm, "choose"))), rel=1e-5)
+    assert all(task["cut"] > 0 for task in results["config"]["sparse_attention"]["tasks"].values())
 
 
 def test_a_nan_is_an_error(lm: SparseLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,21 +262,23 @@ def test_a_prompt_has_one_bos(toy_folder: Path, tmp_path: Path) -> None:
     lm.tokenizer = AutoTokenizer.from_pretrained(toy_folder)
     lm.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     for text in ("The sky", "<s>The sky"):
-        ids = lm._prompt(text, 1)
-        assert ids == tasks.encode(lm.tokenizer, text) and ids.count(0) == 1 and ids[0] == 0
+        ids = lm.prompt_ids(text, 1)
+        assert ids == encode(lm.tokenizer, text) and ids.count(0) == 1 and ids[0] == 0
 
 
 def test_the_command(folder: Path, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    wanted = ["--tasks", "choose", "--include_path", str(folder), "--device", "cpu", "--output_path", "out", "--limit", "2"]
+    # lm-eval's own tasks are thousands of files, which take it seconds to list
+    monkeypatch.setattr(TaskManager, "__init__", partialmethod(TaskManager.__init__, include_defaults=False))
+    options = ["--tasks", "choose", "--include_path", str(folder), "--device", "cpu", "--output_path", "out", "--limit", "2"]
     model = f"pretrained={toy_folder},method=block_topk,sparsity=0.5,block_size=16"
-    assert command.main(["--model", "sparse", "--model_args", model, *wanted]) == 0
+    assert command.main(["--model", "sparse", "--model_args", model, *options]) == 0
     assert "choose" in capsys.readouterr().out
     (written,) = (tmp_path / "out").rglob("results*.json")
-    found = json.loads(written.read_text())
-    assert found["config"]["sparse_attention"]["tasks"]["choose"]["prompts"] == 4 and "acc,none" in found["results"]["choose"]
+    saved = json.loads(written.read_text())
+    assert saved["config"]["sparse_attention"]["tasks"]["choose"]["prompts"] == 4 and "acc,none" in saved["results"]["choose"]
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert command.main(["--model", "sparse", "--model_args", model, *wanted]) == 2
+    assert command.main(["--model", "sparse", "--model_args", model, *options]) == 2
     assert "one process" in capsys.readouterr().err
 
 

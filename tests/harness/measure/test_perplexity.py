@@ -30,8 +30,7 @@ WORDS = "The grass is green. The sky is blue. One of the numbers for apple is: "
 @pytest.fixture(autouse=True)
 def nothing_kept() -> None:
     """Texts and tokens are kept for all jobs of a process, which tests are not."""
-    documents._texts.clear()
-    documents._tokens.clear()
+    documents.forget()
 
 
 @pytest.fixture
@@ -236,20 +235,20 @@ def test_without_network_the_error_names_the_other_ways(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(UserError, match=r"emozilla/pg19-test .*no network.*data\.text_dir=FOLDER.*job\.text=pydoc"):
-        documents.text("auto", None)
+        documents.load_text("auto", None)
 
 
 def test_pg19_is_read_by_title(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"short_book_title": "A Book", "text": "one"}, {"short_book_title": "", "text": "two"}]
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows if (name, split) == (documents.PG19, "test") else 0)
-    found = documents.text("pg19", None)
+    found = documents.load_text("pg19", None)
     assert found.documents == (("A Book", "one"), ("1", "two")) and found.name.startswith("pg19-test-")
 
 
 def test_pydoc_is_cut_into_documents_that_share_no_token() -> None:
     tokenizer = AutoTokenizer.from_pretrained(Path(loss.__file__).parents[1] / "bundled")
-    found = documents.text("pydoc", None)
-    three = documents.documents(found, tokenizer, 500, 700, 3, whole=False)
+    found = documents.load_text("pydoc", None)
+    three = documents.cut_documents(found, tokenizer, 500, 700, 3, whole=False)
     ids = documents._ids(tokenizer, found.documents[0][1])
     assert [list(d.ids) for d in three] == [list(ids[700 * n : 700 * n + 500]) for n in range(3)]
     assert found.name.startswith("pydoc-3.") and len({d.name for d in three}) == 3
@@ -257,20 +256,20 @@ def test_pydoc_is_cut_into_documents_that_share_no_token() -> None:
 
 def test_a_cut_document_has_the_tokens_of_the_whole_one(books: Path, toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = AutoTokenizer.from_pretrained(toy_folder)
-    found = documents.text("auto", str(books))
-    whole = documents.documents(found, tokenizer, 100, 100, 9, whole=True)
+    found = documents.load_text("auto", str(books))
+    whole = documents.cut_documents(found, tokenizer, 100, 100, 9, whole=True)
     assert [d.name for d in whole] == ["0.txt", "1.txt", "2.txt", "3.txt"]
     for start in (1, 8, 100):
         monkeypatch.setattr(documents, "CHARACTERS", start)
-        documents._tokens.clear()
-        cut = documents.documents(found, tokenizer, 100, 100, 9, whole=False)
+        documents.forget()
+        cut = documents.cut_documents(found, tokenizer, 100, 100, 9, whole=False)
         assert [d.ids for d in cut] == [d.ids[:100] for d in whole]
 
 
 def test_a_text_with_fewer_documents_is_read_once(books: Path, toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep asks again for each method: a hundred books take a minute."""
-    found, tokenizer = documents.text("auto", str(books)), AutoTokenizer.from_pretrained(toy_folder)
-    first = documents.documents(found, tokenizer, 100, 100, 9, whole=False)
+    found, tokenizer = documents.load_text("auto", str(books)), AutoTokenizer.from_pretrained(toy_folder)
+    first = documents.cut_documents(found, tokenizer, 100, 100, 9, whole=False)
     monkeypatch.setattr(documents, "_ids", lambda *_: pytest.fail("tokenised again"))
-    assert documents.documents(found, tokenizer, 100, 100, 9, whole=False) == first and len(first) == 4
-    assert documents.documents(found, tokenizer, 100, 100, 2, whole=False) == first[:2]
+    assert documents.cut_documents(found, tokenizer, 100, 100, 9, whole=False) == first and len(first) == 4
+    assert documents.cut_documents(found, tokenizer, 100, 100, 2, whole=False) == first[:2]

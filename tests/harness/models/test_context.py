@@ -11,11 +11,18 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from harness import tasks
 from harness.core.errors import UserError
-from harness.tasks import longbench, ruler
-from harness.tasks.context import context_tokens, opening
-from harness.tasks.longbench import data as files
+from harness.tasks import registry
+from harness.tasks.checks import check_sample
+from harness.tasks.context import context_tokens, last_place, question_opening
+from harness.tasks.longbench import datasets, files
+from harness.tasks.longbench.names import LANGUAGES, WITHOUT_QUESTION
+from harness.tasks.names import expand_tasks
+from harness.tasks.ruler.builders import QUESTION_OPENINGS
+from harness.tasks.ruler.names import TASKS as RULER
+from harness.tasks.ruler.samples import get_samples
+from harness.tasks.sample import Sample
+from harness.tasks.tokens import encode, encode_all
 from tests.harness.tasks.test_longbench import line, write
 from tests.harness.tasks.test_ruler_qa import hotpot_row, paragraph
 
@@ -54,24 +61,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     squad = [{"title": a, "paragraphs": [paragraph(a, n) for n in range(9)]} for a in ("Normans", "Saxons", "Franks")]
     (made / "dev-v2.0.json").write_text(json.dumps({"version": "v2.0", "data": squad}))
     (made / "hotpotqa.json").write_text(json.dumps([hotpot_row(n) for n in range(12)]))
-    for dataset in longbench.DATASETS:
-        asked = "何をしますか?" if longbench.DATASETS[dataset].language == "zh" else f"question about {dataset}?"
+    for dataset, language in LANGUAGES.items():
+        asked = "何をしますか?" if language == "zh" else f"question about {dataset}?"
         write(made, f"{dataset}.jsonl", [line(dataset, n) | {"input": f"{asked} {n}"} for n in (0, 1)])
     return made
 
 
-def rulers(name: str, tokenizer: Any, folder: Path, *, chat: bool = False, length: int = 1024) -> list[tasks.Sample]:
-    return tasks.get_samples(name, tokenizer, length, 2, folder=str(folder), chat_template=chat)
+def rulers(name: str, tokenizer: Any, folder: Path, *, chat: bool = False, length: int = 1024) -> list[Sample]:
+    return get_samples(name, tokenizer, length, 2, folder=str(folder), chat_template=chat)
 
 
-def parts(sample: tasks.Sample, tokenizer: Any) -> tuple[list[int], int]:
+def parts(sample: Sample, tokenizer: Any) -> tuple[list[int], int]:
     """The prompt's tokens as the model sees them, and how many of them are the context's."""
     assert sample.context is not None
-    ids = tasks.encode_all(tokenizer, [sample.prompt])[0]
+    ids = encode_all(tokenizer, [sample.prompt])[0]
     return ids, context_tokens(tokenizer, sample.prompt, ids, sample.context)
 
 
-def check_split(sample: tasks.Sample, tokenizer: Any) -> None:
+def check_split(sample: Sample, tokenizer: Any) -> None:
     """The context's tokens are text before the question, and one token more would not be."""
     ids, count = parts(sample, tokenizer)
     first = 1 if ids[0] == tokenizer.bos_token_id and not sample.prompt.startswith(tokenizer.bos_token) else 0
@@ -83,11 +90,11 @@ def check_split(sample: tasks.Sample, tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize("name", ruler.NAMES)
+@pytest.mark.parametrize("name", RULER)
 def test_rulers_question_begins_after_its_context(tokenizer: Any, chatting: Any, folder: Path, name: str, chat: bool) -> None:
     for sample in rulers(name, chatting if chat else tokenizer, folder, chat=chat, length=2048):
         context, question = sample.prompt[: sample.context], sample.prompt[sample.context :]
-        assert any(question.startswith(words) and words not in question[1:] for words in ruler.QUESTIONS[name])
+        assert any(question.startswith(words) and words not in question[1:] for words in QUESTION_OPENINGS[name])
         assert context[-1].isspace(), "it ends with what parts it from the question"
         for text in sample.evidence or sample.answers:
             assert text in context, "what answers it was there before"
@@ -96,11 +103,11 @@ def test_rulers_question_begins_after_its_context(tokenizer: Any, chatting: Any,
         assert not chat or "<|assistant|>" in question
         assert context.count("Question:") == (1 if name in ("vt", "cwe") else 0), "a worked example is the context's"
         check_split(sample, chatting if chat else tokenizer)
-        assert tasks.check_sample(sample, chatting if chat else tokenizer) is None
+        assert check_sample(sample, chatting if chat else tokenizer) is None
 
 
 def test_rulers_words(tokenizer: Any, folder: Path) -> None:
-    begins = {name: rulers(name, tokenizer, folder)[0] for name in ruler.NAMES}
+    begins = {name: rulers(name, tokenizer, folder)[0] for name in RULER}
     found = {name: s.prompt[s.context :][:40] for name, s in begins.items()}
     assert found["niah_single_1"] == "What is the special magic number for " + found["niah_single_1"][37:]
     assert found["niah_multiquery"] == found["niah_multivalue"] == "What are all the special magic numbers f"
@@ -129,7 +136,7 @@ def test_bytes_of_one_character_stay_together(trim: bool, bos: str) -> None:
     made.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=trim), begin])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")
     context, question = "文章:猫在睡觉。\n \n", "请问:谁在睡觉?\n回答:"
-    ids = tasks.encode_all(tokenizer, [bos + context + question])[0]
+    ids = encode_all(tokenizer, [bos + context + question])[0]
     assert ids.count(0) == 1
     found = context_tokens(tokenizer, bos + context + question, ids, len(bos + context))
     assert found == 1 + len(context.encode()), "not a byte of the question, and all of the context's"
@@ -137,26 +144,26 @@ def test_bytes_of_one_character_stay_together(trim: bool, bos: str) -> None:
 
 def test_only_the_last_question_counts() -> None:
     example = "Find it.\nanswer\nQuestion: who? Answer: me\n\nFind it.\nsome text\n"
-    assert opening("Find it.\n{context}\nQuestion: {query}") == "Question:"
-    assert tasks.context.last_place(example + "Question: who?", ["Question:"]) == len(example)
-    assert tasks.context.last_place(example, ["nowhere", ""]) is None
+    assert question_opening("Find it.\n{context}\nQuestion: {query}") == "Question:"
+    assert last_place(example + "Question: who?", ["Question:"]) == len(example)
+    assert last_place(example, ["nowhere", ""]) is None
 
 
 def test_the_samples_on_disk_are_what_they_were(tokenizer: Any, tmp_path: Path) -> None:
-    made = tasks.get_samples("vt", tokenizer, 1024, 2, cache_dir=tmp_path)
+    made = get_samples("vt", tokenizer, 1024, 2, cache_dir=tmp_path)
     (file,) = tmp_path.iterdir()
     rows = [json.loads(row) for row in file.read_text().splitlines()]
     assert all(list(row)[-1] == "evidence" and "context" not in row for row in rows), "files are the same as before"
-    assert tasks.get_samples("vt", tokenizer, 1024, 2, cache_dir=tmp_path) == made
+    assert get_samples("vt", tokenizer, 1024, 2, cache_dir=tmp_path) == made
     assert all(sample.context is not None for sample in made)
 
 
 @pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize("dataset", sorted(set(longbench.DATASETS) - set(longbench.SILENT)))
+@pytest.mark.parametrize("dataset", sorted(set(LANGUAGES) - set(WITHOUT_QUESTION)))
 def test_longbenchs_question_begins_after_its_context(
     tokenizer: Any, chatting: Any, folder: Path, dataset: str, chat: bool
 ) -> None:
-    task, which = tasks.get(f"longbench_{dataset}"), chatting if chat else tokenizer
+    task, which = registry.get(f"longbench_{dataset}"), chatting if chat else tokenizer
     assert task.asks
     for length in (4096, 700):  # whole, and with its middle cut out
         for sample in task.samples(which, length, 2, 0, {"dir": str(folder), "chat_template": chat}):
@@ -168,24 +175,24 @@ def test_longbenchs_question_begins_after_its_context(
 
 
 def test_tasks_without_a_question_say_so(tokenizer: Any, folder: Path) -> None:
-    after = {name: text.partition("{context}")[2] for name, text in longbench.wording()[0].items()}
-    assert {name for name, text in after.items() if "{input}" not in text} == set(longbench.SILENT)
-    assert {d for d in longbench.DATASETS if not tasks.get(f"longbench_{d}").asks} == set(longbench.SILENT)
-    assert len(tasks.group("longbench_questions")) == 21 - 5
-    assert not tasks.get("longbench_e_lcc_0-4k").asks and tasks.get("longbench_e_trec_0-4k").asks
-    (sample, _) = tasks.get("longbench_lcc").samples(tokenizer, 4096, 2, 0, {"dir": str(folder)})
+    after = {name: datasets.template(name).partition("{context}")[2] for name in LANGUAGES}
+    assert {name for name, text in after.items() if "{input}" not in text} == set(WITHOUT_QUESTION)
+    assert {d for d in LANGUAGES if not registry.get(f"longbench_{d}").asks} == set(WITHOUT_QUESTION)
+    assert len(expand_tasks("longbench_questions")) == 21 - 5
+    assert not registry.get("longbench_e_lcc_0-4k").asks and registry.get("longbench_e_trec_0-4k").asks
+    (sample, _) = registry.get("longbench_lcc").samples(tokenizer, 4096, 2, 0, {"dir": str(folder)})
     assert sample.context is None
 
 
 def test_a_question_that_was_cut_is_none(tokenizer: Any, tmp_path: Path) -> None:
     write(tmp_path, "qasper.jsonl", [line("qasper") | {"input": "why " * 600}])
-    (sample,) = tasks.get("longbench_qasper").samples(tokenizer, 500, 1, 0, {"dir": str(tmp_path)})
+    (sample,) = registry.get("longbench_qasper").samples(tokenizer, 500, 1, 0, {"dir": str(tmp_path)})
     assert sample.cut > 0 and sample.context is None
 
 
 def test_what_cannot_be_split_is_refused(tokenizer: Any, folder: Path) -> None:
     sample = rulers("vt", tokenizer, folder)[0]
-    ids = tasks.encode(tokenizer, sample.prompt)
+    ids = encode(tokenizer, sample.prompt)
     with pytest.raises(UserError, match="the prompt's tokens are not those of its text"):
         context_tokens(tokenizer, sample.prompt, [*ids[:-1], ids[-1] + 1], 100)
     with pytest.raises(UserError, match="need at least one"):

@@ -57,8 +57,8 @@ def test_rouge_is_the_packages(prediction: str, answer: str, package: float) -> 
 
 
 def test_rouge_of_chinese_is_the_packages_on_jiebas_words() -> None:
-    found = metrics.rouge_zh("会议讨论了明年的预算和人员安排。", "会议的主要内容是讨论明年的预算。")
-    assert found == pytest.approx(0.6315789423822715, abs=1e-12)
+    score = metrics.rouge_zh("会议讨论了明年的预算和人员安排。", "会议的主要内容是讨论明年的预算。")
+    assert score == pytest.approx(0.6315789423822715, abs=1e-12)
 
 
 def test_rouge_by_hand() -> None:

@@ -19,14 +19,18 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from harness import tasks
 from harness.core.errors import UserError
 from harness.report import leaderboard
 from harness.study.store import Store
-from harness.tasks import files, ruler
-from harness.tasks.ruler import qa, questions
-from harness.tasks.ruler.counting import CommonWords
-from harness.tasks.scoring import string_match_part
+from harness.tasks import files, registry
+from harness.tasks.checks import check_sample
+from harness.tasks.haystack import haystack_source
+from harness.tasks.ruler import documents as data_sets
+from harness.tasks.ruler import qa
+from harness.tasks.ruler.names import QUESTION_ANSWERING
+from harness.tasks.ruler.samples import get_samples
+from harness.tasks.ruler.scoring import string_match_part
+from harness.tasks.ruler.word_counts import CommonWords
 
 BUNDLED = Path(__file__).resolve().parents[3] / "harness" / "bundled"
 Command = Callable[..., int]
@@ -59,11 +63,11 @@ def hotpot_row(number: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("data")
+    data_folder = tmp_path_factory.mktemp("data")
     articles = [{"title": a, "paragraphs": [paragraph(a, n) for n in range(9)]} for a in ("Normans", "Saxons", "Franks")]
-    (made / "dev-v2.0.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
-    (made / "hotpotqa.json").write_text(json.dumps([hotpot_row(n) for n in range(12)]))
-    return made
+    (data_folder / "dev-v2.0.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
+    (data_folder / "hotpotqa.json").write_text(json.dumps([hotpot_row(n) for n in range(12)]))
+    return data_folder
 
 
 def documents(prompt: str) -> list[str]:
@@ -76,7 +80,7 @@ def documents(prompt: str) -> list[str]:
 
 
 def test_the_prompt_is_rulers(tokenizer, folder: Path) -> None:
-    (sample,) = tasks.get_samples("qa_1", tokenizer, 1024, 1, folder=str(folder))
+    (sample,) = get_samples("qa_1", tokenizer, 1024, 1, folder=str(folder))
     rule = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
     assert sample.prompt.startswith(f"{rule}\n\nThe following are given documents.\n\nDocument 1:\n")
     assert sample.prompt.endswith(f"\n\n{rule}\n\nQuestion: What do Normans 0 speak of? Answer:")
@@ -84,106 +88,106 @@ def test_the_prompt_is_rulers(tokenizer, folder: Path) -> None:
     assert sample.haystack == f"squad-{files.short_hash(folder / 'dev-v2.0.json')}"
 
 
-@pytest.mark.parametrize("name", ruler.DOCUMENTS)
+@pytest.mark.parametrize("name", QUESTION_ANSWERING)
 @pytest.mark.parametrize("length", [512, 1024, 2048])
 def test_what_answers_the_question_is_always_there(tokenizer, folder: Path, name: str, length: int) -> None:
-    made = tasks.get_samples(name, tokenizer, length, 12, folder=str(folder))
-    for sample in made:
-        assert tasks.check_sample(sample, tokenizer) is None
+    samples = get_samples(name, tokenizer, length, 12, folder=str(folder))
+    for sample in samples:
+        assert check_sample(sample, tokenizer) is None
         assert sample.tokens + sample.max_new_tokens <= length
-        found = documents(sample.prompt)
-        assert sample.evidence and set(sample.evidence) <= set(found)
-    places = {documents(sample.prompt).index(sample.evidence[0]) for sample in made}
+        shown = documents(sample.prompt)
+        assert sample.evidence and set(sample.evidence) <= set(shown)
+    places = {documents(sample.prompt).index(sample.evidence[0]) for sample in samples}
     assert len(places) > 2, "shuffled among the others"
 
 
 def test_documents_of_the_article_come_before_others(folder: Path) -> None:
-    data = questions.read(folder / "dev-v2.0.json")
+    data = data_sets.read(folder / "dev-v2.0.json")
     assert len(data.documents) == 27 and len(data.questions) == 27, "impossible questions are left out"
     question = data.questions[10]
     assert data.documents[question.own[0]].startswith("The Saxons of place 1 ") and len(question.near) == 8
-    made = qa.Asked(data, question)
+    builder = qa.OneQuestion(data, question)
     for size, others in ((5, 0), (9, 0), (14, 5)):
-        text, _, answers = made.build(random.Random(0), size)
-        found = documents(text)
-        assert len(found) == size and len(set(found)) == size and made.evidence[0] in found
-        assert sum("Saxons" not in document for document in found) == others
+        text, _, answers = builder.build(random.Random(0), size)
+        shown = documents(text)
+        assert len(shown) == size and len(set(shown)) == size and builder.evidence[0] in shown
+        assert sum("Saxons" not in document for document in shown) == others
         assert answers == ["river 1", "of river 1"]
 
 
 def test_the_ten_documents_of_a_hotpot_question_are_all_there_where_they_fit(folder: Path) -> None:
-    data = questions.read(folder / "hotpotqa.json")
-    made = qa.Asked(data, data.questions[3])
-    assert made.evidence == (
+    data = data_sets.read(folder / "hotpotqa.json")
+    builder = qa.OneQuestion(data, data.questions[3])
+    assert builder.evidence == (
         "Page 3-2\nPage 2 of 3 is long. It has words.",
         "Page 3-7\nPage 7 of 3 is long. It has words.",
     )
     for size, own in ((1, 2), (4, 4), (10, 10), (17, 10)):
-        found = documents(made.build(random.Random(1), size)[0])
-        assert sum(document.startswith("Page 3-") for document in found) == own
-        assert len(found) == max(size, 2) and set(made.evidence) <= set(found)
-    assert documents(made.build(random.Random(1), 250)[0]).count(made.evidence[0]) in (2, 3), "120 documents start over"
-    assert data.documents[0] in documents(made.build(random.Random(1), 120)[0])
-    assert data == questions.read(folder / "hotpotqa.json"), "shuffling leaves the documents as they were"
+        shown = documents(builder.build(random.Random(1), size)[0])
+        assert sum(document.startswith("Page 3-") for document in shown) == own
+        assert len(shown) == max(size, 2) and set(builder.evidence) <= set(shown)
+    assert documents(builder.build(random.Random(1), 250)[0]).count(builder.evidence[0]) in (2, 3), "120 documents start over"
+    assert data.documents[0] in documents(builder.build(random.Random(1), 120)[0])
+    assert data == data_sets.read(folder / "hotpotqa.json"), "shuffling leaves the documents as they were"
 
 
 def test_questions_are_asked_in_the_order_of_the_file_and_other_seeds_ask_others(tokenizer, folder: Path) -> None:
-    asked = [s.prompt.rpartition("Question: ")[2] for s in tasks.get_samples("qa_1", tokenizer, 512, 3, folder=str(folder))]
+    asked = [s.prompt.rpartition("Question: ")[2] for s in get_samples("qa_1", tokenizer, 512, 3, folder=str(folder))]
     assert asked == [f"What do Normans {n} speak of? Answer:" for n in range(3)]
-    data = questions.read(folder / "dev-v2.0.json")
-    made = qa.DocumentQA(data)
-    assert made.question(1, 0) is data.questions[500 % 27] and made.question(0, "sizing") is data.questions[0]
+    data = data_sets.read(folder / "dev-v2.0.json")
+    builder = qa.DocumentQA(data)
+    assert builder.question(1, 0) is data.questions[500 % 27] and builder.question(0, "sizing") is data.questions[0]
     with pytest.raises(UserError, match=r"samples=28: squad-\w+ has 27 questions; choose samples=27 or less"):
-        made.question(0, 27)
-    few = tasks.get_samples("qa_2", tokenizer, 1024, 2, folder=str(folder))
-    assert tasks.get_samples("qa_2", tokenizer, 1024, 5, folder=str(folder))[:2] == few
+        builder.question(0, 27)
+    few = get_samples("qa_2", tokenizer, 1024, 2, folder=str(folder))
+    assert get_samples("qa_2", tokenizer, 1024, 5, folder=str(folder))[:2] == few
 
 
 def test_scored_by_any_reference_as_nvidia_does() -> None:
     assert string_match_part("It is FRANCE.", ["in France", "France"]) == 1.0
     assert string_match_part("Spain", ["in France", "France"]) == 0.0
-    assert [tasks.get(name).metric("France", ("in France", "France")) for name in ("qa_1", "qa_2", "vt")] == [1.0, 1.0, 0.5]
+    assert [registry.get(name).metric("France", ("in France", "France")) for name in ("qa_1", "qa_2", "vt")] == [1.0, 1.0, 0.5]
 
 
 def test_a_missing_answering_document_is_found(tokenizer, folder: Path) -> None:
-    (sample,) = tasks.get_samples("qa_2", tokenizer, 1024, 1, folder=str(folder))
-    assert sample.answers == ("yes",) and tasks.check_sample(sample, tokenizer) is None, "an answer need not be quoted"
+    (sample,) = get_samples("qa_2", tokenizer, 1024, 1, folder=str(folder))
+    assert sample.answers == ("yes",) and check_sample(sample, tokenizer) is None, "an answer need not be quoted"
     cut = replace(sample, prompt=sample.prompt.replace(sample.evidence[1], ""))
-    assert "the document 'Page 0-7" in str(tasks.check_sample(cut, tokenizer))
+    assert "the document 'Page 0-7" in str(check_sample(cut, tokenizer))
 
 
 def test_too_short_is_an_error_and_no_endless_search(tokenizer, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"length=100 is too short for qa_2: the smallest that works here is \d+"):
-        tasks.get_samples("qa_2", tokenizer, 100, 1, folder=str(folder))
+        get_samples("qa_2", tokenizer, 100, 1, folder=str(folder))
     rows = [hotpot_row(n) for n in range(3)]
     rows[2]["context"][7][1] = ["word " * 900]
     (tmp_path / "hotpotqa.json").write_text(json.dumps(rows))
     with pytest.raises(UserError, match=r"length=512 is too short for qa_2: sample 2 needs \d+"):
-        tasks.get_samples("qa_2", tokenizer, 512, 3, folder=str(tmp_path))
+        get_samples("qa_2", tokenizer, 512, 3, folder=str(tmp_path))
 
 
 def test_samples_are_kept_and_belong_to_their_file(tokenizer, folder: Path, tmp_path: Path) -> None:
     ask = {"tokenizer": tokenizer, "length": 1024, "n": 2, "cache_dir": tmp_path / "cache"}
-    first = tasks.get_samples("qa_2", folder=str(folder), **ask)
-    assert tasks.get_samples("qa_2", folder=str(folder), **ask) == first, "read back with their evidence"
+    first = get_samples("qa_2", folder=str(folder), **ask)
+    assert get_samples("qa_2", folder=str(folder), **ask) == first, "read back with their evidence"
     other = tmp_path / "other"
     other.mkdir()
     (other / "hotpot_dev_distractor_v1.json").write_text(json.dumps([hotpot_row(n) for n in range(20, 32)]))
-    assert tasks.get_samples("qa_2", folder=str(other), **ask)[0].evidence != first[0].evidence
+    assert get_samples("qa_2", folder=str(other), **ask)[0].evidence != first[0].evidence
     assert len(list((tmp_path / "cache").glob("*.jsonl"))) == 2
-    names = [tasks.sources("qa_2", {"dir": str(f)})["hotpotqa.json"] for f in (folder, other)]
-    assert names[0] != names[1] and tasks.sources("vt", {"dir": str(folder)}) == {}
+    names = [registry.get("qa_2").files({"dir": str(f)})["hotpotqa.json"] for f in (folder, other)]
+    assert names[0] != names[1] and registry.get("vt").files({"dir": str(folder)}) == {}
 
 
 def test_errors_name_the_file_and_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"data.dir=.* has no squad.json or dev-v2.0.json: get it from https://rajpurkar"):
-        tasks.sources("qa_1", {"dir": str(tmp_path)})
+        registry.get("qa_1").files({"dir": str(tmp_path)})
     with pytest.raises(UserError, match="no such folder"):
-        tasks.sources("qa_1", {"dir": str(tmp_path / "nothing")})
+        registry.get("qa_1").files({"dir": str(tmp_path / "nothing")})
     for text in ("[1]", "{}", '{"data": []}', "no JSON"):
         (tmp_path / "squad.json").write_text(text)
         with pytest.raises(UserError, match=r"squad.json: (neither SQuAD 2.0's JSON nor|no question that has an answer)"):
-            tasks.sources("qa_1", {"dir": str(tmp_path)})
+            registry.get("qa_1").files({"dir": str(tmp_path)})
 
     def offline(*_: Any, **__: Any) -> Any:
         raise urllib.error.URLError("no network")
@@ -191,7 +195,7 @@ def test_errors_name_the_file_and_its_source(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     with pytest.raises(UserError, match=r"qa_2 needs HotpotQA.* can't be read \(.*no network.*data.dir=FOLDER"):
-        tasks.sources("qa_2", {})
+        registry.get("qa_2").files({})
     assert not list((tmp_path / ".cache" / "data").iterdir()), "no half of a file stays"
 
 
@@ -204,16 +208,16 @@ def test_a_download_is_made_once(folder: Path, tmp_path: Path, monkeypatch: pyte
         return answer((folder / "dev-v2.0.json").read_bytes(), url)
 
     monkeypatch.setattr(urllib.request, "urlopen", served)
-    names = {tasks.sources("qa_1", {})["squad.json"] for _ in range(2)}
-    assert calls == [questions.SQUAD.url] and names == {tasks.sources("qa_1", {"dir": str(folder)})["squad.json"]}
+    names = {registry.get("qa_1").files({})["squad.json"] for _ in range(2)}
+    assert calls == [data_sets.SQUAD.url] and names == {registry.get("qa_1").files({"dir": str(folder)})["squad.json"]}
 
 
 def answer(body: bytes, url: str, **headers: str) -> Any:
     """What urlopen returns."""
-    found = Message()
+    message = Message()
     for name, value in headers.items():
-        found[name] = value
-    return urllib.response.addinfourl(io.BytesIO(body), found, url)
+        message[name] = value
+    return urllib.response.addinfourl(io.BytesIO(body), message, url)
 
 
 def test_a_download_that_ends_early_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,39 +232,39 @@ def test_a_download_that_ends_early_is_not_kept(tmp_path: Path, monkeypatch: pyt
     for served, why in ((short, "2 bytes of 1000 came"), (broken, "IncompleteRead")):
         monkeypatch.setattr(urllib.request, "urlopen", served)
         with pytest.raises(UserError, match=rf"qa_2 needs HotpotQA.* can't be read \({why}"):
-            tasks.sources("qa_2", {})
+            registry.get("qa_2").files({})
         assert not list((tmp_path / ".cache" / "data").iterdir())
 
 
 def test_rulers_own_files_in_the_folder_are_used(tokenizer, tmp_path: Path) -> None:
-    assert tasks.source_of({"dir": str(tmp_path)}) is None and tasks.source_of({"haystack": "hub"}) == "hub"
+    assert haystack_source({"dir": str(tmp_path)}) is None and haystack_source({"haystack": "hub"}) == "hub"
     (tmp_path / "PaulGrahamEssays.json").write_text(json.dumps({"text": "An essay of words. " * 60}))
-    assert tasks.source_of({"dir": str(tmp_path)}) == str(tmp_path / "PaulGrahamEssays.json")
-    assert tasks.source_of({"dir": str(tmp_path), "haystack": "pydoc"}) == "pydoc"
+    assert haystack_source({"dir": str(tmp_path)}) == str(tmp_path / "PaulGrahamEssays.json")
+    assert haystack_source({"dir": str(tmp_path), "haystack": "pydoc"}) == "pydoc"
     (tmp_path / "english_words.json").write_text(json.dumps({str(n): f"zz{n}" for n in range(20000)}))
-    assert set(tasks.sources("cwe", {"dir": str(tmp_path)})) == {"english_words.json"}
-    without = tasks.get_samples("cwe", tokenizer, 4096, 1)
-    assert tasks.get_samples("cwe", tokenizer, 4096, 1, folder=str(tmp_path)) == without, "wonderwords are enough"
-    made = CommonWords(more=tuple(f"zz{n}" for n in range(20000)))
-    assert made.most == 20000 and made.build(random.Random(0), 9000)[2][0].startswith("zz")
-    assert not made.build(random.Random(0), 300)[2][0].startswith("zz")
+    assert set(registry.get("cwe").files({"dir": str(tmp_path)})) == {"english_words.json"}
+    without = get_samples("cwe", tokenizer, 4096, 1)
+    assert get_samples("cwe", tokenizer, 4096, 1, folder=str(tmp_path)) == without, "wonderwords are enough"
+    builder = CommonWords(more_words=tuple(f"zz{n}" for n in range(20000)))
+    assert builder.most == 20000 and builder.build(random.Random(0), 9000)[2][0].startswith("zz")
+    assert not builder.build(random.Random(0), 300)[2][0].startswith("zz")
 
 
 def test_cells_of_other_documents_are_other_cells(command: Command, toy: list[str], folder: Path, tmp_path: Path) -> None:
-    wanted = [*toy, f"data.dir={folder}", "task.tasks=[qa_1,qa_2,niah_single_1]", "samples=1"]
-    assert command(*wanted) == 0
+    arguments = [*toy, f"data.dir={folder}", "task.tasks=[qa_1,qa_2,vt]", "samples=1", "report=false"]
+    assert command(*arguments) == 0
     records = tmp_path / "results" / "toy" / "records"
     cells = [json.loads(line) for line in (records / "cells.jsonl").read_text().splitlines()]
     read = {c["identity"]["task"]: c["identity"].get("files") for c in cells}
-    names = {name: next(iter(tasks.sources(name, {"dir": str(folder)}).values())) for name in ruler.DOCUMENTS}
-    assert read == {"niah_single_1": None, "qa_1": {"squad.json": names["qa_1"]}, "qa_2": {"hotpotqa.json": names["qa_2"]}}
+    names = {name: next(iter(registry.get(name).files({"dir": str(folder)}).values())) for name in QUESTION_ANSWERING}
+    assert read == {"vt": None, "qa_1": {"squad.json": names["qa_1"]}, "qa_2": {"hotpotqa.json": names["qa_2"]}}
     averages = [r for r in leaderboard.rows(Store(records.parent)) if r["task"] == "avg"]
     assert [(r["method"], r["tasks"], r["status"]) for r in averages] == [("dense", 3, "ok"), ("block_topk", 3, "ok")]
     assert averages[0]["haystack"] == f"{names['qa_2']}+{names['qa_1']}+synthetic"
     other = tmp_path / "other"
     other.mkdir()
     (other / "hotpotqa.json").write_text(json.dumps([hotpot_row(n) for n in range(20, 32)]))
-    assert command(*wanted, "task.tasks=[qa_2]", f"data.dir={other}") == 0
+    assert command(*arguments, "task.tasks=[qa_2]", f"data.dir={other}") == 0
     averages = [r for r in leaderboard.rows(Store(records.parent)) if r["task"] == "avg"]
     assert {(r["status"], r["accuracy"]) for r in averages} == {("failed", None)} and "qa_2 from several" in averages[0][
         "reason"

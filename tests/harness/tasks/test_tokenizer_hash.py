@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from harness.models.loading import BUNDLED
-from harness.tasks.cache import tokenizer_hash
+from harness.tasks.tokenizer_hash import tokenizer_hash
 
 
 def test_it_is_taken_once_and_anew_when_the_tokenizer_grows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,11 +22,13 @@ from harness.core.errors import UserError
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel, wrap_model
 from harness.models.rope import ModelRope
+from harness.training.gates.capture import Capture
 from harness.training.gates.checkpoint import Step
-from harness.training.gates.distill import Distilled, distill, new_gates, progress_bar
+from harness.training.gates.distill import Distilled, distill
+from harness.training.gates.distill_command import progress_bar
+from harness.training.gates.recall import gate_recall, mean_recall
 from harness.training.gates.recipe import Recipe
-from harness.training.gates.report import gate_recall, mean_recall
-from harness.training.gates.truth import Capture
+from harness.training.gates.weights import new_gates
 from methods.gates.attn_gate import AttnGate
 from methods.parts.base import LayerInputs
 
@@ -73,7 +75,7 @@ def train(loaded: LoadedModel, tokens: Iterator[Tensor], *, out: Path, **given: 
     return distill(loaded, tokens, recipe, out=out, **{name: value for name, value in given.items() if name not in names})
 
 
-def some(n: int, seed: int) -> list[Tensor]:
+def rows_of(n: int, seed: int) -> list[Tensor]:
     stream = topics(seed)
     return [next(stream) for _ in range(n)]
 
@@ -86,11 +88,17 @@ def loaded() -> LoadedModel:
 @pytest.fixture(scope="module")
 def distilled(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Distilled:
     out = tmp_path_factory.mktemp("gates")
-    return train(loaded, topics(), out=out, steps=30, warmup=3, lr=1e-2, block_size=BLOCK, held_out=some(2, seed=9))
+    return train(loaded, topics(), out=out, steps=30, warmup=3, lr=1e-2, block_size=BLOCK, held_out=rows_of(2, seed=9))
+
+
+@pytest.fixture(scope="module")
+def usual(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Distilled:
+    """Gates of three steps by the usual settings."""
+    return train(loaded, topics(), out=tmp_path_factory.mktemp("usual"), steps=3, warmup=1, block_size=BLOCK)
 
 
 def test_loss_falls_all_along_on_one_text(loaded: LoadedModel, tmp_path: Path) -> None:
-    text = itertools.repeat(some(1, seed=0)[0])
+    text = itertools.repeat(rows_of(1, seed=0)[0])
     result = train(loaded, text, out=tmp_path, steps=30, warmup=3, lr=5e-3, block_size=BLOCK)
     losses = [step.loss for step in result.steps]
     fives = [sum(losses[i : i + 5]) for i in range(0, 30, 5)]
@@ -100,7 +108,7 @@ def test_loss_falls_all_along_on_one_text(loaded: LoadedModel, tmp_path: Path) -
 
 
 def test_recall_rises_on_text_not_seen(loaded: LoadedModel, distilled: Distilled) -> None:
-    before = mean_recall(gate_recall(loaded, new_gates(loaded, block_size=BLOCK), some(2, seed=9)))
+    before = mean_recall(gate_recall(loaded, new_gates(loaded, block_size=BLOCK), rows_of(2, seed=9)))
     after = mean_recall(distilled.recall)
     for density in (0.3, 0.2):
         assert abs(before[density]["recall"] - before[density]["chance"]) < 0.03
@@ -123,8 +131,9 @@ def test_only_the_gates_change(tmp_path: Path) -> None:
     "given",
     [{"pool": "mean"}, {"row_weight": "length"}, {"skip_rows": 0.25}, {"clip": 1e-3}, {"min_lr": 1e-3}, {"weight_decay": 0.5}],
 )
-def test_every_setting_makes_other_gates(loaded: LoadedModel, tmp_path: Path, given: dict[str, object]) -> None:
-    usual = train(loaded, topics(), out=tmp_path / "usual", steps=3, warmup=1, block_size=BLOCK)
+def test_every_setting_makes_other_gates(
+    loaded: LoadedModel, usual: Distilled, tmp_path: Path, given: dict[str, object]
+) -> None:
     other = train(loaded, topics(), out=tmp_path / "other", steps=3, warmup=1, block_size=BLOCK, **given)
     # clipping to one norm alone changes little: AdamW takes no heed of a gradient's scale but through its history
     assert not torch.equal(usual.gates[0].state_dict()["k"], other.gates[0].state_dict()["k"])
@@ -155,12 +164,12 @@ def test_the_method_runs_with_the_file(loaded: LoadedModel, distilled: Distilled
         densities.append(index.density())
 
     with Capture(loaded.model, visit) as capture:
-        capture.run(some(1, seed=5)[0])
+        capture.run(rows_of(1, seed=5)[0])
     assert (torch.stack(densities) - 0.3).abs().max() < 0.01
 
 
 def test_sparsity_0_equals_dense_in_the_bridge(loaded: LoadedModel, distilled: Distilled) -> None:
-    tokens = some(1, seed=5)[0]
+    tokens = rows_of(1, seed=5)[0]
     shape = {"layers": loaded.layers, "heads": loaded.heads, "kv_heads": loaded.kv_heads, "head_dim": loaded.head_dim}
     with torch.no_grad():
         dense = loaded.model(tokens).logits
@@ -215,7 +224,7 @@ def test_rate_warms_up_and_falls_to_nothing() -> None:
 
 
 def test_no_more_text_is_drawn_than_is_trained_on(loaded: LoadedModel, tmp_path: Path) -> None:
-    done = train(loaded, iter(some(3, seed=0)), out=tmp_path, steps=3, block_size=BLOCK)
+    done = train(loaded, iter(rows_of(3, seed=0)), out=tmp_path, steps=3, block_size=BLOCK)
     assert len(done.steps) == 3
 
 
@@ -242,7 +251,7 @@ def test_others_may_read_the_file(loaded: LoadedModel, tmp_path: Path) -> None:
 
 def test_text_that_ends_early(loaded: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ended after 2 of 5 steps"):
-        train(loaded, iter(some(2, seed=0)), out=tmp_path, steps=5, block_size=BLOCK)
+        train(loaded, iter(rows_of(2, seed=0)), out=tmp_path, steps=5, block_size=BLOCK)
     assert not list(tmp_path.iterdir())
     assert loaded.model.config._attn_implementation != "gate_capture"
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from harness.models.loading import LoadedModel, wrap_model
-from harness.training.gates.distill import new_gates
-from harness.training.gates.report import gate_recall, mean_recall
-from harness.training.gates.truth import target_map
+from harness.training.gates.recall import gate_recall, mean_recall
+from harness.training.gates.target_map import target_map
+from harness.training.gates.weights import new_gates
 from methods.decode import build
 from methods.decode.parts.gate import DecodeGate
-from tests.harness.training.test_distill import BLOCK, sharp_llama, some, topics, train
+from tests.harness.training.test_distill import BLOCK, rows_of, sharp_llama, topics, train
 
 Command = Callable[..., int]
 FILE = "decode-gates-{block_size}.safetensors"
@@ -57,13 +57,13 @@ def test_gates_learn(loaded: LoadedModel, tmp_path: Path) -> None:
         warmup=3,
         lr=1e-2,
         block_size=BLOCK,
-        held_out=some(2, seed=9),
+        held_out=rows_of(2, seed=9),
         kind=DecodeGate,
         file=FILE,
     )
     assert done.path == tmp_path / "decode-gates-16.safetensors" and done.path.is_file()
     assert done.steps[-1].loss < 0.75 * done.steps[0].loss
-    before = mean_recall(gate_recall(loaded, new_gates(loaded, DecodeGate, block_size=BLOCK), some(2, seed=9)))
+    before = mean_recall(gate_recall(loaded, new_gates(loaded, DecodeGate, block_size=BLOCK), rows_of(2, seed=9)))
     after = mean_recall(done.recall)
     assert after[0.1]["recall"] > after[0.1]["chance"] + 0.03
     assert after[0.1]["kept_ratio"] > before[0.1]["kept_ratio"] + 0.1
@@ -81,21 +81,22 @@ def test_a_text_too_short_for_the_density_is_measured(loaded: LoadedModel) -> No
     assert row["oracle_mass"] == row["kept_mass"] == 0 and row["kept_ratio"] == 1
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_command_trains_and_runs_them(
     command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = [*toy, "method=dense", "decode=seer_r", "decode.block_size=32"]
-    assert command(*wanted) == 2
+    arguments = [*toy, "method=dense", "decode=seer_r", "decode.block_size=32", "task=vt"]
+    assert command(*arguments) == 2
     assert "job=distill decode=seer_r model=hf" in capsys.readouterr().err
-    job = ["job=distill", "job.steps=2", "job.lengths=[1024]", "job.tokens=1024", "job.recall_sequences=1", "job.rows=samples"]
-    assert command(*wanted, *job, f"job.out={tmp_path / 'made'}") == 0
+    job = ["job=distill", "job.steps=2", "job.lengths=[512]", "job.tokens=512", "job.recall_sequences=1", "job.rows=samples"]
+    assert command(*arguments, *job, f"job.out={tmp_path / 'made'}") == 0
     assert (tmp_path / "made" / "decode-gates-32.safetensors").is_file()
     study = tmp_path / "results" / "toy"
     assert (study / "gate_steps_decode-gates-32.csv").is_file()
-    assert command(*wanted, f"model.gates={tmp_path / 'made'}", "decode.budget=128") == 0
+    assert command(*arguments, f"model.gates={tmp_path / 'made'}", "decode.budget=128") == 0
     rows = pd.read_csv(study / "leaderboard.csv")
-    mine = rows[rows["decode"].str.startswith("seer_r")]
-    assert len(mine) == 2 and set(mine["status"]) == {"ok"} and bool(mine["decode_density"].between(0.05, 0.5).all())
+    sparse = rows[rows["decode"].str.startswith("seer_r")]
+    assert len(sparse) == 2 and set(sparse["status"]) == {"ok"} and bool(sparse["decode_density"].between(0.05, 0.5).all())
 
 
 def test_a_decode_method_without_gates_is_told_which_have_them(

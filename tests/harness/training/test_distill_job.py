@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,18 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from harness.arms.build import weights_folder
 from harness.arms.head_files import model_overrides
 from harness.core.errors import UserError
+from harness.core.settings import conf_dir
+from harness.training.gates import distill_command
 from harness.training.gates.rows import row_sources
 
 Command = Callable[..., int]
@@ -31,7 +37,23 @@ JOB = (
 )
 
 
-def test_gates_are_trained_and_used(command: Command, toy: list[str], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def config(toy_folder: Path) -> DictConfig:
+    """The settings of a short training on generated samples, composed once: that takes longer than checking them."""
+    model = ["model=hf", f"model.path={toy_folder}", "model.name=toy", "model.chat_template=false", "device=cpu", "study=toy"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return compose("config", [*model, *JOB, "job.rows=samples"])
+
+
+def changed(config: DictConfig, *settings: str) -> DictConfig:
+    """Return a copy of the settings with others, as a command line has them."""
+    config = copy.deepcopy(config)
+    for override in OverridesParser.create().parse_overrides(list(settings)):
+        OmegaConf.update(config, override.key_or_group, override.value())
+    return config
+
+
+def test_gates_are_trained_and_used(command: Command, toy: list[str], tmp_path: Path, request: pytest.FixtureRequest) -> None:
     text = tmp_path / "books"
     text.mkdir()
     (text / "a.txt").write_text("The grass is green and the sky is blue today. " * 3000)
@@ -49,7 +71,8 @@ def test_gates_are_trained_and_used(command: Command, toy: list[str], tmp_path: 
     assert command(*toy, *again, f"model.gates={gates}", f"data.text_dir={text}") == 0
     measured = pd.read_csv(tmp_path / "results" / "again" / "gate_recall_32.csv")
     pd.testing.assert_frame_equal(measured, recall)  # the same gates on the same held-out rows
-    assert command(*toy, "method=seer", "block_size=32", f"model.gates={gates}") == 0
+    request.getfixturevalue("blank_pictures")  # only now: those of the training are looked at above
+    assert command(*toy, "method=seer", "block_size=32", f"model.gates={gates}", "samples=1") == 0
     rows = pd.read_csv(study / "leaderboard.csv")
     assert set(rows[rows["method"] == "seer"]["status"]) == {"ok"}
 
@@ -59,11 +82,6 @@ def test_gates_that_are_not_there_can_not_be_measured(
 ) -> None:
     assert command(*toy, "job=gate_recall", "method=seer", "job.lengths=[256]", f"model.gates={tmp_path}") != 0
     assert "no gates to measure:" in capsys.readouterr().err
-
-
-def test_without_text_generated_samples_are_used(command: Command, toy: list[str], tmp_path: Path) -> None:
-    assert command(*toy, *JOB, "job.lengths=[2048]", "job.tokens=2048", f"job.out={tmp_path / 'made'}") == 0
-    assert (tmp_path / "made" / "gates-32.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -84,47 +102,56 @@ def test_without_text_generated_samples_are_used(command: Command, toy: list[str
         ("job.micro_rows=0", "micro_rows=0: must be at least 1"),
     ],
 )
-def test_bad_settings_are_one_line(
-    command: Command, toy: list[str], capsys: pytest.CaptureFixture[str], setting: str, message: str
-) -> None:
-    assert command(*toy, *JOB, "job.rows=samples", setting) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+def test_bad_settings_are_one_line(config: DictConfig, setting: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        distill_command.main(changed(config, setting))
+    (line,) = str(error.value).splitlines()
     assert message in line
 
 
-@pytest.mark.parametrize(("given", "lengths"), [(0, []), (1, [256]), (3, [256, 384, 256])])
-def test_as_many_sequences_are_held_out_as_wanted(
-    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int, lengths: list[int]
-) -> None:
-    import harness.training.gates.distill_job as job
+def test_the_command_says_it(command: Command, toy: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(*toy, *JOB, "job.rows=samples", "job.lengths=[0]") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "job.lengths=[0]: must be a list" in line
 
+
+@pytest.mark.parametrize(("sequences", "lengths"), [(0, []), (1, [256]), (3, [256, 384, 256])])
+def test_as_many_sequences_are_held_out_as_asked_for(
+    config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sequences: int, lengths: list[int]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("The grass is green and the sky is blue today. " * 3000)
     seen: list[int] = []
 
     def fake(*_: object, held_out: list[torch.Tensor], **__: object) -> None:
-        seen.extend(each.shape[1] for each in held_out)
+        seen.extend(sequence.shape[1] for sequence in held_out)
         raise UserError("enough")
 
-    monkeypatch.setattr(job, "distill", fake)
-    command(*toy, *JOB, f"job.recall_sequences={given}", f"data.text_dir={tmp_path}", "job.rows=books")
+    monkeypatch.setattr(distill_command, "distill", fake)
+    with pytest.raises(UserError, match="enough"):
+        distill_command.main(
+            changed(config, f"job.recall_sequences={sequences}", f"data.text_dir='{tmp_path}'", "job.rows=books")
+        )
     assert seen == lengths
 
 
-def test_lengths_beyond_the_context(command: Command, toy: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(*toy, *JOB, "job.lengths=[4096]") == 2
-    assert "context of 2048 tokens" in capsys.readouterr().err
+def test_lengths_beyond_the_context(config: DictConfig) -> None:
+    with pytest.raises(UserError, match=r"context of 2048 tokens"):
+        distill_command.main(changed(config, "job.lengths=[4096]"))
 
 
-def test_gates_are_not_replaced_unasked(
-    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("blank_pictures")
+def test_gates_are_made_of_generated_samples_without_text_and_not_replaced_unasked(
+    config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = [*toy, *JOB, f"job.out={tmp_path}", "job.rows=samples", "job.steps=1", "job.lengths=[1024]"]
-    assert command(*made) == 0
+    monkeypatch.chdir(tmp_path)
+    short = [f"job.out='{tmp_path}'", "job.rows=auto", "job.steps=1", "job.lengths=[1024]", "job.recall_sequences=0"]
+    assert distill_command.main(changed(config, *short)) == tmp_path / "gates-32.safetensors"
     before = (tmp_path / "gates-32.safetensors").read_bytes()
-    assert command(*made, "seed=1") == 2
-    assert "gates-32.safetensors exists: add job.overwrite=true" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"gates-32.safetensors exists: add job.overwrite=true"):
+        distill_command.main(changed(config, *short, "seed=1"))
     assert (tmp_path / "gates-32.safetensors").read_bytes() == before
-    assert command(*made, "seed=1", "job.overwrite=true") == 0
+    distill_command.main(changed(config, *short, "seed=1", "job.overwrite=true"))
     assert (tmp_path / "gates-32.safetensors").read_bytes() != before
 
 
@@ -138,11 +165,12 @@ def test_a_folder_that_can_not_be_written_is_found_before_the_training(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_gates_of_the_bundled_model_do_not_go_into_the_package(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = ["model=bundled", *JOB, "device=cpu", "job.steps=1", "job.rows=samples", "job.lengths=[1024]", "study=x"]
-    assert command(*wanted) == 0
+    short = ["device=cpu", "job.steps=1", "job.rows=samples", "job.lengths=[512]", "job.recall_sequences=0", "study=x"]
+    assert command("model=bundled", *JOB, *short) == 0
     assert (tmp_path / "gates" / "bundled" / "gates-32.safetensors").is_file()
     assert "to use them: model.gates=gates/bundled" in capsys.readouterr().out
 
@@ -154,11 +182,11 @@ def test_a_method_without_gates_is_told_which_have_them(
     assert "method block_topk has no gates to train; choose one of: seer" in capsys.readouterr().err
 
 
-def test_q_linear_is_trained_and_used(command: Command, toy: list[str], tmp_path: Path) -> None:
-    wanted = [*toy, *JOB, f"job.out={tmp_path}", "job.rows=samples", "job.lengths=[1024]", "method.q_linear=true"]
-    assert command(*wanted) == 0
+def test_q_linear_is_trained_and_used(command: Command, toy: list[str], config: DictConfig, tmp_path: Path) -> None:
+    short = [f"job.out='{tmp_path}'", "job.steps=1", "job.lengths=[1024]", "job.recall_sequences=0", "method.q_linear=true"]
+    distill_command.main(changed(config, *short))
     assert any(name.endswith("gate.q") for name in load_file(str(tmp_path / "gates-32.safetensors")))
-    used = [*toy, "method=seer", "block_size=32", f"model.gates={tmp_path}", "samples=1"]
+    used = [*toy, "method=seer", "block_size=32", f"model.gates={tmp_path}", "samples=1", "report=false"]
     assert command(*used, "method.q_linear=true") == 0
     assert command(*used, "method.q_linear=false") == 2
 
@@ -184,10 +212,10 @@ def metaspace() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-@pytest.mark.parametrize(("made", "first"), [(large_without_bos, None), (metaspace, 1)])
-def test_books_make_rows_for_any_tokenizer(made: Callable[[], Any], first: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("make_tokenizer", "first"), [(large_without_bos, None), (metaspace, 1)])
+def test_books_make_rows_for_any_tokenizer(make_tokenizer: Callable[[], Any], first: int | None, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the moon the sun shone. " * 2000)
-    loaded = SimpleNamespace(tokenizer=made(), name="other")
+    loaded = SimpleNamespace(tokenizer=make_tokenizer(), name="other")
     train, test = row_sources(loaded, {"text_dir": str(tmp_path)}, 0)  # type: ignore[arg-type]
     rows = [train(256), train(256), test(256)]
     assert all(row.shape == (256,) and row.dtype == torch.int64 for row in rows)
@@ -210,22 +238,22 @@ def test_books_that_measure_recall_are_not_trained_on(tmp_path: Path) -> None:
 
 def test_a_row_of_samples_has_one_bos(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = SimpleNamespace(prompt="the moon the sun", answers=["the moon"])
-    monkeypatch.setattr("harness.tasks.get_samples", lambda *_, **__: [sample])
+    monkeypatch.setattr("harness.training.gates.rows.get_samples", lambda *_, **__: [sample])
     loaded: Any = SimpleNamespace(tokenizer=metaspace(), name="other")
     train, _ = row_sources(loaded, {}, 0, kind="samples")
     assert train(20).tolist() == [1, *([3, 4, 3, 5, 3, 4] * 4)][:20]
 
 
-def test_short_rows_are_made_of_the_tasks_that_fit(command: Command, toy: list[str], tmp_path: Path) -> None:
-    wanted = [*toy, *JOB, f"job.out={tmp_path}", "job.rows=samples", "job.steps=1"]
-    assert command(*wanted, "job.lengths=[700]", "job.tokens=700") == 0
+def test_short_rows_are_made_of_the_tasks_that_fit(toy_folder: Path) -> None:
+    loaded: Any = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(toy_folder), name="toy")
+    train, test = row_sources(loaded, {}, 0, kind="samples")
+    assert train(700).shape == test(700).shape == (700,)
 
 
-def test_rows_too_short_for_every_task(
-    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command(*toy, *JOB, f"job.out={tmp_path}", "job.rows=samples", "job.lengths=[64]", "job.tokens=64") == 2
-    assert "job.lengths: 64 tokens are too few for every task" in capsys.readouterr().err
+def test_rows_too_short_for_every_task(config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"job\.lengths: 64 tokens are too few for every task"):
+        distill_command.main(changed(config, f"job.out='{tmp_path}'", "job.lengths=[64]", "job.tokens=64"))
 
 
 @pytest.mark.parametrize(
@@ -250,8 +278,8 @@ def test_the_hint_trains_where_the_method_looks(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy").mkdir()
-    here = {"toy": Path("toy"), "bundled": Path("package")}
-    wanted = SimpleNamespace(model=model)
-    loaded = SimpleNamespace(name=model["name"], path=here.get(model["path"]))
-    assert model_overrides(wanted) == hint  # type: ignore[arg-type]
-    assert weights_folder(wanted, loaded) == Path(folder)  # type: ignore[arg-type]
+    folders = {"toy": Path("toy"), "bundled": Path("package")}
+    settings = SimpleNamespace(model=model)
+    loaded = SimpleNamespace(name=model["name"], path=folders.get(model["path"]))
+    assert model_overrides(settings) == hint  # type: ignore[arg-type]
+    assert weights_folder(settings, loaded) == Path(folder)  # type: ignore[arg-type]

@@ -45,14 +45,14 @@ def dies_at(step: int) -> Callable[[Step], None]:
 
 @pytest.mark.parametrize("kind", [AttnGate, DecodeGate])
 def test_a_killed_training_ends_as_a_whole_one(loaded: LoadedModel, tmp_path: Path, kind: type[Gate]) -> None:
-    whole = distill(loaded, topics(), RECIPE, out=tmp_path / "whole", kind=kind)
+    uninterrupted = distill(loaded, topics(), RECIPE, out=tmp_path / "whole", kind=kind)
     checkpoint = Checkpoint(tmp_path / "state.checkpoint", 2, {"lr": 1e-2})
     for last in (3, 5):  # killed twice; the steps since the last checkpoint are made again
         with pytest.raises(Killed):
             distill(loaded, topics(), RECIPE, out=tmp_path / "parts", kind=kind, checkpoint=checkpoint, on_step=dies_at(last))
         state = checkpoint.read()
         assert state is not None and len(state["steps"]) == last - 1
-    made: list[int] = []
+    steps: list[int] = []
     parts = distill(
         loaded,
         topics(),
@@ -60,12 +60,12 @@ def test_a_killed_training_ends_as_a_whole_one(loaded: LoadedModel, tmp_path: Pa
         out=tmp_path / "parts",
         kind=kind,
         checkpoint=checkpoint,
-        on_step=lambda step: made.append(step.step),
+        on_step=lambda step: steps.append(step.step),
     )
-    assert made == [4, 5]
-    one, two = load_file(str(whole.path)), load_file(str(parts.path))
+    assert steps == [4, 5]
+    one, two = load_file(str(uninterrupted.path)), load_file(str(parts.path))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert [replace(s, seconds=0) for s in parts.steps] == [replace(s, seconds=0) for s in whole.steps]
+    assert [replace(s, seconds=0) for s in parts.steps] == [replace(s, seconds=0) for s in uninterrupted.steps]
     assert not checkpoint.path.exists()
 
 
@@ -76,8 +76,8 @@ def test_a_checkpoint_of_something_else_is_refused(loaded: LoadedModel, tmp_path
     other = replace(checkpoint, about={"lr": 1e-2, "pool": "mass"})
     with pytest.raises(UserError, match="is of a training with pool=max, not mass"):
         distill(loaded, topics(), RECIPE, out=tmp_path, checkpoint=other)
-    whole = checkpoint.path.read_bytes()
-    checkpoint.path.write_bytes(whole[: len(whole) // 2])
+    content = checkpoint.path.read_bytes()
+    checkpoint.path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="is no checkpoint of gates"):
         checkpoint.read()
     for other_file in ([1], {"about": {}}, torch.zeros(3)):
@@ -86,25 +86,26 @@ def test_a_checkpoint_of_something_else_is_refused(loaded: LoadedModel, tmp_path
             checkpoint.read()
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_the_command_goes_on(command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import harness.training.gates.distill_job as job
+    import harness.training.gates.distill_command as job
 
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text(" ".join(f"The magic number for apple is: {n * 7919}." for n in range(4000)))
-    wanted = [
+    arguments = [
         *toy,
         "job=distill",
         "method=seer",
         "block_size=32",
         "job.steps=5",
-        "job.lengths=[256,384]",
-        "job.tokens=768",
+        "job.lengths=[128,192]",
+        "job.tokens=384",
         "job.recall_sequences=1",
         f"data.text_dir={tmp_path / 'books'}",
         "job.rows=documents",
         "job.checkpoint_every=2",
     ]
-    assert command(*wanted, f"job.out={tmp_path / 'whole'}", "study=whole") == 0
+    assert command(*arguments, f"job.out={tmp_path / 'whole'}", "study=whole") == 0
     real = job.batches
 
     def torn(*args: object) -> Iterator[Tensor]:
@@ -113,15 +114,14 @@ def test_the_command_goes_on(command: Command, toy: list[str], tmp_path: Path, m
                 raise KeyboardInterrupt
             yield batch
 
-    mine = [*wanted, f"job.out={tmp_path / 'parts'}", "study=parts"]
-    monkeypatch.setattr(job, "batches", torn)
-    with pytest.raises(BaseException):  # noqa: B017  # as the command ends on ^C
-        assert command(*mine) == 0
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
+    interrupted = [*arguments, f"job.out={tmp_path / 'parts'}", "study=parts"]
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "batches", torn)
+        with pytest.raises(BaseException):  # noqa: B017  # as the command ends on ^C
+            assert command(*interrupted) == 0
     assert (tmp_path / "parts" / "gates-32.checkpoint").is_file()
-    assert command(*mine, "job.lr=1e-2") == 2  # of other settings
-    assert command(*mine) == 0
+    assert command(*interrupted, "job.lr=1e-2") == 2  # of other settings
+    assert command(*interrupted) == 0
     one, two = (load_file(str(tmp_path / name / "gates-32.safetensors")) for name in ("whole", "parts"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["gates-32.safetensors"]
@@ -129,7 +129,7 @@ def test_the_command_goes_on(command: Command, toy: list[str], tmp_path: Path, m
     records = [json.loads(line) for line in lines]
     assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
     assert len({record["training"] for record in records}) == 1 and len({record["run"] for record in records}) == 2
-    assert records[0]["about"]["rows"] == "documents" and records[0]["about"]["lengths"] == [256, 384]
-    made = pd.read_csv(tmp_path / "results" / "parts" / "gate_steps_32.csv")
-    assert made["loss"].tolist() == pytest.approx([record["loss"] for record in records], rel=1e-12)
-    assert made["tokens"].tolist() == [768, 1536, 2304, 3072, 3840]
+    assert records[0]["about"]["rows"] == "documents" and records[0]["about"]["lengths"] == [128, 192]
+    table = pd.read_csv(tmp_path / "results" / "parts" / "gate_steps_32.csv")
+    assert table["loss"].tolist() == pytest.approx([record["loss"] for record in records], rel=1e-12)
+    assert table["tokens"].tolist() == [384, 768, 1152, 1536, 1920]

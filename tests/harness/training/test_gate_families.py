@@ -15,8 +15,9 @@ from harness.arms.head_files import model_shape
 from harness.core.errors import UserError
 from harness.models.bridge import SLIDING, Bridge
 from harness.models.loading import local_layers, local_window
-from harness.training.gates.distill import distill, new_gates
+from harness.training.gates.distill import distill
 from harness.training.gates.recipe import Recipe
+from harness.training.gates.weights import new_gates
 from methods.gates.attn_gate import Gate
 from tests.harness.tiny import FAMILIES, GLOBAL, load, tokens
 

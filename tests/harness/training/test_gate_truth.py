@@ -14,14 +14,15 @@ from harness.core.errors import UserError
 from harness.models.loading import LoadedModel, wrap_model
 from harness.models.rope import ModelRope
 from harness.training.gates import trainer as gate_trainer
+from harness.training.gates.capture import Capture
 from harness.training.gates.loss import gate_loss
 from harness.training.gates.processes import Processes
 from harness.training.gates.recipe import Recipe
+from harness.training.gates.target_map import target_map
 from harness.training.gates.trainer import GateTrainer
-from harness.training.gates.truth import Capture, target_map
 from methods.gates.attn_gate import AttnGate
 from methods.parts.rope import rope_apply, rope_undo
-from tests.harness.training.test_distill import BLOCK, VOCAB, sharp_llama, some
+from tests.harness.training.test_distill import BLOCK, VOCAB, rows_of, sharp_llama
 from tests.methods.support import DIM, HEADS, KV_HEADS, PlainRope
 from tests.methods.support import layer as inputs
 from tests.methods.test_gate import naive_logits
@@ -63,8 +64,8 @@ def test_pre_rope_equals_the_projections(rope_parameters: dict[str, object], dty
         capture.run(torch.randint(VOCAB, (1, 200)))
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for name in ("q_proj", "k_proj"):
-        wanted = projected[name].float()
-        assert (seen[name] - wanted).abs().max() < tolerance * wanted.abs().max()
+        expected = projected[name].float()
+        assert (seen[name] - expected).abs().max() < tolerance * expected.abs().max()
 
 
 def test_rope_of_gemma_differs_by_layer() -> None:
@@ -112,7 +113,7 @@ def test_interleaved_rope_is_refused() -> None:
 
 
 def test_capture_leaves_the_model_as_it_was(loaded: LoadedModel) -> None:
-    tokens = some(1, seed=3)[0]
+    tokens = rows_of(1, seed=3)[0]
     before = loaded.model(tokens).logits
     implementation = loaded.model.config._attn_implementation
     hidden: list[Tensor] = []
@@ -126,7 +127,7 @@ def test_capture_leaves_the_model_as_it_was(loaded: LoadedModel) -> None:
 
 
 def test_capture_refuses_padding(loaded: LoadedModel) -> None:
-    tokens = some(1, seed=3)[0]
+    tokens = rows_of(1, seed=3)[0]
     mask = torch.ones_like(tokens)
     mask[:, 0] = 0
     with Capture(loaded.model, lambda *_: None), pytest.raises(UserError, match="without padding"):
@@ -196,16 +197,16 @@ def test_the_gradient_is_that_of_the_loss(given: dict[str, Any]) -> None:
 
 
 def test_the_loss_keeps_one_map_for_its_gradient() -> None:
-    kept: list[int] = []
+    saved: list[int] = []
     logits = torch.randn(1, 2, 50, 50, requires_grad=True)
 
     def pack(x: Tensor) -> Tensor:
-        kept.append(x.numel())
+        saved.append(x.numel())
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         gate_loss(torch.rand(1, 2, 50, 50), logits)
-    assert sum(size >= logits.numel() for size in kept) == 1
+    assert sum(size >= logits.numel() for size in saved) == 1
 
 
 @pytest.mark.parametrize("q_linear", [False, True])
@@ -230,7 +231,7 @@ def test_a_step_is_the_gradient_of_the_papers_formulas(q_linear: bool, monkeypat
     for weights in wide:
         for x in plain:
             q, k = x.q.double(), x.k.double()
-            turned = [rope_apply(each, *(wave.double() for wave in cos_sin)) for each in (q, k)]
+            turned = [rope_apply(tensor, *(wave.double() for wave in cos_sin)) for tensor in (q, k)]
             target = naive_target(*turned, 0.7)[0]
             logits = naive_logits(q[0], k[0], weights["k"], weights.get("q"), rope)
             rows = [
@@ -239,9 +240,9 @@ def test_a_step_is_the_gradient_of_the_papers_formulas(q_linear: bool, monkeypat
                 for i in range(1, 6)
             ]
             losses.append(torch.stack(rows).mean())
-    wanted = torch.stack(losses).mean()
-    wanted.backward()
-    assert loss == pytest.approx(wanted.item(), rel=1e-5)
+    expected = torch.stack(losses).mean()
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
     squares = 0.0
     for gate, weights in zip(gates, wide, strict=True):
         for name, weight in gate.named_parameters():

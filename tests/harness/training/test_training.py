@@ -12,10 +12,12 @@ import torch
 from harness.core.errors import UserError
 from harness.training.bundled_model.batches import collate, draw_length, longest, skipping_positions
 from harness.training.bundled_model.corpus import Corpus, build_corpus, read_texts
-from harness.training.bundled_model.mixture import KINDS, Mixture, Row, fits_mixture
+from harness.training.bundled_model.mixture import KINDS, Mixture, fits_mixture
 from harness.training.bundled_model.muon import BatchedMuon
-from harness.training.bundled_model.pretrain import Pretrain, pretrain
+from harness.training.bundled_model.pieces import Row
+from harness.training.bundled_model.pretrain import pretrain
 from harness.training.bundled_model.probe import answers_right
+from harness.training.bundled_model.recipe import PretrainRecipe
 from harness.training.bundled_model.tokenizer import train_tokenizer
 
 WORDS = [
@@ -84,10 +86,7 @@ def test_tokenizer_round_trips_and_joins(tokenizer) -> None:
 @pytest.mark.parametrize("length", [400, 3000])
 def test_pieces_are_what_the_tokenizer_would_say(mixture: Mixture, tokenizer, kind: str, length: int) -> None:
     row = Row([], [])
-    if kind in ("vt", "cwe", "fwe"):
-        getattr(mixture, kind)(row, length)
-    else:
-        mixture.niah(row, length, kind)
+    mixture.add_episode(kind, row, length)
     text = tokenizer.decode(row.ids)
     joined = [
         t
@@ -101,7 +100,7 @@ def test_pieces_are_what_the_tokenizer_would_say(mixture: Mixture, tokenizer, ki
 def test_every_value_asked_for_stands_in_the_text(mixture: Mixture, tokenizer) -> None:
     for hay in ("needle", "essay", "noise"):
         row = Row([], [])
-        mixture.niah(row, 4000, hay)
+        mixture.add_episode(hay, row, 4000)
         text = tokenizer.decode(row.ids)
         context, _, questions = text.partition("\nWhat ")
         for block in questions.split("<eos>")[:-1]:
@@ -142,24 +141,24 @@ def test_collate_scores_the_token_after() -> None:
 
 def test_batched_muon_is_torch_muon() -> None:
     torch.manual_seed(0)
-    ours = [torch.nn.Parameter(torch.randn(s)) for s in [(32, 32), (32, 32), (64, 32), (32, 64)]]
-    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    a = BatchedMuon(ours, lr=0.01, weight_decay=0.1)
-    b = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    batched_params = [torch.nn.Parameter(torch.randn(s)) for s in [(32, 32), (32, 32), (64, 32), (32, 64)]]
+    torch_params = [torch.nn.Parameter(p.detach().clone()) for p in batched_params]
+    a = BatchedMuon(batched_params, lr=0.01, weight_decay=0.1)
+    b = torch.optim.Muon(torch_params, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     for _ in range(4):
-        for p, q in zip(ours, theirs, strict=True):
+        for p, q in zip(batched_params, torch_params, strict=True):
             p.grad = torch.randn_like(p)
             q.grad = p.grad.clone()
         a.step()
         b.step()
-    for p, q in zip(ours, theirs, strict=True):
+    for p, q in zip(batched_params, torch_params, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-3)
 
 
 def test_a_toy_run_learns_and_is_saved(tmp_path) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text(prose(4000))
-    recipe = Pretrain(
+    recipe = PretrainRecipe(
         str(tmp_path / "books"),
         str(tmp_path / "out"),
         vocab_size=400,
@@ -216,7 +215,7 @@ def test_no_text_is_one_line(tmp_path) -> None:
 
 
 def test_corpus_starts_begin_sentences(mixture: Mixture, tokenizer) -> None:
-    corpus: Corpus = mixture.corpus
+    corpus: Corpus = mixture.pieces.corpus
     for at in corpus.starts[:20]:
         assert tokenizer.decode(corpus.tokens[at : at + 1].tolist()).startswith(" ")
         assert tokenizer.decode(corpus.tokens[at - 1 : at].tolist()).endswith(".")

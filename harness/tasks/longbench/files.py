@@ -1,4 +1,4 @@
-"""LongBench's files: data.zip of the hub, or jsonl files as in it in a folder of the user's; never a copy of ours."""
+"""LongBench's files: data.zip of the hub, or the jsonl files in it in a folder that the user names; no copy is shipped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HUB = "THUDM/LongBench"
 WHERE = f"data.zip of https://huggingface.co/datasets/{HUB} holds all"
 
 FIELDS = {"context": str, "input": str, "answers": list, "length": int}
-"""What every line has, and of which kind; `all_classes` is null outside the classification tasks."""
+"""What every line has, and of which type; `all_classes` is null outside the classification tasks."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """Where files are read from: a folder, or data.zip. `name` as rows carry it."""
+    """Where files are read from: a folder, or data.zip. `name` is what rows call it."""
 
     path: Path
     name: str
 
     def read(self, file: str) -> bytes | None:
-        """The content of a file, None if it isn't there."""
+        """Return the content of a file, None if it isn't there."""
         if self.path.is_dir():
             return (self.path / file).read_bytes() if (self.path / file).is_file() else None
         with zipfile.ZipFile(self.path) as archive:
-            found = [name for name in archive.namelist() if name.rpartition("/")[2] == file]
-            return archive.read(found[0]) if found else None
+            members = [name for name in archive.namelist() if name.rpartition("/")[2] == file]
+            return archive.read(members[0]) if members else None
 
 
 @lru_cache(maxsize=4)
 def find(folder: str | None) -> Source:
-    """The source that `data.dir` names; None: the hub's data.zip, downloaded once. UserError where there is none."""
+    """Return what `data.dir` names; None: the hub's data.zip, downloaded once. Raises UserError where there is none."""
     if folder is None:
         path = _from_hub()
         return Source(path, f"hub {path.parent.name[:8]}")
@@ -81,7 +81,7 @@ class Contents:
 
 @lru_cache(maxsize=8)
 def contents(source: Source, files: Iterable[str]) -> Contents:
-    """What a source holds of `files` (a tuple of names). UserError if it is none of them."""
+    """Return what a source holds of `files` (a tuple of names). Raises UserError if it is none of them."""
     digest, lines = hashlib.sha256(), {}
     for file in files:
         if (raw := source.read(file)) is not None:
@@ -94,14 +94,14 @@ def contents(source: Source, files: Iterable[str]) -> Contents:
 
 @lru_cache(maxsize=2)
 def rows(source: Source, file: str) -> tuple[Row, ...]:
-    """The lines of a file. UserError names the file, where it comes from, and the line that can't be read."""
+    """Return the lines of a file. Raises UserError that names the file, its origin and the line that can't be read."""
     raw = source.read(file)
     if raw is None:
         raise UserError(f"{file} is not in {source.path}; {WHERE}")
-    found = [_row(line, f"{source.path / file}:{number}") for number, line in enumerate(raw.split(b"\n"), 1) if line.strip()]
-    if not found:
+    parsed = [_row(line, f"{source.path / file}:{number}") for number, line in enumerate(raw.split(b"\n"), 1) if line.strip()]
+    if not parsed:
         raise UserError(f"{source.path / file} is empty; {WHERE}")
-    return tuple(found)
+    return tuple(parsed)
 
 
 def _row(line: bytes, where: str) -> Row:

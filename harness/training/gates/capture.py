@@ -1,4 +1,4 @@
-"""What a gate learns from: queries and keys of every layer of a frozen model, and its true attention map."""
+"""The queries and keys of every layer of a frozen model, shown while its forward pass runs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from attention_kernels.block_map import block_map
 from attention_kernels.dense import dense_attention, sliding_window_attention
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
-from methods.gates.attn_gate import Gate
-from methods.parts.base import Grid
 
 NAME = "gate_capture"
 
@@ -52,19 +49,19 @@ class Capture:
             del _visitors[module]
 
     def _set(self, name: str) -> str:
-        """Change the text decoder's attention; returns the one it had."""
+        """Change the text decoder's attention. Return the one it had."""
         top = self.model.config
         text = top.get_text_config(decoder=True)
-        before: str = text._attn_implementation
+        previous: str = text._attn_implementation
         parts = {key: name for key in top.sub_configs if getattr(top, key, None) is text}
         self.model.set_attn_implementation(name if text is top else parts)
         if text._attn_implementation != name:
             raise UserError(f"{type(self.model).__name__} does not use transformers' AttentionInterface: can't read it")
-        return before
+        return previous
 
     @torch.no_grad()
     def run(self, tokens: Tensor) -> None:
-        """One forward pass over tokens [B,N] int64 without padding; keeps nothing but what `visit` keeps."""
+        """Run one forward pass over tokens [B,N] int64 without padding; nothing of it stays but what `visit` stores."""
         self.model(input_ids=tokens, use_cache=False, logits_to_keep=1)
 
 
@@ -86,20 +83,3 @@ def _attention(
 def _no_mask(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> None:
     if attention_mask is not None:
         raise UserError("gates learn from text without padding: give tokens only, no attention mask")
-
-
-def gate_grid(gate: Gate, q: Tensor, k: Tensor) -> Grid:
-    """The blocks of the gate's map of these queries, for the functions of kernels/."""
-    return Grid(q_block=gate.q_block, k_block=gate.block_size, q_len=q.shape[2], k_len=k.shape[2])
-
-
-def true_map(q: Tensor, k: Tensor, gate: Gate, *, scale: float, pool: str) -> Tensor:
-    """The true attention as the gate is to know it: pooled over its blocks and heads, [B,H,Mq,Nk] float32."""
-    found = block_map(q, k, q_block=gate.q_block, k_block=gate.block_size, scale=scale, pool=pool)
-    return gate.truth(found, pool, k.shape[2])
-
-
-def target_map(q: Tensor, k: Tensor, gate: Gate, *, scale: float, pool: str) -> Tensor:
-    """What the gate's softmax is to match: the pooled attention map [B,H,Mq,Nk] float32, rows summing to 1."""
-    truth = true_map(q, k, gate, scale=scale, pool=pool)
-    return truth.div_(truth.sum(-1, keepdim=True).clamp(min=1e-9))

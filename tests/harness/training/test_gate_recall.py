@@ -11,13 +11,13 @@ from torch import Tensor
 import methods
 from harness.core.errors import UserError
 from harness.models.loading import LoadedModel, wrap_model
-from harness.training.gates import report
-from harness.training.gates.distill import new_gates
-from harness.training.gates.report import chance, gate_recall, recall_rows, sampled_recall
-from harness.training.gates.truth import target_map
+from harness.training.gates import recall
+from harness.training.gates.recall import chance, gate_recall, recall_rows, sampled_recall
+from harness.training.gates.target_map import target_map
+from harness.training.gates.weights import new_gates
 from methods.gates.attn_gate import AttnGate
 from methods.parts.base import Grid, LayerInputs
-from tests.harness.training.test_distill import BLOCK, LENGTH, sharp_llama, some
+from tests.harness.training.test_distill import BLOCK, LENGTH, rows_of, sharp_llama
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +37,14 @@ def test_recall_of_a_known_pair() -> None:
 def test_chance_is_what_random_blocks_reach() -> None:
     causal = causal_blocks(640, 640, 16, 16)
     budget = row_budget(0.2, 640, 640, 16, 16)
-    found = []
+    reached = []
     for seed in range(40):
         x = LayerInputs(q=torch.zeros(1, 8, 640, 16), k=torch.zeros(1, 8, 640, 16), layer=0, scale=1.0)
         index = [methods.build("random", sparsity=0.8, block_size=16, seed=s).select(x) for s in (seed, seed + 100)]
         assert isinstance(index[0], BlockIndex)
         assert isinstance(index[1], BlockIndex)
-        found.append(recall_rows(index[0], index[1]).mean())
-    assert abs(float(torch.stack(found).mean()) - chance(budget, causal)) < 0.005
+        reached.append(recall_rows(index[0], index[1]).mean())
+    assert abs(float(torch.stack(reached).mean()) - chance(budget, causal)) < 0.005
 
 
 class Perfect(AttnGate):
@@ -56,7 +56,7 @@ class Perfect(AttnGate):
 
 def test_recall_of_a_perfect_gate(loaded: LoadedModel) -> None:
     gates = [Perfect(4, 2, 16, block_size=BLOCK) for _ in range(2)]
-    rows = gate_recall(loaded, gates, some(2, seed=4), densities=(0.5, 0.1), pool="mass")
+    rows = gate_recall(loaded, gates, rows_of(2, seed=4), densities=(0.5, 0.1), pool="mass")
     assert [(row["layer"], row["density"]) for row in rows] == [(0, 0.5), (0, 0.1), (1, 0.5), (1, 0.1)]
     for row in rows:
         assert row["recall"] > 0.999  # blocks that tie may be chosen either way
@@ -68,12 +68,12 @@ def test_recall_of_a_perfect_gate(loaded: LoadedModel) -> None:
 def test_a_head_that_knows_nothing_stands_out(loaded: LoadedModel) -> None:
     class Blind(Perfect):
         def forward(self, q: Tensor, k: Tensor, rope: object) -> Tensor:
-            found = super().forward(q, k, rope)
-            found[:, 2] = torch.rand(found[:, 2].shape, generator=torch.Generator().manual_seed(0)) * (found[:, 2] > 0)
-            return found
+            logits = super().forward(q, k, rope)
+            logits[:, 2] = torch.rand(logits[:, 2].shape, generator=torch.Generator().manual_seed(0)) * (logits[:, 2] > 0)
+            return logits
 
     (row, _) = gate_recall(
-        loaded, [Blind(4, 2, 16, block_size=BLOCK) for _ in range(2)], some(2, seed=4), densities=(0.1,), pool="mass"
+        loaded, [Blind(4, 2, 16, block_size=BLOCK) for _ in range(2)], rows_of(2, seed=4), densities=(0.1,), pool="mass"
     )
     assert min(row["heads"]) == row["heads"][2] < 0.8
     assert row["heads_kept"][2] < 0.98
@@ -82,10 +82,10 @@ def test_a_head_that_knows_nothing_stands_out(loaded: LoadedModel) -> None:
 
 def test_many_heads_are_measured_as_one_by_one(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     gates = new_gates(loaded, block_size=BLOCK)
-    whole = gate_recall(loaded, gates, some(1, seed=4), densities=(0.3, 0.1))
-    monkeypatch.setattr(report, "PART", 3 * 38 * 38)  # three heads, then one
-    parts = gate_recall(loaded, gates, some(1, seed=4), densities=(0.3, 0.1))
-    for part, row in zip(parts, whole, strict=True):
+    at_once = gate_recall(loaded, gates, rows_of(1, seed=4), densities=(0.3, 0.1))
+    monkeypatch.setattr(recall, "PART", 3 * 38 * 38)  # three heads, then one
+    parts = gate_recall(loaded, gates, rows_of(1, seed=4), densities=(0.3, 0.1))
+    for part, row in zip(parts, at_once, strict=True):
         for name, value in row.items():
             assert part[name] == pytest.approx(value, rel=1e-6)  # type: ignore[literal-required]
 
@@ -107,7 +107,7 @@ GRIDS = [
 def test_the_recall_shown_while_training_is_that_of_evenly_spaced_rows(
     grid: Grid, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "SAMPLED_ROWS", most)
+    monkeypatch.setattr(recall, "SAMPLED_ROWS", most)
     generator = torch.Generator().manual_seed(0)
     rows, columns = -(-grid["q_len"] // grid["q_block"]), -(-grid["k_len"] // grid["k_block"])
     truth, guess = (torch.randn(2, 3, rows, columns, generator=generator) for _ in range(2))

@@ -12,17 +12,17 @@ UNPRINTABLE = re.compile(r"[\x00-\x1f]")
 
 
 def cleaned(prediction: str) -> str:
-    """The prediction without surrounding space, control characters turned into line ends, as NVIDIA's evaluation does."""
+    """Return the prediction stripped, control characters turned into line ends, as NVIDIA's evaluation does."""
     return UNPRINTABLE.sub("\n", prediction.strip()).strip()
 
 
 def string_match_all(prediction: str, answers: Sequence[str]) -> float:
-    """Share of `answers` that `prediction` contains, case ignored, in [0, 1]."""
+    """Return the share of `answers` that `prediction` contains, case ignored, in [0, 1]."""
     text = cleaned(prediction).lower()
     return sum(answer.lower() in text for answer in answers) / len(answers)
 
 
 def string_match_part(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 if `prediction` contains any of `answers`, case ignored, else 0.0."""
+    """Return 1.0 if `prediction` contains any of `answers`, case ignored, else 0.0."""
     text = cleaned(prediction).lower()
     return float(any(answer.lower() in text for answer in answers))

@@ -15,20 +15,22 @@ def _listed(name: str) -> tuple[str, ...]:
 
 @lru_cache
 def nouns() -> tuple[str, ...]:
+    """Return the nouns, sorted."""
     return tuple(sorted(set(_listed("nounlist.txt"))))
 
 
 @lru_cache
 def adjectives() -> tuple[str, ...]:
+    """Return the adjectives, sorted."""
     return tuple(sorted(set(_listed("adjectivelist.txt"))))
 
 
 @lru_cache
 def vocabulary() -> tuple[str, ...]:
-    """Nouns, adjectives and verbs, sorted: the words of cwe."""
+    """Return nouns, adjectives and verbs, sorted: the words of cwe."""
     return tuple(sorted({*nouns(), *adjectives(), *_listed("verblist.txt")}))
 
 
 def random_key(rng: random.Random) -> str:
-    """An adjective and a noun with a hyphen between, as RULER's needles are named."""
+    """Draw an adjective and a noun with a hyphen between, as RULER's needles are named."""
     return f"{rng.choice(adjectives())}-{rng.choice(nouns())}"

@@ -28,8 +28,11 @@ HOTPOTQA = DataFile(
 
 @dataclass(frozen=True)
 class Question:
-    """`own`: indices of the documents that belong to it, those that answer it (`golden` of them) first; `near`: those of the
-    same article, which are taken before others."""
+    """A question and its answers.
+
+    own: indices of the documents that belong to it, those that answer it (`golden` of them) first. near: indices of those of
+    the same article, which are taken before others.
+    """
 
     query: str
     answers: tuple[str, ...]
@@ -48,7 +51,7 @@ class Questions:
 
 
 def read(path: Path) -> Questions:
-    """The questions of a file, SQuAD or HotpotQA told apart by its content; UserError where it is neither."""
+    """Return the questions of a file, SQuAD or HotpotQA told apart by its content. Raises UserError where it is neither."""
     return _read(path, path.stat().st_mtime_ns)
 
 
@@ -89,15 +92,15 @@ def _hotpotqa(rows: Sequence[Any]) -> tuple[tuple[str, ...], tuple[Question, ...
     documents, index = _indexed(text(*pair) for row in rows for pair in row["context"])
     questions = []
     for row in rows:
-        wanted = {title for title, _ in row["supporting_facts"]}
-        golden = [index(text(*pair)) for pair in row["context"] if pair[0] in wanted]
-        others = [index(text(*pair)) for pair in row["context"] if pair[0] not in wanted]
+        supporting = {title for title, _ in row["supporting_facts"]}
+        golden = [index(text(*pair)) for pair in row["context"] if pair[0] in supporting]
+        others = [index(text(*pair)) for pair in row["context"] if pair[0] not in supporting]
         questions.append(Question(row["question"], (row["answer"],), (*golden, *others), len(golden)))
     return documents, tuple(questions)
 
 
 def _indexed(texts: Any) -> tuple[tuple[str, ...], Callable[[str], int]]:
-    """The texts, sorted and each once, and the place of each."""
+    """Return the texts, sorted and each once, and what gives the place of one."""
     documents = tuple(sorted(set(texts)))
     places = {document: place for place, document in enumerate(documents)}
     return documents, places.__getitem__

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harness.core.errors import UserError
-from harness.training.gates.packed import Chunks, chunk_sources, from_folder, pack
+from harness.training.gates.packed_documents import Chunks, chunk_sources, from_folder, pack
 from harness.training.gates.rows import row_sources, text_id
 from tests.harness.training.test_distill_job import metaspace
 
@@ -64,7 +64,7 @@ def test_sources_of_a_folder(tmp_path: Path) -> None:
     for number in range(30):
         (tmp_path / f"{number}.txt").write_text(TEXT * 40)
     loaded: Any = SimpleNamespace(tokenizer=metaspace(), name="other")
-    train, test = row_sources(loaded, {"text_dir": str(tmp_path)}, 0, kind="documents", wanted=10**6)
+    train, test = row_sources(loaded, {"text_dir": str(tmp_path)}, 0, kind="documents", train_tokens=10**6)
     assert train(64).shape == test(64).shape == (64,)
     orders = [[len(text) for text in from_folder(tmp_path, seed)] for seed in (0, 0)]
     assert orders[0] == orders[1]
@@ -90,9 +90,9 @@ def test_sources_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
     loaded: Any = SimpleNamespace(tokenizer=metaspace(), name="other")
-    train, _ = row_sources(loaded, {}, 0, kind="hub", wanted=2000, hub="good")
+    train, _ = row_sources(loaded, {}, 0, kind="hub", train_tokens=2000, hub="good")
     assert train(64).shape == (64,) and asked == ["good"]
     with pytest.raises(UserError, match=r"job\.hub=bad: can't be read from the hub .*a column named text"):
-        row_sources(loaded, {}, 0, kind="hub", wanted=2000, hub="bad")
+        row_sources(loaded, {}, 0, kind="hub", train_tokens=2000, hub="bad")
     with pytest.raises(UserError, match="needs a data set"):
         row_sources(loaded, {}, 0, kind="hub")

@@ -10,38 +10,41 @@ from dataclasses import dataclass
 from scipy.special import zeta
 
 from harness.tasks.haystack import Haystack
-from harness.tasks.ruler.text import COMMON_WORDS, FREQUENT_WORDS
-from harness.tasks.ruler.words import vocabulary
+from harness.tasks.ruler.vocabulary import vocabulary
+from harness.tasks.ruler.wording import COMMON_WORDS, FREQUENT_WORDS
 
 
 @dataclass(frozen=True)
 class CommonWords:
-    """Ten words stand `common` times, the others `rare` times; below 4096 tokens RULER has 6 and 1, and a shorter example.
-    `words` replace wonderwords; `more`, a longer list, is drawn from where more distinct words are asked for than there are."""
+    """Ten words that stand 30 times in a list whose others stand 3 times each (cwe).
+
+    words: they replace wonderwords. short: 6 times and once, and a shorter example, as RULER does below 4096 tokens.
+    more_words: a longer list, drawn from where more distinct words are asked for than there are.
+    """
 
     words: tuple[str, ...] | None = None
     short: bool = False
-    more: tuple[str, ...] = ()
+    more_words: tuple[str, ...] = ()
     max_new_tokens: int = COMMON_WORDS.tokens_to_generate
-    prose: bool = False
+    needs_prose: bool = False
 
     @property
     def most(self) -> int:
         """The most distinct words there are."""
-        return max(len(self.words or vocabulary()), len(self.more))
+        return max(len(self.words or vocabulary()), len(self.more_words))
 
-    def build(self, rng: random.Random, size: int, hay: Haystack | None = None) -> tuple[str, str, list[str]]:
-        """(text, answer prefix, answers) with `size` distinct words, after one worked example."""
-        shown = (20, 3, 1) if self.short else (40, 10, 3)
-        listed, common = self._list(rng, *shown)
+    def build(self, rng: random.Random, size: int, prose: Haystack | None = None) -> tuple[str, str, list[str]]:
+        """Return (text, answer prefix, answers) with `size` distinct words, after one worked example."""
+        listed, common = self._list(rng, *((20, 3, 1) if self.short else (40, 10, 3)))
         example = COMMON_WORDS.template.format(context=listed) + COMMON_WORDS.answer_prefix
         example += " " + " ".join(f"{i + 1}. {word}" for i, word in enumerate(common))
         listed, common = self._list(rng, size, *((6, 1) if self.short else (30, 3)))
         return f"{example}\n{COMMON_WORDS.template.format(context=listed)}", COMMON_WORDS.answer_prefix, common
 
     def _list(self, rng: random.Random, distinct: int, common: int, rare: int) -> tuple[str, list[str]]:
+        """Return a numbered list of `distinct` words, ten of them `common` times and the others `rare` times, and the ten."""
         few = self.words or vocabulary()
-        chosen = rng.sample(few if distinct <= len(few) else self.more, distinct)
+        chosen = rng.sample(few if distinct <= len(few) else self.more_words, distinct)
         words = chosen[:10] * common + chosen[10:] * rare
         rng.shuffle(words)
         return " ".join(f"{i + 1}. {word}" for i, word in enumerate(words)), chosen[:10]
@@ -49,15 +52,15 @@ class CommonWords:
 
 @dataclass(frozen=True)
 class FrequentWords:
-    """Coded words whose counts fall as rank^-alpha; the first rank is dots, to be ignored. `vocab` distinct words."""
+    """Coded words (fwe), `vocab` of them, whose counts fall as rank^-alpha; the first rank is dots, to be ignored."""
 
     vocab: int
     alpha: float = 2.0
     max_new_tokens: int = FREQUENT_WORDS.tokens_to_generate
-    prose: bool = False
+    needs_prose: bool = False
 
-    def build(self, rng: random.Random, size: int, hay: Haystack | None = None) -> tuple[str, str, list[str]]:
-        """(text, answer prefix, answers) with about `size` words."""
+    def build(self, rng: random.Random, size: int, prose: Haystack | None = None) -> tuple[str, str, list[str]]:
+        """Return (text, answer prefix, answers) with about `size` words."""
         coded: list[str] = []
         while len(coded) < self.vocab:
             word = "".join(rng.choices(string.ascii_lowercase, k=6))
@@ -65,6 +68,6 @@ class FrequentWords:
                 coded.append(word)
         coded[0] = "..."
         total = float(zeta(self.alpha))
-        words = [w for rank, w in enumerate(coded, 1) for _ in range(int(size * rank**-self.alpha / total))]
+        words = [word for rank, word in enumerate(coded, 1) for _ in range(int(size * rank**-self.alpha / total))]
         rng.shuffle(words)
         return FREQUENT_WORDS.template.format(context=" ".join(words)), FREQUENT_WORDS.answer_prefix, coded[1:4]

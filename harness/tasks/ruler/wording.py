@@ -57,19 +57,19 @@ NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 
 
 def needle(kind: str, key: str, value: str) -> str:
-    """A needle; `kind` in the plural, as RULER has it for one value too."""
+    """Return a needle; `kind` is in the plural, as RULER has it for one value too."""
     return NEEDLE.format(kind=kind, key=key, value=value)
 
 
 def singular(text: str) -> str:
-    """NIAH's template or answer prefix as it is for one value."""
+    """Return NIAH's template or answer prefix as it is for one value."""
     for plural, one in (("Some", "A"), ("are all", "is"), ("are", "is")):
         text = text.replace(plural, one)
     return text
 
 
 def niah_text(kind: str, keys: list[str], context: str, answers: int) -> tuple[str, str]:
-    """(question with its context, answer prefix) for the values of `keys`; in the singular where there is one answer."""
+    """Return (context with its question, answer prefix) for the values of `keys`; in the singular for one answer."""
     query = keys[0] if len(keys) == 1 else ", ".join(keys[:-1]) + ", and " + keys[-1]
     template, prefix = NIAH.template, NIAH.answer_prefix
     if answers == 1:
@@ -78,10 +78,10 @@ def niah_text(kind: str, keys: list[str], context: str, answers: int) -> tuple[s
 
 
 def random_number(rng: random.Random, digits: int = 7) -> str:
-    """A number of exactly `digits` digits."""
+    """Draw a number of exactly `digits` digits."""
     return str(rng.randint(10 ** (digits - 1), 10**digits - 1))
 
 
 def random_uuid(rng: random.Random) -> str:
-    """A version-4 UUID."""
+    """Draw a version-4 UUID."""
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))

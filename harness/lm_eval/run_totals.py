@@ -1,4 +1,4 @@
-"""What ran while lm-eval asked: densities and kernels, by task, for the results file."""
+"""What ran while lm-eval asked, in total for each task: prompts, densities and kernels, for the results file."""
 
 from __future__ import annotations
 
@@ -11,24 +11,29 @@ from harness.models.bridge import Bridge
 
 @dataclass
 class Mean:
-    """A weighted mean that is added to; None while nothing was."""
+    """A weighted mean that values are added to."""
 
     total: float = 0.0
     weight: float = 0.0
 
     def add(self, value: float, weight: float = 1.0) -> None:
+        """Take in a value."""
         self.total += value * weight
         self.weight += weight
 
     @property
     def value(self) -> float | None:
+        """The mean, None before the first value."""
         return self.total / self.weight if self.weight else None
 
 
 @dataclass
-class Ran:
-    """One task: prompts that were run, tokens of the longest, prompts cut to fit, kernels, and densities as the mean over
-    prompts and layers (at decode over sequences that took a step)."""
+class RunTotals:
+    """One task's totals.
+
+    prompts: how many were run. longest: tokens of the longest. cut: prompts cut to fit. density, token_density: means over
+    prompts and layers. decode_density: mean over the sequences that took a step. kernels, decode_kernels: all that ran.
+    """
 
     prompts: int = 0
     longest: int = 0
@@ -39,7 +44,7 @@ class Ran:
     kernels: set[str] = field(default_factory=set)
     decode_kernels: set[str] = field(default_factory=set)
 
-    def take(self, bridge: Bridge, rows: Sequence[int]) -> None:
+    def add_prefills(self, bridge: Bridge, rows: Sequence[int]) -> None:
         """Add the prefills since the bridge's last reset, `rows` prompts in each, and reset it. Waits for the device."""
         self.prompts += sum(rows)
         for layer in bridge.stats():
@@ -53,7 +58,7 @@ class Ran:
         bridge.reset()
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the totals as the results file has them."""
         return {
             "prompts": self.prompts,
             "longest": self.longest,
@@ -66,7 +71,7 @@ class Ran:
         }
 
     def line(self) -> str:
-        """For the terminal."""
+        """Return the totals as one line for the terminal."""
         parts = [f"{self.prompts} prompts of up to {self.longest} tokens"]
         if self.density.value is not None:
             parts.append(f"density {self.density.value:.3f} ({'+'.join(sorted(self.kernels))})")

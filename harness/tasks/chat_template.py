@@ -1,0 +1,80 @@
+"""The model's chat template: putting a text into it, and what goes wrong where it is applied twice or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import lru_cache
+from typing import Any
+
+from harness.core.errors import UserError
+
+
+def wrap(tokenizer: Any, text: str, prefix: str, chat: bool) -> str:
+    """Return the prompt: text and answer prefix, inside the model's chat template if `chat`.
+
+    Raises UserError where the tokenizer has no template.
+    """
+    if not chat:
+        return text + prefix
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError("chat_template=true, but this model's tokenizer has no chat template")
+    return _user_turn(tokenizer, text) + prefix.lstrip()
+
+
+def template_twice(prompt: str, tokenizer: Any) -> str | None:
+    """Return None if the model's chat template was applied at most once, else what is wrong."""
+    turn = answer_turn(tokenizer)
+    count = prompt.count(turn) if turn else 0
+    return f"the chat template was applied {count} times; once is right" if count > 1 else None
+
+
+def bos_allowed(prompt: str, tokenizer: Any) -> int:
+    """Return how many BOS tokens a prompt may have.
+
+    That is one, or in a chat template as many as it writes, where a token that begins every turn is called BOS (SmolLM2's
+    <|im_start|>).
+    """
+    turn, bos = answer_turn(tokenizer), tokenizer.bos_token
+    if not turn or bos is None or turn not in prompt:
+        return 1
+    return _template_bos(tokenizer, str(tokenizer.chat_template), str(bos))
+
+
+def answer_turn(tokenizer: Any) -> str:
+    """Return what the chat template puts between the user's message and the answer; "" without a template."""
+    template = getattr(tokenizer, "chat_template", None)
+    return _answer_turn(tokenizer, str(template)) if template else ""
+
+
+def chat_problem(tokenizer: Any, stop_ids: Collection[int], chat: bool) -> str | None:
+    """Return None, or why it is wrong to run the model without its chat template.
+
+    A model whose answers stop at the token that ends the user's turn in its template was trained on that template. Base models
+    that ship a template stop at another token.
+    """
+    turn = "" if chat else answer_turn(tokenizer)
+    if not turn:
+        return None
+    ends = next((i for i in tokenizer(turn, add_special_tokens=False)["input_ids"]), None)
+    if ends not in stop_ids or ends not in tokenizer.all_special_ids:
+        return None
+    name = tokenizer.convert_ids_to_tokens(ends)
+    return f"a chat model without its chat template (its answers end with {name}): model.chat_template=true, or checks=false"
+
+
+def _user_turn(tokenizer: Any, text: str) -> str:
+    """Render a user's message, up to where the answer begins."""
+    message = [{"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+
+
+# Both take the template as well: a tokenizer stays the same object when its template is changed.
+@lru_cache(maxsize=8)
+def _template_bos(tokenizer: Any, _template: str, bos: str) -> int:
+    return max(1, _user_turn(tokenizer, "0").count(bos))
+
+
+@lru_cache(maxsize=8)
+def _answer_turn(tokenizer: Any, _template: str) -> str:
+    mark = "0123456789"
+    return _user_turn(tokenizer, mark).rpartition(mark)[2].strip()

@@ -1,0 +1,96 @@
+"""RULER's samples at a length: generated, or read back from the cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from harness.core.errors import UserError
+from harness.tasks import cache, files
+from harness.tasks.haystack import load_haystack
+from harness.tasks.names import check_name
+from harness.tasks.ruler import builders, documents
+from harness.tasks.ruler.sizing import Sizer
+from harness.tasks.sample import Sample
+from harness.tasks.tokenizer_hash import template_hash, tokenizer_hash
+
+
+def get_samples(
+    task: str,
+    tokenizer: Any,
+    length: int,
+    n: int,
+    *,
+    seed: int = 0,
+    haystack: str | None = None,
+    words: str | None = None,
+    folder: str | None = None,
+    cache_dir: Path | None = None,
+    chat_template: bool = False,
+) -> list[Sample]:
+    """Return the first `n` samples of `task` at `length` tokens, prompt and answer together.
+
+    Sample i depends on (seed, task, length, i), the prose, the files and the tokenizer, and on nothing else. With `cache_dir`
+    samples are stored on disk, and only those not there yet are built. `folder` has the files of those tasks that read any (see
+    `data_files`); None: they are downloaded once. Raises UserError for an unknown task, a length too short for it, or a file
+    that isn't there.
+    """
+    check_name(task)
+    own_words, words_hash = _words(words)
+    data_file = builders.DOCUMENTS.get(task)
+    questions = None if data_file is None else documents.read(files.locate(data_file, folder, task))
+    long_list = _long_word_list(task, folder)
+    more_words = None if long_list is None else _words(str(long_list))[0]
+    builder = builders.make_builder(task, length, own_words, more_words=more_words, questions=questions)
+    prose = load_haystack(haystack) if builder.needs_prose else None
+    path = None
+    samples: dict[int, Sample] = {}
+    if cache_dir is not None:
+        template = template_hash(tokenizer) if chat_template else False
+        determinants = (seed, prose.name if prose else None, words_hash, template, tokenizer_hash(tokenizer))
+        path = cache.cache_file(Path(cache_dir), task, length, *determinants, *data_files(task, folder).values())
+        samples = cache.read(path)
+    missing = [i for i in range(n) if i not in samples]
+    if missing:
+        sizer = Sizer(task, builder, tokenizer, length, seed, prose, chat_template)
+        samples |= {i: sizer.sample(i) for i in missing}
+        if path is not None:
+            cache.write(path, samples)
+    return [replace(samples[i], context=builders.context_characters(task, samples[i].prompt)) for i in range(n)]
+
+
+def data_files(task: str, folder: str | None) -> dict[str, str]:
+    """Return the files that a task reads beside prose and word list, by name, each with the hash of its content.
+
+    A file that isn't there yet is downloaded. Raises UserError where that fails.
+    """
+    if task in builders.DOCUMENTS:
+        data_file = builders.DOCUMENTS[task]
+        return {data_file.names[0]: documents.read(files.locate(data_file, folder, task)).name}
+    long_list = _long_word_list(task, folder)
+    return {} if long_list is None else {long_list.name: files.short_hash(long_list)}
+
+
+def _long_word_list(task: str, folder: str | None) -> Path | None:
+    """Find the longer word list of a task that can use one."""
+    return files.find(builders.MORE_WORDS, folder) if folder is not None and task in builders.LONG_LISTS else None
+
+
+def _words(path: str | None) -> tuple[tuple[str, ...] | None, str | None]:
+    """Read the words of a file, and the hash of its content, which names them in the cache."""
+    if path is None:
+        return None, None
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"data.words={path}: no such file; give a text file of words, or RULER's english_words.json")
+    return _parsed(raw := file.read_bytes(), file.suffix == ".json"), hashlib.sha256(raw).hexdigest()[:12]
+
+
+@lru_cache(maxsize=8)
+def _parsed(raw: bytes, as_json: bool) -> tuple[str, ...]:
+    text = raw.decode("utf-8")
+    return tuple(sorted(set(json.loads(text).values() if as_json else text.split())))

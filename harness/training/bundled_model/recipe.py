@@ -1,0 +1,43 @@
+"""The recipe that the bundled model is trained by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class PretrainRecipe:
+    """The settings of job=pretrain, as conf/job/pretrain.yaml has them.
+
+    tokens: of a step. steps, max_seconds: training ends with whichever comes first. lr: of AdamW. muon_lr: of the matrices
+    inside the layers (0: AdamW for all). warmup: as a share of the training. workers: processes that draw batches. probe_every:
+    seconds between two probes of `probe_rows` rows a kind. books_for_words: how many frequent words of the text keys may have.
+    stdlib: train on Python's standard library too.
+    """
+
+    text_dir: str
+    out: str
+    vocab_size: int = 4096
+    hidden: int = 256
+    intermediate: int = 768
+    layers: int = 6
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    rope_theta: float = 1e8
+    max_length: int = 131072
+    tokens: int = 65536
+    steps: int = 20000
+    max_seconds: float = 540.0
+    lr: float = 3e-3
+    muon_lr: float = 3e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.02
+    seed: int = 1
+    workers: int = 12
+    compile: bool = True
+    device: str = "cuda"
+    probe_every: float = 90.0
+    probe_rows: int = 8
+    books_for_words: int = 20000
+    stdlib: bool = True

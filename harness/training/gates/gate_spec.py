@@ -1,0 +1,63 @@
+"""Which gates a command trains, measures or converts: their kind, block size and file, from its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import methods
+from harness.arms.build import build_decoding, full_decode
+from harness.core.errors import UserError
+from harness.core.settings import Settings
+from methods import decode
+from methods.gates.attn_gate import Gate, named
+
+
+@dataclass(frozen=True)
+class GateSpec:
+    """Gates of a kind, for blocks of a size, in a file named by a pattern. q_linear: an option of AttnGate."""
+
+    kind: type[Gate]
+    file: str
+    block_size: int
+    q_linear: bool = False
+
+    @property
+    def file_name(self) -> str:
+        """The file's name for this block size."""
+        return self.file.format(block_size=self.block_size)
+
+    @property
+    def suffix(self) -> str:
+        """What tells the files of one training from another's in a study: block size and name."""
+        return self.file_name.partition(".")[0].removeprefix("gates-")
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """The options that gates of this kind are built with."""
+        return {"q_linear": True} if self.q_linear else {}
+
+
+def gate_spec(settings: Settings) -> GateSpec:
+    """Return the gates that the settings name: the decode method's, if one is named, else the prefill method's.
+
+    Raises UserError where the method has none.
+    """
+    try:
+        if not full_decode(settings):
+            decoding = build_decoding(settings)
+            return GateSpec(*_gates("decode method", decoding, decode), decoding.block_size)
+        kind, file = _gates("method", methods.get(settings.method), methods)
+        file = named(file, settings.method_knobs.get("gates"))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return GateSpec(kind, file, settings.block_size, bool(settings.method_knobs.get("q_linear", False)))
+
+
+def _gates(role: str, method: Any, registry: ModuleType) -> tuple[type[Gate], str]:
+    """Return the kind of a method's gates and how their file is named. Raises UserError where it has none."""
+    if method.gate is None:
+        able = [name for name in registry.names() if registry.get(name).gate is not None]
+        raise UserError(f"{role} {method.name} has no gates to train; choose one of: {', '.join(able)}")
+    return method.gate, str(method.weights)

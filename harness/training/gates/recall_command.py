@@ -1,0 +1,58 @@
+"""``python -m harness job=gate_recall``: what trained gates find of the true attention on held-out text, by layer and head."""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from harness.arms import gate_files
+from harness.arms.build import full_decode, released_id, weights_folder
+from harness.arms.head_files import model_overrides
+from harness.core.errors import UserError
+from harness.core.settings import read_settings
+from harness.measure.run import model_of
+from harness.training.gates import recall_tables
+from harness.training.gates.gate_spec import gate_spec
+from harness.training.gates.job_settings import read_lengths, whole_number
+from harness.training.gates.recall import gate_recall
+from harness.training.gates.rows import row_kind, row_sources
+from harness.training.gates.weights import new_gates
+from methods.gates.attn_gate import fill_gates
+
+
+def main(cfg: DictConfig) -> Path:
+    """Measure, print, and write tables and picture into the study's folder; return the path of the gates.
+
+    Raises UserError where the gates aren't there or don't fit, or for text that is too short.
+    """
+    settings, job = read_settings(cfg), cfg.job
+    spec, console = gate_spec(settings), Console()
+    lengths, sequences = read_lengths(job.lengths, spec.block_size), whole_number(job, "sequences", 1)
+    loaded = model_of(settings)
+    if max(lengths) > loaded.max_length:
+        raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
+    group = "method" if full_decode(settings) else "decode"
+    folder, name = weights_folder(settings, loaded), spec.file_name
+    training = settings.method_knobs.get("gates") if group == "method" else None
+    path = gate_files.find(folder, name, spec.kind, released_id(settings, group), training=training)
+    if path is None:
+        raise UserError(
+            f"no gates to measure: {folder / name} is missing; name the folder that has them (model.gates=FOLDER), or train "
+            f"them with `python -m harness job=distill {model_overrides(settings)}…`"
+        )
+    state = gate_files.fit(gate_files.read(path, spec.kind, block_size=spec.block_size), path, loaded, min(lengths))
+    gates = new_gates(loaded, spec.kind, block_size=spec.block_size, **spec.options)
+    try:
+        fill_gates(gates, state, f"the model has {loaded.layers} layers, {loaded.heads} heads of {loaded.head_dim} elements")
+    except ValueError as error:
+        raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
+    kind = row_kind(loaded, settings.data, str(job.rows))
+    _, test = row_sources(loaded, settings.data, settings.seed, kind=kind, train_tokens=max(lengths) * sequences, hub=job.hub)
+    recalls = gate_recall(loaded, gates, [test(length)[None] for length in islice(cycle(lengths), sequences)])
+    recall_tables.show(recalls, console)
+    for written in recall_tables.write(recalls, settings.folder, spec.suffix, recall_tables.title(loaded.name)):
+        console.print(f"wrote {written}", highlight=False, soft_wrap=True)
+    return path

@@ -1,0 +1,53 @@
+"""The weights of gates: new ones for a model, and the file that they are saved in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.core.files import write_whole
+from harness.models.loading import LoadedModel
+from methods.gates.attn_gate import AttnGate, Gate, gate_state
+
+FLOAT32_BYTES = 3 * 2**20
+"""With dtype "auto", gates up to this size are saved in float32, larger ones in bfloat16."""
+
+SAVED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Dtypes of the file by name."""
+
+
+def new_gates(loaded: LoadedModel, kind: type[Any] = AttnGate, *, block_size: int, seed: int = 0, **options: Any) -> list[Gate]:
+    """Return untrained gates for every layer of a model, on its device; the same numbers for the same seed on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    gates = []
+    for _ in range(loaded.layers):
+        gate = kind(loaded.heads, loaded.kv_heads, loaded.head_dim, block_size=block_size, **options)
+        gate.reset_parameters(generator)
+        gates.append(gate.to(loaded.device))
+    return gates
+
+
+def saved_dtype(name: str, parameters: int) -> torch.dtype:
+    """Return the dtype of the file: the one that is named, or with "auto" the one that suits so many parameters."""
+    if name == "auto":
+        return torch.float32 if parameters * 4 <= FLOAT32_BYTES else torch.bfloat16
+    return SAVED[name]
+
+
+def save_gates(
+    gates: Sequence[Gate], path: Path, *, dtype: torch.dtype, recipe: dict[str, object], local: Collection[int] = ()
+) -> Path:
+    """Write the file whole or not at all; each item of `recipe` as JSON in its metadata. local: layers that are left out."""
+    from safetensors.torch import save  # not save_file: in some releases what it writes is for its owner alone
+
+    state = {
+        name: weight.to("cpu", dtype).contiguous()
+        for name, weight in gate_state(gates).items()
+        if int(name.split(".")[1]) not in local
+    }
+    content = save(state, metadata={key: json.dumps(value) for key, value in recipe.items()})
+    return write_whole(path, lambda file: file.write(content))
