@@ -33,7 +33,7 @@ from harness.lm_eval import arguments
 from harness.lm_eval.greedy import Greedy, greedy
 from harness.lm_eval.what_ran import Ran
 from harness.measure.context import progress_bar
-from harness.measure.run import model_of
+from harness.measure.sweep import load_model_of
 from harness.models.bridge import Bridge
 from harness.models.decoder import mean_density
 from harness.models.generate import Generation, generate
@@ -63,7 +63,7 @@ class SparseLM(HFLM):
     def __init__(self, batch_size: int | str = 1, overlong: str = "error", **given: Any) -> None:
         wanted, own = arguments.parse(given)
         self.overlong = arguments.overlong(overlong)
-        self.loaded = model_of(wanted)
+        self.loaded = load_model_of(wanted)
         self.arm = _arm(wanted, self.loaded)
         self._bridge = Bridge(
             self.loaded,
