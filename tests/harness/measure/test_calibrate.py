@@ -39,7 +39,7 @@ def test_a_target_out_of_reach_gives_the_nearest() -> None:
 
 
 @pytest.fixture(scope="module")
-def wanted() -> list[str]:
+def arguments() -> list[str]:
     return [
         "model=bundled",
         "device=cpu",
@@ -60,9 +60,9 @@ def records(tmp_path: Path, kind: str) -> list[dict[str, object]]:
 
 
 def test_seers_threshold_is_found_recorded_and_taken_again(
-    command: Callable[..., int], wanted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., int], arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command(*wanted, "sparsity=0.7") == 0
+    assert command(*arguments, "sparsity=0.7") == 0
     (found,) = records(tmp_path, "calibrations")
     assert (found["knob"], found["target"]) == ("threshold", pytest.approx(0.3))
     assert found["density"] == pytest.approx(0.3, abs=calibration.TOLERANCE)
@@ -78,18 +78,18 @@ def test_seers_threshold_is_found_recorded_and_taken_again(
         raise AssertionError("calibrated again")
 
     monkeypatch.setattr(calibration, "calibrate", never)
-    assert command(*wanted, "sparsity=0.7", "samples=2") == 0
+    assert command(*arguments, "sparsity=0.7", "samples=2") == 0
     assert len(records(tmp_path, "samples")) == 8
     with pytest.raises(AssertionError, match="calibrated again"):
-        command(*wanted, "sparsity=0.5")
+        command(*arguments, "sparsity=0.5")
 
 
-def test_a_given_threshold_needs_no_calibration(command: Callable[..., int], wanted: list[str], tmp_path: Path) -> None:
-    assert command(*wanted, "sparsity=null", "method.threshold=2e-3", "samples=1") == 0
+def test_a_given_threshold_needs_no_calibration(command: Callable[..., int], arguments: list[str], tmp_path: Path) -> None:
+    assert command(*arguments, "sparsity=null", "method.threshold=2e-3", "samples=1") == 0
     assert not records(tmp_path, "calibrations")
     assert {s["status"] for s in records(tmp_path, "samples")} == {"ok"}
 
 
-def test_both_are_refused(command: Callable[..., int], wanted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(*wanted, "sparsity=0.9", "method.threshold=2e-3") == 2
+def test_both_are_refused(command: Callable[..., int], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(*arguments, "sparsity=0.9", "method.threshold=2e-3") == 2
     assert "sparsity=0.9 and threshold=0.002: give one of them" in capsys.readouterr().err
