@@ -67,6 +67,12 @@ def _git(root: Path, *args: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that can change a number, and of CUDA where torch was built with it."""
+    return dict(_installed_versions())
+
+
+@lru_cache(maxsize=1)
+def _installed_versions() -> tuple[tuple[str, str], ...]:
+    """Read the versions once: a process keeps what it has imported."""
     installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -75,7 +81,7 @@ def versions() -> dict[str, str]:
             continue
     if torch.version.cuda:
         installed["cuda"] = torch.version.cuda
-    return installed
+    return tuple(installed.items())
 
 
 def device_name(device: torch.device) -> str:

@@ -172,9 +172,9 @@ class KernelRecord:
     """The state of one case of a study of kernels, the last line of a case counts. `identity` is what was timed (see
     `harness.measure.kernel_speed.cases`) and on which shape, dtype and seed; `case` is the hash of it, the device, commit,
     versions and limits. `times` holds [median, 10th percentile, 90th percentile, repeats] in milliseconds of "attention",
-    "selection" and "total" (both timed as one; of dense attention, a selection alone or a block map: the call). `density`, `flop`,
-    `q_block` and `k_block` are of the index that ran, which a kernel that merges blocks makes coarser than the one it was
-    given (`identity["block"]`). `error` is relative, against float32 attention over that index. `dense_ms` is the fastest
+    "selection" and "total" (both timed as one; of dense attention, a selection alone or a block map: the call). `density`,
+    `flop`, `q_block` and `k_block` are of the index that ran, which a kernel that merges blocks makes coarser than the one it
+    was given (`identity["block"]`). `error` is relative, against float32 attention over that index. `dense_ms` is the fastest
     dense kernel of the same process at this length. `final`: a failure that the next run need not try again."""
 
     case: str

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from hydra._internal.hydra import Hydra
 from transformers import AutoTokenizer
 
 from harness.__main__ import main
@@ -50,9 +51,17 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(command: Command, cache_folder: Path, tmp_path: Path) -> Command:
-    """The command in this process, in a folder that is empty but for the samples that others have made."""
+    """The command in this process, in a folder that is empty but for the samples that others have made. Where nothing is swept
+    over, Hydra composes the settings once: the first time it would only look for a mode, and conf/ sets none."""
     (tmp_path / ".cache").symlink_to(cache_folder)
-    return command
+
+    def run(*arguments: str) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            if "-m" not in arguments:
+                patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+            return command(*arguments)
+
+    return run
 
 
 @pytest.fixture
