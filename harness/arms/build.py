@@ -154,6 +154,13 @@ def _knobs(settings: Settings, method: Method) -> dict[str, Any]:
     return {name: value for name, value in knobs.items() if (name, value) not in method.added_knobs.items()}
 
 
+def with_knob(settings: Settings, arm: RunnableArm, knob: Knob, value: float) -> RunnableArm:
+    """Return the arm with a knob of its method set to a value that was found for its sparsity."""
+    assert arm.method is not None
+    arm.method.set_knob(knob, value)
+    return replace(arm, identity=replace(arm.identity, knobs=_knobs(settings, arm.method)))
+
+
 def at_zero(settings: Settings, loaded: LoadedModel) -> Method | None:
     """The method as it is at sparsity 0, where it must keep everything, ready to run. Knobs that a sparsity doesn't go with
     are left out; None where none will do."""

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from harness.core.errors import UserError
 from harness.core.settings import Settings, read_settings
+from harness.measure.sweep import SweepCache
 from harness.report import leaderboard
 from harness.report.terminal import accuracy_table
 from harness.study.store import Store
@@ -26,6 +27,7 @@ class Jobs:
         self.stores: dict[Path, Store] = {}
         self.margins: dict[Path, float] = {}
         self.next_write = 0.0
+        self.sweep = SweepCache()
         self.measuring: dict[str, Callable[[Settings], int]] = {
             "evaluate": self._measure,
             "latency": self._measure,
@@ -68,7 +70,7 @@ class Jobs:
             raise UserError(f"study={settings.study} is a study of kernels: name another one, for example study=mine")
         for file in store.files():
             file.read()  # a corrupt record stops the command before hours of work, not after
-        done = measure(settings, store, self.console)
+        done = measure(settings, store, self.console, self.sweep)
         if settings.report:
             self.touched.setdefault(settings.folder, set()).update(done.arms)
             self._keep_fresh(store)
@@ -82,7 +84,7 @@ class Jobs:
             raise UserError(f"study={settings.study} holds other measurements: name another one, study=kernel_speed say")
         for file in store.files():
             file.read()
-        failed = Study(settings, store, self.console).go()
+        failed = Study(settings, store, self.console, self.sweep).go()
         self.touched.setdefault(settings.folder, set())
         return 1 if failed else 0
 

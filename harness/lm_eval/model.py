@@ -32,7 +32,7 @@ from harness.lm_eval import arguments
 from harness.lm_eval.greedy import GreedySettings, read_generation
 from harness.lm_eval.run_totals import RunTotals
 from harness.measure.context import progress_bar
-from harness.measure.run import model_of
+from harness.measure.sweep import load_model_of
 from harness.models.bridge import Bridge
 from harness.models.decoder import mean_density
 from harness.models.generate import Generation, generate
@@ -63,7 +63,7 @@ class SparseLM(HFLM):
     def __init__(self, batch_size: int | str = 1, overlong: str = "error", **model_args: Any) -> None:
         settings, hflm_arguments = arguments.parse(model_args)
         self.overlong = arguments.overlong(overlong)
-        self.loaded = model_of(settings)
+        self.loaded = load_model_of(settings)
         self.arm = _arm(settings, self.loaded)
         self._bridge = Bridge(
             self.loaded,

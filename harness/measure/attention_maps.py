@@ -24,7 +24,7 @@ from harness.core.settings import Settings
 from harness.measure.context import RunContext
 from harness.measure.kept_mass import what_runs
 from harness.measure.knob_values import knob_value
-from harness.measure.run import model_of
+from harness.measure.sweep import load_model_of
 from harness.models.bridge import Bridge
 from harness.models.rope import ModelRope
 from harness.study.provenance import command, commit, device_name
@@ -88,7 +88,7 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
     """Measure the maps that a command asks for. Raises UserError for what has none to show."""
     if not full_decode(settings):
         raise UserError("job=maps draws a prefill, which decode= does not change: leave decode out")
-    loaded = model_of(settings)
+    loaded = load_model_of(settings)
     if settings.length > loaded.max_length:
         raise UserError(f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens")
     context = RunContext(settings, loaded, store, console)
@@ -161,13 +161,13 @@ def look(context: RunContext, method: Method, prompt: Any, layers: Any, heads: l
             return
         index = None
         if choice is not None:
-            index = what_runs(loaded, q, k, v, choice, scale=scale, kernel=context.settings.kernel)
+            index = what_runs(loaded, q, k, v, choice, scale=scale, kernel=context.kernels.sparse)
         found.append(layer_maps(x, method, index, heads))
 
     for observer in (note, observe):  # the first pass says which layers there are
         if observer is observe:
             wanted = chosen("layers", layers, there)
-        with Bridge(loaded, None, dense_kernel=context.settings.dense_kernel, observer=observer, record=False):
+        with Bridge(loaded, None, dense_kernel=context.kernels.dense, observer=observer, record=False):
             loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
     return found
 

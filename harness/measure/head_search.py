@@ -20,7 +20,7 @@ from harness.core.files import check_folder, write_whole
 from harness.core.settings import Settings, read_settings
 from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
-from harness.measure.run import model_of
+from harness.measure.sweep import load_model_of
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel
 from harness.models.rope import ModelRope
@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> Path:
     """Search and save. Raises UserError for a method that searches nothing, a file that is there, or bad input."""
     settings, console = read_settings(cfg), Console()
     method = _method(settings)
-    loaded = model_of(settings)
+    loaded = load_model_of(settings)
     if settings.length > loaded.max_length:
         raise UserError(f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens")
     path = _path(settings, loaded, str(method.searched))
@@ -81,7 +81,7 @@ def search(context: RunContext, method: Method, prompts: list[Any]) -> dict[str,
                 finder.observe(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope), v)
                 progress.advance(bar)
 
-            with Bridge(loaded, None, dense_kernel=context.settings.dense_kernel, observer=observe, record=False):
+            with Bridge(loaded, None, dense_kernel=context.kernels.dense, observer=observe, record=False):
                 for prompt in prompts:
                     ids = torch.tensor([list(prompt)], dtype=torch.int64, device=loaded.device)
                     loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)

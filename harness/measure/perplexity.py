@@ -16,15 +16,17 @@ import torch
 
 from harness.arms.build import RunnableArm
 from harness.core.clock import elapsed_ms, mark, sync
+from harness.core.device_memory import let_go
 from harness.core.errors import UserError
-from harness.measure.context import RunContext, one_line
+from harness.measure.cells import record_failure, record_state
+from harness.measure.context import RunContext
 from harness.models.bridge import Bridge
 from harness.models.loss import check_head, nll
-from harness.study import identity
-from harness.study.identity import Cell
+from harness.study.columns import PERPLEXITY
+from harness.study.identity import Cell, Samples
 from harness.study.provenance import now
-from harness.study.schema import PERPLEXITY, CellRecord, PerplexityRecord, Status
-from harness.study.store import RecordError
+from harness.study.resume import Attempt, is_settled, missing_indices
+from harness.study.schema import PerplexityRecord, Status
 from harness.tasks import documents
 from harness.tasks.documents import Document
 from harness.tasks.tokenizer_hash import tokenizer_hash
@@ -44,8 +46,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Texts:
-    """The documents of a command, and what makes their numbers what they are (`data`, part of the cells' identity). `name`
-    is what rows call them: rows of other documents, or of other windows, don't compare and don't share a picture."""
+    """The documents of a command, and what makes their numbers what they are (`data`, part of the cells' identity).
+
+    name: what rows call them; rows of other documents, or of other windows, don't compare and don't share a picture. bos: the
+    token that begins every window, or None; body: tokens of a window without it; stride: see the module, None for one pass.
+    """
 
     name: str
     documents: list[Document]
@@ -56,41 +61,44 @@ class Texts:
 
 
 def windows(tokens: int, body: int, stride: int | None, *, bos: bool) -> list[Window]:
-    """The windows of a document of `tokens` ≥ `body` tokens, BOS not counted. The last one ends with the document. Without BOS
-    the first token of a window has nothing before it: a window begins a token before those it counts, at least."""
-    found = [Window(0, 0 if bos else 1)]
-    while stride is not None and found[-1].start + body < tokens:
-        end = found[-1].start + body
+    """Return the windows of a document of `tokens` ≥ `body` tokens, BOS not counted; the last one ends with the document.
+
+    Without BOS the first token of a window has nothing before it: a window begins a token before those it counts, at least.
+    """
+    spans = [Window(0, 0 if bos else 1)]
+    while stride is not None and spans[-1].start + body < tokens:
+        end = spans[-1].start + body
         move = stride if bos else min(stride, body - 1)
-        found.append(Window(min(found[-1].start + move, tokens - body), end))
-    return found
+        spans.append(Window(min(spans[-1].start + move, tokens - body), end))
+    return spans
 
 
-def read(context: RunContext) -> Texts:
-    """The documents that the settings ask for. Raises UserError where there is none of this length, or for a model whose
-    loss can't be had."""
-    settings, tokenizer = context.settings, context.loaded.tokenizer
+def read_texts(context: RunContext, options: dict[str, Any]) -> Texts:
+    """Return the documents that the settings of the job (`text`, `stride`, `min_tokens`) ask for. Raises UserError where there
+    is none of this length, or for a model whose loss can't be had."""
+    length, tokenizer = context.length, context.loaded.tokenizer
     check_head(context.loaded)
     bos = int(tokenizer.bos_token_id) if sets_bos(tokenizer) else None
-    body = settings.length - (bos is not None)
+    body = length - (bos is not None)
     if body < 2:
-        raise UserError(f"length={settings.length}: must be at least {settings.length - body + 2} for a loss")
-    stride, least = _number(settings.options, "stride", body), _number(settings.options, "min_tokens")
-    found = documents.load_text(str(settings.options["text"]), settings.data.get("text_dir"))
-    least = max(body, least or 0)
-    texts = documents.cut_documents(found, tokenizer, body, least, settings.samples, whole=stride is not None)
-    if not texts:
+        raise UserError(f"length={length}: must be at least {length - body + 2} for a loss")
+    stride, min_tokens = _number(options, "stride", body), _number(options, "min_tokens")
+    text = documents.load_text(str(options["text"]), context.data.get("text_dir"))
+    least = max(body, min_tokens or 0)
+    chosen = documents.cut_documents(text, tokenizer, body, least, context.sample_count, whole=stride is not None)
+    if not chosen:
         raise UserError(
-            f"{found.name}: no document of {least} tokens; give longer ones, or a smaller length= or job.min_tokens="
+            f"{text.name}: no document of {least} tokens; give longer ones, or a smaller length= or job.min_tokens="
         )
-    if len(texts) < settings.samples:
-        context.console.print(f"{len(texts)} documents: no more of {found.name} have {least} tokens", style="dim")
-    data = {"text": found.name, "tokenizer": tokenizer_hash(tokenizer), "least": least, "stride": stride}
-    name = found.name + (f" from {least} tokens" if least > body else "") + ("" if stride is None else f" in steps of {stride}")
-    return Texts(name, texts, data, bos, body, stride)
+    if len(chosen) < context.sample_count:
+        context.console.print(f"{len(chosen)} documents: no more of {text.name} have {least} tokens", style="dim")
+    data = {"text": text.name, "tokenizer": tokenizer_hash(tokenizer), "least": least, "stride": stride}
+    name = text.name + (f" from {least} tokens" if least > body else "") + ("" if stride is None else f" in steps of {stride}")
+    return Texts(name, chosen, data, bos, body, stride)
 
 
 def _number(options: dict[str, Any], name: str, most: int | None = None) -> int | None:
+    """Return a setting of the job that is null or a whole number from 1 to `most`. Raises UserError for any other."""
     value = options[name]
     if value is None:
         return None
@@ -100,39 +108,31 @@ def _number(options: dict[str, Any], name: str, most: int | None = None) -> int 
     return value
 
 
-def measure(context: RunContext, arm: RunnableArm, texts: Texts) -> int:
-    """Record the loss of an arm on the documents it lacks. Returns 1 where that failed, else 0."""
-    cell = Cell(arm.identity, identity.Samples(PERPLEXITY, VERSION, texts.data, False))
-    have = {r["index"] for r in context.store.perplexity.read() if r["cell"] == cell.id}
-    lacking = identity.missing(have, len(texts.documents))
-    last = context.store.latest_cells().get(cell.id, {}).get("status")
-    if not lacking and last in (Status.OK, Status.GATED):
+def measure_perplexity(context: RunContext, arm: RunnableArm, texts: Texts) -> int:
+    """Record the loss of an arm on the documents that its cell lacks. Returns 1 where that failed, else 0."""
+    cell = Cell(arm.identity, Samples(PERPLEXITY, VERSION, texts.data, False))
+    recorded_indices = {record["index"] for record in context.store.perplexity.read() if record["cell"] == cell.id}
+    lacking = missing_indices(recorded_indices, len(texts.documents))
+    if not lacking and is_settled(context.store.latest_cells().get(cell.id)):
         return 0
-    _note(context, arm, cell, texts, Status.RUNNING)
-    try:
-        with context.progress() as progress:
-            bar = progress.add_task(f"{arm.identity.method} {context.settings.length}", total=len(lacking))
-            bridge = Bridge(
-                context.loaded, arm.method, sparse_kernel=context.settings.kernel, dense_kernel=context.settings.dense_kernel
-            )
-            with bridge:
-                for index in lacking:
-                    context.store.perplexity.append(_record(context, bridge, cell, texts, index))
-                    progress.advance(bar)
-    except RecordError:
-        raise
-    except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on, the next run tries again
-        if context.loaded.device.type == "cuda":
-            torch.cuda.empty_cache()
-        _note(context, arm, cell, texts, Status.FAILED, one_line(error))
-        context.complain(f"failed: perplexity with {arm.identity.method}: {one_line(error)}")
-        return 1
-    _note(context, arm, cell, texts, Status.OK)  # gates are read from the documents' records
+    record_state(context, arm, cell, Status.RUNNING, haystack=texts.name)
+    with Attempt() as attempt, context.progress() as progress:
+        bar = progress.add_task(f"{arm.identity.method} {context.length}", total=len(lacking))
+        sparse_kernel, dense_kernel = context.kernels.sparse, context.kernels.dense
+        with Bridge(context.loaded, arm.method, sparse_kernel=sparse_kernel, dense_kernel=dense_kernel) as bridge:
+            for index in lacking:
+                context.store.perplexity.append(_measure_document(context, bridge, cell, texts, index))
+                progress.advance(bar)
+    if attempt.error is not None:
+        let_go(attempt.error, context.loaded.device)
+        label = f"perplexity with {arm.identity.method}"
+        return record_failure(context, arm, cell, attempt.error, label=label, haystack=texts.name)
+    record_state(context, arm, cell, Status.OK, haystack=texts.name)  # gates are read from the documents' records
     return 0
 
 
-def _record(context: RunContext, bridge: Bridge, cell: Cell, texts: Texts, index: int) -> PerplexityRecord:
-    """Run one document."""
+def _measure_document(context: RunContext, bridge: Bridge, cell: Cell, texts: Texts, index: int) -> PerplexityRecord:
+    """Return the loss of one document under the bridge's method, window by window."""
     document, device = texts.documents[index], context.loaded.device
     ids = torch.tensor(document.ids, dtype=torch.int64, device=device)
     bos = ids.new_tensor([] if texts.bos is None else [texts.bos])
@@ -168,21 +168,5 @@ def _record(context: RunContext, bridge: Bridge, cell: Cell, texts: Texts, index
 
 
 def _mean(values: list[float]) -> float | None:
+    """Return the mean, or None of nothing."""
     return statistics.fmean(values) if values else None
-
-
-def _note(context: RunContext, arm: RunnableArm, cell: Cell, texts: Texts, status: str, reason: str = "") -> None:
-    context.store.cells.append(
-        CellRecord(
-            cell=cell.id,
-            arm=arm.identity.id,
-            pair=cell.pair,
-            run=context.run.run,
-            identity=cell.as_dict(),
-            status=status,
-            reason=reason,
-            date=now(),
-            knobs=arm.identity.knobs,
-            haystack=texts.name,
-        )
-    )

@@ -1,25 +1,34 @@
-"""Running the cells of one command: the arms, dense first, on the same samples; accuracy, then times."""
+"""One command from top to bottom: load the model, build the arms, and measure each of them, dense first, on the same samples.
+
+What is recorded already is left out at every step (`harness.study.resume`); the report is made by the job that called.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from rich.console import Console
 
-from harness.arms.build import build_arms, full_decode
+from harness.arms.build import RunnableArm, at_zero, build_arms, full_decode
 from harness.arms.warnings import notices
 from harness.core.errors import UserError
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
-from harness.measure import perplexity
-from harness.measure.accuracy import evaluate
+from harness.measure.accuracy import SELF_CHECK_FAILED, fail, finish, open_cells, score
+from harness.measure.cells import arm_label
 from harness.measure.context import RunContext
+from harness.measure.generate_batches import generate_batches, todo_of
 from harness.measure.kept_mass import measure_mass
-from harness.measure.knob_values import knob_value
+from harness.measure.knob_values import with_calibrated_knob
 from harness.measure.latency.record import time_arm
+from harness.measure.perplexity import measure_perplexity, read_texts
+from harness.measure.self_check import check_arm, is_checked
+from harness.measure.sweep import SweepCache
 from harness.models.bridge import Bridge
-from harness.models.loading import LoadedModel, ModelConfig, load_model
+from harness.models.loading import LoadedModel
+from harness.study.resume import Attempt
 from harness.study.store import Store
 from harness.tasks import registry
 from harness.tasks.names import expand_tasks
@@ -33,55 +42,82 @@ class Done:
     failed: int = 0
 
 
-def measure(settings: Settings, store: Store, console: Console) -> Done:
-    """Run what the settings ask for and the records of `store` don't have yet. Raises UserError for bad input."""
-    loaded = model_of(settings)
+def measure(settings: Settings, store: Store, console: Console, sweep: SweepCache | None = None) -> Done:
+    """Measure what the settings ask for and the records of `store` don't have yet.
+
+    sweep: what the jobs of one command share, among it the model; without it, the model is loaded for this job alone.
+    Raises UserError for bad input.
+    """
+    sweep, task_names = sweep or SweepCache(), expand_tasks(settings.tasks)
+    loaded = sweep.model(settings)
+    check_request(settings, loaded, task_names)
+    context = RunContext(settings, loaded, store, console, sweep)
+    arms = [with_calibrated_knob(context, settings, arm, task_names) for arm in build_arms(settings, loaded)]
+    with Bridge(loaded, None, dense_kernel=settings.dense_kernel):
+        pass  # a model whose attention can't be changed stops here, not in every cell
+    texts = read_texts(context, settings.options) if settings.job == "perplexity" else None
+    for arm in arms:
+        for notice in notices(arm, settings, loaded):
+            context.complain(notice)
+    done = Done({arm.identity.id for arm in arms})
+    for arm in arms:
+        if texts is not None:
+            done.failed += measure_perplexity(context, arm, texts)
+        elif settings.job == "kept_mass":
+            done.failed += measure_mass(context, arm, task_names)
+        elif settings.job == "evaluate":
+            done.failed += evaluate(context, settings, arm, task_names)
+        timed = arm.method is not None or arm.baseline  # dense prefill is timed with the baseline
+        if timed and (settings.job == "latency" or (settings.job == "evaluate" and settings.latency)):
+            done.failed += time_arm(context, arm, task_names)
+    return done
+
+
+def check_request(settings: Settings, loaded: LoadedModel, task_names: Sequence[str]) -> None:
+    """Raise UserError for what this model, or this job, can't be asked."""
     if settings.length > loaded.max_length:
         raise UserError(
             f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens; "
             f"choose length={loaded.max_length} or less"
         )
-    context = RunContext(settings, loaded, store, console)
-    names = expand_tasks(settings.tasks)
     if settings.job in ("latency", "perplexity") and not full_decode(settings):
         raise UserError(
             f"job={settings.job} measures prefill, which decode={settings.decode} does not change: leave decode out"
         )
-    if settings.question != QUESTION_SEEN and (silent := [name for name in names if not registry.get(name).asks]):
-        found = ", ".join(silent)
-        raise UserError(f"question={settings.question}: no question follows the context in {found}: leave these tasks out")
-    arms = build_arms(settings, loaded, lambda arm, knob: knob_value(context, arm, knob, names))
-    with Bridge(loaded, None, dense_kernel=settings.dense_kernel):
-        pass  # a model whose attention can't be changed stops here, not in every cell
-    texts = perplexity.read(context) if settings.job == "perplexity" else None
-    for arm in arms:
-        for line in notices(arm, settings, loaded):
-            context.complain(line)
-    done = Done({arm.identity.id for arm in arms})
-    for arm in arms:
-        if texts is not None:
-            done.failed += perplexity.measure(context, arm, texts)
-            continue
-        if settings.job == "evaluate":
-            done.failed += evaluate(context, arm, names)
-        if settings.job == "kept_mass":
-            done.failed += measure_mass(context, arm, names)
-            continue
-        timed = arm.method is not None or arm.baseline  # dense prefill is timed with the baseline
-        if timed and (settings.latency or settings.job == "latency"):
-            done.failed += time_arm(context, arm, names)
-    return done
+    if settings.question != QUESTION_SEEN and (silent := [name for name in task_names if not registry.get(name).asks]):
+        raise UserError(
+            f"question={settings.question}: no question follows the context in {', '.join(silent)}: leave these tasks out"
+        )
 
 
-def model_of(settings: Settings) -> LoadedModel:
-    """The model of the settings; the jobs of a sweep share it."""
-    name, path = str(settings.model["name"]), str(settings.model["path"])
-    return _load(ModelConfig(name=name, path=path, dtype=settings.dtype, device=settings.device))
-
-
-@lru_cache(maxsize=1)
-def _load(config: ModelConfig) -> LoadedModel:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # of the weights; the only bar is that of the samples
-    return load_model(config)
+def evaluate(context: RunContext, settings: Settings, arm: RunnableArm, task_names: Sequence[str]) -> int:
+    """Check an arm, and generate, score and record the samples that its cells lack. Returns how many of the cells failed."""
+    began, generating = time.perf_counter(), 0.0
+    cells, failed = open_cells(context, arm, task_names)
+    if not cells:
+        return failed
+    with Attempt() as checking:
+        if settings.checks and not is_checked(context, arm):
+            check_arm(context, arm, task_names, zero=None if arm.method is None else at_zero(settings, context.loaded))
+    if checking.error is not None:  # the next run of the same command tries again
+        return failed + sum(fail(context, arm, open_cell.cell, checking.error, SELF_CHECK_FAILED) for open_cell in cells)
+    todo = todo_of(context, [(open_cell.cell, sample) for open_cell in cells for sample in open_cell.samples])
+    errors: dict[str, Exception] = {}
+    with context.progress() as progress:
+        bar = progress.add_task(f"{arm_label(arm)} {context.length}", total=len(todo.pairs))
+        for batch in generate_batches(context, arm, todo):
+            generating += batch.seconds
+            records = []
+            if batch.error is not None:
+                errors.setdefault(batch.failed_cell, batch.error)
+            for answer in batch.answers:
+                with Attempt() as scoring:
+                    records.append(score(context, answer))
+                if scoring.error is not None:
+                    errors.setdefault(answer.cell.id, scoring.error)
+            context.store.samples.append_all(records)
+            progress.advance(bar, len(records))
+    share = generating / (time.perf_counter() - began) if todo.pairs else None
+    failed += sum(fail(context, arm, c.cell, errors[c.cell.id]) for c in cells if c.cell.id in errors)
+    finish(context, arm, [c for c in cells if c.cell.id not in errors], share)
+    return failed

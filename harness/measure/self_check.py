@@ -1,4 +1,4 @@
-"""The self-check of an arm: on a short prompt, before its first sample, promises are measured instead of believed.
+"""The self-check of an arm: on a short prompt, before its first sample, its promises are measured instead of believed.
 
 - dense attention through the bridge is the model's own attention (of the baseline),
 - sparsity=0 is dense attention,
@@ -16,28 +16,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from attention_kernels.sparse_attention import Choice
 from torch import Tensor
 
-from harness.arms.build import RunnableArm, at_zero
+from harness.arms.build import RunnableArm
 from harness.core.question import QUESTION_REREAD, QUESTION_SEEN
-from harness.measure.context import RunContext
+from harness.measure.context import Kernels, RunContext
 from harness.models.batch_cache import BatchCache
-from harness.models.bridge import Bridge
+from harness.models.bridge import Bridge, LayerChoices
 from harness.models.loading import LoadedModel
 from harness.study import identity
 from harness.study.provenance import commit, device_name, now, versions
+from harness.study.resume import recorded
 from harness.study.schema import CheckRecord, Status
-from harness.study.store import Record
 from harness.tasks.chat_template import chat_problem
 from harness.tasks.tokens import stop_ids
 from methods.parts.base import Method
 
 BLOCKS = 12
-"""Length of the prompt in blocks: enough that a method leaves some out, and milliseconds on a GPU."""
+"""The length of the prompt in blocks: enough that a method leaves some out, and milliseconds on a GPU."""
 SAME = {torch.float16: 0.1, torch.bfloat16: 0.1}
 """How far two kernels may be apart in the mean row's hidden state, relative to it; 1e-2 in float32, where TF32 may run."""
 STILL = {torch.float16: 5e-3, torch.bfloat16: 5e-3}
@@ -51,57 +49,42 @@ REASONS = {
 }
 
 
-class Watched(Bridge):
-    """A bridge that keeps what was selected, and hands it out again while `held`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.held = False
-        self.choices: dict[int, Choice | None] = {}
-
-    def __enter__(self) -> Watched:
-        super().__enter__()
-        return self
-
-    def _select(self, layer: int, q: Tensor, k: Tensor, scale: float) -> Choice | None:
-        if not self.held:
-            self.choices[layer] = super()._select(layer, q, k, scale)
-        return self.choices[layer]
-
-
-def check_arm(context: RunContext, arm: RunnableArm, names: list[str]) -> Record | None:
-    """Check an arm, once for each device, commit and versions; returns the record that counts, None where checks are off.
-    What keeps it from running is raised, and nothing recorded: a full memory is no verdict."""
-    if not context.settings.checks:
-        return None
+def check_id(context: RunContext, arm: RunnableArm) -> str:
+    """Return the id of an arm's check: another one for another device, commit, version, chat template or question."""
     device = device_name(context.loaded.device)
     origin = [commit(), device, *(versions().get(name) for name in ("torch", "triton", "transformers"))]
-    check = identity.digest({**arm.identity.as_dict(), "origin": origin, "chat": context.chat, **_asked(context)})
-    context.store.checks.read()
-    if not context.store.checks.has(check):
-        _check(context, arm, names, check)
-    return next(r for r in reversed(context.store.checks.read()) if r["check"] == check)
+    return identity.digest({**arm.identity.as_dict(), "origin": origin, "chat": context.chat, **_question_identity(context)})
 
 
-def _check(context: RunContext, arm: RunnableArm, names: list[str], check: str) -> None:
-    tokenizer = context.loaded.tokenizer
-    prompt = _prompt(context, arm, names)
+def is_checked(context: RunContext, arm: RunnableArm) -> bool:
+    """Return whether the arm's check is recorded already, well or ill."""
+    return recorded(context.store.checks, check_id(context, arm)) is not None
+
+
+def check_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str], *, zero: Method | None) -> None:
+    """Check an arm on the start of the first prompt of its tasks, and record what was found.
+
+    zero: the arm's method at sparsity 0, None where there is none. What keeps the check from running is raised, and nothing
+    recorded: a full memory is no verdict.
+    """
+    loaded = context.loaded
+    prompt = _prompt(context, arm, task_names)
     began = time.monotonic()  # making the samples is not the check's time
-    measured, density = measure(context, arm, prompt)
-    wrong = [REASONS[name].format(*pair) for name, pair in measured.items() if not pair[0] <= pair[1]]
-    chat = chat_problem(tokenizer, stop_ids(tokenizer, context.loaded.model), context.chat) or ""
+    distances, density = measure(loaded, arm, prompt, zero=zero, kernels=context.kernels, question=context.question)
+    wrong = [REASONS[name].format(*pair) for name, pair in distances.items() if not pair[0] <= pair[1]]
+    chat = chat_problem(loaded.tokenizer, stop_ids(loaded.tokenizer, loaded.model), context.chat) or ""
     reason = "; ".join(filter(None, [chat, *wrong]))
     if reason:
         context.complain(f"self-check of {arm.identity.method}: {reason}; its rows will be gated")
     context.store.checks.append(
         CheckRecord(
-            check=check,
+            check=check_id(context, arm),
             arm=arm.identity.id,
             run=context.run.run,
-            identity={**arm.identity.as_dict(), "chat_template": context.chat, **_asked(context)},
+            identity={**arm.identity.as_dict(), "chat_template": context.chat, **_question_identity(context)},
             status=Status.GATED if reason else Status.OK,
             reason=reason,
-            found={k: list(v) for k, v in measured.items()},
+            found={name: list(pair) for name, pair in distances.items()},
             tokens=len(prompt),
             density=density,
             seconds=time.monotonic() - began,
@@ -110,59 +93,66 @@ def _check(context: RunContext, arm: RunnableArm, names: list[str], check: str) 
     )
 
 
-def _asked(context: RunContext) -> dict[str, str]:
-    """When the question is asked, where it isn't seen: as in a cell's identity."""
-    return {} if context.settings.question == QUESTION_SEEN else {"question": context.settings.question}
+def _question_identity(context: RunContext) -> dict[str, str]:
+    """Return when the question is asked, where it isn't seen: as in a cell's identity."""
+    return {} if context.question == QUESTION_SEEN else {"question": context.question}
 
 
-def _prompt(context: RunContext, arm: RunnableArm, names: list[str]) -> list[int]:
-    """The start of the first sample's prompt, its length off the block."""
+def _prompt(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -> list[int]:
+    """Return the start of the first sample's prompt, its length off the block."""
     block = 64 if arm.method is None else arm.method.block_size
-    return list(context.first_prompt(names)[: BLOCKS * block + block // 2 + 3])
+    return list(context.first_prompt(task_names)[: BLOCKS * block + block // 2 + 3])
 
 
 @torch.inference_mode()
 def measure(
-    context: RunContext, arm: RunnableArm, prompt: Sequence[int]
+    loaded: LoadedModel, arm: RunnableArm, prompt: Sequence[int], *, zero: Method | None, kernels: Kernels, question: str
 ) -> tuple[dict[str, tuple[float, float]], float | None]:
-    """{check: (measured, at most)} of an arm on a prompt, and the density of the method there."""
-    loaded, settings = context.loaded, context.settings
-    kernels: dict[str, Any] = {"sparse_kernel": settings.kernel, "dense_kernel": settings.dense_kernel}
+    """Return {check: (distance measured, distance allowed)} of an arm on a prompt, and the density of its method there.
+
+    The checks are the keys of REASONS, those that apply; distances are relative (`row_distances`). zero: the method at sparsity
+    0, None where there is none.
+    """
     ids = torch.tensor([list(prompt)], device=loaded.device)
     same, still = SAME.get(loaded.dtype, 1e-2), STILL.get(loaded.dtype, 1e-5)
-    found: dict[str, tuple[float, float]] = {}
-    zero: Method | None = None
-    with Bridge(loaded, None, **kernels):
+    distances: dict[str, tuple[float, float]] = {}
+    with _bridge(loaded, None, kernels):
         dense = hidden(loaded, ids)
     if arm.method is None:
-        found["own"] = apart(dense, hidden(loaded, ids)).mean().item(), same
-    elif (zero := at_zero(settings, loaded)) is not None:
-        with Bridge(loaded, zero, **kernels):
-            found["zero"] = apart(hidden(loaded, ids), dense).mean().item(), same
-    if settings.question != QUESTION_SEEN and (arm.method is None or zero is not None):
-        with Bridge(loaded, zero, **kernels) as bridge:
+        distances["own"] = row_distances(dense, hidden(loaded, ids)).mean().item(), same
+    elif zero is not None:
+        with _bridge(loaded, zero, kernels):
+            distances["zero"] = row_distances(hidden(loaded, ids), dense).mean().item(), same
+    if question != QUESTION_SEEN and (arm.method is None or zero is not None):
+        with _bridge(loaded, zero, kernels) as bridge:
             context_tokens = 3 * len(prompt) // 4
-            asked = question(bridge, ids, context_tokens, reread=settings.question == QUESTION_REREAD)
-            found["question"] = apart(asked, dense[:, context_tokens:]).mean().item(), same
-    with Watched(loaded, arm.method, **kernels) as bridge:
+            asked = hidden_of_question(bridge, ids, context_tokens, reread=question == QUESTION_REREAD)
+            distances["question"] = row_distances(asked, dense[:, context_tokens:]).mean().item(), same
+    choices = LayerChoices()
+    with _bridge(loaded, arm.method, kernels, choices) as bridge:
         before = hidden(loaded, ids)
         density = None if arm.method is None else bridge.prefill_densities()[0]
-        noise = apart(hidden(loaded, ids), before).max().item()  # 0, but for kernels that add in any order
+        noise = row_distances(hidden(loaded, ids), before).max().item()  # 0, but for kernels that add in any order
         limit = max(still, 4 * noise)
         edge, inside = _cuts(len(prompt), arm)
-        bridge.held = True
+        choices.held = True
         after = hidden(loaded, other_tokens(ids, inside, loaded))
-        found["causal"] = apart(after[:, :inside], before[:, :inside]).max().item(), limit
-        bridge.held = False
+        distances["causal"] = row_distances(after[:, :inside], before[:, :inside]).max().item(), limit
+        choices.held = False
         if arm.method is not None and not arm.method.reads_end:
             after = hidden(loaded, other_tokens(ids, edge, loaded))
-            found["selection"] = apart(after[:, :edge], before[:, :edge]).max().item(), 10 * limit
-    return found, density
+            distances["selection"] = row_distances(after[:, :edge], before[:, :edge]).max().item(), 10 * limit
+    return distances, density
+
+
+def _bridge(loaded: LoadedModel, method: Method | None, kernels: Kernels, choices: LayerChoices | None = None) -> Bridge:
+    """Return a bridge that prefills by the method with these kernels."""
+    return Bridge(loaded, method, sparse_kernel=kernels.sparse, dense_kernel=kernels.dense, choices=choices)
 
 
 def _cuts(tokens: int, arm: RunnableArm) -> tuple[int, int]:
-    """Two places from which on the tokens are replaced: at the edge of a query block, also of one that a kernel has merged to
-    128, and inside one. Where the kernel itself decides, tile by tile, only the edge will do."""
+    """Return two places from which on the tokens are replaced: at the edge of a query block, also of one that a kernel has
+    merged to 128, and inside one. Where the kernel itself decides, tile by tile, only the edge will do."""
     block = 64 if arm.method is None else arm.method.block_size
     wide = math.lcm(block, 128)
     step = wide if wide <= 3 * tokens // 4 else block
@@ -172,13 +162,13 @@ def _cuts(tokens: int, arm: RunnableArm) -> tuple[int, int]:
 
 
 def hidden(loaded: LoadedModel, ids: Tensor) -> Tensor:
-    """The last hidden states [1, tokens, width] of a prompt, float32."""
+    """Return the last hidden states [1, tokens, width] of a prompt, float32."""
     return loaded.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.float()
 
 
-def question(bridge: Bridge, ids: Tensor, context_tokens: int, *, reread: bool) -> Tensor:
-    """The last hidden states [1, tokens - context_tokens, width] of what follows the first `context_tokens` tokens, prefilled as `generate`
-    does it, in a cache without room to spare; float32."""
+def hidden_of_question(bridge: Bridge, ids: Tensor, context_tokens: int, *, reread: bool) -> Tensor:
+    """Return the last hidden states [1, tokens - context_tokens, width], float32, of what follows the first `context_tokens`
+    tokens, prefilled as `generate` does it, in a cache without room to spare."""
     loaded, tokens = bridge.loaded, ids.shape[1]
     decoder, cache = loaded.model.get_decoder(), BatchCache(loaded.layers, rows=1, prompt=tokens, columns=tokens)
     cache.prefill(0, tokens)
@@ -189,12 +179,12 @@ def question(bridge: Bridge, ids: Tensor, context_tokens: int, *, reread: bool) 
 
 
 def other_tokens(ids: Tensor, start: int, loaded: LoadedModel) -> Tensor:
-    """The prompt with other tokens from `start` on, each different from what it was."""
+    """Return the prompt with other tokens from `start` on, each different from what it was."""
     vocabulary = min(len(loaded.tokenizer), loaded.model.get_input_embeddings().weight.shape[0])
     step = 1 + 37 * torch.arange(ids.shape[1] - start, device=ids.device) % (vocabulary - 1)
     return torch.cat((ids[:, :start], (ids[:, start:] + step) % vocabulary), dim=1)
 
 
-def apart(one: Tensor, other: Tensor) -> Tensor:
-    """How far each row of `one` is from the same row of `other`, relative to it: [1, tokens]. NaN stays NaN."""
+def row_distances(one: Tensor, other: Tensor) -> Tensor:
+    """Return how far each row of `one` is from the same row of `other`, relative to it: [1, tokens]. NaN stays NaN."""
     return (one - other).norm(dim=-1) / other.norm(dim=-1).clamp(min=1e-12)

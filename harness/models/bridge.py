@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from attention_kernels.dense import dense_attention, resolve_dense, sliding_window_attention
@@ -41,13 +42,22 @@ Observer = Callable[[int, Tensor, Tensor, Tensor, float], None]
 """Called with (layer, q, k, v, scale) before the attention of every global layer at prefill."""
 
 
+@dataclass
+class LayerChoices:
+    """What the method chose last in each layer at prefill; while `held`, the layers attend to that again and no method is
+    asked."""
+
+    by_layer: dict[int, Choice | None] = field(default_factory=dict)
+    held: bool = False
+
+
 class Bridge:
     """Attaches a method to a model for as long as the `with` block lasts.
 
     method None: dense attention in every layer at prefill; decoding None: at decode. sparse_kernel, dense_kernel,
     decode_kernel: names of kernels/, or "auto"; what ran at prefill is in the stats, and at decode in decode_kernels (see
     MASKED). timer: take times of selection and attention of every prefill layer call (no host sync until stats). observer:
-    see Observer. record=False: keep no densities, for timing a whole prefill.
+    see Observer. record=False: keep no densities, for timing a whole prefill. choices: see LayerChoices.
     """
 
     def __init__(
@@ -62,6 +72,7 @@ class Bridge:
         record: bool = True,
         decoding: DecodeMethod | None = None,
         decode_kernel: str = "auto",
+        choices: LayerChoices | None = None,
     ) -> None:
         self.loaded = loaded
         self.method = None if method is None else method.to(loaded.device)
@@ -74,6 +85,7 @@ class Bridge:
         self._timer = timer
         self._observer = observer
         self._record = record
+        self._choices = choices
         self._logs: dict[int, LayerLog] = {}
         self._ropes: dict[int, Rope] = {}
         self._previous: str | dict[str, str] | None = None
@@ -164,10 +176,15 @@ class Bridge:
         return dense_attention(q, k, v, scale=scale, kernel=kernel, key_mask=key_mask)
 
     def _select(self, layer: int, q: Tensor, k: Tensor, scale: float) -> Choice | None:
-        if self.method is None:
-            return None
-        rope = self._rope(layer) if self.method.needs_rope else None
-        return self.method.select(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope))
+        if self._choices is not None and self._choices.held:
+            return self._choices.by_layer[layer]
+        choice: Choice | None = None
+        if self.method is not None:
+            rope = self._rope(layer) if self.method.needs_rope else None
+            choice = self.method.select(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope))
+        if self._choices is not None:
+            self._choices.by_layer[layer] = choice
+        return choice
 
     def _rope(self, layer: int) -> Rope:
         if layer not in self._ropes:

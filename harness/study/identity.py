@@ -1,4 +1,4 @@
-"""What is to be measured: arms and cells, and ids that are equal exactly when the numbers must be.
+"""The identities of arms and cells: what is to be measured, with ids that are equal exactly when the numbers must be.
 
 An arm is a method at one sparsity, length and seed on one model; a cell is an arm on one task. Their ids are hashes of
 everything that determines the numbers, so the same command finds its finished work and another dtype, kernel, gate
@@ -18,14 +18,15 @@ _DIGITS = 16
 
 
 def digest(value: Any) -> str:
-    """First 16 hex digits of the SHA-256 of the canonical JSON of `value` (sorted keys, no spaces)."""
+    """Return the first 16 hex digits of the SHA-256 of the canonical JSON of `value` (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method and the dense baseline beside it have in common."""
+    """What a method and the dense baseline beside it have in common: the model with the hash of its weights, the length of
+    prompts in tokens, the seed of the samples, the dtype, the type of device, and the kernel of dense attention."""
 
     model: str
     model_hash: str
@@ -38,7 +39,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Decoding:
-    """A method that decodes sparsely."""
+    """A method that decodes sparsely: its name, its knobs, its kernel, and the hash of its trained weights, if it has any."""
 
     method: str
     knobs: dict[str, Any]
@@ -61,17 +62,18 @@ class ArmIdentity:
     decode: Decoding | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything that determines the arm's numbers, flat. Full attention at decode has no entry: arms keep the ids they
-        had before there was another."""
+        """Return everything that determines the arm's numbers, flat. Full attention at decode has no entry: arms keep the ids
+        they had before there was another."""
         own = {k: v for k, v in asdict(self).items() if k != "setting" and (k, v) != ("decode", None)}
         return {**asdict(self.setting), **own}
 
     def prefill(self) -> ArmIdentity:
-        """What the arm is at prefill, which its decoding doesn't change."""
+        """Return what the arm is at prefill, which its decoding doesn't change."""
         return replace(self, decode=None)
 
     @property
     def id(self) -> str:
+        """Return the arm's id, the digest of `as_dict`."""
         return digest(self.as_dict())
 
 
@@ -88,8 +90,8 @@ class Samples:
     question: str = QUESTION_SEEN
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything that determines the samples. A task that reads no file has no entry, and none says that the question is
-        seen: cells keep the ids they had before there was another way."""
+        """Return everything that determines the samples. A task that reads no file has no entry, and none says that the
+        question is seen: cells keep the ids they had before there was another way."""
         return {k: v for k, v in asdict(self).items() if (k, v) not in (("files", {}), ("question", QUESTION_SEEN))}
 
 
@@ -101,19 +103,15 @@ class Cell:
     samples: Samples
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything that determines the cell's numbers, flat."""
+        """Return everything that determines the cell's numbers, flat."""
         return {**self.arm.as_dict(), **self.samples.as_dict()}
 
     @property
     def id(self) -> str:
+        """Return the cell's id, the digest of `as_dict`."""
         return digest(self.as_dict())
 
     @property
     def pair(self) -> str:
-        """Equal for the cells of all methods that must see the same samples, dense among them."""
+        """Return an id that is equal for the cells of all methods that must see the same samples, dense among them."""
         return digest({**asdict(self.arm.setting), **self.samples.as_dict()})
-
-
-def missing(done: set[int], samples: int) -> list[int]:
-    """Indices of the samples still to run so that 0 … samples-1 are all done."""
-    return [i for i in range(samples) if i not in done]

@@ -1,4 +1,4 @@
-"""What a row needs so that someone else can run it again: command, commit, versions, device, date."""
+"""Where a row comes from, so that someone else can measure it again: command, commit, versions, device, date."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ import torch
 from harness.study.schema import RunRecord
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy", "flash-attn", "flash-attn-4", "fa3-fwd")
-"""Packages whose version can change a number; those not installed are left out."""
+"""The packages whose version can change a number; those not installed are left out."""
 DISTRIBUTION_MARKER = Path(__file__).resolve().parents[2] / "pyproject.toml"
-"""There in a checkout, not in an installed wheel."""
+"""A file that is there in a checkout and not in an installed wheel."""
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def command(argv: list[str] | None = None) -> str:
-    """The command line of this process as one types it: `python -m harness …`."""
+    """Return the command line of this process as one types it: `python -m harness …`."""
     return shlex.join(["python", "-m", "harness", *(sys.argv[1:] if argv is None else argv)])
 
 
 @lru_cache(maxsize=1)
 def commit() -> str:
-    """Commit of the checkout the code comes from, "+dirty" with uncommitted changes (results/ aside); the installed
+    """Return the commit of the checkout the code comes from, "+dirty" with uncommitted changes (results/ aside); the installed
     version for a wheel; "unknown" where neither can be had. HARNESS_COMMIT says it where the code was copied without
     its history, to a container say."""
     if os.environ.get("HARNESS_COMMIT"):
@@ -66,20 +66,26 @@ def _git(root: Path, *args: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can change a number, and of CUDA where torch was built with it."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that can change a number, and of CUDA where torch was built with it."""
+    return dict(_installed_versions())
+
+
+@lru_cache(maxsize=1)
+def _installed_versions() -> tuple[tuple[str, str], ...]:
+    """Read the versions once: a process keeps what it has imported."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
-    return found
+        installed["cuda"] = torch.version.cuda
+    return tuple(installed.items())
 
 
 def device_name(device: torch.device) -> str:
-    """The model name of the device: "NVIDIA H100 80GB HBM3", or "cpu (Intel(R) Xeon(R) …, 2 threads)"."""
+    """Return the model name of the device: "NVIDIA H100 80GB HBM3", or "cpu (Intel(R) Xeon(R) …, 2 threads)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({_cpu_model()}, {torch.get_num_threads()} threads)"
@@ -96,7 +102,7 @@ def _cpu_model() -> str:
 
 
 def run_record(device: torch.device) -> RunRecord:
-    """The record of this process on this device; its id is new every time."""
+    """Return the record of this process on this device; its id is new every time."""
     return RunRecord(
         run=uuid.uuid4().hex[:12],
         date=now(),
@@ -110,7 +116,7 @@ def run_record(device: torch.device) -> RunRecord:
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 (hex) of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""The one place that says what a record and a leaderboard row hold.
+"""The one place that says what a record holds: a dataclass for each kind, its version, and the fields that identify a line.
 
 Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one line per process: command, commit, versions,
 device), `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts),
@@ -6,7 +6,7 @@ device), `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, t
 knob found for a sparsity), `checks.jsonl` (the self-check of an arm), `perplexity.jsonl` (one per document) and, in a study of
 kernels without a model, `kernels.jsonl` (the state of a case); any of them may lie compressed in `KIND.jsonl.xz`
 (job=archive). Samples point to their cell and their run by id, so a sweep of 100,000 samples stays small.
-`leaderboard.csv` is made from these records alone.
+`leaderboard.csv` is made from these records alone; `harness.study.columns` says what its columns hold.
 """
 
 from __future__ import annotations
@@ -14,130 +14,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.study.columns import AVERAGE as AVERAGE  # re-exported: readers of rows know them by this module
+from harness.study.columns import COLUMNS as COLUMNS
+from harness.study.columns import KERNEL_COLUMNS as KERNEL_COLUMNS
+from harness.study.columns import PERPLEXITY as PERPLEXITY
+
 SCHEMA = 1
-"""Version written into every record; raised when a field changes its meaning."""
-
-AVERAGE = "avg"
-"""Value of the `task` column in the rows that average an arm over its tasks."""
-
-PERPLEXITY = "perplexity"
-"""Value of the `task` column in the rows of job=perplexity."""
-
-COLUMNS: tuple[str, ...] = (
-    "study",
-    "model",
-    "method",
-    "knob",
-    "sparsity",
-    "density",
-    "token_density",
-    "task",
-    "length",
-    "samples",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "dense_accuracy",
-    "p_value",
-    "kept_mass",
-    "selection_ms",
-    "attention_ms",
-    "total_ms",
-    "dense_ms",
-    "dense_kernel",
-    "kernel",
-    "speedup",
-    "pct_ideal",
-    "tflops",
-    "ttft_ms",
-    "peak_mib",
-    "block_size",
-    "dtype",
-    "device",
-    "torch",
-    "triton",
-    "commit",
-    "seed",
-    "status",
-    "command",
-    "date",
-    # beyond the columns every reader may count on:
-    "haystack",
-    "transformers",
-    "reason",
-    "cell",
-    "tasks",
-    "decode",
-    "dense_ttft_ms",
-    "decode_density",
-    "truncated",
-    "nll",
-    "perplexity",
-    "perplexity_low",
-    "perplexity_high",
-    "dense_perplexity",
-    "perplexity_ratio",
-    "perplexity_ratio_low",
-    "perplexity_ratio_high",
-    "tokens_s",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "p_holm",
-    "margin",
-    "noninferior",
-    "question",
-)
-"""Columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
-`peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
-never timed has none. `density` counts tiles that are computed, `token_density` (query, key) pairs. `tasks` is how many
-tasks an average row averages. `decode` says how tokens after the first were computed, "full" attention or a method of
-decoding with its knobs, and by which kernels; `decode_density` is kept blocks ÷ the cache's blocks, the mean over steps,
-layers and heads. `truncated` is how many samples had tokens cut from their prompt by their task's own rules. `nll` is the
-mean loss in nats a token, `perplexity` its exponential, intervals by bootstrap over the documents that `samples` then counts,
-`perplexity_ratio` the perplexity ÷ dense attention's on the same documents, in pairs; `tokens_s` tokens a second through the
-whole model, the loss included, the median over documents. `difference` is the accuracy less that of dense on the same
-samples, with its 95 % interval (`harness.stats.paired`); `noninferior` is "yes" where that interval lies above -`margin`: the
-method is shown to lose less than the margin. "no" is not "worse": samples may be too few (job=power). `p_value` tests one row
-by itself; `p_holm` is adjusted for all averages of its model and length or, in rows of single tasks, for all of those.
-`question` is "seen" where prompts were prefilled whole, "after" where the context was prefilled before the question, which
-then attended to everything (`density` is the context's), and "reread" where the prompt was prefilled whole and the question
-again, attending to everything (`density` is the whole prompt's); times are of whole prompts in all three, which share no
-average and no picture. Where a row's samples came from several processes, `commit`, `command`, versions and `device` hold each
-value, joined by "+" (commands by "; ")."""
-
-
-KERNEL_COLUMNS: tuple[str, ...] = (
-    *COLUMNS,
-    "phase",
-    "op",
-    "batch",
-    "index",
-    "selection",
-    "q_block",
-    "k_block",
-    "shared",
-    "total_low",
-    "total_high",
-    "repeats",
-    "attention_speedup",
-    "attention_pct_ideal",
-    "gb_s",
-    "error",
-    "timing",
-)
-"""Columns of leaderboard.csv in a study of kernels (job=kernel_speed), where `model` is the shape and `method` says where
-the index comes from. `op` is what was timed: full (dense attention), sparse, selection or block_map; `index` the kind of
-index (…_shared: one for the query heads of a KV head), `selection` the method whose selection is in `total_ms`. `total_low`
-and `total_high` are the 10th and 90th percentile of `repeats` calls; `attention_speedup` and `attention_pct_ideal` leave
-the selection out. `q_block` and `k_block` are of the index that ran: a kernel that merges blocks attends to more than it
-was given, and its density says so. `gb_s`, at decode, is keys and values that must be read ÷ time; `error` the relative
-error against float32 attention over the same index; `timing` says whether calls were timed by events or replayed as a CUDA
-graph."""
+"""The version written into every record; raised when a field changes its meaning."""
 
 
 class Status:
-    """Values of `status`."""
+    """The values of `status` in the records of samples, documents, cells, checks and kernel cases."""
 
     RUNNING = "running"
     """Begun, and not finished yet (or killed): no row."""
@@ -283,11 +170,11 @@ class LatencyRecord:
 @dataclass(frozen=True)
 class KernelRecord:
     """The state of one case of a study of kernels, the last line of a case counts. `identity` is what was timed (see
-    `harness.measure.kernel_speed.cases`) and on which shape, dtype and seed; `case` is the hash of it, the device, commit, versions
-    and limits. `times` holds [median, 10th percentile, 90th percentile, repeats] in milliseconds of "attention", "selection"
-    and "total" (both timed as one; of dense attention, a selection alone or a block map: the call). `density`, `flop`,
-    `q_block` and `k_block` are of the index that ran, which a kernel that merges blocks makes coarser than the one it was
-    given (`identity["block"]`). `error` is relative, against float32 attention over that index. `dense_ms` is the fastest
+    `harness.measure.kernel_speed.cases`) and on which shape, dtype and seed; `case` is the hash of it, the device, commit,
+    versions and limits. `times` holds [median, 10th percentile, 90th percentile, repeats] in milliseconds of "attention",
+    "selection" and "total" (both timed as one; of dense attention, a selection alone or a block map: the call). `density`,
+    `flop`, `q_block` and `k_block` are of the index that ran, which a kernel that merges blocks makes coarser than the one it
+    was given (`identity["block"]`). `error` is relative, against float32 attention over that index. `dense_ms` is the fastest
     dense kernel of the same process at this length. `final`: a failure that the next run need not try again."""
 
     case: str
@@ -375,8 +262,8 @@ class MassRecord:
 
 @dataclass(frozen=True)
 class GateStepRecord:
-    """One step of the training of gates (`harness.training.gates.checkpoint.Step`). `training` is its name, new for every training
-    and the same after a restart, which `run` is not; `about` of its first step holds the settings."""
+    """One step of the training of gates (`harness.training.gates.checkpoint.Step`). `training` is its name, new for every
+    training and the same after a restart, which `run` is not; `about` of its first step holds the settings."""
 
     training: str
     run: str
@@ -404,7 +291,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "checks": ("schema", "check", "arm", "run", "identity", "status", "reason", "found", "date"),
     "gate_steps": ("schema", "training", "run", "step", "loss", "date"),
 }
-"""Fields without which a line of that file is refused as corrupt."""
+"""The fields without which a line of that file is refused as corrupt."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "runs": ("run",),
@@ -416,5 +303,5 @@ KEYS: dict[str, tuple[str, ...]] = {
     "perplexity": ("cell", "index"),
     "gate_steps": ("training", "step"),
 }
-"""Fields that identify a line; a second line with the same key is never written. Cells and kernel cases have states
+"""The fields that identify a line; a second line with the same key is never written. Cells and kernel cases have states
 instead."""

@@ -52,7 +52,7 @@ def _write(fd: int, lines: bytes, path: Path) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with NaN and infinities as None: they aren't JSON, and a reader elsewhere would stumble on them."""
+    """Return `value` with NaN and infinities as None: they aren't JSON, and a reader elsewhere would stumble on them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -63,17 +63,17 @@ def _finite(value: Any) -> Any:
 
 
 def _line(data: Record) -> bytes:
-    """A record as its line."""
+    """Return a record as its line of JSON, the newline included."""
     return (json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n").encode()
 
 
 def _signature(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is replaced: its inode and time; None where there is no file."""
+    """Return what changes when a file is replaced, its inode and time; None where there is no file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 class RecordFile:
@@ -96,11 +96,11 @@ class RecordFile:
         self._archive_read: tuple[int, int] | None = None
 
     def exists(self) -> bool:
-        """Whether anything was ever recorded."""
+        """Return whether anything was ever recorded."""
         return self.path.exists() or self.archived.exists()
 
     def read(self) -> list[Record]:
-        """All complete records, oldest first. Raises RecordError at a line that is no record of this kind."""
+        """Return all complete records, oldest first. Raises RecordError at a line that is no record of this kind."""
         try:
             fd = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
@@ -114,16 +114,17 @@ class RecordFile:
         return list(self._records)
 
     def has(self, *key: Any) -> bool:
-        """Whether a record with this key was there at the last read or append."""
+        """Return whether a record with this key was there at the last read or append."""
         return key in self._keys
 
     def append(self, record: Any) -> bool:
-        """Append one record (a dataclass of `harness.study.schema`). False: its key was there already, nothing written."""
+        """Append one record (a dataclass of `harness.study.schema`). Returns False where its key was there already: nothing is
+        written then."""
         return self.append_all([record]) == 1
 
     def append_all(self, records: Iterable[Any]) -> int:
         """Append records with one lock, one write and one sync; returns how many had a key that wasn't there yet."""
-        wanted = [_finite(dataclasses.asdict(record)) for record in records]
+        rows = [_finite(dataclasses.asdict(record)) for record in records]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -131,7 +132,7 @@ class RecordFile:
                 torn = self._refresh(fd)
                 if torn:
                     self._set_aside(fd, torn)
-                new = list({self._key(data): data for data in wanted if self._key(data) not in self._keys}.values())
+                new = list({self.key(data): data for data in rows if self.key(data) not in self._keys}.values())
                 if new:
                     lines = b"".join(map(_line, new))
                     _write(fd, lines, self.path)
@@ -177,11 +178,11 @@ class RecordFile:
 
     def _refresh_archive(self) -> None:
         """Read the archive if it isn't the one known; then everything in the file itself is new, too."""
-        found = _signature(self.archived)
-        if found == self._archive_read:
+        signature = _signature(self.archived)
+        if signature == self._archive_read:
             return
         self._forget()
-        if found is not None:
+        if signature is not None:
             try:
                 text = lzma.decompress(self.archived.read_bytes())
             except (lzma.LZMAError, EOFError) as error:
@@ -191,7 +192,7 @@ class RecordFile:
                 ) from None
             for number, raw in enumerate(text.split(b"\n")[:-1], 1):
                 self._take(self._parse(raw, number, self.archived))
-        self._archive_read = found
+        self._archive_read = signature
 
     def _refresh(self, fd: int) -> bytes:
         """Read the lines after the last known one; returns the unfinished last line, if there is one."""
@@ -224,12 +225,12 @@ class RecordFile:
             raise RecordError(f"{where}: record of schema {data['schema']}, this version reads {SCHEMA}. {cure}.")
         return data
 
-    def _key(self, data: Record) -> tuple[Any, ...]:
-        """What tells a line from others: its fields of KEYS; where the kind has none, the whole line."""
+    def key(self, data: Record) -> tuple[Any, ...]:
+        """Return what tells a line from others: its fields of KEYS; where the kind has none, the whole line."""
         return tuple(data[name] for name in KEYS[self.kind]) if self.kind in KEYS else (_line(data),)
 
     def _take(self, data: Record) -> None:
-        key = self._key(data)
+        key = self.key(data)
         if key not in self._keys:
             self._keys.add(key)
             self._records.append(data)
@@ -246,7 +247,7 @@ class RecordFile:
 
 
 class Store:
-    """The records of one study, a file of `folder/records/` for each kind: `KIND.jsonl`."""
+    """The records of one study: a file of `folder/records/` for each kind: `KIND.jsonl`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -259,7 +260,7 @@ class Store:
         self.perplexity, self.kernels = (file(k) for k in ("perplexity", "kernels"))
 
     def files(self) -> tuple[RecordFile, ...]:
-        """All files of the study."""
+        """Return all files of the study."""
         return (
             self.runs,
             self.samples,
@@ -273,7 +274,7 @@ class Store:
         )
 
     def samples_of(self) -> dict[str, list[Record]]:
-        """Sample records by cell id, each list by sample index."""
+        """Return the sample records by cell id, each list by sample index."""
         by_cell: dict[str, list[Record]] = {}
         for record in self.samples.read():
             by_cell.setdefault(record["cell"], []).append(record)
@@ -282,5 +283,5 @@ class Store:
         return by_cell
 
     def latest_cells(self) -> dict[str, Record]:
-        """The last state of every cell, by cell id."""
+        """Return the last state of every cell, by cell id."""
         return {record["cell"]: record for record in self.cells.read()}

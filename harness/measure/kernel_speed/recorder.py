@@ -1,4 +1,4 @@
-"""Which cases have been timed, and writing down those that were."""
+"""The records of a study of kernels: which cases have been timed, and writing down those that are."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from harness.measure.kernel_speed.options import dtype_name
 from harness.measure.kernel_speed.timing import Result
 from harness.study.identity import digest
 from harness.study.provenance import commit, device_name, now, run_record, versions
+from harness.study.resume import is_settled
 from harness.study.schema import KernelRecord, RunRecord, Status
-from harness.study.store import Store
+from harness.study.store import Record, Store
 from harness.tasks.haystack import haystack_source, load_haystack
 
 ORIGIN = ("torch", "triton", "fa3-fwd", "flash-attn-4", "flash-attn")
-"""Packages whose version makes a case another one."""
+"""The packages whose version makes a case another one."""
 
 
 class Recorder:
@@ -37,41 +38,41 @@ class Recorder:
 
     @cached_property
     def run(self) -> RunRecord:
-        """The record of this process; written when the first result needs it."""
+        """Return the record of this process; it is written when the first result needs it."""
         record = run_record(self.settings.device)
         self.store.runs.append(record)
         return record
 
     def id(self, case: Case) -> str:
-        """The case's id: equal where the numbers must be."""
+        """Return the case's id, equal where the numbers must be."""
         limits = [self.settings.latency_repeats, self.settings.latency_seconds]
         return digest({**self.as_dict(case), "device": self.device, "limits": limits, "origin": self._origin})
 
     def as_dict(self, case: Case) -> dict[str, Any]:
-        """What is timed, on which shape, dtype and seed, and which text a model selects on."""
+        """Return what is timed, on which shape, dtype and seed, and which text a model selects on."""
         shape = asdict(self.grid.shape)
-        found = {**case.as_dict(), "phase": self.grid.phase, "shape": shape.pop("name"), **shape}
+        identity = {**case.as_dict(), "phase": self.grid.phase, "shape": shape.pop("name"), **shape}
         if _of_model(case):
             text = load_haystack(haystack_source(self.settings.data)).name
-            found["source"] = {"model": str(self.settings.model["name"]), "haystack": text}
-        return {**found, "dtype": dtype_name(self.settings.dtype), "seed": self.settings.seed}
+            identity["source"] = {"model": str(self.settings.model["name"]), "haystack": text}
+        return {**identity, "dtype": dtype_name(self.settings.dtype), "seed": self.settings.seed}
 
     def missing(self, cases: Sequence[Case]) -> list[Case]:
-        """Those without a result, or that failed in a way that may pass."""
+        """Return the cases without a result, or that failed in a way that may pass."""
         states = self._states()
-        return [case for case in cases if not _settled(states.get(self.id(case)))]
+        return [case for case in cases if not is_settled(states.get(self.id(case)))]
 
     def write(self, results: Mapping[Case, Result], fastest: tuple[float, str] | None) -> None:
         """Record results beside the fastest dense kernel (milliseconds, name); a failure that is known already is not
         written again."""
-        known = self._states()
+        states = self._states()
         records = []
         for case, result in results.items():
             status = Status.OK if not result.reason else Status.GATED if result.wrong else Status.FAILED
             if result.reason:
                 self._complain(case, result)
-            before = known.get(self.id(case))
-            if status != Status.FAILED or before is None or before["reason"] != result.reason:
+            state = states.get(self.id(case))
+            if status != Status.FAILED or state is None or state["reason"] != result.reason:
                 records.append(self._record(case, result, status, fastest))
         self.store.kernels.append_all(records)
 
@@ -102,7 +103,8 @@ class Recorder:
             k_block=result.k_block,
         )
 
-    def _states(self) -> dict[str, Any]:
+    def _states(self) -> dict[str, Record]:
+        """Return the last state of every case, by its id."""
         return {record["case"]: record for record in self.store.kernels.read()}
 
     def _complain(self, case: Case, result: Result) -> None:
@@ -116,17 +118,14 @@ class Recorder:
 
 
 def title(case: Case) -> str:
-    """A case's turn in a few words: "32,768 tokens, block 64, sparsity 0.9, random"."""
+    """Return a case's turn in a few words: "32,768 tokens, block 64, sparsity 0.9, random"."""
     batch = f"batch {case.batch}" if case.batch > 1 else ""
     block = f"block {case.block}" if case.block else ""
     sparsity = f"sparsity {case.sparsity:g}" if case.sparsity is not None else ""
-    what = case.index if case.op == SPARSE else case.op
-    return ", ".join(part for part in (f"{case.length:,} tokens", batch, block, sparsity, what) if part)
+    operation = case.index if case.op == SPARSE else case.op
+    return ", ".join(part for part in (f"{case.length:,} tokens", batch, block, sparsity, operation) if part)
 
 
 def _of_model(case: Case) -> bool:
+    """Return whether the case's index is one that a model selects."""
     return case.op == SPARSE and of_model(case.index)
-
-
-def _settled(record: Mapping[str, Any] | None) -> bool:
-    return record is not None and (record["status"] != Status.FAILED or bool(record["final"]))

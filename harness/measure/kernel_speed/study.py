@@ -1,4 +1,5 @@
-"""The study: every case that has no record yet, lengths from short to long, each result written when it is there."""
+"""A study of kernels: times every case that has no record yet, lengths from short to long, and writes each result when it is
+there."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from harness.core.errors import UserError
 from harness.core.settings import Settings
-from harness.measure.context import one_line, progress_bar
+from harness.measure.context import progress_bar
 from harness.measure.kernel_speed import timing
 from harness.measure.kernel_speed.cases import BLOCK_MAP, FULL, SELECTION, SPARSE, Case
 from harness.measure.kernel_speed.indices import ModelIndices, Wish, of_model, random_index
@@ -26,16 +27,17 @@ from harness.measure.kernel_speed.method_selection import layer_inputs, selector
 from harness.measure.kernel_speed.options import grid, left_out
 from harness.measure.kernel_speed.recorder import Recorder, title
 from harness.measure.kernel_speed.timing import Result, Timer
-from harness.measure.run import model_of
+from harness.measure.sweep import SweepCache
+from harness.study.resume import Attempt, one_line
 from harness.study.store import Store
 from methods.parts.base import Method
 
 
 class Study:
-    """One command's work on a study of kernels."""
+    """One command's work on a study of kernels. sweep: what the jobs of the command share, among it the model."""
 
-    def __init__(self, settings: Settings, store: Store, console: Console) -> None:
-        self.settings, self.console = settings, console
+    def __init__(self, settings: Settings, store: Store, console: Console, sweep: SweepCache | None = None) -> None:
+        self.settings, self.console, self.sweep = settings, console, sweep or SweepCache()
         self.grid = grid(settings)
         self.timer = Timer(settings.device, settings.latency_repeats, settings.latency_seconds, self.grid.phase == "decode")
         self.log = Recorder(settings, self.grid, store, console)
@@ -43,7 +45,7 @@ class Study:
         self._selectors: dict[tuple[str, int, float, bool], Method] = {}
 
     def go(self) -> int:
-        """Time what is missing. Returns how many cases failed that another run might not."""
+        """Time the cases that are missing. Returns how many failed that another run might not."""
         for name, reason in left_out(self.settings, self.grid).items():
             text = reason if name in reason else f"{name}: {reason}"
             self.console.print(f"not timed: {text}", style="dim", markup=False, highlight=False, soft_wrap=True)
@@ -53,74 +55,74 @@ class Study:
         failed = 0
         with progress_bar(self.console, self.settings.progress) as bar:
             task = bar.add_task("kernels", total=len(cases), completed=len(cases) - len(missing))
-            for (length, batch), here in groupby(missing, key=lambda c: (c.length, c.batch)):
+            for (length, batch), missing_here in groupby(missing, key=lambda c: (c.length, c.batch)):
                 # Dense attention is timed again beside whatever is missing: a clock or a card may have changed since.
                 dense = [c for c in cases if c.op == FULL and (c.length, c.batch) == (length, batch)]
-                rest = [c for c in here if c.op != FULL]
-                for some, results in self._at(length, batch, dense, rest, partial(bar.update, task)):
+                others = [c for c in missing_here if c.op != FULL]
+                for timed, results in self._at(length, batch, dense, others, partial(bar.update, task)):
                     failed += sum(r.reason != "" and not r.final for r in results.values())
-                    bar.advance(task, sum(c in missing for c in some))
+                    bar.advance(task, sum(c in missing for c in timed))
         return failed
 
     def _prepare(self, missing: Sequence[Case]) -> None:
-        """Load the model whose indices are wanted; a missing gate stops here and not in the middle."""
+        """Load the model that must select indices; a missing gate stops here and not in the middle."""
         if wishes := _wishes(missing):
-            self.models = ModelIndices(self.settings, model_of(self.settings))
+            self.models = ModelIndices(self.settings, self.sweep.model(self.settings))
             self.models.check(wishes)
             self.log.about = self.models.about()
 
     # -- one length ----------------------------------------------------------------------------------------------------
 
     def _at(
-        self, length: int, batch: int, dense: list[Case], rest: list[Case], say: Callable[..., Any]
+        self, length: int, batch: int, dense: list[Case], others: list[Case], say: Callable[..., Any]
     ) -> Iterable[tuple[list[Case], dict[Case, Result]]]:
-        """Time the cases of one length and batch; yields each turn's when it is recorded."""
+        """Time the cases of one length and batch, dense attention first; yields each turn's results when they are recorded."""
         say(description=f"{length:,} tokens: dense")
         fastest: tuple[float, str] | None = None
-        try:
+        with Attempt() as attempt:
             work = self._draw(length, batch)
             results = timing.time_dense(dense, work, self.timer)
-        except Exception as error:
-            everything = dict.fromkeys([*dense, *rest], self._failed(error))
+        if attempt.error is not None:
+            everything = dict.fromkeys([*dense, *others], self._failed(attempt.error))
             self.log.write(everything, None)
-            yield [*dense, *rest], everything
+            yield [*dense, *others], everything
             return
         ran = {c.kernel: r.times[timing.TIMES_OF_ONE].median for c, r in results.items() if r.times and not r.wrong}
         if ran:
             fastest = min((ms, kernel) for kernel, ms in ran.items())
         self.log.write(results, fastest)
         yield dense, results
-        no_model = self._model_prefill(length, rest)
-        for _, group in groupby(rest, key=lambda c: c.turn):
-            some = list(group)
-            say(description=title(some[0]))
-            try:
-                results = self._turn(some, work, no_model)
-            except Exception as error:
-                results = dict.fromkeys(some, self._failed(error))
+        no_model = self._model_prefill(length, others)
+        for _, group in groupby(others, key=lambda c: c.turn):
+            turn = list(group)
+            say(description=title(turn[0]))
+            with Attempt() as attempt:
+                results = self._turn(turn, work, no_model)
+            if attempt.error is not None:
+                results = dict.fromkeys(turn, self._failed(attempt.error))
             self.log.write(results, fastest)
-            yield some, results
+            yield turn, results
 
     def _draw(self, length: int, batch: int) -> Work:
+        """Draw the inputs of one length and batch at random."""
         settings = self.settings
         return Work.draw(
             self.grid.phase, self.grid.shape, batch, length, dtype=settings.dtype, device=settings.device, seed=settings.seed
         )
 
     def _model_prefill(self, length: int, cases: list[Case]) -> Exception | None:
-        """Let the model select at this length; what went wrong, if anything did."""
+        """Let the model select at this length. Returns what went wrong, if anything did."""
         wishes = _wishes(cases)
         if not wishes or self.models is None:
             return None
-        try:
+        with Attempt() as attempt:
             self.models.prefill(length, wishes)
-        except Exception as error:
-            self._failed(error)
-            return error
-        return None
+        if attempt.error is not None:
+            self._failed(attempt.error)
+        return attempt.error
 
     def _turn(self, cases: list[Case], work: Work, no_model: Exception | None) -> dict[Case, Result]:
-        """Time cases that share their turn."""
+        """Return the results of cases that share their turn."""
         first = cases[0]
         with torch.inference_mode():
             if first.op == BLOCK_MAP:
@@ -137,11 +139,12 @@ class Study:
             return timing.time_sparse(cases, work, self._index(first, work), select, self.timer)
 
     def _selection(self, case: Case, work: Work) -> Callable[[], SparseIndex]:
+        """Return the call that a method's selection is timed by."""
         assert case.block is not None and case.sparsity is not None
-        which = case.selection, case.block, case.sparsity, case.shared
-        if which not in self._selectors:
-            self._selectors[which] = selector(*which, self.grid.shape, seed=self.settings.seed, device=self.settings.device)
-        method = self._selectors[which]
+        key = case.selection, case.block, case.sparsity, case.shared
+        if key not in self._selectors:
+            self._selectors[key] = selector(*key, self.grid.shape, seed=self.settings.seed, device=self.settings.device)
+        method = self._selectors[key]
         inputs = layer_inputs(method, work.q, work.k, work.scale)
 
         def select() -> SparseIndex:
@@ -153,6 +156,7 @@ class Study:
         return select
 
     def _index(self, case: Case, work: Work) -> BlockIndex:
+        """Return the index of a case, of a model's selection or random."""
         assert case.block is not None and case.sparsity is not None
         heads = self.grid.shape.kv_heads if case.shared else self.grid.shape.heads
         if of_model(case.index):
@@ -172,6 +176,7 @@ class Study:
         )
 
     def _failed(self, error: Exception) -> Result:
+        """Return the result of cases that raised. Raises UserError where the device is lost for good."""
         try:
             return timing.failed(error, self.settings.device)
         except RuntimeError as lost:
@@ -182,7 +187,7 @@ class Study:
 
 
 def _wishes(cases: Iterable[Case]) -> list[Wish]:
-    """The indices of these cases that a model must select."""
+    """Return the indices of these cases that a model must select."""
     return sorted(
         {
             (c.index, c.block, c.sparsity)

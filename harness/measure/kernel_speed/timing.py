@@ -13,12 +13,12 @@ import torch
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.sparse_attention import SparseIndex
 
-from harness.measure.context import one_line
 from harness.measure.kernel_speed.cases import Case
 from harness.measure.kernel_speed.correctness import TOLERANCE, relative_error
 from harness.measure.kernel_speed.cuda_graph import captured
 from harness.measure.kernel_speed.inputs import Work
 from harness.measure.latency.timing import Times, extra_mib, take_turns
+from harness.study.resume import one_line
 
 REFUSALS = (ValueError, ImportError, NotImplementedError)
 """What is raised by a kernel that can't run here and never will; anything else, out of memory say, may pass."""

@@ -6,33 +6,33 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.arms.build import RunnableArm
-from harness.measure.context import RunContext, one_line
+from harness.measure.context import RunContext
 from harness.measure.latency import AttentionTiming, PrefillTiming, time_attention, time_prefill
 from harness.study.identity import digest
 from harness.study.provenance import commit, device_name, now, versions
+from harness.study.resume import Attempt, recorded
 from harness.study.schema import LatencyRecord
 
 
-def time_arm(context: RunContext, arm: RunnableArm, names: list[str]) -> int:
-    """Time attention and prefill of an arm, once for each device, commit, torch and limits of the timing, on the prompt that
-    `RunContext.first_prompt` picks. Returns 1 where that failed, else 0."""
+def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -> int:
+    """Time attention and prefill of an arm beside dense, once for each device, commit, torch and limits of the timing, on the
+    prompt that `RunContext.first_prompt` picks. Returns 1 where that failed, else 0."""
     identity, device = arm.identity.as_dict(), device_name(context.loaded.device)
-    limits = [context.settings.latency_repeats, context.settings.latency_seconds]
+    limits = [context.timing.repeats, context.timing.seconds]
     origin = [commit(), *(versions().get(name) for name in ("torch", "triton", "transformers"))]
-    latency = digest({**identity, "device": device, "limits": limits, "origin": origin})
-    context.store.latency.read()
-    if context.store.latency.has(latency):
+    key = digest({**identity, "device": device, "limits": limits, "origin": origin})
+    if recorded(context.store.latency, key) is not None:
         return 0
-    context.console.print(f"timing {arm.identity.method} at {context.settings.length} tokens", style="dim")
-    try:
-        prompt = context.first_prompt(names)
+    context.console.print(f"timing {arm.identity.method} at {context.length} tokens", style="dim")
+    with Attempt() as attempt:
+        prompt = context.first_prompt(task_names)
         attention, prefill = _times(context, arm, prompt)
-    except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on, the next run tries again
-        context.complain(f"failed: timing {arm.identity.method}: {one_line(error)}")
+    if attempt.error is not None:
+        context.complain(f"failed: timing {arm.identity.method}: {attempt.reason}")
         return 1
     context.store.latency.append(
         LatencyRecord(
-            latency=latency,
+            latency=key,
             arm=arm.identity.id,
             run=context.run.run,
             identity=identity,
@@ -67,12 +67,12 @@ def time_arm(context: RunContext, arm: RunnableArm, names: list[str]) -> int:
 
 
 def _times(context: RunContext, arm: RunnableArm, prompt: Sequence[int]) -> tuple[AttentionTiming, PrefillTiming]:
-    settings = context.settings
+    """Return the times of an arm's attention and prefill on a prompt (token ids)."""
     limits: dict[str, Any] = {
-        "repeats": settings.latency_repeats,
-        "max_seconds": settings.latency_seconds,
-        "sparse_kernel": settings.kernel,
-        "dense_kernel": settings.dense_kernel,
+        "repeats": context.timing.repeats,
+        "max_seconds": context.timing.seconds,
+        "sparse_kernel": context.kernels.sparse,
+        "dense_kernel": context.kernels.dense,
     }
     attention = time_attention(context.loaded, arm.method, prompt, **limits)
     return attention, time_prefill(context.loaded, arm.method, prompt, **limits)

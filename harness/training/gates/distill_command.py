@@ -21,7 +21,7 @@ from harness.arms.build import weights_folder
 from harness.core.errors import UserError
 from harness.core.files import check_folder
 from harness.core.settings import Settings, read_settings
-from harness.measure.run import model_of
+from harness.measure.sweep import load_model_of
 from harness.models.loading import LoadedModel, ModelConfig, load_model
 from harness.report.figures.gates import gate_curves
 from harness.tasks.haystack import haystack_source
@@ -113,7 +113,7 @@ def batches(rows: Rows, lengths: list[int], tokens: int) -> Iterator[Tensor]:
 
 def _model(settings: Settings, processes: Processes, *, shard: bool) -> LoadedModel:
     if not shard:
-        return model_of(settings)
+        return load_model_of(settings)
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of the weights, in every process

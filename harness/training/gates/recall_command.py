@@ -13,7 +13,7 @@ from harness.arms.build import full_decode, released_id, weights_folder
 from harness.arms.head_files import model_overrides
 from harness.core.errors import UserError
 from harness.core.settings import read_settings
-from harness.measure.run import model_of
+from harness.measure.sweep import load_model_of
 from harness.training.gates import recall_tables
 from harness.training.gates.gate_spec import gate_spec
 from harness.training.gates.job_settings import read_lengths, whole_number
@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> Path:
     settings, job = read_settings(cfg), cfg.job
     spec, console = gate_spec(settings), Console()
     lengths, sequences = read_lengths(job.lengths, spec.block_size), whole_number(job, "sequences", 1)
-    loaded = model_of(settings)
+    loaded = load_model_of(settings)
     if max(lengths) > loaded.max_length:
         raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
     group = "method" if full_decode(settings) else "decode"

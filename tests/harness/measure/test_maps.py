@@ -20,6 +20,7 @@ import methods
 from harness.core.errors import UserError
 from harness.measure import attention_maps
 from harness.measure.attention_maps import LayerMaps, chosen, kept_keys, look, shrink
+from harness.measure.context import Kernels
 from harness.report.figures.attention_maps import _panel
 from methods.parts.base import LayerInputs
 from tests.harness.measure.test_mass import attention
@@ -30,7 +31,7 @@ LENGTH = 89  # six blocks of 16, the last of 9
 
 
 def seen(family: str, method: Any, layers: Any = None, heads: list[int] | None = None) -> list[LayerMaps]:
-    context = SimpleNamespace(loaded=load(family), settings=SimpleNamespace(dense_kernel="auto", kernel="auto"))
+    context = SimpleNamespace(loaded=load(family), kernels=Kernels())
     return look(context, method, tokens(LENGTH).tolist(), layers, heads or [0, 3])  # type: ignore[arg-type]
 
 

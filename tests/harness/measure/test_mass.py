@@ -24,36 +24,36 @@ Command = Callable[..., int]
 def attention(family: str, ids: list[int]) -> dict[int, torch.Tensor]:
     """The causal attention probabilities of every global layer, [Hq,N,N] float64."""
     loaded = load(family)
-    found: dict[int, torch.Tensor] = {}
+    maps: dict[int, torch.Tensor] = {}
 
     def observe(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> None:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
         scores = (q.double() @ k.double().mT * scale)[0]
-        found[layer] = scores.masked_fill(torch.ones(len(ids), len(ids), dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+        maps[layer] = scores.masked_fill(torch.ones(len(ids), len(ids), dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
 
     with torch.inference_mode(), Bridge(loaded, None, observer=observe):
         loaded.model(input_ids=torch.tensor([ids]), use_cache=False)
-    return found
+    return maps
 
 
 def test_it_is_the_share_of_the_true_attention_on_the_kept_blocks() -> None:
     prompts = [tokens(64, seed=seed).tolist() for seed in (1, 2)]  # four rows of blocks: all are looked at
-    found = keep(load("llama"), Fixed(keep="ends"), prompts)
+    measured = keep(load("llama"), Fixed(keep="ends"), prompts)
     block = torch.arange(64) // 16
-    kept = (block[None] == 0) | (block[None] == block[:, None])
+    kept_keys = (block[None] == 0) | (block[None] == block[:, None])
     for layer in (0, 1):
-        wanted = torch.stack([(attention("llama", ids)[layer] * kept).sum(-1).mean(-1) for ids in prompts]).mean(0)
-        assert found.by_head()[layer] == pytest.approx(wanted.tolist(), abs=1e-5)
-    assert found.by_layer() == pytest.approx([7 / 10] * 2)
+        expected = torch.stack([(attention("llama", ids)[layer] * kept_keys).sum(-1).mean(-1) for ids in prompts]).mean(0)
+        assert measured.by_head()[layer] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert measured.by_layer() == pytest.approx([7 / 10] * 2)
 
 
 def test_a_method_that_asks_for_dense_attention_keeps_all() -> None:
-    found = keep(load("llama"), Fixed(keep="none"), [tokens(48).tolist()])
-    assert found.by_head() == [[1.0] * 4] * 2 and found.by_layer() == [1.0, 1.0]
+    measured = keep(load("llama"), Fixed(keep="none"), [tokens(48).tolist()])
+    assert measured.by_head() == [[1.0] * 4] * 2 and measured.by_layer() == [1.0, 1.0]
 
 
 def test_layers_of_a_sliding_window_have_none() -> None:
-    assert sorted(keep(load("gemma3"), Fixed(), [tokens(64).tolist()]).kept) == [1]
+    assert sorted(keep(load("gemma3"), Fixed(), [tokens(64).tolist()]).mass) == [1]
 
 
 def study(tmp_path: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[dict[str, str]]]:
@@ -64,8 +64,8 @@ def study(tmp_path: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]], l
 
 
 def test_recorded_once_with_a_csv_and_pictures(command: Command, toy: list[str], tmp_path: Path) -> None:
-    mine = [*toy, "job=kept_mass", "task.tasks=[niah_single_1,niah_single_2]", "samples=3"]
-    assert command(*mine) == 0
+    arguments = [*toy, "job=kept_mass", "task.tasks=[niah_single_1,niah_single_2]", "samples=3"]
+    assert command(*arguments) == 0
     records, board, table = study(tmp_path)
     (record,) = records
     assert (record["prompts"], record["layers"], len(record["kept"][0])) == (3, [0, 1], 4)
@@ -80,9 +80,9 @@ def test_recorded_once_with_a_csv_and_pictures(command: Command, toy: list[str],
     )
     assert table[0]["command"].startswith("python -m harness") and table[0]["commit"]
     assert (tmp_path / "results" / "toy" / "kept_mass.png").is_file()
-    assert command(*mine) == 0
+    assert command(*arguments) == 0
     assert len(study(tmp_path)[0]) == 1, "what is recorded is not measured again"
-    assert command(*mine, "sparsity=0.8") == 0
+    assert command(*arguments, "sparsity=0.8") == 0
     records, board, _ = study(tmp_path)
     assert len(records) == len(board) == 2
 
@@ -124,16 +124,16 @@ def test_methods_stand_by_the_mass_they_keep(tmp_path: Path) -> None:
             "kernel": "sdpa",
             "decode": "full",
             "layers": [0, 1],
-            "kept": [[kept, kept], [kept, 1.0]],
+            "kept": [[mass, mass], [mass, 1.0]],
             "densities": [0.1, 0.1],
             "prompts": 2,
         }
         for length in (1024, 2048)
-        for name, kept in (("worse", 0.2), ("better", 0.6))
+        for name, mass in (("worse", 0.2), ("better", 0.6))
     ]
-    made = draw(rows, "title", "cpu")
-    first, second = made.axes
+    figure = draw(rows, "title", "cpu")
+    first, second = figure.axes
     assert [t.get_text() for t in first.get_yticklabels()] == ["better", "worse"]
     assert {"60", "80", "70", ".10"} <= {t.get_text() for t in second.texts}
-    made.savefig(tmp_path / "x.png")
+    figure.savefig(tmp_path / "x.png")
     assert imread(tmp_path / "x.png").shape[1] > 400

@@ -28,9 +28,10 @@ WORDS = "The grass is green. The sky is blue. One of the numbers for apple is: "
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept() -> None:
-    """Texts and tokens are kept for all jobs of a process, which tests are not."""
-    documents.forget()
+def nothing_remembered() -> None:
+    """Texts and tokens are held for all jobs of a process, which tests are not."""
+    documents._texts.clear()
+    documents._tokens.clear()
 
 
 @pytest.fixture
@@ -65,23 +66,23 @@ def test_the_loss_is_that_of_transformers_in_float64(family: str) -> None:
     ids = tokens(77, seed=3)
     out = loaded.model(input_ids=ids[None], labels=ids[None])
     logits = out.logits[0].log_softmax(-1)
-    wanted = -float(logits[:-1].gather(1, ids[1:, None]).sum())
-    assert wanted == pytest.approx(float(out.loss) * 76, rel=1e-6), "transformers' own loss is rounded to float32"
+    loss_sum = -float(logits[:-1].gather(1, ids[1:, None]).sum())
+    assert loss_sum == pytest.approx(float(out.loss) * 76, rel=1e-6), "transformers' own loss is rounded to float32"
     check_head(loaded)
     for elements in (1, 97 * 10, 1 << 26):  # a token, ten tokens (76 is no multiple), all at a time
-        assert float(nll(loaded, ids, 1, elements=elements)) == pytest.approx(wanted, rel=1e-12)
+        assert float(nll(loaded, ids, 1, elements=elements)) == pytest.approx(loss_sum, rel=1e-12)
     late = -logits[40:76].gather(1, ids[41:, None]).sum()
     assert float(nll(loaded, ids, 41)) == pytest.approx(float(late), rel=1e-12)
 
 
 def test_a_method_that_keeps_all_is_dense_and_one_that_does_not_is_not() -> None:
-    loaded, ids, found = load("llama", dtype=torch.float64), tokens(96), {}
-    wanted = float(nll(loaded, ids, 1))
+    loaded, ids, losses = load("llama", dtype=torch.float64), tokens(96), {}
+    dense = float(nll(loaded, ids, 1))
     for keep in ("all", "none", "ends"):
         with Bridge(loaded, Fixed(keep=keep), sparse_kernel="reference", dense_kernel="reference"):
-            found[keep] = float(nll(loaded, ids, 1))
-    assert found["all"] == pytest.approx(wanted, rel=1e-12) and found["none"] == pytest.approx(wanted, rel=1e-12)
-    assert abs(found["ends"] - wanted) > 0.1
+            losses[keep] = float(nll(loaded, ids, 1))
+    assert losses["all"] == pytest.approx(dense, rel=1e-12) and losses["none"] == pytest.approx(dense, rel=1e-12)
+    assert abs(losses["ends"] - dense) > 0.1
 
 
 def test_logits_are_never_all_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,17 +104,18 @@ def test_a_model_with_capped_logits_is_refused() -> None:
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize(("count", "stride"), [(10, 3), (11, 3), (23, 7), (50, 10), (50, 1), (64, 4)])
 def test_every_token_counts_once(count: int, stride: int, bos: bool) -> None:
-    found = windows(count, 10, stride, bos=bos)
-    scored = [t for w in found for t in range(w.first, w.start + 10)]
+    spans = windows(count, 10, stride, bos=bos)
+    scored = [t for w in spans for t in range(w.first, w.start + 10)]
     assert scored == list(range(0 if bos else 1, count)), "each once, in order"
-    assert all(0 <= w.start <= w.first - (not bos) < w.start + 10 <= count for w in found), "something before it, at least BOS"
-    assert found[-1].start + 10 == count
+    assert all(0 <= w.start <= w.first - (not bos) < w.start + 10 <= count for w in spans), "something before it, at least BOS"
+    assert spans[-1].start + 10 == count
 
 
 def test_one_pass_is_one_window() -> None:
     assert windows(99, 10, None, bos=True) == [Window(0, 0)] and windows(10, 10, None, bos=False) == [Window(0, 1)]
 
 
+@pytest.mark.usefixtures("pictures")
 def test_dense_and_method_on_the_same_documents(command: Command, asked: list[str], tmp_path: Path) -> None:
     assert command(*asked) == 0
     records = lines(tmp_path, "perplexity")
@@ -148,7 +150,7 @@ def test_sparsity_zero_equals_dense(command: Command, asked: list[str], tmp_path
 def test_the_same_command_does_nothing_twice_and_more_documents_extend(
     command: Command, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command(*asked, "samples=2") == 0
+    assert command(*asked, "samples=2", "report=false") == 0
     before = (lines(tmp_path, "perplexity"), lines(tmp_path, "cells"))
     calls: list[int] = []
     real = perplexity.nll
@@ -158,7 +160,7 @@ def test_the_same_command_does_nothing_twice_and_more_documents_extend(
         return real(*args)
 
     monkeypatch.setattr(perplexity, "nll", counted)
-    assert command(*asked, "samples=2") == 0
+    assert command(*asked, "samples=2", "report=false") == 0
     assert not calls and (lines(tmp_path, "perplexity"), lines(tmp_path, "cells")) == before
     assert command(*asked, "samples=99") == 0, "four documents are long enough"
     assert len(calls) == 4 and {r["samples"] for r in board(tmp_path)} == {"4"}
@@ -184,14 +186,14 @@ def test_an_error_is_recorded_and_the_next_run_goes_on(
 
 
 def test_windows_of_whole_documents(command: Command, asked: list[str], tmp_path: Path) -> None:
-    assert command(*asked, "job.stride=100", "samples=1") == 0
+    assert command(*asked, "job.stride=100", "samples=1", "report=false") == 0
     (record, _) = lines(tmp_path, "perplexity")
     (tokenizer,) = {a.partition("=")[2] for a in asked if a.startswith("model.path=")}
     book = (tmp_path / "books" / "0.txt").read_text()
     count = len(AutoTokenizer.from_pretrained(tokenizer)(book)["input_ids"])
     assert count > 512 and record["tokens"] == count - 1
     assert record["read"] == 256 * (1 + math.ceil((count - 256) / 100))
-    plain = command(*asked, "samples=1")
+    plain = command(*asked, "samples=1", "report=false")
     assert plain == 0 and len({r["cell"] for r in lines(tmp_path, "perplexity")}) == 4, "one pass is another cell"
     assert command(*asked, "samples=1", "job.min_tokens=400") == 0
     names = {row["haystack"] for row in board(tmp_path)}
@@ -241,35 +243,35 @@ def test_without_network_the_error_names_the_other_ways(monkeypatch: pytest.Monk
 def test_pg19_is_read_by_title(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"short_book_title": "A Book", "text": "one"}, {"short_book_title": "", "text": "two"}]
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows if (name, split) == (documents.PG19, "test") else 0)
-    found = documents.load_text("pg19", None)
-    assert found.documents == (("A Book", "one"), ("1", "two")) and found.name.startswith("pg19-test-")
+    text = documents.load_text("pg19", None)
+    assert text.documents == (("A Book", "one"), ("1", "two")) and text.name.startswith("pg19-test-")
 
 
 def test_pydoc_is_cut_into_documents_that_share_no_token() -> None:
     tokenizer = AutoTokenizer.from_pretrained(Path(loss.__file__).parents[1] / "bundled")
-    found = documents.load_text("pydoc", None)
-    three = documents.cut_documents(found, tokenizer, 500, 700, 3, whole=False)
-    ids = documents._ids(tokenizer, found.documents[0][1])
+    text = documents.load_text("pydoc", None)
+    three = documents.cut_documents(text, tokenizer, 500, 700, 3, whole=False)
+    ids = documents._ids(tokenizer, text.documents[0][1])
     assert [list(d.ids) for d in three] == [list(ids[700 * n : 700 * n + 500]) for n in range(3)]
-    assert found.name.startswith("pydoc-3.") and len({d.name for d in three}) == 3
+    assert text.name.startswith("pydoc-3.") and len({d.name for d in three}) == 3
 
 
 def test_a_cut_document_has_the_tokens_of_the_whole_one(books: Path, toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = AutoTokenizer.from_pretrained(toy_folder)
-    found = documents.load_text("auto", str(books))
-    whole = documents.cut_documents(found, tokenizer, 100, 100, 9, whole=True)
+    text = documents.load_text("auto", str(books))
+    whole = documents.cut_documents(text, tokenizer, 100, 100, 9, whole=True)
     assert [d.name for d in whole] == ["0.txt", "1.txt", "2.txt", "3.txt"]
     for start in (1, 8, 100):
         monkeypatch.setattr(documents, "CHARACTERS", start)
-        documents.forget()
-        cut = documents.cut_documents(found, tokenizer, 100, 100, 9, whole=False)
+        documents._tokens.clear()
+        cut = documents.cut_documents(text, tokenizer, 100, 100, 9, whole=False)
         assert [d.ids for d in cut] == [d.ids[:100] for d in whole]
 
 
 def test_a_text_with_fewer_documents_is_read_once(books: Path, toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep asks again for each method: a hundred books take a minute."""
-    found, tokenizer = documents.load_text("auto", str(books)), AutoTokenizer.from_pretrained(toy_folder)
-    first = documents.cut_documents(found, tokenizer, 100, 100, 9, whole=False)
+    text, tokenizer = documents.load_text("auto", str(books)), AutoTokenizer.from_pretrained(toy_folder)
+    first = documents.cut_documents(text, tokenizer, 100, 100, 9, whole=False)
     monkeypatch.setattr(documents, "_ids", lambda *_: pytest.fail("tokenised again"))
-    assert documents.cut_documents(found, tokenizer, 100, 100, 9, whole=False) == first and len(first) == 4
-    assert documents.cut_documents(found, tokenizer, 100, 100, 2, whole=False) == first[:2]
+    assert documents.cut_documents(text, tokenizer, 100, 100, 9, whole=False) == first and len(first) == 4
+    assert documents.cut_documents(text, tokenizer, 100, 100, 2, whole=False) == first[:2]

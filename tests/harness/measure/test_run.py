@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from harness.measure import accuracy as evaluate_module
-from harness.measure import run as run_module
-from harness.measure.latency import record as timed_module
+from harness.measure import generate_batches as generating
+from harness.measure import sweep
+from harness.measure.latency import record as latency_record
 from harness.models import bridge as bridge_module
 from harness.models import generate as generate_module
+from harness.models import loading
 from harness.study.schema import COLUMNS, RunRecord
 from harness.study.store import Store
 
@@ -38,8 +39,10 @@ def board(study: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.usefixtures("pictures")
 def test_dense_beside_the_method_on_the_same_samples(command: Command, toy: list[str], tmp_path: Path) -> None:
-    assert command(*toy, "latency=true", "latency_repeats=1", "task.tasks=[niah_single_1,niah_single_2]") == 0
+    arguments = [*toy, "latency=true", "latency_repeats=1", "latency_seconds=1", "batch_tokens=100000"]
+    assert command(*arguments, "task.tasks=[niah_single_1,niah_single_2]") == 0
     study = tmp_path / "results" / "toy"
     samples, cells = lines(study, "samples"), lines(study, "cells")
     assert len(samples) == 2 * 2 * 2
@@ -47,7 +50,7 @@ def test_dense_beside_the_method_on_the_same_samples(command: Command, toy: list
     for cell in (c for c in cells if c["status"] == "ok"):
         answers = [s["answers"] for s in samples if s["cell"] == cell["cell"]]
         by_task.setdefault(cell["identity"]["task"], {})[cell["identity"]["method"]] = answers
-    assert all(found["dense"] == found["block_topk"] for found in by_task.values()) and len(by_task) == 2
+    assert all(answers["dense"] == answers["block_topk"] for answers in by_task.values()) and len(by_task) == 2
     rows = {(r["method"], r["task"]): r for r in board(study)}
     assert set(rows) == {(m, t) for m in ("dense", "block_topk") for t in ("niah_single_1", "niah_single_2", "avg")}
     row = rows["block_topk", "avg"]
@@ -75,29 +78,33 @@ def test_dense_beside_the_method_on_the_same_samples(command: Command, toy: list
 
 
 def test_the_same_command_does_nothing_twice_and_more_samples_extend(
-    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, toy: list[str], finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = tmp_path / "results" / "toy"
-    assert command(*toy) == 0
+    study = finished
     before = {kind: lines(study, kind) for kind in ("samples", "cells", "runs")}
     prompts: list[int] = []
-    real = evaluate_module.generate
+    real = generating.generate
 
     def counted(loaded: Any, given: Any, *args: Any, **kwargs: Any) -> Any:
         prompts.append(len(given))
         return real(loaded, given, *args, **kwargs)
 
-    monkeypatch.setattr(evaluate_module, "generate", counted)
+    monkeypatch.setattr(generating, "generate", counted)
     assert command(*toy) == 0
     assert prompts == [] and {kind: lines(study, kind) for kind in before} == before
     assert command(*toy, "samples=5") == 0
-    assert prompts == [3, 3], "only the new samples of dense and of the method"
+    assert prompts == [1] * 6, "only the new samples of dense and of the method"
     assert sorted(s["index"] for s in lines(study, "samples")) == sorted(2 * list(range(5)))
     assert {r["samples"] for r in board(study)} == {"5"}
 
 
-def test_sweep_joins_one_study_and_runs_dense_once(command: Command, toy: list[str], tmp_path: Path) -> None:
+def test_sweep_joins_one_study_loads_one_model_and_runs_dense_once(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Any] = []
+    monkeypatch.setattr(sweep, "load_quietly", lambda config: loads.append(config) or loading.load_model(config))
     assert command("-m", *toy, "method=block_topk,random", "sparsity=0,0.5", "samples=1") == 0
+    assert len(loads) == 1, "one load of the model serves the whole grid"
     study = tmp_path / "results" / "toy"
     rows = [r for r in board(study) if r["task"] == "avg"]
     assert [(r["method"], r["sparsity"]) for r in rows] == [
@@ -114,23 +121,21 @@ def test_sweep_joins_one_study_and_runs_dense_once(command: Command, toy: list[s
     assert {p.name for p in tmp_path.iterdir()} <= {"results", ".cache"}
 
 
-def test_one_load_of_the_model_serves_the_whole_grid(
+def test_a_sweep_over_lengths_loads_the_model_once(
     command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[Any] = []
-    real = run_module.load_model
-    monkeypatch.setattr(run_module, "load_model", lambda config: loads.append(config) or real(config))
-    run_module._load.cache_clear()
-    assert command("-m", *toy, "method=block_topk,random", "sparsity=0.5,0.7", "length=512,1024", "samples=1") == 0
-    assert len(loads) == 1 and len(lines(tmp_path / "results" / "toy", "samples")) == 10
+    monkeypatch.setattr(sweep, "load_quietly", lambda config: loads.append(config) or loading.load_model(config))
+    assert command("-m", *toy, "length=512,1024", "samples=1", "checks=false", "report=false") == 0
+    assert len(loads) == 1 and len(lines(tmp_path / "results" / "toy", "samples")) == 4
 
 
 def test_killed_and_run_again_nothing_is_lost_or_doubled(command: Command, toy: list[str], tmp_path: Path) -> None:
-    wanted = [*(a for a in toy if not a.startswith("samples=")), "samples=30"]
+    arguments = [*(a for a in toy if not a.startswith("samples=")), "samples=8", "report=false"]
     path = tmp_path / "results" / "toy" / "records" / "samples.jsonl"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "harness", *wanted],
+        [sys.executable, "-m", "harness", *arguments],
         cwd=tmp_path,
         env=environment,
         start_new_session=True,
@@ -145,17 +150,17 @@ def test_killed_and_run_again_nothing_is_lost_or_doubled(command: Command, toy: 
     assert process.poll() is None, "it ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = path.read_bytes()
-    assert 3 <= kept.count(b"\n") < 60
+    recorded = path.read_bytes()
+    assert 3 <= recorded.count(b"\n") < 16
     with open(path, "ab") as file:  # the worst moment: in the middle of a line
         file.write(b'{"schema":1,"cell":"')
-    assert command(*wanted) == 0
+    assert command(*arguments, "report=true") == 0
     after = path.read_bytes()
-    assert after.startswith(kept[: kept.rfind(b"\n") + 1]), "what was recorded stays as it was"
+    assert after.startswith(recorded[: recorded.rfind(b"\n") + 1]), "what was recorded stays as it was"
     keys = [(s["cell"], s["index"]) for s in lines(path.parents[1], "samples")]
-    assert len(keys) == len(set(keys)) == 60
+    assert len(keys) == len(set(keys)) == 16
     assert Path(f"{path}.torn").exists()
-    assert {r["samples"] for r in board(path.parents[1])} == {"30"}
+    assert {r["samples"] for r in board(path.parents[1])} == {"8"}
 
 
 def test_a_failing_cell_is_recorded_and_the_others_go_on(
@@ -165,8 +170,8 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = evaluate_module.generate
-    wanted = [*toy, "task.tasks=[niah_single_1,niah_single_2]"]
+    real = generating.generate
+    arguments = [*toy, "task.tasks=[niah_single_1,niah_single_2]"]
 
     def failing(loaded: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         text = [loaded.tokenizer.decode(ids) for ids in prompts]
@@ -174,8 +179,8 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
             raise RuntimeError("CUDA out of memory. Tried to allocate 3 GiB\nmore lines")
         return real(loaded, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(evaluate_module, "generate", failing)
-    assert command(*wanted) == 1
+    monkeypatch.setattr(generating, "generate", failing)
+    assert command(*arguments) == 1
     study = tmp_path / "results" / "toy"
     rows = {(r["method"], r["task"]): r for r in board(study)}
     assert rows["block_topk", "niah_single_1"]["status"] == "ok"
@@ -183,8 +188,8 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
         assert rows[method, "niah_single_2"]["status"] == rows[method, "avg"]["status"] == "failed"
         assert rows[method, "niah_single_2"]["reason"] == "RuntimeError: CUDA out of memory. Tried to allocate 3 GiB"
     assert "failed: dense, niah_single_2: RuntimeError: CUDA out of memory" in capsys.readouterr().out
-    monkeypatch.setattr(evaluate_module, "generate", real)
-    assert command(*wanted) == 0, "the same command tries what failed again"
+    monkeypatch.setattr(generating, "generate", real)
+    assert command(*arguments) == 0, "the same command tries what failed again"
     assert {r["status"] for r in board(study)} == {"ok"}
     assert len(lines(study, "samples")) == 8
 
@@ -225,8 +230,7 @@ def test_what_a_failed_batch_held_is_freed_before_the_next(
         return real(loaded, prompts, *args)
 
     monkeypatch.setattr(generate_module, "_generate_batch", small)
-    wanted = [*toy, "method=dense", "samples=8", "batch_tokens=100000", "checks=false"]
-    assert command(*wanted) == 0 and len(held) == 2
+    assert command(*toy, "method=dense", "samples=8", "batch_tokens=100000", "checks=false") == 0 and len(held) == 2
     assert still == [False] * 6, "the cache of a batch that failed is gone when the next begins"
     assert {r["status"] for r in board(tmp_path / "results" / "toy")} == {"ok"}
 
@@ -240,7 +244,7 @@ def test_a_task_that_cannot_be_made_fails_alone(command: Command, toy: list[str]
 def test_an_unsound_sample_gates_its_cell(
     command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate_module.tasks, "check_sample", lambda *_: "2 BOS tokens in the prompt; there must be one")
+    monkeypatch.setattr(generating.tasks, "check_sample", lambda *_: "2 BOS tokens in the prompt; there must be one")
     assert command(*toy) == 0
     rows = board(tmp_path / "results" / "toy")
     assert {r["status"] for r in rows} == {"gated"}
@@ -248,14 +252,16 @@ def test_an_unsound_sample_gates_its_cell(
 
 
 def test_only_latency(command: Command, toy: list[str], tmp_path: Path) -> None:
-    wanted = [*toy, "job=latency", "latency_repeats=1"]
-    assert command(*wanted) == 0 and command(*wanted) == 0
+    arguments = [*toy, "job=latency", "latency_repeats=1", "dense_kernel=sdpa_math"]
+    assert command(*arguments) == 0 and command(*arguments) == 0
     study = tmp_path / "results" / "toy"
     assert len(lines(study, "latency")) == 2, "dense and the method, once"
     assert [(r["method"], r["task"], r["accuracy"], r["total_ms"] != "") for r in board(study)] == [
         ("dense", "", "", True),
         ("block_topk", "", "", True),
     ]
+    records = {r["identity"]["method"]: r for r in lines(study, "latency")}
+    assert records["dense"]["kernel"] == "sdpa_math", "the baseline is timed with the kernel it runs"
 
 
 def test_without_a_report_there_are_records_alone(command: Command, toy: list[str], tmp_path: Path) -> None:
@@ -266,9 +272,9 @@ def test_without_a_report_there_are_records_alone(command: Command, toy: list[st
     assert (study / "leaderboard.csv").is_file()
 
 
-def test_report_makes_everything_again(command: Command, toy: list[str], tmp_path: Path) -> None:
-    assert command(*toy) == 0
-    study = tmp_path / "results" / "toy"
+@pytest.mark.usefixtures("pictures")
+def test_report_makes_everything_again(command: Command, finished: Path) -> None:
+    study = finished
     before = (study / "leaderboard.csv").read_text()
     (study / "leaderboard.csv").unlink()
     (study / "pareto.png").unlink()
@@ -296,16 +302,15 @@ def test_a_study_of_kept_mass_alone_has_one(command: Command, toy: list[str], tm
 
 def test_knobs_newer_than_records_do_not_make_another_arm(command: Command, toy: list[str], tmp_path: Path) -> None:
     """What is recorded of the oracle counts, whatever its config has learnt since."""
-    assert command(*toy, "method=oracle") == 0
-    assert command(*toy, "method=oracle", "method.selection=nz_ratio") == 0
+    assert command(*toy, "samples=1", "checks=false", "report=false", "method=oracle") == 0
+    assert command(*toy, "samples=1", "checks=false", "report=false", "method=oracle", "method.selection=nz_ratio") == 0
     cells = [c["identity"] for c in lines(tmp_path / "results" / "toy", "cells")]
-    found = {json.dumps(identity["knobs"], sort_keys=True) for identity in cells if identity["method"] == "oracle"}
-    assert found == {'{"pool": "max"}', '{"nz_ratio": 0.5, "pool": "max", "selection": "nz_ratio"}'}
+    knobs = {json.dumps(identity["knobs"], sort_keys=True) for identity in cells if identity["method"] == "oracle"}
+    assert knobs == {'{"pool": "max"}', '{"nz_ratio": 0.5, "pool": "max", "selection": "nz_ratio"}'}
 
 
-def test_an_archived_study_reports_and_resumes(command: Command, toy: list[str], tmp_path: Path) -> None:
-    assert command(*toy) == 0
-    study = tmp_path / "results" / "toy"
+def test_an_archived_study_reports_and_resumes(command: Command, toy: list[str], finished: Path) -> None:
+    study = finished
     before = (study / "leaderboard.csv").read_text()
     assert command("job=archive", "study=toy") == 0
     for kind in ("samples", "cells"):
@@ -336,10 +341,10 @@ def test_logits_that_are_not_finite_gate_the_cell(
 def test_timings_of_another_commit_are_taken_again_and_the_last_count(
     command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted, study = [*toy, "job=latency", "latency_repeats=1"], tmp_path / "results" / "toy"
+    arguments, study = [*toy, "job=latency", "latency_repeats=1"], tmp_path / "results" / "toy"
     for name in ("one", "two", "two"):
-        monkeypatch.setattr(timed_module, "commit", lambda name=name: name)
-        assert command(*wanted) == 0
+        monkeypatch.setattr(latency_record, "commit", lambda name=name: name)
+        assert command(*arguments) == 0
     timed = lines(study, "latency")
     assert len(timed) == 4, "two arms, two commits"
     assert all(record["dense_ttft_ms"] > 0 for record in timed)
@@ -348,18 +353,11 @@ def test_timings_of_another_commit_are_taken_again_and_the_last_count(
     assert float(row["total_ms"]) == pytest.approx(last["total_ms"], rel=1e-5)
 
 
-def test_the_baseline_is_timed_with_the_kernel_it_runs(command: Command, toy: list[str], tmp_path: Path) -> None:
-    assert command(*toy, "job=latency", "latency_repeats=1", "dense_kernel=sdpa_math") == 0
-    records = {r["identity"]["method"]: r for r in lines(tmp_path / "results" / "toy", "latency")}
-    assert records["dense"]["kernel"] == "sdpa_math"
+def test_decode_kernels_are_named(finished: Path) -> None:
+    assert {r["decode"] for r in board(finished)} == {"full (sdpa)"}
 
 
-def test_decode_kernels_are_named(command: Command, toy: list[str], tmp_path: Path) -> None:
-    assert command(*toy) == 0
-    assert {r["decode"] for r in board(tmp_path / "results" / "toy")} == {"full (sdpa)"}
-
-
-def test_the_share_of_time_in_the_model_is_recorded(command: Command, toy: list[str], tmp_path: Path) -> None:
-    assert command(*toy) == 0 and command(*toy, "samples=3") == 0
-    shares = [c["summary"]["model_share"] for c in lines(tmp_path / "results" / "toy", "cells") if c["status"] == "ok"]
+def test_the_share_of_time_in_the_model_is_recorded(command: Command, toy: list[str], finished: Path) -> None:
+    assert command(*toy, "samples=3") == 0
+    shares = [c["summary"]["model_share"] for c in lines(finished, "cells") if c["status"] == "ok"]
     assert len(shares) == 4 and all(0 < share < 1 for share in shares)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.arms import calibration as calibrate_module
-from harness.measure import accuracy as evaluate_module
+from harness.measure import generate_batches as generating
 from harness.report.figures import style
 from tests.harness.measure.test_run import board, lines
 from tests.harness.tasks.test_longbench import line, write
@@ -21,34 +21,33 @@ FAR = ["method=tri_shape", "sparsity=0.8", "block_size=16", "method.last=32"]
 def by_cell(study: Path, kind: str = "ok") -> dict[tuple[str, str], Any]:
     """The samples of every finished cell, by method and when it was asked."""
     cells = {c["cell"]: c["identity"] for c in lines(study, "cells") if c["status"] == kind}
-    found: dict[tuple[str, str], list[Any]] = {}
+    samples: dict[tuple[str, str], list[Any]] = {}
     for sample in lines(study, "samples"):
         identity = cells[sample["cell"]]
-        found.setdefault((identity["method"], identity.get("question", "seen")), []).append(sample)
-    return found
+        samples.setdefault((identity["method"], identity.get("question", "seen")), []).append(sample)
+    return samples
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_same_prompts_asked_in_three_ways(command: Command, toy: list[str], tmp_path: Path) -> None:
     study = tmp_path / "results" / "toy"
-    assert command(*toy, *FAR) == 0
+    assert command(*toy, *FAR, "report=false") == 0
     before = {kind: lines(study, kind) for kind in ("samples", "cells")}
-    for question in ("after", "reread"):
-        assert command(*toy, *FAR, f"question={question}") == 0
-    assert command(*toy, *FAR) == 0
+    assert command("-m", *toy, *FAR, "question=after,reread,seen") == 0
     for kind, known in before.items():
         assert lines(study, kind)[: len(known)] == known, "what was seen stays as it was"
-    found = by_cell(study)
-    assert set(found) == {(m, q) for m in ("dense", "tri_shape") for q in ("seen", "after", "reread")}
+    samples = by_cell(study)
+    assert set(samples) == {(m, q) for m in ("dense", "tri_shape") for q in ("seen", "after", "reread")}
     assert len(lines(study, "samples")) == 2 * 2 * 3
 
     def said(method: str, question: str) -> list[str]:
-        return [s["prediction"] for s in sorted(found[method, question], key=lambda s: s["index"])]
+        return [s["prediction"] for s in sorted(samples[method, question], key=lambda s: s["index"])]
 
     assert said("dense", "seen") == said("dense", "after") == said("dense", "reread")
     assert said("tri_shape", "seen") != said("tri_shape", "after"), "its last rows were the question's"
-    contexts = {q: [s["context"] for s in found["tri_shape", q]] for q in ("seen", "after", "reread")}
+    contexts = {q: [s["context"] for s in samples["tri_shape", q]] for q in ("seen", "after", "reread")}
     assert contexts["seen"] == [None, None] and contexts["after"] == contexts["reread"]
-    for sample in found["tri_shape", "after"]:
+    for sample in samples["tri_shape", "after"]:
         assert 0.8 * sample["tokens"] < sample["context"] < sample["tokens"] - 8
     rows = [r for r in board(study) if r["task"] == "avg"]
     assert [(r["method"], r["question"]) for r in rows] == [
@@ -68,15 +67,15 @@ def test_the_tokens_are_the_same_and_the_checks_are_its_own(
     command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
-    real = evaluate_module.generate
+    real = generating.generate
 
     def watched(loaded: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         given.append(([list(p) for p in prompts], kwargs["split"]))
         return real(loaded, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(evaluate_module, "generate", watched)
-    wanted = [*toy, "task.tasks=[niah_single_1,niah_multikey_2]", "batch_tokens=100000"]
-    assert command(*wanted) == 0 and command(*wanted, "question=after") == 0
+    monkeypatch.setattr(generating, "generate", watched)
+    arguments = [*toy, "task.tasks=[niah_single_1,niah_multikey_2]", "batch_tokens=100000", "report=false"]
+    assert command("-m", *arguments, "question=seen,after") == 0
     (seen, none), (_, _), (after, split), (_, _) = given
     assert seen == after and none is None and len(split.contexts) == 4
     checks = [
@@ -98,15 +97,15 @@ def test_a_threshold_is_found_on_what_the_method_prefills(
         return real(loaded, method, knob, prompts, *args, **kwargs)
 
     monkeypatch.setattr(calibrate_module, "calibrate", watched)
-    wanted = [*toy, "method=xattention", "sparsity=0.5", "samples=1", "calibration_prompts=2"]
-    for question in ("seen", "reread", "after", "after"):
-        assert command(*wanted, f"question={question}") == 0
+    arguments = [*toy, "method=xattention", "sparsity=0.5", "samples=1", "calibration_prompts=2", "checks=false"]
+    for questions in ("seen,reread,after", "after"):
+        assert command("-m", *arguments, "report=false", f"question={questions}") == 0
     whole, contexts = given
     for prompt, context in zip(whole, contexts, strict=True):
         assert prompt.startswith(context) and prompt[len(context) :].lstrip().startswith("What is the special magic number")
     study = tmp_path / "results" / "toy"
     assert [c["identity"].get("question") for c in lines(study, "calibrations")] == [None, "after"]
-    arms = {q: {s["cell"] for s in found} for (m, q), found in by_cell(study).items() if m == "xattention"}
+    arms = {q: {s["cell"] for s in samples} for (m, q), samples in by_cell(study).items() if m == "xattention"}
     assert all(len(cells) == 1 for cells in arms.values()) and set(arms) == {"seen", "reread", "after"}
 
 
@@ -114,17 +113,18 @@ def test_a_calibration_prompt_without_its_question_is_passed_over(command: Comma
     """Of fixed data the last rows calibrate; the last one's question is cut in two here."""
     rows = [line("qasper", n) for n in range(4)] + [line("qasper") | {"input": "why " * 900}]
     write(tmp_path / "mine", "qasper.jsonl", rows)
-    wanted = [*toy, "task=longbench_qasper", f"data.dir={tmp_path / 'mine'}", "method=xattention", "sparsity=0.5", "samples=1"]
-    assert command(*wanted, "question=after", "calibration_prompts=2") == 0
+    arguments = [*toy, "task=longbench_qasper", f"data.dir={tmp_path / 'mine'}", "method=xattention", "sparsity=0.5"]
+    assert command(*arguments, "samples=1", "checks=false", "report=false", "question=after", "calibration_prompts=2") == 0
     assert len(lines(tmp_path / "results" / "toy", "calibrations")) == 1
 
 
 def test_nothing_is_doubled_and_more_samples_extend(command: Command, toy: list[str], tmp_path: Path) -> None:
-    study, wanted = tmp_path / "results" / "toy", [*toy, "question=after", "decode=quest", "decode_kernel=reference"]
-    assert command(*wanted) == 0
+    study = tmp_path / "results" / "toy"
+    arguments = [*toy, "question=after", "decode=quest", "decode_kernel=reference", "report=false"]
+    assert command(*arguments) == 0
     before = lines(study, "samples")
-    assert command(*wanted) == 0 and lines(study, "samples") == before
-    assert command(*wanted, "samples=3") == 0 and len(lines(study, "samples")) == len(before) + 2
+    assert command(*arguments) == 0 and lines(study, "samples") == before
+    assert command(*arguments, "samples=3") == 0 and len(lines(study, "samples")) == len(before) + 2
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_bad_input_is_one_line(
 def test_a_question_that_was_cut_costs_its_cell(command: Command, toy: list[str], tmp_path: Path) -> None:
     write(tmp_path / "mine", "qasper.jsonl", [line("qasper") | {"input": "why " * 900}])
     write(tmp_path / "mine", "trec.jsonl", [line("trec"), line("trec", 1)])
-    wanted = [*toy, "task=longbench", "task.tasks=[longbench_qasper,longbench_trec]", f"data.dir={tmp_path / 'mine'}"]
-    assert command(*wanted, "question=after") == 1
+    arguments = [*toy, "task=longbench", "task.tasks=[longbench_qasper,longbench_trec]", f"data.dir={tmp_path / 'mine'}"]
+    assert command(*arguments, "question=after") == 1
     rows = {(r["method"], r["task"]): r for r in board(tmp_path / "results" / "toy")}
     assert rows["block_topk", "longbench_trec"]["status"] == "ok"
     assert rows["block_topk", "longbench_qasper"]["reason"].startswith(
@@ -177,8 +177,8 @@ def test_a_question_of_any_kind_has_pictures_and_families_of_its_own() -> None:
         for m, b in (("dense", None), ("sieve", 64))
         for task in ("one", "avg")
     ]
-    found = style.by_model(rows)
-    assert {name: {r["question"] for r in members} for (name, _), members in found.items()} == {
+    groups = style.by_model(rows)
+    assert {name: {r["question"] for r in members} for (name, _), members in groups.items()} == {
         "m": {"seen"},
         "m, question after the context": {"after"},
         "m, question read again": {"reread"},

@@ -152,7 +152,13 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
         data={},
         samples=2,
         progress=False,
+        kernel="auto",
         dense_kernel="auto",
+        decode_kernel="auto",
+        latency_repeats=1,
+        latency_seconds=1.0,
+        batch_tokens=None,
+        calibration_prompts=2,
     )
     context = RunContext(wanted, model, Store(tmp_path_factory.mktemp("study")), Console(quiet=True))
     return context, calibration_prompts(context, ["niah_multikey_1", "vt"], 2)

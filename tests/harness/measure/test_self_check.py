@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +16,12 @@ from torch import Tensor
 
 import methods
 from harness.arms.build import RunnableArm
+from harness.measure.context import Kernels
 from harness.measure.self_check import measure
 from harness.models import bridge as bridge_module
 from harness.models.batch_cache import BatchCache
 from harness.models.bridge import Bridge
+from harness.models.loading import LoadedModel
 from harness.study.identity import ArmIdentity, Setting
 from methods.minference import MInference
 from methods.parts.base import LayerInputs, Method
@@ -32,19 +34,32 @@ BLOCK = 16
 PROMPT = tokens(1, 299, seed=5)[0].tolist()
 
 
-def context(monkeypatch: pytest.MonkeyPatch, zero: Method | None = None, family: str = "llama", question: str = "seen") -> Any:
+@lru_cache
+def toy_model(family: str) -> LoadedModel:
+    """A tiny model of the family, its tokenizer a range of ids."""
     loaded = load(family)
     object.__setattr__(loaded, "tokenizer", range(VOCAB))
-    monkeypatch.setattr("harness.measure.self_check.at_zero", lambda *_: zero)
-    return SimpleNamespace(loaded=loaded, settings=SimpleNamespace(kernel="auto", dense_kernel="auto", question=question))
+    return loaded
+
+
+def check(
+    method: Method | None,
+    zero: Method | None = None,
+    *,
+    family: str = "llama",
+    question: str = "seen",
+    prompt: Sequence[int] = PROMPT,
+) -> tuple[dict[str, tuple[float, float]], float | None]:
+    """The self-check of an arm of `method`, None for dense, on a tiny model."""
+    return measure(toy_model(family), arm(method), prompt, zero=zero, kernels=Kernels(), question=question)
 
 
 def arm(method: Method | None) -> RunnableArm:
     return RunnableArm(ArmIdentity(Setting("tiny", "abc", 512, 0, "float32", "cpu", "sdpa"), "any", 0.5), method)
 
 
-def wrong(found: dict[str, tuple[float, float]]) -> set[str]:
-    return {name for name, (value, most) in found.items() if not value <= most}
+def wrong(distances: dict[str, tuple[float, float]]) -> set[str]:
+    return {name for name, (value, most) in distances.items() if not value <= most}
 
 
 def built(name: str, sparsity: float) -> Method:
@@ -55,28 +70,28 @@ def built(name: str, sparsity: float) -> Method:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
-def test_dense_passes(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
-    found, density = measure(context(monkeypatch, family=family), arm(None), PROMPT)
-    assert set(found) == {"own", "causal"} and not wrong(found) and density is None
+def test_dense_passes(family: str) -> None:
+    distances, density = check(None, family=family)
+    assert set(distances) == {"own", "causal"} and not wrong(distances) and density is None
 
 
 @pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).family != "none"])
-def test_no_method_trips_a_check(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_no_method_trips_a_check(name: str) -> None:
     method = built(name, sparsity=0.7)
-    found, density = measure(context(monkeypatch, built(name, sparsity=0.0)), arm(method), PROMPT)
-    assert not wrong(found), found
-    assert ("selection" in found) == (not method.reads_end) and {"zero", "causal"} <= set(found)
+    distances, density = check(method, built(name, sparsity=0.0))
+    assert not wrong(distances), distances
+    assert ("selection" in distances) == (not method.reads_end) and {"zero", "causal"} <= set(distances)
     assert density is not None and density < 1, "it left something out, or nothing was checked"
 
 
 @pytest.mark.parametrize("question", ["after", "reread"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
-def test_a_question_after_its_context_is_checked(monkeypatch: pytest.MonkeyPatch, family: str, question: str) -> None:
-    found, _ = measure(context(monkeypatch, family=family, question=question), arm(None), PROMPT)
-    assert set(found) == {"own", "question", "causal"} and not wrong(found)
+def test_a_question_after_its_context_is_checked(family: str, question: str) -> None:
+    distances, _ = check(None, family=family, question=question)
+    assert set(distances) == {"own", "question", "causal"} and not wrong(distances)
     zero = built("block_topk", sparsity=0.0)
-    found, _ = measure(context(monkeypatch, zero, family, question), arm(built("block_topk", sparsity=0.7)), PROMPT)
-    assert set(found) == {"zero", "question", "causal", "selection"} and not wrong(found)
+    distances, _ = check(built("block_topk", sparsity=0.7), zero, family=family, question=question)
+    assert set(distances) == {"zero", "question", "causal", "selection"} and not wrong(distances)
 
 
 def test_a_question_with_the_diagonal_of_a_whole_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,16 +99,16 @@ def test_a_question_with_the_diagonal_of_a_whole_prompt(monkeypatch: pytest.Monk
         return dense_attention(q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]], **options)
 
     monkeypatch.setattr(bridge_module, "dense_attention", top_left)
-    found, _ = measure(context(monkeypatch, question="after"), arm(None), PROMPT)
-    assert wrong(found) == {"question"}
+    distances, _ = check(None, question="after")
+    assert wrong(distances) == {"question"}
 
 
 def test_a_question_read_again_beside_its_first_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that keeps the keys of the first reading has no room for the second: the check can't run, so nothing does."""
     monkeypatch.setattr(BatchCache, "crop_prompt", lambda *_: None)
-    assert not wrong(measure(context(monkeypatch, question="after"), arm(None), PROMPT)[0])
+    assert not wrong(check(None, question="after")[0])
     with pytest.raises(RuntimeError):
-        measure(context(monkeypatch, question="reread"), arm(None), PROMPT)
+        check(None, question="reread")
 
 
 def test_those_that_read_the_end_are_known() -> None:
@@ -112,8 +127,8 @@ def test_methods_that_say_so_do_read_the_end(monkeypatch: pytest.MonkeyPatch, na
     if isinstance(method, MInference):
         method.found = ((Pattern("vertical_slash", 60, 100),) * 4,) * 2
     monkeypatch.setattr(method, "reads_end", False)
-    found, _ = measure(context(monkeypatch), arm(method), tokens(1, 500)[0].tolist())
-    assert wrong(found) == {"selection"}
+    distances, _ = check(method, prompt=tokens(1, 500)[0].tolist())
+    assert wrong(distances) == {"selection"}
 
 
 class Peeking(Method):
@@ -129,15 +144,15 @@ class Peeking(Method):
         return BlockIndex.from_mask(mask, **self.grid(x))
 
 
-def test_a_method_that_sees_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, _ = measure(context(monkeypatch), arm(Peeking(block_size=BLOCK)), PROMPT)
-    assert wrong(found) == {"selection"}
+def test_a_method_that_sees_the_future() -> None:
+    distances, _ = check(Peeking(block_size=BLOCK))
+    assert wrong(distances) == {"selection"}
 
 
-def test_sparsity_0_that_loses_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sparsity_0_that_loses_blocks() -> None:
     sparse = built("streaming_llm", sparsity=0.5)
-    found, _ = measure(context(monkeypatch, sparse), arm(sparse), PROMPT)
-    assert wrong(found) == {"zero"}
+    distances, _ = check(sparse, sparse)
+    assert wrong(distances) == {"zero"}
 
 
 def see_all(q: Tensor, k: Tensor, v: Tensor, *, scale: float, ahead: int, **_: Any) -> Tensor:
@@ -160,28 +175,28 @@ def test_a_sparse_kernel_that_sees_the_future(monkeypatch: pytest.MonkeyPatch, a
             real(q, k, v, choice, scale=scale, kernel=kernel)[1],
         ),
     )
-    found, _ = measure(context(monkeypatch, built("block_topk", sparsity=0.0)), arm(built("block_topk", sparsity=0.5)), PROMPT)
-    assert {"zero", "causal"} <= wrong(found)
+    distances, _ = check(built("block_topk", sparsity=0.5), built("block_topk", sparsity=0.0))
+    assert {"zero", "causal"} <= wrong(distances)
 
 
 @pytest.mark.parametrize("ahead", [1, 10_000])
 def test_a_dense_kernel_or_bridge_that_sees_the_future(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
     monkeypatch.setattr(bridge_module, "dense_attention", lambda *a, **kw: see_all(*a, **kw, ahead=ahead))
-    found, _ = measure(context(monkeypatch), arm(None), PROMPT)
-    assert wrong(found) == {"own", "causal"}
+    distances, _ = check(None)
+    assert wrong(distances) == {"own", "causal"}
 
 
 def test_a_bridge_that_scales_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         bridge_module, "dense_attention", lambda q, k, v, *, scale, **kw: dense_attention(q, k, v, scale=1.5 * scale, **kw)
     )
-    found, _ = measure(context(monkeypatch), arm(None), PROMPT)
-    assert wrong(found) == {"own"}
+    distances, _ = check(None)
+    assert wrong(distances) == {"own"}
 
 
 def test_values_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridge_module, "dense_attention", lambda q, k, v, **kw: q * float("nan"))
-    assert wrong(measure(context(monkeypatch), arm(None), PROMPT)[0]) == {"own", "causal"}
+    assert wrong(check(None)[0]) == {"own", "causal"}
 
 
 # -- the command ---------------------------------------------------------------------------------------------------------
@@ -191,18 +206,18 @@ def checks(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "results/toy/records/checks.jsonl").read_text().splitlines()]
 
 
-def test_recorded_once_per_arm(command: Callable[..., int], toy: list[str], tmp_path: Path) -> None:
-    assert command(*toy) == 0 and command(*toy, "samples=3") == 0
-    found = checks(tmp_path)
-    assert [(r["identity"]["method"], r["status"], sorted(r["found"])) for r in found] == [
+def test_recorded_once_per_arm(command: Callable[..., int], toy: list[str], finished: Path, tmp_path: Path) -> None:
+    assert command(*toy, "samples=3", "report=false") == 0
+    records = checks(tmp_path)
+    assert [(r["identity"]["method"], r["status"], sorted(r["found"])) for r in records] == [
         ("dense", "ok", ["causal", "own"]),
         ("block_topk", "ok", ["causal", "selection", "zero"]),
     ]
-    assert found[1]["density"] < 1 and found[1]["tokens"] > 700 and found[1]["seconds"] > 0
+    assert records[1]["density"] < 1 and records[1]["tokens"] > 700 and records[1]["seconds"] > 0
 
 
 def test_turned_off(command: Callable[..., int], toy: list[str], tmp_path: Path) -> None:
-    assert command(*toy, "checks=false") == 0
+    assert command(*toy, "samples=1", "checks=false", "report=false") == 0
     assert not (tmp_path / "results/toy/records/checks.jsonl").exists()
 
 
@@ -233,7 +248,7 @@ def test_a_check_that_cannot_run_fails_its_cells_until_it_can(
     """Memory that another process holds, say: no verdict on the method, and nothing is generated unchecked."""
     study = tmp_path / "results/toy"
 
-    def failing(*_: Any) -> Any:
+    def failing(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no kernel")
 
     with monkeypatch.context() as patch:
@@ -251,7 +266,7 @@ def test_a_gated_arm_is_checked_again_at_another_commit(
 ) -> None:
     study = tmp_path / "results/toy"
     with monkeypatch.context() as patch:
-        patch.setattr("harness.measure.self_check.measure", lambda *_: ({"causal": (1.0, 1e-5)}, None))
+        patch.setattr("harness.measure.self_check.measure", lambda *_, **__: ({"causal": (1.0, 1e-5)}, None))
         assert command(*toy) == 0
     samples = (study / "records/samples.jsonl").read_text()
     assert command(*toy) == 0

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.study.identity import ArmIdentity, Cell, Decoding, Samples, Setting, digest, missing
+from harness.study.identity import ArmIdentity, Cell, Decoding, Samples, Setting, digest
+from harness.study.resume import missing_indices
 from harness.study.store import Store
 
 PARTS = (Setting, ArmIdentity, Samples)
@@ -87,7 +88,7 @@ def test_committed_cells_keep_their_ids(study: str) -> None:
         assert (cell.id, cell.arm.id, cell.pair) == (record["cell"], record["arm"], record["pair"])
 
 
-def test_missing() -> None:
-    assert missing(set(), 3) == [0, 1, 2]
-    assert missing(set(range(20)), 50) == list(range(20, 50))
-    assert missing({0, 2, 9}, 4) == [1, 3]
+def test_missing_indices() -> None:
+    assert missing_indices(set(), 3) == [0, 1, 2]
+    assert missing_indices(set(range(20)), 50) == list(range(20, 50))
+    assert missing_indices({0, 2, 9}, 4) == [1, 3]

@@ -1,0 +1,56 @@
+"""The cells of an arm: their states as they are recorded, and what a failure says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.arms.build import RunnableArm
+from harness.measure.context import RunContext
+from harness.study.identity import Cell
+from harness.study.provenance import now
+from harness.study.resume import one_line
+from harness.study.schema import CellRecord, Status
+
+
+def record_state(
+    context: RunContext,
+    arm: RunnableArm,
+    cell: Cell,
+    status: str,
+    reason: str = "",
+    *,
+    haystack: str = "",
+    summary: dict[str, Any] | None = None,
+) -> None:
+    """Append a state of a cell, whose last one counts. haystack: what rows call its text; summary: its numbers."""
+    context.store.cells.append(
+        CellRecord(
+            cell=cell.id,
+            arm=arm.identity.id,
+            pair=cell.pair,
+            run=context.run.run,
+            identity=cell.as_dict(),
+            status=status,
+            reason=reason,
+            date=now(),
+            knobs=arm.identity.knobs,
+            haystack=haystack,
+            summary=summary or {},
+        )
+    )
+
+
+def record_failure(
+    context: RunContext, arm: RunnableArm, cell: Cell, error: Exception, *, label: str, where: str = "", haystack: str = ""
+) -> int:
+    """Record a cell as failed and say so by its `label`; the next run of the same command tries it again. Returns 1, the
+    count of failed cells. where: what the reason begins with."""
+    reason = where + one_line(error)
+    record_state(context, arm, cell, Status.FAILED, reason, haystack=haystack)
+    context.complain(f"failed: {label}: {reason}")
+    return 1
+
+
+def arm_label(arm: RunnableArm) -> str:
+    """Return what an arm is called in the terminal: its method, and the one that decodes where there is one."""
+    return arm.identity.method + ("" if arm.identity.decode is None else f" + {arm.identity.decode.method}")

@@ -1,0 +1,184 @@
+"""Generating for the samples of several cells, batch by batch: an error costs the cell it belongs to, never the others.
+
+Where memory does not suffice, what is left goes on in batches half as large. After any other error the batch it came from runs
+sample by sample.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from harness.arms.build import RunnableArm
+from harness.core.device_memory import let_go, out_of_memory
+from harness.core.question import QUESTION_REREAD
+from harness.measure.context import RunContext
+from harness.models.bridge import Bridge
+from harness.models.decoder import mean_density
+from harness.models.generate import Generation, Split, batches, generate
+from harness.models.loading import LoadedModel
+from harness.study.identity import Cell
+from harness.study.resume import Attempt
+from harness.tasks import registry
+from harness.tasks.sample import Sample
+from harness.tasks.tokens import stop_ids, task_stop_ids
+
+CPU_BATCH_TOKENS = 20_480
+"""Columns of KV cache decoded together on a CPU: a few samples, so that progress shows and a kill loses little."""
+BATCH_SIZE = 64
+"""Samples decoded together at most: more is hardly faster, and a kill loses them."""
+GPU_MEMORY_SHARE = 0.4
+"""The share of the free GPU memory that the KV cache of one batch may take."""
+
+
+@dataclass(frozen=True)
+class Todo:
+    """Samples to generate for, each with its cell, the token ids of its prompt, and how many of those are the context's
+    (`RunContext.contexts`)."""
+
+    pairs: list[tuple[Cell, Sample]]
+    prompts: Sequence[Sequence[int]]
+    contexts: list[int] | None
+
+    def __getitem__(self, part: slice) -> Todo:
+        return Todo(self.pairs[part], self.prompts[part], None if self.contexts is None else self.contexts[part])
+
+    @property
+    def lengths(self) -> list[int]:
+        """Return the columns of KV cache that each sequence needs: its prompt and the tokens it may get."""
+        return [len(prompt) + sample.max_new_tokens for prompt, (_, sample) in zip(self.prompts, self.pairs, strict=True)]
+
+    def first_batch(self, batch_tokens: int) -> tuple[int, int]:
+        """Return the columns of KV cache that the longest sequence of the first batch needs, and how many sequences it has."""
+        lengths = self.lengths
+        first = batches(lengths, batch_tokens, BATCH_SIZE)[0]
+        return max(lengths[: first.stop]), first.stop
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was generated for one sample, and what ran for it (see `schema.SampleRecord`): kernels and densities at prefill
+    and at decode, densities None where there was none. context_tokens: of its prompt, where the question came later."""
+
+    cell: Cell
+    sample: Sample
+    prompt: Sequence[int]
+    context_tokens: int | None
+    generation: Generation
+    kernels: list[str]
+    decode_kernels: list[str]
+    density: float | None
+    token_density: float | None
+    decode_density: float | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The answers to samples that were decoded together, and the seconds spent generating them. error: why there are none; the
+    batch is then of one sample, of the cell `failed_cell`."""
+
+    answers: list[Answer] = field(default_factory=list)
+    seconds: float = 0.0
+    error: Exception | None = None
+    failed_cell: str = ""
+
+
+def todo_of(context: RunContext, pairs: list[tuple[Cell, Sample]]) -> Todo:
+    """Return the samples with the tokens of their prompts."""
+    samples = [sample for _, sample in pairs]
+    return Todo(pairs, context.tokens(samples), context.contexts(samples))
+
+
+def generate_batches(context: RunContext, arm: RunnableArm, todo: Todo) -> Iterator[Batch]:
+    """Generate for all of `todo`, in its order; yields each batch when it is done, and each sample that failed by itself.
+    RecordError passes."""
+    device, batch_tokens = context.loaded.device, context.batch_tokens or suitable_batch_tokens(context.loaded)
+    bridge, prefilled = _bridge(context, arm), 0
+    while todo.pairs:
+        longest, count = todo.first_batch(batch_tokens)
+        with Attempt() as attempt:
+            batch = _generate(context, bridge, todo[:count], prefilled)
+        if attempt.error is None:
+            yield batch
+            todo, prefilled = todo[count:], prefilled + count
+            continue
+        let_go(attempt.error, device)
+        bridge, prefilled = _bridge(context, arm), 0  # the old one has seen half a batch
+        if count > 1 and out_of_memory(attempt.error):
+            batch_tokens = longest * count // 2
+            continue
+        for place in range(count):
+            yield _generate_alone(context, arm, todo[place : place + 1])
+        todo = todo[count:]
+
+
+def suitable_batch_tokens(loaded: LoadedModel) -> int:
+    """Return how many columns of KV cache to decode together where the user doesn't say: what suits the device."""
+    if loaded.device.type != "cuda":
+        return CPU_BATCH_TOKENS
+    column_bytes = 2 * loaded.layers * loaded.kv_heads * loaded.head_dim * loaded.dtype.itemsize
+    free_bytes, _ = torch.cuda.mem_get_info(loaded.device)
+    return max(1, int(GPU_MEMORY_SHARE * free_bytes / column_bytes))
+
+
+def _bridge(context: RunContext, arm: RunnableArm) -> Bridge:
+    """Return a bridge for the arm that has seen nothing yet."""
+    return Bridge(
+        context.loaded,
+        arm.method,
+        sparse_kernel=context.kernels.sparse,
+        dense_kernel=context.kernels.dense,
+        decoding=arm.decoding,
+        decode_kernel=context.kernels.decode,
+    )
+
+
+def _generate_alone(context: RunContext, arm: RunnableArm, todo: Todo) -> Batch:
+    """Return the answer to a single sample, or its error."""
+    with Attempt() as attempt:
+        return _generate(context, _bridge(context, arm), todo, 0)
+    assert attempt.error is not None
+    let_go(attempt.error, context.loaded.device)
+    return Batch(error=attempt.error, failed_cell=todo.pairs[0][0].id)
+
+
+def _generate(context: RunContext, bridge: Bridge, todo: Todo, prefilled: int) -> Batch:
+    """Return the answers to samples that are decoded together. prefilled: prompts that the bridge has seen before them."""
+    loaded = context.loaded
+    samples = [sample for _, sample in todo.pairs]
+    reread = context.question == QUESTION_REREAD
+    with bridge:
+        began = time.perf_counter()
+        generations = generate(
+            loaded,
+            todo.prompts,
+            [sample.max_new_tokens for sample in samples],
+            stop_ids=stop_ids(loaded.tokenizer, loaded.model),
+            batch_tokens=len(samples) * max(todo.lengths),  # all at once
+            own_stops=[task_stop_ids(loaded.tokenizer, registry.get(sample.task).stop) for sample in samples],
+            split=None if todo.contexts is None else Split(todo.contexts, bridge.in_full, reread=reread),
+        )
+        seconds = time.perf_counter() - began  # generation has waited for the device
+    densities = bridge.prefill_densities()[prefilled:]
+    token_densities = bridge.prefill_densities(tokens=True)[prefilled:]
+    kernels = sorted({name for layer in bridge.stats() for name in layer["kernel"].split("+")})
+    steps = [] if bridge.decoder is None else bridge.decoder.take_densities()
+    answers = [
+        Answer(
+            cell,
+            sample,
+            todo.prompts[row],
+            None if todo.contexts is None else todo.contexts[row],
+            generation,
+            kernels,
+            sorted(bridge.decode_kernels),
+            densities[row] if densities else None,
+            token_densities[row] if token_densities else None,
+            mean_density(steps, row, generation.steps),
+        )
+        for row, ((cell, sample), generation) in enumerate(zip(todo.pairs, generations, strict=True))
+    ]
+    return Batch(answers, seconds)

@@ -1,0 +1,57 @@
+"""What the jobs of one command share: the model of the settings, loaded once for a whole sweep, and the tokens of prompts."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import, and a job that only reports needs neither
+    from harness.core.settings import Settings
+    from harness.models.loading import LoadedModel, ModelConfig
+    from harness.tasks.sample import Sample
+
+
+@dataclass
+class SweepCache:
+    """The holder that whoever runs the jobs of a sweep (`-m`) hands to each of them; a single job makes its own.
+
+    tokens: the token ids of prompts; contexts: how many of them come before the question. Both by the model's revision hash
+    and the sample. Only the model that was asked for last is held.
+    """
+
+    tokens: dict[tuple[str, Sample], array[int]] = field(default_factory=dict)
+    contexts: dict[tuple[str, Sample], int] = field(default_factory=dict)
+    _config: ModelConfig | None = None
+    _loaded: LoadedModel | None = None
+
+    def model(self, settings: Settings) -> LoadedModel:
+        """Return the model of the settings, loaded where it isn't the one of the job before. Raises UserError."""
+        config = model_config(settings)
+        if self._loaded is None or config != self._config:
+            self._loaded = None  # let go of the other one first: a device may not hold both
+            self._config, self._loaded = config, load_quietly(config)
+        return self._loaded
+
+
+def model_config(settings: Settings) -> ModelConfig:
+    """Return which model the settings name, and how to hold it."""
+    from harness.models.loading import ModelConfig
+
+    name, path = str(settings.model["name"]), str(settings.model["path"])
+    return ModelConfig(name=name, path=path, dtype=settings.dtype, device=settings.device)
+
+
+def load_quietly(config: ModelConfig) -> LoadedModel:
+    """Load a model without transformers' progress bar of the weights: the only bar is that of the samples. Raises UserError."""
+    from transformers.utils import logging
+
+    from harness.models import loading
+
+    logging.disable_progress_bar()
+    return loading.load_model(config)
+
+
+def load_model_of(settings: Settings) -> LoadedModel:
+    """Load the model of the settings, for a job that shares it with no other. Raises UserError."""
+    return load_quietly(model_config(settings))
