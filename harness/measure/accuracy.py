@@ -329,11 +329,11 @@ def _finish(
 ) -> None:
     """Record a cell's verdict and its numbers from all its samples. share: of this process's time with the arm's cells, what
     was spent generating; the rest is making and checking samples, the self-check, scoring and recording."""
-    row = verdict.accuracy(mine, dense, context.settings.seed)
+    score = verdict.accuracy(mine, dense, context.settings.seed)
     key = arm.identity.id, context.chat, context.settings.question
-    status, reason = verdict.verdict(mine, row, verdict.unsound(context.store).get(key, ""))
+    status, reason = verdict.verdict(mine, score, verdict.unsound(context.store).get(key, ""))
     densities = [s["density"] for s in mine if s["density"] is not None]
-    summary = row | {
+    summary = score.as_dict() | {
         "samples": len(mine),
         "density": statistics.fmean(densities) if densities else None,
         "model_share": share,

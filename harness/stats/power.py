@@ -28,7 +28,7 @@ TAIL = 8.0
 """Standard deviations of the number of discordant pairs that are summed over."""
 
 
-def independent(accuracy: float) -> float:
+def independent_discordance(accuracy: float) -> float:
     """Discordance of two models of this accuracy whose mistakes have nothing to do with each other: 2·p·(1 - p), the most that
     is to be expected. A method and its own model agree far more."""
     return 2 * accuracy * (1 - accuracy)

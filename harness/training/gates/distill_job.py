@@ -24,7 +24,7 @@ from harness.core.files import check_folder
 from harness.core.settings import Settings, read_settings
 from harness.measure.run import model_of
 from harness.models.loading import LoadedModel, ModelConfig, load_model
-from harness.report.figures.gates import gate_curves
+from harness.report.figures.gates import draw_gate_curves
 from harness.tasks.haystack import source_of
 from harness.training.gates import recall_tables
 from harness.training.gates.checkpoint import Checkpoint, Step
@@ -189,7 +189,7 @@ def _report(done: Distilled, settings: Settings, loaded: LoadedModel, lesson: Le
     steps.to_csv(settings.folder / f"gate_steps_{suffix}.csv", index=False)
     title = f"{loaded.name}: best blocks that the gates find at density {recall_tables.SHOWN:g}"
     recall_tables.write(done.recall, settings.folder, suffix, title)
-    gate_curves(steps, recall_tables.by_layer(done.recall), settings.folder / f"gates_{suffix}.png")
+    draw_gate_curves(steps, recall_tables.by_layer(done.recall), settings.folder / f"gates_{suffix}.png")
     console = Console()
     console.print(f"{done.parameters:,} gate parameters, {done.seconds:.0f} s", highlight=False)
     recall_tables.show(done.recall, console)

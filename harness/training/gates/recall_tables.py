@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from harness.report.figures.gates import head_recall
+from harness.report.figures.gates import draw_head_recall
 from harness.training.gates.report import Recall
 
 BY_HEAD = ("heads", "heads_kept")
@@ -51,7 +51,7 @@ def write(recall: Sequence[Recall], folder: Path, suffix: str, title: str) -> li
         paths.append(folder / f"gate_recall_heads_{suffix}.csv")
         heads.to_csv(paths[1], index=False)
         density = min(heads["density"].unique(), key=lambda found: abs(found - SHOWN))
-        paths.append(head_recall(heads[heads["density"] == density], title, folder / f"gate_recall_heads_{suffix}.png"))
+        paths.append(draw_head_recall(heads[heads["density"] == density], title, folder / f"gate_recall_heads_{suffix}.png"))
     return paths
 
 
