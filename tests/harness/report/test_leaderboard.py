@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 import methods
-from harness.report import leaderboard
+from harness.core.method_facts import method_facts
 from harness.report.common_tasks import comparable
+from harness.report.leaderboard import leaderboard_rows
+from harness.report.leaderboard_csv import row_columns, write_leaderboard
 from harness.stats.scores import wilson
 from harness.study.identity import ArmIdentity, Cell, Samples, Setting
 from harness.study.schema import COLUMNS, CellRecord, LatencyRecord, RunRecord, SampleRecord, Status
@@ -88,7 +90,8 @@ def latency(store: Store, arm: ArmIdentity) -> None:
 
 
 def rows_by(store: Store) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(r["method"], r["task"]): r for r in leaderboard.rows(store)}
+    """The columns of every row, by method and task."""
+    return {(r.method, r.task): row_columns(r) for r in leaderboard_rows(store)}
 
 
 def test_paired_rows_and_average(tmp_path: Path) -> None:
@@ -115,7 +118,7 @@ def test_paired_rows_and_average(tmp_path: Path) -> None:
     assert dense["ttft_ms"] is None, "the prefill of a sample, without warm-up and perhaps beside other work, is no timing"
     assert (one["decode"], average["tasks"], one["tasks"]) == ("full", 2, None)
     assert average["ttft_ms"] == 900.0
-    assert [r["method"] for r in leaderboard.rows(store)] == ["full"] * 3 + ["sieve"] * 3, "dense first"
+    assert [r.method for r in leaderboard_rows(store)] == ["full"] * 3 + ["sieve"] * 3, "dense first"
 
 
 def test_token_density_is_of_all_samples_or_of_none(tmp_path: Path) -> None:
@@ -135,7 +138,7 @@ def test_token_density_is_of_all_samples_or_of_none(tmp_path: Path) -> None:
 def test_csv_has_the_columns_and_is_replaced_whole(tmp_path: Path) -> None:
     store = Store(tmp_path / "mine")
     fill(store, DENSE, "one", [1, 0])
-    path, _ = leaderboard.write(store)
+    path, _ = write_leaderboard(store)
     with open(path, newline="") as file:
         read = list(csv.DictReader(file))
     assert tuple(read[0]) == COLUMNS
@@ -181,7 +184,7 @@ def test_failed_cell_has_no_accuracy_and_no_average(tmp_path: Path) -> None:
 def test_the_last_finished_state_counts(tmp_path: Path) -> None:
     store = Store(tmp_path / "mine")
     fill(store, SPARSE, "one", [], status=Status.RUNNING)
-    assert leaderboard.rows(store) == [], "begun is no row"
+    assert leaderboard_rows(store) == [], "begun is no row"
     fill(store, SPARSE, "one", [], status=Status.FAILED, reason="out of memory")
     fill(store, SPARSE, "one", [1, 0])
     fill(store, SPARSE, "one", [], status=Status.RUNNING)
@@ -192,8 +195,8 @@ def test_only_timed(tmp_path: Path) -> None:
     store = Store(tmp_path / "mine")
     store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
     latency(store, SPARSE)
-    (row,) = leaderboard.rows(store)
-    assert (row["task"], row["accuracy"], row["total_ms"], row["density"]) == ("", None, 4.0, 0.1)
+    (row,) = leaderboard_rows(store)
+    assert (row.task, row.score, row.total_ms, row.density) == ("", None, 4.0, 0.1)
 
 
 def test_provenance_names_every_process_that_made_a_sample(tmp_path: Path) -> None:
@@ -215,24 +218,24 @@ def test_averages_are_compared_over_the_same_tasks(tmp_path: Path) -> None:
     for task, score in (("easy", 1.0), ("hard", 0.0)):
         fill(store, DENSE, task, [score] * 4)
     fill(store, SPARSE, "easy", [1, 1, 1, 0])
-    kept, left = comparable(leaderboard.rows(store))
-    by_method = {r["method"]: r for r in kept}
-    assert not left
-    assert (by_method["full"]["accuracy"], by_method["full"]["tasks"]) == (1.0, 1), "dense over the method's one task"
-    assert by_method["full"]["accuracy_low"] == pytest.approx(wilson(4, 4)[0])
+    compared, left_out = comparable(leaderboard_rows(store))
+    by_method = {r.method: r for r in compared}
+    assert not left_out
+    assert (by_method["full"].scored.accuracy, by_method["full"].tasks) == (1.0, 1), "dense over the method's one task"
+    assert by_method["full"].scored.accuracy_low == pytest.approx(wilson(4, 4)[0])
     assert rows_by(store)["full", "avg"]["accuracy"] == 0.5, "the leaderboard has all of its tasks"
     other = ArmIdentity(SETTING, "sieve", 0.5, {"width": 3}, 64, "reference")
     third = ArmIdentity(SETTING, "sieve", 0.7, {"width": 3}, 64, "reference")
     for arm in (other, third):
         fill(store, arm, "easy", [1, 1, 1, 0])
         fill(store, arm, "hard", [0, 0, 0, 0])
-    kept, left = comparable(leaderboard.rows(store))
-    assert sorted((r["method"], r["sparsity"], r["tasks"]) for r in kept) == [
+    compared, left_out = comparable(leaderboard_rows(store))
+    assert sorted((r.method, r.sparsity, r.tasks) for r in compared) == [
         ("full", 0.0, 2),
         ("sieve", 0.5, 2),
         ("sieve", 0.7, 2),
     ]
-    assert [(r["sparsity"], r["tasks"]) for r in left] == [(0.9, 1)]
+    assert [(r.sparsity, r.tasks) for r in left_out] == [(0.9, 1)]
 
 
 def test_a_task_of_other_data_is_another_task(tmp_path: Path) -> None:
@@ -241,9 +244,9 @@ def test_a_task_of_other_data_is_another_task(tmp_path: Path) -> None:
     fill(store, DENSE, "two", [0.0] * 4, text="whole")
     fill(store, DENSE, "one", [0.0] * 4, text="part")
     fill(store, SPARSE, "one", [1, 1, 1, 0], text="whole")
-    kept, left = comparable(leaderboard.rows(store))
-    assert [(r["method"], r["accuracy"]) for r in kept] == [("full", 1.0), ("sieve", 0.75)]
-    assert [(r["method"], r["haystack"]) for r in left] == [("full", "part")]
+    compared, left_out = comparable(leaderboard_rows(store))
+    assert [(r.method, r.scored.accuracy) for r in compared] == [("full", 1.0), ("sieve", 0.75)]
+    assert [(r.method, r.haystack) for r in left_out] == [("full", "part")]
 
 
 def test_an_average_above_dense_by_more_than_noise_is_gated(tmp_path: Path) -> None:
@@ -269,8 +272,8 @@ def test_difference_and_noninferiority_at_a_margin(tmp_path: Path) -> None:
     assert (two["difference"], two["noninferior"]) == (pytest.approx(-0.1), "no")
     assert two["difference_low"] < -0.1 < two["difference_high"] < 0
     assert average["difference"] == pytest.approx(-0.05) and average["noninferior"] == "no"
-    generous = {(r["method"], r["task"]): r for r in leaderboard.rows(store, margin=0.2)}
-    assert (generous["sieve", "two"]["noninferior"], generous["sieve", "two"]["margin"]) == ("yes", 0.2)
+    generous = {(r.method, r.task): r for r in leaderboard_rows(store, margin=0.2)}
+    assert (generous["sieve", "two"].noninferior, generous["sieve", "two"].margin) == (True, 0.2)
 
 
 def test_p_values_are_adjusted_within_averages_and_within_tasks(tmp_path: Path) -> None:
@@ -280,13 +283,14 @@ def test_p_values_are_adjusted_within_averages_and_within_tasks(tmp_path: Path) 
         fill(store, DENSE, task, [1] * 8)
         for arm in arms:
             fill(store, arm, task, [0] * 8)
-    for row in leaderboard.rows(store):
-        if row["method"] == "sieve":
-            assert row["p_holm"] == pytest.approx((3 if row["task"] == "avg" else 6) * row["p_value"])
+    for row in leaderboard_rows(store):
+        if row.method == "sieve":
+            assert row.p_value is not None and row.p_value < 0.1
+            assert row.p_holm == pytest.approx((3 if row.task == "avg" else 6) * row.p_value)
 
 
 def test_a_bound_that_rises_with_fewer_blocks_is_gated(tmp_path: Path) -> None:
-    (bound,) = [name for name in methods.names() if methods.get(name).bound]
+    (bound,) = [name for name in methods.names() if method_facts(name).bound]
     dense_first = [1] * 10 + [0] * 10
 
     def study(name: str, method: str, sparser: list[float], *knobs: dict[str, Any]) -> list[tuple[str, str]]:
@@ -294,7 +298,7 @@ def test_a_bound_that_rises_with_fewer_blocks_is_gated(tmp_path: Path) -> None:
         of = knobs or ({}, {})
         for sparsity, density, scores, own in zip((0.5, 0.9), (0.5, 0.1), (dense_first, sparser), of, strict=True):
             fill(store, ArmIdentity(SETTING, method, sparsity, own, 64, "reference"), "one", list(scores), density=density)
-        return [(r["status"], r["reason"]) for r in leaderboard.rows(store) if r["task"] == "avg"]
+        return [(r.status, r.reason) for r in leaderboard_rows(store) if r.task == "avg"]
 
     (denser, sparser) = study("rises", bound, [1] * 20)
     assert denser[0] == "ok" and sparser[0] == "gated"

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.report import leaderboard
 from harness.report.common_tasks import comparable
 from harness.report.figures import perplexity as figure
-from harness.report.figures import write_all
-from harness.report.terminal import perplexity_table
+from harness.report.figures import write_figures
+from harness.report.leaderboard import leaderboard_rows
+from harness.report.leaderboard_csv import row_columns, write_leaderboard
+from harness.report.rows import Row
+from harness.report.terminal.perplexity_table import show_perplexities
 from harness.stats import bootstrap
 from harness.study.identity import ArmIdentity, Cell, Samples, Setting
 from harness.study.schema import CellRecord, PerplexityRecord, RunRecord, Status
 from harness.study.store import Store
 
 DATE = "2026-01-01T00:00:00+00:00"
-Row = dict[str, Any]
 
 
 def arm(method: str, sparsity: float = 0.9, length: int = 4096) -> ArmIdentity:
@@ -58,8 +59,9 @@ def fill(store: Store, of: ArmIdentity, losses: list[float], status: str = Statu
     store.cells.append(CellRecord(cell.id, of.id, cell.pair, "r1", cell.as_dict(), status, "why", DATE, {}, "books"))
 
 
-def rows(store: Store) -> dict[tuple[str, int], Row]:
-    return {(r["method"], r["length"]): r for r in leaderboard.rows(store)}
+def rows(store: Store) -> dict[tuple[str, int], dict[str, Any]]:
+    """The columns of every row, by method and length."""
+    return {(r.method, r.length): row_columns(r) for r in leaderboard_rows(store)}
 
 
 def test_perplexity_weighs_tokens_and_pairs_documents(tmp_path: Path) -> None:
@@ -77,14 +79,14 @@ def test_perplexity_weighs_tokens_and_pairs_documents(tmp_path: Path) -> None:
     assert sparse["perplexity_ratio_high"] == pytest.approx(math.exp(40 / 200))
     assert (sparse["density"], sparse["status"], sparse["accuracy"]) == (0.1, "ok", None)
     assert dense["tokens_s"] == pytest.approx(100 / 1.5), "the median document"
-    assert comparable(list(found.values())) == ([], [])
+    assert comparable(leaderboard_rows(store)) == ([], [])
 
 
 def test_an_infinite_perplexity_is_no_crash(tmp_path: Path) -> None:
     store = Store(tmp_path / "mine")
     fill(store, arm("full"), [1e6, 1e6, 1e6])
     assert rows(store)["full", 4096]["perplexity"] == math.inf
-    leaderboard.write(store)
+    write_leaderboard(store)
 
 
 def test_below_dense_by_more_than_noise_is_gated(tmp_path: Path) -> None:
@@ -132,16 +134,16 @@ def study(tmp_path: Path, lengths: list[int]) -> list[Row]:
         fill(store, arm("full", length=length), [230.0, 480.0, 235.0])
         for sparsity in (0.5, 0.9):
             fill(store, arm("sieve", sparsity, length), [230 + 20 * sparsity, 480 + 60 * sparsity, 240.0])
-    return leaderboard.rows(store)
+    return leaderboard_rows(store)
 
 
 def test_a_picture_by_length_and_one_of_a_single_length(tmp_path: Path) -> None:
     made = study(tmp_path, [4096, 8192])
-    assert [p.name for p in write_all(made, tmp_path)] == ["perplexity.png"]
-    (axes,) = figure.draw([r for r in made if r["perplexity"]]).axes
+    assert [p.name for p in write_figures(made, tmp_path)] == ["perplexity.png"]
+    (axes,) = figure.draw([r for r in made if r.perplexity]).axes
     assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "perplexity")
     assert {"full", "sieve"} <= {t.get_text() for t in axes.texts}
-    (single,) = figure.draw([r for r in made if r["length"] == 4096]).axes
+    (single,) = figure.draw([r for r in made if r.length == 4096]).axes
     assert single.get_xlabel().startswith("density")
 
 
@@ -151,16 +153,16 @@ def test_a_line_that_ends_earlier_has_its_name_at_its_own_height(tmp_path: Path)
         fill(store, arm("full", length=length), [230.0, 480.0, 235.0])
         fill(store, arm("sieve", 0.9, length), [248.0, 534.0, 240.0])
     fill(store, arm("window", 0.9, 4096), [248.0, 534.0, 240.1])
-    (axes,) = figure.draw([r for r in leaderboard.rows(store) if r["perplexity"]]).axes
-    point = next(r["perplexity"] for r in leaderboard.rows(store) if r["method"] == "window")
+    (axes,) = figure.draw([r for r in leaderboard_rows(store) if r.perplexity]).axes
+    point = rows(store)["window", 4096]["perplexity"]
     (name,) = (t for t in axes.texts if t.get_text() == "window")
     assert abs(name.xy[1] / point - 1) < 0.01  # type: ignore[attr-defined]
 
 
 def test_the_table_has_a_line_an_arm(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
-    perplexity_table.show(console, study(tmp_path, [4096]))
+    show_perplexities(console, study(tmp_path, [4096]))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "perplexity of tiny on books" in text and text.count("sieve") == 2 and "÷ dense" in text
-    perplexity_table.show(console, [])
+    show_perplexities(console, [])
     assert console.file.getvalue() == text  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.report.power import measured
+from harness.report.power import arm_discordances
 from harness.stats import paired, power
 from harness.stats.scores import mcnemar
 from harness.study.store import Store
@@ -62,7 +62,7 @@ def test_without_a_difference_189_samples_show_two_points() -> None:
 
 
 def test_bad_input() -> None:
-    assert power.independent(0.9) == pytest.approx(0.18)
+    assert power.independent_discordance(0.9) == pytest.approx(0.18)
     with pytest.raises(ValueError, match="no less than the difference"):
         power.power_differs(100, 0.05, 0.1)
 
@@ -105,8 +105,8 @@ def test_arms_that_lose_more_than_any_margin_are_not_planned_for(tmp_path: Path)
     fill(store, DENSE, "one", [1] * 20)
     fill(store, SPARSE, "one", [1] * 5 + [0] * 15)
     fill(store, replace(SPARSE, sparsity=0.5), "one", [1] * 19 + [0])
-    assert [name for name, *_ in measured(store, 0.1)] == ["sieve 0.5 at 4096"]
-    assert len(measured(store, 0.01)) == 2, "where all do, all are taken"
+    assert [arm.arm for arm in arm_discordances(store, 0.1)] == ["sieve 0.5 at 4096"]
+    assert len(arm_discordances(store, 0.01)) == 2, "where all do, all are taken"
 
 
 @pytest.mark.parametrize(
