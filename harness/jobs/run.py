@@ -13,7 +13,7 @@ from rich.console import Console
 from harness.core.errors import UserError
 from harness.core.settings import Settings, read_settings
 from harness.report.leaderboard_csv import write_leaderboard
-from harness.report.study_report import report_comparison, report_power, report_study
+from harness.report.study_report import report_study
 from harness.study.store import Store
 
 
@@ -105,14 +105,17 @@ class Jobs:
         return 0
 
     def _power(self, settings: Settings) -> int:
-        for path in report_power(settings, Store(settings.folder), self.console):
+        from harness.jobs.power import power
+
+        for path in power(settings, Store(settings.folder), self.console):
             self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
         return 0
 
     def _compare(self, settings: Settings) -> int:
+        from harness.jobs.compare import compare
+
         self._there(settings)
-        line = str(settings.options["to"] or settings.method)
-        for path in report_comparison(Store(settings.folder), self.console, line):
+        for path in compare(settings, Store(settings.folder), self.console):
             self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
         return 0
 

@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from harness.study.schema import RunRecord
+
+if TYPE_CHECKING:
+    import torch  # takes seconds, which what reads records doesn't need
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy", "flash-attn", "flash-attn-4", "fa3-fwd")
 """Packages whose version can change a number; those not installed are left out."""
@@ -73,6 +75,8 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    import torch
+
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return found
@@ -80,6 +84,8 @@ def versions() -> dict[str, str]:
 
 def device_name(device: torch.device) -> str:
     """The model name of the device: "NVIDIA H100 80GB HBM3", or "cpu (Intel(R) Xeon(R) …, 2 threads)"."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({_cpu_model()}, {torch.get_num_threads()} threads)"
@@ -97,6 +103,8 @@ def _cpu_model() -> str:
 
 def run_record(device: torch.device) -> RunRecord:
     """The record of this process on this device; its id is new every time."""
+    import torch
+
     return RunRecord(
         run=uuid.uuid4().hex[:12],
         date=now(),
