@@ -90,7 +90,7 @@ def compare_lines(store: Store, name: str) -> list[LinePair]:
             if line != beside and row.sparsity in partners
             if (pair := _pair((line, row), (beside, partners[row.sparsity]), scores_of)) is not None
         ]
-        adjusted = scores.holm([pair.p_value for pair in compared])
+        adjusted = scores.holm_adjusted([pair.p_value for pair in compared])
         pairs += [replace(pair, p_holm=p) for pair, p in zip(compared, adjusted, strict=True)]
     if not pairs:
         raise UserError(

@@ -55,12 +55,12 @@ def perplexity_of(documents: Sequence[Record], dense: Sequence[Record], seed: in
     seed: of the bootstrap and of the sign flips."""
     tokens, losses = [d["tokens"] for d in documents], [d["nll"] for d in documents]
     mean_loss = math.fsum(losses) / sum(tokens)
-    low, high = bootstrap.exp_bounds(bootstrap.interval(losses, tokens, seed=seed))
+    low, high = bootstrap.perplexity_bounds(bootstrap.ratio_interval(losses, tokens, seed=seed))
     dense_losses = {d["index"]: d["nll"] for d in dense if d["nll"] is not None}
     pairs = [(d["tokens"], d["nll"], dense_losses[d["index"]]) for d in documents if d["index"] in dense_losses]
     return Perplexity(
         nll=mean_loss,
-        perplexity=bootstrap.exp(mean_loss),
+        perplexity=bootstrap.perplexity(mean_loss),
         perplexity_low=low,
         perplexity_high=high,
         tokens_s=statistics.median(d["read"] / d["seconds"] for d in documents),
@@ -71,11 +71,11 @@ def perplexity_of(documents: Sequence[Record], dense: Sequence[Record], seed: in
 def _compare(pairs: Sequence[tuple[int, float, float]], seed: int) -> PerplexityComparison:
     """Compare with dense attention, from (tokens, loss, dense loss) of each document, losses summed over its tokens."""
     tokens, differences = [count for count, _, _ in pairs], [loss - dense for _, loss, dense in pairs]
-    low, high = bootstrap.exp_bounds(bootstrap.interval(differences, tokens, seed=seed))
+    low, high = bootstrap.perplexity_bounds(bootstrap.ratio_interval(differences, tokens, seed=seed))
     return PerplexityComparison(
-        dense_perplexity=bootstrap.exp(math.fsum(dense for _, _, dense in pairs) / sum(tokens)),
-        perplexity_ratio=bootstrap.exp(math.fsum(differences) / sum(tokens)),
+        dense_perplexity=bootstrap.perplexity(math.fsum(dense for _, _, dense in pairs) / sum(tokens)),
+        perplexity_ratio=bootstrap.perplexity(math.fsum(differences) / sum(tokens)),
         perplexity_ratio_low=low,
         perplexity_ratio_high=high,
-        p_value=scores.sign_flip(differences, seed=seed),
+        p_value=scores.sign_flip_p(differences, seed=seed),
     )

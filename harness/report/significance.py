@@ -12,7 +12,7 @@ from harness.report.csv_file import value_text
 from harness.report.row_texts import decode_text
 from harness.report.rows import Row, is_number
 from harness.stats import paired
-from harness.stats.scores import average_p, holm
+from harness.stats.scores import average_p, holm_adjusted
 from harness.study.schema import AVERAGE, PERPLEXITY, Status
 from harness.study.store import Record
 
@@ -39,7 +39,7 @@ def judge(rows: Sequence[Row], margin: float) -> list[Row]:
     judged = list(rows)
     for positions in families.values():
         p_values = [rows[position].p_value or 0.0 for position in positions]
-        for position, p in zip(positions, holm(p_values), strict=True):
+        for position, p in zip(positions, holm_adjusted(p_values), strict=True):
             judged[position] = _with_claim(replace(rows[position], p_holm=p), margin)
     return judged
 
@@ -48,7 +48,7 @@ def _with_claim(row: Row, margin: float) -> Row:
     """Return a row of accuracy with whether it is shown to be non-inferior; any other as it is."""
     if row.score is None or row.score.comparison is None:
         return row
-    return replace(row, margin=margin, noninferior=paired.noninferior(row.score.comparison.difference_low, margin))
+    return replace(row, margin=margin, noninferior=paired.is_noninferior(row.score.comparison.difference_low, margin))
 
 
 def gate_rising(averages: Sequence[tuple[Row, Scores]]) -> list[Row]:

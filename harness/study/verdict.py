@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.core.question import QUESTION_SEEN
 from harness.stats import paired
-from harness.stats.scores import average_p, interval
+from harness.stats.scores import average_p, mean_interval
 from harness.study.schema import Status
 from harness.study.store import Record, Store
 
@@ -75,7 +75,7 @@ def accuracy(samples: Sequence[Record], dense: Sequence[Record] | None, seed: in
     Raises ValueError without samples. seed: of what the comparison draws.
     """
     scores = [s["score"] for s in samples]
-    low, high = interval(scores)
+    low, high = mean_interval(scores)
     comparison = None
     if dense:
         method_scores, dense_scores = paired_scores(samples, dense)
@@ -84,7 +84,7 @@ def accuracy(samples: Sequence[Record], dense: Sequence[Record] | None, seed: in
     return Score(statistics.fmean(scores), low, high, comparison)
 
 
-def compare(method: paired.Groups, dense: paired.Groups, seed: int) -> Comparison:
+def compare(method: paired.ScoresByTask, dense: paired.ScoresByTask, seed: int) -> Comparison:
     """Compare a method with dense attention: a list of scores for each task, in pairs. Raises ValueError where scores are not
     in pairs."""
     low, high = paired.difference_interval(method, dense, seed=seed)

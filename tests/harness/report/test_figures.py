@@ -24,14 +24,8 @@ from harness.report.figures import (
 )
 from harness.report.figures.by_length import LENGTHS
 from harness.report.figures.pareto import draw
-from harness.report.lines import rows_by_line
-from harness.report.rows import Decode, Row
-from tests.harness.report.support import make_row
-
-
-def row(method: str, sparsity: float, length: int, accuracy: float | None, **more: Any) -> Row:
-    """A row whose time falls with its sparsity."""
-    return make_row(method, sparsity, length, accuracy, **{"total_ms": 10 * (1.1 - sparsity)} | more)
+from harness.report.rows import Row
+from tests.harness.report.support import decoded, row
 
 
 def study(lengths: list[int]) -> list[Row]:
@@ -93,27 +87,27 @@ def many(**more: Any) -> list[Row]:
 @pytest.mark.parametrize("model", ["tiny", "A-model-with-a-long-name-0.5B-Instruct-Q4_K_M-of-unknown-origin"])
 @pytest.mark.parametrize("painter", [accuracy.draw, lambda rows, model, device: draw(rows, [4096], model, device)])
 def test_titles_and_notes_stay_inside_and_off_the_legend(painter: Any, model: str) -> None:
-    made = painter(many(total_ms=None), model, "a device with quite a long name, 80 GB of it and more (driver 123.45.67)")
-    made.draw_without_rendering()
-    frame = made.bbox
-    texts = [t for t in made.texts if t.get_text()]
+    figure = painter(many(total_ms=None), model, "a device with quite a long name, 80 GB of it and more (driver 123.45.67)")
+    figure.draw_without_rendering()
+    frame = figure.bbox
+    texts = [t for t in figure.texts if t.get_text()]
     assert len(texts) == 2
     boxes = [t.get_window_extent() for t in texts]
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
-    for legend in made.legends:
+    for legend in figure.legends:
         assert not any(legend.get_window_extent().overlaps(box) for box in boxes)
 
 
 def test_titles_of_narrow_tables_stand_apart() -> None:
     rows = [row("full", 0.0, n, 0.9) for n in (4096, 8192, 16384, 32768)]
     rows += [row(f"method_{i}", s, n, 0.5) for i in range(12) for s in (0.8, 0.9) for n in (4096, 8192, 16384, 32768)]
-    made = accuracy.draw(rows, "tiny", "cpu")
-    made.draw_without_rendering()
-    boxes = [axes.title.get_window_extent() for axes in made.axes] + [
-        axes._left_title.get_window_extent() for axes in made.axes
+    figure = accuracy.draw(rows, "tiny", "cpu")
+    figure.draw_without_rendering()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes] + [
+        axes._left_title.get_window_extent() for axes in figure.axes
     ]  # type: ignore[attr-defined]
     boxes = sorted((box for box in boxes if box.width > 1), key=lambda box: box.x0)
-    assert len(boxes) == 4 and boxes[-1].x1 <= made.bbox.x1
+    assert len(boxes) == 4 and boxes[-1].x1 <= figure.bbox.x1
     assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
@@ -129,10 +123,10 @@ def test_the_table_of_accuracy_has_native_columns_only_where_there_are_natives()
 def test_the_table_of_accuracy_brackets_what_is_held_back() -> None:
     rows = many()
     rows[3] = replace(rows[3], status="gated")
-    made = accuracy.draw(rows, "tiny", "cpu")
-    inside = [t.get_text() for t in made.axes[0].texts]
+    figure = accuracy.draw(rows, "tiny", "cpu")
+    inside = [t.get_text() for t in figure.axes[0].texts]
     assert [t for t in inside if "(" in t] == [f"({rows[3].scored.percent:.0f})"]
-    assert "in brackets: held back" in " ".join(t.get_text() for t in made.texts)
+    assert "in brackets: held back" in " ".join(t.get_text() for t in figure.texts)
 
 
 def test_dense_is_whole_where_a_method_comes_near_it() -> None:
@@ -167,48 +161,12 @@ def test_block_sizes_at_two_sparsities_keep_the_pareto_picture(tmp_path: Path) -
     assert names == {"pareto.png", "blocks_4096_0.5.png", "blocks_4096_0.9.png"}
 
 
-def test_variants_are_lines_of_their_own_named_by_what_differs() -> None:
-    two = [row("a", s, 4096, 0.8, knobs={"pool": p, "width": 3}) for s in (0.5, 0.9) for p in ("max", "mass")]
-    assert {n: len(r) for n, r in rows_by_line(two).items()} == {"a (pool max)": 2, "a (pool mass)": 2}
-    assert set(rows_by_line([r for r in two if r.knobs["pool"] == "max"])) == {"a"}, "nothing differs: no bracket"
-
-
-def test_a_threshold_found_for_each_sparsity_is_one_line() -> None:
-    topk = [row("a", s, 4096, 0.8, knobs={"selection": "topk", "threshold": None}) for s in (0.5, 0.9)]
-    found = [row("a", s, 4096, 0.8, knobs={"selection": "threshold", "threshold": s / 100}) for s in (0.5, 0.9)]
-    lines = rows_by_line(topk + found)
-    assert {n: len(r) for n, r in lines.items()} == {"a (selection topk)": 2, "a (selection threshold)": 2}
-    native = [replace(row("a", 0.0, 4096, 0.8, knobs={"threshold": t}), sparsity=None) for t in (0.1, 0.2)]
-    assert {n: len(r) for n, r in rows_by_line(native).items()} == {"a": 2}
-    fixed = [row("a", s, 4096, 0.8, knobs={"width": w}) for s in (0.5, 0.9) for w in (1, 2)]
-    assert set(rows_by_line(fixed)) == {"a (width 1)", "a (width 2)"}
-
-
-def test_a_knob_of_few_values_tells_lines_apart_before_a_threshold_does() -> None:
-    both = [
-        row("a", s, 4096, 0.8, knobs={"threshold": s / 100 + extra} | ({"last": 2} if extra else {}))
-        for s in (0.5, 0.9)
-        for extra in (0.0, 0.001)
-    ]
-    assert {n: len(r) for n, r in rows_by_line(both).items()} == {"a": 2, "a (last 2)": 2}
-    assert set(rows_by_line(both[:2])) == {"a", "a (last 2)"}, "of as many values a whole number tells them apart"
-
-
-def test_a_knob_that_came_later_names_a_line_even_where_all_rows_have_it() -> None:
-    """In another study the bare name stands for rows without it."""
-    kept = [row("random", s, 4096, 0.8, knobs={"seed": 0, "last": 2}) for s in (0.8, 0.9)]
-    assert set(rows_by_line(kept)) == {"random (last 2)"}
-    assert set(rows_by_line([row("random", 0.8, 4096, 0.8, knobs={"seed": 0, "last": 0})])) == {"random"}
-    found = [row("oracle", s, 4096, 0.8, knobs={"selection": "threshold", "threshold": s / 100}) for s in (0.8, 0.9)]
-    assert {n: len(r) for n, r in rows_by_line(found).items()} == {"oracle (selection threshold)": 2}
-
-
 def test_a_method_at_one_length_is_no_line() -> None:
     rows = [row("full", 0.0, n, 0.95) for n in (4096, 8192)] + [row("a", 0.9, n, 0.8) for n in (4096, 8192)]
-    made = trend.draw([*rows, row("b", 0.9, 4096, 0.5)], LENGTHS, "title", "device")
-    texts = [text.get_text() for text in made.axes[0].texts]
+    figure = trend.draw([*rows, row("b", 0.9, 4096, 0.5)], LENGTHS, "title", "device")
+    texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["a", "full"]
-    assert any("with a single point: 1" in text.get_text() for text in made.findobj(Text))
+    assert any("with a single point: 1" in text.get_text() for text in figure.findobj(Text))
     assert trend.draw([row("a", 0.9, 4096, 0.8), row("b", 0.9, 8192, 0.8)], LENGTHS, "title", "device"), "no line at all"
 
 
@@ -217,61 +175,25 @@ def test_long_names_stand_in_a_legend() -> None:
     rows = [row("full", 0.0, 4096, 0.95)]
     rows += [row("a", s, 4096, 0.8, knobs=long | {"last": n}) for s in (0.8, 0.9) for n in (0, 2)]
     rows += [row("a", s, 4096, 0.7, knobs=short) for s in (0.8, 0.9)]
-    made = pareto.draw(rows, [4096], "model", "device")
-    assert made.legends and not [t for t in made.axes[0].texts if "long" in t.get_text()]
+    figure = pareto.draw(rows, [4096], "model", "device")
+    assert figure.legends and not [t for t in figure.axes[0].texts if "long" in t.get_text()]
 
 
 def test_many_methods_have_a_legend_with_every_line_and_ringed_point() -> None:
     """A variant has one name and one style of line at all lengths, also where it is alone; its method's points beside."""
     many = [row(m, 0.5, n, 0.8) for m in "abcdefgh" for n in (4096, 8192)]
     rules = [row("s", 0.5, n, 0.8, knobs={"selection": rule}) for rule in ("x", "y") for n in (4096, 8192)][:-1]
-    own = replace(row("own", 0.0, 4096, 0.8), sparsity=None)
+    native = replace(row("own", 0.0, 4096, 0.8), sparsity=None)
     dense = [row("full", 0.0, n, 0.9) for n in (4096, 8192)]
-    made = pareto.draw([*dense, *many, *rules, own], [4096, 8192], "tiny", "cpu (x)")
-    (legend,) = made.legends
+    figure = pareto.draw([*dense, *many, *rules, native], [4096, 8192], "tiny", "cpu (x)")
+    (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert sorted(names) == sorted([*"abcdefgh", "s (selection x)", "s (selection y)", "own"])
     dashes = {name: line.get_linestyle() for name, line in zip(names, legend.get_lines(), strict=True)}
     assert (dashes["a"], dashes["s (selection x)"], dashes["own"]) == ("-", "-", "None")
     assert dashes["s (selection y)"] == "--", "the second rule of a method is dashed"
-    drawn = [[line.get_linestyle() for line in axes.lines].count("--") for axes in made.axes[:2]]
+    drawn = [[line.get_linestyle() for line in axes.lines].count("--") for axes in figure.axes[:2]]
     assert drawn[0] == drawn[1] + 1, "the second panel has no rule y"
-
-
-def test_rows_from_before_a_knob_are_of_the_line_without_a_name() -> None:
-    rows = [row("a", 0.5, 4096, 0.8, knobs={"pool": "max"} | rule) for rule in ({}, {"rule": "even"}, {"rule": "best"})]
-    assert set(rows_by_line(rows)) == {"a", "a (rule even)", "a (rule best)"}
-
-
-def test_lengths_along_the_axis_do_not_split_a_line() -> None:
-    rows = [row("a", 0.9, n, 0.8, knobs={"threshold": n / 1e7}) for n in (4096, 8192)]
-    assert {n: len(r) for n, r in rows_by_line(rows, along="length").items()} == {"a": 2}
-
-
-def test_kernels_of_one_method_are_lines_of_their_own() -> None:
-    rows = [row("a", 0.5, 4096, 0.8, kernels=(kernel,)) for kernel in ("sdpa", "triton")]
-    assert set(rows_by_line(rows)) == {"a (kernel sdpa)", "a (kernel triton)"}
-
-
-def test_a_row_without_a_kernel_is_no_line_of_its_own() -> None:
-    """Of a mass alone, or of a cell that failed."""
-    rows = [row("a", sparsity, 4096, 0.8, kernels=kernels) for sparsity, kernels in ((0.5, ("sdpa",)), (0.8, ()), (0.9, ()))]
-    assert set(rows_by_line(rows)) == {"a"}
-
-
-def test_the_kernel_of_dense_layers_is_no_line_of_its_own() -> None:
-    more: dict[str, Any] = {"dense_layer_kernel": "fa3"}
-    rows = [row("a", s, 4096, 0.8, kernels=kernels, **more) for s, kernels in ((0.5, ("fa3", "triton")), (0.9, ("triton",)))]
-    assert set(rows_by_line(rows)) == {"a"}
-    rows.append(row("a", 0.8, 4096, 0.8, kernels=("fa3",), **more))
-    assert set(rows_by_line(rows)) == {"a (kernel triton)", "a (kernel fa3)"}, "where it alone ran it is the row's"
-
-
-def decoded(name: str, budget: int, accuracy: float, density: float | None = None, **knobs: Any) -> Row:
-    """A row of dense prefill and sparse decoding."""
-    decode = Decode(name, {"block_size": 16, "budget": budget, "shared": False} | knobs, ("triton",))
-    reached = budget / 4096 if density is None else density
-    return row("full", 0.0, 4096, accuracy, decode=decode, decode_density=reached, total_ms=None)
 
 
 def test_a_study_of_decoding_is_drawn_by_density_at_decode(tmp_path: Path) -> None:
@@ -284,28 +206,6 @@ def test_a_study_of_decoding_is_drawn_by_density_at_decode(tmp_path: Path) -> No
     assert axes.get_xlabel().startswith("density at decode")
     assert [p.name for p in write_figures(rows, tmp_path)] == ["pareto.png"]
     assert picture_rows.note(rows, "cpu").split("\n")[1].startswith("Dense prefill, sparse decode.")
-
-
-def test_decoding_tells_lines_apart_and_budgets_are_one_line() -> None:
-    rows = [decoded("net", budget, 0.9) for budget in (256, 1024)] + [row("full", 0.0, 4096, 0.95)]
-    assert {name: len(part) for name, part in rows_by_line(rows, along="decode_density").items()} == {
-        "full (net)": 2,
-        "full (full)": 1,
-    }
-    assert set(rows_by_line(rows)) == {"full (net, budget 256)", "full (net, budget 1024)", "full (full)"}
-    deep = [
-        decoded("net", budget, 0.9, density=budget / 4096 + 0.3 * (wide == 2), wide=wide)
-        for budget in (256, 1024)
-        for wide in (0, 2)
-    ]
-    assert {name: len(part) for name, part in rows_by_line(deep, along="decode_density").items()} == {
-        "full (wide 0)": 2,
-        "full (wide 2)": 2,
-    }, "a number that is not what is spent"
-    found = [decoded("net", 256, 0.9, density=value, threshold=value) for value in (0.01, 0.02)]
-    assert set(rows_by_line(found, along="decode_density")) == {"full"}, "a threshold moves along the density"
-    other = decoded("net", 256, 0.9, shared=True)
-    assert "full (net, shared True)" in rows_by_line([*rows, other], along="decode_density")
 
 
 def test_dense_attention_alone_is_drawn_by_task(tmp_path: Path) -> None:
