@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from attention_kernels.block_index import BlockIndex, causal_mask
 from attention_kernels.pool import pool as pool_blocks
@@ -30,7 +30,6 @@ class BlockTopK(Scored):
     paper = "MInference 1.0 (block-sparse pattern), arXiv 2407.02490"
     knob = "top-k | threshold"
     family = "top-k"
-    added_knobs: ClassVar = {"selection": "topk", "threshold": None, "nz_ratio": None, "last": 0}
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_map import block_map
@@ -28,8 +28,6 @@ class Oracle(Scored):
     paper = "ground truth of SeerAttention, arXiv 2410.13276"
     knob = "top-k | threshold"
     family = "top-k"
-    bound = True
-    added_knobs: ClassVar = {"selection": "topk", "threshold": None, "nz_ratio": None, "last": 0}
 
     def __init__(
         self,

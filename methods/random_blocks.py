@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.selection import select_topk
@@ -53,7 +51,6 @@ class RandomBlocks(Method):
     paper = "baseline"
     knob = "top-k"
     family = "static"
-    added_knobs: ClassVar = {"last": 0}
 
     def __init__(self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0, last: int = 0) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)

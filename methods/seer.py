@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from attention_kernels.block_index import BlockIndex
@@ -34,7 +34,6 @@ class Seer(Scored):
     weights = "gates-{block_size}.safetensors"
     gate = AttnGate
     needs_rope = True
-    added_knobs: ClassVar = {"gates": None, "last": 0}
 
     def __init__(
         self,

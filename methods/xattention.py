@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from attention_kernels.block_index import BlockIndex
@@ -69,7 +69,6 @@ class XAttention(Method):
     knob = "threshold"
     family = "threshold"
     searched = "xattention-thresholds.json"
-    added_knobs: ClassVar = {"last": 0}
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ import methods
 from harness.arms import gate_files, head_files
 from harness.arms.head_files import model_overrides
 from harness.core.errors import UserError
+from harness.core.method_facts import method_facts
 from harness.core.settings import Settings
 from harness.models.loading import LoadedModel
 from harness.study.identity import ArmIdentity, Decoding, Setting
@@ -151,7 +152,7 @@ def _sparse(settings: Settings, loaded: LoadedModel, setting: Setting, calibrate
 def _knobs(settings: Settings, method: Method) -> dict[str, Any]:
     """The knobs of an arm: as asked for, then as the method has them."""
     knobs = {**settings.method_knobs, **method.knobs()}
-    return {name: value for name, value in knobs.items() if (name, value) not in method.added_knobs.items()}
+    return {name: value for name, value in knobs.items() if (name, value) not in method_facts(method.name).added_knobs.items()}
 
 
 def with_knob(settings: Settings, arm: RunnableArm, knob: Knob, value: float) -> RunnableArm:

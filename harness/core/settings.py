@@ -21,7 +21,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 ANSWERING = ("evaluate", "report", "power", "archive")
 """Jobs that ask questions, or read what such a job recorded."""
-RESERVED = ("name", "paper")
+ABOUT = "about"
+"""The key of a conf/method file under which it states facts of the method itself (`harness.core.method_facts`)."""
+RESERVED = ("name", "paper", ABOUT)
 """Keys of a conf/method or conf/decode file that are no knobs of the method."""
 
 SWEPT = ("method", "decode")
@@ -236,7 +238,7 @@ def _known_keys(name: str) -> list[str]:
     groups = sorted(p.name for p in conf_dir().iterdir() if p.is_dir() and any(p.glob("*.yaml")))
     if len(parts) > 1 and parts[0] in groups:
         found = {str(k) for f in (conf_dir() / parts[0]).glob("*.yaml") for k in OmegaConf.load(f)}
-        return sorted(f"{parts[0]}.{k}" for k in found if k != "name")
+        return sorted(f"{parts[0]}.{k}" for k in found if k not in RESERVED)
     if len(parts) > 1 and OmegaConf.is_dict(root.get(parts[0])):
         return sorted(f"{parts[0]}.{k}" for k in root[parts[0]])
     return groups + sorted(str(k) for k in root if k not in ("defaults", "hydra"))

@@ -8,16 +8,16 @@ from pathlib import Path
 from rich.console import Console
 
 from harness.core.settings import Settings
-from harness.report.compare import COLUMNS, show, table
+from harness.report.compare import compare_lines, write_pairs
 from harness.report.figures import compare as figure
-from harness.report.leaderboard import write_csv
+from harness.report.terminal.comparison_table import show_pairs
 from harness.study.store import Store
 
 
 def compare(settings: Settings, store: Store, console: Console) -> list[Path]:
     """Print the table, write CSV and figure into the study's folder. Raises UserError where the line isn't there, or alone."""
-    rows = table(store, str(settings.options["to"] or settings.method))
-    show(console, rows)
-    name = re.sub(r"[^a-z0-9]+", "-", str(rows[0]["beside"]).lower()).strip("-")
-    path = write_csv(store.folder / f"compare_{name}.csv", COLUMNS, rows)
-    return [path, *figure.write(rows, store.folder, name)]
+    pairs = compare_lines(store, str(settings.options["to"] or settings.method))
+    show_pairs(console, pairs)
+    name = re.sub(r"[^a-z0-9]+", "-", pairs[0].beside.lower()).strip("-")
+    path = write_pairs(store.folder / f"compare_{name}.csv", pairs)
+    return [path, *figure.write(pairs, store.folder, name)]

@@ -17,5 +17,6 @@ def draw_maps(settings: Settings, store: Store, console: Console) -> list[Path]:
     maps = measure_maps(settings, store, console)
     folder = settings.folder / "maps"
     return [
-        figures.draw(layer, maps.title, maps.note, folder / f"{maps.stem}_layer{layer.layer:02d}.png") for layer in maps.layers
+        figures.draw_layer(layer, maps.title, maps.note, folder / f"{maps.stem}_layer{layer.layer:02d}.png")
+        for layer in maps.layers
     ]

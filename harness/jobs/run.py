@@ -13,8 +13,8 @@ from rich.console import Console
 from harness.core.errors import UserError
 from harness.core.settings import Settings, read_settings
 from harness.measure.sweep import SweepCache
-from harness.report import leaderboard
-from harness.report.terminal import accuracy_table
+from harness.report.leaderboard_csv import write_leaderboard
+from harness.report.study_report import report_study
 from harness.study.store import Store
 
 
@@ -93,7 +93,7 @@ class Jobs:
         began = time.monotonic()
         if began < self.next_write:
             return
-        leaderboard.write(store, self.margins[store.folder])
+        write_leaderboard(store, self.margins[store.folder])
         ended = time.monotonic()
         self.next_write = ended + 20 * (ended - began)
 
@@ -107,9 +107,9 @@ class Jobs:
         return 0
 
     def _power(self, settings: Settings) -> int:
-        from harness.report.power import plan_samples
+        from harness.jobs.power import power
 
-        for path in plan_samples(settings, Store(settings.folder), self.console):
+        for path in power(settings, Store(settings.folder), self.console):
             self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
         return 0
 
@@ -140,26 +140,7 @@ class Jobs:
         """Write leaderboard and figures of the studies touched, print the table and where everything lies."""
         for folder, arms in self.touched.items():
             store = self.stores.get(folder) or Store(folder)
-            written = self._finish_kernels(store) if store.kernels.exists() else self._finish(store, arms)
+            written = report_study(store, self.console, margin=self.margins[folder], arms=arms)
             for path in (*written, folder / "records"):
                 self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
         return 0
-
-    def _finish(self, store: Store, arms: set[str]) -> list[Path]:
-        from harness.report.figures import kept_mass, write_all
-
-        if not any(file.exists() for file in (store.cells, store.latency, store.perplexity, store.mass)):
-            return []  # the steps of a training alone: no row to write
-        path, rows = leaderboard.write(store, self.margins[store.folder])
-        pictures = write_all(rows, store.folder)
-        accuracy_table.show(self.console, rows, arms)
-        return [path, *pictures, *kept_mass.write(store)]
-
-    def _finish_kernels(self, store: Store) -> list[Path]:
-        from harness.report import kernel_rows
-        from harness.report.figures import kernel_speed
-
-        path, rows = kernel_rows.write(store)
-        pictures = kernel_speed.write(rows, store.folder)
-        kernel_rows.show(self.console, rows)
-        return [path, *pictures]

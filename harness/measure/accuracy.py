@@ -122,10 +122,10 @@ def finish(context: RunContext, arm: RunnableArm, cells: Sequence[OpenCell], mod
         cell, samples = open_cell.cell, samples_of[open_cell.cell.id]
         baselines = [state for state in states.values() if state["pair"] == cell.pair and verdict.is_baseline(state)]
         dense = samples_of.get(baselines[0]["cell"]) if baselines and not arm.baseline else None
-        row = verdict.accuracy(samples, dense, context.seed)
-        status, reason = verdict.verdict(samples, row, unsound)
+        score = verdict.accuracy(samples, dense, context.seed)
+        status, reason = verdict.verdict(samples, score, unsound)
         densities = [record["density"] for record in samples if record["density"] is not None]
-        summary = row | {
+        summary = score.as_dict() | {
             "samples": len(samples),
             "density": statistics.fmean(densities) if densities else None,
             "model_share": model_share,

@@ -4,49 +4,64 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
-from harness.report import significance
-from harness.report.leaderboard import Row, is_baseline_row, mean_accuracy
+from harness.report.averages import mean_score
+from harness.report.rows import Row
 from harness.study.schema import AVERAGE
 
+TaskData = tuple[str, str]
+"""A task, and the data that it was made of: of other data (a subset of it, another text) it is another task."""
 
-def comparable(table: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The average rows with an accuracy, brought to one set of tasks for each model, length and time of the question, and those
-    left out.
+
+def comparable(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Return the average rows with an accuracy, brought to one set of tasks for each model, length and time of the question,
+    and those left out.
 
     The set is the one most sparse arms have (of equals, the larger). An arm with more tasks is averaged over that set
-    alone; an arm without some of it can't be compared and is left out. Accuracy and interval are those of the set. A task
-    of other data (a subset of it, another text) is another task.
+    alone, and compared with nothing; an arm without some of it can't be compared and is left out. Accuracy and interval are
+    those of the set.
     """
-    by_group: dict[str, list[Row]] = defaultdict(list)
-    averages: dict[str, Row] = {}
-    for row in table:
-        if row["accuracy"] is not None and row["task"]:
-            if row["task"] == AVERAGE:
-                averages[row["_group"]] = row
+    task_rows, averages = _by_group(rows)
+    panels: dict[tuple[str, int, str], list[Row]] = defaultdict(list)
+    for row in averages:
+        panels[row.model, row.length, row.question].append(row)
+    compared: list[Row] = []
+    left_out: list[Row] = []
+    for panel in panels.values():
+        sets = {row.group: frozenset(map(_task_data, task_rows[row.group])) for row in panel}
+        votes = Counter(sets[row.group] for row in panel if not row.is_baseline) or Counter(sets.values())
+        common = max(votes, key=lambda tasks: (votes[tasks], len(tasks), sorted(tasks)))
+        for row in panel:
+            if sets[row.group] == common:
+                compared.append(row)
+            elif sets[row.group] > common:
+                compared.append(_average_over(row, [task for task in task_rows[row.group] if _task_data(task) in common]))
             else:
-                by_group[row["_group"]].append(row)
-    kept: list[Row] = []
-    left: list[Row] = []
-    panels: dict[tuple[str, int, str], list[str]] = defaultdict(list)
-    for group, row in averages.items():
-        panels[row["model"], row["length"], row["question"]].append(group)
-    for groups in panels.values():
-        sets = {group: frozenset(map(_asked, by_group[group])) for group in groups}
-        votes = Counter(sets[g] for g in groups if not is_baseline_row(averages[g])) or Counter(sets.values())
-        chosen = max(votes, key=lambda tasks: (votes[tasks], len(tasks), sorted(tasks)))
-        for group in groups:
-            if sets[group] == chosen:
-                kept.append(averages[group])
-            elif sets[group] > chosen:
-                mine = [r for r in by_group[group] if _asked(r) in chosen]
-                fewer = {"samples": sum(r["samples"] for r in mine), "tasks": len(mine)}
-                kept.append(averages[group] | dict.fromkeys(significance.COMPARED) | mean_accuracy(mine) | fewer)
-            else:
-                left.append(averages[group])
-    return kept, left
+                left_out.append(row)
+    return compared, left_out
 
 
-def _asked(row: Row) -> tuple[str, str]:
-    """The task of a row, and the data that it was made of."""
-    return row["task"], str(row["haystack"])
+def _by_group(rows: Sequence[Row]) -> tuple[dict[str | None, list[Row]], list[Row]]:
+    """Return the rows of single tasks with an accuracy, by group, and one average row with an accuracy of each group."""
+    task_rows: dict[str | None, list[Row]] = defaultdict(list)
+    averages: dict[str | None, Row] = {}
+    for row in rows:
+        if row.score is None or not row.task:
+            continue
+        if row.task == AVERAGE:
+            averages[row.group] = row
+        else:
+            task_rows[row.group].append(row)
+    return task_rows, list(averages.values())
+
+
+def _average_over(average: Row, rows: Sequence[Row]) -> Row:
+    """Return an average row as it is over fewer tasks."""
+    samples = sum(row.samples or 0 for row in rows)
+    fewer = replace(average, score=mean_score(rows), samples=samples, tasks=len(rows))
+    return replace(fewer, p_holm=None, margin=None, noninferior=None)
+
+
+def _task_data(row: Row) -> TaskData:
+    return row.task, row.haystack

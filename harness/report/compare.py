@@ -1,4 +1,4 @@
-"""job=compare: every line of a study beside one of them, on the same samples, as a table, `compare_LINE.csv` and a figure.
+"""Every line of a study beside one of them, on the same samples, and `compare_LINE.csv`.
 
 The leaderboard compares with dense; this compares methods with each other, at one model, length and sparsity asked for.
 """
@@ -6,180 +6,206 @@ The leaderboard compares with dense; this compares methods with each other, at o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from harness.core.errors import UserError
-from harness.core.question import QUESTION_TITLES
-from harness.report import leaderboard
 from harness.report.common_tasks import comparable
-from harness.report.leaderboard import Row, is_baseline_row
-from harness.report.variants import lines
+from harness.report.csv_file import write_csv
+from harness.report.leaderboard import leaderboard_rows
+from harness.report.lines import rows_by_line
+from harness.report.rows import Row
 from harness.stats import scores
 from harness.stats.paired import difference_interval, mean_difference
 from harness.study.identity import digest
 from harness.study.schema import AVERAGE, Status
 from harness.study.store import Store
 
-COLUMNS = (
-    "model",
-    "device",
-    "length",
-    "question",
-    "sparsity",
-    "line",
-    "density",
-    "accuracy",
-    "beside",
-    "beside_density",
-    "beside_accuracy",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "p_value",
-    "p_holm",
-    "samples",
-    "status",
-)
-"""Of compare_LINE.csv. difference: accuracy of `line` minus that of `beside`, each task weighing the same; both ran the same
-samples. p_holm: over all lines and sparsities of one model, device, length and question."""
-PANEL = ("model", "device", "length", "question")
 SAME = ("model", "model_hash", "length", "seed", "task", "generator", "data", "chat_template", "files", "question")
 """What of a cell's identity says which samples it saw."""
 
+Panel = tuple[str, str, int, str]
+"""What is shown together: model, device, length and when the question was asked."""
+TaskScores = Mapping[tuple[str, str], Mapping[int, float]]
+"""Scores by task (with what says which samples it had) and sample."""
 
-def table(store: Store, wanted: str) -> list[Row]:
-    """A row for every line and sparsity that has a partner in the line called `wanted`, in the order of the panels, sparsities
-    and differences. `wanted`: its name in figures and tables, or a part of it that no other line of the study has."""
-    everything = leaderboard.rows(store)
-    cells: dict[str, list[Row]] = defaultdict(list)
-    for row in everything:
-        if row["cell"] and row["task"] != AVERAGE and "_group" in row:
-            cells[row["_group"]].append(row)
-    machines: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in comparable(everything)[0]:
-        if not is_baseline_row(row):
-            machines[row["model"], row["device"], row["question"]].append(row)
-    panels: dict[tuple[Any, ...], list[tuple[str, Row]]] = defaultdict(list)
-    for together in machines.values():  # one name at all lengths; how a question is asked moves thresholds
-        for name, members in lines(together).items():
-            for row in members:
-                panels[tuple(row[column] for column in PANEL)].append((name, row))
+
+@dataclass(frozen=True)
+class LinePair:
+    """One line beside another at one sparsity; the columns of compare_LINE.csv.
+
+    difference: accuracy of `line` minus that of `beside` with its 95 % interval, each task weighing the same; both ran the same
+    `samples`. p_holm: over all lines and sparsities of one model, device, length and question.
+    """
+
+    model: str
+    device: str
+    length: int
+    question: str
+    sparsity: float
+    line: str
+    density: float | None
+    accuracy: float
+    beside: str
+    beside_density: float | None
+    beside_accuracy: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    p_value: float
+    p_holm: float
+    samples: int
+    status: str
+
+    @property
+    def panel(self) -> Panel:
+        """What it is shown together with."""
+        return self.model, self.device, self.length, self.question
+
+
+COLUMNS = tuple(LinePair.__dataclass_fields__)
+"""Columns of compare_LINE.csv, in order."""
+
+
+def compare_lines(store: Store, name: str) -> list[LinePair]:
+    """Compare every line and sparsity that has a partner in the line called `name` (in figures and tables, or a part of that
+    which no other line of the study has). In the order of panels, sparsities and differences.
+
+    Raises UserError where there is no such line, or none beside it on the same samples.
+    """
+    rows = leaderboard_rows(store)
+    panels = _lines_by_panel(rows)
     if not panels:
         raise UserError(f"study={store.folder.name}: it has no accuracies of methods: nothing to compare")
-    chosen = _line(wanted, sorted({name for panel in panels.values() for name, _ in panel}))
-    records = store.samples_of()
-    samples = {cell["cell"]: (_seen(cell["identity"]), records.get(cell["cell"], [])) for cell in store.latest_cells().values()}
-    found: list[Row] = []
-    for key, panel in panels.items():
-        partners = _partners([row for name, row in panel if name == chosen and row["sparsity"] is not None], chosen)
-        pairs = [
-            _pair(row, name, partners[row["sparsity"]], chosen, cells, samples)
-            for name, row in panel
-            if name != chosen and row["sparsity"] in partners
+    beside = _line_called(name, sorted({line for panel in panels.values() for line, _ in panel}))
+    scores_of = _scores_by_group(rows, store)
+    pairs: list[LinePair] = []
+    for panel in panels.values():
+        partners = _by_sparsity([row for line, row in panel if line == beside], beside)
+        compared = [
+            pair
+            for line, row in panel
+            if line != beside and row.sparsity in partners
+            if (pair := _pair((line, row), (beside, partners[row.sparsity]), scores_of)) is not None
         ]
-        mine = [pair for pair in pairs if pair is not None]
-        for row, p in zip(mine, scores.holm([r["p_value"] for r in mine]), strict=True):
-            found.append(row | dict(zip(PANEL, key, strict=True)) | {"p_holm": p})
-    if not found:
+        adjusted = scores.holm_adjusted([pair.p_value for pair in compared])
+        pairs += [replace(pair, p_holm=p) for pair, p in zip(compared, adjusted, strict=True)]
+    if not pairs:
         raise UserError(
-            f"job.to={wanted}: no other line has accuracies of the same samples at a sparsity of {chosen}: nothing to compare"
+            f"job.to={name}: no other line has accuracies of the same samples at a sparsity of {beside}: nothing to compare"
         )
-    return sorted(found, key=_order)
+    return sorted(pairs, key=lambda p: (p.model, p.device, p.question, p.length, p.sparsity, -p.difference))
 
 
-def _order(row: Row) -> tuple[Any, ...]:
-    return (*(str(row[c]) for c in ("model", "device", "question")), row["length"], row["sparsity"], -row["difference"])
+def write_pairs(path: Path, pairs: Sequence[LinePair]) -> Path:
+    """Write compare_LINE.csv. Raises UserError where it can't be written."""
+    return write_csv(path, COLUMNS, ([getattr(pair, column) for column in COLUMNS] for pair in pairs))
 
 
-def _line(wanted: str, names: Sequence[str]) -> str:
-    fit = [name for name in names if name == wanted] or [name for name in names if wanted in name]
+def by_panel(pairs: Sequence[LinePair]) -> dict[Panel, list[LinePair]]:
+    """Return the pairs that are shown together, panels in the order of their first pairs."""
+    panels: dict[Panel, list[LinePair]] = defaultdict(list)
+    for pair in pairs:
+        panels[pair.panel].append(pair)
+    return panels
+
+
+def _lines_by_panel(rows: Sequence[Row]) -> dict[Panel, list[tuple[str, Row]]]:
+    """Return the comparable averages of methods with the names of their lines, which are the same at all lengths; how a
+    question is asked moves thresholds, so it doesn't split lines."""
+    machines: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in comparable(rows)[0]:
+        if not row.is_baseline:
+            machines[row.model, row.device, row.question].append(row)
+    panels: dict[Panel, list[tuple[str, Row]]] = defaultdict(list)
+    for members in machines.values():
+        for line, line_rows in rows_by_line(members).items():
+            for row in line_rows:
+                panels[row.model, row.device, row.length, row.question].append((line, row))
+    return panels
+
+
+def _line_called(name: str, lines: Sequence[str]) -> str:
+    """Return the line of that name, or else the only one whose name has it as a part. Raises UserError otherwise."""
+    fit = [line for line in lines if line == name] or [line for line in lines if name in line]
     if len(fit) == 1:
         return fit[0]
-    what = f"{len(fit)} lines have that in their names" if fit else "the study has no such line"
-    raise UserError(f"job.to={wanted}: {what}; name one of: {', '.join(fit or names)}")
+    problem = f"{len(fit)} lines have that in their names" if fit else "the study has no such line"
+    raise UserError(f"job.to={name}: {problem}; name one of: {', '.join(fit or lines)}")
 
 
-def _partners(rows: Sequence[Row], chosen: str) -> dict[float, Row]:
-    """The rows of the chosen line, by sparsity."""
-    found: dict[float, Row] = {}
+def _by_sparsity(rows: Sequence[Row], line: str) -> dict[float | None, Row]:
+    """Return the rows of a line that were asked for a sparsity, by it. Raises UserError for two at one."""
+    partners: dict[float | None, Row] = {}
     for row in rows:
-        if row["sparsity"] in found:
+        if row.sparsity is None:
+            continue
+        if row.sparsity in partners:
             raise UserError(
-                f"{chosen} has two rows at sparsity {row['sparsity']:g} and length {row['length']}, of other weights or "
+                f"{line} has two rows at sparsity {row.sparsity:g} and length {row.length}, of other weights or "
                 "prompts, that nothing tells apart: measure one of them in a study of its own"
             )
-        found[row["sparsity"]] = row
-    return found
+        partners[row.sparsity] = row
+    return partners
 
 
-def _seen(identity: Mapping[str, Any]) -> tuple[str, str]:
-    """The task, and what is equal for cells that saw the same samples, whatever computed the answers."""
+def _scores_by_group(rows: Sequence[Row], store: Store) -> dict[str | None, TaskScores]:
+    """Return the scores of all samples behind each average row, by its group."""
+    samples, cells = store.samples_of(), store.latest_cells()
+    groups: dict[str | None, dict[tuple[str, str], dict[int, float]]] = defaultdict(dict)
+    for row in rows:
+        if row.cell and row.task != AVERAGE and row.group is not None:
+            task = _samples_seen(cells[row.cell]["identity"])
+            groups[row.group][task] = {sample["index"]: sample["score"] for sample in samples.get(row.cell, [])}
+    return dict(groups)
+
+
+def _samples_seen(identity: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the task, and what is equal for cells that saw the same samples, whatever computed the answers."""
     return identity["task"], digest({name: identity.get(name) for name in SAME})
 
 
-def _pair(
-    row: Row, name: str, partner: Row, chosen: str, cells: Mapping[str, list[Row]], samples: Mapping[str, Any]
-) -> Row | None:
-    """One comparison, over the tasks and samples that both have; None where they have none: of another seed, say."""
-    mine, theirs = (
-        {seen: _scores(records) for seen, records in (samples[task["cell"]] for task in cells[r["_group"]])}
-        for r in (row, partner)
-    )
-    pairs = []
-    for task in sorted(mine.keys() & theirs.keys()):
-        if both := sorted(mine[task].keys() & theirs[task].keys()):
-            pairs.append([(mine[task][index], theirs[task][index]) for index in both])
-    ours, others = ([[pair[side] for pair in task] for task in pairs] for side in (0, 1))
-    if not pairs:
+def _pair(named: tuple[str, Row], partner: tuple[str, Row], scores_of: Mapping[str | None, TaskScores]) -> LinePair | None:
+    """Compare two rows, each with its line's name, over the tasks and samples that both have; None where they have none: of
+    another seed, say."""
+    (line, row), (beside, other) = named, partner
+    tasks = list(_paired_tasks(scores_of[row.group], scores_of[other.group]))
+    if not tasks or row.sparsity is None:
         return None
-    low, high = difference_interval(ours, others, seed=row["seed"])
-    gated = Status.GATED in (row["status"], partner["status"])
-    return {
-        "sparsity": row["sparsity"],
-        "line": name,
-        "density": row["density"],
-        "accuracy": _mean(ours),
-        "beside": chosen,
-        "beside_density": partner["density"],
-        "beside_accuracy": _mean(others),
-        "difference": mean_difference(ours, others),
-        "difference_low": low,
-        "difference_high": high,
-        "p_value": scores.average_p(ours, others, seed=row["seed"]),
-        "samples": sum(map(len, pairs)),
-        "status": Status.GATED if gated else Status.OK,
-    }
+    row_scores, other_scores = [task[0] for task in tasks], [task[1] for task in tasks]
+    low, high = difference_interval(row_scores, other_scores, seed=row.seed)
+    p_value = scores.average_p(row_scores, other_scores, seed=row.seed)
+    return LinePair(
+        model=row.model,
+        device=row.device,
+        length=row.length,
+        question=row.question,
+        sparsity=row.sparsity,
+        line=line,
+        density=row.density,
+        accuracy=_mean(row_scores),
+        beside=beside,
+        beside_density=other.density,
+        beside_accuracy=_mean(other_scores),
+        difference=mean_difference(row_scores, other_scores),
+        difference_low=low,
+        difference_high=high,
+        p_value=p_value,
+        p_holm=p_value,
+        samples=sum(map(len, row_scores)),
+        status=Status.GATED if Status.GATED in (row.status, other.status) else Status.OK,
+    )
 
 
-def _scores(records: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    return {record["index"]: record["score"] for record in records}
+def _paired_tasks(scores_of_row: TaskScores, scores_of_other: TaskScores) -> Iterator[tuple[list[float], list[float]]]:
+    """Yield the scores of both for each task, on the samples that both have."""
+    for task in sorted(scores_of_row.keys() & scores_of_other.keys()):
+        one, other = scores_of_row[task], scores_of_other[task]
+        if indices := sorted(one.keys() & other.keys()):
+            yield [one[index] for index in indices], [other[index] for index in indices]
 
 
 def _mean(tasks: Sequence[Sequence[float]]) -> float:
     return sum(sum(task) / len(task) for task in tasks) / len(tasks)
-
-
-def show(console: Console, rows: Sequence[Row]) -> None:
-    """A table for every model, device, length and question."""
-    panels: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        panels[tuple(row[column] for column in PANEL)].append(row)
-    for (model, device, length, question), members in panels.items():
-        asked = f", {QUESTION_TITLES[question]}" if question in QUESTION_TITLES else ""
-        title = f"accuracy (%) beside {rows[0]['beside']}: {model} at {length} tokens on {device}{asked}"
-        shown = Table(title=title, box=None, padding=(0, 1, 0, 0), title_justify="left", title_style="bold", header_style="dim")
-        for heading in ("line", "sparsity", "density", "acc.", "diff.", "95 %", "p (Holm)"):
-            shown.add_column(heading, justify="left" if heading == "line" else "right", no_wrap=heading != "line")
-        for row in members:
-            low, middle, high = (100 * row[c] for c in ("difference_low", "difference", "difference_high"))
-            shown.add_row(
-                row["line"] + (" (gated)" if row["status"] == Status.GATED else ""),
-                *(f"{row['sparsity']:g}", f"{row['density']:.3f}", f"{100 * row['accuracy']:.1f}", f"{middle:+.1f}"),
-                *(f"{low:+.1f} to {high:+.1f}", f"{row['p_holm']:.3f}"),
-            )
-        console.print(shown)
-        console.print()

@@ -1,11 +1,11 @@
-"""The paired difference of a method to dense, with its interval, and "near-lossless" as a test instead of a word.
+"""The paired difference of a method to dense attention with its interval, and "near-lossless" as a test instead of a word.
 
 Both saw the same samples, so the difference of a sample is score - dense score, in [-1, 1]. The 95 % interval of its mean is a
 bootstrap over the samples within each task, each task weighing the same. A bootstrap of few differing samples is too narrow,
 and of none has no width at all: where fewer than 30 differ, the score interval of Tango (1998) for matched pairs takes its
 place, which four equal answers out of four leave as wide as they should. It is made for binary scores. With fractional
 ones, the sums of gains and of losses take the place of the counts: a sample's squared difference is at most its absolute one,
-so the variance is at most that of a coin, and the interval is wide rather than narrow, like the Wilson interval of `stats`.
+so the variance is at most that of a coin, and the interval is wide rather than narrow, like the Wilson interval of `scores`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,26 @@ import numpy as np
 import numpy.typing as npt
 
 Z95 = 1.959963984540054
+"""The 97.5 % quantile of the standard normal distribution."""
 RESAMPLES = 4_000
+"""How often the bootstrap draws the samples."""
 ENOUGH = 30
 """Differing samples from which on the bootstrap is used."""
 
-Groups = Sequence[Sequence[float]]
+ScoresByTask = Sequence[Sequence[float]]
+"""A list of scores for each task, in the order of the samples."""
 Array = npt.NDArray[np.float64]
 
 
-def mean_difference(scores: Groups, dense: Groups) -> float:
-    """Mean of score - dense score, each task weighing the same; a list of scores for each task, in the order of the samples."""
+def mean_difference(scores: ScoresByTask, dense: ScoresByTask) -> float:
+    """Return the mean of score - dense score, each task weighing the same. Raises ValueError for tasks without samples, or
+    samples that are not in pairs."""
     return math.fsum(float(d.mean()) for d in _differences(scores, dense)) / len(scores)
 
 
-def difference_interval(scores: Groups, dense: Groups, *, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of `mean_difference`. Raises ValueError for tasks without samples, or samples that are not in pairs."""
+def difference_interval(scores: ScoresByTask, dense: ScoresByTask, *, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of `mean_difference`; seed: of the bootstrap. Raises ValueError for tasks without samples, or
+    samples that are not in pairs."""
     pairs = _differences(scores, dense)
     if sum(int(np.count_nonzero(d)) for d in pairs) >= ENOUGH and min(map(len, pairs)) > 1:
         return _bootstrap(pairs, seed)
@@ -41,7 +46,7 @@ def difference_interval(scores: Groups, dense: Groups, *, seed: int = 0) -> tupl
     return score_interval(wins, losses, n)
 
 
-def _differences(scores: Groups, dense: Groups) -> list[Array]:
+def _differences(scores: ScoresByTask, dense: ScoresByTask) -> list[Array]:
     if not scores or [len(s) for s in scores] != [len(d) for d in dense] or not all(len(s) for s in scores):
         counts = f"{[len(s) for s in scores]} and {[len(d) for d in dense]}"
         raise ValueError(f"paired scores differ in number, or there are none: {counts} samples of each task")
@@ -49,7 +54,7 @@ def _differences(scores: Groups, dense: Groups) -> list[Array]:
 
 
 def _bootstrap(pairs: Sequence[Array], seed: int) -> tuple[float, float]:
-    """Percentiles of the resampled mean, spread by sqrt(n / (n - 1)) in each task, without which few samples make it too
+    """Return percentiles of the resampled mean, spread by sqrt(n / (n - 1)) in each task, without which few samples make it too
     narrow (Hesterberg, The American Statistician 69, 2015)."""
     rng = np.random.default_rng(seed)
     means = np.zeros(RESAMPLES)
@@ -66,8 +71,8 @@ def _bootstrap(pairs: Sequence[Array], seed: int) -> tuple[float, float]:
 
 
 def score_statistic(wins: npt.ArrayLike, losses: npt.ArrayLike, n: float, difference: float) -> Array:
-    """How many standard errors (wins - losses) / n lies above `difference`, were that the truth (Tango, Statistics in Medicine
-    17, 1998, eq. 10 and 13). wins, losses: arrays of counts, or sums of gains and losses; difference in (-1, 1)."""
+    """Return how many standard errors (wins - losses) / n lies above `difference`, were that the truth (Tango, Statistics in
+    Medicine 17, 1998, eq. 10 and 13). wins, losses: arrays of counts, or sums of gains and losses; difference in (-1, 1)."""
     b, c = np.asarray(wins, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     linear = -b - c + (2 * n - b + c) * difference
     root = np.sqrt(np.maximum(linear**2 + 8 * n * c * difference * (1 - difference), 0))
@@ -78,15 +83,15 @@ def score_statistic(wins: npt.ArrayLike, losses: npt.ArrayLike, n: float, differ
 
 
 def score_interval(wins: float, losses: float, n: float, z: float = Z95) -> tuple[float, float]:
-    """Interval of the difference of two paired proportions: every difference whose score statistic is within z. With no
-    sample that differs it is ± z² / (n + z²). Raises ValueError for n <= 0 or more wins and losses than samples."""
+    """Return the interval of the difference of two paired proportions: every difference whose score statistic is within z. With
+    no sample that differs it is ± z² / (n + z²). Raises ValueError for n <= 0 or more wins and losses than samples."""
     if not n > 0 or wins < 0 or losses < 0 or wins + losses > n * (1 + 1e-9):
         raise ValueError(f"wins={wins}, losses={losses} of n={n}: needs n > 0 and at most n wins and losses together")
     return _bound(wins, losses, n, z), -_bound(losses, wins, n, z)
 
 
 def _bound(wins: float, losses: float, n: float, z: float) -> float:
-    """Lower bound, by bisection: the statistic falls as the difference rises."""
+    """Return the lower bound, by bisection: the statistic falls as the difference rises."""
     low, high = -1.0, (wins - losses) / n
     for _ in range(60):
         middle = (low + high) / 2
@@ -94,7 +99,7 @@ def _bound(wins: float, losses: float, n: float, z: float) -> float:
     return low
 
 
-def noninferior(low: float, margin: float) -> bool:
-    """Whether a method is shown to be worse than dense by less than `margin`: the lower bound of the 95 % interval of the
-    difference lies above -margin. One-sided, it errs in at most 2.5 % of cases."""
+def is_noninferior(low: float, margin: float) -> bool:
+    """Return whether a method is shown to be worse than dense by less than `margin`: the lower bound of the 95 % interval of
+    the difference lies above -margin. One-sided, it errs in at most 2.5 % of cases."""
     return low > -margin

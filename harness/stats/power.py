@@ -1,4 +1,4 @@
-"""How many samples a claim needs: the power of the tests that the leaderboard makes, for samples in pairs.
+"""The power of the tests that the leaderboard makes, and how many samples in pairs a claim needs.
 
 What matters is how often method and dense differ on a sample, the discordance: the share of samples that only one of them
 gets right. Samples on which they agree say nothing about which is better. All numbers are of pairs with binary scores; with
@@ -20,7 +20,7 @@ from scipy import stats as scipy_stats
 
 from harness.stats.paired import score_statistic
 
-MOST = 1_000_000
+MOST_SAMPLES = 1_000_000
 """Samples beyond which a claim counts as out of reach."""
 EXACT = 20_000
 """Up to so many samples power is summed over every outcome; beyond, by the normal approximation."""
@@ -28,14 +28,15 @@ TAIL = 8.0
 """Standard deviations of the number of discordant pairs that are summed over."""
 
 
-def independent(accuracy: float) -> float:
-    """Discordance of two models of this accuracy whose mistakes have nothing to do with each other: 2·p·(1 - p), the most that
-    is to be expected. A method and its own model agree far more."""
+def independent_discordance(accuracy: float) -> float:
+    """Return the discordance of two models of this accuracy whose mistakes have nothing to do with each other: 2·p·(1 - p), the
+    most that is to be expected. A method and its own model agree far more."""
     return 2 * accuracy * (1 - accuracy)
 
 
 def power_differs(n: int, discordance: float, effect: float, alpha: float = 0.05) -> float:
-    """Power of the two-sided exact McNemar test with n pairs, when the true difference is ±effect."""
+    """Return the power of the two-sided exact McNemar test with n pairs, when the true difference is ±effect. Raises ValueError
+    for a discordance outside [0, 1] or below the effect."""
     _check(discordance, effect)
     if n > EXACT:
         z = float(scipy_stats.norm.isf(alpha / 2))
@@ -53,7 +54,8 @@ def power_differs(n: int, discordance: float, effect: float, alpha: float = 0.05
 
 
 def power_noninferior(n: int, discordance: float, margin: float, difference: float = 0.0, alpha: float = 0.05) -> float:
-    """Power of the score test of Tango (see `harness.stats.paired`) that the difference is above -margin, with n pairs."""
+    """Return the power of the score test of Tango (see `harness.stats.paired`) that the difference is above -margin, with n
+    pairs. Raises ValueError for a discordance outside [0, 1] or below the difference."""
     _check(discordance, difference)
     z = float(scipy_stats.norm.isf(alpha / 2))
     if n > EXACT:
@@ -68,23 +70,23 @@ def power_noninferior(n: int, discordance: float, margin: float, difference: flo
     return power
 
 
-def samples_for(power: Callable[[int], float], wanted: float) -> int | None:
-    """The smallest number of pairs from which on `power(n)` reaches `wanted`, to a hundredth; None above MOST. Power of exact
-    tests rises in teeth: what is found is the first tooth that a doubling and halving sees."""
+def samples_for(power: Callable[[int], float], target: float) -> int | None:
+    """Return the smallest number of pairs from which on `power(n)` reaches `target`, to a hundredth; None above MOST_SAMPLES.
+    Power of exact tests rises in teeth: it is the first tooth that a doubling and halving sees."""
     high = 8
-    while power(high) < wanted:
+    while power(high) < target:
         high *= 2
-        if high > MOST:
+        if high > MOST_SAMPLES:
             return None
     low = high // 2
     while high - low > max(1, high // 100):
         middle = (low + high) // 2
-        low, high = (low, middle) if power(middle) >= wanted else (middle, high)
+        low, high = (low, middle) if power(middle) >= target else (middle, high)
     return high
 
 
 def _discordant(n: int, discordance: float) -> list[tuple[int, float]]:
-    """Numbers of discordant pairs that may come up, and how likely each is."""
+    """Return the numbers of discordant pairs that may come up, and how likely each is."""
     half = TAIL * math.sqrt(n * discordance * (1 - discordance)) + TAIL
     m = np.arange(max(0, int(n * discordance - half)), min(n, math.ceil(n * discordance + half)) + 1)
     chances: npt.NDArray[np.float64] = scipy_stats.binom.pmf(m, n, discordance)

@@ -16,14 +16,14 @@ import numpy as np
 
 Scores = Sequence[float]
 PERMUTATIONS = 10_000
-"""Sign flips drawn where there are too many to try all."""
+"""Sign flips that are drawn where there are too many to try all."""
 _EXACT = 12
 """Up to this many differing samples, all 2^n sign flips are tried."""
 _Z95 = 1.959963984540054
 
 
-def wilson(successes: float, n: int, z: float = _Z95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927, eq. for the 95 % interval at z = 1.96).
+def wilson_interval(successes: float, n: int, z: float = _Z95) -> tuple[float, float]:
+    """Return the Wilson score interval of a proportion (Wilson 1927; 95 % at z = 1.96).
 
     Raises ValueError for n < 1 or successes outside [0, n].
     """
@@ -36,20 +36,20 @@ def wilson(successes: float, n: int, z: float = _Z95) -> tuple[float, float]:
 
 
 def is_binary(scores: Scores) -> bool:
-    """Whether every score is 0 or 1."""
+    """Return whether every score is 0 or 1."""
     return all(s in (0, 1) for s in scores)
 
 
-def interval(scores: Scores) -> tuple[float, float]:
-    """95 % Wilson interval of the mean score. Raises ValueError without scores."""
+def mean_interval(scores: Scores) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of the mean score. Raises ValueError without scores."""
     if not len(scores):
         raise ValueError("no scores: an interval needs at least one sample")
-    return wilson(min(math.fsum(scores), len(scores)), len(scores))
+    return wilson_interval(min(math.fsum(scores), len(scores)), len(scores))
 
 
 def average_interval(means: Sequence[float], intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """95 % interval of the mean of independent means, each with its own interval: the distances from mean to bound add
-    in squares (MOVER: Zou & Donner, Statistics in Medicine 27, 2008, eq. 3). Raises ValueError without means."""
+    """Return the 95 % interval of the mean of independent means, each with its own interval: the distances from mean to bound
+    add in squares (MOVER: Zou & Donner, Statistics in Medicine 27, 2008, eq. 3). Raises ValueError without means."""
     if not means or len(means) != len(intervals):
         raise ValueError(f"{len(means)} means and {len(intervals)} intervals: one each, at least one")
     centre = math.fsum(means) / len(means)
@@ -58,8 +58,9 @@ def average_interval(means: Sequence[float], intervals: Sequence[tuple[float, fl
     return max(0.0, centre - below), min(1.0, centre + above)
 
 
-def mcnemar(wins: int, losses: int) -> float:
-    """Two-sided exact McNemar p-value: the binomial tail of the discordant pairs under a fair coin (McNemar 1947)."""
+def mcnemar_p(wins: int, losses: int) -> float:
+    """Return the two-sided exact McNemar p-value: the binomial tail of the discordant pairs under a fair coin (McNemar
+    1947)."""
     n, k = wins + losses, min(wins, losses)
     if n == 0:
         return 1.0
@@ -67,8 +68,8 @@ def mcnemar(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def sign_flip(differences: Scores, weights: Scores | None = None, *, seed: int = 0) -> float:
-    """Two-sided paired permutation p-value of sum(weights · differences) = 0, flipping signs (Fisher 1935; Phipson
+def sign_flip_p(differences: Scores, weights: Scores | None = None, *, seed: int = 0) -> float:
+    """Return the two-sided paired permutation p-value of sum(weights · differences) = 0, flipping signs (Fisher 1935; Phipson
     & Smyth 2010 for the +1 where flips are drawn). Exact up to 12 differing samples, drawn with `seed` beyond."""
     pairs = zip(differences, [1.0] * len(differences) if weights is None else weights, strict=True)
     terms = np.array([d * w for d, w in pairs if d != 0])
@@ -88,30 +89,32 @@ def sign_flip(differences: Scores, weights: Scores | None = None, *, seed: int =
 
 
 def paired_p(scores: Scores, dense: Scores, *, seed: int = 0) -> float:
-    """Two-sided p-value that method and dense are equally good, from the same samples in the same order."""
+    """Return the two-sided p-value that method and dense attention are equally good, from the same samples in the same order:
+    exact McNemar for binary scores, sign flips for others. Raises ValueError where they differ in number."""
     if len(scores) != len(dense):
         raise ValueError(f"paired scores differ in number: {len(scores)} and {len(dense)}")
     if is_binary(scores) and is_binary(dense):
         wins = sum(s > d for s, d in zip(scores, dense, strict=True))
         losses = sum(s < d for s, d in zip(scores, dense, strict=True))
-        return mcnemar(wins, losses)
-    return sign_flip([s - d for s, d in zip(scores, dense, strict=True)], seed=seed)
+        return mcnemar_p(wins, losses)
+    return sign_flip_p([s - d for s, d in zip(scores, dense, strict=True)], seed=seed)
 
 
 def average_p(groups: Sequence[Scores], dense: Sequence[Scores], *, seed: int = 0) -> float:
-    """Two-sided p-value for the mean over tasks: sign flips of all pairs, each task weighing the same."""
+    """Return the two-sided p-value for the mean over tasks, a list of scores each: sign flips of all pairs, each task weighing
+    the same."""
     if len(groups) == 1:
         return paired_p(groups[0], dense[0], seed=seed)
     differences, weights = [], []
-    for mine, theirs in zip(groups, dense, strict=True):
-        differences += [s - d for s, d in zip(mine, theirs, strict=True)]
-        weights += [1 / len(mine)] * len(mine)
-    return sign_flip(differences, weights, seed=seed)
+    for scores, dense_scores in zip(groups, dense, strict=True):
+        differences += [s - d for s, d in zip(scores, dense_scores, strict=True)]
+        weights += [1 / len(scores)] * len(scores)
+    return sign_flip_p(differences, weights, seed=seed)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of one family, adjusted: rejecting those below α errs at all in at most a share α of families, whatever
-    depends on what (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+def holm_adjusted(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values of one family, adjusted: rejecting those below α errs at all in at most a share α of families,
+    whatever depends on what (Holm, Scandinavian Journal of Statistics 6, 1979)."""
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))

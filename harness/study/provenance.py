@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from harness.study.schema import RunRecord
+
+if TYPE_CHECKING:
+    import torch  # takes seconds, which what reads records doesn't need
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy", "flash-attn", "flash-attn-4", "fa3-fwd")
 """The packages whose version can change a number; those not installed are left out."""
@@ -79,6 +81,8 @@ def _installed_versions() -> tuple[tuple[str, str], ...]:
             installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    import torch
+
     if torch.version.cuda:
         installed["cuda"] = torch.version.cuda
     return tuple(installed.items())
@@ -86,6 +90,9 @@ def _installed_versions() -> tuple[tuple[str, str], ...]:
 
 def device_name(device: torch.device) -> str:
     """Return the model name of the device: "NVIDIA H100 80GB HBM3", or "cpu (Intel(R) Xeon(R) …, 2 threads)"."""
+    """The model name of the device: "NVIDIA H100 80GB HBM3", or "cpu (Intel(R) Xeon(R) …, 2 threads)"."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({_cpu_model()}, {torch.get_num_threads()} threads)"
@@ -103,6 +110,9 @@ def _cpu_model() -> str:
 
 def run_record(device: torch.device) -> RunRecord:
     """Return the record of this process on this device; its id is new every time."""
+    """The record of this process on this device; its id is new every time."""
+    import torch
+
     return RunRecord(
         run=uuid.uuid4().hex[:12],
         date=now(),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from harness.core.question import QUESTION_SEEN
 from harness.stats import paired
-from harness.stats.scores import average_p, interval
+from harness.stats.scores import average_p, mean_interval
 from harness.study.schema import Status
 from harness.study.store import Record, Store
 
@@ -20,67 +21,104 @@ SUSPICIOUS = 0.01
 """A method above dense with a p-value below this is gated: dropping attention can hardly help, a bug can."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A method beside dense attention on the same samples, each task weighing the same: dense attention's accuracy, the
+    accuracy less that with its 95 % interval, and the p-value that both are equally good."""
+
+    dense_accuracy: float
+    p_value: float
+    difference: float
+    difference_low: float
+    difference_high: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy in [0, 1] with its 95 % interval, and the comparison with dense attention where there is one."""
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    comparison: Comparison | None = None
+
+    @property
+    def percent(self) -> float:
+        """The accuracy in per cent."""
+        return 100 * self.accuracy
+
+    def as_dict(self) -> dict[str, float]:
+        """Return all numbers by name, those of the comparison among them, as records and leaderboards hold them."""
+        accuracy = {name: value for name, value in vars(self).items() if name != "comparison"}
+        return accuracy | (vars(self.comparison) if self.comparison is not None else {})
+
+
 def is_baseline(record: Mapping[str, Any]) -> bool:
-    """Whether a cell or latency record belongs to the dense baseline: no sparse kernel ran, at prefill or decode."""
+    """Return whether a cell or latency record belongs to the dense baseline: no sparse kernel ran, at prefill or decode."""
     return record["identity"]["kernel"] is None and "decode" not in record["identity"]
 
 
 def finished(cells: Iterable[Record]) -> dict[str, Record]:
-    """The last state of every cell that was ever finished. A cell that is being extended keeps its last verdict."""
+    """Return the last state of every cell that was ever finished, by id. A cell that is being extended keeps its last
+    verdict."""
     return {c["cell"]: c for c in cells if c["status"] != Status.RUNNING}
 
 
 def arm_as_run(record: Record) -> ArmAsRun:
-    """Which arm a record of a cell or a check is of, and how its prompts were given to the model."""
+    """Return which arm a record of a cell or a check is of, and how its prompts were given to the model."""
     return record["arm"], record["identity"]["chat_template"], record["identity"].get("question", QUESTION_SEEN)
 
 
-def accuracy(mine: Sequence[Record], dense: Sequence[Record] | None, seed: int) -> dict[str, Any]:
-    """Accuracy with its interval and, given dense samples, the paired comparison on the samples both have."""
-    scores = [s["score"] for s in mine]
-    low, high = interval(scores)
-    row: dict[str, Any] = {"accuracy": statistics.fmean(scores), "accuracy_low": low, "accuracy_high": high}
+def accuracy(samples: Sequence[Record], dense: Sequence[Record] | None, seed: int) -> Score:
+    """Return the accuracy of samples and, given dense samples, the paired comparison on those that both have.
+
+    Raises ValueError without samples. seed: of what the comparison draws.
+    """
+    scores = [s["score"] for s in samples]
+    low, high = mean_interval(scores)
+    comparison = None
     if dense:
-        ours, theirs = paired_scores(mine, dense)
-        if ours:
-            row |= compare([ours], [theirs], seed)
-    return row
+        method_scores, dense_scores = paired_scores(samples, dense)
+        if method_scores:
+            comparison = compare([method_scores], [dense_scores], seed)
+    return Score(statistics.fmean(scores), low, high, comparison)
 
 
-def compare(method: paired.Groups, dense: paired.Groups, seed: int) -> dict[str, Any]:
-    """The columns of a comparison with dense: a list of scores for each task, in pairs."""
+def compare(method: paired.ScoresByTask, dense: paired.ScoresByTask, seed: int) -> Comparison:
+    """Compare a method with dense attention: a list of scores for each task, in pairs. Raises ValueError where scores are not
+    in pairs."""
     low, high = paired.difference_interval(method, dense, seed=seed)
-    return {
-        "dense_accuracy": sum(sum(d) / len(d) for d in dense) / len(dense),
-        "p_value": average_p(method, dense, seed=seed),
-        "difference": paired.mean_difference(method, dense),
-        "difference_low": low,
-        "difference_high": high,
-    }
+    return Comparison(
+        dense_accuracy=sum(sum(d) / len(d) for d in dense) / len(dense),
+        p_value=average_p(method, dense, seed=seed),
+        difference=paired.mean_difference(method, dense),
+        difference_low=low,
+        difference_high=high,
+    )
 
 
 def unsound(store: Store) -> dict[ArmAsRun, str]:
-    """Why the rows of an arm are gated, by arm and how its prompts are given: what its last self-check found."""
+    """Return why the rows of an arm are gated by its last self-check, for arms where it failed."""
     last = {arm_as_run(r): r for r in store.checks.read()}
     return {key: f"{SELF_CHECK}{r['reason']}" for key, r in last.items() if r["status"] != Status.OK}
 
 
-def verdict(mine: Sequence[Record], row: dict[str, Any], check: str = "") -> tuple[str, str]:
-    """Status and reason of a cell with samples: its samples' gates, what the arm's self-check found (`check`), then the gate
-    on beating dense."""
-    gated = [s for s in mine if s["status"] == Status.GATED]
+def verdict(samples: Sequence[Record], score: Score, check: str = "") -> tuple[str, str]:
+    """Return status and reason of a cell with samples: its samples' gates, the reason of the arm's self-check (`check`), then
+    the gate on beating dense."""
+    gated = [s for s in samples if s["status"] == Status.GATED]
     if gated:
-        return Status.GATED, f"{len(gated)} of {len(mine)} samples: {gated[0]['reason']}"
+        return Status.GATED, f"{len(gated)} of {len(samples)} samples: {gated[0]['reason']}"
     if check:
         return Status.GATED, check
-    compared = row.get("dense_accuracy") is not None
-    if compared and row["accuracy"] > row["dense_accuracy"] and row["p_value"] < SUSPICIOUS:
-        return Status.GATED, f"above dense by more than noise (p={row['p_value']:.2g}): suspected bug"
+    against = score.comparison
+    if against is not None and score.accuracy > against.dense_accuracy and against.p_value < SUSPICIOUS:
+        return Status.GATED, f"above dense by more than noise (p={against.p_value:.2g}): suspected bug"
     return Status.OK, ""
 
 
-def paired_scores(mine: Sequence[Record], dense: Sequence[Record]) -> tuple[list[float], list[float]]:
-    """The scores of a method and of dense attention, on the samples that both have."""
-    theirs = {s["index"]: s["score"] for s in dense}
-    both = [(s["score"], theirs[s["index"]]) for s in mine if s["index"] in theirs]
-    return [a for a, _ in both], [b for _, b in both]
+def paired_scores(samples: Sequence[Record], dense: Sequence[Record]) -> tuple[list[float], list[float]]:
+    """Return the scores of a method and of dense attention, on the samples that both have."""
+    dense_scores = {s["index"]: s["score"] for s in dense}
+    pairs = [(s["score"], dense_scores[s["index"]]) for s in samples if s["index"] in dense_scores]
+    return [score for score, _ in pairs], [score for _, score in pairs]

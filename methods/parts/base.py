@@ -110,13 +110,8 @@ class Method(ABC):
     """Whether the rest of the prompt has a say in what earlier rows keep (its last queries, or a mean over all keys): then
     earlier rows may depend on later tokens through the selection, and nothing else. A class says it, or an instance by its
     knobs."""
-    bound: ClassVar[bool] = False
-    """Whether it is the bound of what blocks can keep: with fewer of them its accuracy can only fall."""
     columns: ClassVar[bool] = False
     """Whether it may select single key columns: fewer kernels take them."""
-    added_knobs: ClassVar[Mapping[str, Any]] = {}
-    """Knobs that are newer than recorded rows, with the values that those rows stand for: arms leave them out there, so that
-    what was recorded counts."""
     full_rows: int = 0
     """Query blocks at the end that keep everything, in methods that take the knob `last`; they count in the density."""
     in_kernel: ClassVar[bool] = False

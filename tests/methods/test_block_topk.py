@@ -7,6 +7,7 @@ import torch
 from attention_kernels.block_index import BlockIndex, causal_mask
 
 import methods
+from harness.core.method_facts import method_facts
 from methods.parts.base import LayerInputs
 from methods.parts.scored import Selection
 from tests.methods.support import layer
@@ -88,7 +89,7 @@ def test_nz_ratio_keeps_the_same_number_in_every_row() -> None:
 
 
 def test_the_default_rule_leaves_recorded_arms_as_they_were() -> None:
-    knobs, added = methods.build("block_topk", sparsity=0.5, pool="max").knobs(), methods.get("block_topk").added_knobs
+    knobs, added = methods.build("block_topk", sparsity=0.5, pool="max").knobs(), method_facts("block_topk").added_knobs
     assert {name: value for name, value in knobs.items() if (name, value) not in added.items()} == {
         "pool": "max",
         "shared": False,
@@ -143,7 +144,7 @@ def test_every_method_that_takes_last_keeps_those_rows(name: str) -> None:
     assert isinstance(found, BlockIndex)
     mask, causal = found.to_mask(), causal_mask(q_len=203, k_len=203, q_block=BLOCK, k_block=BLOCK)
     assert bool((mask[:, :, -2:] == causal[-2:]).all()) and not bool((mask[:, :, -4:-2] == causal[-4:-2]).all())
-    assert method.knobs()["last"] == 2 and methods.get(name).added_knobs["last"] == 0, "recorded rows stand for 0"
+    assert method.knobs()["last"] == 2 and method_facts(name).added_knobs["last"] == 0, "recorded rows stand for 0"
 
 
 def test_an_nz_ratio_of_its_own_keeps_its_number_beside_full_rows() -> None:

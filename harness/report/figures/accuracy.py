@@ -10,15 +10,13 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from harness.report import variants
-from harness.report.figures import heatmap, style
-from harness.report.leaderboard import is_baseline_row
+from harness.report.figures import heatmap, picture_rows, style
+from harness.report.lines import rows_by_line
+from harness.report.rows import Row
 from harness.study.schema import Status
 
-Row = style.Row
 LOW = 30.0
 """Accuracy in per cent of the darkest colour: what knows nothing of the text reaches about that."""
-
 PANEL = 2.0
 """Inches of a panel at least: its title's."""
 
@@ -26,58 +24,55 @@ PANEL = 2.0
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `accuracy.png` for studies of more methods than a picture of lines can tell apart, one per model and device."""
     paths = []
-    for number, ((model, device), members) in enumerate(sorted(style.by_model(rows).items())):
-        sparse = [r for r in members if not is_baseline_row(r)]
-        if len({r["method"] for r in sparse}) > style.MANY and any(r["sparsity"] is not None for r in sparse):
+    for number, ((model, device), members) in enumerate(sorted(picture_rows.by_model(rows).items())):
+        sparse = [row for row in members if not row.is_baseline]
+        if len({row.method for row in sparse}) > style.MANY and any(row.sparsity is not None for row in sparse):
             suffix = f"_{number}" if number else ""
             paths.append(style.save(draw(members, model, device), folder / f"accuracy{suffix}.png"))
     return paths
 
 
 def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
-    """The figure for average rows of one model and device, methods by their mean accuracy over all densities and lengths."""
-    asked = [r for r in rows if r["sparsity"] is not None and not is_baseline_row(r)]
-    native = {(r["method"], r["length"]): r for r in rows if r["sparsity"] is None}
-    dense = {r["length"]: r for r in rows if is_baseline_row(r)}
-    lines = variants.lines(asked, along="length")  # block sizes and kernels still tell lines apart
-    order = sorted(lines, key=lambda name: -fmean(r["accuracy"] for r in lines[name]))
-    lengths, sparsities = sorted({r["length"] for r in asked}), sorted({r["sparsity"] for r in asked})
+    """Return the figure for average rows of one model and device, methods by their mean accuracy over all densities and
+    lengths."""
+    matched = [row for row in rows if row.sparsity is not None and not row.is_baseline]
+    native = {(row.method, row.length): row for row in rows if row.sparsity is None}
+    dense = {row.length: row for row in rows if row.is_baseline}
+    lines = rows_by_line(matched, along="length")  # block sizes and kernels still tell lines apart
+    names = sorted(lines, key=lambda name: -fmean(row.scored.accuracy for row in lines[name]))
+    lengths = sorted({row.length for row in matched})
+    sparsities = sorted({row.sparsity for row in matched if row.sparsity is not None})
     panels = len(lengths) * max(PANEL, 0.45 * len(sparsities) + (1.5 if native else 0.4))
-    made = style.figure(2.4 + panels, 1.7 + 0.3 * len(order))
-    with matplotlib.rc_context(style.RC | {"axes.grid": False}):
+    figure = style.new_figure(2.4 + panels, 1.7 + 0.3 * len(names))
+    with matplotlib.rc_context(style.HEATMAP_RC):
         for i, length in enumerate(lengths):
-            axes = made.add_subplot(1, len(lengths), i + 1)
-            table = np.full((len(order), len(sparsities)), np.nan)
-            held = np.zeros(table.shape, dtype=bool)
-            for y, name in enumerate(order):
+            axes = figure.add_subplot(1, len(lengths), i + 1)
+            table = np.full((len(names), len(sparsities)), np.nan)
+            gated = np.zeros(table.shape, dtype=bool)
+            for y, name in enumerate(names):
                 for row in lines[name]:
-                    if row["length"] == length:
-                        x = sparsities.index(row["sparsity"])
-                        table[y, x], held[y, x] = 100 * row["accuracy"], row["status"] == Status.GATED
-            own = [native.get((lines[name][0]["method"], length)) for name in order]
-            beside = (
-                [
-                    ("native", ["" if r is None else _number(r) for r in own]),
-                    ("density", ["" if r is None else f"{r['density']:.2f}".lstrip("0") for r in own]),
-                ]
-                if native
-                else []
-            )
-            columns = [f"{1 - s:.2f}".lstrip("0").rstrip("0") for s in sparsities]
-            heatmap.panel(axes, table, order, columns, label="density", beside=beside, low=LOW, held=held)
-            reference = f", dense {100 * dense[length]['accuracy']:.0f}" if length in dense else ""
+                    if row.length == length and row.sparsity is not None:
+                        x = sparsities.index(row.sparsity)
+                        table[y, x], gated[y, x] = row.scored.percent, row.status == Status.GATED
+            natives = [native.get((lines[name][0].method, length)) for name in names]
+            columns = [f"{1 - sparsity:.2f}".lstrip("0").rstrip("0") for sparsity in sparsities]
+            beside = _native_columns(natives) if native else []
+            heatmap.panel(axes, table, names, columns, label="density", beside=beside, low=LOW, gated=gated)
+            reference = f", dense {dense[length].scored.percent:.0f}" if length in dense else ""
             axes.set_title(f"{style.tokens(length)} tokens{reference}", loc="left", fontweight="bold", pad=16)
             if i:
                 axes.set_yticklabels([])
-        style.title(made, f"{model}: accuracy at matched density (%)")
-        widths = [100 * (r["accuracy_high"] - r["accuracy_low"]) for r in asked]
+        style.set_title(figure, f"{model}: accuracy at matched density (%)")
+        widths = [100 * (row.scored.accuracy_high - row.scored.accuracy_low) for row in matched]
         text = f"95 % intervals are {min(widths):.0f} to {max(widths):.0f} points wide."
         text += " Native: at the method's own defaults.\n" if native else "\n"
-        text += style.note(rows, device, bars="", gated="in brackets")
-        style.foot(made, text)
-    return made
+        text += picture_rows.note(rows, device, bars="", gated="in brackets")
+        style.set_small_print(figure, text)
+    return figure
 
 
-def _number(row: Row) -> str:
-    """Accuracy in per cent, in brackets where a sanity gate holds the row back."""
-    return heatmap.number(100 * row["accuracy"], row["status"] == Status.GATED)
+def _native_columns(rows: Sequence[Row | None]) -> list[tuple[str, list[str]]]:
+    """Return accuracy and density of the rows at their methods' own defaults, as columns beside a panel."""
+    accuracies = ["" if row is None else heatmap.number(row.scored.percent, gated=row.status == Status.GATED) for row in rows]
+    densities = ["" if row is None or row.density is None else f"{row.density:.2f}".lstrip("0") for row in rows]
+    return [("native", accuracies), ("density", densities)]

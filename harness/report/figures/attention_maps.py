@@ -10,47 +10,49 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.image import AxesImage
-from torch import Tensor
 
 from harness.report.figures import style
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from harness.measure.attention_maps import LayerMaps
 
 FAINTEST = 1e-4
 """The probability at the dark end of the scale; what is below is drawn as this."""
 FUTURE = "#ececec"
+"""The colour of what a query may not see."""
 
 
-def draw(layer: LayerMaps, what: str, note: str, path: Path) -> Path:
-    """Draw the maps of a layer to `path`. what: method and settings, for the title; note: goes below."""
+def draw_layer(layer: LayerMaps, method: str, note: str, path: Path) -> Path:
+    """Draw the maps of a layer to `path`, and return it. method: its name and settings, for the title; note: goes below."""
     rows = _rows(layer)
     width, height = 2.1 * len(layer.heads) + 1.9, 2.0 * len(rows) + 1.5
-    with matplotlib.rc_context(style.RC | {"axes.grid": False}):
-        made = style.figure(width, height)
-        grid = made.subplots(len(rows), len(layer.heads), squeeze=False, sharex=True, sharey=True)
+    with matplotlib.rc_context(style.HEATMAP_RC):
+        figure = style.new_figure(width, height)
+        grid = figure.subplots(len(rows), len(layer.heads), squeeze=False, sharex=True, sharey=True)
         for panels, (label, part) in zip(grid, rows, strict=True):
             norm = PowerNorm(0.5, 0, 1) if part == "kept" else LogNorm(FAINTEST, 1)
             for axes, head in zip(panels, layer.heads, strict=True):
                 colours = "Greys" if part == "kept" else "inferno"
-                image = _panel(axes, getattr(head, part), layer.cells[part], layer.tokens, norm, colours)
+                image = _draw_map(axes, getattr(head, part), layer.cells[part], layer.tokens, norm, colours)
                 if part == "kept":
                     axes.set_title(f"{head.density:.0%} of the blocks,\n{head.mass:.1%} of the attention", fontsize=8.5)
             panels[0].set_ylabel(label, fontsize=9)
-            bar = made.colorbar(image, ax=list(panels), fraction=0.04, pad=0.01, aspect=22)
+            bar = figure.colorbar(image, ax=list(panels), fraction=0.04, pad=0.01, aspect=22)
             bar.outline.set_visible(False)  # type: ignore[operator]
             bar.ax.tick_params(labelsize=8)
         for axes, head in zip(grid[0], layer.heads, strict=True):
             axes.set_title(f"head {head.head}", fontsize=10, fontweight="bold")
         for axes in grid[-1]:
             axes.set_xlabel("key", fontsize=8, labelpad=1)
-        style.title(made, f"Layer {layer.layer}, {layer.tokens:,} tokens: {what}")
-        style.foot(made, note)
-        return style.save(made, path)
+        style.set_title(figure, f"Layer {layer.layer}, {layer.tokens:,} tokens: {method}")
+        style.set_small_print(figure, note)
+        return style.save(figure, path)
 
 
 def _rows(layer: LayerMaps) -> list[tuple[str, str]]:
-    """Labels of the rows, and the field of HeadMaps that each draws."""
+    """Return the labels of the rows, and the field of HeadMaps that each draws."""
     tile = f"largest in {layer.tile} × {layer.tile} tokens" if layer.tile > 1 else "each pair of tokens"
     rows = [
         (f"true attention\n{tile}", "true"),
@@ -61,10 +63,12 @@ def _rows(layer: LayerMaps) -> list[tuple[str, str]]:
     return [*rows, ("kept\nshare of the keys", "kept")]
 
 
-def _panel(axes: Axes, found: Tensor, cell: tuple[int, int], tokens: int, norm: LogNorm | PowerNorm, colours: str) -> AxesImage:
-    """One map over positions in tokens, a row and a column of it being `cell` tokens, its future in light grey; returns the
-    image."""
-    values = found.numpy()
+def _draw_map(
+    axes: Axes, tensor: Tensor, cell: tuple[int, int], tokens: int, norm: LogNorm | PowerNorm, colours: str
+) -> AxesImage:
+    """Draw one map [rows, columns] over positions in tokens, a row and a column of it being `cell` tokens, its future in light
+    grey; return the image."""
+    values = tensor.numpy()
     y, x = np.indices(values.shape)
     future = x * cell[1] >= (y + 1) * cell[0]  # it begins after the row's last query
     if isinstance(norm, LogNorm):

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.report.figures import style
+from harness.report.figures import picture_rows, style
 from harness.report.figures.trend import Trend, draw
-from harness.report.leaderboard import is_baseline_row
+from harness.report.rows import Row
 
-Row = style.Row
-PREFERRED = 0.9
 LENGTHS = Trend("length", "length (tokens)", style.tokens)
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `lengths.png` for the sparsity with most points (the nearest to 0.9 of those), one picture per model and
     device. Nothing is written where no method was measured at two lengths or more."""
-    sets = style.by_model(rows)
+    sets = picture_rows.by_model(rows)
     paths = []
     for number, ((model, device), members) in enumerate(sorted(sets.items())):
-        sparse = [r for r in members if not is_baseline_row(r) and r["sparsity"] is not None]
-        if len({r["length"] for r in sparse}) < 2:
+        sparse = [row for row in members if not row.is_baseline and row.sparsity is not None]
+        if len({row.length for row in sparse}) < 2:
             continue
-        counts = Counter(r["sparsity"] for r in sparse)
-        sparsity = max(counts, key=lambda s: (counts[s], -abs(s - PREFERRED)))
-        kept = [r for r in members if is_baseline_row(r) or r["sparsity"] == sparsity]
+        sparsity = picture_rows.usual_sparsity(row.sparsity for row in sparse)
+        shown = [row for row in members if row.is_baseline or row.sparsity == sparsity]
         name = "lengths.png" if len(sets) == 1 else f"lengths_{number}.png"
         title = f"{model}: accuracy by length at sparsity {sparsity:g}"
-        paths.append(style.save(draw(kept, LENGTHS, title, device), folder / name))
+        paths.append(style.save(draw(shown, LENGTHS, title, device), folder / name))
     return paths

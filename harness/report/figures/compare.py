@@ -5,68 +5,68 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 
-from harness.report.compare import PANEL
+from harness.report.compare import LinePair, by_panel
 from harness.report.figures import style
+from harness.report.figures.picture_rows import count_range
+from harness.report.row_texts import question_title
 from harness.study.schema import Status
 
-SEEN = 0.05
+SIGNIFICANT = 0.05
 """A difference with a p-value (after Holm) below this is filled."""
 
 
-def write(rows: Sequence[style.Row], folder: Path, name: str) -> list[Path]:
-    """Write `compare_NAME.png`, or `compare_NAME_1.png` and so on for each of several, in the order of the rows. Pictures that
+def write(pairs: Sequence[LinePair], folder: Path, name: str) -> list[Path]:
+    """Write `compare_NAME.png`, or `compare_NAME_1.png` and so on for each of several, in the order of the pairs. Pictures that
     an earlier call left under these names go."""
-    panels: dict[tuple[Any, ...], list[style.Row]] = defaultdict(list)
-    for row in rows:
-        panels[tuple(row[column] for column in PANEL)].append(row)
+    panels = by_panel(pairs)
     paths = []
-    for number, (key, members) in enumerate(panels.items()):
+    for number, members in enumerate(panels.values()):
         end = f"_{number + 1}" if len(panels) > 1 else ""
-        paths.append(_draw(key, members, folder / f"compare_{name}{end}.png"))
+        paths.append(_draw(members, folder / f"compare_{name}{end}.png"))
     for old in (folder / f"compare_{name}.png", *folder.glob(f"compare_{name}_[0-9]*.png")):
         if old not in paths:
             old.unlink(missing_ok=True)
     return paths
 
 
-def _draw(key: tuple[Any, ...], rows: Sequence[style.Row], path: Path) -> Path:
-    model, device, length, question = key
-    sparsities = sorted({row["sparsity"] for row in rows})
-    best: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        best[row["line"]].append(row["difference"])
-    order = sorted(best, key=lambda line: sum(best[line]) / len(best[line]))
-    made = style.figure(2.2 + 2.3 * len(sparsities), 1.7 + 0.28 * len(order))
+def _draw(pairs: Sequence[LinePair], path: Path) -> Path:
+    """Draw the pairs of one panel, lines by their mean difference."""
+    first = pairs[0]
+    sparsities = sorted({pair.sparsity for pair in pairs})
+    differences: dict[str, list[float]] = defaultdict(list)
+    for pair in pairs:
+        differences[pair.line].append(pair.difference)
+    lines = sorted(differences, key=lambda line: sum(differences[line]) / len(differences[line]))
+    figure = style.new_figure(2.2 + 2.3 * len(sparsities), 1.7 + 0.28 * len(lines))
     with matplotlib.rc_context(style.RC):
-        columns = made.subplots(1, len(sparsities), sharex=True, sharey=True, squeeze=False)[0]
+        columns = figure.subplots(1, len(sparsities), sharex=True, sharey=True, squeeze=False)[0]
         for axes, sparsity in zip(columns, sparsities, strict=True):
+            members = [pair for pair in pairs if pair.sparsity == sparsity]
             axes.axvline(0, color=style.INK, linewidth=1)
-            for row in rows:
-                if row["sparsity"] == sparsity:
-                    _point(axes, row, order.index(row["line"]))
-            beside = max((row for row in rows if row["sparsity"] == sparsity), key=lambda row: row["samples"])
-            axes.set_title(f"sparsity {sparsity:g} ({100 * beside['beside_accuracy']:.0f} %)", loc="left")
-        columns[0].set_yticks(range(len(order)), order)
-        asked = {"model": model, "question": question}
-        style.title(made, f"{style.model_of(asked)} at {style.tokens(length)}: accuracy beside {rows[0]['beside']}")
-        counts = sorted({row["samples"] for row in rows})
-        each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        style.foot(
-            made,
-            f"Points of accuracy above (right) or below {rows[0]['beside']} at the same sparsity; in brackets its accuracy, "
-            f"on the most samples; bars: 95 % interval, {each} samples in pairs. Filled: p < {SEEN:g} after Holm. "
-            f"Measured on {device}.",
+            for pair in members:
+                _draw_point(axes, pair, lines.index(pair.line))
+            most_samples = max(members, key=lambda pair: pair.samples)
+            axes.set_title(f"sparsity {sparsity:g} ({100 * most_samples.beside_accuracy:.0f} %)", loc="left")
+        columns[0].set_yticks(range(len(lines)), lines)
+        where = f"{first.model}{question_title(first.question)} at {style.tokens(first.length)}"
+        style.set_title(figure, f"{where}: accuracy beside {first.beside}")
+        counts = count_range((pair.samples for pair in pairs), " to ")
+        style.set_small_print(
+            figure,
+            f"Points of accuracy above (right) or below {first.beside} at the same sparsity; in brackets its accuracy, "
+            f"on the most samples; bars: 95 % interval, {counts} samples in pairs. Filled: p < {SIGNIFICANT:g} after Holm. "
+            f"Measured on {first.device}.",
         )
-    return style.save(made, path)
+    return style.save(figure, path)
 
 
-def _point(axes: Any, row: style.Row, height: int) -> None:
-    low, middle, high = (100 * row[c] for c in ("difference_low", "difference", "difference_high"))
-    colour = style.GREY if row["status"] == Status.GATED else style.PALETTE[0] if middle >= 0 else style.PALETTE[1]
-    filled = colour if row["p_holm"] < SEEN else "white"
+def _draw_point(axes: Axes, pair: LinePair, height: int) -> None:
+    low, middle, high = (100 * value for value in (pair.difference_low, pair.difference, pair.difference_high))
+    colour = style.GREY if pair.status == Status.GATED else style.PALETTE[0] if middle >= 0 else style.PALETTE[1]
+    face = colour if pair.p_holm < SIGNIFICANT else "white"
     axes.plot([low, high], [height, height], color=colour, linewidth=1.6)
-    axes.plot([middle], [height], marker="o", markersize=5.5, color=colour, markerfacecolor=filled)
+    axes.plot([middle], [height], marker="o", markersize=5.5, color=colour, markerfacecolor=face)

@@ -11,72 +11,72 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from harness.report.figures import heatmap, style
-from harness.report.leaderboard import is_baseline_row
-from harness.study.schema import AVERAGE, PERPLEXITY, Status
-
-Row = style.Row
+from harness.report.figures.picture_rows import count_range, model_name, scored_rows
+from harness.report.rows import Row
+from harness.study.schema import AVERAGE, Status
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `tasks.png` for a study of dense attention alone that has more than one model or length of several tasks."""
-    scored = [r for r in rows if r["task"] not in ("", PERPLEXITY) and r["accuracy"] is not None]
-    if not scored or not all(map(is_baseline_row, scored)):
+    scored = scored_rows(rows)
+    if not scored or not all(row.is_baseline for row in scored):
         return []
-    columns = {(style.model_of(r), r["haystack"], r["length"]) for r in scored if r["task"] == AVERAGE}
-    if len(columns) < 2 or len({r["task"] for r in scored}) < 3:
+    columns = {(model_name(row), row.haystack, row.length) for row in scored if row.task == AVERAGE}
+    if len(columns) < 2 or len({row.task for row in scored}) < 3:
         return []
     return [style.save(draw(scored), folder / "tasks.png")]
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """The figure for rows of dense attention with an accuracy, single tasks and averages; rows that a gate holds back are left
-    out. Where columns have other tasks, a column says how many."""
-    sound = [r for r in rows if r["status"] == Status.OK]
-    tasks = [*sorted({r["task"] for r in sound} - {AVERAGE}), AVERAGE]
-    averages = {r["_group"]: r for r in sound if r["task"] == AVERAGE}
-    order = sorted(averages.values(), key=lambda r: (style.model_of(r), r["length"], r["haystack"]))
-    models: dict[str, list[str]] = defaultdict(list)
-    for row in order:
-        models[style.model_of(row)].append(row["_group"])
-    alike = len({r["tasks"] for r in order}) == 1
-    made = style.figure(2.6 + 0.62 * len(order) + 0.5 * len(models), 1.8 + 0.28 * len(tasks))
-    with matplotlib.rc_context(style.RC | {"axes.grid": False}):
-        grid = made.add_gridspec(1, len(models), width_ratios=[len(groups) for groups in models.values()])
-        for i, (model, groups) in enumerate(models.items()):
-            axes = made.add_subplot(grid[0, i])
+    """Return the figure for rows of dense attention with an accuracy, single tasks and averages; rows that a gate holds back
+    are left out. Where columns have other tasks, a column says how many."""
+    sound = [row for row in rows if row.status == Status.OK]
+    single = [row for row in sound if row.task != AVERAGE]
+    tasks = [*sorted({row.task for row in single}), AVERAGE]
+    averages = {row.group: row for row in sound if row.task == AVERAGE}
+    columns = sorted(averages.values(), key=lambda row: (model_name(row), row.length, row.haystack))
+    models: dict[str, list[Row]] = defaultdict(list)
+    for row in columns:
+        models[model_name(row)].append(row)
+    counts_differ = len({row.tasks for row in columns}) > 1
+    figure = style.new_figure(2.6 + 0.62 * len(columns) + 0.5 * len(models), 1.8 + 0.28 * len(tasks))
+    with matplotlib.rc_context(style.HEATMAP_RC):
+        grid = figure.add_gridspec(1, len(models), width_ratios=[len(members) for members in models.values()])
+        for i, (model, members) in enumerate(models.items()):
+            axes = figure.add_subplot(grid[0, i])
+            groups = [row.group for row in members]
             table = np.full((len(tasks), len(groups)), np.nan)
             for row in sound:
-                if row["_group"] in groups:
-                    table[tasks.index(row["task"]), groups.index(row["_group"])] = 100 * row["accuracy"]
-            heatmap.panel(axes, table, tasks, [_label(averages[g], alike) for g in groups], label="tokens")
+                if row.group in groups:
+                    table[tasks.index(row.task), groups.index(row.group)] = row.scored.percent
+            heatmap.panel(axes, table, tasks, [_label(row, with_count=counts_differ) for row in members], label="tokens")
             axes.axhline(len(tasks) - 1.5, color="white", linewidth=2)
             axes.set_title(_wrapped(model, 9 * len(groups)), loc="left", fontsize=9, fontweight="bold")
             if i:
                 axes.set_yticklabels([])
-        style.title(made, "Dense attention: accuracy by task (%)")
-        style.foot(made, _note(order, [r for r in sound if r["task"] != AVERAGE]))
-    return made
+        style.set_title(figure, "Dense attention: accuracy by task (%)")
+        style.set_small_print(figure, _note(columns, single))
+    return figure
 
 
-def _label(average: Row, alike: bool) -> str:
-    """What a column is called."""
-    count = average["tasks"]
-    return style.tokens(average["length"]) + ("" if alike else f"\n{count} task{'s' if count > 1 else ''}")
+def _label(average: Row, *, with_count: bool) -> str:
+    """Return what a column is called: its length, and how many tasks it has."""
+    count = average.tasks or 0
+    return style.tokens(average.length) + (f"\n{count} task{'s' if count > 1 else ''}" if with_count else "")
 
 
 def _note(averages: Sequence[Row], single: Sequence[Row]) -> str:
-    counts = sorted({int(r["samples"]) for r in averages})
-    each = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    widest = 100 * max(r["accuracy_high"] - r["accuracy_low"] for r in single)
-    device = ", ".join(sorted({str(r["device"]) for r in averages}))
+    counts = count_range((row.samples for row in averages), " to ", ",")
+    widest = 100 * max(row.scored.accuracy_high - row.scored.accuracy_low for row in single)
+    device = ", ".join(sorted({row.device for row in averages}))
     return (
-        f"{each} samples a column; 95 % intervals of a task are up to {widest:.0f} points wide,\n"
+        f"{counts} samples a column; 95 % intervals of a task are up to {widest:.0f} points wide,\n"
         f"all of them in leaderboard.csv. Measured on {device}."
     )
 
 
 def _wrapped(text: str, width: int) -> str:
-    """A model's name in lines of about `width` characters, broken at its hyphens and spaces."""
+    """Return a model's name in lines of about `width` characters, broken at its hyphens and spaces."""
     lines = [""]
     for part in text.replace("-", "-\0").replace(" ", " \0").split("\0"):
         if lines[-1] and len(lines[-1]) + len(part) > width:

@@ -22,17 +22,19 @@ def panel(
     label: str,
     beside: Sequence[tuple[str, Sequence[str]]] = (),
     low: float = 0.0,
-    held: np.ndarray | None = None,
+    gated: np.ndarray | None = None,
 ) -> None:
-    """Draw table [names, columns] in per cent, NaN where nothing was measured; `beside` are headings with a text a row, the
-    first bold. low: the value that the darkest colour stands for. held [names, columns]: cells whose
-    numbers stand in brackets."""
+    """Draw table [names, columns] in per cent, NaN where nothing was measured.
+
+    label: of the columns' axis. beside: headings at the right with a text a row, the first bold. low: the value that the
+    darkest colour stands for. gated [names, columns]: cells whose numbers stand in brackets.
+    """
     axes.imshow(table, aspect="auto", cmap="cividis", vmin=low, vmax=100)
     dark = low + 0.55 * (100 - low)
     if len(columns) <= WRITTEN:
         for y, x in np.argwhere(~np.isnan(table)):
             colour = "white" if table[y, x] < dark else "black"
-            text = number(table[y, x], held is not None and held[y, x])
+            text = number(table[y, x], gated=gated is not None and gated[y, x])
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
     end = len(columns) - 0.5
     for i, (heading, texts) in enumerate(beside):
@@ -49,6 +51,6 @@ def panel(
     axes.spines[["left", "bottom"]].set_visible(False)
 
 
-def number(value: float, held: bool) -> str:
-    """A per cent as it stands in a cell."""
-    return f"({value:.0f})" if held else f"{value:.0f}"
+def number(value: float, *, gated: bool) -> str:
+    """Return a per cent as it stands in a cell, in brackets where a sanity gate holds it back."""
+    return f"({value:.0f})" if gated else f"{value:.0f}"

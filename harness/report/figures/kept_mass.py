@@ -1,134 +1,92 @@
-"""The attention mass that methods keep: `kept_mass.csv`, a line per arm and layer, and a heatmap of methods by layers."""
+"""The attention mass that methods keep, as a heatmap of methods by layers."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import matplotlib
 import numpy as np
-from attention_kernels.kept_mass import ROWS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.report import leaderboard, variants
 from harness.report.figures import heatmap, style
-from harness.study.store import Record, Store
+from harness.report.figures.picture_rows import usual_sparsity
+from harness.report.lines import rows_by_line
+from harness.report.mass_rows import MassRow
 
-COLUMNS = (
-    "study",
-    "model",
-    "method",
-    "knob",
-    "sparsity",
-    "length",
-    "block_size",
-    "layer",
-    "kept_mass",
-    "lowest_head",
-    "lowest_kept_mass",
-    "density",
-    "prompts",
-    "dtype",
-    "device",
-    "torch",
-    "commit",
-    "seed",
-    "command",
-    "date",
-)
-"""Of kept_mass.csv: `kept_mass` is the mean (see `schema.MassRecord`) over a layer's query heads and `prompts`, `lowest_head`
-the head that keeps the least, `density` that of the layer."""
-PREFERRED = 0.9
+QUERY_BLOCKS = 16
+"""Query blocks of a prompt that masses are measured on, at most: `attention_kernels.kept_mass.ROWS`, which takes torch to
+import."""
 
 
-def write(store: Store) -> list[Path]:
-    """Write `kept_mass.csv`, `kept_mass.png` (the sparsity that most methods have, the nearest to 0.9) and
-    `kept_mass_native.png` (methods at their native knobs), as far as there are records."""
-    records = list({r["arm"]: r for r in store.mass.read()}.values())
-    if not records:
-        return []
-    runs = {r["run"]: r for r in store.runs.read()}
-    rows = [_row(record, runs, store.folder.name) for record in records]
-    rows.sort(key=lambda r: (r["model"], r["length"], r["method"], r["sparsity"] is None, r["sparsity"] or 0, str(r["knob"])))
-    table = [line for row in rows for line in _lines(row)]
-    paths = [leaderboard.write_csv(store.folder / "kept_mass.csv", COLUMNS, table)]
-    sets: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        sets[row["model"], row["device"]].append(row)
+def write(rows: Sequence[MassRow], folder: Path) -> list[Path]:
+    """Write `kept_mass.png` (the sparsity that most methods have, the nearest to 0.9) and `kept_mass_native.png` (methods at
+    their native knobs), as far as there are rows; one each per model and device."""
+    sets: dict[tuple[str, str], list[MassRow]] = defaultdict(list)
+    for mass in rows:
+        sets[mass.row.model, mass.row.device].append(mass)
+    paths = []
     for number, ((model, device), members) in enumerate(sorted(sets.items())):
         suffix = f"_{number}" if number else ""
-        usual = _usual(members)
-        for name, mine, what in (
-            ("kept_mass", [r for r in members if r["sparsity"] == usual], f"at sparsity {usual:g}"),
-            ("kept_mass_native", [r for r in members if r["sparsity"] is None], "at native defaults"),
+        usual = usual_sparsity(mass.row.sparsity for mass in members)
+        for name, sparsity, at in (
+            ("kept_mass", usual, f"at sparsity {usual:g}"),
+            ("kept_mass_native", None, "at native defaults"),
         ):
-            if mine:
-                paths.append(
-                    style.save(draw(mine, f"{model}: attention mass kept {what}", device), store.folder / f"{name}{suffix}.png")
-                )
+            if shown := [mass for mass in members if mass.row.sparsity == sparsity]:
+                figure = draw(shown, f"{model}: attention mass kept {at}", device)
+                paths.append(style.save(figure, folder / f"{name}{suffix}.png"))
     return paths
 
 
-def _row(record: Record, runs: Mapping[str, Record], study: str) -> dict[str, Any]:
-    row = leaderboard.mass_row(record, runs) | {"study": study}
-    return row | {n: record[n] for n in ("layers", "kept", "prompts")} | {"densities": record["density"]}
-
-
-def _lines(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    made = []
-    for layer, heads, density in zip(row["layers"], row["kept"], row["densities"], strict=True):
-        low = min(range(len(heads)), key=heads.__getitem__)
-        mass = {"kept_mass": fmean(heads), "lowest_head": low, "lowest_kept_mass": heads[low]}
-        made.append({**row, **mass, "layer": layer, "density": density})
-    return made
-
-
-def _usual(rows: Sequence[Mapping[str, Any]]) -> float:
-    counts = Counter(r["sparsity"] for r in rows if r["sparsity"] is not None)
-    return max(counts, key=lambda s: (counts[s], -abs(s - PREFERRED)), default=PREFERRED)
-
-
-def draw(rows: Sequence[dict[str, Any]], title: str, device: str) -> Figure:
-    """A panel per length; methods from top to bottom by the mass they keep, layers from left to right, then their mean and
-    the density."""
-    named = variants.lines(rows, along="length")
-    means = {name: fmean(_mean(r) for r in mine) for name, mine in named.items()}
-    order = sorted(named, key=means.__getitem__, reverse=True)
-    lengths = sorted({r["length"] for r in rows})
-    layers = sorted({layer for r in rows for layer in r["layers"]})
-    made = style.figure(2.2 + len(lengths) * (1.3 + 0.34 * min(len(layers), 20)), 1.7 + 0.3 * len(order))
-    with matplotlib.rc_context(style.RC | {"axes.grid": False}):
+def draw(rows: Sequence[MassRow], title: str, device: str) -> Figure:
+    """Return a figure with a panel per length; methods from top to bottom by the mass they keep, layers from left to right,
+    then their mean and the density."""
+    lines = _by_line(rows)
+    means = {name: fmean(mass.mean for mass in members) for name, members in lines.items()}
+    names = sorted(lines, key=means.__getitem__, reverse=True)
+    lengths = sorted({mass.row.length for mass in rows})
+    layers = sorted({layer.layer for mass in rows for layer in mass.layers})
+    figure = style.new_figure(2.2 + len(lengths) * (1.3 + 0.34 * min(len(layers), 20)), 1.7 + 0.3 * len(names))
+    with matplotlib.rc_context(style.HEATMAP_RC):
         for i, length in enumerate(lengths):
-            axes = made.add_subplot(1, len(lengths), i + 1)
-            at = {name: next((r for r in named[name] if r["length"] == length), None) for name in order}
-            _panel(axes, at, layers)
+            axes = figure.add_subplot(1, len(lengths), i + 1)
+            at_length = {name: next((m for m in lines[name] if m.row.length == length), None) for name in names}
+            _draw_panel(axes, at_length, layers)
             axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
             if i:
                 axes.set_yticklabels([])
-        style.title(made, title)
-        prompts = "–".join(str(n) for n in sorted({min(r["prompts"] for r in rows), max(r["prompts"] for r in rows)}))
-        note = f"Per cent of the true attention of up to {ROWS} query blocks, first and last among them, mean over query heads"
-        note += f" and {prompts} prompts, prefilled densely."
-        note += f" Measured on {device}."
-        style.foot(made, note)
-    return made
+        style.set_title(figure, title)
+        fewest, most = min(mass.prompts for mass in rows), max(mass.prompts for mass in rows)
+        prompts = "–".join(str(count) for count in sorted({fewest, most}))
+        style.set_small_print(
+            figure,
+            f"Per cent of the true attention of up to {QUERY_BLOCKS} query blocks, first and last among them, mean over query "
+            f"heads and {prompts} prompts, prefilled densely. Measured on {device}.",
+        )
+    return figure
 
 
-def _mean(row: Mapping[str, Any]) -> float:
-    return fmean(fmean(heads) for heads in row["kept"])
+def _by_line(rows: Sequence[MassRow]) -> dict[str, list[MassRow]]:
+    masses = {id(mass.row): mass for mass in rows}
+    lines = rows_by_line([mass.row for mass in rows], along="length")
+    return {name: [masses[id(row)] for row in members] for name, members in lines.items()}
 
 
-def _panel(axes: Axes, rows: Mapping[str, dict[str, Any] | None], layers: Sequence[int]) -> None:
+def _draw_panel(axes: Axes, rows: Mapping[str, MassRow | None], layers: Sequence[int]) -> None:
     table = np.full((len(rows), len(layers)), np.nan)
-    for y, row in enumerate(rows.values()):
-        for layer, heads in zip(row["layers"], row["kept"], strict=True) if row else ():
-            table[y, layers.index(layer)] = 100 * fmean(heads)
+    for y, mass in enumerate(rows.values()):
+        for layer in mass.layers if mass is not None else ():
+            table[y, layers.index(layer.layer)] = 100 * layer.mean
     beside = [
-        ("mean", ["" if r is None else f"{100 * _mean(r):.0f}" for r in rows.values()]),
-        ("density", ["" if r is None else f"{fmean(r['densities']):.2f}".lstrip("0") for r in rows.values()]),
+        ("mean", ["" if mass is None else f"{100 * mass.mean:.0f}" for mass in rows.values()]),
+        ("density", ["" if mass is None else _density(mass) for mass in rows.values()]),
     ]
     heatmap.panel(axes, table, list(rows), list(map(str, layers)), label="layer", beside=beside)
+
+
+def _density(mass: MassRow) -> str:
+    return f"{fmean(layer.density for layer in mass.layers):.2f}".lstrip("0")

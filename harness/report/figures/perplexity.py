@@ -3,36 +3,57 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from harness.report import variants
 from harness.report.figures import style
-from harness.report.leaderboard import is_baseline_row
+from harness.report.figures.picture_rows import count_range, usual_sparsity
+from harness.report.lines import rows_by_line
+from harness.report.rows import Perplexity, Row
 from harness.study.schema import PERPLEXITY, Status
 
-Row = style.Row
-PREFERRED = 0.9
 WIDE = 3.0
 """Where the largest perplexity is so many times the smallest, the axis is logarithmic."""
+
+Along = Literal["length", "density"]
+"""What is on the x axis."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row with its place on the x axis and its perplexity."""
+
+    x: float
+    row: Row
+    perplexity: Perplexity
+
+    @property
+    def low(self) -> float:
+        """The lower end of its interval, or the perplexity itself where it has none."""
+        return self.perplexity.perplexity if self.perplexity.perplexity_low is None else self.perplexity.perplexity_low
+
+    @property
+    def high(self) -> float:
+        """The upper end of its interval, or the perplexity itself where it has none."""
+        return self.perplexity.perplexity if self.perplexity.perplexity_high is None else self.perplexity.perplexity_high
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method's rows along the x axis, and how they look."""
+    """A method's points along the x axis, and how they look."""
 
     name: str
-    rows: list[Row]
+    points: list[Point]
     colour: str
     marker: str
-    dashes: Any
+    dash: style.Dash
     dense: bool
 
 
@@ -40,76 +61,86 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `perplexity.png`, one picture for each model, device and text, numbered from the second on."""
     sets: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        if row["task"] == PERPLEXITY and row["perplexity"] is not None:
-            sets[row["model"], row["device"], row["haystack"]].append(row)
+        if row.task == PERPLEXITY and row.perplexity is not None:
+            sets[row.model, row.device, row.haystack].append(row)
     paths = []
-    for number, (_, members) in enumerate(sorted(sets.items())):
+    for number, (_, members) in enumerate(sorted(sets.items(), key=lambda item: item[0])):
         path = folder / (f"perplexity_{number}.png" if number else "perplexity.png")
         paths.append(style.save(draw(members), path))
     return paths
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """The figure for rows of one model, device and text."""
-    along = "length" if len({r["length"] for r in rows}) > 1 else "density"
-    kept, sparsity = _one_sparsity(rows) if along == "length" else (list(rows), None)
-    made = style.figure(8.0, 4.6)
+    """Return the figure for rows of one model, device and text."""
+    along: Along = "length" if len({row.length for row in rows}) > 1 else "density"
+    shown, sparsity = _at_one_sparsity(rows) if along == "length" else (list(rows), None)
+    figure = style.new_figure(8.0, 4.6)
     with matplotlib.rc_context(style.RC):
-        axes = made.add_subplot()
-        lines = _lines(kept, along)
+        axes = figure.add_subplot()
+        lines = _lines(shown, along)
         for line in lines:
-            _draw(axes, line, along)
-        _axes(axes, kept, along)
-        _names(axes, lines, along)
+            _draw_line(axes, line, along)
+        _set_axes(axes, lines, along)
+        _write_names(axes, lines, along)
         at = f" at sparsity {sparsity:g}" if sparsity is not None else ""
-        of = "by length" if along == "length" else f"at {style.tokens(rows[0]['length'])} tokens"
-        style.title(made, f"{rows[0]['model']}: perplexity {of}{at}")
-        style.foot(made, _note(kept))
-    return made
+        by = "by length" if along == "length" else f"at {style.tokens(rows[0].length)} tokens"
+        style.set_title(figure, f"{rows[0].model}: perplexity {by}{at}")
+        style.set_small_print(figure, _note(shown))
+    return figure
 
 
-def _one_sparsity(rows: Sequence[Row]) -> tuple[list[Row], float | None]:
-    """Dense and the sparsity with most points, of those the nearest to 0.9."""
-    counts = Counter(r["sparsity"] for r in rows if not is_baseline_row(r) and r["sparsity"] is not None)
-    if not counts:
+def _at_one_sparsity(rows: Sequence[Row]) -> tuple[list[Row], float | None]:
+    """Return dense attention and the sparsity with most points, of those the nearest to 0.9; all rows where none has one."""
+    sparsities = [row.sparsity for row in rows if not row.is_baseline and row.sparsity is not None]
+    if not sparsities:
         return list(rows), None
-    sparsity = max(counts, key=lambda s: (counts[s], -abs(s - PREFERRED)))
-    return [r for r in rows if is_baseline_row(r) or r["sparsity"] == sparsity], sparsity
+    sparsity = usual_sparsity(sparsities)
+    return [row for row in rows if row.is_baseline or row.sparsity == sparsity], sparsity
 
 
-def _lines(rows: Sequence[Row], along: str) -> list[Line]:
-    looks: Mapping[str, tuple[str, str]] = style.looks(str(r["method"]) for r in rows if not is_baseline_row(r))
+def _lines(rows: Sequence[Row], along: Along) -> list[Line]:
+    looks = style.looks_of(row.method for row in rows if not row.is_baseline)
     drawn: Counter[str] = Counter()
-    found = []
-    grouped = variants.lines(rows, along="length") if along == "length" else variants.lines(rows)
+    lines = []
+    grouped = rows_by_line(rows, along="length") if along == "length" else rows_by_line(rows)
     for name, members in sorted(grouped.items()):
-        method, dense = str(members[0]["method"]), is_baseline_row(members[0])
+        method, dense = members[0].method, members[0].is_baseline
         colour, marker = (style.INK, "o") if dense else looks[method]
-        dashes = (0, (5, 3)) if dense else style.DASHES[drawn[method] % len(style.DASHES)]
+        dash = style.DENSE_DASH if dense else style.DASHES[drawn[method] % len(style.DASHES)]
         drawn[method] += 1
-        found.append(Line(name, sorted(members, key=lambda r: r[along]), colour, marker, dashes, dense))
-    return found
+        points = [Point(_place(row, along), row, row.perplexity) for row in members if row.perplexity is not None]
+        lines.append(Line(name, sorted(points, key=lambda point: point.x), colour, marker, dash, dense))
+    return lines
 
 
-def _draw(axes: Axes, line: Line, along: str) -> None:
-    xs, ys = [r[along] for r in line.rows], [r["perplexity"] for r in line.rows]
-    low, high = ([r["perplexity" if r[c] is None else c] for r in line.rows] for c in ("perplexity_low", "perplexity_high"))
+def _place(row: Row, along: Along) -> float:
+    """Return where a row stands on the x axis. Raises ValueError for one without a density."""
+    place = row.length if along == "length" else row.density
+    if place is None:
+        raise ValueError(f"row of {row.method} at {row.length}: it has no density")
+    return place
+
+
+def _draw_line(axes: Axes, line: Line, along: Along) -> None:
+    xs, ys = [point.x for point in line.points], [point.perplexity.perplexity for point in line.points]
+    low, high = [point.low for point in line.points], [point.high for point in line.points]
     if line.dense and along == "density":
         axes.axhspan(low[0], high[0], color=line.colour, alpha=0.08, linewidth=0)
-        axes.axhline(ys[0], color=line.colour, linewidth=1.2, linestyle=line.dashes)
+        axes.axhline(ys[0], color=line.colour, linewidth=1.2, linestyle=line.dash)
     elif line.dense:
         axes.fill_between(xs, low, high, color=line.colour, alpha=0.08, linewidth=0)
     else:
         bars = [[y - b for y, b in zip(ys, low, strict=True)], [b - y for y, b in zip(ys, high, strict=True)]]
         axes.errorbar(xs, ys, bars, fmt="none", ecolor=line.colour, elinewidth=1, capsize=2.5, alpha=0.5)
-    axes.plot(xs, ys, color=line.colour, linewidth=1.8, linestyle=line.dashes, zorder=3)
-    for x, y, row in zip(xs, ys, line.rows, strict=True):
-        face = "white" if row["status"] == Status.GATED else line.colour
+    axes.plot(xs, ys, color=line.colour, linewidth=1.8, linestyle=line.dash, zorder=3)
+    for x, y, point in zip(xs, ys, line.points, strict=True):
+        face = "white" if point.row.status == Status.GATED else line.colour
         axes.plot(x, y, line.marker, color=line.colour, markerfacecolor=face, markersize=6, zorder=4)
 
 
-def _axes(axes: Axes, rows: Sequence[Row], along: str) -> None:
-    values = [r["perplexity"] for r in rows]
+def _set_axes(axes: Axes, lines: Sequence[Line], along: Along) -> None:
+    points = [point for line in lines for point in line.points]
+    values = [point.perplexity.perplexity for point in points]
     axes.set_ylabel("perplexity")
     if max(values) > WIDE * min(values):
         axes.set_yscale("log")
@@ -121,32 +152,31 @@ def _axes(axes: Axes, rows: Sequence[Row], along: str) -> None:
         axes.set_xlim(0, 1.3)
         axes.set_xticks([t / 5 for t in range(6)])
         return
-    lengths = sorted({r["length"] for r in rows})
+    lengths = sorted({point.row.length for point in points})
     axes.set_xscale("log", base=2)
     axes.set_xlim(lengths[0] / 2**0.2, lengths[-1] * max(2.0, lengths[-1] / lengths[0]) ** 0.28)
-    axes.set_xticks(lengths, [style.tokens(n) for n in lengths])
+    axes.set_xticks(lengths, [style.tokens(length) for length in lengths])
     axes.minorticks_off()
     axes.set_xlabel("length (tokens)")
 
 
-def _names(axes: Axes, lines: Sequence[Line], along: str) -> None:
-    """Each line's name at its right end, moved apart on the axis as it is drawn, linear or logarithmic."""
+def _write_names(axes: Axes, lines: Sequence[Line], along: Along) -> None:
+    """Write each line's name at its right end, moved apart on the axis as it is drawn, linear or logarithmic."""
     axes.figure.canvas.draw()  # the limits are settled by drawing
     to_axes = (axes.transData + axes.transAxes.inverted()).transform
     back = (axes.transAxes + axes.transData.inverted()).transform
     ends: dict[float, list[Line]] = defaultdict(list)
     for line in lines:
-        ends[line.rows[-1][along] if along == "length" else 0.0].append(line)
+        ends[line.points[-1].x if along == "length" else 0.0].append(line)
     for members in ends.values():  # lines that end at another length are not in each other's way
-        points = [(float(line.rows[-1][along]), float(line.rows[-1]["perplexity"])) for line in members]
-        wanted = [float(to_axes(point)[1]) for point in points]
-        for line, point, height in zip(members, points, style.spread(wanted, 0.065, 0.0, 1.0), strict=True):
-            style.name(axes, line.name, point, float(back((0.5, height))[1]), line.colour, side="right")
+        points = [(float(line.points[-1].x), float(line.points[-1].perplexity.perplexity)) for line in members]
+        heights = style.spread([float(to_axes(point)[1]) for point in points], 0.065, 0.0, 1.0)
+        for line, point, height in zip(members, points, heights, strict=True):
+            style.write_name(axes, line.name, point, float(back((0.5, height))[1]), line.colour, side="right")
 
 
 def _note(rows: Sequence[Row]) -> str:
-    counts = sorted({r["samples"] for r in rows})
-    each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-    gated = "; hollow: held back by a sanity gate" if any(r["status"] == Status.GATED for r in rows) else ""
-    text, device = rows[0]["haystack"], rows[0]["device"]
-    return f"{each} documents of {text} a point, bars and band: 95 % interval over documents{gated}.\nMeasured on {device}."
+    counts = count_range((row.samples for row in rows), "–")
+    gated = "; hollow: held back by a sanity gate" if any(row.status == Status.GATED for row in rows) else ""
+    text, device = rows[0].haystack, rows[0].device
+    return f"{counts} documents of {text} a point, bars and band: 95 % interval over documents{gated}.\nMeasured on {device}."

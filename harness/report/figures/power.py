@@ -4,39 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 from harness.report.figures import style
+from harness.report.power import SamplesNeeded
 
 
-def write(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
+def write(rows: Sequence[SamplesNeeded], folder: Path) -> Path:
     """Write `power.png` from the rows of power.csv, at the lowest power that was asked for."""
-    power = min(r["power"] for r in rows)
-    lines: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    power = min(row.power for row in rows)
+    lines: dict[tuple[str, float], list[SamplesNeeded]] = {}
     for row in rows:
-        if row["power"] == power:
-            lines.setdefault((row["source"], row["discordance"]), []).append(row)
-    made = style.figure(6.6, 4.2)
+        if row.power == power:
+            lines.setdefault((row.source, row.discordance), []).append(row)
+    figure = style.new_figure(6.6, 4.2)
     with matplotlib.rc_context(style.RC):
-        axes = made.subplots()
+        axes = figure.subplots()
         for number, ((source, discordance), members) in enumerate(lines.items()):
             colour = style.PALETTE[number % len(style.PALETTE)]
-            for claim, dashes in (("non-inferior", style.DASHES[0]), ("differs", style.DASHES[1])):
-                points = sorted((r["margin"], r["samples"]) for r in members if r["claim"] == claim and r["samples"])
+            for claim, dash in (("non-inferior", style.DASHES[0]), ("differs", style.DASHES[1])):
+                points = sorted((row.margin, row.samples) for row in members if row.claim == claim and row.samples)
                 if points:
                     label = f"{claim}: {discordance:.3f} ({source})"
                     x, y = zip(*points, strict=True)
-                    axes.plot([100 * m for m in x], y, color=colour, linestyle=dashes, marker="o", markersize=4, label=label)
+                    axes.plot([100 * m for m in x], y, color=colour, linestyle=dash, marker="o", markersize=4, label=label)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        margins = sorted({100 * r["margin"] for r in rows})
-        axes.set_xticks(margins, [f"{m:g}" for m in margins])
+        margins = sorted({100 * row.margin for row in rows})
+        axes.set_xticks(margins, [f"{margin:g}" for margin in margins])
         axes.minorticks_off()
         axes.set_xlabel("margin, or difference to be seen (points)")
         axes.set_ylabel("samples in all")
-        axes.set_title(f"samples for power {power:g} at alpha {rows[0]['alpha']:g}, by discordance", loc="left")
+        axes.set_title(f"samples for power {power:g} at alpha {rows[0].alpha:g}, by discordance", loc="left")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
-    return style.save(made, folder / "power.png")
+    return style.save(figure, folder / "power.png")

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import os
+import io
 import textwrap
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-os.environ.setdefault("MPLCONFIGDIR", str(Path(".cache/matplotlib").resolve()))  # nothing outside the working folder
-Path(os.environ["MPLCONFIGDIR"]).mkdir(parents=True, exist_ok=True)
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
-import matplotlib  # noqa: E402  (reads MPLCONFIGDIR when imported)
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.patheffects import withStroke  # noqa: E402
+from harness.core.files import write_whole
 
-from harness.core.question import QUESTION_TITLES  # noqa: E402
-from harness.report.common_tasks import comparable  # noqa: E402
-from harness.report.leaderboard import FULL, is_baseline_row  # noqa: E402
-from harness.study.schema import Status  # noqa: E402
-
-Row = dict[str, Any]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 """Okabe & Ito (2008) in the order that keeps neighbours apart, and two more; black is dense."""
 MARKERS = "osD^vPX*"
 MANY = 8
 """Methods that lines and names beside them can tell apart."""
+Look = tuple[str, str]
+"""Colour and marker of a method."""
 Dash = str | tuple[int, tuple[float, ...]]
 """A line's style, as matplotlib takes it."""
 DASHES: tuple[Dash, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)))
-"""Line styles of the variants of one method."""
+"""Line styles of the lines of one method."""
+DENSE_DASH: Dash = (0, (5, 3))
+"""The line style of dense attention."""
 NARROWEST = 6.4
 """Inches that title and small print need in lines that one likes to read."""
 TITLE_LETTER, NAME_LETTER, SMALL_LETTER = 0.105, 0.08, 0.063
@@ -56,120 +51,86 @@ RC = {
     "axes.axisbelow": True,
     "savefig.dpi": 160,
 }
+"""Settings of matplotlib for a picture of lines."""
+HEATMAP_RC = RC | {"axes.grid": False}
+"""Settings of matplotlib for a picture of coloured cells."""
 
 
-def figure(width: float, height: float) -> Figure:
-    """A figure of width × height inches that needs no display; as wide as the text around a picture needs at least."""
+def new_figure(width: float, height: float) -> Figure:
+    """Return a figure of width × height inches that needs no display; as wide as the text around a picture needs at least."""
     with matplotlib.rc_context(RC):
-        made = Figure(figsize=(max(width, NARROWEST), height), layout="constrained")
-        FigureCanvasAgg(made)
-    return made
+        figure = Figure(figsize=(max(width, NARROWEST), height), layout="constrained")
+        FigureCanvasAgg(figure)
+    return figure
 
 
-def save(made: Figure, path: Path) -> Path:
-    """Write the figure in one step: readers see the old picture or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure in one step: readers see the old picture or the new one. Raises UserError where it can't be written."""
+    picture = io.BytesIO()
     with matplotlib.rc_context(RC):
-        made.savefig(temporary, format="png")
-    os.replace(temporary, path)
-    return path
+        figure.savefig(picture, format="png")
+    return write_whole(path, lambda file: file.write(picture.getvalue()))
 
 
-def title(made: Figure, text: str, *, beside: float = 0.0) -> None:
-    """The picture's title at its left, in as many lines as its width needs; `beside` inches at the right stay free."""
-    columns = int((made.get_figwidth() - beside) / TITLE_LETTER)
+def set_title(figure: Figure, text: str, *, beside: float = 0.0) -> None:
+    """Write the picture's title at its left, in as many lines as its width needs; `beside` inches at the right stay free."""
+    columns = int((figure.get_figwidth() - beside) / TITLE_LETTER)
     lines = textwrap.fill(text, max(20, columns))
-    made.suptitle(lines, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    figure.suptitle(lines, x=0.01, ha="left", fontsize=12, fontweight="bold")
 
 
-def foot(made: Figure, text: str) -> None:
-    """Small print at the picture's lower left, its lines folded to the width."""
-    columns = int(made.get_figwidth() / SMALL_LETTER)
+def set_small_print(figure: Figure, text: str) -> None:
+    """Write small print at the picture's lower left, its lines folded to the width."""
+    columns = int(figure.get_figwidth() / SMALL_LETTER)
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, columns)]
-    made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)
 
 
-def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """The average rows that have an accuracy and compare (`harness.report.common_tasks`), by model and device: what one
-    picture may hold together. Those whose question was not seen with the context are of a model whose name says so."""
-    sets: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in comparable(rows)[0]:
-        sets[model_of(row), row["device"]].append(row)
-    return sets
-
-
-def model_of(row: Row) -> str:
-    """A row's model, and how it was asked where that was not with the context."""
-    return str(row["model"]) + (f", {QUESTION_TITLES[row['question']]}" if row["question"] in QUESTION_TITLES else "")
-
-
-def note(rows: Sequence[Row], device: str, *, bars: str = "bars", gated: str = "hollow") -> str:
-    """What the reader must know, below a picture; `gated` says how rows that a gate holds back look there."""
-    counts = sorted({r["samples"] for r in rows})
-    each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-    held = f"; {gated}: held back by a sanity gate" if any(r["status"] == Status.GATED for r in rows) else ""
-    sparse = [r for r in rows if not is_baseline_row(r)]
-    how = "Sparse prefill, full attention at decode. " if all(str(r["decode"]).startswith(FULL) for r in rows) else ""
-    if sparse and all(r["block_size"] is None for r in sparse):
-        how = "Dense prefill, sparse decode. "
-    if sparse and sparse[0]["question"] in QUESTION_TITLES:  # a picture holds one of them
-        how += f"The {QUESTION_TITLES[sparse[0]['question']]} had full attention. "
-    interval = f", {bars}: 95 % interval" if bars else ""
-    return f"Mean over tasks, {each} samples a point{interval}{held}.\n{how}Measured on {device}."
-
-
-def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of every name, the same in all pictures of the same names."""
-    found = {}
+def looks_of(names: Iterable[str]) -> dict[str, Look]:
+    """Return colour and marker of every name, the same in all pictures of the same names."""
+    looks = {}
     for i, name in enumerate(sorted(set(names))):
         turn = i // len(PALETTE)  # a colour that comes again has another marker
-        found[name] = PALETTE[i % len(PALETTE)], MARKERS[(i + 3 * turn) % len(MARKERS)]
-    return found
+        looks[name] = PALETTE[i % len(PALETTE)], MARKERS[(i + 3 * turn) % len(MARKERS)]
+    return looks
 
 
 def tokens(length: int) -> str:
-    """4096 as "4k"; a length that is no multiple of 1024 as it is."""
+    """Return 4096 as "4k"; a length that is no multiple of 1024 as it is."""
     return f"{length // 1024}k" if length % 1024 == 0 else f"{length:,}"
 
 
 def percent_axis(axes: Axes) -> None:
-    """Accuracy in per cent on the y axis, with room for bars at 0 and 100."""
+    """Show accuracy in per cent on the y axis, with room for bars at 0 and 100."""
     axes.set_ylim(-4, 104)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("accuracy (%)")
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions as near to `wanted` as can be with at least `gap` between neighbours, within [low, high]."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Return positions as near to the given ones as can be with at least `gap` between neighbours, within [low, high]."""
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
     groups: list[tuple[list[int], float]] = []  # members, centre
     for i in order:
-        members, centre = [i], wanted[i]
+        members, centre = [i], positions[i]
         while groups:
             before, at = groups[-1]
             if at + gap * len(before) / 2 <= centre - gap * len(members) / 2:
                 break
             groups.pop()
             members = before + members
-            centre = sum(wanted[m] for m in members) / len(members)
+            centre = sum(positions[m] for m in members) / len(members)
         half = gap * (len(members) - 1) / 2
         centre = min(max(centre, low + half), high - half)
         groups.append((members, centre))
-    placed = [0.0] * len(wanted)
+    placed = [0.0] * len(positions)
     for members, centre in groups:
         for rank, i in enumerate(members):
             placed[i] = centre + gap * (rank - (len(members) - 1) / 2)
     return placed
 
 
-def error_bars(row: Row) -> tuple[float, float]:
-    """Lengths of the bar below and above the accuracy, per cent."""
-    mean = 100 * row["accuracy"]
-    return max(0.0, mean - 100 * row["accuracy_low"]), max(0.0, 100 * row["accuracy_high"] - mean)
-
-
-def name(axes: Axes, text: str, point: tuple[float, float], height: float, colour: str, *, side: str) -> None:
+def write_name(axes: Axes, text: str, point: tuple[float, float], height: float, colour: str, *, side: str) -> None:
     """Write a line's name beside its end `point`, at `height` on the y axis, on its left or right side, or below it. A
     white halo keeps it readable on another line."""
     away, align = {"left": (-11, "right"), "right": (11, "left"), "below": (0, "center")}[side]

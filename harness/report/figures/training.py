@@ -7,37 +7,34 @@ from pathlib import Path
 
 import matplotlib
 
-from harness.report.figures.style import PALETTE, RC, figure, percent_axis, save, tokens
+from harness.report.figures import style
+from harness.report.figures.style import PALETTE
+
+LOWEST = 1e-3
+"""Loss below which the curve of answer tokens is drawn at this: its axis is logarithmic."""
 
 
-def training_curve(log: Path, path: Path) -> Path:
+def draw_training_curve(log: Path, path: Path) -> Path:
     """Draw `log` (train_log.jsonl of ``job=pretrain``) to `path`."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    steps = [r for r in rows if "loss" in r]
-    probe = [r["probe"] for r in rows if "probe" in r][-1]
-    with matplotlib.rc_context(RC):
-        made = figure(10, 3.8)
-        left, right = made.subplots(1, 2)
-        left.plot(
-            [r["step"] for r in steps],
-            [r["loss"] for r in steps],
-            color=PALETTE[0],
-            label="weighted, all scored tokens",
-        )
-        left.plot(
-            [r["step"] for r in steps],
-            [max(r["answer_loss"], 1e-3) for r in steps],
-            color=PALETTE[1],
-            label="answer tokens",
-        )
+    losses = [row for row in rows if "loss" in row]
+    probe = [row["probe"] for row in rows if "probe" in row][-1]
+    with matplotlib.rc_context(style.RC):
+        figure = style.new_figure(10, 3.8)
+        left, right = figure.subplots(1, 2)
+        steps = [row["step"] for row in losses]
+        left.plot(steps, [row["loss"] for row in losses], color=PALETTE[0], label="weighted, all scored tokens")
+        answers = [max(row["answer_loss"], LOWEST) for row in losses]
+        left.plot(steps, answers, color=PALETTE[1], label="answer tokens")
         left.set(yscale="log", xlabel="step", ylabel="loss (nats per token)", title="Training loss")
         left.legend(frameon=False)
         for n, (kind, by_length) in enumerate(sorted(probe.items())):
-            lengths = [int(k) for k in by_length]
-            right.plot(lengths, [100 * v for v in by_length.values()], "o-", color=PALETTE[n % len(PALETTE)], label=kind)
+            lengths = [int(length) for length in by_length]
+            shares = [100 * share for share in by_length.values()]
+            right.plot(lengths, shares, "o-", color=PALETTE[n % len(PALETTE)], label=kind)
         right.set_xscale("log", base=2)
-        right.set_xticks(lengths, [tokens(n) for n in lengths])
+        right.set_xticks(lengths, [style.tokens(length) for length in lengths])
         right.set(xlabel="tokens", title="Whole answers right at the end, unseen rows")
-        percent_axis(right)
+        style.percent_axis(right)
         right.legend(frameon=False, ncols=2)
-    return save(made, path)
+    return style.save(figure, path)

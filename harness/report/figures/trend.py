@@ -5,84 +5,95 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.report import variants
-from harness.report.figures import style
-from harness.report.leaderboard import is_baseline_row
+from harness.report.figures import picture_rows, style
+from harness.report.lines import rows_by_line
+from harness.report.rows import Row
 from harness.study.schema import Status
 
-Row = style.Row
 WIDTH = 7.3
 """Inches of the panel."""
 
 
 @dataclass(frozen=True)
 class Trend:
-    """The setting on the x axis: its column, the axis label and how its values are written."""
+    """The setting on the x axis: the field of a row, the axis label and how its values are written."""
 
-    column: str
+    setting: Literal["length", "block_size"]
     label: str
-    written: Callable[[int], str]
+    value_text: Callable[[int], str]
+
+    def value(self, row: Row) -> int | None:
+        """Return where a row stands on the x axis; None for dense attention's block size."""
+        return row.length if self.setting == "length" else row.block_size
+
+
+Point = tuple[int, Row]
+"""A value on the x axis, and the row there."""
 
 
 def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
-    """The figure for average rows of one model and device. A dense row without a value of the column (it has no block
+    """Return the figure for average rows of one model and device. A dense row without a value of the setting (it has no block
     size) holds at every value. A method with one point is no line, and left out; the small print says how many are."""
-    made = style.figure(WIDTH + 0.7, 4.6)
-    looks = style.looks(str(r["method"]) for r in rows if not is_baseline_row(r))
-    values = sorted({r[trend.column] for r in rows if r[trend.column] is not None})
+    figure = style.new_figure(WIDTH + 0.7, 4.6)
+    looks = style.looks_of(row.method for row in rows if not row.is_baseline)
+    values = sorted({value for row in rows if (value := trend.value(row)) is not None})
     with matplotlib.rc_context(style.RC):
-        axes = made.add_subplot()
+        axes = figure.add_subplot()
         style.percent_axis(axes)
         ends = []
         drawn: Counter[str] = Counter()
-        left = 0
-        for name, members in sorted(variants.lines(rows, along=trend.column).items()):
+        single_points = 0
+        for name, members in sorted(rows_by_line(rows, along=trend.setting).items()):
             points = _points(members, trend, values)
             if len({value for value, _ in points}) < 2:
-                left += 1
+                single_points += 1
                 continue
-            method, dense = str(members[0]["method"]), is_baseline_row(members[0])
-            colour, marker = (style.INK, "o") if dense else looks[method]
-            dashes = (0, (5, 3)) if dense else style.DASHES[drawn[method] % len(style.DASHES)]
+            method, dense = members[0].method, members[0].is_baseline
+            look = (style.INK, "o") if dense else looks[method]
+            dash = style.DENSE_DASH if dense else style.DASHES[drawn[method] % len(style.DASHES)]
             drawn[method] += 1
-            _line(axes, points, colour, marker, dashes, dense=dense)
-            ends.append((name, points[-1][0], 100 * points[-1][1]["accuracy"], colour))
+            _draw_line(axes, points, look, dash, dense=dense)
+            ends.append((name, points[-1][0], points[-1][1].scored.percent, look[0]))
         axes.set_xscale("log", base=2)
         longest = max((len(text) for text, *_ in ends), default=0)
         names = min(0.6, (7.2 * longest + 24) / (72 * WIDTH))  # their share of the panel
         axes.set_xlim(values[0] / 2**0.2, values[-1] * max(2.0, values[-1] / values[0]) ** (names / (1 - names)))
-        axes.set_xticks(values, [trend.written(v) for v in values])
+        axes.set_xticks(values, [trend.value_text(value) for value in values])
         axes.minorticks_off()
         axes.set_xlabel(trend.label)
         heights = style.spread([y for _, _, y, _ in ends], 6.0, 0.0, 100.0)
         for (text, x, y, colour), height in zip(ends, heights, strict=True):
-            style.name(axes, text, (x, y), height, colour, side="right")
-        style.title(made, title)
-        alone = f"Left out, with a single point: {left}. " if left else ""
-        style.foot(made, alone + style.note(rows, device, bars="bars and band"))
-    return made
+            style.write_name(axes, text, (x, y), height, colour, side="right")
+        style.set_title(figure, title)
+        alone = f"Left out, with a single point: {single_points}. " if single_points else ""
+        style.set_small_print(figure, alone + picture_rows.note(rows, device, bars="bars and band"))
+    return figure
 
 
-def _points(rows: Sequence[Row], trend: Trend, values: Sequence[int]) -> list[tuple[int, Row]]:
-    points = [(v, row) for row in rows for v in (values if row[trend.column] is None else [row[trend.column]])]
+def _points(rows: Sequence[Row], trend: Trend, values: Sequence[int]) -> list[Point]:
+    points = []
+    for row in rows:
+        value = trend.value(row)
+        points += [(place, row) for place in (values if value is None else [value])]
     return sorted(points, key=lambda point: point[0])
 
 
-def _line(axes: Axes, points: Sequence[tuple[int, Row]], colour: str, marker: str, dashes: Any, *, dense: bool) -> None:
-    xs, ys = [x for x, _ in points], [100 * r["accuracy"] for _, r in points]
+def _draw_line(axes: Axes, points: Sequence[Point], look: style.Look, dash: style.Dash, *, dense: bool) -> None:
+    colour, marker = look
+    xs, ys = [x for x, _ in points], [row.scored.percent for _, row in points]
     if dense:
-        low, high = ([100 * r[c] for _, r in points] for c in ("accuracy_low", "accuracy_high"))
+        low, high = [100 * row.scored.accuracy_low for _, row in points], [100 * row.scored.accuracy_high for _, row in points]
         axes.fill_between(xs, low, high, color=colour, alpha=0.08, linewidth=0)
     else:
-        below, above = zip(*(style.error_bars(r) for _, r in points), strict=True)
+        below, above = zip(*(picture_rows.error_bars(row) for _, row in points), strict=True)
         axes.errorbar(xs, ys, [below, above], fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.5)
-    axes.plot(xs, ys, color=colour, linewidth=1.8, linestyle=dashes, zorder=3)
+    axes.plot(xs, ys, color=colour, linewidth=1.8, linestyle=dash, zorder=3)
     for (x, row), y in zip(points, ys, strict=True):
-        face = "white" if row["status"] == Status.GATED else colour
+        face = "white" if row.status == Status.GATED else colour
         axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=6, zorder=4)

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from harness.report.leaderboard import Row
-from harness.report.variants import lines
+from harness.report.lines import line_names
+from harness.report.rows import Row
+from harness.report.terminal import formats
 
 HEADINGS = ("method", "len", "dens", "docs", "perplexity", "÷ dense", "p", "tokens/s")
 
 
-def show(console: Console, rows: Sequence[Row]) -> None:
+def show_perplexities(console: Console, rows: Sequence[Row]) -> None:
     """Print the rows of perplexity, if there are any; their texts are named above."""
     if not rows:
         return
-    texts = ", ".join(sorted({str(r["haystack"]) for r in rows}))
-    title = f"perplexity of {rows[0]['model']} on {texts}, with its 95 % interval"
-    table = Table(title=title, box=None, padding=(0, 1, 0, 0), title_justify="left", title_style="bold", header_style="dim")
-    for name in HEADINGS:
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    names = {id(row): name for name, members in lines(rows).items() for row in members}
+    texts = ", ".join(sorted({row.haystack for row in rows}))
+    table = formats.plain_table(f"perplexity of {rows[0].model} on {texts}, with its 95 % interval")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    names = line_names(rows)
     for row in rows:
         table.add_row(names[id(row)], *_cells(row))
     console.print(table)
@@ -31,19 +29,17 @@ def show(console: Console, rows: Sequence[Row]) -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    shown = [str(row["length"]), _number(row["density"], ".3f"), str(row["samples"])]
-    if row["perplexity"] is None:
-        return [*shown, str(row["status"]), "", "", ""]
-    between = "" if row["perplexity_low"] is None else f" [dim]{row['perplexity_low']:.4g}–{row['perplexity_high']:.4g}[/]"
-    p = row["p_value"]
+    cells = [str(row.length), formats.number(row.density, ".3f"), str(row.samples)]
+    measured = row.perplexity
+    if measured is None:
+        return [*cells, row.status, "", "", ""]
+    low, high = measured.perplexity_low, measured.perplexity_high
+    interval = "" if low is None else f" [dim]{low:.4g}–{high:.4g}[/]"
+    ratio = None if measured.comparison is None else measured.comparison.perplexity_ratio
     return [
-        *shown,
-        f"{row['perplexity']:.4g}{between}",
-        _number(row["perplexity_ratio"], ".4f"),
-        "" if p is None else "<.001" if p < 0.001 else f"{p:.3f}",
-        _number(row["tokens_s"], ",.0f"),
+        *cells,
+        f"{measured.perplexity:.4g}{interval}",
+        formats.number(ratio, ".4f"),
+        formats.p_value(row.p_value),
+        formats.number(measured.tokens_s, ",.0f"),
     ]
-
-
-def _number(value: Any, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaForCausalLM
 
 from harness.core.errors import UserError
-from harness.report.figures.training import training_curve
+from harness.report.figures.training import draw_training_curve
 from harness.training.bundled_model.batches import Batch, Stream, loader, longest
 from harness.training.bundled_model.corpus import Corpus, build_corpus, read_stdlib, read_texts
 from harness.training.bundled_model.mixture import Mixture
@@ -176,5 +176,5 @@ def pretrain(recipe: PretrainRecipe) -> Path:
     model.set_attn_implementation(ATTENTION)
     write(step=step, probe=probe(model, held_out, probed_lengths(1.0, recipe.max_length), 2 * recipe.probe_rows))
     kernels.close()
-    training_curve(out / "train_log.jsonl", out / "training.png")
+    draw_training_curve(out / "train_log.jsonl", out / "training.png")
     return out

@@ -23,7 +23,7 @@ from harness.core.files import check_folder
 from harness.core.settings import Settings, read_settings
 from harness.measure.sweep import load_model_of
 from harness.models.loading import LoadedModel, ModelConfig, load_model
-from harness.report.figures.gates import gate_curves
+from harness.report.figures.gates import draw_gate_curves
 from harness.tasks.haystack import haystack_source
 from harness.training.gates import recall_tables
 from harness.training.gates.checkpoint import Checkpoint, Step
@@ -167,7 +167,7 @@ def _report(distilled: Distilled, settings: Settings, loaded: LoadedModel, spec:
     steps = pd.DataFrame([asdict(step) for step in distilled.steps])
     steps.to_csv(settings.folder / f"gate_steps_{spec.suffix}.csv", index=False)
     recall_tables.write(distilled.recall, settings.folder, spec.suffix, recall_tables.title(loaded.name))
-    gate_curves(steps, recall_tables.by_layer(distilled.recall), settings.folder / f"gates_{spec.suffix}.png")
+    draw_gate_curves(steps, recall_tables.by_layer(distilled.recall), settings.folder / f"gates_{spec.suffix}.png")
     console = Console()
     console.print(f"{distilled.parameters:,} gate parameters, {distilled.seconds:.0f} s", highlight=False)
     recall_tables.show(distilled.recall, console)

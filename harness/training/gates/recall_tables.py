@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from harness.report.figures.gates import head_recall as draw_head_recall
+from harness.report.figures.gates import draw_head_recall
 from harness.training.gates.recall import Recall
 
 BY_HEAD = ("heads", "heads_kept")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from harness.measure.kernel_speed.correctness import relative_error
 from harness.measure.kernel_speed.indices import deal, random_index
 from harness.measure.kernel_speed.inputs import Work
 from harness.report.figures import kernel_speed as pictures
-from harness.study.schema import KERNEL_COLUMNS
+from harness.report.kernel_rows import KernelRow, KernelTimes
+from harness.report.rows import Origin
+from harness.study.schema import Status
 from methods.parts.base import LayerInputs
 
 CPU = torch.device("cpu")
@@ -69,10 +72,43 @@ def test_refusals_are_told_from_what_may_pass() -> None:
     assert not result.final and result.reason == "RuntimeError: out of memory"
 
 
-def planted(op: str, kernel: str, length: int, total: float, **more: Any) -> dict[str, Any]:
-    row = dict.fromkeys(KERNEL_COLUMNS) | {"op": op, "kernel": kernel, "length": length, "total_ms": total}
-    row |= {"status": "ok", "model": "shape", "device": "card", "dtype": "bfloat16", "phase": "prefill", "batch": 1}
-    return row | {"method": "dense", "index": "", "selection": "", "block_size": None} | more
+def planted(op: str, kernel: str, length: int, total: float, *, pct_ideal: float | None = None, **more: Any) -> KernelRow:
+    """A row of a shape on a card; of dense attention unless `more` says otherwise."""
+    known = {
+        "method": "dense",
+        "index": "",
+        "selection": "",
+        "block_size": None,
+        "sparsity": None,
+        "shared": None,
+        "k_block": None,
+    }
+    origin = Origin("card", None, None, None, None, None, "2026-01-01")
+    return KernelRow(
+        study="mine",
+        shape="shape",
+        op=op,
+        kernel=kernel,
+        length=length,
+        batch=1,
+        seed=0,
+        dtype="bfloat16",
+        phase="prefill",
+        q_block=None,
+        haystack="",
+        density=None,
+        error=None,
+        dense_ms=None,
+        dense_kernel=None,
+        peak_mib=None,
+        timing="events",
+        case="",
+        status=Status.OK,
+        reason="",
+        origin=origin,
+        times=KernelTimes(total_ms=total, pct_ideal=pct_ideal),
+        **(known | more),
+    )
 
 
 def test_pictures_show_real_indices_before_random_ones(tmp_path: Path) -> None:
@@ -81,12 +117,12 @@ def test_pictures_show_real_indices_before_random_ones(tmp_path: Path) -> None:
         for method, ms in (("uniform", 10.0), ("seer", 20.0)):
             own = {"method": method, "index": method, "shared": False, "sparsity": 0.9, "block_size": 64, "k_block": 64}
             rows.append(planted("sparse", "quick", n, ms, pct_ideal=50.0, **own))
-    made = pictures._by_length(rows, "block_size", "blocks of")
+    made = pictures._by_length(rows, pictures.BLOCKS)
     assert made is not None
     texts = [t.get_text().strip() for t in made.axes[0].texts]
     assert texts == ["FlashAttention-3  200", "quick  20"]
     assert [p.name for p in pictures.write(rows, tmp_path)] == ["time_by_length.png"], "one sparsity is no curve"
-    gated = [r | {"status": "gated"} for r in rows]
+    gated = [replace(r, status=Status.GATED) for r in rows]
     assert pictures.write(gated, tmp_path) == []
 
 

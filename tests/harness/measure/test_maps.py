@@ -21,7 +21,7 @@ from harness.core.errors import UserError
 from harness.measure import attention_maps
 from harness.measure.attention_maps import LayerMaps, chosen, kept_keys, look, shrink
 from harness.measure.context import Kernels
-from harness.report.figures.attention_maps import _panel
+from harness.report.figures.attention_maps import _draw_map
 from methods.parts.base import LayerInputs
 from tests.harness.measure.test_mass import attention
 from tests.harness.tiny import Fixed, load, tokens
@@ -107,7 +107,7 @@ def test_rows_and_columns_stand_at_their_tokens(monkeypatch: pytest.MonkeyPatch)
     panels = Figure().subplots(3)
     for axes, part in zip(panels, ("true", "truth", "kept"), strict=True):
         values = getattr(found.heads[0], part)
-        image = _panel(axes, values, found.cells[part], LENGTH, PowerNorm(0.5, 0, 1), "Greys")
+        image = _draw_map(axes, values, found.cells[part], LENGTH, PowerNorm(0.5, 0, 1), "Greys")
         assert axes.get_xlim() == (0, LENGTH) and axes.get_ylim() == (LENGTH, 0)
         tall, wide = found.cells[part]
         assert image.get_extent() == [0, wide * values.shape[1], tall * values.shape[0], 0]

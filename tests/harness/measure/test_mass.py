@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from attention_kernels.kept_mass import ROWS
 from matplotlib.image import imread
 
 from harness.measure import kept_mass
 from harness.measure.kept_mass import keep
 from harness.models.bridge import Bridge
-from harness.report.figures.kept_mass import draw
+from harness.report.figures.kept_mass import QUERY_BLOCKS, draw
+from harness.report.mass_rows import LayerMass, MassRow
+from tests.harness.report.support import make_row
 from tests.harness.tiny import Fixed, load, tokens
 
 Command = Callable[..., int]
@@ -113,21 +116,11 @@ def test_a_failure_is_said_and_tried_again(
 
 def test_methods_stand_by_the_mass_they_keep(tmp_path: Path) -> None:
     rows = [
-        {
-            "method": name,
-            "knob": "",
-            "sparsity": 0.9,
-            "length": length,
-            "block_size": 64,
-            "dtype": "float32",
-            "seed": 0,
-            "kernel": "sdpa",
-            "decode": "full",
-            "layers": [0, 1],
-            "kept": [[mass, mass], [mass, 1.0]],
-            "densities": [0.1, 0.1],
-            "prompts": 2,
-        }
+        MassRow(
+            make_row(name, 0.9, length, None),
+            [LayerMass(0, [mass, mass], 0.1), LayerMass(1, [mass, 1.0], 0.1)],
+            prompts=2,
+        )
         for length in (1024, 2048)
         for name, mass in (("worse", 0.2), ("better", 0.6))
     ]
@@ -137,3 +130,7 @@ def test_methods_stand_by_the_mass_they_keep(tmp_path: Path) -> None:
     assert {"60", "80", "70", ".10"} <= {t.get_text() for t in second.texts}
     figure.savefig(tmp_path / "x.png")
     assert imread(tmp_path / "x.png").shape[1] > 400
+
+
+def test_the_picture_says_how_many_query_blocks_are_measured() -> None:
+    assert QUERY_BLOCKS == ROWS

@@ -10,8 +10,9 @@ import pytest
 
 from harness.arms import calibration as calibrate_module
 from harness.measure import generate_batches as generating
-from harness.report.figures import style
+from harness.report.figures.picture_rows import by_model
 from tests.harness.measure.test_run import board, lines
+from tests.harness.report.support import make_row
 from tests.harness.tasks.test_longbench import line, write
 
 Command = Callable[..., int]
@@ -159,26 +160,13 @@ def test_a_question_that_was_cut_costs_its_cell(command: Command, toy: list[str]
 
 def test_a_question_of_any_kind_has_pictures_and_families_of_its_own() -> None:
     rows = [
-        {
-            "model": "m",
-            "device": "cpu",
-            "length": 512,
-            "question": q,
-            "task": task,
-            "accuracy": 0.5,
-            "_group": (m, q),
-            "block_size": b,
-            "decode": "full",
-            "tasks": 1,
-            "method": m,
-            "haystack": "pydoc",
-        }
+        make_row(m, 0.5, 512, 0.5, model="m", question=q, task=task, group=f"{m} {q}", block_size=b, haystack="pydoc")
         for q in ("seen", "after", "reread")
         for m, b in (("dense", None), ("sieve", 64))
         for task in ("one", "avg")
     ]
-    groups = style.by_model(rows)
-    assert {name: {r["question"] for r in members} for (name, _), members in groups.items()} == {
+    sets = by_model(rows)
+    assert {name: {r.question for r in members} for (name, _), members in sets.items()} == {
         "m": {"seen"},
         "m, question after the context": {"after"},
         "m, question read again": {"reread"},

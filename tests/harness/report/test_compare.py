@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from harness.core.errors import UserError
-from harness.report.compare import COLUMNS, table
+from harness.report.compare import COLUMNS, compare_lines
 from harness.stats import scores
 from harness.stats.paired import difference_interval
 from harness.study.identity import ArmIdentity, Cell, Samples
 from harness.study.store import Store
-from tests.harness.report.test_leaderboard import DENSE, SETTING, fill
+from tests.harness.report.support import DENSE, SETTING, record_cell
 
 SIEVE = {s: ArmIdentity(SETTING, "sieve", s, {"width": 3}, 64, "reference") for s in (0.5, 0.9)}
 NET = {s: ArmIdentity(SETTING, "net", s, {}, 64, "reference") for s in (0.5, 0.9)}
@@ -27,52 +27,52 @@ def study(folder: Path) -> Store:
     """Dense, two methods at two sparsities and two tasks, and one at a sparsity that nobody else has."""
     store = Store(folder / "study")
     for task in ("first", "second"):
-        fill(store, DENSE, task, [1.0] * 5)
-        fill(store, ONLY, task, GOOD, density=0.3)
-        for sparsity, mine, theirs in ((0.5, GOOD, GOOD), (0.9, BAD, GOOD if task == "first" else GOOD[:4])):
-            fill(store, SIEVE[sparsity], task, mine, density=1 - sparsity)
-            fill(store, NET[sparsity], task, theirs, density=1 - sparsity)
+        record_cell(store, DENSE, task, [1.0] * 5)
+        record_cell(store, ONLY, task, GOOD, density=0.3)
+        for sparsity, sieve_scores, net_scores in ((0.5, GOOD, GOOD), (0.9, BAD, GOOD if task == "first" else GOOD[:4])):
+            record_cell(store, SIEVE[sparsity], task, sieve_scores, density=1 - sparsity)
+            record_cell(store, NET[sparsity], task, net_scores, density=1 - sparsity)
     return store
 
 
 def test_pairs_are_of_the_samples_that_both_ran(tmp_path: Path) -> None:
-    even, lower = table(study(tmp_path), "net")
-    assert (even["line"], even["sparsity"], even["beside"]) == ("sieve", 0.5, "net")
-    assert even["difference"] == 0 and even["p_value"] == 1 and even["difference_low"] < 0 < even["difference_high"]
-    assert lower["samples"] == 9  # the second task's fifth has no partner
-    assert lower["accuracy"] == pytest.approx((2 / 5 + 1 / 4) / 2)
-    assert lower["beside_accuracy"] == pytest.approx((4 / 5 + 3 / 4) / 2)
-    assert lower["difference"] == pytest.approx((-2 / 5 - 2 / 4) / 2)
+    even, lower = compare_lines(study(tmp_path), "net")
+    assert (even.line, even.sparsity, even.beside) == ("sieve", 0.5, "net")
+    assert even.difference == 0 and even.p_value == 1 and even.difference_low < 0 < even.difference_high
+    assert lower.samples == 9  # the second task's fifth has no partner
+    assert lower.accuracy == pytest.approx((2 / 5 + 1 / 4) / 2)
+    assert lower.beside_accuracy == pytest.approx((4 / 5 + 3 / 4) / 2)
+    assert lower.difference == pytest.approx((-2 / 5 - 2 / 4) / 2)
     pairs = [BAD, BAD[:4]], [GOOD, GOOD[:4]]
-    assert (lower["difference_low"], lower["difference_high"]) == difference_interval(*pairs)
-    assert lower["p_value"] == scores.average_p(*pairs)
-    assert [even["p_holm"], lower["p_holm"]] == scores.holm([1.0, lower["p_value"]])
+    assert (lower.difference_low, lower.difference_high) == difference_interval(*pairs)
+    assert lower.p_value == scores.average_p(*pairs)
+    assert [even.p_holm, lower.p_holm] == scores.holm_adjusted([1.0, lower.p_value])
 
 
 def test_the_other_way_round_is_the_opposite(tmp_path: Path) -> None:
     store = study(tmp_path)
-    there, back = table(store, "net")[1], table(store, "sieve")[1]
-    assert back["line"] == "net" and back["difference"] == -there["difference"]
-    assert back["p_value"] == there["p_value"]
+    forth, back = compare_lines(store, "net")[1], compare_lines(store, "sieve")[1]
+    assert back.line == "net" and back.difference == -forth.difference
+    assert back.p_value == forth.p_value
 
 
 def test_samples_of_another_seed_are_no_partners(tmp_path: Path) -> None:
     store = Store(tmp_path / "study")
     for method, seed in (("sieve", 0), ("net", 1)):
         setting = replace(SETTING, seed=seed)
-        fill(store, ArmIdentity(setting, "full", 0.0), "first", [1.0] * 5)
-        fill(store, ArmIdentity(setting, method, 0.5, {}, 64, "reference"), "first", GOOD)
+        record_cell(store, ArmIdentity(setting, "full", 0.0), "first", [1.0] * 5)
+        record_cell(store, ArmIdentity(setting, method, 0.5, {}, 64, "reference"), "first", GOOD)
     with pytest.raises(UserError, match="no other line has accuracies of the same samples at a sparsity of net"):
-        table(store, "net")
+        compare_lines(store, "net")
 
 
 def test_weights_that_no_column_tells_apart_are_not_chosen_between(tmp_path: Path) -> None:
     store = study(tmp_path)
-    fill(store, replace(NET[0.5], weights_hash="other"), "first", BAD)
-    fill(store, replace(NET[0.5], weights_hash="other"), "second", BAD)
+    record_cell(store, replace(NET[0.5], weights_hash="other"), "first", BAD)
+    record_cell(store, replace(NET[0.5], weights_hash="other"), "second", BAD)
     with pytest.raises(UserError, match=r"net has two rows at sparsity 0\.5 and length 4096, of other weights or prompts"):
-        table(store, "net")
-    assert len([row for row in table(store, "sieve") if row["line"] == "net" and row["sparsity"] == 0.5]) == 2
+        compare_lines(store, "net")
+    assert len([row for row in compare_lines(store, "sieve") if row.line == "net" and row.sparsity == 0.5]) == 2
 
 
 def test_a_threshold_that_the_question_moves_does_not_split_a_line(tmp_path: Path) -> None:
@@ -80,19 +80,19 @@ def test_a_threshold_that_the_question_moves_does_not_split_a_line(tmp_path: Pat
     for question, width in (("after", 3), ("reread", 4)):
         for arm in (DENSE, NET[0.5], replace(SIEVE[0.5], knobs={"width": width})):
             cell = Cell(arm, Samples("first", "1", {"haystack": None}, False, question=question))
-            fill(store, arm, "first", GOOD, cell=cell)
-    assert {(r["line"], r["question"]) for r in table(store, "net")} == {("sieve", "after"), ("sieve", "reread")}
+            record_cell(store, arm, "first", GOOD, cell=cell)
+    assert {(r.line, r.question) for r in compare_lines(store, "net")} == {("sieve", "after"), ("sieve", "reread")}
 
 
 def test_a_study_without_accuracies_is_one_clear_line(tmp_path: Path) -> None:
     store = Store(tmp_path / "study")
-    fill(store, DENSE, "first", [1.0] * 5)
+    record_cell(store, DENSE, "first", [1.0] * 5)
     with pytest.raises(UserError, match="study=study: it has no accuracies of methods: nothing to compare"):
-        table(store, "net")
+        compare_lines(store, "net")
 
 
 def test_a_part_of_a_name_will_do(tmp_path: Path) -> None:
-    assert table(study(tmp_path), "siev") == table(study(tmp_path), "sieve")
+    assert compare_lines(study(tmp_path), "siev") == compare_lines(study(tmp_path), "sieve")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_part_of_a_name_will_do(tmp_path: Path) -> None:
 )
 def test_what_can_not_be_compared_is_one_clear_line(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        table(study(tmp_path), name)
+        compare_lines(study(tmp_path), name)
 
 
 def test_the_command_writes_table_and_picture(command: Callable[..., int], toy: list[str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,56 +11,37 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from harness.report import variants
-from harness.report.figures import accuracy, by_block_size, dense_by_task, methods_by_task, pareto, style, trend, write_all
+from harness.report.figures import (
+    accuracy,
+    by_block_size,
+    dense_by_task,
+    methods_by_task,
+    pareto,
+    picture_rows,
+    style,
+    trend,
+    write_figures,
+)
 from harness.report.figures.by_length import LENGTHS
 from harness.report.figures.pareto import draw
-from harness.study.schema import COLUMNS
+from harness.report.rows import Row
+from tests.harness.report.support import decoded, row
 
 
-def row(method: str, sparsity: float, length: int, accuracy: float | None, **more: Any) -> dict[str, Any]:
-    made: dict[str, Any] = dict.fromkeys(COLUMNS)
-    dense = method == "full"
-    made |= {
-        "model": "tiny",
-        "method": method,
-        "sparsity": sparsity,
-        "density": 1 - sparsity,
-        "length": length,
-        "task": "avg",
-        "samples": 10,
-        "accuracy": accuracy,
-        "block_size": None if dense else 64,
-        "dtype": "float32",
-        "seed": 0,
-        "device": "cpu (x)",
-        "status": "ok",
-        "total_ms": 10 * (1.1 - sparsity),
-        "dense_ms": 11.0,
-        "ttft_ms": 100.0,
-        "decode": "full",
-        "tasks": 1,
-    }
-    if accuracy is not None:
-        made |= {"accuracy_low": max(0, accuracy - 0.1), "accuracy_high": min(1, accuracy + 0.1)}
-    made |= more
-    return {"_group": f"{method} {sparsity} {length} {made['block_size']} {made['knob']}"} | made
-
-
-def study(lengths: list[int]) -> list[dict[str, Any]]:
+def study(lengths: list[int]) -> list[Row]:
     rows = [row("full", 0.0, n, 0.95) for n in lengths]
     return rows + [row(m, s, n, 0.9 - s / 3) for m in ("a", "b") for s in (0.5, 0.9) for n in lengths]
 
 
 def test_one_length(tmp_path: Path) -> None:
-    paths = write_all(study([4096]), tmp_path)
+    paths = write_figures(study([4096]), tmp_path)
     assert [p.name for p in paths] == ["pareto.png"]
     height, width = imread(paths[0]).shape[:2]
     assert width > height > 500
 
 
 def test_several_lengths(tmp_path: Path) -> None:
-    names = {p.name for p in write_all(study([4096, 8192]), tmp_path)}
+    names = {p.name for p in write_figures(study([4096, 8192]), tmp_path)}
     assert names == {"pareto.png", "pareto_4096.png", "pareto_8192.png", "lengths.png"}
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")], "no temporary file stays"
 
@@ -73,7 +55,7 @@ def test_panels_name_the_methods_and_use_a_log_time_axis() -> None:
 
 def test_gated_points_are_hollow_and_failed_rows_absent() -> None:
     rows = [row("full", 0.0, 4096, 0.9), row("a", 0.5, 4096, 0.99, status="gated"), row("b", 0.5, 4096, None)]
-    rows = [r for r in rows if r["accuracy"] is not None]
+    rows = [r for r in rows if r.score is not None]
     figure = draw(rows, [4096], "tiny", "cpu")
     faces = [line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() != "None"]
     assert "white" in faces
@@ -81,23 +63,23 @@ def test_gated_points_are_hollow_and_failed_rows_absent() -> None:
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
-    assert write_all([row("full", 0.0, n, 0.9) for n in (1024, 2048)], tmp_path) == [], "nothing to compare"
-    assert write_all([row("a", 0.5, 4096, None)], tmp_path) == []
+    assert write_figures([row("full", 0.0, n, 0.9) for n in (1024, 2048)], tmp_path) == [], "nothing to compare"
+    assert write_figures([row("a", 0.5, 4096, None)], tmp_path) == []
 
 
 def test_without_times_there_is_no_panel_of_time() -> None:
-    rows = [row(m, s, 4096, 0.5, total_ms=None, dense_ms=None) for m, s in (("full", 0.0), ("a", 0.5))]
+    rows = [row(m, s, 4096, 0.5, total_ms=None) for m, s in (("full", 0.0), ("a", 0.5))]
     (axes,) = draw(rows, [4096], "tiny", "cpu").axes
     assert axes.get_xlabel().startswith("density")
 
 
 def test_a_length_without_times_says_so() -> None:
-    rows = study([4096]) + [row(m, s, 8192, 0.5, total_ms=None, dense_ms=None) for m, s in (("full", 0.0), ("a", 0.5))]
+    rows = study([4096]) + [row(m, s, 8192, 0.5, total_ms=None) for m, s in (("full", 0.0), ("a", 0.5))]
     texts = {t.get_text() for t in draw(rows, [4096, 8192], "tiny", "cpu").axes[3].texts}
     assert "not measured" in texts
 
 
-def many(**more: Any) -> list[dict[str, Any]]:
+def many(**more: Any) -> list[Row]:
     """More methods than lines can tell apart, at one length and density."""
     return [row("full", 0.0, 4096, 0.9), *(row(f"method_{i}", 0.9, 4096, 0.5 + i / 30, **more) for i in range(12))]
 
@@ -105,34 +87,34 @@ def many(**more: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("model", ["tiny", "A-model-with-a-long-name-0.5B-Instruct-Q4_K_M-of-unknown-origin"])
 @pytest.mark.parametrize("painter", [accuracy.draw, lambda rows, model, device: draw(rows, [4096], model, device)])
 def test_titles_and_notes_stay_inside_and_off_the_legend(painter: Any, model: str) -> None:
-    made = painter(many(total_ms=None), model, "a device with quite a long name, 80 GB of it and more (driver 123.45.67)")
-    made.draw_without_rendering()
-    frame = made.bbox
-    texts = [t for t in made.texts if t.get_text()]
+    figure = painter(many(total_ms=None), model, "a device with quite a long name, 80 GB of it and more (driver 123.45.67)")
+    figure.draw_without_rendering()
+    frame = figure.bbox
+    texts = [t for t in figure.texts if t.get_text()]
     assert len(texts) == 2
     boxes = [t.get_window_extent() for t in texts]
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
-    for legend in made.legends:
+    for legend in figure.legends:
         assert not any(legend.get_window_extent().overlaps(box) for box in boxes)
 
 
 def test_titles_of_narrow_tables_stand_apart() -> None:
     rows = [row("full", 0.0, n, 0.9) for n in (4096, 8192, 16384, 32768)]
     rows += [row(f"method_{i}", s, n, 0.5) for i in range(12) for s in (0.8, 0.9) for n in (4096, 8192, 16384, 32768)]
-    made = accuracy.draw(rows, "tiny", "cpu")
-    made.draw_without_rendering()
-    boxes = [axes.title.get_window_extent() for axes in made.axes] + [
-        axes._left_title.get_window_extent() for axes in made.axes
+    figure = accuracy.draw(rows, "tiny", "cpu")
+    figure.draw_without_rendering()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes] + [
+        axes._left_title.get_window_extent() for axes in figure.axes
     ]  # type: ignore[attr-defined]
     boxes = sorted((box for box in boxes if box.width > 1), key=lambda box: box.x0)
-    assert len(boxes) == 4 and boxes[-1].x1 <= made.bbox.x1
+    assert len(boxes) == 4 and boxes[-1].x1 <= figure.bbox.x1
     assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_the_table_of_accuracy_has_native_columns_only_where_there_are_natives() -> None:
     headings = {t.get_text() for t in accuracy.draw(many(), "tiny", "cpu").axes[0].texts}
     assert not headings & {"native", "density"}
-    native = row("method_3", 0.75, 4096, 0.77, status="gated") | {"sparsity": None}
+    native = replace(row("method_3", 0.75, 4096, 0.77, status="gated"), sparsity=None)
     rows = [*many(), native]
     texts = {t.get_text() for t in accuracy.draw(rows, "tiny", "cpu").axes[0].texts}
     assert {"native", "density", "(77)", ".25"} <= texts, "a row held back stands in brackets"
@@ -140,11 +122,11 @@ def test_the_table_of_accuracy_has_native_columns_only_where_there_are_natives()
 
 def test_the_table_of_accuracy_brackets_what_is_held_back() -> None:
     rows = many()
-    rows[3]["status"] = "gated"
-    made = accuracy.draw(rows, "tiny", "cpu")
-    inside = [t.get_text() for t in made.axes[0].texts]
-    assert [t for t in inside if "(" in t] == [f"({100 * rows[3]['accuracy']:.0f})"]
-    assert "in brackets: held back" in " ".join(t.get_text() for t in made.texts)
+    rows[3] = replace(rows[3], status="gated")
+    figure = accuracy.draw(rows, "tiny", "cpu")
+    inside = [t.get_text() for t in figure.axes[0].texts]
+    assert [t for t in inside if "(" in t] == [f"({rows[3].scored.percent:.0f})"]
+    assert "in brackets: held back" in " ".join(t.get_text() for t in figure.texts)
 
 
 def test_dense_is_whole_where_a_method_comes_near_it() -> None:
@@ -153,9 +135,9 @@ def test_dense_is_whole_where_a_method_comes_near_it() -> None:
     assert density.get_xlim()[1] > 1.02
 
 
-@pytest.mark.parametrize("wanted", [[50.0, 50.0, 50.0], [0.0, 1.0, 99.0], [10.0, 90.0], [100.0, 100.0]])
-def test_names_never_overlap(wanted: list[float]) -> None:
-    placed = sorted(style.spread(wanted, 7.0, 0.0, 100.0))
+@pytest.mark.parametrize("positions", [[50.0, 50.0, 50.0], [0.0, 1.0, 99.0], [10.0, 90.0], [100.0, 100.0]])
+def test_names_never_overlap(positions: list[float]) -> None:
+    placed = sorted(style.spread(positions, 7.0, 0.0, 100.0))
     assert all(b - a >= 7.0 - 1e-9 for a, b in pairwise(placed))
     assert placed[0] >= -1e-9 and placed[-1] <= 100 + 1e-9
 
@@ -163,7 +145,7 @@ def test_names_never_overlap(wanted: list[float]) -> None:
 def test_block_sizes_at_one_sparsity_get_their_own_picture(tmp_path: Path) -> None:
     rows = [row("full", 0.0, 4096, 0.95)]
     rows += [row(m, 0.9, 4096, 0.9 - b / 400, block_size=b) for m in ("a", "b") for b in (16, 64, 128)]
-    assert [p.name for p in write_all(rows, tmp_path)] == ["blocks_4096_0.9.png"]
+    assert [p.name for p in write_figures(rows, tmp_path)] == ["blocks_4096_0.9.png"]
     figure = trend.draw(rows, by_block_size.BLOCKS, "title", "cpu")
     axes = figure.axes[0]
     assert {"a", "b", "full"} <= {t.get_text() for t in axes.texts}
@@ -175,107 +157,43 @@ def test_block_sizes_at_one_sparsity_get_their_own_picture(tmp_path: Path) -> No
 def test_block_sizes_at_two_sparsities_keep_the_pareto_picture(tmp_path: Path) -> None:
     rows = [row("full", 0.0, 4096, 0.95)]
     rows += [row("a", s, 4096, 0.9 - s / 4, block_size=b) for s in (0.5, 0.9) for b in (16, 64)]
-    names = {p.name for p in write_all(rows, tmp_path)}
+    names = {p.name for p in write_figures(rows, tmp_path)}
     assert names == {"pareto.png", "blocks_4096_0.5.png", "blocks_4096_0.9.png"}
-
-
-def test_variants_are_lines_of_their_own_named_by_what_differs() -> None:
-    two = [row("a", s, 4096, 0.8, knob=f"pool={p};width=3") for s in (0.5, 0.9) for p in ("max", "mass")]
-    assert {n: len(r) for n, r in variants.lines(two).items()} == {"a (pool max)": 2, "a (pool mass)": 2}
-    assert set(variants.lines([r for r in two if "max" in r["knob"]])) == {"a"}, "nothing differs: no bracket"
-
-
-def test_a_threshold_found_for_each_sparsity_is_one_line() -> None:
-    topk = [row("a", s, 4096, 0.8, knob="selection=topk;threshold=") for s in (0.5, 0.9)]
-    found = [row("a", s, 4096, 0.8, knob=f"selection=threshold;threshold={s / 100}") for s in (0.5, 0.9)]
-    lines = variants.lines(topk + found)
-    assert {n: len(r) for n, r in lines.items()} == {"a (selection topk)": 2, "a (selection threshold)": 2}
-    native = [row("a", 0.0, 4096, 0.8, knob=f"threshold={t}") | {"sparsity": None} for t in (0.1, 0.2)]
-    assert {n: len(r) for n, r in variants.lines(native).items()} == {"a": 2}
-    fixed = [row("a", s, 4096, 0.8, knob=f"width={w}") for s in (0.5, 0.9) for w in (1, 2)]
-    assert set(variants.lines(fixed)) == {"a (width 1)", "a (width 2)"}
-
-
-def test_a_knob_of_few_values_tells_lines_apart_before_a_threshold_does() -> None:
-    both = [
-        row("a", s, 4096, 0.8, knob=f"threshold={s / 100 + extra}" + (";last=2" if extra else ""))
-        for s in (0.5, 0.9)
-        for extra in (0.0, 0.001)
-    ]
-    assert {n: len(r) for n, r in variants.lines(both).items()} == {"a": 2, "a (last 2)": 2}
-    assert set(variants.lines(both[:2])) == {"a", "a (last 2)"}, "of as many values a whole number tells them apart"
-
-
-def test_a_knob_that_came_later_names_a_line_even_where_all_rows_have_it() -> None:
-    """In another study the bare name stands for rows without it."""
-    kept = [row("random", s, 4096, 0.8, knob="seed=0;last=2") for s in (0.8, 0.9)]
-    assert set(variants.lines(kept)) == {"random (last 2)"}
-    assert set(variants.lines([row("random", 0.8, 4096, 0.8, knob="seed=0;last=0")])) == {"random"}
-    rule = "selection=threshold;threshold={}"
-    found = [row("oracle", s, 4096, 0.8, knob=rule.format(s / 100)) for s in (0.8, 0.9)]
-    assert {n: len(r) for n, r in variants.lines(found).items()} == {"oracle (selection threshold)": 2}
 
 
 def test_a_method_at_one_length_is_no_line() -> None:
     rows = [row("full", 0.0, n, 0.95) for n in (4096, 8192)] + [row("a", 0.9, n, 0.8) for n in (4096, 8192)]
-    made = trend.draw([*rows, row("b", 0.9, 4096, 0.5)], LENGTHS, "title", "device")
-    texts = [text.get_text() for text in made.axes[0].texts]
+    figure = trend.draw([*rows, row("b", 0.9, 4096, 0.5)], LENGTHS, "title", "device")
+    texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["a", "full"]
-    assert any("with a single point: 1" in text.get_text() for text in made.findobj(Text))
+    assert any("with a single point: 1" in text.get_text() for text in figure.findobj(Text))
     assert trend.draw([row("a", 0.9, 4096, 0.8), row("b", 0.9, 8192, 0.8)], LENGTHS, "title", "device"), "no line at all"
 
 
 def test_long_names_stand_in_a_legend() -> None:
-    knob = "pool=one_of_many_long_words;last={}"
-    rows = [row("full", 0.0, 4096, 0.95)] + [row("a", s, 4096, 0.8, knob=knob.format(n)) for s in (0.8, 0.9) for n in (0, 2)]
-    rows += [row("a", s, 4096, 0.7, knob="pool=short;last=0") for s in (0.8, 0.9)]
-    made = pareto.draw(rows, [4096], "model", "device")
-    assert made.legends and not [t for t in made.axes[0].texts if "long" in t.get_text()]
+    long, short = {"pool": "one_of_many_long_words"}, {"pool": "short", "last": 0}
+    rows = [row("full", 0.0, 4096, 0.95)]
+    rows += [row("a", s, 4096, 0.8, knobs=long | {"last": n}) for s in (0.8, 0.9) for n in (0, 2)]
+    rows += [row("a", s, 4096, 0.7, knobs=short) for s in (0.8, 0.9)]
+    figure = pareto.draw(rows, [4096], "model", "device")
+    assert figure.legends and not [t for t in figure.axes[0].texts if "long" in t.get_text()]
 
 
 def test_many_methods_have_a_legend_with_every_line_and_ringed_point() -> None:
     """A variant has one name and one style of line at all lengths, also where it is alone; its method's points beside."""
     many = [row(m, 0.5, n, 0.8) for m in "abcdefgh" for n in (4096, 8192)]
-    rules = [row("s", 0.5, n, 0.8, knob=f"selection={rule}") for rule in ("x", "y") for n in (4096, 8192)][:-1]
-    own = row("own", 0.0, 4096, 0.8) | {"sparsity": None}
+    rules = [row("s", 0.5, n, 0.8, knobs={"selection": rule}) for rule in ("x", "y") for n in (4096, 8192)][:-1]
+    native = replace(row("own", 0.0, 4096, 0.8), sparsity=None)
     dense = [row("full", 0.0, n, 0.9) for n in (4096, 8192)]
-    made = pareto.draw([*dense, *many, *rules, own], [4096, 8192], "tiny", "cpu (x)")
-    (legend,) = made.legends
+    figure = pareto.draw([*dense, *many, *rules, native], [4096, 8192], "tiny", "cpu (x)")
+    (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert sorted(names) == sorted([*"abcdefgh", "s (selection x)", "s (selection y)", "own"])
     dashes = {name: line.get_linestyle() for name, line in zip(names, legend.get_lines(), strict=True)}
     assert (dashes["a"], dashes["s (selection x)"], dashes["own"]) == ("-", "-", "None")
     assert dashes["s (selection y)"] == "--", "the second rule of a method is dashed"
-    drawn = [[line.get_linestyle() for line in axes.lines].count("--") for axes in made.axes[:2]]
+    drawn = [[line.get_linestyle() for line in axes.lines].count("--") for axes in figure.axes[:2]]
     assert drawn[0] == drawn[1] + 1, "the second panel has no rule y"
-
-
-def test_rows_from_before_a_knob_are_of_the_line_without_a_name() -> None:
-    rows = [row("a", 0.5, 4096, 0.8, knob=knob) for knob in ("pool=max", "pool=max;rule=even", "pool=max;rule=best")]
-    assert set(variants.lines(rows)) == {"a", "a (rule even)", "a (rule best)"}
-
-
-def test_lengths_along_the_axis_do_not_split_a_line() -> None:
-    rows = [row("a", 0.9, n, 0.8, knob=f"threshold={n / 1e7}") for n in (4096, 8192)]
-    assert {n: len(r) for n, r in variants.lines(rows, along="length").items()} == {"a": 2}
-
-
-def test_kernels_of_one_method_are_lines_of_their_own() -> None:
-    rows = [row("a", 0.5, 4096, 0.8, kernel=kernel) for kernel in ("sdpa", "triton")]
-    assert set(variants.lines(rows)) == {"a (kernel sdpa)", "a (kernel triton)"}
-
-
-def test_a_row_without_a_kernel_is_no_line_of_its_own() -> None:
-    """Of a mass alone (None), or of a cell that failed ("")."""
-    rows = [row("a", sparsity, 4096, 0.8, kernel=kernel) for sparsity, kernel in ((0.5, "sdpa"), (0.8, None), (0.9, ""))]
-    assert set(variants.lines(rows)) == {"a"}
-
-
-def decoded(name: str, budget: int, accuracy: float, **more: Any) -> dict[str, Any]:
-    """A row of dense prefill and sparse decoding."""
-    text = f"{name} block_size=16 budget={budget} shared=False (sparse triton)"
-    made = row("full", 0.0, 4096, accuracy, decode=text, decode_density=budget / 4096, total_ms=None, dense_ms=None) | more
-    return made | {"_group": f"{name} {budget} {more}"}
 
 
 def test_a_study_of_decoding_is_drawn_by_density_at_decode(tmp_path: Path) -> None:
@@ -286,34 +204,8 @@ def test_a_study_of_decoding_is_drawn_by_density_at_decode(tmp_path: Path) -> No
     colours = {line.get_color() for line in axes.lines if len(line.get_xdata()) == 2}
     assert len(colours) >= 2, "a colour each, though one prefill"
     assert axes.get_xlabel().startswith("density at decode")
-    assert [p.name for p in write_all(rows, tmp_path)] == ["pareto.png"]
-    assert style.note(rows, "cpu").split("\n")[1].startswith("Dense prefill, sparse decode.")
-
-
-def test_decoding_tells_lines_apart_and_budgets_are_one_line() -> None:
-    rows = [decoded("net", budget, 0.9) for budget in (256, 1024)] + [row("full", 0.0, 4096, 0.95)]
-    assert {name: len(part) for name, part in variants.lines(rows, along="decode_density").items()} == {
-        "full (net)": 2,
-        "full (full)": 1,
-    }
-    assert set(variants.lines(rows)) == {"full (net, budget 256)", "full (net, budget 1024)", "full (full)"}
-    deep = [
-        decoded("net", budget, 0.9, decode=f"net block_size=16 budget={budget} shared=False wide={wide} (sparse triton)")
-        for budget in (256, 1024)
-        for wide in (0, 2)
-    ]
-    deep = [{**r, "decode_density": r["decode_density"] + 0.3 * (i % 2)} for i, r in enumerate(deep)]
-    assert {name: len(part) for name, part in variants.lines(deep, along="decode_density").items()} == {
-        "full (wide 0)": 2,
-        "full (wide 2)": 2,
-    }, "a number that is not what is spent"
-    found = [
-        decoded("net", 256, 0.9, decode=f"net block_size=16 threshold={value} (sparse triton)", decode_density=value)
-        for value in (0.01, 0.02)
-    ]
-    assert set(variants.lines(found, along="decode_density")) == {"full"}, "a threshold moves along the density"
-    other = decoded("net", 256, 0.9) | {"decode": "net block_size=16 budget=256 shared=True (sparse triton)"}
-    assert "full (net, shared True)" in variants.lines([*rows, other], along="decode_density")
+    assert [p.name for p in write_figures(rows, tmp_path)] == ["pareto.png"]
+    assert picture_rows.note(rows, "cpu").split("\n")[1].startswith("Dense prefill, sparse decode.")
 
 
 def test_dense_attention_alone_is_drawn_by_task(tmp_path: Path) -> None:
@@ -322,7 +214,7 @@ def test_dense_attention_alone_is_drawn_by_task(tmp_path: Path) -> None:
     for model, lengths in (("small-model", (2048, 4096)), ("large", (2048,))):
         for length in lengths:
             names = ["vt", "cwe", "qa_1"] if length == 2048 else ["vt"]
-            of = {"model": model, "_group": f"{model}{length}"}
+            of = {"model": model, "group": f"{model}{length}"}
             rows += [row("full", 0.0, length, 0.25, **of, task=name) for name in names]
             rows.append(row("full", 0.0, length, 0.5, **of, task="avg", tasks=len(names)))
     panels = dense_by_task.draw(rows).axes
@@ -351,7 +243,7 @@ def test_methods_at_one_sparsity_are_drawn_by_task(tmp_path: Path) -> None:
 
 def test_dense_attention_asked_in_another_way_has_a_panel_of_its_own() -> None:
     rows = [
-        row("full", 0.0, 2048, 0.5, task=task, tasks=1, question=question, _group=question)
+        row("full", 0.0, 2048, 0.5, task=task, tasks=1, question=question, group=question)
         for question in ("seen", "after", "reread")
         for task in ("vt", "avg")
     ]

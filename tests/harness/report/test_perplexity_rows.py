@@ -7,22 +7,21 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.report import leaderboard
 from harness.report.common_tasks import comparable
 from harness.report.figures import perplexity as figure
-from harness.report.figures import write_all
-from harness.report.terminal import perplexity_table
-from harness.stats import bootstrap
+from harness.report.figures import write_figures
+from harness.report.leaderboard import leaderboard_rows
+from harness.report.leaderboard_csv import row_columns, write_leaderboard
+from harness.report.rows import Row
+from harness.report.terminal.perplexity_table import show_perplexities
 from harness.study.identity import ArmIdentity, Cell, Samples, Setting
 from harness.study.schema import CellRecord, PerplexityRecord, RunRecord, Status
 from harness.study.store import Store
 
 DATE = "2026-01-01T00:00:00+00:00"
-Row = dict[str, Any]
 
 
 def arm(method: str, sparsity: float = 0.9, length: int = 4096) -> ArmIdentity:
@@ -32,7 +31,7 @@ def arm(method: str, sparsity: float = 0.9, length: int = 4096) -> ArmIdentity:
     )
 
 
-def fill(store: Store, of: ArmIdentity, losses: list[float], status: str = Status.OK, tokens: int = 100) -> None:
+def record_documents(store: Store, of: ArmIdentity, losses: list[float], status: str = Status.OK, tokens: int = 100) -> None:
     cell = Cell(of, Samples("perplexity", "1", {"text": "books"}, False))
     store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
     kernel, density = ("sdpa", 1.0) if of.kernel is None else ("reference", 0.1)
@@ -58,17 +57,18 @@ def fill(store: Store, of: ArmIdentity, losses: list[float], status: str = Statu
     store.cells.append(CellRecord(cell.id, of.id, cell.pair, "r1", cell.as_dict(), status, "why", DATE, {}, "books"))
 
 
-def rows(store: Store) -> dict[tuple[str, int], Row]:
-    return {(r["method"], r["length"]): r for r in leaderboard.rows(store)}
+def rows(store: Store) -> dict[tuple[str, int], dict[str, Any]]:
+    """The columns of every row, by method and length."""
+    return {(r.method, r.length): row_columns(r) for r in leaderboard_rows(store)}
 
 
 def test_perplexity_weighs_tokens_and_pairs_documents(tmp_path: Path) -> None:
     store = Store(tmp_path / "mine")
-    fill(store, arm("full"), [200.0, 500.0, 210.0])
-    fill(store, arm("sieve"), [220.0, 540.0])
-    found = rows(store)
-    assert set(found) == {("full", 4096), ("sieve", 4096)}, "no average over tasks"
-    dense, sparse = found["full", 4096], found["sieve", 4096]
+    record_documents(store, arm("full"), [200.0, 500.0, 210.0])
+    record_documents(store, arm("sieve"), [220.0, 540.0])
+    by_arm = rows(store)
+    assert set(by_arm) == {("full", 4096), ("sieve", 4096)}, "no average over tasks"
+    dense, sparse = by_arm["full", 4096], by_arm["sieve", 4096]
     assert dense["perplexity"] == pytest.approx(math.exp(910 / 400)) and dense["samples"] == 3
     assert sparse["perplexity"] == pytest.approx(math.exp(760 / 300))
     assert sparse["dense_perplexity"] == pytest.approx(math.exp(700 / 300)), "on the documents that both have"
@@ -77,90 +77,68 @@ def test_perplexity_weighs_tokens_and_pairs_documents(tmp_path: Path) -> None:
     assert sparse["perplexity_ratio_high"] == pytest.approx(math.exp(40 / 200))
     assert (sparse["density"], sparse["status"], sparse["accuracy"]) == (0.1, "ok", None)
     assert dense["tokens_s"] == pytest.approx(100 / 1.5), "the median document"
-    assert comparable(list(found.values())) == ([], [])
+    assert comparable(leaderboard_rows(store)) == ([], [])
 
 
 def test_an_infinite_perplexity_is_no_crash(tmp_path: Path) -> None:
     store = Store(tmp_path / "mine")
-    fill(store, arm("full"), [1e6, 1e6, 1e6])
+    record_documents(store, arm("full"), [1e6, 1e6, 1e6])
     assert rows(store)["full", 4096]["perplexity"] == math.inf
-    leaderboard.write(store)
+    write_leaderboard(store)
 
 
 def test_below_dense_by_more_than_noise_is_gated(tmp_path: Path) -> None:
     store = Store(tmp_path / "mine")
-    fill(store, arm("full"), [300.0 + i for i in range(10)])
-    fill(store, arm("sieve"), [290.0 + i for i in range(10)])
-    fill(store, arm("net"), [300.0 + i + (-1) ** i * 5 for i in range(10)])
-    found = rows(store)
-    assert found["sieve", 4096]["status"] == "gated" and "below dense" in found["sieve", 4096]["reason"]
-    assert found["net", 4096]["status"] == "ok"
+    record_documents(store, arm("full"), [300.0 + i for i in range(10)])
+    record_documents(store, arm("sieve"), [290.0 + i for i in range(10)])
+    record_documents(store, arm("net"), [300.0 + i + (-1) ** i * 5 for i in range(10)])
+    by_arm = rows(store)
+    assert by_arm["sieve", 4096]["status"] == "gated" and "below dense" in by_arm["sieve", 4096]["reason"]
+    assert by_arm["net", 4096]["status"] == "ok"
 
 
 def test_a_failed_cell_has_a_row_without_numbers(tmp_path: Path) -> None:
     store = Store(tmp_path / "mine")
-    fill(store, arm("sieve"), [290.0], status=Status.FAILED)
+    record_documents(store, arm("sieve"), [290.0], status=Status.FAILED)
     row = rows(store)["sieve", 4096]
     assert (row["status"], row["reason"], row["perplexity"]) == ("failed", "why", None)
-
-
-def test_the_interval_is_over_documents() -> None:
-    assert bootstrap.interval([3.0], [1.0]) is None
-    assert bootstrap.interval([2.0, 4.0], [1.0, 2.0]) == (2.0, 2.0), "equal means, whatever the documents' lengths"
-    losses = np.random.default_rng(1).normal(3.0, 0.5, 400).tolist()
-    low, high = bootstrap.interval(losses, [1.0] * 400) or (0.0, 0.0)
-    half = 1.96 * np.std(losses) / 20
-    assert (low, high) == pytest.approx((np.mean(losses) - half, np.mean(losses) + half), abs=0.006)
-    assert bootstrap.interval(losses, [1.0] * 400) == (low, high), "seeded"
-    with pytest.raises(ValueError, match="2 sums and 1 counts"):
-        bootstrap.interval([1.0, 2.0], [1.0])
-
-
-def test_the_interval_covers_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        sample = rng.normal(2.0, 1.0, 40)
-        low, high = bootstrap.interval(sample.tolist(), [1.0] * 40) or (0.0, 0.0)
-        hits += low <= 2.0 <= high
-    assert 180 <= hits <= 198
 
 
 def study(tmp_path: Path, lengths: list[int]) -> list[Row]:
     store = Store(tmp_path / "mine")
     for length in lengths:
-        fill(store, arm("full", length=length), [230.0, 480.0, 235.0])
+        record_documents(store, arm("full", length=length), [230.0, 480.0, 235.0])
         for sparsity in (0.5, 0.9):
-            fill(store, arm("sieve", sparsity, length), [230 + 20 * sparsity, 480 + 60 * sparsity, 240.0])
-    return leaderboard.rows(store)
+            record_documents(store, arm("sieve", sparsity, length), [230 + 20 * sparsity, 480 + 60 * sparsity, 240.0])
+    return leaderboard_rows(store)
 
 
 def test_a_picture_by_length_and_one_of_a_single_length(tmp_path: Path) -> None:
-    made = study(tmp_path, [4096, 8192])
-    assert [p.name for p in write_all(made, tmp_path)] == ["perplexity.png"]
-    (axes,) = figure.draw([r for r in made if r["perplexity"]]).axes
+    table = study(tmp_path, [4096, 8192])
+    assert [p.name for p in write_figures(table, tmp_path)] == ["perplexity.png"]
+    (axes,) = figure.draw([r for r in table if r.perplexity]).axes
     assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "perplexity")
     assert {"full", "sieve"} <= {t.get_text() for t in axes.texts}
-    (single,) = figure.draw([r for r in made if r["length"] == 4096]).axes
+    (single,) = figure.draw([r for r in table if r.length == 4096]).axes
     assert single.get_xlabel().startswith("density")
 
 
 def test_a_line_that_ends_earlier_has_its_name_at_its_own_height(tmp_path: Path) -> None:
     store = Store(tmp_path / "mine")
     for length in (4096, 16384):
-        fill(store, arm("full", length=length), [230.0, 480.0, 235.0])
-        fill(store, arm("sieve", 0.9, length), [248.0, 534.0, 240.0])
-    fill(store, arm("window", 0.9, 4096), [248.0, 534.0, 240.1])
-    (axes,) = figure.draw([r for r in leaderboard.rows(store) if r["perplexity"]]).axes
-    point = next(r["perplexity"] for r in leaderboard.rows(store) if r["method"] == "window")
+        record_documents(store, arm("full", length=length), [230.0, 480.0, 235.0])
+        record_documents(store, arm("sieve", 0.9, length), [248.0, 534.0, 240.0])
+    record_documents(store, arm("window", 0.9, 4096), [248.0, 534.0, 240.1])
+    (axes,) = figure.draw([r for r in leaderboard_rows(store) if r.perplexity]).axes
+    point = rows(store)["window", 4096]["perplexity"]
     (name,) = (t for t in axes.texts if t.get_text() == "window")
     assert abs(name.xy[1] / point - 1) < 0.01  # type: ignore[attr-defined]
 
 
 def test_the_table_has_a_line_an_arm(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
-    perplexity_table.show(console, study(tmp_path, [4096]))
+    show_perplexities(console, study(tmp_path, [4096]))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "perplexity of tiny on books" in text and text.count("sieve") == 2 and "÷ dense" in text
-    perplexity_table.show(console, [])
+    show_perplexities(console, [])
     assert console.file.getvalue() == text  # type: ignore[attr-defined]

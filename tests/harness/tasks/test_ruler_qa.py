@@ -20,7 +20,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from harness.core.errors import UserError
-from harness.report import leaderboard
+from harness.report.leaderboard import leaderboard_rows
 from harness.study.store import Store
 from harness.tasks import files, registry
 from harness.tasks.checks import check_sample
@@ -258,15 +258,13 @@ def test_cells_of_other_documents_are_other_cells(command: Command, toy: list[st
     read = {c["identity"]["task"]: c["identity"].get("files") for c in cells}
     names = {name: next(iter(registry.get(name).files({"dir": str(folder)}).values())) for name in QUESTION_ANSWERING}
     assert read == {"vt": None, "qa_1": {"squad.json": names["qa_1"]}, "qa_2": {"hotpotqa.json": names["qa_2"]}}
-    averages = [r for r in leaderboard.rows(Store(records.parent)) if r["task"] == "avg"]
-    assert [(r["method"], r["tasks"], r["status"]) for r in averages] == [("dense", 3, "ok"), ("block_topk", 3, "ok")]
-    assert averages[0]["haystack"] == f"{names['qa_2']}+{names['qa_1']}+synthetic"
+    averages = [r for r in leaderboard_rows(Store(records.parent)) if r.task == "avg"]
+    assert [(r.method, r.tasks, r.status) for r in averages] == [("dense", 3, "ok"), ("block_topk", 3, "ok")]
+    assert averages[0].haystack == f"{names['qa_2']}+{names['qa_1']}+synthetic"
     other = tmp_path / "other"
     other.mkdir()
     (other / "hotpotqa.json").write_text(json.dumps([hotpot_row(n) for n in range(20, 32)]))
     assert command(*arguments, "task.tasks=[qa_2]", f"data.dir={other}") == 0
-    averages = [r for r in leaderboard.rows(Store(records.parent)) if r["task"] == "avg"]
-    assert {(r["status"], r["accuracy"]) for r in averages} == {("failed", None)} and "qa_2 from several" in averages[0][
-        "reason"
-    ]
+    averages = [r for r in leaderboard_rows(Store(records.parent)) if r.task == "avg"]
+    assert {(r.status, r.score) for r in averages} == {("failed", None)} and "qa_2 from several" in averages[0].reason
     assert command(*toy, "task=qa_2", f"data.dir={tmp_path}") == 2, "one line before anything runs"

@@ -7,35 +7,19 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.report.terminal import accuracy_table
-from harness.study.schema import AVERAGE, COLUMNS
+from harness.report.rows import Row
+from harness.report.terminal.accuracy_table import show_rows
+from harness.study.schema import AVERAGE
+from tests.harness.report.support import make_row
 
 
-def row(model: str, length: int, task: str, accuracy: float, group: str, **more: Any) -> dict[str, Any]:
-    found: dict[str, Any] = dict.fromkeys(COLUMNS)
-    found |= {
-        "model": model,
-        "device": "a card",
-        "method": "dense",
-        "knob": "",
-        "decode": "full",
-        "length": length,
-        "task": task,
-        "accuracy": accuracy,
-        "accuracy_low": accuracy - 0.1,
-        "accuracy_high": accuracy + 0.1,
-        "status": "ok",
-        "reason": "",
-        "seed": 0,
-        "haystack": "",
-        "samples": 10,
-        "_arm": group,
-        "_group": group,
-    }
-    return found | more
+def row(model: str, length: int, task: str, accuracy: float, group: str, **more: Any) -> Row:
+    """A row of dense attention that was not timed."""
+    fields = {"model": model, "device": "a card", "block_size": None, "density": None, "tasks": None, "arm": group}
+    return make_row("dense", None, length, accuracy, task=task, group=group, total_ms=None, **fields | more)
 
 
-def study(lengths: range | list[int], model: str = "one") -> list[dict[str, Any]]:
+def study(lengths: range | list[int], model: str = "one") -> list[Row]:
     rows = []
     for length in lengths:
         group = f"{model}{length}"
@@ -43,9 +27,9 @@ def study(lengths: range | list[int], model: str = "one") -> list[dict[str, Any]
     return rows
 
 
-def shown(rows: list[dict[str, Any]], width: int = 80) -> str:
+def shown(rows: list[Row], width: int = 80) -> str:
     text = io.StringIO()
-    accuracy_table.show(Console(file=text, width=width), rows, set())
+    show_rows(Console(file=text, width=width), rows, set())
     return text.getvalue()
 
 
@@ -66,11 +50,11 @@ def test_intervals_go_where_they_do_not_fit() -> None:
 def test_the_same_task_of_other_data_stands_apart() -> None:
     """A subset and the whole of a benchmark, say: one arm, two groups."""
     rows = [
-        row("one", 1024, "vt", 0.25, "whole", _arm="arm"),
-        row("one", 1024, AVERAGE, 0.25, "whole", _arm="arm", tasks=1),
-        row("one", 1024, "vt", 0.5, "part", _arm="arm"),
-        row("one", 1024, "cwe", 1.0, "part", _arm="arm"),
-        row("one", 1024, AVERAGE, 0.75, "part", _arm="arm", tasks=2),
+        row("one", 1024, "vt", 0.25, "whole", arm="arm"),
+        row("one", 1024, AVERAGE, 0.25, "whole", arm="arm", tasks=1),
+        row("one", 1024, "vt", 0.5, "part", arm="arm"),
+        row("one", 1024, "cwe", 1.0, "part", arm="arm"),
+        row("one", 1024, AVERAGE, 0.75, "part", arm="arm", tasks=2),
     ]
     text = shown(rows)
     (line,) = (line for line in text.splitlines() if line.startswith("vt"))

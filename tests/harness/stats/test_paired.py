@@ -10,8 +10,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import xlogy
 
 from harness.stats import paired
-from harness.stats.paired import Z95, difference_interval, noninferior, score_interval, score_statistic
-from harness.stats.scores import holm
+from harness.stats.paired import Z95, difference_interval, is_noninferior, score_interval, score_statistic
+from harness.stats.scores import holm_adjusted
 
 
 def test_no_difference_is_as_wide_as_the_samples_are_few() -> None:
@@ -19,8 +19,8 @@ def test_no_difference_is_as_wide_as_the_samples_are_few() -> None:
     for n in (4, 50, 550):
         low, high = difference_interval([[1.0] * n], [[1.0] * n])
         assert (low, high) == (pytest.approx(-z2 / (n + z2)), pytest.approx(z2 / (n + z2)))
-    assert not noninferior(difference_interval([[1.0] * 188], [[1.0] * 188])[0], 0.02)
-    assert noninferior(difference_interval([[1.0] * 189], [[1.0] * 189])[0], 0.02)
+    assert not is_noninferior(difference_interval([[1.0] * 188], [[1.0] * 188])[0], 0.02)
+    assert is_noninferior(difference_interval([[1.0] * 189], [[1.0] * 189])[0], 0.02)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_the_interval_holds_the_truth(tasks: int, n: int, lost: float, gained: f
         dense = np.where(d == 0, rng.random(d.shape) < 0.7, d < 0).astype(float)
         low, high = difference_interval((dense + d).tolist(), dense.tolist(), seed=trial)
         held += low <= gained - lost <= high
-        false += noninferior(low, lost - gained)  # the truth lies on the margin: claimed wrongly
+        false += is_noninferior(low, lost - gained)  # the truth lies on the margin: claimed wrongly
     assert held / trials > 0.925
     assert false / trials < 0.05
 
@@ -111,6 +111,6 @@ def test_bad_input() -> None:
 
 
 def test_holm() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert holm_adjusted([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm_adjusted([0.5, 0.9]) == [1.0, 1.0]
+    assert holm_adjusted([]) == []

@@ -1,0 +1,52 @@
+"""leaderboard.csv: the columns of its rows, written whole from the records of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.report.csv_file import write_csv
+from harness.report.leaderboard import leaderboard_rows
+from harness.report.row_texts import decode_text, knobs_text
+from harness.report.rows import Perplexity, Row, Times
+from harness.report.significance import MARGIN
+from harness.study.schema import COLUMNS
+from harness.study.store import Store
+
+
+def write_leaderboard(store: Store, margin: float = MARGIN) -> tuple[Path, list[Row]]:
+    """Rebuild `leaderboard.csv` of a study and return its path and rows; `margin` as in `leaderboard_rows`.
+
+    Raises RecordError for corrupt records, UserError where the file can't be written.
+    """
+    rows = leaderboard_rows(store, margin)
+    path = write_csv(store.folder / "leaderboard.csv", COLUMNS, (row_columns(row).values() for row in rows))
+    return path, rows
+
+
+def row_columns(row: Row) -> dict[str, Any]:
+    """Return the value of every column of leaderboard.csv in its order, None where the row has none."""
+    values = vars(row) | vars(row.origin) | _times(row.times) | _perplexity(row.perplexity)
+    values |= row.score.as_dict() if row.score is not None else {}
+    values |= {
+        "knob": knobs_text(row.knobs),
+        "decode": decode_text(row.decode),
+        "kernel": "+".join(row.kernels),
+        "noninferior": None if row.noninferior is None else "yes" if row.noninferior else "no",
+    }
+    return {name: values.get(name) for name in COLUMNS}
+
+
+def _times(times: Times | None) -> dict[str, Any]:
+    """Return the columns of times; the density of the prompt that was timed is none of them."""
+    if times is None:
+        return {}
+    measured = {name: value for name, value in vars(times).items() if name != "density"}
+    return measured | {"speedup": times.speedup, "pct_ideal": times.pct_ideal}
+
+
+def _perplexity(perplexity: Perplexity | None) -> dict[str, Any]:
+    """Return the columns of perplexity and of its comparison with dense attention."""
+    if perplexity is None:
+        return {"perplexity": None}
+    return vars(perplexity) | (vars(perplexity.comparison) if perplexity.comparison is not None else {})

@@ -1,0 +1,169 @@
+"""Which rows form one line of a figure, and what the line is called: the method, and what tells it from its other lines."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from harness.core.method_facts import method_facts
+from harness.report.csv_file import value_text
+from harness.report.row_texts import FULL
+from harness.report.rows import KnobValue, Row, is_number
+
+Along = Literal["sparsity", "length", "block_size", "decode_density"]
+"""What moves along a line: the field of its rows on the x axis."""
+SETTINGS = ("block_size", "dtype", "seed", "kernel")
+"""What lines of one method may differ in beside the native knobs."""
+DECODE = "decode."
+"""How the name of a knob of decoding begins, among those of prefill."""
+SPENT = ("decode.budget", "decode.sparsity", "decode.threshold")
+"""The knobs of decoding that move along its density: any other number is another line."""
+
+TextOf = Callable[[Row], str | None]
+"""The text of a row in a line's name: "" for a value that needs no name, None where the row doesn't have the value."""
+Parts = dict[tuple[str, ...], list[Row]]
+"""Rows of a method by the texts that tell them apart."""
+
+
+def rows_by_line(rows: Sequence[Row], *, along: Along = "sparsity") -> dict[str, list[Row]]:
+    """Return the rows of every line, by its name: the method, and in brackets what tells it from the method's other lines.
+
+    along: the field on the x axis, which never splits a line. A number among the native knobs that moves with the
+    sparsity (a threshold found for each) does not split one either.
+    """
+    by_method: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_method[row.method].append(row)
+    lines: dict[str, list[Row]] = {}
+    for method, members in by_method.items():
+        parts = _split_by_settings({(): members}, along)
+        parts = _split_by_knobs(parts, method, members, along)
+        lines |= {f"{method} ({', '.join(texts)})" if texts else method: part for texts, part in parts.items()}
+    return lines
+
+
+def line_names(rows: Sequence[Row]) -> dict[int, str]:
+    """Return what each row's line is called, by the row's id()."""
+    return {id(row): name for name, members in rows_by_line(rows).items() for row in members}
+
+
+def _split_by_settings(parts: Parts, along: Along) -> Parts:
+    for setting in SETTINGS:
+        if setting != along:
+            parts = _split(parts, _Trait(setting.split("_")[0], partial(_setting_text, setting=setting)))
+    return _split(parts, _Trait("", lambda row: row.decode.method or FULL))
+
+
+def _split_by_knobs(parts: Parts, method: str, rows: Sequence[Row], along: Along) -> Parts:
+    """Split by words first, then by knobs that came later, then by numbers: whole ones and those of few values first. Once
+    they have told lines apart, a threshold found for each row needn't."""
+    values = _knob_values(rows)
+    later = _later_knobs(method, values)
+    words = [name for name, seen in values.items() if not all(map(is_number, seen))]
+    numbers = [name for name, seen in values.items() if all(map(is_number, seen)) and name not in later]
+    for name in words:
+        if name not in later:
+            parts = _split(parts, _knob_trait(name))
+    for name, usual in later.items():  # named even where all rows here have it: in other studies the bare name is without
+        parts = _split(parts, _Trait(_title(name), partial(_unusual_text, name=name, usual=usual)), always=True)
+    for name in sorted(numbers, key=lambda name: (any(map(_is_fraction, values[name])), _count(rows, name))):
+        if along == "decode_density" and name.startswith(DECODE) and name not in SPENT:
+            parts = _split(parts, _knob_trait(name))
+        else:
+            parts = _split_where_needed(parts, name, along)
+    return parts
+
+
+@dataclass(frozen=True)
+class _Trait:
+    """Something that lines of a method may differ in: how it is called, and its text in a row."""
+
+    title: str
+    text_of: TextOf
+
+
+def _split(parts: Parts, trait: _Trait, *, always: bool = False) -> Parts:
+    """Return each part told apart by a trait, whose texts name the new ones where there are several, or always. A row that
+    doesn't have it is of the line that needs no name."""
+    split: Parts = defaultdict(list)
+    for texts, rows in parts.items():
+        named = always or len({trait.text_of(row) for row in rows} - {None}) > 1
+        for row in rows:
+            text = trait.text_of(row)
+            split[(*texts, f"{trait.title} {text}".strip()) if named and text else texts].append(row)
+    return dict(split)
+
+
+def _split_where_needed(parts: Parts, name: str, along: Along) -> Parts:
+    """Return each part told apart by a number, if rows of one sparsity and one place on the x axis differ in it."""
+    split: Parts = {}
+    for texts, rows in parts.items():
+        seen: dict[tuple[object, ...], set[str]] = defaultdict(set)
+        for row in rows:
+            if row.sparsity is not None:
+                seen[row.sparsity, row.length, getattr(row, along)].add(_knob_text(row, name))
+        several = any(len(values) > 1 for values in seen.values())
+        split |= _split({texts: rows}, _knob_trait(name)) if several else {texts: rows}
+    return split
+
+
+def _setting_text(row: Row, setting: str) -> str | None:
+    """Return the value of a setting. Of kernels the sparse ones: a method may leave some layers dense; None where none ran, in
+    the row of a mass alone or of a cell that failed."""
+    if setting == "kernel":
+        return "+".join(row.kernels if row.is_baseline else row.sparse_kernels) or None
+    value = getattr(row, setting)
+    return None if value is None else str(value)
+
+
+def _knobs(row: Row) -> Mapping[str, KnobValue]:
+    """Return the native knobs of a row, those of decoding after those of prefill."""
+    decode = {f"{DECODE}{name}": value for name, value in row.decode.knobs.items() if value is not None}
+    return {**row.knobs, **decode}
+
+
+def _knob_values(rows: Sequence[Row]) -> dict[str, list[KnobValue]]:
+    """Return the values of every knob that a row has, in the order in which knobs first come up."""
+    values: dict[str, list[KnobValue]] = defaultdict(list)
+    for row in rows:
+        for name, value in _knobs(row).items():
+            values[name].append(value)
+    return values
+
+
+def _knob_text(row: Row, name: str) -> str:
+    return value_text(_knobs(row).get(name))
+
+
+def _knob_trait(name: str) -> _Trait:
+    return _Trait(_title(name), partial(_knob_text, name=name))
+
+
+def _title(knob: str) -> str:
+    """Return what names call a knob: its first word; of one of decoding, all of them."""
+    return knob.removeprefix(DECODE).replace("_", " ") if knob.startswith(DECODE) else knob.split("_")[0]
+
+
+def _count(rows: Sequence[Row], knob: str) -> int:
+    """Return how many values of a knob there are, its lack being one."""
+    return len({_knob_text(row, knob) for row in rows})
+
+
+def _later_knobs(method: str, values: Mapping[str, Sequence[KnobValue]]) -> dict[str, KnobValue]:
+    """Return the knobs that a method was given after rows of it had been recorded, each with the value that those stand for.
+    Not those that are fractions: they are found for each row."""
+    added = method_facts(method).added_knobs
+    return {name: usual for name, usual in added.items() if not any(map(_is_fraction, values.get(name, ())))}
+
+
+def _is_fraction(value: KnobValue) -> bool:
+    return isinstance(value, float) and not value.is_integer()
+
+
+def _unusual_text(row: Row, name: str, usual: KnobValue) -> str:
+    """Return the value of a knob where it is not the usual one, else nothing."""
+    value = _knobs(row).get(name)
+    return "" if value == usual else value_text(value)

@@ -1,0 +1,109 @@
+"""The attention mass that methods keep, by layer: the rows of kept_mass.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from harness.report.csv_file import write_csv
+from harness.report.leaderboard import mass_row
+from harness.report.row_texts import knobs_text
+from harness.report.rows import Row
+from harness.report.study_records import read_study
+from harness.study.store import Store
+
+COLUMNS = (
+    "study",
+    "model",
+    "method",
+    "knob",
+    "sparsity",
+    "length",
+    "block_size",
+    "layer",
+    "kept_mass",
+    "lowest_head",
+    "lowest_kept_mass",
+    "density",
+    "prompts",
+    "dtype",
+    "device",
+    "torch",
+    "commit",
+    "seed",
+    "command",
+    "date",
+)
+"""Of kept_mass.csv: `kept_mass` is the mean (see `schema.MassRecord`) over a layer's query heads and `prompts`, `lowest_head`
+the head that keeps the least, `density` that of the layer."""
+
+
+@dataclass(frozen=True)
+class LayerMass:
+    """What one layer keeps: the mass of each query head, the mean over prompts, and the layer's density."""
+
+    layer: int
+    heads: Sequence[float]
+    density: float
+
+    @property
+    def mean(self) -> float:
+        """The mean over the query heads."""
+        return fmean(self.heads)
+
+
+@dataclass(frozen=True)
+class MassRow:
+    """The mass that one arm keeps: its row, its layers and the number of prompts."""
+
+    row: Row
+    layers: Sequence[LayerMass]
+    prompts: int
+
+    @property
+    def mean(self) -> float:
+        """The mean over layers and heads."""
+        return fmean(layer.mean for layer in self.layers)
+
+
+def mass_rows(store: Store) -> list[MassRow]:
+    """Return what every arm keeps, by model, length, method and sparsity, native knobs last. Raises RecordError for corrupt
+    records."""
+    if not store.mass.exists():
+        return []
+    records = read_study(store)
+    rows = []
+    for record in records.masses.values():
+        parts = zip(record["layers"], record["kept"], record["density"], strict=True)
+        layers = [LayerMass(layer, heads, density) for layer, heads, density in parts]
+        rows.append(MassRow(mass_row(record, records), layers, record["prompts"]))
+    return sorted(rows, key=_order)
+
+
+def _order(mass: MassRow) -> tuple[Any, ...]:
+    row = mass.row
+    return row.model, row.length, row.method, row.sparsity is None, row.sparsity or 0, knobs_text(row.knobs)
+
+
+def write_masses(path: Path, rows: Sequence[MassRow]) -> Path:
+    """Write kept_mass.csv, a line per arm and layer. Raises UserError where it can't be written."""
+    lines = [_layer_columns(row, layer) for row in rows for layer in row.layers]
+    return write_csv(path, COLUMNS, ([line[name] for name in COLUMNS] for line in lines))
+
+
+def _layer_columns(mass: MassRow, layer: LayerMass) -> dict[str, Any]:
+    lowest = min(range(len(layer.heads)), key=layer.heads.__getitem__)
+    return {
+        **vars(mass.row),
+        **vars(mass.row.origin),
+        "knob": knobs_text(mass.row.knobs),
+        "prompts": mass.prompts,
+        "layer": layer.layer,
+        "kept_mass": layer.mean,
+        "lowest_head": lowest,
+        "lowest_kept_mass": layer.heads[lowest],
+        "density": layer.density,
+    }

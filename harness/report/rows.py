@@ -1,0 +1,183 @@
+"""A row of a leaderboard: what one arm reached on one task, or the mean over its tasks, as values.
+
+Text is made of it where it leaves the program: `harness.report.leaderboard_csv` writes the columns, `harness.report.lines` the
+names of lines in pictures and tables. `harness.study.schema.COLUMNS` says what the columns mean; fields of the same name mean
+the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from harness.study.schema import Status
+from harness.study.verdict import Score
+
+KnobValue = bool | int | float | str | None
+Knobs = Mapping[str, KnobValue]
+"""Native knobs of a method by name, as a record holds them; None: the method's own default."""
+
+
+@dataclass(frozen=True)
+class Decode:
+    """How tokens after the first were computed: by a method of decoding with its knobs, or (method None) with full attention;
+    kernels: those that ran."""
+
+    method: str | None = None
+    knobs: Knobs = field(default_factory=dict)
+    kernels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a row's numbers come from: device, versions, commit, commands and the last date of the processes that made them;
+    of several, each different value, joined by "+" (commands by "; ")."""
+
+    device: str
+    torch: str | None
+    triton: str | None
+    transformers: str | None
+    commit: str | None
+    command: str | None
+    date: str
+
+
+@dataclass(frozen=True)
+class Times:
+    """Times of an arm: milliseconds per attention layer call, `ttft_ms` and `dense_ttft_ms` of a whole prefill. `dense_ms` is
+    of the fastest dense kernel, `density` that of the prompt that was timed, `peak_mib` in MiB, `tflops` reached."""
+
+    selection_ms: float
+    attention_ms: float
+    total_ms: float
+    dense_ms: float
+    density: float
+    tflops: float
+    ttft_ms: float
+    dense_ttft_ms: float | None
+    peak_mib: float | None
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster than dense attention the method is, its selection included."""
+        return self.dense_ms / self.total_ms
+
+    @property
+    def pct_ideal(self) -> float:
+        """Per cent of the speed that time in proportion to the density would give."""
+        return 100 * self.dense_ms * self.density / self.total_ms
+
+
+@dataclass(frozen=True)
+class PerplexityComparison:
+    """A method's perplexity beside dense attention's on the same documents: their ratio with its 95 % interval (None for a
+    single document), and the p-value that both are equally good."""
+
+    dense_perplexity: float
+    perplexity_ratio: float
+    perplexity_ratio_low: float | None
+    perplexity_ratio_high: float | None
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """The mean loss in nats a token, its exponential with the 95 % interval over documents (None for a single one), tokens a
+    second through the model, and the comparison with dense attention where there is one."""
+
+    nll: float
+    perplexity: float
+    perplexity_low: float | None
+    perplexity_high: float | None
+    tokens_s: float
+    comparison: PerplexityComparison | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row. What was not measured is None, or empty.
+
+    arm: the arm's id. group: equal for an average row and the rows of single tasks that it averages. knobs: the native knobs.
+    dense_layer_kernel: the kernel of layers that the arm leaves dense; dense_kernel: the fastest dense one, where the arm was
+    timed. kernels: those that ran at prefill. p_holm, margin, noninferior: see `harness.report.significance`.
+    """
+
+    study: str
+    arm: str
+    group: str | None = None
+    cell: str = ""
+    model: str
+    method: str
+    knobs: Knobs = field(default_factory=dict)
+    sparsity: float | None
+    length: int
+    seed: int
+    dtype: str
+    block_size: int | None
+    decode: Decode = Decode()
+    dense_layer_kernel: str | None = None
+    task: str = ""
+    question: str = ""
+    haystack: str = ""
+    samples: int | None = None
+    tasks: int | None = None
+    truncated: int | None = None
+    kernels: tuple[str, ...] = ()
+    dense_kernel: str | None = None
+    density: float | None = None
+    token_density: float | None = None
+    decode_density: float | None = None
+    kept_mass: float | None = None
+    status: str = Status.OK
+    reason: str = ""
+    origin: Origin
+    times: Times | None = None
+    score: Score | None = None
+    perplexity: Perplexity | None = None
+    p_holm: float | None = None
+    margin: float | None = None
+    noninferior: bool | None = None
+
+    @property
+    def device(self) -> str:
+        """The device that the row was measured on."""
+        return self.origin.device
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is a row of dense attention, at prefill and decode."""
+        return self.block_size is None and self.decode.method is None
+
+    @property
+    def sparse_kernels(self) -> tuple[str, ...]:
+        """The kernels that ran at prefill, without that of layers which were left dense; all of them where nothing else ran."""
+        sparse = tuple(name for name in self.kernels if name != self.dense_layer_kernel)
+        return sparse or self.kernels
+
+    @property
+    def scored(self) -> Score:
+        """The score of a row that is known to have one. Raises ValueError in any other."""
+        if self.score is None:
+            raise ValueError(f"row of {self.method} on {self.task or 'no task'}: it has no accuracy")
+        return self.score
+
+    @property
+    def p_value(self) -> float | None:
+        """The p-value of the comparison with dense attention, of accuracies or of perplexities."""
+        measured = self.score or self.perplexity
+        return measured.comparison.p_value if measured is not None and measured.comparison is not None else None
+
+    @property
+    def total_ms(self) -> float | None:
+        """Milliseconds of an attention layer call, selection included, where the arm was timed."""
+        return None if self.times is None else self.times.total_ms
+
+    @property
+    def dense_ms(self) -> float | None:
+        """Milliseconds of a dense attention layer call, where the arm was timed."""
+        return None if self.times is None else self.times.dense_ms
+
+
+def is_number(value: KnobValue) -> bool:
+    """Return whether the value of a knob is a number, or not given."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

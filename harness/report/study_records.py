@@ -1,0 +1,183 @@
+"""The records of a study as its rows are made of them: by cell, by arm and in pairs with dense attention."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from harness.core.question import QUESTION_SEEN
+from harness.report.rows import Decode, Origin, Row, Times
+from harness.study import verdict
+from harness.study.schema import PERPLEXITY
+from harness.study.store import Record, Store
+
+
+@dataclass(frozen=True)
+class StudyRecords:
+    """What a study has recorded, read once.
+
+    cells: the last state of every finished cell, by id. dense: the cell of dense attention, by pair. samples, documents: those
+    of each cell, by index. runs: by id. timings: the last one by arm and device. masses: the last one by arm. checks: why the
+    self-check of an arm failed.
+    """
+
+    study: str
+    cells: Mapping[str, Record]
+    dense: Mapping[str, Record]
+    samples: Mapping[str, list[Record]]
+    documents: Mapping[str, list[Record]]
+    runs: Mapping[str, Record]
+    timings: Mapping[tuple[str, str], Record]
+    masses: Mapping[str, Record]
+    checks: Mapping[verdict.ArmAsRun, str]
+
+    def samples_of(self, cell: Record) -> list[Record]:
+        """Return the samples of a cell, none where it failed before its first."""
+        return self.samples.get(cell["cell"], [])
+
+    def documents_of(self, cell: Record) -> list[Record]:
+        """Return the documents of a cell of perplexity."""
+        return self.documents.get(cell["cell"], [])
+
+    def dense_of(self, cell: Record) -> Record | None:
+        """Return the cell of dense attention on the same samples; None where there is none, or `cell` is one itself."""
+        return None if verdict.is_baseline(cell) else self.dense.get(cell["pair"])
+
+    def runs_of(self, cell: Record, measured: Sequence[Record]) -> list[Record]:
+        """Return the processes that measured the samples or documents of a cell, or else the one that tried to."""
+        return [self.runs[record["run"]] for record in measured] or [self.runs[cell["run"]]]
+
+
+def read_study(store: Store) -> StudyRecords:
+    """Read the records of a study. Raises RecordError where a line is corrupt."""
+    cells = verdict.finished(store.cells.read())
+    documents: dict[str, list[Record]] = {}
+    for record in sorted(store.perplexity.read(), key=lambda record: record["index"]):
+        documents.setdefault(record["cell"], []).append(record)
+    return StudyRecords(
+        study=store.folder.name,
+        cells=cells,
+        dense={cell["pair"]: cell for cell in cells.values() if verdict.is_baseline(cell)},
+        samples=store.samples_of(),
+        documents=documents,
+        runs={run["run"]: run for run in store.runs.read()},
+        timings={(timing["arm"], timing["device"]): timing for timing in store.latency.read()},
+        masses={mass["arm"]: mass for mass in store.mass.read()},
+        checks=verdict.unsound(store),
+    )
+
+
+def arm_row(record: Record, study: str, origin: Origin) -> Row:
+    """Return a row with what a record of a cell, timing or mass says of its arm; nothing measured is in it yet."""
+    identity = record["identity"]
+    return Row(
+        study=study,
+        arm=record["arm"],
+        model=identity["model"],
+        method=identity["method"],
+        knobs=record["knobs"],
+        sparsity=identity["sparsity"],
+        length=identity["length"],
+        seed=identity["seed"],
+        dtype=identity["dtype"],
+        block_size=identity["block_size"],
+        decode=_decode(identity),
+        dense_layer_kernel=identity["dense_kernel"],
+        origin=origin,
+    )
+
+
+def cell_row(cell: Record, records: StudyRecords, measured: Sequence[Record]) -> Row:
+    """Return a row with what a cell says of itself, and which kernels ran for what was measured (its samples or documents);
+    densities and numbers are not in it yet, except that dense attention keeps everything."""
+    origin = origin_of(records.runs_of(cell, measured), date=cell["date"])
+    row = replace(
+        arm_row(cell, records.study, origin),
+        cell=cell["cell"],
+        task=cell["identity"]["task"],
+        haystack=cell["haystack"],
+        samples=len(measured),
+        kernels=tuple(sorted({kernel for record in measured for kernel in record["kernels"]})),
+        status=cell["status"],
+        reason=cell["reason"],
+    )
+    if cell["identity"]["kernel"] is None:
+        row = replace(row, density=1.0, token_density=1.0, dense_kernel=cell["identity"]["dense_kernel"])
+    return row
+
+
+def _decode(identity: Mapping[str, Any]) -> Decode:
+    """Return how an arm decodes; full attention has no entry in its identity."""
+    decode = identity.get("decode")
+    return Decode() if decode is None else Decode(decode["method"], decode["knobs"])
+
+
+def question_of(cell: Record) -> str:
+    """Return when the question of a cell's prompts was asked."""
+    return str(cell["identity"].get("question", QUESTION_SEEN))
+
+
+def is_perplexity(cell: Record) -> bool:
+    """Return whether a cell is one of perplexity, which has documents instead of samples."""
+    return cell["identity"]["task"] == PERPLEXITY
+
+
+def origin_of(runs: Iterable[Record], *, date: str | None = None) -> Origin:
+    """Return where numbers come from: of all processes that made them, in the order of their dates. date: that of the row,
+    where it isn't the last process's."""
+    ordered = sorted({run["run"]: run for run in runs}.values(), key=lambda run: (str(run["date"]), str(run["run"])))
+
+    def joined(values: Iterable[Any], between: str = "+") -> str | None:
+        return between.join(dict.fromkeys(str(v) for v in values if v is not None)) or None
+
+    def version(package: str) -> str | None:
+        return joined(run["versions"].get(package) for run in ordered)
+
+    return Origin(
+        device=joined(run["device"] for run in ordered) or "",
+        torch=version("torch"),
+        triton=version("triton"),
+        transformers=version("transformers"),
+        commit=joined(run["commit"] for run in ordered),
+        command=joined((run["command"] for run in ordered), "; "),
+        date=date or ordered[-1]["date"],
+    )
+
+
+def with_times(row: Row, timing: Record | None) -> Row:
+    """Return a row with the times of its arm. Its `dense_kernel` becomes the fastest dense one; the baseline's own times are of
+    the kernel it ran."""
+    if timing is None:
+        return row
+    times = Times(
+        selection_ms=timing["selection_ms"],
+        attention_ms=timing["attention_ms"],
+        total_ms=timing["total_ms"],
+        dense_ms=timing["dense_ms"],
+        density=timing["density"],
+        tflops=timing["tflops"],
+        ttft_ms=timing["ttft_ms"],
+        dense_ttft_ms=timing.get("dense_ttft_ms"),
+        peak_mib=timing["peak_mib"],
+    )
+    return replace(row, times=times, dense_kernel=timing["dense_kernel"], kept_mass=timing.get("kept_mass"))
+
+
+def mean_mass(record: Record) -> float:
+    """Return the attention mass of a record of kept mass, the mean over layers and heads."""
+    return statistics.fmean(statistics.fmean(heads) for heads in record["kept"])
+
+
+def mean_known(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def mean_of_all(values: Sequence[float | None]) -> float | None:
+    """Return the mean, or None where one value isn't known: older records lack it, and a mean over the others would be of
+    other samples."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None

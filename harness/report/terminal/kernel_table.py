@@ -1,0 +1,74 @@
+"""The table of a study of kernels in the terminal: a line for each case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.report.kernel_rows import KernelRow
+from harness.report.terminal import formats
+from harness.study.schema import Status
+
+MOST = 40
+"""Rows up to which all are shown; of more, those at the longest length and the sparsity nearest to PREFERRED."""
+PREFERRED = 0.9
+"""The sparsity that is shown where there are too many."""
+HEADINGS = (
+    "len",
+    "batch",
+    "index",
+    "kernel",
+    "block",
+    "dens",
+    "select\nms",
+    "attn\nms",
+    "total\nms",
+    "speed\nup",
+    "%\nideal",
+)
+WORDS = ("index", "kernel")
+"""Headings of columns that hold words."""
+
+
+def show_kernels(console: Console, rows: Sequence[KernelRow]) -> None:
+    """Print the rows that have a time (of many, those at the longest length), and how many have none."""
+    timed = [row for row in rows if row.times.total_ms is not None or row.times.selection_ms is not None]
+    shown = timed if len(timed) <= MOST else _longest(timed)
+    if shown:
+        console.print()
+        console.print(_table(shown))
+    if hidden := len(timed) - len(shown):
+        console.print(f"and {hidden} more rows in the CSV", style="dim")
+    for status in (Status.FAILED, Status.GATED):
+        if count := sum(row.status == status for row in rows):
+            console.print(f"{count} rows {status}: the column `reason` says why", style="yellow", markup=False)
+
+
+def _longest(rows: Sequence[KernelRow]) -> list[KernelRow]:
+    """Return the rows at the longest length: those without a sparsity, and those at the one nearest to PREFERRED."""
+    length = max(row.length for row in rows)
+    sparsities = [row.sparsity for row in rows if row.sparsity is not None]
+    nearest = min(sparsities, key=lambda sparsity: abs(sparsity - PREFERRED), default=None)
+    return [row for row in rows if row.length == length and row.sparsity in (None, nearest)]
+
+
+def _table(rows: Sequence[KernelRow]) -> Table:
+    table = formats.plain_table(f"{rows[0].shape} on {rows[0].device}")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=True)
+    for row in rows:
+        times = (row.times.selection_ms, row.times.attention_ms, row.times.total_ms)
+        table.add_row(
+            formats.tokens(row.length),
+            str(row.batch),
+            row.index or row.method,
+            row.kernel or "–",
+            formats.number(row.block_size, "d"),
+            formats.number(row.density, ".3f"),
+            *(formats.milliseconds(time, below_one=3) for time in times),
+            formats.number(row.times.speedup, ".2f"),
+            formats.number(row.times.pct_ideal, ".0f"),
+        )
+    return table
