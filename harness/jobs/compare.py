@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from rich.console import Console
 
 from harness.core.settings import Settings
+from harness.jobs.studies import OpenStudy, print_written
 from harness.report.compare import COLUMNS, show, table
 from harness.report.figures import compare as figure
 from harness.report.leaderboard import write_csv
-from harness.study.store import Store
 
 
-def compare(settings: Settings, store: Store, console: Console) -> list[Path]:
-    """Print the table, write CSV and figure into the study's folder. Raises UserError where the line isn't there, or alone."""
-    rows = table(store, str(settings.options["to"] or settings.method))
+def run(settings: Settings, study: OpenStudy, console: Console) -> int:
+    """Print the table, and write CSV and figure into the study's folder. Returns 0; UserError where there are no records, or the
+    line isn't among them, or alone."""
+    study.check_has_records(settings)
+    rows = table(study.store, str(settings.options["to"] or settings.method))
     show(console, rows)
     name = re.sub(r"[^a-z0-9]+", "-", str(rows[0]["beside"]).lower()).strip("-")
-    path = write_csv(store.folder / f"compare_{name}.csv", COLUMNS, rows)
-    return [path, *figure.write(rows, store.folder, name)]
+    path = write_csv(study.store.folder / f"compare_{name}.csv", COLUMNS, rows)
+    print_written(console, [path, *figure.write(rows, study.store.folder, name)])
+    return 0

@@ -16,6 +16,7 @@ import methods
 from harness import tasks
 from harness.arms.build import build, weights_folder
 from harness.arms.head_files import model_shape
+from harness.core.checks import whole_number
 from harness.core.errors import UserError
 from harness.core.files import check_folder, write_whole
 from harness.core.settings import Settings, read_settings
@@ -43,7 +44,7 @@ def main(cfg: DictConfig) -> Path:
     path = _path(settings, loaded, str(method.searched))
     context = RunContext(settings, loaded, Store(settings.folder), console)
     names = tasks.group(settings.tasks)
-    prompts = calibration_prompts(context, names, _prompts(settings.options["prompts"]))
+    prompts = calibration_prompts(context, names, whole_number("job.prompts", settings.options["prompts"], 1))
     found = search(context, method, prompts)
     made = {
         "command": command(),
@@ -100,12 +101,6 @@ def _method(settings: Settings) -> Method:
         able = [name for name in methods.names() if methods.get(name).searched is not None]
         raise UserError(f"method {settings.method} searches no heads; choose one of: {', '.join(able)}")
     return build(settings)
-
-
-def _prompts(given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise UserError(f"job.prompts={given}: must be a whole number of at least 1")
-    return given
 
 
 def _path(settings: Settings, loaded: LoadedModel, name: str) -> Path:

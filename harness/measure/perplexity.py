@@ -16,6 +16,7 @@ import torch
 
 from harness import tasks
 from harness.arms.build import RunnableArm
+from harness.core.checks import whole_number_or_null
 from harness.core.clock import elapsed_ms, mark, sync
 from harness.core.errors import UserError
 from harness.measure.context import RunContext, one_line
@@ -75,7 +76,8 @@ def read(context: RunContext) -> Texts:
     body = settings.length - (bos is not None)
     if body < 2:
         raise UserError(f"length={settings.length}: must be at least {settings.length - body + 2} for a loss")
-    stride, least = _number(settings.options, "stride", body), _number(settings.options, "min_tokens")
+    stride = whole_number_or_null("job.stride", settings.options["stride"], 1, body)
+    least = whole_number_or_null("job.min_tokens", settings.options["min_tokens"], 1)
     found = documents.text(str(settings.options["text"]), settings.data.get("text_dir"))
     least = max(body, least or 0)
     texts = documents.documents(found, tokenizer, body, least, settings.samples, whole=stride is not None)
@@ -88,16 +90,6 @@ def read(context: RunContext) -> Texts:
     data = {"text": found.name, "tokenizer": tokenizer_hash(tokenizer), "least": least, "stride": stride}
     name = found.name + (f" from {least} tokens" if least > body else "") + ("" if stride is None else f" in steps of {stride}")
     return Texts(name, texts, data, bos, body, stride)
-
-
-def _number(options: dict[str, Any], name: str, most: int | None = None) -> int | None:
-    value = options[name]
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
-        up_to = "" if most is None else f" and at most {most}"
-        raise UserError(f"job.{name}={value}: must be null or a whole number of at least 1{up_to}")
-    return value
 
 
 def measure(context: RunContext, arm: RunnableArm, texts: Texts) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import methods
 from harness.arms.build import build_decoding, full_decode, weights_folder
+from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.files import check_folder
 from harness.core.settings import Settings, read_settings
@@ -50,7 +51,7 @@ def main(cfg: DictConfig) -> Path:
     lengths, tokens = lengths_of(job.lengths, lesson.block_size), whole(job, "tokens", 1)
     sequences, every = whole(job, "recall_sequences", 0), whole(job, "checkpoint_every", 0)
     processes = join(settings.device)
-    settings = replace(settings, device=processes.device or settings.device)
+    settings = replace(settings, device_choice=str(processes.device or settings.device))
     loaded = _model(settings, processes, shard=bool(job.shard))
     if max(lengths) > loaded.max_length:
         raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
@@ -111,17 +112,11 @@ def _recipe(job: DictConfig, lesson: Lesson, seed: int) -> Recipe:
 
 
 def whole(job: DictConfig, name: str, least: int | None = None) -> int:
-    value = job[name]
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        raise UserError(f"job.{name}={value}: must be a whole number" + ("" if least is None else f" of at least {least}"))
-    return value
+    return checks.whole_number(f"job.{name}", job[name], least)
 
 
 def _real(job: DictConfig, name: str) -> float:
-    value = job[name]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"job.{name}={value}: must be a number")
-    return float(value)
+    return checks.number(f"job.{name}", job[name])
 
 
 def lengths_of(given: Any, block_size: int) -> list[int]:

@@ -1,0 +1,15 @@
+"""``python -m harness job=report``: leaderboard.csv and the figures of a study, made again from its records."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from harness.core.settings import Settings
+from harness.jobs.studies import OpenStudy
+
+
+def run(settings: Settings, study: OpenStudy, console: Console) -> int:
+    """Have the report written when all jobs of the command are done. Returns 0; UserError where the study has no records."""
+    study.check_has_records(settings)
+    study.report_due = True
+    return 0

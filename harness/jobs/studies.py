@@ -1,0 +1,89 @@
+"""A study that a command works on: its records, and its leaderboard and figures, written when all jobs of the command are done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from harness.core.errors import UserError
+from harness.core.settings import Settings
+from harness.study.store import Store
+
+REFRESH_SHARE = 20
+"""A leaderboard is written again between the jobs of a sweep after this many times the seconds that it took the last time."""
+
+
+@dataclass
+class OpenStudy:
+    """The study of a folder. `margin` is the accuracy that a method may lose in its leaderboard; `arms` the ids of the arms that
+    this command ran, which the table in the terminal shows (none: all); `report_due` says whether the report is to be written."""
+
+    store: Store
+    margin: float
+    arms: set[str] = field(default_factory=set)
+    report_due: bool = False
+    next_refresh: float = 0.0
+
+    def check_has_records(self, settings: Settings) -> None:
+        """Raise UserError where nothing was ever recorded."""
+        if not any(file.exists() for file in self.store.files()):
+            folder = self.store.folder
+            raise UserError(f"study={settings.study}: no records in {folder}; measure something with that study")
+
+    def check_records(self) -> None:
+        """Read all records. Raises UserError for a corrupt line: that stops a command before hours of work, not after."""
+        for file in self.store.files():
+            file.read()
+
+    def add_arms(self, arms: Iterable[str]) -> None:
+        """Note that a report is due, which shows these arms."""
+        self.arms.update(arms)
+        self.report_due = True
+
+    def refresh_leaderboard(self) -> None:
+        """Write the leaderboard between the jobs of a sweep, as often as takes a twentieth of the time."""
+        from harness.report import leaderboard
+
+        began = time.monotonic()
+        if began < self.next_refresh:
+            return
+        leaderboard.write(self.store, self.margin)
+        ended = time.monotonic()
+        self.next_refresh = ended + REFRESH_SHARE * (ended - began)
+
+    def write_report(self, console: Console) -> None:
+        """Write leaderboard and figures, show the table, and say where everything lies."""
+        paths = self._write_kernel_rows(console) if self.store.kernels.exists() else self._write_leaderboard(console)
+        print_written(console, (*paths, self.store.folder / "records"))
+
+    def _write_leaderboard(self, console: Console) -> list[Path]:
+        from harness.report import leaderboard
+        from harness.report.figures import kept_mass, write_all
+        from harness.report.terminal import accuracy_table
+
+        store = self.store
+        if not any(file.exists() for file in (store.cells, store.latency, store.perplexity, store.mass)):
+            return []  # the steps of a training alone: no row to write
+        path, rows = leaderboard.write(store, self.margin)
+        pictures = write_all(rows, store.folder)
+        accuracy_table.show(console, rows, self.arms)
+        return [path, *pictures, *kept_mass.write(store)]
+
+    def _write_kernel_rows(self, console: Console) -> list[Path]:
+        from harness.report import kernel_rows
+        from harness.report.figures import kernel_speed
+
+        path, rows = kernel_rows.write(self.store)
+        pictures = kernel_speed.write(rows, self.store.folder)
+        kernel_rows.show(console, rows)
+        return [path, *pictures]
+
+
+def print_written(console: Console, paths: Iterable[Path]) -> None:
+    """Say which files or folders were written, one a line."""
+    for path in paths:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
