@@ -31,7 +31,7 @@ def check_dtype(value: Any) -> str:
 
 
 def torch_device(choice: str) -> torch.device:
-    """Return the device of a checked setting; "auto" is CUDA where there is one. Raises UserError for CUDA where there is none."""
+    """Return the device of a checked setting; "auto" is CUDA where there is one. Raises UserError for CUDA that isn't there."""
     import torch
 
     if choice == "auto":

@@ -28,9 +28,9 @@ CHECKED_BY_THE_METHOD = ("method", "decode")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for, checked; the fields are described in conf/config.yaml. `model` and `data` are the plain dicts of
-    their groups, `method_knobs`, `decode_knobs` and `options` (the job's) those of theirs, without their names. `tasks` are names
-    of tasks or of groups of them. `device_choice` and `dtype_choice` are texts, which may be "auto"."""
+    """What the user asked for, checked; conf/config.yaml describes the fields. `model` and `data` are the plain dicts of their
+    groups, `method_knobs`, `decode_knobs` and `options` (the job's) those of theirs without their names. `tasks` are names of
+    tasks or of groups of them. `device_choice` and `dtype_choice` are texts, which may be "auto"."""
 
     job: str
     study: str

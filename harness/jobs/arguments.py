@@ -1,4 +1,4 @@
-"""The arguments of the command before Hydra reads them: `task.tasks=` as `task=`, knobs of swept methods, lists that no group takes."""
+"""The arguments of the command before Hydra reads them: `task.tasks=` as `task=`, knobs of swept methods, lists for groups."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from harness.report.leaderboard import write_csv
 
 
 def run(settings: Settings, study: OpenStudy, console: Console) -> int:
-    """Print the table, and write CSV and figure into the study's folder. Returns 0; UserError where there are no records, or the
-    line isn't among them, or alone."""
+    """Print the table, and write CSV and figure into the study's folder. Returns 0. Raises UserError without records,
+    or where the line isn't among them, or alone."""
     study.check_has_records(settings)
     rows = table(study.store, str(settings.options["to"] or settings.method))
     show(console, rows)

@@ -1,5 +1,5 @@
-"""`python -m harness --help`: how to call it, groups, tasks, and every setting with its comment from conf/, as the other arguments
-leave it. Written without Hydra's own help, which has no comments."""
+"""`python -m harness --help`: how to call it, groups, tasks, and every setting with its comment from conf/, as the other
+arguments leave it. Hydra's own help has no comments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from harness.core.conf_files import MAIN, ConfLine, conf_dir, conf_file, conf_lines, groups
-from harness.tasks import names
+from harness.tasks.names import GROUPS, TASKS
 
 HEADER = """\
 Sparse attention methods under the same rules, accuracy and time in one row.
@@ -31,10 +31,10 @@ WIDTH = 128
 
 
 def help_text(arguments: Sequence[str]) -> str:
-    """Return the help for the arguments of a command: those that set one value show in it. Raises Hydra's errors for bad ones."""
+    """Return the help for the arguments of a command; those that set one value show in it. Raises Hydra's errors."""
     parser = OverridesParser.create()
     overrides = parser.parse_overrides([argument for argument in arguments if not argument.startswith("-")])
-    single = [override.input_line for override in overrides if not override.is_sweep_override()]
+    single = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         cfg = compose(MAIN, single, return_hydra_config=True)
     choices: dict[str, str] = dict(cfg.hydra.runtime.choices)
@@ -47,10 +47,10 @@ def _choices() -> Iterator[str]:
     yield "Groups (group=choice):\n"
     for group, choices in groups().items():
         yield _listed(group, choices)
-    buckets = [name for name in names.TASKS if name in names.GROUPS["longbench_e"]]
+    parts = GROUPS["longbench_e"]  # of data sets, each a group of its own
     yield "\nTasks (task=NAME, or a list of them), and groups of tasks:\n"
-    yield _listed("tasks", [name for name in names.TASKS if name not in buckets])
-    yield _listed("groups", names.GROUPS)
+    yield _listed("tasks", [name for name in TASKS if name not in parts])
+    yield _listed("groups", GROUPS)
 
 
 def _listed(title: str, items: Sequence[str] | Mapping[str, Any]) -> str:
@@ -61,7 +61,7 @@ def _listed(title: str, items: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def _settings(settings: Mapping[str, Any], choices: Mapping[str, str]) -> Iterator[str]:
-    """Yield the settings with their comments: those of no group, then those of the chosen model, method, way to decode and job."""
+    """Yield the settings with their comments: those of no group, then those of the chosen model, method, decoding and job."""
     yield "\nSettings (name=value), as this command line leaves them:\n"
     _, *lines = conf_lines(conf_file("", MAIN))  # the first says what this page says
     for line in _stripped(lines):

@@ -11,7 +11,7 @@ from harness.measure.kernel_speed.study import Study
 
 
 def run(settings: Settings, study: OpenStudy, console: Console) -> int:
-    """Time what the settings ask for and the study lacks. Returns how many cases failed; UserError for bad input."""
+    """Time what the settings ask for and the study lacks. Returns how many cases failed. Raises UserError for bad input."""
     store = study.store
     if store.cells.exists() or store.latency.exists() or store.mass.exists():
         raise UserError(f"study={settings.study} holds other measurements: name another one, study=kernel_speed say")

@@ -11,7 +11,7 @@ from harness.report.figures import attention_maps as figures
 
 
 def run(settings: Settings, study: OpenStudy, console: Console) -> int:
-    """Draw the pictures into the folder `maps` of the study. Returns 0; UserError for what can't be drawn."""
+    """Draw the pictures into the folder `maps` of the study. Returns 0. Raises UserError for what can't be drawn."""
     maps = measure_maps(settings, study.store, console)
     folder = study.store.folder / "maps"
     paths = [

@@ -1,4 +1,4 @@
-"""``python -m harness job=evaluate``, latency, kept_mass or perplexity: arms of a model measured, into the records of a study."""
+"""``python -m harness job=evaluate``, latency, kept_mass or perplexity: measures arms of a model, into records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.measure.run import measure
 
 
 def run(settings: Settings, study: OpenStudy, console: Console) -> int:
-    """Measure what the settings ask for and the study lacks. Returns how many cells failed; UserError for bad input."""
+    """Measure what the settings ask for and the study lacks. Returns how many cells failed. Raises UserError for bad input."""
     if study.store.kernels.exists():
         raise UserError(f"study={settings.study} is a study of kernels: name another one, for example study=mine")
     study.check_records()

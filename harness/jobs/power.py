@@ -10,6 +10,6 @@ from harness.report.power import plan_samples
 
 
 def run(settings: Settings, study: OpenStudy, console: Console) -> int:
-    """Write table and picture into the study's folder. Returns 0; UserError for settings out of range."""
+    """Write table and picture into the study's folder. Returns 0. Raises UserError for settings out of range."""
     print_written(console, plan_samples(settings, study.store, console))
     return 0

@@ -9,7 +9,7 @@ from harness.jobs.studies import OpenStudy
 
 
 def run(settings: Settings, study: OpenStudy, console: Console) -> int:
-    """Have the report written when all jobs of the command are done. Returns 0; UserError where the study has no records."""
+    """Have the report written when all jobs of the command are done. Returns 0. Raises UserError without records."""
     study.check_has_records(settings)
     study.report_due = True
     return 0

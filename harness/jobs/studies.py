@@ -1,4 +1,4 @@
-"""A study that a command works on: its records, and its leaderboard and figures, written when all jobs of the command are done."""
+"""A study that a command works on: its records, and its leaderboard and figures, written when all jobs are done."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ REFRESH_SHARE = 20
 
 @dataclass
 class OpenStudy:
-    """The study of a folder. `margin` is the accuracy that a method may lose in its leaderboard; `arms` the ids of the arms that
-    this command ran, which the table in the terminal shows (none: all); `report_due` says whether the report is to be written."""
+    """The study of a folder. `margin` is the accuracy that a method may lose in its leaderboard; `arms` are the ids of the arms
+    that this command ran, which the table in the terminal shows (none: all); `report_due` says whether the report is to be
+    written, `next_refresh` when the leaderboard may be written before that, in seconds of time.monotonic."""
 
     store: Store
     margin: float

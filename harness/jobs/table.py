@@ -26,9 +26,9 @@ class Does(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """A job. `function` is "module:name": of one that trains it takes the composed config; of all others the settings, the study
-    (`harness.jobs.studies.OpenStudy`) and the console, and returns how many cells failed. `takes_question`: whether the job asks
-    the questions of prompts, or reads what such a job recorded."""
+    """A job. `function` is "module:name". That of a job that trains takes the composed config; all others take the settings,
+    the study (`harness.jobs.studies.OpenStudy`) and the console, and return how many cells failed. `takes_question` says
+    whether the job asks the questions of prompts, or reads what such a job recorded."""
 
     name: str
     does: Does

@@ -16,7 +16,7 @@ import torch
 
 from harness import tasks
 from harness.arms.build import RunnableArm
-from harness.core.device_memory import let_go, out_of_memory
+from harness.core.device_memory import is_out_of_memory, release_frames
 from harness.core.question import QUESTION_REREAD
 from harness.measure.context import RunContext, one_line
 from harness.measure.self_check import check_arm
@@ -124,7 +124,7 @@ def _generate(context: RunContext, arm: RunnableArm, todo: list[tuple[Cell, Samp
                 break
             left = left[done:]
             longest, batch = left.first_batch(size)
-            if batch > 1 and out_of_memory(error):
+            if batch > 1 and is_out_of_memory(error):
                 size = longest * batch // 2
                 continue
             for i in range(batch):
@@ -215,7 +215,7 @@ def _attempt(
     except RecordError:
         raise
     except Exception as error:  # out of memory, a kernel that fails, …: the sweep goes on
-        let_go(error, context.loaded.device)
+        release_frames(error, context.loaded.device)
         return done, error
     return done, None
 

@@ -18,7 +18,7 @@ from harness.arms.build import build, weights_folder
 from harness.arms.head_files import model_shape
 from harness.core.checks import whole_number
 from harness.core.errors import UserError
-from harness.core.files import check_folder, write_whole
+from harness.core.files import writable_folder, write_atomically
 from harness.core.settings import Settings, read_settings
 from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
@@ -62,7 +62,7 @@ def main(cfg: DictConfig) -> Path:
         "text": context.text_of(names) | context.files(*names),
     }
     text = dumps({"method": method.name, **found, "made": made})
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()))
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     if path.parent != weights_folder(settings, loaded):
         console.print(f"to use it: model.gates={path.parent}", highlight=False, soft_wrap=True)
@@ -109,5 +109,5 @@ def _path(settings: Settings, loaded: LoadedModel, name: str) -> Path:
     path = (Path(str(given)).expanduser() if given else own) / name
     if path.exists() and not settings.options.get("overwrite"):
         raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
-    check_folder(path.parent)
+    writable_folder(path.parent)
     return path

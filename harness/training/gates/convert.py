@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.arms import gate_files
 from harness.arms.build import full_decode, released_id
 from harness.core.errors import UserError
-from harness.core.files import write_whole
+from harness.core.files import write_atomically
 from harness.core.settings import Settings, read_settings
 from harness.study.provenance import file_hash
 from harness.training.gates.distill_job import Lesson, lesson_of
@@ -60,7 +60,7 @@ def to_harness(source: Path, lesson: Lesson, out: Path, *, overwrite: bool = Fal
     metadata = {key: json.dumps(value) for key, value in recipe.items()}
     path = _free(out / lesson.file.format(block_size=block_size), overwrite)
     whole = save({name: weight.contiguous() for name, weight in state.items()}, metadata=metadata)
-    return write_whole(path, lambda file: file.write(whole))
+    return write_atomically(path, lambda file: file.write(whole))
 
 
 def to_release(source: Path, lesson: Lesson, out: Path, *, model: str, overwrite: bool = False) -> Path:
@@ -78,8 +78,8 @@ def to_release(source: Path, lesson: Lesson, out: Path, *, model: str, overwrite
         **lesson.kind.released_config,
     }
     path, beside = _free(out / released.FILE, overwrite), _free(out / released.CONFIG, overwrite)
-    write_whole(beside, lambda file: file.write(json.dumps(config, indent=2).encode() + b"\n"))
-    return write_whole(path, lambda file: torch.save(theirs, file))
+    write_atomically(beside, lambda file: file.write(json.dumps(config, indent=2).encode() + b"\n"))
+    return write_atomically(path, lambda file: torch.save(theirs, file))
 
 
 def _source(settings: Settings, lesson: Lesson, to: str) -> Path:

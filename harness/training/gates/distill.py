@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import UserError
-from harness.core.files import write_whole
+from harness.core.files import write_atomically
 from harness.models.loading import LoadedModel, local_layers
 from harness.training.gates.checkpoint import Checkpoint, Step, restore
 from harness.training.gates.processes import Processes
@@ -169,7 +169,7 @@ def save_gates(
         if int(name.split(".")[1]) not in local
     }
     whole = save(state, metadata={key: json.dumps(value) for key, value in recipe.items()})
-    return write_whole(path, lambda file: file.write(whole))
+    return write_atomically(path, lambda file: file.write(whole))
 
 
 def _next(tokens: Iterator[Tensor], step: int, steps: int) -> Tensor:

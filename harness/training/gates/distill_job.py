@@ -21,7 +21,7 @@ import methods
 from harness.arms.build import build_decoding, full_decode, weights_folder
 from harness.core import checks
 from harness.core.errors import UserError
-from harness.core.files import check_folder
+from harness.core.files import writable_folder
 from harness.core.settings import Settings, read_settings
 from harness.measure.run import model_of
 from harness.models.loading import LoadedModel, ModelConfig, load_model
@@ -239,7 +239,7 @@ def _out(given: Any, lesson: Lesson, settings: Settings, loaded: LoadedModel, *,
     path = out / lesson.file.format(block_size=lesson.block_size)
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
-    return check_folder(out)
+    return writable_folder(out)
 
 
 def batches(rows: Rows, lengths: list[int], tokens: int) -> Iterator[Tensor]:

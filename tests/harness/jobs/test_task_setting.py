@@ -27,7 +27,7 @@ RULER_CORE_BEFORE = (
     "methods",
     "methods_after",
 )
-"""Experiments that said `override /task: ruler_core` when results were recorded; the others below said `ruler` or `longbench`."""
+"""Experiments that said `override /task: ruler_core` when results were recorded; others said `ruler` or `longbench`."""
 RECORDED_TASKS = {
     **dict.fromkeys(RULER_CORE_BEFORE, "ruler_core"),
     "methods_native": "ruler_core",
