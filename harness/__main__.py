@@ -18,7 +18,8 @@ from harness.core.conf_files import MAIN, conf_dir
 from harness.core.errors import UserError
 from harness.core.hydra_text import COMPOSING_ERRORS, explain
 from harness.jobs.arguments import check_choices, prepare
-from harness.jobs.run import CommandRun
+from harness.jobs.command_state import CommandState
+from harness.jobs.run import run_job
 
 DONE = 0
 FAILED_CELLS = 1
@@ -44,21 +45,21 @@ def _run(arguments: list[str]) -> int:
 
         print(help_text([argument for argument in arguments if argument not in HELP]))
         return DONE
-    command, codes = CommandRun(), [DONE]
+    command, codes = CommandState(), [DONE]
 
-    def run_job(cfg: DictConfig) -> None:
+    def run_one(cfg: DictConfig) -> None:
         """Run one job of a sweep; its bad input does not stop the others."""
-        codes.append(_guarded(lambda: _run_job(command, cfg)))
+        codes.append(_guarded(lambda: _run_one(cfg, command)))
 
     with _arguments_of_process(arguments):
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=MAIN)(run_job)()
-        command.finish()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=MAIN)(run_one)()
+        command.write_reports()
     return max(codes)
 
 
-def _run_job(command: CommandRun, cfg: DictConfig) -> int:
+def _run_one(cfg: DictConfig, command: CommandState) -> int:
     check_choices(HydraConfig.get().overrides.task)  # those that an experiment sweeps over too
-    return FAILED_CELLS if command.run(cfg) else DONE
+    return FAILED_CELLS if run_job(cfg, command) else DONE
 
 
 @contextmanager

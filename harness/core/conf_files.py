@@ -16,8 +16,10 @@ from harness.core.errors import UserError
 PACKAGE = Path(__file__).resolve().parents[1]
 MAIN = "config"
 """The file of the settings that are in no group."""
-HYDRA_KEYS = ("defaults", "hydra")
-"""Top-level keys of a file that are Hydra's own."""
+ABOUT = "about"
+"""The key of a conf/method file with facts of the method itself."""
+NO_SETTINGS = ("defaults", "hydra", ABOUT)
+"""Top-level keys of a file that hold no settings: Hydra's own, and ABOUT."""
 SETTING = re.compile(r"(?P<indent> *)(?P<name>[^\s#:]+):(?P<value>.*?)(?P<comment> +#.*)?")
 
 
@@ -56,21 +58,21 @@ def conf_file(group: str, choice: str) -> Path:
 
 @lru_cache(maxsize=128)
 def conf_lines(path: Path) -> tuple[ConfLine, ...]:
-    """Return the lines of a file, without what is below Hydra's own keys."""
+    """Return the lines of a file, without the keys that hold no settings and what is below them."""
     lines: list[ConfLine] = []
     parents: list[tuple[int, str]] = []  # of the line: how far each is indented, and its name
-    hydras = False
+    skipping = False
     for text in path.read_text(encoding="utf-8").splitlines():
         match = SETTING.fullmatch(text)
         if match is None:
-            hydras = hydras and text.startswith((" ", "-"))  # what goes on below a key of Hydra's is indented, or a list
-            if not hydras:
+            skipping = skipping and text.startswith((" ", "-"))  # what is below a key is indented, or a list
+            if not skipping:
                 lines.append(ConfLine(text))
             continue
         indent = len(match["indent"])
         parents = [(depth, name) for depth, name in parents if depth < indent] + [(indent, match["name"])]
-        hydras = parents[0][1] in HYDRA_KEYS
-        if not hydras:
+        skipping = parents[0][1] in NO_SETTINGS
+        if not skipping:
             name = ".".join(name for _, name in parents)
             lines.append(ConfLine(text, name, match["value"].strip(), match["comment"] or ""))
     return tuple(lines)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.core import checks, devices
-from harness.core.conf_files import MAIN, groups, setting_names
+from harness.core.conf_files import ABOUT, MAIN, groups, setting_names
 from harness.core.errors import UserError
 from harness.core.hydra_text import TASK_IS_A_VALUE, explain, unknown_setting
 from harness.core.question import check_question
@@ -20,7 +20,7 @@ from harness.core.question import check_question
 if TYPE_CHECKING:
     import torch
 
-RESERVED = ("name", "paper")
+RESERVED = ("name", "paper", ABOUT)
 """Keys of a conf/method or conf/decode file that are no knobs of the method."""
 CHECKED_BY_THE_METHOD = ("method", "decode")
 """Groups whose settings the method checks that takes them."""

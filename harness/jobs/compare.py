@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import re
 
-from rich.console import Console
-
 from harness.core.settings import Settings
-from harness.jobs.studies import OpenStudy, print_written
+from harness.jobs.command_state import CommandState
+from harness.jobs.studies import OpenStudy
 from harness.report.compare import COLUMNS, show, table
 from harness.report.figures import compare as figure
 from harness.report.leaderboard import write_csv
 
 
-def run(settings: Settings, study: OpenStudy, console: Console) -> int:
+def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Print the table, and write CSV and figure into the study's folder. Returns 0. Raises UserError without records,
     or where the line isn't among them, or alone."""
     study.check_has_records(settings)
     rows = table(study.store, str(settings.options["to"] or settings.method))
-    show(console, rows)
+    show(command.console, rows)
     name = re.sub(r"[^a-z0-9]+", "-", str(rows[0]["beside"]).lower()).strip("-")
     path = write_csv(study.store.folder / f"compare_{name}.csv", COLUMNS, rows)
-    print_written(console, [path, *figure.write(rows, study.store.folder, name)])
+    command.print_written([path, *figure.write(rows, study.store.folder, name)])
     return 0

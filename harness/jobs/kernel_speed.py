@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from harness.core.errors import UserError
 from harness.core.settings import Settings
+from harness.jobs.command_state import CommandState
 from harness.jobs.studies import OpenStudy
 from harness.measure.kernel_speed.study import Study
 
 
-def run(settings: Settings, study: OpenStudy, console: Console) -> int:
+def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Time what the settings ask for and the study lacks. Returns how many cases failed. Raises UserError for bad input."""
     store = study.store
     if store.cells.exists() or store.latency.exists() or store.mass.exists():
         raise UserError(f"study={settings.study} holds other measurements: name another one, study=kernel_speed say")
     study.check_records()
-    failed = Study(settings, store, console).go()
+    failed = Study(settings, store, command.console).go()
     study.report_due = True
     return failed

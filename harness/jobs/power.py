@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from harness.core.settings import Settings
-from harness.jobs.studies import OpenStudy, print_written
+from harness.jobs.command_state import CommandState
+from harness.jobs.studies import OpenStudy
 from harness.report.power import plan_samples
 
 
-def run(settings: Settings, study: OpenStudy, console: Console) -> int:
+def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Write table and picture into the study's folder. Returns 0. Raises UserError for settings out of range."""
-    print_written(console, plan_samples(settings, study.store, console))
+    command.print_written(plan_samples(settings, study.store, command.console))
     return 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from harness.core.settings import Settings
+from harness.jobs.command_state import CommandState
 from harness.jobs.studies import OpenStudy
 
 
-def run(settings: Settings, study: OpenStudy, console: Console) -> int:
+def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Have the report written when all jobs of the command are done. Returns 0. Raises UserError without records."""
     study.check_has_records(settings)
     study.report_due = True

@@ -56,10 +56,9 @@ class OpenStudy:
         ended = time.monotonic()
         self.next_refresh = ended + REFRESH_SHARE * (ended - began)
 
-    def write_report(self, console: Console) -> None:
-        """Write leaderboard and figures, show the table, and say where everything lies."""
-        paths = self._write_kernel_rows(console) if self.store.kernels.exists() else self._write_leaderboard(console)
-        print_written(console, (*paths, self.store.folder / "records"))
+    def write_report(self, console: Console) -> list[Path]:
+        """Write leaderboard and figures, and show the table. Returns the paths of the files."""
+        return self._write_kernel_rows(console) if self.store.kernels.exists() else self._write_leaderboard(console)
 
     def _write_leaderboard(self, console: Console) -> list[Path]:
         from harness.report import leaderboard
@@ -82,9 +81,3 @@ class OpenStudy:
         pictures = kernel_speed.write(rows, self.store.folder)
         kernel_rows.show(console, rows)
         return [path, *pictures]
-
-
-def print_written(console: Console, paths: Iterable[Path]) -> None:
-    """Say which files or folders were written, one a line."""
-    for path in paths:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)

@@ -27,8 +27,8 @@ class Does(StrEnum):
 @dataclass(frozen=True)
 class Job:
     """A job. `function` is "module:name". That of a job that trains takes the composed config; all others take the settings,
-    the study (`harness.jobs.studies.OpenStudy`) and the console, and return how many cells failed. `takes_question` says
-    whether the job asks the questions of prompts, or reads what such a job recorded."""
+    the study (`harness.jobs.studies`) and what the jobs of a command share (`harness.jobs.command_state`), and return how many
+    cells failed. `takes_question` says whether the job asks the questions of prompts, or reads what such a job recorded."""
 
     name: str
     does: Does

@@ -26,7 +26,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def expand(selection: str | Sequence[str]) -> list[str]:
+def expand_tasks(selection: str | Sequence[str]) -> list[str]:
     """Return the task names, each once, that a name, a group, a comma list or a list of these stands for.
 
     Raises UserError for a name that is neither a task's nor a group's.

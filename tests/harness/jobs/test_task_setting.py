@@ -14,7 +14,6 @@ from hydra import compose, initialize_config_dir
 from harness.core.conf_files import conf_dir
 from harness.core.settings import Settings, read_settings
 from harness.jobs.arguments import prepare
-from harness.jobs.run import CommandRun
 
 RESULTS = Path(__file__).resolve().parents[3] / "results"
 RULER_CORE_BEFORE = (
@@ -117,4 +116,3 @@ def test_a_sweep_over_tasks(
     monkeypatch.setattr("harness.jobs.report.run", no_job)
     assert command("-m", "job=report", argument) == 0
     assert seen == [GROUPS[tasks] if isinstance(tasks, str) else tasks for tasks in expected]
-    assert CommandRun().studies == {}
