@@ -7,51 +7,76 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import hydra
-from hydra.errors import HydraException
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
+from harness.core.conf_files import MAIN, conf_dir
 from harness.core.errors import UserError
-from harness.core.settings import check_choices, conf_dir, explain, one_for_all
-from harness.jobs.run import Jobs
+from harness.core.hydra_text import COMPOSING_ERRORS, explain
+from harness.jobs.arguments import check_choices, prepare
+from harness.jobs.command_state import CommandState
+from harness.jobs.run import run_job
 
+DONE = 0
 FAILED_CELLS = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+HELP = ("--help", "-h")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program name (default: the process's own). Returns the exit code."""
-    arguments = one_for_all(sys.argv[1:] if argv is None else argv)
-    codes: list[int] = []
-    kept_argv, kept_full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["harness", *arguments]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, and they are shown here, as one line
-    jobs = Jobs()
-
-    def job(cfg: DictConfig) -> None:
-        codes.append(_guarded(lambda: jobs.run(cfg)))
-
-    def whole() -> int:
-        check_choices(arguments)
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
-        return jobs.finish()
-
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        codes.append(_guarded(whole))
+        return _guarded(lambda: _run(prepare(arguments)))
     except KeyboardInterrupt:
         print("interrupted: what is finished is recorded, the same command carries on", file=sys.stderr)
-        codes.append(INTERRUPTED)
+        return INTERRUPTED
+
+
+def _run(arguments: list[str]) -> int:
+    """Show the help, or run the jobs and write their reports. Returns the exit code."""
+    if any(flag in HELP for flag in arguments):
+        from harness.jobs.help import help_text
+
+        print(help_text([argument for argument in arguments if argument not in HELP]))
+        return DONE
+    command, codes = CommandState(), [DONE]
+
+    def run_one(cfg: DictConfig) -> None:
+        """Run one job of a sweep; its bad input does not stop the others."""
+        codes.append(_guarded(lambda: _run_one(cfg, command)))
+
+    with _arguments_of_process(arguments):
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=MAIN)(run_one)()
+        command.write_reports()
+    return max(codes)
+
+
+def _run_one(cfg: DictConfig, command: CommandState) -> int:
+    check_choices(HydraConfig.get().overrides.task)  # those that an experiment sweeps over too
+    return FAILED_CELLS if run_job(cfg, command) else DONE
+
+
+@contextmanager
+def _arguments_of_process(arguments: list[str]) -> Iterator[None]:
+    """Put `arguments` where Hydra, and a record of the command, look for them, and have Hydra raise its errors, which are then
+    shown here, as one line."""
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = ["harness", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
     finally:
-        sys.argv = kept_argv
-        if kept_full is None:
+        sys.argv = argv
+        if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
-            os.environ["HYDRA_FULL_ERROR"] = kept_full
-    return max(codes)
+            os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
 def _guarded(action: Callable[[], int]) -> int:
@@ -60,7 +85,7 @@ def _guarded(action: Callable[[], int]) -> int:
         return action()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSING_ERRORS as error:
         print(f"error: {explain(error)}", file=sys.stderr)
     return BAD_INPUT
 

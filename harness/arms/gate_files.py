@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import UserError
-from harness.core.files import json_object
+from harness.core.files import read_json_object
 from harness.models.loading import LoadedModel, local_layers, local_window
 from methods.gates import released
 from methods.gates.attn_gate import Gate
@@ -94,7 +94,7 @@ def with_local(state: dict[str, Tensor], local: Iterable[int]) -> dict[str, Tens
 def config(path: Path) -> dict[str, Any]:
     """The settings beside a release's weights; none where they lie alone."""
     file = path.with_name(released.CONFIG)
-    return json_object(file) if file.is_file() else {}
+    return read_json_object(file) if file.is_file() else {}
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:

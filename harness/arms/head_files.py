@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
-from harness.core.files import json_object
+from harness.core.files import read_json_object
 from harness.core.settings import Settings
 from harness.models.loading import LoadedModel
 from harness.study.provenance import file_hash
@@ -42,7 +42,7 @@ def load(method: Method, folder: Path, settings: Settings, loaded: LoadedModel) 
 def read(path: Path) -> dict[str, Any]:
     """What a file holds: JSON, or a table of numbers (.tsv: rows are layers, columns heads) as {"heads": rows}."""
     if path.suffix != ".tsv":
-        return json_object(path, AGAIN)
+        return read_json_object(path, AGAIN)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         return {"heads": [[float(number) for number in line.split()] for line in lines if line.strip()]}

@@ -7,22 +7,51 @@ from typing import Any
 from harness.core.errors import UserError
 
 
-def whole_number(name: str, value: Any, low: int) -> int:
-    """Return `value` if it is a whole number of at least `low`. Raises UserError naming the setting and its range."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise UserError(f"{name}={value}: must be a whole number of at least {low}")
-    return value
+def whole_number(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    """Return `value` if it is a whole number from `low` to `high`, where these are given. Raises UserError otherwise."""
+    if not _is_whole(value, low, high):
+        raise UserError(f"{name}={value}: must be {_whole_numbers(low, high)}")
+    return int(value)
+
+
+def whole_number_or_null(name: str, value: Any, low: int | None = None, high: int | None = None) -> int | None:
+    """Return `value` if it is null (None) or a whole number from `low` to `high`. Raises UserError otherwise."""
+    if value is not None and not _is_whole(value, low, high):
+        raise UserError(f"{name}={value}: must be null or {_whole_numbers(low, high)}")
+    return None if value is None else int(value)
+
+
+def _is_whole(value: Any, low: int | None, high: int | None) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool)  # True is an int to Python
+    return whole and (low is None or value >= low) and (high is None or value <= high)
+
+
+def _whole_numbers(low: int | None, high: int | None) -> str:
+    """Say which whole numbers are right."""
+    limits = [f"at {word} {limit}" for word, limit in (("least", low), ("most", high)) if limit is not None]
+    return "a whole number" + (f" of {' and '.join(limits)}" if limits else "")
+
+
+def number(name: str, value: Any) -> float:
+    """Return `value` as a float if it is a number. Raises UserError otherwise."""
+    if not _is_number(value):
+        raise UserError(f"{name}={value}: must be a number")
+    return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def seconds(name: str, value: Any) -> float:
-    """Return `value` as a positive number of seconds. Raises UserError naming the setting and its range."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+    """Return `value` if it is a number of seconds above 0 and below a million. Raises UserError otherwise."""
+    if not _is_number(value) or not 0 < value < 1e6:
         raise UserError(f"{name}={value}: must be a number of seconds above 0")
     return float(value)
 
 
 def true_or_false(name: str, value: Any) -> bool:
-    """Return `value` if it is true or false. Raises UserError naming the setting otherwise."""
+    """Return `value` if it is true or false. Raises UserError otherwise."""
     if not isinstance(value, bool):
         raise UserError(f"{name}={value}: must be true or false")
     return value
@@ -30,6 +59,22 @@ def true_or_false(name: str, value: Any) -> bool:
 
 def share(name: str, value: Any) -> float:
     """Return `value` if it is a share of the accuracy, above 0 and below 1. Raises UserError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+    if not _is_number(value) or not 0 < value < 1:
         raise UserError(f"{name}={value}: must be a share of the accuracy, above 0 and below 1, for example 0.02")
     return float(value)
+
+
+def sparsity(name: str, value: Any) -> float | None:
+    """Return `value` if it is null (None) or a share of blocks to leave out, from 0 to below 1. Raises UserError otherwise."""
+    if value is None:
+        return None
+    if not _is_number(value) or not 0 <= value < 1:
+        raise UserError(f"{name}={value}: must be at least 0 (keep every block) and below 1, for example 0.9")
+    return float(value)
+
+
+def text(name: str, value: Any) -> str:
+    """Return `value` as a text, if it is one or a number. Raises UserError for null, nothing, a list or a group of settings."""
+    if value is None or value == "" or isinstance(value, bool | list | dict):
+        raise UserError(f"{name}={'null' if value is None else value}: must be a name or a path")
+    return str(value)

@@ -11,7 +11,7 @@ Mark = torch.cuda.Event | float
 
 
 def mark(device: torch.device) -> Mark:
-    """The moment at which the device finishes all work queued so far (on the CPU: now)."""
+    """Return the moment at which the device finishes all work queued so far (on the CPU: now)."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -20,7 +20,10 @@ def mark(device: torch.device) -> Mark:
 
 
 def elapsed_ms(start: Mark, end: Mark) -> float:
-    """Milliseconds between two marks of one device. Call `sync` first: a CUDA event must have happened."""
+    """Return the milliseconds between two marks of one device. Call `sync` first: a CUDA event must have happened.
+
+    Raises TypeError for a mark of the CPU and one of a GPU.
+    """
     if isinstance(start, float) and isinstance(end, float):
         return (end - start) * 1e3
     if isinstance(start, float) or isinstance(end, float):

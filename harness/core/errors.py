@@ -1,5 +1,16 @@
-"""The one error that is shown to a person as one line, without a traceback."""
+"""The one error that is shown to a person as one line, without a traceback, and what such lines are made of."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
     """Bad input: says what is wrong and what would be right."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return " (did you mean CHOICE?)" for the choice that is spelt most like `name`; an empty text where none is close."""
+    close = difflib.get_close_matches(name, list(choices), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

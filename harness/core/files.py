@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 from harness.core.errors import UserError
 
 
-def check_folder(folder: Path) -> Path:
-    """Make a folder for what hours of work will give. Raises UserError where nothing can be written there."""
+def writable_folder(folder: Path) -> Path:
+    """Make a folder for what hours of work will give, and return it. Raises UserError where nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -24,10 +24,10 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     """Let `write` fill a file beside `path` that takes its place once it is on the disk, with the permissions of any new file.
 
-    Raises UserError where it can't be written; what was at `path` is then still there.
+    Returns `path`. Raises UserError where it can't be written; what was at `path` is then still there.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -45,12 +45,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     return path
 
 
-def json_object(path: Path, advice: str = "") -> dict[str, Any]:
-    """The JSON object that a file holds. Raises UserError, ending in `advice`, where there is none to be read."""
+def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
+    """Return the JSON object that a file holds. Raises UserError, ending in `advice`, where none can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}{advice}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object{advice}")
-    return found
+    return content

@@ -1,1 +1,1 @@
-"""The jobs of the command, one table of them, and what happens when all of a sweep's are done."""
+"""The command: what it may be told (arguments, help), the table of its jobs, a file for each, and how they run."""

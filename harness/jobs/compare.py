@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-
-from rich.console import Console
 
 from harness.core.settings import Settings
+from harness.jobs.command_state import CommandState
+from harness.jobs.studies import OpenStudy
 from harness.report.compare import compare_lines, write_pairs
 from harness.report.figures import compare as figure
 from harness.report.terminal.comparison_table import show_pairs
-from harness.study.store import Store
 
 
-def compare(settings: Settings, store: Store, console: Console) -> list[Path]:
-    """Print the table, write CSV and figure into the study's folder. Raises UserError where the line isn't there, or alone."""
-    pairs = compare_lines(store, str(settings.options["to"] or settings.method))
-    show_pairs(console, pairs)
+def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
+    """Print the table, and write CSV and figure into the study's folder. Returns 0. Raises UserError without records,
+    or where the line isn't among them, or alone."""
+    study.check_has_records(settings)
+    pairs = compare_lines(study.store, str(settings.options["to"] or settings.method))
+    show_pairs(command.console, pairs)
     name = re.sub(r"[^a-z0-9]+", "-", pairs[0].beside.lower()).strip("-")
-    path = write_pairs(store.folder / f"compare_{name}.csv", pairs)
-    return [path, *figure.write(pairs, store.folder, name)]
+    path = write_pairs(study.store.folder / f"compare_{name}.csv", pairs)
+    command.print_written([path, *figure.write(pairs, study.store.folder, name)])
+    return 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from harness.arms.build import RunnableArm
-from harness.core.device_memory import let_go, out_of_memory
+from harness.core.device_memory import is_out_of_memory, release_frames
 from harness.core.question import QUESTION_REREAD
 from harness.measure.context import RunContext
 from harness.models.bridge import Bridge
@@ -105,9 +105,9 @@ def generate_batches(context: RunContext, arm: RunnableArm, todo: Todo) -> Itera
             yield batch
             todo, prefilled = todo[count:], prefilled + count
             continue
-        let_go(attempt.error, device)
+        release_frames(attempt.error, device)
         bridge, prefilled = _bridge(context, arm), 0  # the old one has seen half a batch
-        if count > 1 and out_of_memory(attempt.error):
+        if count > 1 and is_out_of_memory(attempt.error):
             batch_tokens = longest * count // 2
             continue
         for place in range(count):
@@ -141,7 +141,7 @@ def _generate_alone(context: RunContext, arm: RunnableArm, todo: Todo) -> Batch:
     with Attempt() as attempt:
         return _generate(context, _bridge(context, arm), todo, 0)
     assert attempt.error is not None
-    let_go(attempt.error, context.loaded.device)
+    release_frames(attempt.error, context.loaded.device)
     return Batch(error=attempt.error, failed_cell=todo.pairs[0][0].id)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 import methods
 from harness.arms.build import build, weights_folder
 from harness.arms.head_files import model_shape
+from harness.core.checks import whole_number
 from harness.core.errors import UserError
-from harness.core.files import check_folder, write_whole
+from harness.core.files import writable_folder, write_atomically
 from harness.core.settings import Settings, read_settings
 from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
@@ -43,7 +44,7 @@ def main(cfg: DictConfig) -> Path:
     path = _path(settings, loaded, str(method.searched))
     context = RunContext(settings, loaded, Store(settings.folder), console)
     names = expand_tasks(settings.tasks)
-    prompts = calibration_prompts(context, names, _prompts(settings.options["prompts"]))
+    prompts = calibration_prompts(context, names, whole_number("job.prompts", settings.options["prompts"], 1))
     found = search(context, method, prompts)
     made = {
         "command": command(),
@@ -61,7 +62,7 @@ def main(cfg: DictConfig) -> Path:
         "text": context.text_of(names) | context.files(*names),
     }
     text = dumps({"method": method.name, **found, "made": made})
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()))
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     if path.parent != weights_folder(settings, loaded):
         console.print(f"to use it: model.gates={path.parent}", highlight=False, soft_wrap=True)
@@ -102,17 +103,11 @@ def _method(settings: Settings) -> Method:
     return build(settings)
 
 
-def _prompts(given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise UserError(f"job.prompts={given}: must be a whole number of at least 1")
-    return given
-
-
 def _path(settings: Settings, loaded: LoadedModel, name: str) -> Path:
     given = settings.options.get("out")
     own = OWN_BUNDLED if str(settings.model["path"]) == "bundled" else weights_folder(settings, loaded)
     path = (Path(str(given)).expanduser() if given else own) / name
     if path.exists() and not settings.options.get("overwrite"):
         raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
-    check_folder(path.parent)
+    writable_folder(path.parent)
     return path

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from harness.arms.build import RunnableArm
+from harness.core.checks import whole_number_or_null
 from harness.core.clock import elapsed_ms, mark, sync
-from harness.core.device_memory import let_go
+from harness.core.device_memory import release_frames
 from harness.core.errors import UserError
 from harness.measure.cells import record_failure, record_state
 from harness.measure.context import RunContext
@@ -82,7 +83,8 @@ def read_texts(context: RunContext, options: dict[str, Any]) -> Texts:
     body = length - (bos is not None)
     if body < 2:
         raise UserError(f"length={length}: must be at least {length - body + 2} for a loss")
-    stride, min_tokens = _number(options, "stride", body), _number(options, "min_tokens")
+    stride = whole_number_or_null("job.stride", options["stride"], 1, body)
+    min_tokens = whole_number_or_null("job.min_tokens", options["min_tokens"], 1)
     text = documents.load_text(str(options["text"]), context.data.get("text_dir"))
     least = max(body, min_tokens or 0)
     chosen = documents.cut_documents(text, tokenizer, body, least, context.sample_count, whole=stride is not None)
@@ -95,17 +97,6 @@ def read_texts(context: RunContext, options: dict[str, Any]) -> Texts:
     data = {"text": text.name, "tokenizer": tokenizer_hash(tokenizer), "least": least, "stride": stride}
     name = text.name + (f" from {least} tokens" if least > body else "") + ("" if stride is None else f" in steps of {stride}")
     return Texts(name, chosen, data, bos, body, stride)
-
-
-def _number(options: dict[str, Any], name: str, most: int | None = None) -> int | None:
-    """Return a setting of the job that is null or a whole number from 1 to `most`. Raises UserError for any other."""
-    value = options[name]
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
-        up_to = "" if most is None else f" and at most {most}"
-        raise UserError(f"job.{name}={value}: must be null or a whole number of at least 1{up_to}")
-    return value
 
 
 def measure_perplexity(context: RunContext, arm: RunnableArm, texts: Texts) -> int:
@@ -124,7 +115,7 @@ def measure_perplexity(context: RunContext, arm: RunnableArm, texts: Texts) -> i
                 context.store.perplexity.append(_measure_document(context, bridge, cell, texts, index))
                 progress.advance(bar)
     if attempt.error is not None:
-        let_go(attempt.error, context.loaded.device)
+        release_frames(attempt.error, context.loaded.device)
         label = f"perplexity with {arm.identity.method}"
         return record_failure(context, arm, cell, attempt.error, label=label, haystack=texts.name)
     record_state(context, arm, cell, Status.OK, haystack=texts.name)  # gates are read from the documents' records

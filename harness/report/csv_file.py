@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.core.files import write_whole
+from harness.core.files import write_atomically
 
 
 def value_text(value: object) -> str:
@@ -26,4 +26,4 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([value_text(value) for value in row] for row in rows)
-    return write_whole(path, lambda file: file.write(text.getvalue().encode()))
+    return write_atomically(path, lambda file: file.write(text.getvalue().encode()))

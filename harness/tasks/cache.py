@@ -8,7 +8,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from harness.core.files import write_whole
+from harness.core.files import write_atomically
 from harness.tasks.sample import Sample
 
 VERSION = 1
@@ -47,4 +47,4 @@ def write(path: Path, samples: dict[int, Sample]) -> None:
     """
     rows = [asdict(samples[i]) for i in sorted(samples)]
     lines = [json.dumps({k: v for k, v in row.items() if k != "context"}, ensure_ascii=False) for row in rows]
-    write_whole(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+    write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))

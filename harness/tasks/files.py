@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from harness.core.errors import UserError
-from harness.core.files import write_whole
+from harness.core.files import write_atomically
 
 DOWNLOADS = Path(".cache/data")
 """Where downloads are stored, below the working folder."""
@@ -71,7 +71,7 @@ def _download(file: DataFile, path: Path, needed_by: str) -> None:
                 f"network and name its folder, data.dir=FOLDER (the file there may be called {' or '.join(file.names)})"
             ) from None
 
-    write_whole(path, fetch)
+    write_atomically(path, fetch)
 
 
 def short_hash(path: Path) -> str:

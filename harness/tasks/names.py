@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, did_you_mean
 from harness.tasks.longbench import names as longbench
 from harness.tasks.ruler import names as ruler
 
@@ -21,7 +21,8 @@ def check_name(name: str) -> str:
     """Return the name of a task. Raises UserError, which lists tasks and groups, for any other."""
     if name not in TASKS:
         known = ", ".join((*ruler.TASKS, *longbench.TASKS))  # the buckets of LongBench-E are in the groups
-        raise UserError(f"task {name} is not known; choose from: {known}, or a group: {', '.join(GROUPS)}")
+        close = did_you_mean(name, (*TASKS, *GROUPS))
+        raise UserError(f"task {name} is not known{close}; choose from: {known}, or a group: {', '.join(GROUPS)}")
     return name
 
 

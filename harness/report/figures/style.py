@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from harness.core.files import write_whole
+from harness.core.files import write_atomically
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 """Okabe & Ito (2008) in the order that keeps neighbours apart, and two more; black is dense."""
@@ -69,7 +69,7 @@ def save(figure: Figure, path: Path) -> Path:
     picture = io.BytesIO()
     with matplotlib.rc_context(RC):
         figure.savefig(picture, format="png")
-    return write_whole(path, lambda file: file.write(picture.getvalue()))
+    return write_atomically(path, lambda file: file.write(picture.getvalue()))
 
 
 def set_title(figure: Figure, text: str, *, beside: float = 0.0) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from harness.core.errors import UserError
-from harness.core.files import write_whole
+from harness.core.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Checkpoint:
             "optimizer": optimizer.state_dict(),
             "steps": [asdict(step) for step in steps],
         }
-        write_whole(self.path, lambda file: torch.save(state, file))
+        write_atomically(self.path, lambda file: torch.save(state, file))
 
     def read(self) -> dict[str, Any] | None:
         """Return the state in the file, on the CPU; None where there is none.

@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.arms import gate_files
 from harness.arms.build import full_decode, released_id
 from harness.core.errors import UserError
-from harness.core.files import write_whole
+from harness.core.files import write_atomically
 from harness.core.settings import Settings, read_settings
 from harness.study.provenance import file_hash
 from harness.training.gates.gate_spec import GateSpec, gate_spec
@@ -63,7 +63,7 @@ def to_harness(source: Path, spec: GateSpec, out: Path, *, overwrite: bool = Fal
     metadata = {key: json.dumps(value) for key, value in recipe.items()}
     path = _free(out / spec.file.format(block_size=block_size), overwrite)
     content = save({name: weight.contiguous() for name, weight in state.items()}, metadata=metadata)
-    return write_whole(path, lambda file: file.write(content))
+    return write_atomically(path, lambda file: file.write(content))
 
 
 def to_release(source: Path, spec: GateSpec, out: Path, *, model: str, overwrite: bool = False) -> Path:
@@ -84,8 +84,8 @@ def to_release(source: Path, spec: GateSpec, out: Path, *, model: str, overwrite
         **spec.kind.released_config,
     }
     path, config_path = _free(out / released.FILE, overwrite), _free(out / released.CONFIG, overwrite)
-    write_whole(config_path, lambda file: file.write(json.dumps(config, indent=2).encode() + b"\n"))
-    return write_whole(path, lambda file: torch.save(renamed, file))
+    write_atomically(config_path, lambda file: file.write(json.dumps(config, indent=2).encode() + b"\n"))
+    return write_atomically(path, lambda file: torch.save(renamed, file))
 
 
 def _source(settings: Settings, spec: GateSpec, to: str) -> Path:

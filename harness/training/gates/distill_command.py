@@ -19,7 +19,7 @@ from torch import Tensor
 
 from harness.arms.build import weights_folder
 from harness.core.errors import UserError
-from harness.core.files import check_folder
+from harness.core.files import writable_folder
 from harness.core.settings import Settings, read_settings
 from harness.measure.sweep import load_model_of
 from harness.models.loading import LoadedModel, ModelConfig, load_model
@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> Path:
     lengths, tokens = read_lengths(job.lengths, spec.block_size), whole_number(job, "tokens", 1)
     sequences, every = whole_number(job, "recall_sequences", 0), whole_number(job, "checkpoint_every", 0)
     processes = join(settings.device)
-    settings = replace(settings, device=processes.device or settings.device)
+    settings = replace(settings, device_choice=str(processes.device or settings.device))
     loaded = _model(settings, processes, shard=bool(job.shard))
     if max(lengths) > loaded.max_length:
         raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
@@ -188,4 +188,4 @@ def _out(folder: Any, spec: GateSpec, settings: Settings, loaded: LoadedModel, *
     path = out / spec.file_name
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
-    return check_folder(out)
+    return writable_folder(out)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.core.files import write_whole
+from harness.core.files import write_atomically
 from harness.models.loading import LoadedModel
 from methods.gates.attn_gate import AttnGate, Gate, gate_state
 
@@ -50,4 +50,4 @@ def save_gates(
         if int(name.split(".")[1]) not in local
     }
     content = save(state, metadata={key: json.dumps(value) for key, value in recipe.items()})
-    return write_whole(path, lambda file: file.write(content))
+    return write_atomically(path, lambda file: file.write(content))

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import methods
-from harness.core.settings import conf_dir, one_for_all
-from harness.tasks.names import GROUPS, TASKS, expand_tasks
+from harness.core.conf_files import groups
 
 Command = Callable[..., int]
 
@@ -20,12 +19,44 @@ Command = Callable[..., int]
     [
         (["method=seerr"], "method=seerr is not known (did you mean seer?); choose one of: blasst, block_topk, dense, "),
         (["model=nothing"], "model=nothing is not known; choose one of: bundled, gemma3_270m, gemma3_270m_base, hf, "),
-        (["task=rular"], "task=rular is not known (did you mean ruler?); choose one of: cwe, demo, "),
+        (["task=rular"], "task rular is not known (did you mean ruler?); choose from: niah_single_1, "),
         (
             ["job=run"],
             "job=run is not known; choose one of: archive, compare, convert_gates, distill, evaluate, export, gate_recall, ",
         ),
-        (["task.tasks=[niah_single_9]"], "task niah_single_9 is not known; choose from: niah_single_1, "),
+        (
+            ["task.tasks=[niah_single_9]"],
+            "task niah_single_9 is not known (did you mean niah_single_3?); choose from: niah_single_1, ",
+        ),
+        (["task=[vt,rular]"], "task rular is not known (did you mean ruler?)"),
+        (["task=[]"], "task=[]: tasks are values: write task=NAME or 'task=[NAME,NAME]'"),
+        (["task=null"], "task=null: tasks are values"),
+        (["task.taks=[vt]"], "tasks are values: write task=NAME"),
+        (["task=vt,cwe"], "'task=vt,cwe': quote a list as 'task=[vt,cwe]', or add -m to sweep over its values"),
+        (["method=seer,oracle"], "method=seer,oracle: method= takes one choice; to run several, one after the other, add -m"),
+        (
+            ["method=[seer,oracle]"],
+            "method=[seer,oracle]: method= takes one choice, not a list; to run several, one after the ",
+        ),
+        (["decode=[quest,oracle]"], "one after the other: -m decode=quest,oracle"),
+        (["model=[bundled,smollm2_135m]"], "one after the other: -m model=bundled,smollm2_135m"),
+        (["job=[evaluate,latency]"], "one after the other: -m job=evaluate,latency"),
+        (["experiment=[pareto,ruler]"], "one experiment a command, each is a sweep of its own: run pareto, ruler in turn"),
+        (["-m", "method=[seer,oracle],dense"], "method=[seer,oracle],dense: method= takes one choice, not a list"),
+        (["-m", "experiment=pareto,ruler"], "one experiment a command"),
+        (["+sampels=3"], "unknown setting 'sampels' (did you mean samples?)"),
+        (["+data.haystak=x"], "unknown setting 'data.haystak' (did you mean data.haystack?)"),
+        (["+job.prompts=3"], "unknown setting 'job.prompts' for this job=; it belongs to search_heads"),
+        (["~length"], "length is missing: no setting can be taken out with ~"),
+        (["~method"], "method is missing: no setting can be taken out with ~"),
+        (["data=3"], "data=3: it has settings below it: dir, haystack, text_dir, words"),
+        (["results=null"], "results=null: must be a name or a path"),
+        (["study="], "study=: must be a name or a path"),
+        (["model.chat_template=maybe"], "model.chat_template=maybe: must be true or false"),
+        (["job.name=evaluat"], "job=evaluat is not known (did you mean evaluate?); choose one of: archive, compare, "),
+        (["question=later"], "question=later: must be seen (the prompt is prefilled whole), after (its context, "),
+        (["job=latency", "question=after"], "job=latency asks no question of a prompt, so question=after does not change it"),
+        (["job=distill", "question=after"], "job=distill asks no question of a prompt"),
         (["sparsity=1"], "sparsity=1: must be at least 0 (keep every block) and below 1, for example 0.9"),
         (["sparsity=-0.1"], "sparsity=-0.1: must be at least 0"),
         (["sparsity=lots"], "sparsity=lots: must be at least 0"),
@@ -39,6 +70,7 @@ Command = Callable[..., int]
         (["dense_kernel=fa9"], "fa9 is not known; choose one of: auto, "),
         (["dtype=int8"], "dtype=int8: must be one of auto, float32, "),
         (["device=tpu"], "device=tpu: must be auto, cpu, cuda"),
+        (["device=tpu", "job=report"], "device=tpu: must be auto, cpu, cuda"),
         (["method=seer", "block_size=64"], "job=distill method=seer model=hf model.path="),
         (["sparsty=0.9"], "unknown setting 'sparsty' (did you mean sparsity?)"),
         (["data.haystak=x"], "unknown setting 'data.haystak' (did you mean data.haystack?)"),
@@ -110,26 +142,5 @@ def test_one_bad_job_of_a_sweep_does_not_stop_the_others(
     assert len([json.loads(line) for line in samples]) == 2
 
 
-def test_help_names_groups_and_settings(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        command("--help")
-    assert stopped.value.code in (0, None)
-    out = capsys.readouterr().out
-    assert "python -m harness method=seer sparsity=0.9" in out and "streaming_llm" in out and "length: 4096" in out
-
-
-def test_every_method_and_task_has_its_config() -> None:
-    assert {p.stem for p in (conf_dir() / "method").glob("*.yaml")} == set(methods.names())
-    configured = {p.stem for p in (conf_dir() / "task").glob("*.yaml")}
-    buckets = set(expand_tasks("longbench_e"))  # parts of a data set: task=longbench_e_qasper, or task.tasks=[…]
-    assert configured == {*TASKS, *GROUPS, "demo"} - buckets
-
-
-def test_one_value_of_a_knob_for_several_methods_is_swept_with_them() -> None:
-    given = ["-m", "method=a,b", "method.last=2", "method.rule=x,y", "method.late=choice(1)", "decode.budget=64", "length=1024"]
-    made = one_for_all(given)
-    assert made == ["-m", "method=a,b", "method.last=choice(2)", *given[3:]], "decode= has one choice: its budget stays"
-    assert one_for_all(given[:1] + given[2:]) == given[:1] + given[2:], "one method: nothing to do"
-    assert one_for_all(["-m", "method=a,b", "method.file="])[-1] == "method.file=", "no value can't be swept"
-    assert one_for_all(["method.last=2", "method=a,b"])[0] == "method.last=2", "without -m Hydra says what is missing"
-    assert one_for_all(["experiment=x", "method.last=2", "method=a,b"])[1] == "method.last=choice(2)", "experiments may sweep"
+def test_every_method_has_its_config() -> None:
+    assert set(groups()["method"]) == set(methods.names())

@@ -1,0 +1,71 @@
+"""The arguments of the command before Hydra reads them: `task.tasks=` as `task=`, knobs of swept methods, lists for groups."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from harness.core.conf_files import groups
+from harness.core.errors import UserError
+
+WITH_OWN_SETTINGS = ("method", "decode")
+"""Groups whose choices have settings of their own."""
+SWEEPS = ("-m", "--multirun")
+
+
+def prepare(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments as Hydra is to read them. Raises UserError for a choice of a group that Hydra would misread."""
+    arguments = tasks_as_values(arguments)
+    check_choices(arguments)
+    return knobs_as_sweeps(arguments)
+
+
+def tasks_as_values(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `task.tasks=[a,b]`, as commands were recorded, as `task=[a,b]`, which then replaces any other
+    `task=`."""
+    if not any(_name(argument) == "task.tasks" for argument in arguments):
+        return list(arguments)
+    others = [argument for argument in arguments if _name(argument) != "task"]
+    return [f"task={a.partition('=')[2]}" if _name(a) == "task.tasks" else a for a in others]
+
+
+def check_choices(arguments: Sequence[str]) -> None:
+    """Raise UserError for a group without a choice, with a list of them, of which Hydra would keep the last alone, and for
+    several experiments: Hydra sweeps over their names, but not over what each of them sweeps over."""
+    for argument in arguments:
+        group, _, choice = argument.partition("=")
+        group = group.lstrip("+")
+        if "=" not in argument or group not in groups():
+            continue
+        if choice in ("", "null"):
+            raise UserError(f"{argument}: leave {group}= out, or choose one of: {', '.join(groups()[group])}")
+        names = ",".join(re.findall(r"[^\s,()\[\]{}'\"]+", choice.removeprefix("choice(")))
+        if group == "experiment" and ("[" in choice or "," in choice):
+            raise UserError(
+                f"{argument}: one experiment a command, each is a sweep of its own: run {names.replace(',', ', ')} in turn"
+            )
+        if "[" in choice or "{" in choice:
+            raise UserError(
+                f"{argument}: {group}= takes one choice, not a list; to run several, one after the other: -m {group}={names}"
+            )
+
+
+def knobs_as_sweeps(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `method.K=V` beside `method=a,b` as a sweep over that one value (decode alike). Hydra composes
+    the config of a sweep without what is swept, so it would look for the setting in the default method's file."""
+    sweeps = any(a in SWEEPS or a.startswith("experiment=") for a in arguments)  # without one Hydra says that it needs -m
+    swept = {_name(a) for a in arguments if sweeps and _name(a) in WITH_OWN_SETTINGS and "," in a.partition("=")[2]}
+    return [_as_sweep(argument, swept) for argument in arguments]
+
+
+def _as_sweep(argument: str, swept: set[str]) -> str:
+    """Return `group.K=V` as `group.K=choice(V)` where the group is swept and V is a single value."""
+    name, _, value = argument.partition("=")
+    single = bool(value) and "," not in value and not value.endswith(")")
+    return f"{name}=choice({value})" if single and name.partition(".")[0] in swept and "." in name else argument
+
+
+def _name(argument: str) -> str:
+    """Return the name of the setting or group that an argument sets; empty where it sets none."""
+    name, equals, _ = argument.partition("=")
+    return name.lstrip("+") if equals else ""

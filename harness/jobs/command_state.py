@@ -1,0 +1,41 @@
+"""What the jobs of one command share: the console, and the studies that they work on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from harness.core.settings import Settings
+from harness.jobs.studies import OpenStudy
+from harness.measure.sweep import SweepCache
+from harness.study.store import Store
+
+
+@dataclass
+class CommandState:
+    """The state of a command that runs one job or a sweep of them. `studies` are those opened so far, by their folders,
+    `sweep` holds the model and the tokens that the jobs share."""
+
+    console: Console = field(default_factory=Console)
+    studies: dict[Path, OpenStudy] = field(default_factory=dict)
+    sweep: SweepCache = field(default_factory=SweepCache)
+
+    def open_study(self, settings: Settings) -> OpenStudy:
+        """Return the study of the settings; the jobs of a sweep share it, with the margin of the latest."""
+        study = self.studies.setdefault(settings.folder, OpenStudy(Store(settings.folder), settings.margin))
+        study.margin = settings.margin
+        return study
+
+    def print_written(self, paths: Iterable[Path]) -> None:
+        """Say which files or folders were written, one a line."""
+        for path in paths:
+            self.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+    def write_reports(self) -> None:
+        """Write the leaderboards and figures that are due, show their tables, and say where everything lies."""
+        for folder, study in self.studies.items():
+            if study.report_due:
+                self.print_written([*study.write_report(self.console), folder / "records"])

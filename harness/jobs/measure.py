@@ -1,0 +1,21 @@
+"""``python -m harness job=evaluate``, latency, kept_mass or perplexity: measures arms of a model, into records."""
+
+from __future__ import annotations
+
+from harness.core.errors import UserError
+from harness.core.settings import Settings
+from harness.jobs.command_state import CommandState
+from harness.jobs.studies import OpenStudy
+from harness.measure.run import measure
+
+
+def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
+    """Measure what the settings ask for and the study lacks. Returns how many cells failed. Raises UserError for bad input."""
+    if study.store.kernels.exists():
+        raise UserError(f"study={settings.study} is a study of kernels: name another one, for example study=mine")
+    study.check_records()
+    done = measure(settings, study.store, command.console, command.sweep)
+    if settings.report:
+        study.add_arms(done.arms)
+        study.refresh_leaderboard()
+    return done.failed

@@ -1,0 +1,63 @@
+"""A study that a command works on: its records, and its leaderboard and figures, written when all jobs are done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from harness.core.errors import UserError
+from harness.core.settings import Settings
+from harness.study.store import Store
+
+REFRESH_SHARE = 20
+"""A leaderboard is written again between the jobs of a sweep after this many times the seconds that it took the last time."""
+
+
+@dataclass
+class OpenStudy:
+    """The study of a folder. `margin` is the accuracy that a method may lose in its leaderboard; `arms` are the ids of the arms
+    that this command ran, which the table in the terminal shows (none: all); `report_due` says whether the report is to be
+    written, `next_refresh` when the leaderboard may be written before that, in seconds of time.monotonic."""
+
+    store: Store
+    margin: float
+    arms: set[str] = field(default_factory=set)
+    report_due: bool = False
+    next_refresh: float = 0.0
+
+    def check_has_records(self, settings: Settings) -> None:
+        """Raise UserError where nothing was ever recorded."""
+        if not any(file.exists() for file in self.store.files()):
+            folder = self.store.folder
+            raise UserError(f"study={settings.study}: no records in {folder}; measure something with that study")
+
+    def check_records(self) -> None:
+        """Read all records. Raises UserError for a corrupt line: that stops a command before hours of work, not after."""
+        for file in self.store.files():
+            file.read()
+
+    def add_arms(self, arms: Iterable[str]) -> None:
+        """Note that a report is due, which shows these arms."""
+        self.arms.update(arms)
+        self.report_due = True
+
+    def refresh_leaderboard(self) -> None:
+        """Write the leaderboard between the jobs of a sweep, as often as takes a twentieth of the time."""
+        from harness.report.leaderboard_csv import write_leaderboard
+
+        began = time.monotonic()
+        if began < self.next_refresh:
+            return
+        write_leaderboard(self.store, self.margin)
+        ended = time.monotonic()
+        self.next_refresh = ended + REFRESH_SHARE * (ended - began)
+
+    def write_report(self, console: Console) -> list[Path]:
+        """Write leaderboard and figures, and show the table. Returns the paths of the files."""
+        from harness.report.study_report import report_study
+
+        return report_study(self.store, console, margin=self.margin, arms=self.arms)

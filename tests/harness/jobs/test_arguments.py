@@ -1,0 +1,38 @@
+"""The arguments of a command as Hydra reads them."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.jobs.arguments import knobs_as_sweeps, prepare, tasks_as_values
+
+
+def test_one_value_of_a_knob_for_several_methods_is_swept_with_them() -> None:
+    given = ["-m", "method=a,b", "method.last=2", "method.rule=x,y", "method.late=choice(1)", "decode.budget=64", "length=1024"]
+    swept = knobs_as_sweeps(given)
+    assert swept == ["-m", "method=a,b", "method.last=choice(2)", *given[3:]], "decode= has one choice: its budget stays"
+    assert knobs_as_sweeps(given[:1] + given[2:]) == given[:1] + given[2:], "one method: nothing to do"
+    assert knobs_as_sweeps(["-m", "method=a,b", "method.file="])[-1] == "method.file=", "no value can't be swept"
+    assert knobs_as_sweeps(["method.last=2", "method=a,b"])[0] == "method.last=2", "without -m Hydra says what is missing"
+    assert knobs_as_sweeps(["experiment=x", "method.last=2", "method=a,b"])[1] == "method.last=choice(2)", (
+        "experiments may sweep"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["task.tasks=[a,b]"], ["task=[a,b]"]),
+        (["task=ruler", "length=8", "task.tasks=[a]"], ["length=8", "task=[a]"]),
+        (["task.tasks=a", "task=ruler"], ["task=a"]),
+        (["-m", "++task.tasks=[a],[b,c]"], ["-m", "task=[a],[b,c]"]),
+        (["task=ruler", "study=task.tasks=3"], ["task=ruler", "study=task.tasks=3"]),
+    ],
+)
+def test_recorded_lists_of_tasks_are_values(arguments: list[str], expected: list[str]) -> None:
+    assert tasks_as_values(arguments) == expected
+
+
+def test_what_needs_nothing_stays_as_it_is() -> None:
+    arguments = ["-m", "experiment=pareto", "method=seer,oracle", "task=[vt,cwe],ruler", "data.dir=[a]", "~hydra/launcher"]
+    assert prepare(arguments) == arguments

@@ -1,0 +1,58 @@
+"""One table of jobs."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.core.conf_files import groups
+from harness.core.errors import UserError
+from harness.core.question import QUESTION_LATER, QUESTION_SEEN
+from harness.jobs.table import JOBS, Does, check_question_fits, find_job
+
+HARNESS = Path(__file__).resolve().parents[3] / "harness"
+
+
+def test_every_job_has_its_config_and_its_function() -> None:
+    assert sorted(JOBS) == groups()["job"]
+    assert all(callable(job.load()) for job in JOBS.values())
+
+
+def test_an_unknown_job_lists_those_there_are() -> None:
+    with pytest.raises(
+        UserError, match=r"^job=reprot is not known \(did you mean report\?\); choose one of: archive, .*search_heads$"
+    ):
+        find_job("reprot")
+
+
+def test_jobs_that_read_recorded_answers_take_the_question() -> None:
+    assert {name for name, job in JOBS.items() if job.takes_question} == {
+        "evaluate",
+        *(name for name, job in JOBS.items() if job.does is Does.READS),
+    }
+    for job in JOBS.values():
+        check_question_fits(job, QUESTION_SEEN)
+        if not job.takes_question:
+            with pytest.raises(UserError, match=f"job={job.name} asks no question of a prompt, so question=after does not"):
+                check_question_fits(job, QUESTION_LATER)
+
+
+def test_compare_takes_the_question_as_report_does(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    for job in ("compare", "report"):
+        assert command(f"job={job}", "question=after", "study=none") == 2
+        assert "study=none: no records" in capsys.readouterr().err
+
+
+def test_no_other_module_lists_jobs() -> None:
+    """A second list of them would have to be kept in step."""
+    for path in HARNESS.rglob("*.py"):
+        if path == HARNESS / "jobs" / "table.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Dict | ast.Tuple | ast.List | ast.Set):
+                keys = node.keys if isinstance(node, ast.Dict) else node.elts
+                names = [key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+                assert len(set(names) & set(JOBS)) < 3, f"{path.relative_to(HARNESS)}:{node.lineno}"
