@@ -11,19 +11,19 @@ from torch import Tensor
 
 from methods import register
 from methods.parts.base import LayerInputs
-from methods.parts.scored import Scored, Selection
+from methods.parts.scored_method import ScoredMethod, Selection
 
 Pool = Literal["mean", "max"]
 
 
 @register("block_topk")
-class BlockTopK(Scored):
+class BlockTopK(ScoredMethod):
     """score(i, j) = pooled query block i · pooled key block j × scale, in float32, post-RoPE; the highest are kept.
 
     pool="mean", the default: the estimate that MoBA (which pools keys only) and MInference's block-sparse heads build on.
     pool="max": the largest of each element, of queries and of keys, before the product. Each query head ranks for itself,
     or with shared the query heads of a KV head together, by the mean of their scores; the diagonal block is always kept.
-    selection: which rule turns the softmax of a row's scores into blocks (methods.parts.scored); by the same rule as a gate's, the
+    selection: which rule turns the softmax of a row's scores into blocks (methods.parts.scored_method); by the same rule as a gate's, the
     two differ in their scores alone.
     """
 

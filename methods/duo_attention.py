@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 from attention_kernels.block_index import BlockIndex, causal_blocks, causal_total
-from attention_kernels.dense import dense_attention
-from attention_kernels.sparse_attention import sparse_attention
-from torch import Tensor
 
 from methods import register
 from methods.parts.base import Grid, HeadSearch, LayerInputs, Method
 from methods.parts.head_patterns import together
+from methods.searches.duo_attention_search import StreamingSearch
 from methods.streaming_llm import StreamingLLM
 
 SINKS, RECENT = 128, 256
@@ -142,32 +140,3 @@ def _streaming_density(blocks: int, q_block: int, k_block: int, q_len: int, k_le
     """Density of rows that keep so many blocks, all where they see fewer."""
     kept = causal_blocks(q_len, k_len, q_block, k_block).clamp(max=blocks).sum()
     return float(kept) / causal_total(q_len, k_len, q_block, k_block)
-
-
-class StreamingSearch:
-    """How much each KV head needs the whole context: the error of its query heads' output when it streams, ‖streaming - dense‖
-    over the norm of the dense output of all heads of the layer. Nothing is trained; the original learns these numbers."""
-
-    def __init__(self, layers: int, kv_heads: int, streaming: StreamingLLM) -> None:
-        self.streaming = streaming
-        self.errors = torch.zeros(layers, kv_heads, dtype=torch.float64)
-        self.prompts = torch.zeros(layers, dtype=torch.int64)
-
-    def observe(self, x: LayerInputs, v: Tensor) -> None:
-        """One layer of one prompt, v [B,Hkv,K,D]."""
-        dense = dense_attention(x.q, x.k, v, scale=x.scale)
-        out = sparse_attention(x.q, x.k, v, self.streaming.select(x), scale=x.scale)
-        errors = (out - dense).double().square().sum((0, 2, 3)).unflatten(0, (x.k.shape[1], -1)).sum(-1)
-        self.errors[x.layer] += (errors / dense.double().square().sum()).sqrt().cpu()
-        self.prompts[x.layer] += 1
-
-    def result(self) -> dict[str, Any]:
-        """heads [layer][KV head], means over prompts, none in a layer never seen, of a sliding window; sinks and window of the
-        streaming that was tried."""
-        if not bool(self.prompts.any()):
-            raise ValueError("no layer was seen: their attention has a sliding window, or no prompt was given")
-        means = (self.errors / self.prompts.clamp(min=1)[:, None]).tolist()
-        rounded = [
-            [round(number, 5) for number in layer] if seen else [] for layer, seen in zip(means, self.prompts, strict=True)
-        ]
-        return {"heads": rounded, "sinks": self.streaming.sinks, "recent": self.streaming.window}

@@ -11,7 +11,7 @@ from attention_kernels.pool import pool
 
 from methods import register
 from methods.parts.base import Knob, LayerInputs, Method
-from methods.parts.row_rules import decreed
+from methods.parts.forced_blocks import forced_blocks
 
 
 @register("flash_prefill")
@@ -65,7 +65,7 @@ class FlashPrefill(Method):
         if self.sparsity == 0:
             return BlockIndex.full(*x.q.shape[:2], **grid, device=device)
         density = None if self.sparsity is None else 1 - self.sparsity
-        forced = decreed(self.sinks, self.window, self.last, density, **grid, device=device)
+        forced = forced_blocks(self.sinks, self.window, self.last, density, **grid, device=device)
         # mean keys in the inputs' type, as the release has them: the product then runs on tensor cores
         means = pool(x.k, self.block_size, ("mean",)).to(x.q.dtype)
         scores = key_mean_map(x.q, means, q_block=self.block_size, k_block=self.block_size, k_len=grid["k_len"], scale=x.scale)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from methods import register
 from methods.parts.base import Grid, Knob, LayerInputs, Method
-from methods.parts.chunks import query_heads, row_average, select_in_chunks
+from methods.parts.head_chunks import query_heads, select_in_chunks
+from methods.parts.row_budgets import mean_row_budget
 from methods.parts.vertical_slash import block_sums, covering, largest, vertical_slash_mask
 
 GAMMA = 0.9
@@ -92,7 +93,7 @@ class FlexPrefill(Method):
         floor = -(-self.min_budget // self.block_size)
         if self.sparsity is None:
             return max(1, floor)
-        return min(max(1, floor), int(row_average(self.sparsity, grid) / 2))
+        return min(max(1, floor), int(mean_row_budget(self.sparsity, **grid) / 2))
 
     def _patterns(self, x: LayerInputs, pooled_k: Tensor, floor: int) -> tuple[Tensor, Tensor, Tensor]:
         """Block columns and block diagonals that each head keeps, bool [B,Hq,Nk], and which heads are query-aware [B,Hq]."""

@@ -13,6 +13,7 @@ from attention_kernels.column_index import ColumnIndex
 from methods import register
 from methods.parts.base import HeadSearch, Knob, LayerInputs, Method
 from methods.parts.head_patterns import Pattern, patterns_from, select_patterns
+from methods.searches.minference_search import PatternSearch
 
 FALLBACK = Pattern("vertical_slash", 1000, 6096)
 """What the release gives heads that it knows nothing of, and those whose search block-sparse won."""
@@ -30,7 +31,7 @@ class MInference(Method):
     patterns: auto (what job=search_heads found for the model where there is a file, else every head vertical_slash with 1000
     columns and 6096 diagonals, the release's fallback), fallback, or the path of a file. release_rules: replace block_sparse
     by the fallback, and a_shape by vertical_slash of the same numbers, as the release does with what its search finds.
-    score, search_density: of the search, see methods.searches.pattern_search. Its block_size is 64.
+    score, search_density: of the search, see methods.searches.minference_search. Its block_size is 64.
 
     With a sparsity, all budgets are multiplied by one factor, which is calibrated, and the floors of 30 and 50 don't hold.
     Budgets beyond the prompt's length are cut to it. In a chunk of a prompt the last queries are the chunk's.
@@ -70,8 +71,6 @@ class MInference(Method):
         return {"auto": self.searched, "fallback": None}.get(self.patterns, self.patterns)
 
     def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> HeadSearch:
-        from methods.searches.pattern_search import PatternSearch
-
         return PatternSearch(layers, heads, block=self.block_size, score=self.score, density=self.search_density)
 
     def load_search(self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:

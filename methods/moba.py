@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from methods import register
 from methods.parts.base import Grid, LayerInputs, Method
-from methods.parts.chunks import query_heads, select_in_chunks
+from methods.parts.head_chunks import query_heads, select_in_chunks
 from methods.parts.pooling import pool_blocks
 
 GATES = 1 << 24

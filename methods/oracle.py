@@ -10,18 +10,18 @@ from attention_kernels.selection import select_topk
 
 from methods import register
 from methods.parts.base import LayerInputs
-from methods.parts.scored import Scored, Selection
+from methods.parts.scored_method import ScoredMethod, Selection
 
 Pool = Literal["max", "mass"]
 
 
 @register("oracle")
-class Oracle(Scored):
+class Oracle(ScoredMethod):
     """The best of the true causal softmax attention, pooled per block pair.
 
     pool="max": the highest probability in the block, SeerAttention's ground truth. pool="mass": the sum, which keeps
     the most attention mass that any selection of as many blocks per row and head can. selection: which rule turns a row's
-    map, normalised to sum to 1, into blocks (methods.parts.scored), for the bound of a gate that goes by that rule. Its selection
+    map, normalised to sum to 1, into blocks (methods.parts.scored_method), for the bound of a gate that goes by that rule. Its selection
     costs more than dense attention: compare its accuracy, not its time.
     """
 

@@ -11,18 +11,20 @@ from attention_kernels.selection import select_from_pooled
 from torch import Tensor
 
 from methods import register
-from methods.gates.attn_gate import AttnGate, load_gates, named
-from methods.parts.base import LayerInputs, Rope
-from methods.parts.scored import Scored, Selection
+from methods.gates.attn_gate import AttnGate, load_gates
+from methods.gates.weights import with_training_name
+from methods.parts.base import LayerInputs
+from methods.parts.rope_protocol import Rope
+from methods.parts.scored_method import ScoredMethod, Selection
 
 
 @register("seer")
-class Seer(Scored):
+class Seer(ScoredMethod):
     """SeerAttention with learned gates, one selection per query head; with shared, one per group of query heads that share
     a KV head, from the mean of their logits.
 
     gates: which of several trainings of this model: the file is gates-{block_size}-{gates}.safetensors; null: without a name.
-    Three rules turn a row's gate probabilities into blocks (methods.parts.scored). The release goes by "threshold" (5e-4 for RULER,
+    Three rules turn a row's gate probabilities into blocks (methods.parts.scored_method). The release goes by "threshold" (5e-4 for RULER,
     2e-3 for LongBench) and "nz_ratio" (perplexity); neither "topk" nor "nz_ratio" tells rows or heads apart.
     Unlike the released code, the diagonal block is always kept, so no row is empty, and probabilities are float32. The release
     keeps the last two query blocks in full, but for perplexity: last=2; here none by default.
@@ -65,7 +67,7 @@ class Seer(Scored):
         self.gates: list[AttnGate] = []
 
     def weights_name(self) -> str:
-        return named(self.weights, self.training).format(block_size=self.block_size)
+        return with_training_name(self.weights, self.training).format(block_size=self.block_size)
 
     def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         shape = {"layers": layers, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}

@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 
 from methods import register
 from methods.parts.base import Grid, Knob, LayerInputs, Method
-from methods.parts.chunks import query_heads, row_average, select_in_chunks
+from methods.parts.head_chunks import query_heads, select_in_chunks
+from methods.parts.row_budgets import mean_row_budget
 from methods.parts.vertical_slash import first_of
 
 Rule = Literal["cdf", "topk"]
@@ -125,7 +126,7 @@ class Sparge(Method):
         if self.sparsity is None:
             return 1
         diagonal = -(-grid["q_block"] // grid["k_block"])
-        return 1 if row_average(self.sparsity, grid) >= diagonal + 1 else 0
+        return 1 if mean_row_budget(self.sparsity, **grid) >= diagonal + 1 else 0
 
     def _best(self, scores: Tensor, least: int) -> Tensor:
         """bool like scores [B,H,Mq,Nk], which are -inf where nothing is to be chosen (rows of nothing else choose any block:

@@ -6,7 +6,7 @@ from attention_kernels.block_index import causal_blocks
 
 from methods import register
 from methods.parts.base import LayerInputs
-from methods.parts.row_rules import affordable, full_rows
+from methods.parts.row_budgets import budget_with_full_rows, rows_of_last_queries
 from methods.streaming_llm import StreamingLLM
 
 
@@ -45,9 +45,9 @@ class TriShape(StreamingLLM):
 
     def row_budgets(self, x: LayerInputs) -> tuple[int, ...]:
         grid = self.grid(x)
-        rows = full_rows(self.last, grid["q_len"], self.block_size)
+        rows = rows_of_last_queries(self.last, grid["q_len"], self.block_size)
         if self.window is None:
-            return affordable(1 - self.required_sparsity(), rows, **grid)[1]
+            return budget_with_full_rows(1 - self.required_sparsity(), rows, **grid)[1]
         narrow, seen = super().row_budgets(x), causal_blocks(**grid).tolist()
         return (*narrow[: len(seen) - rows], *seen[len(seen) - rows :])
 

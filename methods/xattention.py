@@ -13,8 +13,9 @@ from torch import Tensor
 
 from methods import register
 from methods.parts.base import Knob, LayerInputs, Method
-from methods.parts.chunks import query_heads, select_in_chunks
-from methods.parts.row_rules import decreed, reach_mass
+from methods.parts.forced_blocks import forced_blocks
+from methods.parts.head_chunks import query_heads, select_in_chunks
+from methods.parts.top_p import top_p_mask
 from methods.searches.xattention_search import LEVELS, ThresholdSearch, counts_of, path_from
 
 SEARCHED = "searched"
@@ -152,7 +153,7 @@ class XAttention(Method):
         def choose(kv: slice) -> Tensor:
             mine = query_heads(kv, group)
             scores = self._scores(replace(x, q=x.q[:, mine], k=x.k[:, kv]))
-            return reach_mass(scores, forced, self._shares(x, mine))
+            return top_p_mask(scores, forced, self._shares(x, mine))
 
         return select_in_chunks(choose, x, grid)
 
@@ -160,7 +161,7 @@ class XAttention(Method):
         return antidiagonal_map(x.q, x.k, stride=self.stride, block=self.block_size, scale=x.scale)
 
     def _forced(self, x: LayerInputs, density: float | None = None) -> Tensor:
-        return decreed(1, 1, self.full_rows, density, **self.grid(x), device=x.q.device)
+        return forced_blocks(1, 1, self.full_rows, density, **self.grid(x), device=x.q.device)
 
     def _shares(self, x: LayerInputs, heads: slice) -> float | Tensor:
         """The share of its score that a row keeps, or [H,1,1] by head."""

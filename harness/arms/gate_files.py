@@ -1,4 +1,4 @@
-"""Files of trained gates: ours (safetensors), or a release by their authors (methods.gates.released), in a folder or on the hub."""
+"""Files of trained gates: safetensors, or a release by their authors (methods.gates.release_format), in a folder or on the hub."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from harness.core.errors import UserError
 from harness.core.files import json_object
 from harness.models.loading import LoadedModel, local_layers, local_window
-from methods.gates import released
-from methods.gates.attn_gate import Gate
+from methods.gates import release_format as released
+from methods.gates.gate import Gate
 
 
 def find(folder: Path, name: str, gate: type[Gate] | None, hub_id: str | None, *, training: Any = None) -> Path | None:

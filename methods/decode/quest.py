@@ -10,7 +10,7 @@ from torch import Tensor
 
 from methods.decode import register
 from methods.decode.parts.base import DecodeMethod, StepInputs
-from methods.decode.parts.blocks import PerBlock, newest, per_sequence
+from methods.decode.parts.block_vectors import BlockVectors, newest, per_sequence
 
 
 @register("quest")
@@ -38,11 +38,11 @@ class Quest(DecodeMethod):
         super().__init__(block_size=block_size, budget=budget, sparsity=sparsity, dense_layers=dense_layers, seed=seed)
         self.shared = shared
 
-    def start(self, x: StepInputs) -> PerBlock:
+    def start(self, x: StepInputs) -> BlockVectors:
         bounds = per_sequence(x, lambda k: pool(k, self.block_size, ("max", "min")).to(k.dtype))  # exact: of k's own values
-        return PerBlock(bounds)
+        return BlockVectors(bounds)
 
-    def extend(self, state: PerBlock, x: StepInputs) -> None:
+    def extend(self, state: BlockVectors, x: StepInputs) -> None:
         key = x.k[:, :, -1]
         state.reserve(-(-x.k.shape[2] // self.block_size))
         page, place = newest(x, self.block_size)
@@ -50,12 +50,12 @@ class Quest(DecodeMethod):
         grown = torch.cat((torch.maximum(top, key), torch.minimum(bottom, key)), -1)
         state.write(page, torch.where((place == 0)[:, None, None], key.repeat(1, 1, 2), grown))
 
-    def select(self, x: StepInputs, state: PerBlock) -> BlockIndex | None:
+    def select(self, x: StepInputs, state: BlockVectors) -> BlockIndex | None:
         if self.keeps_all(x):
             return None
         return self.best(self.scores(x, state), x)
 
-    def scores(self, x: StepInputs, state: PerBlock) -> Tensor:
+    def scores(self, x: StepInputs, state: BlockVectors) -> Tensor:
         """[B,H,Nk] float32, unscaled. max(q·min, q·max) is q·max where q is positive, q·min where it is negative: one product
         with both side by side, and linear in what it multiplies, so that the mean over a group is that of the queries."""
         q = x.q[:, :, 0]

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from methods.decode import register
 from methods.decode.parts.base import DecodeMethod, StepInputs
-from methods.decode.parts.blocks import PerBlock, newest, per_sequence
-from methods.decode.parts.gate import DecodeGate, load_decode_gates
-from methods.gates.attn_gate import POOLED_K
-from methods.parts.base import Rope
+from methods.decode.parts.block_vectors import BlockVectors, newest, per_sequence
+from methods.gates.decode_gate import DecodeGate, load_decode_gates
+from methods.gates.gate import POOLED_K
+from methods.parts.rope_protocol import Rope
 
 
 @dataclass
@@ -27,7 +27,7 @@ class _State:
     """keys: the gate's vector of every block. high, low, total: of each sequence's newest block, the largest, smallest and
     sum of its keys from before RoPE, float32 [B,Hkv,D]."""
 
-    keys: PerBlock
+    keys: BlockVectors
     high: Tensor
     low: Tensor
     total: Tensor
@@ -90,8 +90,8 @@ class SeerR(DecodeMethod):
         blocks = per_sequence(x, pooled)
         keys = gate.keys(blocks, *(table[:: self.block_size][: blocks.shape[2]] for table in (cos, sin)))
         block, place = newest(x, self.block_size)
-        high, low, mean = PerBlock(blocks).read(block).chunk(3, -1)
-        return _State(PerBlock(keys), high, low, mean * (place + 1)[:, None, None])
+        high, low, mean = BlockVectors(blocks).read(block).chunk(3, -1)
+        return _State(BlockVectors(keys), high, low, mean * (place + 1)[:, None, None])
 
     @torch.no_grad()
     def extend(self, state: _State, x: StepInputs) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypedDict
 
-import torch
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.column_index import ColumnIndex
 from attention_kernels.selection import row_budget
 from attention_kernels.skip_softmax import SkipRule
 from torch import Tensor
 
-from methods.parts.row_rules import affordable
+from methods.parts.rope_protocol import Rope
+from methods.parts.row_budgets import budget_with_full_rows
 
 if TYPE_CHECKING:
     from methods.gates.attn_gate import AttnGate
@@ -23,17 +23,6 @@ BLOCK_SIZES = (8, 16, 32, 48, 64, 80, 96, 112, 128)
 """The reference kernels take all of these, the Triton ones 16, 32, 64 and 128."""
 
 Family = Literal["top-k", "threshold", "static", "none"]
-
-
-class Rope(Protocol):
-    """The rotary embedding of a layer."""
-
-    def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [P] int64 -> cos, sin [P,R] float32; R rotary elements, halves duplicated, attention scaling in."""
-
-    def table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos, sin [length,R/2] float32 of positions 0 to length - 1, one of the equal halves. Kept for the next call, and
-        shared by layers that rotate alike: read only."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +177,7 @@ class Method(ABC):
     def budget(self, x: LayerInputs) -> tuple[int, ...]:
         """Key blocks to keep in each row so that the density of the call is 1 - sparsity."""
         if self.full_rows:
-            return affordable(1 - self.required_sparsity(), self.full_rows, **self.grid(x))[1]
+            return budget_with_full_rows(1 - self.required_sparsity(), self.full_rows, **self.grid(x))[1]
         return row_budget(1 - self.required_sparsity(), **self.grid(x))
 
     def take_last(self, last: int) -> None:

@@ -12,7 +12,7 @@ from attention_kernels.block_map import block_map
 from torch import Tensor
 
 from methods.parts.base import LayerInputs, Method
-from methods.parts.row_rules import reach_mass
+from methods.parts.top_p import top_p_mask
 
 LEVELS = (1.0, 0.995, 0.98, 0.96, 0.93, *(0.9**step for step in range(1, 41)))
 """A head's thresholds, one step after the other: from 0.9 on each is 10 % lower, as in the paper, which starts there; above,
@@ -50,7 +50,7 @@ class ThresholdSearch:
         truth = block_map(x.q, x.k, q_block=grid["q_block"], k_block=grid["k_block"], scale=x.scale, pool="mass")
         causal = causal_total(**grid)
         for step, level in enumerate(self.levels):
-            kept = reach_mass(scores, forced, level)
+            kept = top_p_mask(scores, forced, level)
             self._density[x.layer, :, step] += (kept.sum((-2, -1)).double() / causal).mean(0).cpu()
             self._mass[x.layer, :, step] += (truth * kept).sum(-1).mean(-1).double().mean(0).cpu()
 

@@ -9,7 +9,8 @@ from attention_kernels.sparse_attention import SparseIndex
 from torch import Tensor
 
 import methods
-from methods.gates.attn_gate import AttnGate, gate_state
+from methods.gates.attn_gate import AttnGate
+from methods.gates.weights import gate_state
 from methods.parts.base import LayerInputs, Method
 
 HEADS, KV_HEADS, DIM, LAYERS = 4, 2, 16, 2

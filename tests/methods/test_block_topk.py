@@ -8,7 +8,7 @@ from attention_kernels.block_index import BlockIndex, causal_mask
 
 import methods
 from methods.parts.base import LayerInputs
-from methods.parts.scored import Selection
+from methods.parts.scored_method import Selection
 from tests.methods.support import layer
 
 BLOCK = 16

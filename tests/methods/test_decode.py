@@ -10,7 +10,7 @@ from torch import Tensor
 
 from methods import decode
 from methods.decode.parts.base import StepInputs
-from methods.decode.parts.blocks import PerBlock
+from methods.decode.parts.block_vectors import BlockVectors
 from tests.methods.decode_support import SPARSE, alone, choose, kept, ready, step
 from tests.methods.support import KV_HEADS
 
@@ -158,7 +158,7 @@ def test_random_draws_anew_for_each_step_layer_head_and_seed() -> None:
 
 
 def test_per_block_grows_without_losing_anything() -> None:
-    kept_values = PerBlock(torch.randn(2, 3, 4, 5))
+    kept_values = BlockVectors(torch.randn(2, 3, 4, 5))
     before = kept_values.values.clone()
     for block in range(4, 60):
         kept_values.reserve(block + 1)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.decode.parts.gate import DecodeGate
-from methods.gates.attn_gate import gate_state
+from methods.gates.decode_gate import DecodeGate
+from methods.gates.weights import gate_state
 from methods.parts.rope import rope_apply
 from tests.methods.decode_support import ready, shape, step
 from tests.methods.support import DIM, HEADS, KV_HEADS, PlainRope

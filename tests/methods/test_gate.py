@@ -9,7 +9,7 @@ from attention_kernels.block_index import BlockIndex, causal_mask, diagonal_mask
 from torch import Tensor
 
 import methods
-import methods.gates.attn_gate
+import methods.gates.weights
 from methods.gates.attn_gate import AttnGate, load_gates
 from methods.parts.base import LayerInputs
 from methods.parts.rope import rope_apply
@@ -175,7 +175,7 @@ SHAPE = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM
 def test_weights_survive_a_round_trip(q_linear: bool) -> None:
     state = gates(BLOCK, q_linear=q_linear)
     loaded = load_gates(state, **SHAPE, block_size=BLOCK, q_linear=q_linear)
-    back = methods.gates.attn_gate.gate_state(loaded)
+    back = methods.gates.weights.gate_state(loaded)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
 

@@ -16,7 +16,7 @@ import methods
 from methods.block_topk import BlockTopK
 from methods.parts.base import Grid, LayerInputs
 from methods.parts.head_patterns import Pattern, patterns_from, select_patterns
-from methods.searches.pattern_search import CANDIDATES, PatternSearch
+from methods.searches.minference_search import CANDIDATES, PatternSearch
 from methods.streaming_llm import StreamingLLM
 from tests.methods.support import DIM, HEADS, KV_HEADS, LAYERS, layer
 

@@ -80,7 +80,7 @@ def test_pieces_and_strides_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> No
     settings: list[dict[str, object]] = [{}, {"exact": True}, {"sparsity": 0.7}, {"sparsity": 0.7, "exact": True}]
     wanted = [select(x, block=32, **knobs).to_mask() for knobs in settings]
     monkeypatch.setattr("methods.moba.GATES", 1)
-    monkeypatch.setattr("methods.parts.chunks.BLOCK_PAIRS", 1)
+    monkeypatch.setattr("methods.parts.head_chunks.BLOCK_PAIRS", 1)
     q, k = (tokens.transpose(1, 2).contiguous().transpose(1, 2) for tokens in (x.q, x.k))
     strided = LayerInputs(q=q, k=k, layer=0, scale=x.scale)
     for knobs, mask in zip(settings, wanted, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.parts.chunks import row_average
+from methods.parts.row_budgets import mean_row_budget
 from methods.parts.vertical_slash import block_sums, covering, largest, vertical_slash_mask
 
 
@@ -40,4 +40,4 @@ def test_mask_of_columns_and_diagonals(q_len: int, k_len: int) -> None:
 
 def test_row_average_is_the_density_times_the_average_row() -> None:
     grid = {"q_block": 16, "k_block": 16, "q_len": 64, "k_len": 64}
-    assert row_average(0.6, grid) == pytest.approx(0.4 * (1 + 2 + 3 + 4) / 4)  # type: ignore[arg-type]
+    assert mean_row_budget(0.6, **grid) == pytest.approx(0.4 * (1 + 2 + 3 + 4) / 4)  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def test_the_recipe_really_leaves_blocks_out() -> None:
 def test_heads_at_a_time_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x = sharpened(203, 203, 2, torch.float32)
     wanted = select(x, block_size=16)
-    monkeypatch.setattr("methods.parts.chunks.BLOCK_PAIRS", 1)
+    monkeypatch.setattr("methods.parts.head_chunks.BLOCK_PAIRS", 1)
     assert torch.equal(select(x, block_size=16), wanted)
 
 

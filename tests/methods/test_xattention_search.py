@@ -77,7 +77,7 @@ def test_heads_at_a_time_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"layers": 2, "heads": HEADS, "path": [0, 1, 1, 2, 3, 3, 3], "steps": 7}
     x = layer(203, batch=2)
     wanted = made(found, thresholds="searched").select(x).to_mask()
-    monkeypatch.setattr("methods.parts.chunks.BLOCK_PAIRS", 1)
+    monkeypatch.setattr("methods.parts.head_chunks.BLOCK_PAIRS", 1)
     assert torch.equal(made(found, thresholds="searched").select(x).to_mask(), wanted)
 
 

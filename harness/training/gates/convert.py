@@ -1,6 +1,6 @@
 """``python -m harness job=convert_gates``: a release of gates as a file of this harness, or the other way round.
 
-The weights are the same, bit by bit and in the same dtype; only names and container change (methods.gates.released).
+The weights are the same, bit by bit and in the same dtype; only names and container change (methods.gates.release_format).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.core.files import write_whole
 from harness.core.settings import Settings, read_settings
 from harness.study.provenance import file_hash
 from harness.training.gates.distill_job import Lesson, lesson_of
-from methods.gates import released
+from methods.gates import release_format as released
 
 FORMATS = ("harness", "release")
 

@@ -28,7 +28,9 @@ from harness.training.gates.recipe import Recipe
 from harness.training.gates.report import Recall, gate_recall, mean_recall
 from harness.training.gates.trainer import GateTrainer
 from harness.training.gates.truth import Capture
-from methods.gates.attn_gate import AttnGate, Gate, gate_state
+from methods.gates.attn_gate import AttnGate
+from methods.gates.gate import Gate
+from methods.gates.weights import gate_state
 
 FLOAT32_BYTES = 3 * 2**20
 """With dtype "auto", gates up to this size are saved in float32, larger ones in bfloat16."""

@@ -34,7 +34,8 @@ from harness.training.gates.recipe import Recipe
 from harness.training.gates.rows import Rows, row_kind, row_sources, text_id
 from harness.training.gates.step_log import StepLog
 from methods import decode
-from methods.gates.attn_gate import Gate, named
+from methods.gates.gate import Gate
+from methods.gates.weights import with_training_name
 
 OWN_BUNDLED = Path("gates/bundled")
 """Where gates trained here for the bundled model go: those that ship lie in the installed package."""
@@ -221,7 +222,7 @@ def lesson_of(settings: Settings) -> Lesson:
             decoding = build_decoding(settings)
             return Lesson(*_gates("decode method", decoding, decode), decoding.block_size)
         kind, file = _gates("method", methods.get(settings.method), methods)
-        file = named(file, settings.method_knobs.get("gates"))
+        file = with_training_name(file, settings.method_knobs.get("gates"))
     except ValueError as error:
         raise UserError(str(error)) from error
     return Lesson(kind, file, settings.block_size, bool(settings.method_knobs.get("q_linear", False)))

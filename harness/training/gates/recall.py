@@ -19,7 +19,7 @@ from harness.training.gates.distill import new_gates
 from harness.training.gates.distill_job import lengths_of, lesson_of, suffix_of, whole
 from harness.training.gates.report import gate_recall
 from harness.training.gates.rows import row_kind, row_sources
-from methods.gates.attn_gate import fill_gates
+from methods.gates.weights import fill_gates
 
 
 def main(cfg: DictConfig) -> Path:

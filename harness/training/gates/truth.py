@@ -12,7 +12,7 @@ from attention_kernels.dense import dense_attention, sliding_window_attention
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
-from methods.gates.attn_gate import Gate
+from methods.gates.gate import Gate
 from methods.parts.base import Grid
 
 NAME = "gate_capture"

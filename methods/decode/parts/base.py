@@ -12,10 +12,11 @@ from attention_kernels.block_index import BlockIndex
 from attention_kernels.selection import select_step
 from torch import Tensor
 
-from methods.parts.base import Family, Rope
+from methods.parts.base import Family
+from methods.parts.rope_protocol import Rope
 
 if TYPE_CHECKING:
-    from methods.decode.parts.gate import DecodeGate
+    from methods.gates.decode_gate import DecodeGate
 
 BLOCK_SIZES = (16, 32, 64, 128)
 

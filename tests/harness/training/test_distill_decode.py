@@ -15,7 +15,7 @@ from harness.training.gates.distill import new_gates
 from harness.training.gates.report import gate_recall, mean_recall
 from harness.training.gates.truth import target_map
 from methods.decode import build
-from methods.decode.parts.gate import DecodeGate
+from methods.gates.decode_gate import DecodeGate
 from tests.harness.training.test_distill import BLOCK, sharp_llama, some, topics, train
 
 Command = Callable[..., int]

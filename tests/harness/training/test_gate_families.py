@@ -17,7 +17,7 @@ from harness.models.bridge import SLIDING, Bridge
 from harness.models.loading import local_layers, local_window
 from harness.training.gates.distill import distill, new_gates
 from harness.training.gates.recipe import Recipe
-from methods.gates.attn_gate import Gate
+from methods.gates.gate import Gate
 from tests.harness.tiny import FAMILIES, GLOBAL, load, tokens
 
 BLOCK, LENGTH = 16, 240

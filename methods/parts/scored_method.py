@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
 from typing import Literal, TypedDict, get_args
 
-from attention_kernels.block_index import BlockIndex, causal_blocks
+from attention_kernels.block_index import BlockIndex
 
 from methods.parts.base import Grid, Knob, LayerInputs, Method
-from methods.parts.row_rules import affordable
+from methods.parts.row_budgets import budget_with_full_rows, nz_ratio_budget, nz_ratio_budget_with_full_rows
 
 Selection = Literal["topk", "threshold", "nz_ratio"]
 
@@ -21,27 +19,7 @@ class Rule(TypedDict, total=False):
     threshold: float
 
 
-@lru_cache(maxsize=64)
-def nz_budget(nz_ratio: float, q_len: int, k_len: int, q_block: int, k_block: int) -> tuple[int, ...]:
-    """SeerAttention's rule: the same number of blocks in every row, or all that are causal where they are fewer."""
-    blocks = max(1, int((1 - math.sqrt(1 - nz_ratio)) * -(-k_len // k_block)))
-    return tuple(causal_blocks(q_len, k_len, q_block, k_block).clamp(max=blocks).tolist())
-
-
-@lru_cache(maxsize=64)
-def same_number(ratio: float, full: int, q_len: int, k_len: int, q_block: int, k_block: int, *, pays: bool) -> tuple[int, ...]:
-    """`nz_budget` with the last `full` rows, 1 or more, whole. pays: the other rows keep the most blocks each with which all
-    of it is at most `ratio` of the causal ones; else what they would keep without full rows."""
-    shape = (q_len, k_len, q_block, k_block)
-    causal = causal_blocks(*shape).tolist()
-    if not pays:
-        return (*nz_budget(ratio, *shape)[:-full], *causal[-full:])
-    left, others = ratio * sum(causal) - sum(causal[-full:]), causal[:-full]
-    most = next((n for n in range(1, max(causal)) if sum(min(n + 1, c) for c in others) > left), max(causal))
-    return (*(min(most, c) for c in others), *causal[-full:])
-
-
-class Scored(Method):
+class ScoredMethod(Method):
     """Blocks by their share of the row's pooled attention.
 
     selection="topk": each row keeps its share of its causal blocks, so that the density of a call is 1 - sparsity.
@@ -108,8 +86,8 @@ class Scored(Method):
         if self.nz_ratio is not None:
             full = self._full(grid)
             if not full:
-                return Rule(budget=nz_budget(self.nz_ratio, **grid))
-            return Rule(budget=same_number(self.nz_ratio, full, **grid, pays=self.sparsity is not None))
+                return Rule(budget=nz_ratio_budget(self.nz_ratio, **grid))
+            return Rule(budget=nz_ratio_budget_with_full_rows(self.nz_ratio, full, **grid, pays=self.sparsity is not None))
         if self.threshold is None:
             raise ValueError(
                 f"the threshold for sparsity={self.sparsity} has not been calibrated: see harness.arms.calibration"
@@ -124,4 +102,4 @@ class Scored(Method):
         """Query blocks at the end that keep everything: `last`, or as many as half of the budget pays."""
         if self.sparsity is None or not self.full_rows:
             return min(self.full_rows, -(-grid["q_len"] // grid["q_block"]))
-        return affordable(1 - self.sparsity, self.full_rows, **grid)[0]
+        return budget_with_full_rows(1 - self.sparsity, self.full_rows, **grid)[0]

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from methods.gates.attn_gate import Gate, listed
+from methods.gates.gate import Gate
+from methods.gates.weights import first_names
 
 FILE = "attn_gate_weights.pth"
 """Name of a release's file of weights."""
@@ -51,7 +52,7 @@ def _renamed(state: Mapping[str, Tensor], pattern: re.Pattern[str], names: Mappi
             raise ValueError(f"it has {key} twice, under two prefixes")
         found[name] = weight
     if unknown:
-        raise ValueError(f"it has {listed(unknown)}; a gate of this kind has {', '.join(names)}, and nothing else")
+        raise ValueError(f"it has {first_names(unknown)}; a gate of this kind has {', '.join(names)}, and nothing else")
     if not found:
         raise ValueError(f"it is empty; a gate of this kind has {', '.join(names)}")
     return found

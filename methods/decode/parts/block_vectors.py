@@ -10,7 +10,7 @@ from torch import Tensor
 from methods.decode.parts.base import StepInputs
 
 
-class PerBlock:
+class BlockVectors:
     """Vectors [B,Hkv,blocks,E] of the blocks so far, with room for more: growing copies them once in a while, not at each
     step. Blocks that a shorter sequence doesn't have yet hold zeros."""
 

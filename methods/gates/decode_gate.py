@@ -18,8 +18,9 @@ from attention_kernels.pool import pool
 from attention_kernels.rope import rotate, unrotate
 from torch import Tensor, nn
 
-from methods.gates.attn_gate import POOLED_K, Gate, fill_gates
-from methods.parts.base import Rope
+from methods.gates.gate import POOLED_K, Gate
+from methods.gates.weights import fill_gates
+from methods.parts.rope_protocol import Rope
 
 EPS = 1e-6
 """Of the RMSNorms."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.decode.parts.gate import DecodeGate
-from methods.gates.attn_gate import AttnGate, Gate, gate_state
-from methods.gates.released import check_config, check_whole, from_released, to_released
+from methods.gates.attn_gate import AttnGate
+from methods.gates.decode_gate import DecodeGate
+from methods.gates.gate import Gate
+from methods.gates.release_format import check_config, check_whole, from_released, to_released
+from methods.gates.weights import gate_state
 
 PREFIX = "model.layers.{}.self_attn.attn_gate.{}.weight"
 
