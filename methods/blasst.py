@@ -42,3 +42,9 @@ class Blasst(Method):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"factor": self.factor}
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("blasst")

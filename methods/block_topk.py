@@ -82,3 +82,9 @@ class BlockTopK(ScoredMethod):
             "nz_ratio": self.nz_ratio,
             "last": self.full_rows,
         }
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("block_topk")

@@ -20,3 +20,9 @@ class Dense(Method):
 
     def select(self, x: LayerInputs) -> None:
         return None
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("dense")

@@ -140,3 +140,10 @@ def _streaming_density(blocks: int, q_block: int, k_block: int, q_len: int, k_le
     """Density of rows that keep so many blocks, all where they see fewer."""
     kept = causal_blocks(q_len, k_len, q_block, k_block).clamp(max=blocks).sum()
     return float(kept) / causal_total(q_len, k_len, q_block, k_block)
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    # the defaults are for prompts of many thousands of tokens; half of all heads stream, as without a sparsity
+    demo("duo_attention", sparsity=None, sinks=32, recent=64)

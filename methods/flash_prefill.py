@@ -74,3 +74,9 @@ class FlashPrefill(Method):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"alpha": self.alpha, "sinks": self.sinks, "window": self.window, "last": self.last}
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("flash_prefill")

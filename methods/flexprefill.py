@@ -138,3 +138,9 @@ def within(probs: Tensor, mass: float) -> Tensor:
         fits = torch.where(bits >= middle, probs, 0).sum((-2, -1), keepdim=True) <= mass
         low, high = torch.where(fits, low, middle + 1), torch.where(fits, middle, high)
     return bits >= high
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("flexprefill")

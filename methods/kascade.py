@@ -152,3 +152,9 @@ def native_budget(share: float, *, q_block: int, k_block: int, q_len: int, k_len
     return tuple(
         min(all_, max(kept, least)) for all_, kept in zip(seen, row_budget(share, q_len, k_len, q_block, k_block), strict=True)
     )
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("kascade")

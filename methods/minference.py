@@ -105,3 +105,9 @@ class MInference(Method):
 def released(pattern: Pattern) -> Pattern:
     """The pattern that the release runs for one that its search found."""
     return {"block_sparse": FALLBACK, "a_shape": replace(pattern, kind="vertical_slash")}.get(pattern.kind, pattern)
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("minference")

@@ -143,3 +143,9 @@ def union_order(gates: Tensor) -> Tensor:
     best = rank.amin(-2, keepdim=True)
     behind = queries - (rank == best).sum(-2)
     return -(best.squeeze(-2) * (queries + 1) + behind).float()
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("moba")

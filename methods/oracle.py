@@ -73,3 +73,9 @@ class Oracle(ScoredMethod):
             "nz_ratio": self.nz_ratio,
             "last": self.full_rows,
         }
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("oracle")

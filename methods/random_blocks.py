@@ -70,3 +70,9 @@ class RandomBlocks(Method):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"seed": self.seed, "last": self.full_rows}
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("random")

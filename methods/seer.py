@@ -113,3 +113,9 @@ class Seer(ScoredMethod):
             "gates": self.training,
             "last": self.full_rows,
         }
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("seer")

@@ -157,3 +157,9 @@ def self_similarity(x: Tensor, block: int, center: Tensor | None = None) -> Tens
         part = normalize(part if center is None else part - center, dim=-1)
         parts.append(pool_one(part, block, "mean").square().sum(-1))
     return torch.cat(parts, dim=-1)
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("sparge")

@@ -70,3 +70,9 @@ class StreamingLLM(Method):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"window": self.window, "sinks": self.sinks}
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("streaming_llm")

@@ -53,3 +53,9 @@ class TriShape(StreamingLLM):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {**super().knobs(), "last": self.last}
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("tri_shape", sinks=32, last=64)  # the defaults are for prompts of many thousands of tokens

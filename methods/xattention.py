@@ -172,3 +172,9 @@ class XAttention(Method):
             return {"threshold": self.threshold, "stride": self.stride, "last": self.full_rows}
         searched = {"threshold": None, "steps": self.steps, "stride": self.stride, "thresholds": self.thresholds}
         return {**searched, "last": self.full_rows}
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("xattention")

@@ -206,7 +206,7 @@ def test_method_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "readme_example.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(methods.names())
-    monkeypatch.setattr(methods.registry, "found", dict(methods.registry.found))  # the example is gone after the test
+    monkeypatch.setattr(methods.registry, "classes", dict(methods.registry.classes))  # the example is gone after the test
     import_module("readme_example")
     (name,) = set(methods.names()) - before
     q, k = torch.randn(1, 4, 1024, 16), torch.randn(1, 2, 1024, 16)

@@ -21,3 +21,9 @@ class Dense(DecodeMethod):
 
     def select(self, x: StepInputs, state: Any) -> None:
         return None
+
+
+if __name__ == "__main__":
+    from methods.decode.parts.demo import demo
+
+    demo("dense")

@@ -69,3 +69,9 @@ class Oracle(DecodeMethod):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return super().knobs() | {"pool": self.pool, "shared": self.shared}
+
+
+if __name__ == "__main__":
+    from methods.decode.parts.demo import demo
+
+    demo("oracle")

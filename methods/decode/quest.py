@@ -66,3 +66,9 @@ class Quest(DecodeMethod):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return super().knobs() | {"shared": self.shared}
+
+
+if __name__ == "__main__":
+    from methods.decode.parts.demo import demo
+
+    demo("quest")

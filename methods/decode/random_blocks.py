@@ -29,3 +29,9 @@ class RandomBlocks(DecodeMethod):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return super().knobs() | {"seed": self.seed}
+
+
+if __name__ == "__main__":
+    from methods.decode.parts.demo import demo
+
+    demo("random")

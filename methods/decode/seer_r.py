@@ -148,3 +148,9 @@ class SeerR(DecodeMethod):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return super().knobs() | {"threshold": self.threshold, "first": self.first}
+
+
+if __name__ == "__main__":
+    from methods.decode.parts.demo import demo
+
+    demo("seer_r")

@@ -46,3 +46,9 @@ class Streaming(DecodeMethod):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return super().knobs() | {"sinks": self.sinks}
+
+
+if __name__ == "__main__":
+    from methods.decode.parts.demo import demo
+
+    demo("streaming")
