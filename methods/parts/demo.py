@@ -17,7 +17,7 @@ from methods.parts.demo_command import DemoResult, demo_command
 from methods.parts.demo_layers import DRAWN, HEADS, SHAPE, DemoLayers, demo_gates
 from methods.parts.demo_picture import HeadChoice
 
-TURNS = 30
+TURNS = 16
 """Densities measured to find a knob for a sparsity."""
 
 
@@ -37,15 +37,15 @@ def select_all(method: Method, made_up: DemoLayers) -> DemoResult:
     knob = method.calibrates()
     if knob is not None:
         low, high = (math.log(end) if knob.log else end for end in (knob.low, knob.high))
-        target = 1 - method.required_sparsity()
+        target, tried = 1 - method.required_sparsity(), {}
         for _ in range(TURNS):
             middle = (low + high) / 2
             method.set_knob(knob, math.exp(middle) if knob.log else middle)
-            index = _select(method, made_up)
-            density = _density(index)
-            if abs(density - target) < 0.002:
-                break
-            low, high = (middle, high) if (density < target) == knob.rising else (low, middle)
+            tried[middle] = _density(_select(method, made_up))
+            low, high = (middle, high) if (tried[middle] < target) == knob.rising else (low, middle)
+        nearest = min(tried, key=lambda value: abs(tried[value] - target))
+        method.set_knob(knob, math.exp(nearest) if knob.log else nearest)
+        index = _select(method, made_up)
         notes.append(f"The knob {knob.name} was bisected for the sparsity.")
     x = made_up.layers[-1][0]
     choices = {head: _choice(x, index, head) for head in DRAWN}
@@ -71,8 +71,9 @@ def _prepare(method: Method, made_up: DemoLayers) -> list[str]:
 
 def _select(method: Method, made_up: DemoLayers) -> SparseIndex | None:
     """Return the index of the last layer; None where all is kept."""
-    for x, v in made_up.layers:  # in their order: a layer may take the blocks of one before it
+    for x, _ in made_up.layers:  # in their order: a layer may take the blocks of one before it
         choice = method.select(x)
+    v = made_up.layers[-1][1]
     return skip_softmax_attention(x.q, x.k, v, choice, scale=x.scale)[1] if isinstance(choice, SkipRule) else choice
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from attention_kernels.block_index import BlockIndex
@@ -10,9 +11,16 @@ from torch import Tensor
 
 from methods import decode
 from methods.decode.parts.base import DecodeMethod, StepInputs
+from methods.parts.base import LayerInputs
 from tests.methods.support import DIM, layer
 
 SPARSE = [name for name in decode.names() if decode.get(name).family != "none"]
+
+
+@lru_cache(maxsize=8)
+def _longest(batch: int, seed: int) -> LayerInputs:
+    """The layer that all steps of a seed are cut from: read only."""
+    return layer(1024, batch=batch, seed=seed)
 
 
 def step(
@@ -22,7 +30,7 @@ def step(
 
     Keys are drawn for 1024 tokens and cut. starts: columns of padding on the left, NaN.
     """
-    whole = layer(1024, batch=batch, seed=seed)
+    whole = _longest(batch, seed)
     k = whole.k[:, :, :length].clone()
     at = None
     if starts is not None:

@@ -24,9 +24,9 @@ def literal(x: LayerInputs, block: int, topk: int) -> Tensor:
     for b in range(found.shape[0]):
         for h in range(found.shape[1]):
             k = x.k[b, h * x.k.shape[1] // x.q.shape[1]].double()
-            for t in range(q_len):
+            means = torch.stack([part.mean(0) for part in k.split(block)])
+            for t, gates in enumerate((x.q[b, h].double() @ means.T).tolist()):
                 own = (t + k_len - q_len) // block
-                gates = [float(x.q[b, h, t].double() @ k[j * block : (j + 1) * block].mean(0)) for j in range(own)]
                 best = sorted(range(own), key=lambda j: -gates[j])[: topk - 1]
                 found[b, h, t, [*best, own]] = True
     return found

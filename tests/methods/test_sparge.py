@@ -27,9 +27,9 @@ def mask_of(method: Sparge, x: LayerInputs) -> torch.Tensor:
 
 
 def alike(tokens: torch.Tensor, threshold: float) -> bool:
-    """Whether the mean of the Gram matrix of tokens [n,D] is above the threshold, product by product."""
+    """Whether the mean of the Gram matrix of tokens [n,D] is above the threshold."""
     unit = tokens / tokens.norm(dim=-1, keepdim=True)
-    return float(sum(a @ b for a in unit for b in unit)) / len(unit) ** 2 > threshold
+    return float((unit @ unit.T).mean()) > threshold
 
 
 def literal(
@@ -39,7 +39,7 @@ def literal(
     q_block, k_block = blocks
     offset = len(k) - len(q)
     queries, keys = q.split(q_block), (k - k.mean(0)).split(k_block)
-    alike_k = [alike(part, threshold) for part in keys]
+    alike_q, alike_k = ([alike(part, threshold) for part in parts] for parts in (queries, keys))
     mask = torch.zeros(len(queries), len(keys), dtype=torch.bool)
     for i, part in enumerate(queries):
         first, last = offset + i * q_block, offset + i * q_block + len(part) - 1
@@ -56,7 +56,7 @@ def literal(
             count = int(topk * len(keys)) if topk else taken
             mask[i, ranked[: max(1, count)]] = True
         for j in seen:
-            if not alike_k[j] or not alike(part, threshold) or j >= first // k_block:
+            if not alike_k[j] or not alike_q[i] or j >= first // k_block:
                 mask[i, j] = True
     return mask
 

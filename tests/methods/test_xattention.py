@@ -17,36 +17,34 @@ SHAPES = [(203, 203, 2), (160, 160, 1), (64, 224, 1), (61, 210, 1), (77, 205, 1)
 
 
 def literal(x: LayerInputs, block: int, stride: int, threshold: float) -> torch.Tensor:
-    (batch, heads, q_len, dim), (_, kv_heads, k_len, _) = x.q.shape, x.k.shape
+    (batch, heads, q_len, _), (_, kv_heads, k_len, _) = x.q.shape, x.k.shape
     shift, side = k_len - q_len, block // stride
     q_groups, k_groups = -(-q_len // stride), -(-k_len // stride)
     rows, cols = -(-q_len // block), -(-k_len // block)
     kept = torch.zeros(batch, heads, rows, cols, dtype=torch.bool)
-    zero = torch.zeros(dim, dtype=torch.float64)
     for b in range(batch):
         for h in range(heads):
             q, k = x.q[b, h].double(), x.k[b, h // (heads // kv_heads)].double()
-            score = torch.zeros(rows, cols, dtype=torch.float64)
+            products = torch.zeros(q_groups * stride, k_groups * stride, dtype=torch.float64)  # zeros for tokens that lack
+            products[:q_len, :k_len] = q @ k.T
+            score = [[0.0] * cols for _ in range(rows)]
             for g in range(q_groups):
                 seen = min(k_groups, shift // stride + g + 1)
                 line = torch.zeros(seen, dtype=torch.float64)
-                for c in range(seen):
-                    for r in range(stride):  # one antidiagonal: keys forwards, queries backwards
-                        t, s = g * stride + stride - 1 - r, c * stride + r
-                        line[c] += (q[t] if t < q_len else zero) @ (k[s] if s < k_len else zero)
-                probs = torch.softmax(line * x.scale / stride, 0)
-                for c in range(seen):
-                    score[g // side, c // side] += probs[c]
+                for r in range(stride):  # one antidiagonal of every group: keys forwards, queries backwards
+                    line += products[g * stride + stride - 1 - r, r : seen * stride : stride]
+                for c, prob in enumerate(torch.softmax(line * x.scale / stride, 0).tolist()):
+                    score[g // side][c // side] += prob
             for i in range(rows):
                 first = (shift + i * block) // block
                 last = (shift + min((i + 1) * block, q_len) - 1) // block
                 chosen = {0, *range(first, last + 1)}
-                total, reached = float(score[i].sum()), sum(float(score[i, j]) for j in chosen)
-                for j in sorted(set(range(last + 1)) - chosen, key=lambda j: -float(score[i, j])):
+                total, reached = sum(score[i]), sum(score[i][j] for j in chosen)
+                for j in sorted(set(range(last + 1)) - chosen, key=lambda j: -score[i][j]):
                     if reached >= threshold * total:
                         break
                     chosen.add(j)
-                    reached += float(score[i, j])
+                    reached += score[i][j]
                 kept[b, h, i, list(chosen)] = True
     return kept
 
