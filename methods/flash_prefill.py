@@ -16,19 +16,20 @@ from methods.parts.forced_blocks import forced_blocks
 
 @register("flash_prefill")
 class FlashPrefill(Method):
-    """score(i, j) = Σ exp(q_t · mean key of block j × scale) over the queries t of block i at or past the end of block j;
-    kept where score >= alpha × the row's highest. Each query head selects for itself.
+    """Keeps the blocks whose score(i, j) = Σ exp(q_t · mean key of block j × scale), over the queries t of block i at or past
+    the end of block j, is at least alpha × the row's highest. Each query head selects for itself.
 
-    alpha: 0.18, the release's for Llama-3.1 (0.12 for Qwen3, 0.08 for Qwen2.5). Beside what reaches it, each row keeps the
-    first `sinks` blocks, 2, and the `window` latest, its own with them, 4; the `last` query blocks at the end, 2, keep all.
-    The release's blocks are 128. Queries are not pooled, and a block that has not ended for any of a row's queries has no
-    score: of the diagonal block only its last token counts. The row's sum, by which the release divides, is in both sides of
-    the comparison; here logarithms are compared.
+    Queries are not pooled, and a block that has not ended for any of a row's queries has no score: of the diagonal block only
+    its last token counts. It needs no weights and no search.
 
-    Given a sparsity, alpha is calibrated for it and what is kept by decree shrinks where it would leave the scores no say:
-    full rows and the diagonal take at most half of the budget (the diagonal always stays), and of each other row sinks and
-    window get half of its share; an alpha above 1 leaves nothing but these. The release is for whole prompts; in a chunk of
-    one the last blocks are the chunk's.
+    alpha: share of the row's highest score, 0.18, the release's for Llama-3.1 (0.12 for Qwen3, 0.08 for Qwen2.5). sinks: first
+    blocks that each row keeps whatever they score, 2. window: latest blocks that it keeps so, its own with them, 4. last:
+    query blocks at the end that keep everything, 2. The release's blocks are of 128 tokens.
+
+    Given a sparsity, alpha is calibrated for it, and the forced blocks shrink where they would leave the scores no say: full
+    rows and the diagonal take at most half of the budget (the diagonal always stays), and sinks and window get half of each
+    other row's budget. An alpha above 1 leaves nothing but these. The release divides by the row's sum, which is in both sides
+    of the comparison; logarithms are compared here. It is for whole prompts; in a chunk of one the last blocks are the chunk's.
     """
 
     paper = "FlashPrefill, arXiv 2603.06199"

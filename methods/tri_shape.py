@@ -12,14 +12,16 @@ from methods.streaming_llm import StreamingLLM
 
 @register("tri_shape")
 class TriShape(StreamingLLM):
-    """StreamingLLM's sinks and window (an "A-shape"), and the query blocks of the last `last` tokens keep every block.
+    """Keeps StreamingLLM's sinks and window (an "A-shape"), and everything for the query blocks of the last `last` tokens.
+
+    It needs no weights and no search.
 
     sinks: tokens at the start that all rows see, 128. window: tokens before and with the row's last one, 3968. last: queries
     kept in full, 100. The defaults are those of MInference's release; each is rounded up to whole blocks.
 
-    With sparsity instead of window, each row spends its share of the budget as StreamingLLM does. Deviation, there only:
-    the full rows are as many as half of the budget pays, so that any sparsity can be reached at short lengths. In a chunk of
-    a prompt the last queries are the chunk's.
+    With a sparsity instead of a window, each row spends its share of the budget as in StreamingLLM. Deviation, only with a
+    sparsity: the full rows are as many as half of the budget pays, so that any sparsity can be reached at short lengths. In a
+    chunk of a prompt the last queries are the chunk's.
     """
 
     paper = "SCBench (Tri-shape), arXiv 2412.10319"

@@ -15,10 +15,13 @@ from methods.decode.parts.block_vectors import BlockVectors, newest, per_sequenc
 
 @register("quest")
 class Quest(DecodeMethod):
-    """score(page) = Σ_d max(q_d · min_d, q_d · max_d), no less than the query's product with any key of the page.
+    """Keeps the pages (blocks) of highest score = Σ_d max(q_d · min_d, q_d · max_d), which bounds the query's product with any
+    key of the page from above.
 
-    The best `budget` tokens of pages (blocks), three at least, the newest always, for each query head; shared=true: one
-    choice for the query heads of a KV head, by the mean of their scores. The first two layers are dense.
+    Each query head keeps the best `budget` tokens of pages, three pages at least, the newest always. The first two layers are
+    dense, as in the release. It needs no weights.
+
+    shared: one choice for the query heads of a KV head, by the mean of their scores.
     """
 
     paper = "Quest, arXiv 2406.10774"
@@ -56,8 +59,11 @@ class Quest(DecodeMethod):
         return self.best(self.scores(x, state), x)
 
     def scores(self, x: StepInputs, state: BlockVectors) -> Tensor:
-        """[B,H,Nk] float32, unscaled. max(q·min, q·max) is q·max where q is positive, q·min where it is negative: one product
-        with both side by side, and linear in what it multiplies, so that the mean over a group is that of the queries."""
+        """Return the scores [B,H,Nk] float32, unscaled.
+
+        max(q·min, q·max) is q·max where q is positive and q·min where it is negative: one product with both side by side. It is
+        linear in its factors, so that the mean over a group of heads is that of their queries.
+        """
         q = x.q[:, :, 0]
         parts = torch.cat((q.clamp(min=0), q.clamp(max=0)), -1)
         if self.shared:

@@ -25,7 +25,7 @@ from methods.parts.rope_protocol import Rope
 
 
 class AttnGate(Gate):
-    """The gate of one layer. Weights k [Hq,3D,D] and, with q_linear, q [Hq,D,D], both applied as x @ W per head."""
+    """The AttnGate of one layer, with weights k [Hq,3D,D] and, with q_linear, q [Hq,D,D], both applied as x @ W per head."""
 
     released: ClassVar[Mapping[str, str]] = {"k": "mask_linear_k", "q": "mask_linear_q"}
     released_config: ClassVar[Mapping[str, Any]] = {"seerattn_gate_type": "Qavg_Kmaxminavg"}
@@ -41,19 +41,19 @@ class AttnGate(Gate):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights from normal(0, 0.02), as SeerAttention does."""
+        """Draw the weights from normal(0, 0.02), as SeerAttention's release does."""
         with torch.no_grad():
             for weight in self.parameters():
                 weight.normal_(0.0, 0.02, generator=generator)
 
     def forward(self, q: Tensor, k: Tensor, rope: Rope) -> Tensor:
-        """Post-RoPE q [B,Hq,Q,D] and k [B,Hkv,K,D] -> logits [B,Hq,Mq,Nk] float32, -inf above the causal diagonal."""
+        """Return logits [B,Hq,Mq,Nk] float32 of post-RoPE q [B,Hq,Q,D] and k [B,Hkv,K,D], -inf above the causal diagonal."""
         with torch.no_grad():
             pooled_q, pooled_k = self.pool(q, k, rope)
         return self.score(pooled_q, pooled_k, rope, q_len=q.shape[2], k_len=k.shape[2])
 
     def pool(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-        """Post-RoPE q, k -> pre-RoPE q pooled [B,Hq,Mq,D] and k pooled three ways [B,Hkv,Nk,3D], float32."""
+        """Return pre-RoPE means of q [B,Hq,Mq,D] and k pooled three ways [B,Hkv,Nk,3D], float32, of post-RoPE q and k."""
         cos, sin = rope.table(k.shape[2], k.device)
         offset = k.shape[2] - q.shape[2]
         pooled_q = pool(q, self.block_size, ("mean",), cos=cos[offset:], sin=sin[offset:])
@@ -62,15 +62,17 @@ class AttnGate(Gate):
     def project(
         self, pooled_q: Tensor, pooled_k: Tensor, rope: Rope, *, q_len: int, k_len: int, kernel: str = "auto"
     ) -> tuple[Tensor, Tensor]:
-        """What `pool` returned -> the queries [B,Hq,Mq,D] and keys [B,Hq,Nk,D] whose products are the logits' numerators:
-        projected, with RoPE at the first token of each block. Differentiable with kernel="reference"."""
+        """Return the queries [B,Hq,Mq,D] and keys [B,Hq,Nk,D] whose products are √D × the logits, from the results of `pool`.
+
+        They are projected, with RoPE at the first token of each block. Differentiable with kernel="reference".
+        """
         cos, sin = (table[:: self.block_size] for table in rope.table(k_len, pooled_k.device))
         keys = project(pooled_k, self.k, cos=cos, sin=sin, kernel=kernel)
         cos, sin = (table[k_len - q_len :: self.block_size] for table in rope.table(k_len, pooled_q.device))
         return project(pooled_q, self.q, cos=cos, sin=sin, kernel=kernel), keys
 
     def score(self, pooled_q: Tensor, pooled_k: Tensor, rope: Rope, *, q_len: int, k_len: int) -> Tensor:
-        """What `pool` returned -> logits [B,Hq,Mq,Nk] float32, -inf above the causal diagonal. Differentiable."""
+        """Return logits [B,Hq,Mq,Nk] float32, -inf above the causal diagonal, of the results of `pool`. Differentiable."""
         block, device = self.block_size, pooled_q.device
         queries, keys = self.project(pooled_q, pooled_k, rope, q_len=q_len, k_len=k_len, kernel="reference")
         causal = causal_blocks(q_len, k_len, block, block, device=device)
@@ -89,7 +91,7 @@ def load_gates(
     block_size: int,
     q_linear: bool = False,
 ) -> list[AttnGate]:
-    """The gates of a model from their weights, in float32. Raises ValueError, one line, unless names and shapes fit."""
+    """Return the gates of a model from their weights, in float32. Raises ValueError, one line, unless names and shapes fit."""
     gates = [AttnGate(heads, kv_heads, head_dim, block_size=block_size, q_linear=q_linear) for _ in range(layers)]
     model = f"the model has {layers} layers, {heads} query heads of {head_dim} elements"
     fill_gates(gates, state, f"{model}, and q_linear is {q_linear}")

@@ -43,5 +43,5 @@ class Gate(nn.Module, ABC):
         return q
 
     def truth(self, attention: Tensor, pool: str, k_len: int) -> Tensor:
-        """Return the training target [B,H,Mq,Nk], rows of any sum, from the true attention map [B,Hq,Mq,Nk] pooled by `pool`."""
+        """Return the training target [B,H,Mq,Nk], rows of any sum, of a true attention map [B,Hq,Mq,Nk] pooled by `pool`."""
         return attention

@@ -87,12 +87,12 @@ def _choice(x: LayerInputs, index: SparseIndex | None, head: int) -> HeadChoice:
     positions = torch.arange(tokens)
     causal = positions <= positions[:, None]
     scores = x.q[0, head] @ x.k[0, head * x.k.shape[1] // HEADS].mT * x.scale
-    kept = causal if index is None else causal & _keys(index, head)
-    return HeadChoice(positions, scores.masked_fill(~causal, -math.inf).softmax(-1), kept)
+    keys = causal if index is None else causal & _keys(index, head)
+    return HeadChoice(positions, scores.masked_fill(~causal, -math.inf).softmax(-1), keys)
 
 
 def _keys(index: SparseIndex, head: int) -> Tensor:
     """Return bool [Q,K], the keys in the kept blocks and columns of each query of a query head."""
-    own = head * index.heads // HEADS  # the index may be of KV heads
-    rows = torch.stack([index.row_keys(row)[0, own] for row in range(-(-index.q_len // index.q_block))])
+    index_head = head * index.heads // HEADS  # the index may be of KV heads
+    rows = torch.stack([index.row_keys(row)[0, index_head] for row in range(-(-index.q_len // index.q_block))])
     return rows.repeat_interleave(index.q_block, 0)[: index.q_len]

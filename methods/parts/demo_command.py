@@ -47,10 +47,10 @@ def demo_command(
     the process with a line that says what would be right. defaults: knobs that hold where the arguments set no other.
     """
     known = registry.knobs(name)
-    own = [knob for knob in known if knob not in SHARED]
-    parser = _parser(registry, name, own)
+    native = [knob for knob in known if knob not in SHARED]
+    parser = _parser(registry, name, native)
     options = parser.parse_args(arguments)
-    given = {knob: getattr(options, knob) for knob in own if getattr(options, knob) is not None}
+    given = {knob: getattr(options, knob) for knob in native if getattr(options, knob) is not None}
     if options.sparsity is not None or given:
         given["sparsity"] = options.sparsity
     try:
@@ -89,8 +89,8 @@ def _value(text: str) -> Any:
 
 def _print(result: DemoResult, made_up: DemoLayers, tokens: int, block: int) -> None:
     method, width = result.method, shutil.get_terminal_size().columns
-    most = (width - 3) // 2
-    cell = block * max(1, -(-tokens // (block * most)))
+    most_cells = (width - 3) // 2
+    cell = block * max(1, -(-tokens // (block * most_cells)))
     knobs = {"sparsity": method.sparsity} | method.knobs()
     values = ", ".join(
         f"{knob}={value:.4g}" if isinstance(value, float) else f"{knob}={value}"
@@ -98,9 +98,8 @@ def _print(result: DemoResult, made_up: DemoLayers, tokens: int, block: int) -> 
         if value is not None
     )
     print(f"{method.name} ({method.paper}): {values}")
-    print(
-        f"{tokens} made-up tokens in blocks of {block}, the last of {len(made_up.layers)} layers. {' '.join(result.notes)}".rstrip()
-    )
+    layers = f"{tokens} made-up tokens in blocks of {block}, the last of {len(made_up.layers)} layers."
+    print(" ".join((layers, *result.notes)))
     for head, choice in result.choices.items():
         print()
         print(draw(choice, cell, width, (f"head {head}: attention", f"what {method.name} keeps of it")))

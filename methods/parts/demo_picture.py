@@ -20,22 +20,22 @@ MASS_LEVELS = (0.01, 0.03, 0.1, 0.3)
 class HeadChoice:
     """What one head attends to, and what a method keeps of it, for R queries and K keys.
 
-    positions: int64 [R], where the queries stand. attention: float32 [R,K], the true softmax. kept: bool [R,K], keys in the
-    future of a query left out.
+    positions: int64 [R], where the queries stand. attention: float32 [R,K], the true softmax. keys: bool [R,K], the keys that
+    are kept, those in the future of a query left out.
     """
 
     positions: Tensor
     attention: Tensor
-    kept: Tensor
+    keys: Tensor
 
     def mass(self) -> float:
         """Return the share of the attention that is kept, mean over queries."""
-        return float((self.attention * self.kept).sum(-1).mean())
+        return float((self.attention * self.keys).sum(-1).mean())
 
     def kept_of(self, landmark: Landmark) -> float:
         """Return the share of a landmark's (query, key) pairs that is kept."""
         pairs = landmark.pairs[self.positions]
-        return float((self.kept & pairs).sum() / pairs.sum())
+        return float((self.keys & pairs).sum() / pairs.sum())
 
 
 def draw(choice: HeadChoice, cell: int, width: int, titles: tuple[str, str]) -> str:
@@ -44,16 +44,17 @@ def draw(choice: HeadChoice, cell: int, width: int, titles: tuple[str, str]) -> 
     A cell of the picture is `cell` × `cell` tokens. width: columns of the terminal; cells are two characters wide where both
     maps fit so, else one.
     """
-    causal = torch.arange(choice.kept.shape[1]) <= choice.positions[:, None]
+    causal = torch.arange(choice.keys.shape[1]) <= choice.positions[:, None]
     queries = (choice.positions // cell).unique(return_counts=True)[1]
     seen = _sums(causal.float(), choice.positions, cell)
     mass = _sums(choice.attention, choice.positions, cell) / queries[:, None]
-    kept = _sums(choice.kept.float(), choice.positions, cell) / seen.clamp(min=1)
+    share = _sums(choice.keys.float(), choice.positions, cell) / seen.clamp(min=1)
     characters = 2 if 4 * seen.shape[1] + 3 <= width else 1
-    left, right = (_lines(x, seen > 0, levels, characters) for x, levels in ((mass, MASS_LEVELS), (kept, KEPT_LEVELS)))
+    attention_lines = _lines(mass, seen > 0, MASS_LEVELS, characters)
+    kept_lines = _lines(share, seen > 0, KEPT_LEVELS, characters)
     size = max(characters * seen.shape[1], len(titles[0]))
-    rows = [titles, *zip(left, right, strict=True)]
-    return "\n".join(f"{attention:<{size}}   {keeps}".rstrip() for attention, keeps in rows)
+    rows = [titles, *zip(attention_lines, kept_lines, strict=True)]
+    return "\n".join(f"{attention:<{size}}   {kept_line}".rstrip() for attention, kept_line in rows)
 
 
 def _sums(x: Tensor, positions: Tensor, cell: int) -> Tensor:

@@ -46,7 +46,7 @@ def budget_with_full_rows(
 
 @lru_cache(maxsize=64)
 def nz_ratio_budget(nz_ratio: float, q_len: int, k_len: int, q_block: int, k_block: int) -> tuple[int, ...]:
-    """Return SeerAttention's budget of each row, Mq numbers: the same in all rows, or all causal blocks where they are fewer."""
+    """Return SeerAttention's budget of each row, Mq numbers: the same in all, or its causal blocks where these are fewer."""
     blocks = max(1, int((1 - math.sqrt(1 - nz_ratio)) * -(-k_len // k_block)))
     return tuple(causal_blocks(q_len, k_len, q_block, k_block).clamp(max=blocks).tolist())
 

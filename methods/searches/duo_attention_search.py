@@ -32,7 +32,7 @@ class StreamingSearch:
         self.prompts[x.layer] += 1
 
     def result(self) -> dict[str, Any]:
-        """Return `heads` [layer][KV head], means over prompts, and `sinks` and `recent` (tokens) of the streaming that was tried.
+        """Return `heads` [layer][KV head], means over prompts, and the `sinks` and `recent` tokens that were tried.
 
         A layer never seen, of a sliding window, has an empty list. Raises ValueError where no layer was seen.
         """

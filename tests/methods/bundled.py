@@ -25,11 +25,11 @@ def layers(task: str, length: int, index: int = 0) -> list[tuple[LayerInputs, Te
     loaded = model()
     sample = tasks.get_samples(task, loaded.tokenizer, length, index + 1, seed=5, cache_dir=None)[index]
     ids = torch.tensor([tasks.encode(loaded.tokenizer, sample.prompt)])
-    found: list[tuple[LayerInputs, Tensor]] = []
+    inputs: list[tuple[LayerInputs, Tensor]] = []
 
     def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
-        found.append((LayerInputs(q=q, k=k, layer=layer, scale=scale), v))
+        inputs.append((LayerInputs(q=q, k=k, layer=layer, scale=scale), v))
 
     with torch.inference_mode(), Bridge(loaded, None, observer=observe, record=False):
         loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    return found
+    return inputs

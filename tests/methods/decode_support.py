@@ -30,13 +30,13 @@ def step(
 
     Keys are drawn for 1024 tokens and cut. starts: columns of padding on the left, NaN.
     """
-    whole = _longest(batch, seed)
-    k = whole.k[:, :, :length].clone()
+    longest = _longest(batch, seed)
+    k = longest.k[:, :, :length].clone()
     at = None
     if starts is not None:
         at = torch.tensor(starts, dtype=torch.int32)
         k = k.masked_fill((torch.arange(length) < at[:, None])[:, None, :, None], float("nan"))
-    x = StepInputs(q=whole.q[:, :, length - 1 : length], k=k, layer=number, scale=DIM**-0.5, rope=whole.rope, starts=at)
+    x = StepInputs(q=longest.q[:, :, length - 1 : length], k=k, layer=number, scale=DIM**-0.5, rope=longest.rope, starts=at)
     return replace(x, q=x.q.to(device), k=x.k.to(device), starts=None if at is None else at.to(device))
 
 
@@ -67,7 +67,7 @@ def choose(method: DecodeMethod, x: StepInputs) -> BlockIndex | None:
     return method.select(x, method.start(x))
 
 
-def kept(index: BlockIndex, row: int, blocks: int) -> Tensor:
+def kept_mask(index: BlockIndex, row: int, blocks: int) -> Tensor:
     """bool [H, blocks] of one sequence; nothing past its own blocks may be kept."""
     counts, indices = index.counts[row, :, 0], index.indices[row, :, 0].long()
     listed = torch.arange(indices.shape[-1], device=indices.device) < counts[:, None]

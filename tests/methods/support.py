@@ -50,8 +50,8 @@ def layer(
 def gates(block_size: int, *, q_linear: bool = False, seed: int = 0) -> dict[str, Tensor]:
     """Random gate weights for all layers."""
     torch.manual_seed(seed)
-    made = [AttnGate(HEADS, KV_HEADS, DIM, block_size=block_size, q_linear=q_linear) for _ in range(LAYERS)]
-    return {name: 10 * weight for name, weight in gate_state(made).items()}
+    layer_gates = [AttnGate(HEADS, KV_HEADS, DIM, block_size=block_size, q_linear=q_linear) for _ in range(LAYERS)]
+    return {name: 10 * weight for name, weight in gate_state(layer_gates).items()}
 
 
 def ready(name: str, **knobs: object) -> Method:
@@ -72,9 +72,9 @@ def search(method: Method, tokens: int = 300) -> dict[str, Any]:
     for number in range(LAYERS):
         x = layer(tokens, number=number, seed=number)
         finder.observe(x, torch.randn(x.k.shape, generator=torch.Generator().manual_seed(number)))
-    found = finder.result()
-    method.load_search(found, **shape)
-    return found
+    result = finder.result()
+    method.load_search(result, **shape)
+    return result
 
 
 def select_without_waiting(method: Method, x: LayerInputs) -> SparseIndex:

@@ -45,14 +45,14 @@ def test_a_demo_draws_a_map_and_says_the_density(
     for lines in drawn:
         assert len(lines) == rows
         for row, line in enumerate(lines):
-            attention, kept = line.split()
-            assert len(attention) % (row + 1) == len(kept) % (row + 1) == 0, "no more is drawn than is causal"
-            assert set(attention + kept) <= set("·░▒▓█")
-            assert kept[-1] != "·" or module == "methods.moba", "the diagonal is kept"
+            attention, keeps = line.split()
+            assert len(attention) % (row + 1) == len(keeps) % (row + 1) == 0, "no more is drawn than is causal"
+            assert set(attention + keeps) <= set("·░▒▓█")
+            assert keeps[-1] != "·" or module == "methods.moba", "the diagonal is kept"
     density = float(re.search(r"^density (\d\.\d{3}): head 0 keeps .* of its attention\.$", text, re.M)[1])  # type: ignore[index]
     assert density == pytest.approx(DENSITY.get(module, 0.25), abs=0.04)  # of so few blocks
-    kept = "".join(line.split()[1] for lines in drawn for line in lines)
-    assert ("·" in kept or "░" in kept) == (density < 1)
+    keeps = "".join(line.split()[1] for lines in drawn for line in lines)
+    assert ("·" in keeps or "░" in keeps) == (density < 1)
 
 
 def test_a_smaller_sparsity_and_a_native_knob_keep_more(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,23 +18,23 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("sinks", "window", "last"), [(1, 1, 0), (2, 4, 2), (0, 3, 1), (5, 1, 100)])
 def test_decreed_blocks_block_by_block(shape: tuple[int, int, int, int], sinks: int, window: int, last: int) -> None:
     q_len, k_len, q_block, k_block = shape
-    found = forced_blocks(sinks, window, last, None, *shape, CPU)
+    forced = forced_blocks(sinks, window, last, None, *shape, CPU)
     rows = len(causal_blocks(*shape))
     for i in range(rows):
         first = (k_len - q_len + i * q_block) // k_block
         final = (k_len - q_len + min((i + 1) * q_block, q_len) - 1) // k_block
-        for j in range(found.shape[1]):
-            wanted = j <= final and (j < sinks or j > first - window or i >= rows - last)
-            assert bool(found[i, j]) == wanted, (i, j)
+        for j in range(forced.shape[1]):
+            expected = j <= final and (j < sinks or j > first - window or i >= rows - last)
+            assert bool(forced[i, j]) == expected, (i, j)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("density", [0.05, 0.3, 1.0])
 def test_a_density_leaves_half_of_itself_to_decree(shape: tuple[int, int, int, int], density: float) -> None:
-    found = forced_blocks(2, 4, 2, density, *shape, CPU)
+    mask = forced_blocks(2, 4, 2, density, *shape, CPU)
     diagonal = diagonal_mask(*shape)
-    assert bool((found | ~diagonal).all())
-    rest = int((found & ~diagonal).sum())
+    assert bool((mask | ~diagonal).all())
+    rest = int((mask & ~diagonal).sum())
     full, share = budget_with_full_rows(density, 2, *shape, diagonal=True)
     cost = sum(causal_blocks(*shape)[len(share) - full :].tolist())
     own = int(diagonal[: len(share) - full].sum())
@@ -42,7 +42,7 @@ def test_a_density_leaves_half_of_itself_to_decree(shape: tuple[int, int, int, i
     assert rest <= cost + sum(s // 2 for s in share[: len(share) - full])
     assert sum(share) <= density * causal_total(*shape) + len(share)
     wide = forced_blocks(2, 4, 2, None, *shape, CPU)
-    assert bool((wide | ~found).all())  # never more than without a density
+    assert bool((wide | ~mask).all())  # never more than without a density
 
 
 def test_full_rows_wait_until_the_diagonal_is_paid() -> None:
@@ -54,9 +54,9 @@ def test_full_rows_wait_until_the_diagonal_is_paid() -> None:
 
 def test_with_room_enough_decree_is_what_it_is_without_a_density() -> None:
     shape = (64 * 200, 64 * 200, 64, 64)
-    found, wanted = forced_blocks(2, 4, 2, 0.3, *shape, CPU), forced_blocks(2, 4, 2, None, *shape, CPU)
-    assert torch.equal(found[40:], wanted[40:])
-    assert not torch.equal(found, wanted)
+    mask, expected = forced_blocks(2, 4, 2, 0.3, *shape, CPU), forced_blocks(2, 4, 2, None, *shape, CPU)
+    assert torch.equal(mask[40:], expected[40:])
+    assert not torch.equal(mask, expected)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_full_rows_hold_the_last_queries(last: int, q_len: int, rows: int) -> No
 def test_reach_mass_takes_the_best_until_the_share_is_reached() -> None:
     scores = torch.tensor([[1.0, 1.0, 3.0, 1.5, 1.5]])  # sums in eighths: exact
     forced = torch.tensor([[True, False, False, False, False]])
-    for mass, wanted in ((0.0, "10000"), (0.125, "10000"), (0.5, "10100"), (0.625, "10110"), (0.75, "10111"), (0.9, "11111")):
-        found = top_p_mask(scores, forced, mass)
-        assert "".join(str(int(kept)) for kept in found[0]) == wanted, mass
+    for mass, expected in ((0.0, "10000"), (0.125, "10000"), (0.5, "10100"), (0.625, "10110"), (0.75, "10111"), (0.9, "11111")):
+        mask = top_p_mask(scores, forced, mass)
+        assert "".join(str(int(bit)) for bit in mask[0]) == expected, mass
 
 
 def test_reach_mass_never_takes_what_scores_nothing() -> None:

@@ -29,8 +29,8 @@ def test_apply_turns_pairs_by_the_angle() -> None:
     turned = rope_apply(x, cos, sin)
     pairs = torch.complex(x[..., :8], x[..., 8:])
     angles = positions[:, None].double() * 10000.0 ** (-torch.arange(0, 16, 2).double() / 16)
-    wanted = pairs * torch.polar(torch.ones_like(angles), angles)
-    torch.testing.assert_close(turned, torch.cat((wanted.real, wanted.imag), -1), atol=1e-6, rtol=1e-5)
+    expected = pairs * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(turned, torch.cat((expected.real, expected.imag), -1), atol=1e-6, rtol=1e-5)
 
 
 def test_half_precision_is_turned_in_float32() -> None:

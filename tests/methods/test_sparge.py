@@ -88,10 +88,10 @@ def test_equals_the_recipe(shape: tuple[int, int, int], knobs: dict[str, object]
         mask = mask_of(method, x)
         for b in range(batch):
             for h in range(4):
-                wanted = literal(
+                expected = literal(
                     x.q[b, h], x.k[b, h // 2], x.scale, (block_size, 16), method.similar, cdf=method.cdf, topk=topk
                 )
-                assert torch.equal(mask[b, h], wanted), (b, h)
+                assert torch.equal(mask[b, h], expected), (b, h)
         single = mask_of(method, replace(x, q=x.q.float(), k=x.k.float()))
         assert (single == mask).double().mean() > 0.99
 

@@ -36,22 +36,22 @@ def select_steps(method: DecodeMethod, made_up: DemoLayers) -> DemoResult:
         notes.append("Its gates are not trained: they are handed the queries and mean keys as they are.")
     layer = made_up.layers[-1][0]
     tokens, block = layer.q.shape[2], method.block_size
-    whole = StepInputs(q=layer.q, k=layer.k, layer=layer.layer, scale=layer.scale, rope=layer.rope)
+    last_step = StepInputs(q=layer.q, k=layer.k, layer=layer.layer, scale=layer.scale, rope=layer.rope)
     positions = torch.tensor([*range(block - 1, tokens - 1, block), tokens - 1])
-    kept = torch.zeros(len(positions), HEADS, tokens, dtype=torch.bool)
-    state, known, blocks_kept, blocks = method.start(_step(whole, block)), block, 0.0, 0
+    keys_kept = torch.zeros(len(positions), HEADS, tokens, dtype=torch.bool)
+    state, known, blocks_kept, blocks = method.start(_step(last_step, block)), block, 0.0, 0
     for row, position in enumerate(positions.tolist()):
         for length in range(known + 1, position + 2):
-            method.extend(state, _step(whole, length))
+            method.extend(state, _step(last_step, length))
         known = position + 1
-        index = method.select(_step(whole, known), state)
+        index = method.select(_step(last_step, known), state)
         row_blocks = -(-known // block)
         if index is None:
-            kept[row, :, :known] = True
+            keys_kept[row, :, :known] = True
             blocks_kept += row_blocks
         else:
             keys = index.row_keys(0)[0]
-            kept[row, :, :known] = keys.repeat_interleave(HEADS // len(keys), 0)
+            keys_kept[row, :, :known] = keys.repeat_interleave(HEADS // len(keys), 0)
             blocks_kept += float(index.counts.float().mean())
         blocks += row_blocks
     choices = {}
@@ -59,10 +59,10 @@ def select_steps(method: DecodeMethod, made_up: DemoLayers) -> DemoResult:
         scores = layer.q[0, head, positions] @ layer.k[0, head * layer.k.shape[1] // HEADS].mT * layer.scale
         future = torch.arange(tokens) > positions[:, None]
         attention = scores.masked_fill(future, -math.inf).softmax(-1)
-        choices[head] = HeadChoice(positions, attention, kept[:, head])
+        choices[head] = HeadChoice(positions, attention, keys_kept[:, head])
     return DemoResult(method, blocks_kept / blocks, choices, tuple(notes))
 
 
-def _step(whole: StepInputs, length: int) -> StepInputs:
+def _step(last_step: StepInputs, length: int) -> StepInputs:
     """Return the step of the token at `length` - 1."""
-    return replace(whole, q=whole.q[:, :, length - 1 : length], k=whole.k[:, :, :length])
+    return replace(last_step, q=last_step.q[:, :, length - 1 : length], k=last_step.k[:, :, :length])
