@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,7 @@ def demo_command(
 
 def _parser(registry: Registry[Any], name: str, knobs: Sequence[str]) -> argparse.ArgumentParser:
     cls = registry.get(name)
-    parser = argparse.ArgumentParser(prog=f"python -m {cls.__module__}", description=cls.__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m {cls.__module__}", description=inspect.getdoc(cls))
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--sparsity", type=float, help="share of blocks to leave out; 0.75 where no knob is given")
     parser.add_argument("--tokens", type=int, default=1024, help="length of the made-up prompt")

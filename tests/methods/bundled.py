@@ -15,13 +15,13 @@ from methods.parts.base import LayerInputs
 
 @lru_cache(maxsize=1)
 def model() -> LoadedModel:
-    """The bundled model on the CPU."""
+    """Return the bundled model on the CPU."""
     return load_model(ModelConfig("bundled", "bundled", device="cpu"))
 
 
 @lru_cache(maxsize=8)
 def layers(task: str, length: int, index: int = 0) -> list[tuple[LayerInputs, Tensor]]:
-    """(inputs, v) of every layer, in a dense prefill of one sample of a task."""
+    """Return (inputs, v [1,Hkv,K,D]) of every layer, in a dense prefill of one sample of a task."""
     loaded = model()
     sample = tasks.get_samples(task, loaded.tokenizer, length, index + 1, seed=5, cache_dir=None)[index]
     ids = torch.tensor([tasks.encode(loaded.tokenizer, sample.prompt)])
