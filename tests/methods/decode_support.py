@@ -40,7 +40,7 @@ def step(
     return replace(x, q=x.q.to(device), k=x.k.to(device), starts=None if at is None else at.to(device))
 
 
-def alone(x: StepInputs, row: int) -> StepInputs:
+def one_sequence(x: StepInputs, row: int) -> StepInputs:
     """Return one sequence of a batch, without its padding."""
     start = 0 if x.starts is None else int(x.starts[row])
     return replace(x, q=x.q[row : row + 1], k=x.k[row : row + 1, :, start:], starts=None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from methods import decode
 from methods.decode.parts.base import StepInputs
 from methods.decode.parts.block_vectors import BlockVectors
-from tests.methods.decode_support import SPARSE, alone, choose, kept_mask, ready, step
+from tests.methods.decode_support import SPARSE, choose, kept_mask, one_sequence, ready, step
 from tests.methods.support import KV_HEADS
 
 LENGTHS = [640, 637, 625, 641]
@@ -63,10 +63,10 @@ def test_a_sequence_does_not_depend_on_its_neighbours(name: str, knobs: dict[str
     index = choose(method, x)
     assert index is not None
     for row, blocks in enumerate(blocks_of(x, 16)):
-        one = choose(method, alone(x, row))
+        single = choose(method, one_sequence(x, row))
         row_mask = kept_mask(index, row, blocks)
         assert bool(row_mask[:, -1].all()), "the newest block"
-        assert bool(row_mask.all()) if one is None else torch.equal(row_mask, kept_mask(one, 0, blocks))
+        assert bool(row_mask.all()) if single is None else torch.equal(row_mask, kept_mask(single, 0, blocks))
 
 
 @pytest.mark.parametrize("name", SPARSE)
@@ -91,8 +91,8 @@ def test_appending_keys_is_starting_over(name: str, starts: tuple[int, ...] | No
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_the_same_choice_twice(name: str) -> None:
-    one, two = (choose(ready(name, block_size=16, budget=96), step(637, batch=2)) for _ in range(2))
-    assert one is not None and two is not None and torch.equal(one.indices, two.indices)
+    first, second = (choose(ready(name, block_size=16, budget=96), step(637, batch=2)) for _ in range(2))
+    assert first is not None and second is not None and torch.equal(first.indices, second.indices)
 
 
 @pytest.mark.parametrize("name", SPARSE)

@@ -68,9 +68,9 @@ def test_equals_the_naive_formulation(q_len: int, k_len: int, rotary: int, scali
     post_k = rope_apply(k, *rope.cos_sin(torch.arange(k_len)))
     torch.testing.assert_close(gate(post_q, post_k, rope)[0].double(), expected, atol=1e-4, rtol=1e-4)
     x = replace(step(k_len), q=post_q[:, :, -1:].float(), k=post_k.float(), rope=rope, layer=1)
-    one = seer.scores(x, seer.start(x))[0].double()  # type: ignore[attr-defined]
+    step_logits = seer.scores(x, seer.start(x))[0].double()  # type: ignore[attr-defined]
     own = (k_len - 1) // BLOCK
-    torch.testing.assert_close(one[:, :own], expected[:, -1, :own], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(step_logits[:, :own], expected[:, -1, :own], atol=1e-4, rtol=1e-4)
 
 
 def test_a_block_completed_while_decoding_is_turned_by_its_first_token() -> None:

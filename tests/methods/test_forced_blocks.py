@@ -34,12 +34,12 @@ def test_a_density_leaves_half_of_itself_to_decree(shape: tuple[int, int, int, i
     mask = forced_blocks(2, 4, 2, density, *shape, CPU)
     diagonal = diagonal_mask(*shape)
     assert bool((mask | ~diagonal).all())
-    rest = int((mask & ~diagonal).sum())
+    off_diagonal = int((mask & ~diagonal).sum())
     full, share = budget_with_full_rows(density, 2, *shape, diagonal=True)
     cost = sum(causal_blocks(*shape)[len(share) - full :].tolist())
     own = int(diagonal[: len(share) - full].sum())
     assert full == 0 or cost + own <= density * causal_total(*shape) / 2
-    assert rest <= cost + sum(s // 2 for s in share[: len(share) - full])
+    assert off_diagonal <= cost + sum(s // 2 for s in share[: len(share) - full])
     assert sum(share) <= density * causal_total(*shape) + len(share)
     wide = forced_blocks(2, 4, 2, None, *shape, CPU)
     assert bool((wide | ~mask).all())  # never more than without a density
@@ -47,8 +47,8 @@ def test_a_density_leaves_half_of_itself_to_decree(shape: tuple[int, int, int, i
 
 def test_full_rows_wait_until_the_diagonal_is_paid() -> None:
     shape = (640, 640, 16, 16)  # 820 blocks; the last row has 40, and the diagonal before it 39
-    for density, alone, beside in ((0.05, 0, 0), (0.11, 1, 0), (0.18, 1, 0), (0.20, 2, 1), (0.30, 2, 2)):
-        assert budget_with_full_rows(density, 2, *shape)[0] == alone
+    for density, without_diagonal, beside in ((0.05, 0, 0), (0.11, 1, 0), (0.18, 1, 0), (0.20, 2, 1), (0.30, 2, 2)):
+        assert budget_with_full_rows(density, 2, *shape)[0] == without_diagonal
         assert budget_with_full_rows(density, 2, *shape, diagonal=True)[0] == beside
 
 

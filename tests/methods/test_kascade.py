@@ -149,7 +149,7 @@ def test_anchors_are_the_best_of_all(number: int) -> None:
     anchors, similarity = best_anchors(alike, seen, number)
     assert len(anchors) == number
     assert anchors[0] == 0
-    assert similarity == pytest.approx(max(total((0, *rest)) for rest in itertools.combinations(seen[1:], number - 1)))
+    assert similarity == pytest.approx(max(total((0, *later)) for later in itertools.combinations(seen[1:], number - 1)))
     assert similarity == pytest.approx(total(anchors))
 
 
@@ -241,7 +241,7 @@ def test_searched_anchors_keep_more_mass_than_random_ones_and_searched_heads_tha
         return {"anchors": list(anchors), "heads": heads}
 
     for number in (2, 3):
-        plans = [(0, *rest) for rest in itertools.combinations(range(1, 6), number - 1)]
+        plans = [(0, *later) for later in itertools.combinations(range(1, 6), number - 1)]
         masses = {anchors: mean_mass(plan(anchors)) for anchors in plans}
         chosen = tuple(search.result()["choices"][str(number)]["anchors"])
         assert masses[chosen] > fmean(masses.values()) + 0.01

@@ -116,8 +116,8 @@ def test_heads_of_different_patterns_do_not_meet(shape: tuple[int, int]) -> None
     index.validate()
     assert isinstance(index, ColumnIndex) and index.column_counts.tolist() == [[0, 40, 0, 5]] * 2
     for head, pattern in enumerate(mixed):
-        alone = keys_of(select_patterns(x, grid_of(x), [pattern] * HEADS))
-        assert torch.equal(keys_of(index)[:, head], alone[:, head]), pattern
+        unmixed = keys_of(select_patterns(x, grid_of(x), [pattern] * HEADS))
+        assert torch.equal(keys_of(index)[:, head], unmixed[:, head]), pattern
     blocks = select_patterns(x, grid_of(x), [mixed[0], mixed[2], Pattern("block_sparse", 7), mixed[2]])
     blocks.validate()
     assert isinstance(blocks, BlockIndex)
@@ -189,13 +189,13 @@ def planted(tokens: int = 1920) -> LayerInputs:
     generator = torch.Generator().manual_seed(0)
     q, k = torch.zeros(1, HEADS, tokens, 16), torch.zeros(1, HEADS, tokens, 16)
     place = torch.arange(tokens)
-    few, many = torch.tensor([70, 90, 110]), torch.randperm(tokens, generator=generator)[:200]
-    q[0, 0, :, 0], k[0, 0, few, 0] = 1.0, 12.0  # attended to by all queries
+    three_places, scattered = torch.tensor([70, 90, 110]), torch.randperm(tokens, generator=generator)[:200]
+    q[0, 0, :, 0], k[0, 0, three_places, 0] = 1.0, 12.0  # attended to by all queries
     turn = torch.stack(((place * 0.0015).cos(), (place * 0.0015).sin()), -1)  # less than half a circle
     q[0, 1, :, :2], k[0, 1, :, :2] = 4444 * turn, turn  # what lies within about ten tokens
     topic = torch.randint(0, 8, (tokens // 64,), generator=generator).repeat_interleave(64)
     q[0, 2, place, topic], k[0, 2, place, topic] = 1.0, 12.0  # the blocks of a topic
-    q[0, 3, :, 0], k[0, 3, many, 0] = 1.0, 12.0
+    q[0, 3, :, 0], k[0, 3, scattered, 0] = 1.0, 12.0
     return LayerInputs(q=q, k=k, layer=0, scale=1.0)
 
 
@@ -235,14 +235,14 @@ def test_a_search_that_saw_nothing_says_so() -> None:
 
 def test_a_layer_that_is_never_seen_has_the_first_candidate() -> None:
     x = planted(640)
-    finder, alone = (PatternSearch(layers, HEADS, block=64, score="mass", density=None) for layers in (2, 1))
+    finder, one_layer = (PatternSearch(layers, HEADS, block=64, score="mass", density=None) for layers in (2, 1))
     finder.observe(replace(x, layer=1), torch.zeros_like(x.k))
-    alone.observe(x, torch.zeros_like(x.k))
-    result, only = finder.result(), alone.result()
+    one_layer.observe(x, torch.zeros_like(x.k))
+    result, one_layer_result = finder.result(), one_layer.result()
     first, seen = parse_patterns(result["patterns"], layers=2, heads=HEADS)
     assert set(first) == {CANDIDATES[0]}
-    assert list(seen) == list(parse_patterns(only["patterns"], layers=1, heads=HEADS)[0])
-    assert result["densities"] == only["densities"]  # of what was seen
+    assert list(seen) == list(parse_patterns(one_layer_result["patterns"], layers=1, heads=HEADS)[0])
+    assert result["densities"] == one_layer_result["densities"]  # of what was seen
 
 
 def test_scores_are_means_over_prompts() -> None:

@@ -67,10 +67,10 @@ def llama() -> LlamaForCausalLM:
 def test_the_table_is_half_of_cos_and_sin(dtype: torch.dtype) -> None:
     rope = ModelRope(llama().to(dtype), 0)
     for length in (5, 9000, 40):
-        for table, whole in zip(rope.table(length, torch.device("cpu")), rope.cos_sin(torch.arange(length)), strict=True):
+        for table, full in zip(rope.table(length, torch.device("cpu")), rope.cos_sin(torch.arange(length)), strict=True):
             assert table.shape == (length, 8)
             assert table.dtype == torch.float32
-            torch.testing.assert_close(torch.cat((table, table), -1), whole, rtol=0, atol=1e-7 if dtype == torch.float32 else 0)
+            torch.testing.assert_close(torch.cat((table, table), -1), full, rtol=0, atol=1e-7 if dtype == torch.float32 else 0)
 
 
 def test_layers_share_a_table_and_other_frequencies_get_their_own() -> None:

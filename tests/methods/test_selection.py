@@ -123,9 +123,9 @@ def test_the_oracle_of_a_chunk_is_that_of_the_whole(knobs: dict[str, object], dt
     """The same rows, whose keys reach as far: blocks of 16, the last 208 queries of 640."""
     x = layer(640)
     x = replace(x, q=x.q.to(dtype), k=x.k.to(dtype))
-    whole = select_blocks("oracle", x, **knobs).to_mask()
-    chunk = select_blocks("oracle", replace(x, q=x.q[:, :, -208:]), **knobs).to_mask()
-    assert torch.equal(chunk, whole[:, :, -13:])
+    prompt_mask = select_blocks("oracle", x, **knobs).to_mask()
+    chunk_mask = select_blocks("oracle", replace(x, q=x.q[:, :, -208:]), **knobs).to_mask()
+    assert torch.equal(chunk_mask, prompt_mask[:, :, -13:])
 
 
 def index_density(mask: torch.Tensor) -> float:
@@ -153,9 +153,9 @@ def test_the_diagonal_is_always_kept(name: str, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_the_same_choice_twice(name: str) -> None:
-    one, two = (select(name, layer(637), sparsity=0.8) for _ in range(2))
-    for field in fields(one):
-        first, second = getattr(one, field.name), getattr(two, field.name)
+    index, again = (select(name, layer(637), sparsity=0.8) for _ in range(2))
+    for field in fields(index):
+        first, second = getattr(index, field.name), getattr(again, field.name)
         if isinstance(first, BlockIndex):
             assert torch.equal(first.counts, second.counts) and torch.equal(first.indices, second.indices)
         elif isinstance(first, torch.Tensor):

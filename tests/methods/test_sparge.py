@@ -134,9 +134,9 @@ def test_blocks_that_are_not_alike_are_kept_in_full() -> None:
     mask = mask_of(build(cdf=0.01), replace(x, q=q, k=k))
     assert bool(mask[:, :, 10, :11].all())
     assert bool(mask[:, :, 5:, 5].all())
-    rest = mask.clone()
-    rest[:, :, 10], rest[:, :, :, 5] = False, False
-    assert int(rest.sum(-1).max()) <= 2  # the best block and the diagonal
+    others = mask.clone()
+    others[:, :, 10], others[:, :, :, 5] = False, False
+    assert int(others.sum(-1).max()) <= 2  # the best block and the diagonal
 
 
 def test_the_share_is_of_all_blocks_before_the_causal_cut() -> None:

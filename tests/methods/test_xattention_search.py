@@ -76,8 +76,8 @@ def test_each_head_selects_by_its_own_threshold() -> None:
         index = method.select(x)
         index.validate()
         for head, steps in enumerate(taken):
-            alone = xattention(threshold=LEVELS[steps]).select(x).to_mask()[:, head]
-            assert torch.equal(index.to_mask()[:, head], alone)
+            expected = xattention(threshold=LEVELS[steps]).select(x).to_mask()[:, head]
+            assert torch.equal(index.to_mask()[:, head], expected)
     assert method.knobs() == {"threshold": None, "steps": 14, "stride": 8, "thresholds": "searched", "last": 0}
 
 
