@@ -12,7 +12,7 @@ from attention_kernels.sparse_attention import SparseIndex
 from torch import Tensor
 
 import methods
-from methods.parts.base import LayerInputs, Method
+from methods.parts.base import Knob, LayerInputs, Method
 from methods.parts.demo_command import DemoResult, demo_command
 from methods.parts.demo_layers import DRAWN, HEADS, SHAPE, DemoLayers, demo_gates
 from methods.parts.demo_picture import HeadChoice
@@ -33,20 +33,11 @@ def demo(name: str, arguments: Sequence[str] | None = None, **defaults: Any) -> 
 def select_all(method: Method, made_up: DemoLayers) -> DemoResult:
     """Return what a method keeps of the last layer, having seen all of them in their order."""
     notes = _prepare(method, made_up)
-    index = _select(method, made_up)
     knob = method.calibrates()
     if knob is not None:
-        low, high = (math.log(end) if knob.log else end for end in (knob.low, knob.high))
-        target, tried = 1 - method.required_sparsity(), {}
-        for _ in range(TURNS):
-            middle = (low + high) / 2
-            method.set_knob(knob, math.exp(middle) if knob.log else middle)
-            tried[middle] = _density(_select(method, made_up))
-            low, high = (middle, high) if (tried[middle] < target) == knob.rising else (low, middle)
-        nearest = min(tried, key=lambda value: abs(tried[value] - target))
-        method.set_knob(knob, math.exp(nearest) if knob.log else nearest)
-        index = _select(method, made_up)
+        _calibrate(method, knob, made_up)
         notes.append(f"The knob {knob.name} was bisected for the sparsity.")
+    index = _select(method, made_up)
     x = made_up.layers[-1][0]
     choices = {head: _choice(x, index, head) for head in DRAWN}
     return DemoResult(method, _density(index), choices, tuple(notes))
@@ -67,6 +58,22 @@ def _prepare(method: Method, made_up: DemoLayers) -> list[str]:
         method.load_search(search.result(), **SHAPE)
         notes.append("Its search of heads was made on these layers.")
     return notes
+
+
+def _calibrate(method: Method, knob: Knob, made_up: DemoLayers) -> None:
+    """Set a knob to the value, of TURNS halvings of its range, whose density is nearest to the one that was asked for."""
+
+    def set_knob(point: float) -> None:
+        method.set_knob(knob, math.exp(point) if knob.log else point)
+
+    low, high = (math.log(end) if knob.log else end for end in (knob.low, knob.high))
+    target, densities = 1 - method.required_sparsity(), dict[float, float]()
+    for _ in range(TURNS):
+        middle = (low + high) / 2
+        set_knob(middle)
+        densities[middle] = _density(_select(method, made_up))
+        low, high = (middle, high) if (densities[middle] < target) == knob.rising else (low, middle)
+    set_knob(min(densities, key=lambda point: abs(densities[point] - target)))
 
 
 def _select(method: Method, made_up: DemoLayers) -> SparseIndex | None:

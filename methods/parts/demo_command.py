@@ -26,8 +26,10 @@ SHARED = {"block_size", "sparsity", "seed"}
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What a method made of the made-up layers. density: share of causal blocks kept. choices: by query head. notes: what was
-    made up beside queries and keys, sentences."""
+    """A method's choice in the made-up layers.
+
+    density: share of causal blocks kept. choices: by query head. notes: sentences on what was made up beside queries and keys.
+    """
 
     method: Any
     density: float
@@ -61,6 +63,8 @@ def demo_command(
         knobs = {knob: value for knob, value in {**shared, **defaults, **given}.items() if knob in known}
         made_up = demo_layers(options.tokens, options.block_size, options.seed)
         result = run(registry.build(name, **knobs), made_up)
+    except TypeError as error:
+        parser.error(f"a knob has a value of the wrong type: {error}")
     except ValueError as error:
         parser.error(str(error))
     _print(result, made_up, options.tokens, options.block_size)
@@ -108,7 +112,7 @@ def _print(result: DemoResult, made_up: DemoLayers, tokens: int, block: int) -> 
 
 
 def _seen(result: DemoResult, made_up: DemoLayers) -> str:
-    """Return one sentence on what of the landmarks is kept."""
+    """Return one sentence on how much of the landmarks is kept."""
     heads = []
     for head, choice in result.choices.items():
         parts = [f"{choice.kept_of(landmark):.0%} of {landmark.name}" for landmark in made_up.landmarks[head]]

@@ -11,6 +11,7 @@ import torch
 from attention_kernels.rope import rotate
 from torch import Tensor
 
+from methods.gates.weights import gate_state
 from methods.parts.base import LayerInputs
 
 LAYERS, HEADS, KV_HEADS, DIM = 4, 4, 2, 64
@@ -18,6 +19,8 @@ DRAWN = (0, 2)
 """Query heads that a demo draws: the first that reads each KV head."""
 ROTARY = 32
 """Elements of a head that rotate; the others carry content, wherever a token stands."""
+SINK, NEEDLE = ROTARY, ROTARY + 1
+"""Elements that mark the keys of the sink and of the needle."""
 SINK_TOKENS = 4
 SHAPE = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM}
 
@@ -42,7 +45,7 @@ class DemoRope:
 
 @dataclass(frozen=True)
 class Landmark:
-    """A structure of one head's attention. pairs: bool [K,K], the (query, key) pairs that belong to it."""
+    """A structure in one head's attention. pairs: bool [K,K], the (query, key) pairs that belong to it."""
 
     name: str
     pairs: Tensor
@@ -75,10 +78,10 @@ def demo_layers(tokens: int, block: int, seed: int) -> DemoLayers:
         back = rope.frequencies * distance  # a query turned back by so much meets the keys that far behind it
         q[:, 2:, :, : ROTARY // 2] += diagonal * waves * back.cos()
         q[:, 2:, :, ROTARY // 2 : ROTARY] -= diagonal * waves * back.sin()
-        q[..., ROTARY] += sink
-        k[:, :, :SINK_TOKENS, ROTARY] += sink
-        q[:, 2:, -(tokens // 4) :, ROTARY + 1] += asked
-        k[:, :, needle : needle + block // 2, ROTARY + 1] += asked
+        q[..., SINK] += sink
+        k[:, :, :SINK_TOKENS, SINK] += sink
+        q[:, 2:, -(tokens // 4) :, NEEDLE] += asked
+        k[:, :, needle : needle + block // 2, NEEDLE] += asked
         cos, sin = rope.table(tokens, q.device)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         layers.append((LayerInputs(q=q, k=k, layer=layer, scale=DIM**-0.5, rope=rope), v))
@@ -94,10 +97,8 @@ def _landmarks(tokens: int, block: int, needle: int, distance: int) -> dict[int,
 
 
 def demo_gates(gate: Any, block_size: int) -> dict[str, Tensor]:
-    """Return weights for the gates (a class of methods.gates) of all layers that pass pooled queries and mean keys through as
-    they are: what a gate knows before it is trained."""
-    from methods.gates.weights import gate_state  # imported late: most demos need no gates
-
+    """Return weights for all layers of a gate (a class of methods.gates) that pass pooled queries and mean keys through as they
+    are: all that a gate can tell before it is trained."""
     gates = [gate(HEADS, KV_HEADS, DIM, block_size=block_size) for _ in range(LAYERS)]
     state = gate_state(gates)
     for name, weight in state.items():

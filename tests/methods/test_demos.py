@@ -61,6 +61,8 @@ def test_a_smaller_sparsity_and_a_native_knob_keep_more(capsys: pytest.CaptureFi
         demo("streaming_llm", [*SMALL, *options])
         densities.append(float(re.findall(r"^density (\S+):", capsys.readouterr().out, re.M)[0]))
     assert all(fewer < more for fewer, more in pairwise(densities))
+    demo("seer", [*SMALL, "--selection", "threshold", "--sparsity", "0.8"])
+    assert "The knob threshold was bisected for the sparsity." in capsys.readouterr().out
     decode_demo("quest", [*SMALL, "--budget", "48", "--shared", "true"])
     assert "budget=48, dense_layers=2, shared=True" in capsys.readouterr().out
 
@@ -78,6 +80,7 @@ def test_the_picture_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: 
     [
         ("random", ["--last", "2"], "error: method random needs sparsity in"),
         ("seer", ["--sparsity", "1.5"], "error: sparsity=1.5: must be at least 0"),
+        ("xattention", ["--threshold", "high"], "error: a knob has a value of the wrong type"),
         ("seer", ["--tokens", "100"], "error: --tokens 100: must be from 8 blocks"),
         (
             "minference",
