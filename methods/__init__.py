@@ -1,4 +1,4 @@
-"""Sparse attention methods, one file each. A method is found by being in this folder: nothing else lists it.
+"""Sparse attention methods, one file each. A method is known by lying in this folder: nothing else lists it.
 
 @register("my_method")
 class MyMethod(Method): ...
@@ -6,6 +6,8 @@ class MyMethod(Method): ...
 build("my_method", block_size=64, sparsity=0.9)
 
 These choose blocks at prefill. Those that choose at decoding lie in `methods.decode`, which has the same functions.
+`python -m methods.NAME` draws what a method keeps of a small made-up attention map. Helpers lie in folders: `parts` (shared by
+methods), `gates` (trained layers), `searches` (offline searches over a model's heads).
 """
 
 from __future__ import annotations

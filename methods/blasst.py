@@ -1,4 +1,4 @@
-"""BLASST: no block is selected; the kernel skips a tile whose scores are too far below what its queries have seen."""
+"""BLASST: no block is selected; the kernel skips a tile whose scores lie too far below the best that its queries have seen."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from methods.parts.base import Knob, LayerInputs, Method
 
 @register("blasst")
 class Blasst(Method):
-    """Inside the attention kernel, after Q·K of a tile: its softmax, values and second product are skipped where
+    """Skips the softmax, the values and the second product of a tile, inside the attention kernel and after its Q·K, where
     exp(best score of the tile - best score so far) is below a threshold for every query of the tile.
 
-    factor: the threshold is factor ÷ keys, for longer prompts need smaller ones; 1000, the example of TensorRT-LLM, whose
-    calibration gives 50 % at 587 and 90 % at 18,472 for Qwen3-30B-A3B. With a sparsity it is calibrated. 0 skips nothing.
-    Tiles are block_size × block_size (128 there). Deviations: tiles over a query block's own tokens are always computed; a
-    threshold above 1, which a high sparsity may call for, asks a tile to exceed the best by that factor.
+    It needs no weights and no search, but a kernel that takes a `SkipRule`.
+
+    factor: the threshold is factor ÷ number of keys, since longer prompts need smaller ones. The default of 1000 is the example
+    of TensorRT-LLM, whose calibration gives 587 for 50 % and 18,472 for 90 % with Qwen3-30B-A3B. 0 skips nothing. With a
+    sparsity the factor is calibrated.
+
+    Tiles are block_size × block_size tokens (128 in the release). Deviations: tiles over a query block's own tokens are always
+    computed; a threshold above 1, which a high sparsity may call for, asks a tile to exceed the best by that factor.
     """
 
     paper = "BLASST, arXiv 2512.12087"
@@ -42,3 +46,9 @@ class Blasst(Method):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"factor": self.factor}
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("blasst")

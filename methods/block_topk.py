@@ -1,4 +1,4 @@
-"""Block top-k: the product of pooled queries and keys ranks the blocks; nothing is trained."""
+"""Block top-k: the products of pooled queries and pooled keys rank the blocks; nothing is trained."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from torch import Tensor
 
 from methods import register
 from methods.parts.base import LayerInputs
-from methods.parts.scored import Scored, Selection
+from methods.parts.scored_method import ScoredMethod, Selection
 
 Pool = Literal["mean", "max"]
 
 
 @register("block_topk")
-class BlockTopK(Scored):
-    """score(i, j) = pooled query block i · pooled key block j × scale, in float32, post-RoPE; the highest are kept.
+class BlockTopK(ScoredMethod):
+    """Keeps the blocks of highest score(i, j) = pooled query block i · pooled key block j × scale, in float32 and post-RoPE.
 
-    pool="mean", the default: the estimate that MoBA (which pools keys only) and MInference's block-sparse heads build on.
-    pool="max": the largest of each element, of queries and of keys, before the product. Each query head ranks for itself,
-    or with shared the query heads of a KV head together, by the mean of their scores; the diagonal block is always kept.
-    selection: which rule turns the softmax of a row's scores into blocks (methods.parts.scored); by the same rule as a gate's, the
-    two differ in their scores alone.
+    It is the estimate that MInference's block-sparse heads (arXiv 2407.02490) and MoBA, which pools keys only, build on, as a
+    method of its own. The diagonal block is always kept. It needs no weights and no search.
+
+    pool: "mean", or "max", the largest of each element, of queries and of keys, before the product.
+    shared: the query heads of a KV head rank together, by the mean of their scores; otherwise each head ranks for itself.
+    selection: the rule that turns the softmax of a row's scores into blocks (see `ScoredMethod`). With the rule of a gate, the
+    two methods differ in their scores alone.
     """
 
     paper = "MInference 1.0 (block-sparse pattern), arXiv 2407.02490"
@@ -59,7 +61,7 @@ class BlockTopK(Scored):
         self.shared = shared
 
     def scores(self, x: LayerInputs) -> Tensor:
-        """The softmax of what the blocks are ranked by, one map a query head; with shared, one a KV head."""
+        """Return the softmax of the scores, [B,Hq,Mq,Nk] float32, or with shared [B,Hkv,Mq,Nk]."""
         q, k = (pool_blocks(tokens, self.block_size, (self.pool,)).float() for tokens in (x.q, x.k))
         logits = q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].mT * x.scale  # [B,Hkv,G,Mq,Nk]
         logits = logits.mean(2) if self.shared else logits.flatten(1, 2)
@@ -81,3 +83,9 @@ class BlockTopK(Scored):
             "nz_ratio": self.nz_ratio,
             "last": self.full_rows,
         }
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("block_topk")

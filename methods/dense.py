@@ -8,7 +8,7 @@ from methods.parts.base import LayerInputs, Method
 
 @register("dense")
 class Dense(Method):
-    """Every key, in a dense kernel. It drops nothing whatever sparsity is asked for, so its own is always 0."""
+    """Keeps every key, in a dense kernel. It ignores the sparsity that is asked for: its own is always 0."""
 
     paper = "Attention Is All You Need, arXiv 1706.03762"
     knob = "none"
@@ -20,3 +20,9 @@ class Dense(Method):
 
     def select(self, x: LayerInputs) -> None:
         return None
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("dense")

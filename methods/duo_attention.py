@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 from attention_kernels.block_index import BlockIndex, causal_blocks, causal_total
-from attention_kernels.dense import dense_attention
-from attention_kernels.sparse_attention import sparse_attention
-from torch import Tensor
 
 from methods import register
 from methods.parts.base import Grid, HeadSearch, LayerInputs, Method
-from methods.parts.head_patterns import together
+from methods.parts.head_patterns import merge_heads
+from methods.searches.duo_attention_search import StreamingSearch
 from methods.streaming_llm import StreamingLLM
 
 SINKS, RECENT = 128, 256
@@ -25,16 +23,19 @@ SINKS, RECENT = 128, 256
 
 @register("duo_attention")
 class DuoAttention(Method):
-    """Each KV head, with its query heads, is dense or streams: `sinks` first tokens and the `recent` latest, in whole blocks.
+    """Makes each KV head, with its query heads, dense or streaming: a streaming head keeps sinks and a window of latest tokens.
 
     A number for each KV head of the model says how much it needs the whole context; the heads with the least stream. The
-    numbers come from job=search_heads, or from `heads`, the path of such a file or of a released full_attention_heads.tsv
-    (rows are layers, columns KV heads). streaming: the share of the model's KV heads that stream, 0.5 unless given.
+    numbers come from job=search_heads (`duo_attention-heads.json`, required) or from the file `heads`.
 
-    With a sparsity the density over all heads of the model is as asked: as many heads are dense as it pays beside streaming
-    ones, and what is left over widens the window of those. Where even no dense head leaves too much, the window shrinks.
-    A single layer's density follows from how many of its heads are dense. A layer whose heads are all dense runs the dense
-    kernel.
+    streaming: share of the model's KV heads that stream, 0.5 unless given. sinks, recent: first and latest tokens that a
+    streaming head keeps, rounded up to whole blocks. heads: path of a searched file, or of a released
+    full_attention_heads.tsv (rows are layers, columns KV heads).
+
+    With a sparsity the density over all heads of the model is as asked: as many heads are dense as the budget pays beside
+    streaming ones, and what it leaves over widens their window. Where even streaming heads alone keep too much, the window
+    shrinks. A single layer's density follows from how many of its heads are dense; a layer whose heads are all dense runs the
+    dense kernel. Deviation: the search measures the output error of streaming instead of learning the numbers.
     """
 
     paper = "DuoAttention, arXiv 2410.10819"
@@ -43,7 +44,7 @@ class DuoAttention(Method):
     searched = "duo_attention-heads.json"
     search_required = True
     shared = True
-    """The query heads of a KV head have one index."""
+    """Whether the query heads of a KV head have one index."""
 
     def __init__(
         self,
@@ -74,9 +75,9 @@ class DuoAttention(Method):
     def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> HeadSearch:
         return StreamingSearch(layers, kv_heads, self.streaming_part())
 
-    def load_search(self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
+    def load_search(self, result: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         try:
-            needs = [[float(number) for number in layer] for layer in found["heads"]]
+            needs = [[float(number) for number in layer] for layer in result["heads"]]
         except (KeyError, TypeError, ValueError):
             raise ValueError('it has no "heads": a list of numbers for each layer, one for each KV head') from None
         if len(needs) != layers or not any(needs) or any(len(layer) not in (0, kv_heads) for layer in needs):
@@ -89,12 +90,12 @@ class DuoAttention(Method):
         self.ranks = tuple(tuple(places[at, head] for head in range(len(layer))) for at, layer in enumerate(needs))
 
     def streaming_part(self, sparsity: float | None = None) -> StreamingLLM:
-        """What chooses the blocks of streaming heads: sinks and window, or as many blocks as a sparsity leaves."""
+        """Return the method of the streaming heads: sinks and window, or as many blocks as a sparsity leaves."""
         window = self.recent if sparsity is None else None
         return StreamingLLM(block_size=self.block_size, sparsity=sparsity, window=window, sinks=self.sinks)
 
     def split(self, grid: Grid) -> tuple[int, float | None]:
-        """How many of the model's KV heads are dense, and the sparsity of the others (None: sinks and window as they are)."""
+        """Return how many of the model's KV heads are dense, and the sparsity of the others (None: sinks and window)."""
         total = sum(len(layer) for layer in self._ranks())
         if self.sparsity is None:
             assert self.streaming is not None
@@ -119,10 +120,10 @@ class DuoAttention(Method):
         streaming = self.streaming_part(None if sparsity is None else min(max(sparsity, 0.0), 1 - 1e-9)).select(x)
         if not full:
             return streaming
-        every = BlockIndex.full(batch, len(full), device=x.q.device, **grid)
-        some = slice(len(narrow))  # the same in every head
-        few = replace(streaming, counts=streaming.counts[:, some], indices=streaming.indices[:, some])
-        return together([(full, every), (narrow, few)], kv_heads)
+        dense_index = BlockIndex.full(batch, len(full), device=x.q.device, **grid)
+        heads = slice(len(narrow))  # streaming is the same in every head
+        narrow_index = replace(streaming, counts=streaming.counts[:, heads], indices=streaming.indices[:, heads])
+        return merge_heads([(full, dense_index), (narrow, narrow_index)], kv_heads)
 
     def _ranks(self) -> tuple[tuple[int, ...], ...]:
         if self.ranks is None:
@@ -139,35 +140,13 @@ class DuoAttention(Method):
 
 @lru_cache(maxsize=64)
 def _streaming_density(blocks: int, q_block: int, k_block: int, q_len: int, k_len: int) -> float:
-    """Density of rows that keep so many blocks, all where they see fewer."""
-    kept = causal_blocks(q_len, k_len, q_block, k_block).clamp(max=blocks).sum()
-    return float(kept) / causal_total(q_len, k_len, q_block, k_block)
+    """Return the density of rows that keep so many blocks, or all causal blocks where they are fewer."""
+    total = causal_blocks(q_len, k_len, q_block, k_block).clamp(max=blocks).sum()
+    return float(total) / causal_total(q_len, k_len, q_block, k_block)
 
 
-class StreamingSearch:
-    """How much each KV head needs the whole context: the error of its query heads' output when it streams, ‖streaming - dense‖
-    over the norm of the dense output of all heads of the layer. Nothing is trained; the original learns these numbers."""
+if __name__ == "__main__":
+    from methods.parts.demo import demo
 
-    def __init__(self, layers: int, kv_heads: int, streaming: StreamingLLM) -> None:
-        self.streaming = streaming
-        self.errors = torch.zeros(layers, kv_heads, dtype=torch.float64)
-        self.prompts = torch.zeros(layers, dtype=torch.int64)
-
-    def observe(self, x: LayerInputs, v: Tensor) -> None:
-        """One layer of one prompt, v [B,Hkv,K,D]."""
-        dense = dense_attention(x.q, x.k, v, scale=x.scale)
-        out = sparse_attention(x.q, x.k, v, self.streaming.select(x), scale=x.scale)
-        errors = (out - dense).double().square().sum((0, 2, 3)).unflatten(0, (x.k.shape[1], -1)).sum(-1)
-        self.errors[x.layer] += (errors / dense.double().square().sum()).sqrt().cpu()
-        self.prompts[x.layer] += 1
-
-    def result(self) -> dict[str, Any]:
-        """heads [layer][KV head], means over prompts, none in a layer never seen, of a sliding window; sinks and window of the
-        streaming that was tried."""
-        if not bool(self.prompts.any()):
-            raise ValueError("no layer was seen: their attention has a sliding window, or no prompt was given")
-        means = (self.errors / self.prompts.clamp(min=1)[:, None]).tolist()
-        rounded = [
-            [round(number, 5) for number in layer] if seen else [] for layer, seen in zip(means, self.prompts, strict=True)
-        ]
-        return {"heads": rounded, "sinks": self.streaming.sinks, "recent": self.streaming.window}
+    # the defaults are for prompts of many thousands of tokens; half of all heads stream, as without a sparsity
+    demo("duo_attention", sparsity=None, sinks=32, recent=64)

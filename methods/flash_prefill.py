@@ -11,24 +11,25 @@ from attention_kernels.pool import pool
 
 from methods import register
 from methods.parts.base import Knob, LayerInputs, Method
-from methods.parts.row_rules import decreed
+from methods.parts.forced_blocks import forced_blocks
 
 
 @register("flash_prefill")
 class FlashPrefill(Method):
-    """score(i, j) = Σ exp(q_t · mean key of block j × scale) over the queries t of block i at or past the end of block j;
-    kept where score >= alpha × the row's highest. Each query head selects for itself.
+    """Keeps the blocks whose score(i, j) = Σ exp(q_t · mean key of block j × scale), over the queries t of block i at or past
+    the end of block j, is at least alpha × the row's highest. Each query head selects for itself.
 
-    alpha: 0.18, the release's for Llama-3.1 (0.12 for Qwen3, 0.08 for Qwen2.5). Beside what reaches it, each row keeps the
-    first `sinks` blocks, 2, and the `window` latest, its own with them, 4; the `last` query blocks at the end, 2, keep all.
-    The release's blocks are 128. Queries are not pooled, and a block that has not ended for any of a row's queries has no
-    score: of the diagonal block only its last token counts. The row's sum, by which the release divides, is in both sides of
-    the comparison; here logarithms are compared.
+    Queries are not pooled, and a block that has not ended for any of a row's queries has no score: of the diagonal block only
+    its last token counts. It needs no weights and no search.
 
-    Given a sparsity, alpha is calibrated for it and what is kept by decree shrinks where it would leave the scores no say:
-    full rows and the diagonal take at most half of the budget (the diagonal always stays), and of each other row sinks and
-    window get half of its share; an alpha above 1 leaves nothing but these. The release is for whole prompts; in a chunk of
-    one the last blocks are the chunk's.
+    alpha: share of the row's highest score, 0.18, the release's for Llama-3.1 (0.12 for Qwen3, 0.08 for Qwen2.5). sinks: first
+    blocks that each row keeps whatever they score, 2. window: latest blocks that it keeps so, its own with them, 4. last:
+    query blocks at the end that keep everything, 2. The release's blocks are of 128 tokens.
+
+    Given a sparsity, alpha is calibrated for it, and the forced blocks shrink where they would leave the scores no say: full
+    rows and the diagonal take at most half of the budget (the diagonal always stays), and sinks and window get half of each
+    other row's budget. An alpha above 1 leaves nothing but these. The release divides by the row's sum, which is in both sides
+    of the comparison; logarithms are compared here. It is for whole prompts; in a chunk of one the last blocks are the chunk's.
     """
 
     paper = "FlashPrefill, arXiv 2603.06199"
@@ -65,7 +66,7 @@ class FlashPrefill(Method):
         if self.sparsity == 0:
             return BlockIndex.full(*x.q.shape[:2], **grid, device=device)
         density = None if self.sparsity is None else 1 - self.sparsity
-        forced = decreed(self.sinks, self.window, self.last, density, **grid, device=device)
+        forced = forced_blocks(self.sinks, self.window, self.last, density, **grid, device=device)
         # mean keys in the inputs' type, as the release has them: the product then runs on tensor cores
         means = pool(x.k, self.block_size, ("mean",)).to(x.q.dtype)
         scores = key_mean_map(x.q, means, q_block=self.block_size, k_block=self.block_size, k_len=grid["k_len"], scale=x.scale)
@@ -74,3 +75,9 @@ class FlashPrefill(Method):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"alpha": self.alpha, "sinks": self.sinks, "window": self.window, "last": self.last}
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("flash_prefill")

@@ -11,29 +11,32 @@ from torch import Tensor
 
 from methods import register
 from methods.parts.base import Grid, Knob, LayerInputs, Method
-from methods.parts.chunks import query_heads, row_average, select_in_chunks
-from methods.parts.vertical_slash import block_sums, covering, largest, vertical_slash_mask
+from methods.parts.head_chunks import query_heads, select_in_chunks
+from methods.parts.row_budgets import mean_row_budget
+from methods.parts.vertical_slash import block_sums, count_to_pass, largest_mask, vertical_slash_mask
 
 GAMMA = 0.9
 
 
 @register("flexprefill")
 class FlexPrefill(Method):
-    """Every query head on its own, from the attention of the prompt's (or chunk's) last `block_size` queries:
+    """Gives every query head one of two patterns, from the attention of the prompt's (or chunk's) last `block_size` queries.
 
-    If the block-pooled map predicts their attention per block column (square root of the Jensen-Shannon divergence below
-    tau), the head is query-aware: of the pooled map of all rows, the largest entries that sum to no more than gamma of it
-    are kept. If not, it is vertical-slash: as many block columns, and as many block diagonals, as gamma of the attention
-    takes. Both keep the first column, the main diagonal, and at least min_budget tokens' worth of columns and of diagonals.
+    A head is query-aware if the block-pooled map predicts that attention per block column: if the square root of their
+    Jensen-Shannon divergence is below tau. It then keeps, of the pooled map of all rows, the largest entries that sum to no
+    more than gamma of it. Otherwise it is vertical-slash and keeps as many block columns, and as many block diagonals, as gamma
+    of the attention takes. Both keep the first column, the main diagonal, and at least min_budget tokens' worth of columns and
+    of diagonals. It needs no weights and no search.
 
-    gamma: 0.9 (0.95 in its RULER runs). tau: 0.1. min_budget: 1024 tokens as in its RULER scripts (README: 512). Its
-    block_size is 128. Prompts of at most two blocks or min_budget tokens are dense (select gives None). With a sparsity,
-    gamma is calibrated, no length is dense, and the two floors together are held to what the sparsity leaves the average
-    row; where that is less than two blocks, the first column isn't forced either.
+    gamma: share of the attention, 0.9 (0.95 in the release's RULER runs). tau: 0.1. min_budget: tokens, 1024 as in the
+    release's RULER scripts (its README: 512). The release's blocks are of 128 tokens. Prompts of at most two blocks or
+    min_budget tokens are dense (`select` returns None). With a sparsity, gamma is calibrated, no length is dense, and the two
+    floors together are held to what the sparsity leaves the average row; where that is less than two blocks, the first column
+    isn't forced either.
 
-    Unlike the released code: batches and chunks work; blocks count by block_size (there always 128); a block without
+    Deviations from the release: batches and chunks work; blocks count by block_size (there always 128); a block without
     attention adds 0 to the divergence (there NaN, hence vertical-slash). Never waiting for the device has a price: both
-    branches are computed for all heads.
+    patterns are computed for all heads.
     """
 
     paper = "FlexPrefill, arXiv 2502.20766"
@@ -82,20 +85,20 @@ class FlexPrefill(Method):
             heads = query_heads(kv, group)
             scores = pooled_scores(pooled_q[:, heads], pooled_k[:, kv], scale=x.scale)
             probs = scores.masked_fill_(~causal, -float("inf")).softmax(-1)
-            kept = within(probs, self.gamma * probs.shape[-2]) & aware[:, heads, None, None]
-            return kept | vertical_slash_mask(columns[:, heads], diagonals[:, heads], grid)
+            query_aware = largest_within(probs, self.gamma * probs.shape[-2]) & aware[:, heads, None, None]
+            return query_aware | vertical_slash_mask(columns[:, heads], diagonals[:, heads], grid)
 
         return select_in_chunks(choose, x, grid)
 
     def _floor(self, grid: Grid) -> int:
-        """Columns, and as many diagonals, that a head keeps at least."""
+        """Return how many block columns, and as many diagonals, a head keeps at least."""
         floor = -(-self.min_budget // self.block_size)
         if self.sparsity is None:
             return max(1, floor)
-        return min(max(1, floor), int(row_average(self.sparsity, grid) / 2))
+        return min(max(1, floor), int(mean_row_budget(self.sparsity, **grid) / 2))
 
     def _patterns(self, x: LayerInputs, pooled_k: Tensor, floor: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Block columns and block diagonals that each head keeps, bool [B,Hq,Nk], and which heads are query-aware [B,Hq]."""
+        """Return the block columns and block diagonals of each head, bool [B,Hq,Nk], and which heads are query-aware [B,Hq]."""
         block = self.block_size
         vertical, slash = vertical_slash(x.q, x.k, scale=x.scale, last_q=block)
         columns, diagonals = block_sums(vertical, block), block_sums(slash, block)
@@ -104,28 +107,28 @@ class FlexPrefill(Method):
         aware = js_distance(estimate, columns) < self.tau
         # a floor of 0 leaves no room for the column that a head keeps at least
         least, most = (floor, max(1, floor)), columns.shape[-1]
-        needed = (covering(vertical, self.gamma) // block + min(floor, 1), covering(slash, self.gamma) // block + 1)
+        needed = (count_to_pass(vertical, self.gamma) // block + min(floor, 1), count_to_pass(slash, self.gamma) // block + 1)
         counts = [n.masked_fill(aware, 0).clamp(min=low, max=most) for n, low in zip(needed, least, strict=True)]
         columns[..., 0] = float("inf")  # first of all columns, if any is kept
         diagonals[..., -1] = float("inf")
-        return largest(columns, counts[0]), largest(diagonals, counts[1]), aware
+        return largest_mask(columns, counts[0]), largest_mask(diagonals, counts[1]), aware
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"gamma": self.gamma, "tau": self.tau, "min_budget": self.min_budget}
 
 
 def js_distance(p: Tensor, q: Tensor) -> Tensor:
-    """Square root of the Jensen-Shannon divergence (natural logarithm) of distributions p, q [...,N]: [...], 0 to 0.83."""
+    """Return the square root of the Jensen-Shannon divergence of distributions p, q [...,N]: [...], from 0 to √ln 2 = 0.83."""
     middle = (p + q) / 2
     halves = [torch.xlogy(x, x) - torch.xlogy(x, middle) for x in (p, q)]
     return ((halves[0] + halves[1]).sum(-1) / 2).clamp(min=0).sqrt()
 
 
-def within(probs: Tensor, mass: float) -> Tensor:
-    """bool like probs [B,H,Mq,Nk]: the largest entries of each head's whole map, as many as sum to no more than `mass`.
+def largest_within(probs: Tensor, mass: float) -> Tensor:
+    """Return bool [B,H,Mq,Nk], the largest entries of each head's whole map probs, as many as sum to no more than `mass`.
 
-    Equal entries are kept or left together. A search for the smallest one kept, bit by bit (numbers above 0 order as their
-    bits do): it reads the map 31 times, which is cheaper than sorting it and needs no room.
+    Equal entries are kept or left out together. The smallest entry that is kept is searched bit by bit (numbers above 0 order
+    as their bits do): that reads the map 31 times, which is cheaper than sorting it and needs no room.
     """
     double = probs.dtype == torch.float64
     bits = probs.view(torch.int64 if double else torch.int32)
@@ -137,3 +140,9 @@ def within(probs: Tensor, mass: float) -> Tensor:
         fits = torch.where(bits >= middle, probs, 0).sum((-2, -1), keepdim=True) <= mass
         low, high = torch.where(fits, low, middle + 1), torch.where(fits, middle, high)
     return bits >= high
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("flexprefill")

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from methods import register
 from methods.parts.base import LayerInputs, Method
-from methods.searches.kascade_search import KascadeSearch, Plan, plan_from
+from methods.searches.kascade_search import KascadeSearch, Plan, parse_plan
 
 LEAST_TOKENS = 128
 """Keys that a row keeps at least at the native knob, as in the release."""
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """What an anchor layer selected, and for which tensors."""
+class _AnchorSelection:
+    """What an anchor layer selected. call: shapes, type and device of the tensors that it selected for."""
 
     layer: int
     index: BlockIndex
@@ -31,19 +31,22 @@ class _Kept:
 
 @register("kascade")
 class Kascade(Method):
-    """An anchor layer keeps, for each KV head and query block, the key blocks of the highest true attention mass, summed over
-    the block's queries and the query heads that read the KV head. The layers up to the next anchor keep the same blocks; each
-    KV head there takes those of the anchor's head that is most like it.
+    """Selects in a few anchor layers by their true attention; the layers up to the next anchor keep the same blocks.
 
-    topk: share of the keys seen that a row keeps, 0.1, and 128 keys at least; or a sparsity. dense_first: layer 0 attends to
-    everything, as in the paper, and still selects for those after it; null: where no sparsity is given, which all layers then
-    keep alike. anchors: how many anchors a search (`kascade-anchors.json`) is asked for; null: 5 of 32 layers, 2 at least,
-    all where fewer layers select. Without a search there is an anchor every `every` layers, 7, and heads take their own
-    number's blocks; `knobs` says which.
+    An anchor keeps, for each KV head and query block, the key blocks of the highest attention mass, summed over the block's
+    queries and the query heads that read the KV head. Each KV head of a later layer takes the blocks of the anchor's head that
+    is most like it. Which layers are anchors, and which heads are alike, is searched (`kascade-anchors.json`, optional);
+    without a search there is an anchor every `every` layers, 7, and heads take the blocks of their own number. `knobs` tells
+    which.
 
-    Reusing costs nothing; an anchor costs more than dense attention, since the exact map is a pass of its own. Deviations:
-    blocks of keys instead of single keys, query tiles of the block size instead of 32; the search takes similarity's mean over
-    query blocks, not its least, and leaves out the weights of layers by how much they change the hidden state.
+    topk: share of the keys seen that a row keeps, 0.1, and 128 keys at least; a sparsity stands in its place. anchors: how many
+    anchors are taken from the search; null: 5 of 32 layers, 2 at least, all where fewer layers select. dense_first: whether
+    layer 0 attends to everything, as in the paper, and still selects for the layers after it; null: only without a sparsity,
+    which all layers keep alike.
+
+    Reusing costs nothing; an anchor costs more than dense attention, since the exact map is a pass of its own. Deviations from
+    the paper: blocks of keys instead of single keys; query tiles of the block size instead of 32; the search takes the mean
+    similarity over query blocks, not the least, and doesn't weigh layers by how much they change the hidden state.
     """
 
     paper = "Kascade, arXiv 2512.16391"
@@ -51,7 +54,7 @@ class Kascade(Method):
     family = "top-k"
     searched = "kascade-anchors.json"
     shared = True
-    """Query heads of a KV head have one index."""
+    """Whether the query heads of a KV head have one index."""
 
     def __init__(
         self,
@@ -77,18 +80,18 @@ class Kascade(Method):
         self.dense_first = sparsity is None if dense_first is None else dense_first
         self.plan: Plan | None = None
         self._maps: dict[int, Tensor] = {}
-        self._kept: _Kept | None = None
+        self._selected: _AnchorSelection | None = None
         self._last = -1
 
-    # -- what a search found -----------------------------------------------------------------------------------------
+    # -- the plan of a search ----------------------------------------------------------------------------------------
 
     def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> KascadeSearch:
         return KascadeSearch(layers, kv_heads, block_size=self.block_size, share=self.topk or 1 - self.required_sparsity())
 
-    def load_search(self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
-        self.plan = plan_from(found, self.anchors, layers=layers, kv_heads=kv_heads)
+    def load_search(self, result: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
+        self.plan = parse_plan(result, self.anchors, layers=layers, kv_heads=kv_heads)
         self._maps = {layer: torch.tensor(heads) for layer, heads in self.plan.heads.items()}
-        self._kept = None
+        self._selected = None
 
     def to(self, device: Any) -> Self:
         self._maps = {layer: heads.to(device) for layer, heads in self._maps.items()}
@@ -99,36 +102,46 @@ class Kascade(Method):
     @torch.no_grad()
     def select(self, x: LayerInputs) -> BlockIndex | None:
         call = (x.q.shape, x.k.shape, x.q.dtype, x.q.device)
-        kept, self._last, before = self._kept, x.layer, self._last
-        if kept is None or kept.call != call or x.layer <= kept.layer or x.layer < before or not self._reuses(x.layer, kept):
+        selected, self._last, before = self._selected, x.layer, self._last
+        if (
+            selected is None
+            or selected.call != call
+            or x.layer <= selected.layer
+            or x.layer < before
+            or not self._reuses(x.layer, selected)
+        ):
             if self.plan is not None and x.layer not in self.plan.anchors:
                 raise ValueError(
                     f"method {self.name} reuses in layer {x.layer} what layer {self.plan.anchor(x.layer)} selected, and that "
                     "has selected nothing for this prompt: give it all layers, in their order"
                 )
-            kept = self._kept = _Kept(x.layer, self._exact(x), call)
+            selected = self._selected = _AnchorSelection(x.layer, self._exact(x), call)
         if self.dense_first and x.layer == 0:
             return None
         heads = self._maps.get(x.layer)
         if heads is None:
-            if self.plan is not None and x.layer != kept.layer:
+            if self.plan is not None and x.layer != selected.layer:
                 raise ValueError(f"method {self.name} has no heads for layer {x.layer}, which its search never saw")
-            return kept.index
+            return selected.index
         heads = heads.to(x.q.device)
         return replace(
-            kept.index,
-            counts=kept.index.counts.index_select(1, heads),
-            indices=kept.index.indices.index_select(1, heads),
+            selected.index,
+            counts=selected.index.counts.index_select(1, heads),
+            indices=selected.index.indices.index_select(1, heads),
         )
 
-    def _reuses(self, layer: int, kept: _Kept) -> bool:
-        """Whether a layer takes the blocks of the layer that selected last. Without a search the first layer of every
-        `every` that selects is the anchor of the others: layers of a sliding window never do."""
+    def _reuses(self, layer: int, selected: _AnchorSelection) -> bool:
+        """Return whether a layer takes the blocks of the layer that selected last.
+
+        Without a search the first layer of every `every` that selects is the anchor of the others: layers of a sliding window
+        never select.
+        """
         if self.plan is None:
-            return layer // self.every == kept.layer // self.every
-        return self.plan.anchor(layer) == kept.layer
+            return layer // self.every == selected.layer // self.every
+        return self.plan.anchor(layer) == selected.layer
 
     def _exact(self, x: LayerInputs) -> BlockIndex:
+        """Return the best blocks of the layer's true attention, one choice for each KV head."""
         grid = self.grid(x)
         mass = block_map(x.q, x.k, q_block=grid["q_block"], k_block=grid["k_block"], scale=x.scale, pool="mass")
         mass = mass.unflatten(1, (x.k.shape[1], -1)).mean(2)
@@ -146,9 +159,14 @@ class Kascade(Method):
 
 
 def native_budget(share: float, *, q_block: int, k_block: int, q_len: int, k_len: int) -> tuple[int, ...]:
-    """Blocks of each row: a share of those it sees, and LEAST_TOKENS at least."""
-    seen = causal_blocks(q_len, k_len, q_block, k_block).tolist()
+    """Return the blocks that each row keeps: a share of those it sees, and LEAST_TOKENS at least."""
+    causal = causal_blocks(q_len, k_len, q_block, k_block).tolist()
+    budget = row_budget(share, q_len, k_len, q_block, k_block)
     least = -(-LEAST_TOKENS // k_block)
-    return tuple(
-        min(all_, max(kept, least)) for all_, kept in zip(seen, row_budget(share, q_len, k_len, q_block, k_block), strict=True)
-    )
+    return tuple(min(seen, max(blocks, least)) for seen, blocks in zip(causal, budget, strict=True))
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("kascade")

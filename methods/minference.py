@@ -1,4 +1,4 @@
-"""MInference: every head has a pattern, found offline; where it lies is found online, from the prompt's last queries."""
+"""MInference: every head has a pattern, searched offline; where it lies is found online, from the prompt's last queries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from attention_kernels.column_index import ColumnIndex
 
 from methods import register
 from methods.parts.base import HeadSearch, Knob, LayerInputs, Method
-from methods.parts.head_patterns import Pattern, patterns_from, select_patterns
+from methods.parts.head_patterns import Pattern, parse_patterns, select_patterns
+from methods.searches.minference_search import PatternSearch
 
 FALLBACK = Pattern("vertical_slash", 1000, 6096)
 """What the release gives heads that it knows nothing of, and those whose search block-sparse won."""
@@ -21,16 +22,17 @@ Score = Literal["mass", "output"]
 
 @register("minference")
 class MInference(Method):
-    """Each query head by its pattern (see methods.parts.head_patterns):
+    """Selects in each query head by the head's own pattern, one of three (see methods.parts.head_patterns).
 
-    vertical_slash: the v columns and s diagonals that the last 64 queries attend to most, the first 30 columns and the nearest
-    100 diagonals before all others, v at least 30 and s at least 50; diagonals in whole blocks, columns as single keys.
-    block_sparse: of each row the best blocks by mean query · mean key. a_shape: sinks and a window, in whole blocks.
+    vertical_slash keeps the v columns and s diagonals that the last 64 queries attend to most, the first 30 columns and the
+    nearest 100 diagonals before all others, v at least 30 and s at least 50; diagonals in whole blocks, columns as single
+    keys. block_sparse keeps the best blocks of each row by mean query · mean key. a_shape keeps sinks and a window, in whole
+    blocks. Patterns come from job=search_heads (`minference-patterns.json`, optional).
 
-    patterns: auto (what job=search_heads found for the model where there is a file, else every head vertical_slash with 1000
-    columns and 6096 diagonals, the release's fallback), fallback, or the path of a file. release_rules: replace block_sparse
-    by the fallback, and a_shape by vertical_slash of the same numbers, as the release does with what its search finds.
-    score, search_density: of the search, see methods.searches.pattern_search. Its block_size is 64.
+    patterns: auto (the model's searched file where there is one, else every head vertical_slash with 1000 columns and 6096
+    diagonals, the release's fallback), fallback, or the path of a file. release_rules: replaces block_sparse by the fallback,
+    and a_shape by vertical_slash of the same numbers, as the release does with the patterns of its search. score,
+    search_density: of the search, see methods.searches.minference_search. The release's blocks are of 64 tokens.
 
     With a sparsity, all budgets are multiplied by one factor, which is calibrated, and the floors of 30 and 50 don't hold.
     Budgets beyond the prompt's length are cut to it. In a chunk of a prompt the last queries are the chunk's.
@@ -64,32 +66,30 @@ class MInference(Method):
         self.score = score
         self.search_density = search_density
         self.factor = 1.0
-        self.found: tuple[tuple[Pattern, ...], ...] | None = None
+        self.head_patterns: tuple[tuple[Pattern, ...], ...] | None = None
 
     def search_file(self) -> str | None:
         return {"auto": self.searched, "fallback": None}.get(self.patterns, self.patterns)
 
     def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> HeadSearch:
-        from methods.searches.pattern_search import PatternSearch
-
         return PatternSearch(layers, heads, block=self.block_size, score=self.score, density=self.search_density)
 
-    def load_search(self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
-        if "patterns" not in found:
+    def load_search(self, result: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
+        if "patterns" not in result:
             raise ValueError("it has no patterns")
-        self.found = patterns_from(found["patterns"], layers=layers, heads=heads)
+        self.head_patterns = parse_patterns(result["patterns"], layers=layers, heads=heads)
 
     def calibrates(self) -> Knob | None:
         return Knob("factor", low=1e-4, high=2e3, rising=True, log=True) if self.sparsity else None
 
     def layer_patterns(self, layer: int, heads: int) -> tuple[Pattern, ...]:
-        """The patterns of a layer's heads, their budgets as they are to run."""
-        found = (FALLBACK,) * heads if self.found is None else self.found[layer]
+        """Return the patterns of a layer's heads, with the budgets that they run with."""
+        patterns = (FALLBACK,) * heads if self.head_patterns is None else self.head_patterns[layer]
         if self.release_rules:
-            found = tuple(released(pattern) for pattern in found)
+            patterns = tuple(as_released(pattern) for pattern in patterns)
         if self.sparsity is None:
-            return tuple(pattern.floored() for pattern in found)
-        return tuple(pattern.scaled(self.factor) for pattern in found)
+            return tuple(pattern.floored() for pattern in patterns)
+        return tuple(pattern.scaled(self.factor) for pattern in patterns)
 
     @torch.no_grad()
     def select(self, x: LayerInputs) -> BlockIndex | ColumnIndex:
@@ -98,11 +98,17 @@ class MInference(Method):
         return select_patterns(x, self.grid(x), self.layer_patterns(x.layer, x.q.shape[1]))
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
-        patterns = "fallback" if self.found is None else "searched"
+        patterns = "fallback" if self.head_patterns is None else "searched"
         factor = self.factor if self.sparsity else None
         return {"patterns": patterns, "release_rules": self.release_rules, "factor": factor}
 
 
-def released(pattern: Pattern) -> Pattern:
-    """The pattern that the release runs for one that its search found."""
+def as_released(pattern: Pattern) -> Pattern:
+    """Return the pattern that the release runs in place of one that its search chose."""
     return {"block_sparse": FALLBACK, "a_shape": replace(pattern, kind="vertical_slash")}.get(pattern.kind, pattern)
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("minference")

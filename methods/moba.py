@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from methods import register
 from methods.parts.base import Grid, LayerInputs, Method
-from methods.parts.chunks import query_heads, select_in_chunks
+from methods.parts.head_chunks import query_heads, select_in_chunks
 from methods.parts.pooling import pool_blocks
 
 GATES = 1 << 24
@@ -24,18 +24,19 @@ PARTS = 64
 
 @register("moba")
 class MoBA(Method):
-    """A query's gate of a block is its product with the mean key; it attends to its own block, always, and to the best of those
-    before, `topk` (3) in all. Each query head chooses for itself. The rule is meant for models trained with it: on others it is
-    here for reference.
+    """Lets every query attend to its own block and to the best blocks before it, by the product with their mean keys.
 
-    block: tokens of a block, a multiple of block_size; null: a 64th of the prompt, at most 4096 (the release's example: 2048
-    with topk 3; its paper at a million tokens: 4096 with 12). exact=false, the default: a query block attends to every block
-    that one of its queries chose, more than the rule gives to each of them, for kernels take one list a query block; density
-    is of that union. exact=true: each query attends to its own choice alone, as the rule says; its lists are of single
-    queries, which only the kernels sdpa and reference take.
+    Each query head chooses for itself. It needs no weights and no search, but the rule is meant for models trained with it: on
+    others it is here for reference.
 
-    With a sparsity in place of topk, each row of the index keeps its share of the budget: of a query's blocks the best (exact),
-    or of a query block's the union at the largest topk that fits, and of the next rank those that most of its queries name.
+    topk: blocks of a query in all, its own with them, 3. block: tokens of a block, a multiple of block_size; null: a 64th of
+    the prompt, at most 4096 (the release's example: 2048 with topk 3; the paper at a million tokens: 4096 with 12).
+    exact: whether each query attends to its own choice alone, as the rule says; its lists are of single queries, which only
+    the kernels sdpa and reference take. Deviation without it, the default: a query block attends to every block that one of
+    its queries chose, more than the rule gives to each, since kernels take one list a query block; density is of that union.
+
+    With a sparsity in place of topk, each row of the index keeps its share of the budget: the best of a query's blocks (exact),
+    or of a query block the union at the largest topk that fits, and of the next rank those that most of its queries name.
     """
 
     paper = "MoBA, arXiv 2502.13189"
@@ -63,7 +64,7 @@ class MoBA(Method):
         self.exact = exact
 
     def tokens(self, x: LayerInputs) -> int:
-        """Tokens of a block in this call."""
+        """Return the tokens of a block in this call."""
         if self.block is not None:
             return self.block
         return self.block_size * max(1, min(4096, x.k.shape[2] // PARTS) // self.block_size)
@@ -95,14 +96,14 @@ class MoBA(Method):
         parts = block // self.block_size
 
         def choose(kv: slice) -> Tensor:
-            """bool [B,H,Mq,Nk], or with a sparsity float32 by which to rank."""
-            found = []
+            """Return bool [B,H,Mq,Nk], or with a sparsity float32 by which to rank."""
+            parts_of_rows = []
             pieces = token_gates(x.q[:, query_heads(kv, group)], means[:, kv], block, grid["k_len"], self.block_size)
             for _, gates in pieces:
                 rows = pad(gates, (0, 0, 0, -gates.shape[2] % self.block_size), value=-float("inf"))
                 rows = rows.unflatten(2, (-1, self.block_size))  # [B,H,rows,queries,blocks]
-                found.append(chosen(rows, self.topk) if self.topk is not None else union_order(rows))
-            wide = torch.cat(found, dim=2).repeat_interleave(parts, -1)[..., : -(-grid["k_len"] // self.block_size)]
+                parts_of_rows.append(chosen_by_any(rows, self.topk) if self.topk is not None else union_order(rows))
+            wide = torch.cat(parts_of_rows, dim=2).repeat_interleave(parts, -1)[..., : -(-grid["k_len"] // self.block_size)]
             if self.topk is not None:
                 return wide
             # of one block the latest part first; whole numbers below 2**24 are exact in float32
@@ -114,8 +115,11 @@ class MoBA(Method):
 
 
 def token_gates(q: Tensor, means: Tensor, block: int, k_len: int, rows: int = 1) -> Iterator[tuple[int, Tensor]]:
-    """(first query, gates [B,Hq,queries,blocks]) of q [B,Hq,Q,D] and mean keys [B,Hkv,blocks,D], a multiple of `rows` queries
-    at a time: inf for a query's own block, -inf for blocks that come after it; no other mean holds a later key."""
+    """Yield (first query, gates [B,Hq,queries,blocks]) of q [B,Hq,Q,D] and means [B,Hkv,blocks,D], the mean keys.
+
+    A multiple of `rows` queries comes at a time. A gate is inf for a query's own block and -inf for blocks after it; no other
+    mean holds a later key.
+    """
     (batch, heads, q_len, _), kv_heads, blocks = q.shape, means.shape[1], means.shape[2]
     step = rows * max(1, GATES // (batch * heads * blocks * rows))
     columns = torch.arange(blocks, device=q.device)
@@ -127,15 +131,18 @@ def token_gates(q: Tensor, means: Tensor, block: int, k_len: int, rows: int = 1)
         yield first, gates
 
 
-def chosen(gates: Tensor, topk: int) -> Tensor:
-    """bool [...,blocks]: blocks among the `topk` best of some query, for gates [...,queries,blocks]. Of equal gates all."""
+def chosen_by_any(gates: Tensor, topk: int) -> Tensor:
+    """Return bool [...,blocks], the blocks among the `topk` best gates [...,queries,blocks] of any query; ties all count."""
     least = gates.topk(min(topk, gates.shape[-1]), dim=-1).values[..., -1:]
     return ((gates >= least) & (gates > -float("inf"))).any(-2)
 
 
 def union_order(gates: Tensor) -> Tensor:
-    """Blocks in the order in which the union of the queries' best k takes them as k rises, for gates [...,queries,blocks]:
-    float32 [...,blocks], whole and at most 0, the first to be taken the largest; of one k those that more queries take then."""
+    """Return by which to rank blocks so that a union of the queries' best k takes them as k rises: float32 [...,blocks].
+
+    gates [...,queries,blocks]. The ranks are whole numbers of at most 0, the block that is taken first the largest; of one k
+    those come first that more queries take then.
+    """
     queries, blocks = gates.shape[-2:]
     order = gates.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(-1, order, torch.arange(blocks, device=gates.device).expand(order.shape))
@@ -143,3 +150,9 @@ def union_order(gates: Tensor) -> Tensor:
     best = rank.amin(-2, keepdim=True)
     behind = queries - (rank == best).sum(-2)
     return -(best.squeeze(-2) * (queries + 1) + behind).float()
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("moba")

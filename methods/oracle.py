@@ -1,4 +1,4 @@
-"""Oracle: the blocks that the true attention map says matter most. Not for use: the bound that others are held to."""
+"""Oracle: the blocks that matter most in the true attention map. Not for use: the bound that other methods are held to."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from attention_kernels.selection import select_topk
 
 from methods import register
 from methods.parts.base import LayerInputs
-from methods.parts.scored import Scored, Selection
+from methods.parts.scored_method import ScoredMethod, Selection
 
 Pool = Literal["max", "mass"]
 
 
 @register("oracle")
-class Oracle(Scored):
-    """The best of the true causal softmax attention, pooled per block pair.
+class Oracle(ScoredMethod):
+    """Keeps the best blocks of the true causal softmax attention, pooled per block pair; each query head for itself.
 
-    pool="max": the highest probability in the block, SeerAttention's ground truth. pool="mass": the sum, which keeps
-    the most attention mass that any selection of as many blocks per row and head can. selection: which rule turns a row's
-    map, normalised to sum to 1, into blocks (methods.parts.scored), for the bound of a gate that goes by that rule. Its selection
-    costs more than dense attention: compare its accuracy, not its time.
+    It needs no weights and no search, but selecting costs more than dense attention: compare its accuracy, not its time.
+
+    pool: "max", the highest probability in the block, SeerAttention's ground truth; or "mass", the sum, which keeps the most
+    attention mass that any selection of as many blocks per row and head can. selection: the rule that turns a row's map,
+    normalised to sum to 1, into blocks (see `ScoredMethod`), for the bound of a gate that goes by that rule.
     """
 
     paper = "ground truth of SeerAttention, arXiv 2410.13276"
@@ -71,3 +72,9 @@ class Oracle(Scored):
             "nz_ratio": self.nz_ratio,
             "last": self.full_rows,
         }
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("oracle")

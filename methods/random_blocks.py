@@ -1,4 +1,4 @@
-"""Random blocks: what a selection that knows nothing reaches. A method that doesn't beat it selects nothing."""
+"""Random blocks: the result of a selection that knows nothing. A method that doesn't beat it selects nothing."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _LOW32 = 0xFFFFFFFF
 
 
 def _mix(h: int) -> int:
-    """One round of a 32-bit integer hash (Wellons, "Prospecting for hash functions", [15 2c1b3c6d 12 297a2d39 15])."""
+    """Return one round of a 32-bit integer hash (Wellons, "Prospecting for hash functions", [15 2c1b3c6d 12 297a2d39 15])."""
     h = ((h ^ (h >> 15)) * 0x2C1B3C6D) & _LOW32
     h = ((h ^ (h >> 12)) * 0x297A2D39) & _LOW32
     return h ^ (h >> 15)
 
 
 def _mix_tensor(h: Tensor) -> Tensor:
-    """The same on int64 [...]. The multipliers are below 2**30, so that products stay below 2**63 on every device."""
+    """Return `_mix` of int64 [...]. The multipliers are below 2**30, so that products stay below 2**63 on every device."""
     h = ((h ^ (h >> 15)) * 0x2C1B3C6D) & _LOW32
     h = ((h ^ (h >> 12)) * 0x297A2D39) & _LOW32
     return h ^ (h >> 15)
 
 
 def hashed_uniform(seed: int, layer: int, head: int, rows: Tensor, columns: int) -> Tensor:
-    """Numbers in [0, 1) that depend on nothing but their coordinates: rows [M] int64 -> float32 [M,columns].
+    """Return float32 [M,columns] in [0, 1) for rows [M] int64, numbers that depend on nothing but their coordinates.
 
-    The same bits on CPU and GPU, whatever else was drawn before.
+    They have the same bits on CPU and GPU, whatever else was drawn before.
     """
     state = 0
     for part in (seed & _LOW32, seed >> 32, layer, head):
@@ -42,10 +42,12 @@ def hashed_uniform(seed: int, layer: int, head: int, rows: Tensor, columns: int)
 
 @register("random")
 class RandomBlocks(Method):
-    """Blocks drawn uniformly, anew for every layer and query head; the diagonal block is always kept.
+    """Keeps blocks drawn uniformly, anew for every layer and query head; the diagonal block is always kept.
 
-    A row's draw depends on its position, not on how the prompt is cut into chunks. All samples of a batch share it.
-    last: query blocks at the end that keep everything, which count in the density: what that alone is worth.
+    A row's draw depends on its position, not on how the prompt is cut into chunks. All samples of a batch share it. It needs a
+    sparsity, no weights and no search.
+
+    last: query blocks at the end that keep everything, 0. They count in the density, and show what they alone are worth.
     """
 
     paper = "baseline"
@@ -67,3 +69,9 @@ class RandomBlocks(Method):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"seed": self.seed, "last": self.full_rows}
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("random")

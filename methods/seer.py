@@ -11,21 +11,27 @@ from attention_kernels.selection import select_from_pooled
 from torch import Tensor
 
 from methods import register
-from methods.gates.attn_gate import AttnGate, load_gates, named
-from methods.parts.base import LayerInputs, Rope
-from methods.parts.scored import Scored, Selection
+from methods.gates.attn_gate import AttnGate, load_gates
+from methods.gates.weights import with_training_name
+from methods.parts.base import LayerInputs
+from methods.parts.rope_protocol import Rope
+from methods.parts.scored_method import ScoredMethod, Selection
 
 
 @register("seer")
-class Seer(Scored):
-    """SeerAttention with learned gates, one selection per query head; with shared, one per group of query heads that share
-    a KV head, from the mean of their logits.
+class Seer(ScoredMethod):
+    """Keeps the best blocks of each row by the probabilities of learned gates, one selection per query head.
 
-    gates: which of several trainings of this model: the file is gates-{block_size}-{gates}.safetensors; null: without a name.
-    Three rules turn a row's gate probabilities into blocks (methods.parts.scored). The release goes by "threshold" (5e-4 for RULER,
-    2e-3 for LongBench) and "nz_ratio" (perplexity); neither "topk" nor "nz_ratio" tells rows or heads apart.
-    Unlike the released code, the diagonal block is always kept, so no row is empty, and probabilities are float32. The release
-    keeps the last two query blocks in full, but for perplexity: last=2; here none by default.
+    It needs the trained gates of the model (gates-{block_size}.safetensors, made by job=distill) and the model's RoPE.
+
+    selection: the rule that turns a row's gate probabilities into blocks (see `ScoredMethod`). The release goes by "threshold"
+    (5e-4 for RULER, 2e-3 for LongBench) and by "nz_ratio" for perplexity; neither "topk" nor "nz_ratio" tells rows or heads
+    apart. last: query blocks at the end that keep everything, 0; the release keeps two, but for perplexity. q_linear: whether
+    the gates project pooled queries too, as in the paper's formula. shared: one selection for the query heads of a KV head,
+    from the mean of their logits. gates: name of one of several trainings, whose file is
+    gates-{block_size}-{gates}.safetensors.
+
+    Deviations from the release: the diagonal block is always kept, so that no row is empty, and probabilities are float32.
     """
 
     paper = "SeerAttention, arXiv 2410.13276"
@@ -64,7 +70,7 @@ class Seer(Scored):
         self.gates: list[AttnGate] = []
 
     def weights_name(self) -> str:
-        return named(self.weights, self.training).format(block_size=self.block_size)
+        return with_training_name(self.weights, self.training).format(block_size=self.block_size)
 
     def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         shape = {"layers": layers, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
@@ -80,18 +86,18 @@ class Seer(Scored):
         pooled_q, pooled_k = gate.pool(x.q, x.k, rope)
         queries, keys = gate.project(pooled_q, pooled_k, rope, q_len=grid["q_len"], k_len=grid["k_len"])
         share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
-        found = select_from_pooled(queries, keys, scale=keys.shape[-1] ** -0.5, share=share, **self.rule(x, grid), **grid)
-        return self.finish(found, grid)
+        index = select_from_pooled(queries, keys, scale=keys.shape[-1] ** -0.5, share=share, **self.rule(x, grid), **grid)
+        return self.finish(index, grid)
 
     @torch.no_grad()
     def scores(self, x: LayerInputs) -> Tensor:
-        """The gate's probabilities, one map a query head; with shared, one a KV head."""
+        """Return the gate's probabilities, [B,Hq,Mq,Nk] float32, or with shared [B,Hkv,Mq,Nk]."""
         gate, rope = self._gate(x)
         logits = gate(x.q, x.k, rope)
         return (logits.unflatten(1, (x.k.shape[1], -1)).mean(2) if self.shared else logits).softmax(-1)
 
     def _gate(self, x: LayerInputs) -> tuple[AttnGate, Rope]:
-        """The gate of the layer, and its RoPE. Raises ValueError where one is missing."""
+        """Return the gate of the layer, and its RoPE. Raises ValueError where one is missing."""
         if not self.gates:
             raise ValueError(f"method seer has no weights: load {self.weights_name()} first (made by job=distill)")
         if x.rope is None:
@@ -110,3 +116,9 @@ class Seer(Scored):
             "gates": self.training,
             "last": self.full_rows,
         }
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("seer")

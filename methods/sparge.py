@@ -14,8 +14,9 @@ from torch.nn.functional import normalize
 
 from methods import register
 from methods.parts.base import Grid, Knob, LayerInputs, Method
-from methods.parts.chunks import query_heads, row_average, select_in_chunks
-from methods.parts.vertical_slash import first_of
+from methods.parts.head_chunks import query_heads, select_in_chunks
+from methods.parts.row_budgets import mean_row_budget
+from methods.parts.vertical_slash import first_ranked
 
 Rule = Literal["cdf", "topk"]
 
@@ -28,20 +29,23 @@ TOKEN_ELEMENTS = 1 << 25
 
 @register("sparge")
 class Sparge(Method):
-    """Stage 1 only: the choice of blocks. Skipping P·V inside the kernel (stage 2) and INT8/FP8 products are left out.
+    """Keeps the best blocks by pooled attention, and in full what is too varied to be pooled. Each query head for itself.
 
     A block is alike if the mean cosine of its tokens with each other, keys less their mean over the prompt, is above
-    `similar` (that mean is of later keys too: with a `similar` of 0 or more what an early row keeps depends on the whole
-    prompt). Rows of query blocks that aren't alike, and columns of such key blocks, are kept in full. Of the others each row
-    keeps, from the softmax of its pooled scores over key blocks that are alike, the best blocks: with rule="cdf" as many as sum
-    to no more than `cdf`, with rule="topk" a share `topk` of all blocks, of which those in the future are then dropped; one at
-    least. sink=True adds the first block to every row.
+    `similar`. Rows of query blocks that aren't alike, and columns of such key blocks, are kept in full. Of the others each row
+    keeps the best blocks of the softmax of its pooled scores over key blocks that are alike, one at least. That mean key is of
+    later keys too: with a `similar` of 0 or more, what an early row keeps depends on the whole prompt. It needs no weights and
+    no search.
 
-    cdf: 0.98 with similar 0.6. topk: 0.5 with similar -0.1, which every block is above. Query blocks are of block_size
-    (128 there) and key blocks half of it where that is a multiple of 16, as there.
-    With a sparsity the rule's knob is calibrated and `similar` is -0.1 if not given (as where the released code is asked for
-    a share: rows kept in full would put most sparsities out of reach); where the sparsity leaves the average row nothing beside
-    its diagonal, no block is kept at least. Unlike the released code the diagonal is always kept.
+    rule: "cdf" keeps as many blocks as sum to no more than `cdf`, 0.98; "topk" a share `topk` of all blocks, 0.5, of which
+    those in the future are then dropped. similar: 0.6 with "cdf", and -0.1 with "topk", which every block is above. sink:
+    whether the first block is added to every row. Query blocks are of block_size tokens (128 in the release), key blocks half
+    of that where it is a multiple of 16, as in the release.
+
+    With a sparsity the rule's knob is calibrated and `similar` is -0.1 if not given, as where the release is asked for a
+    share: rows kept in full would put most sparsities out of reach. Where the sparsity leaves the average row nothing beside
+    its diagonal, rows need not keep a best block. Deviations from the release: the diagonal is always kept; skipping P·V inside
+    the kernel (stage 2) and INT8/FP8 products are left out.
     """
 
     paper = "SpargeAttn (stage 1), arXiv 2502.18137"
@@ -112,7 +116,7 @@ class Sparge(Method):
         return select_in_chunks(choose, x, grid)
 
     def _unlike(self, x: LayerInputs, grid: Grid) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Blocks whose tokens are too different to stand for each other, bool [B,Hq,Mq] and [B,Hkv,Nk]; None: not one."""
+        """Return the blocks that are too varied to be pooled, bool [B,Hq,Mq] and [B,Hkv,Nk]; None where there are none."""
         if self.similar < 0:
             return None, None
         wide = torch.float64 if x.k.dtype == torch.float64 else torch.float32
@@ -121,21 +125,23 @@ class Sparge(Method):
         return ~(likeness[0] > self.similar), ~(likeness[1] > self.similar)
 
     def _least(self, grid: Grid) -> int:
-        """Blocks that a row chooses at least, beside its diagonal."""
+        """Return the blocks that a row chooses at least, beside its diagonal."""
         if self.sparsity is None:
             return 1
         diagonal = -(-grid["q_block"] // grid["k_block"])
-        return 1 if row_average(self.sparsity, grid) >= diagonal + 1 else 0
+        return 1 if mean_row_budget(self.sparsity, **grid) >= diagonal + 1 else 0
 
     def _best(self, scores: Tensor, least: int) -> Tensor:
-        """bool like scores [B,H,Mq,Nk], which are -inf where nothing is to be chosen (rows of nothing else choose any block:
-        those they see are all kept for not being alike)."""
+        """Return bool [B,H,Mq,Nk], the chosen blocks by scores that are -inf where nothing is to be chosen.
+
+        Rows of nothing but -inf choose any block: those they see are all kept for not being alike.
+        """
         best, order = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
         if self.rule == "topk":
             count = torch.full(best.shape[:-1], max(least, int(self.topk * best.shape[-1])), device=best.device)
         else:
             count = (best.cumsum(-1) <= self.cdf).sum(-1).clamp(min=least)
-        return first_of(order, count)
+        return first_ranked(order, count)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         chosen = {"cdf": self.cdf} if self.rule == "cdf" else {"topk": self.topk}
@@ -143,10 +149,10 @@ class Sparge(Method):
 
 
 def self_similarity(x: Tensor, block: int, center: Tensor | None = None) -> Tensor:
-    """Mean cosine of the tokens of a block with each other and themselves, float32 [B,H,ceil(P/block)] (float64 stays).
+    """Return the mean cosine of a block's tokens with each other and themselves, float32 [B,H,ceil(P/block)] (float64 stays).
 
-    x [B,H,P,D], less center [B,H,1,D] if given. It is the mean of the Gram matrix of the normalised tokens, which is the
-    squared length of their mean; no Gram matrix is formed.
+    x [B,H,P,D], less center [B,H,1,D] if given. The mean of the Gram matrix of the normalised tokens is the squared length of
+    their mean, so no Gram matrix is formed.
     """
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     step = max(1, TOKEN_ELEMENTS // (x[:, :, 0].numel() * block)) * block
@@ -156,3 +162,9 @@ def self_similarity(x: Tensor, block: int, center: Tensor | None = None) -> Tens
         part = normalize(part if center is None else part - center, dim=-1)
         parts.append(pool_one(part, block, "mean").square().sum(-1))
     return torch.cat(parts, dim=-1)
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("sparge")

@@ -14,11 +14,13 @@ from methods.parts.base import LayerInputs, Method
 
 @register("streaming_llm")
 class StreamingLLM(Method):
-    """Keeps the sink blocks and the most recent blocks of every row; the same in all layers and heads.
+    """Keeps the sink blocks and the most recent blocks of every row, the same in all layers and heads.
 
-    sinks: tokens at the start that all rows see (the paper keeps 4). window: tokens before and with the row's last one.
-    Both are rounded up to whole blocks. With sparsity instead of window, each row spends its share of the budget on its
-    diagonal first, then on the sinks, then on the most recent blocks.
+    It needs no weights and no search.
+
+    sinks: tokens at the start that all rows see, 4 as in the paper. window: tokens before and with the row's last one. Both are
+    rounded up to whole blocks, a deviation from the paper's single tokens. With a sparsity instead of a window, each row spends
+    its share of the budget on its diagonal first, then on the sinks, then on the most recent blocks.
     """
 
     paper = "Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453"
@@ -46,7 +48,7 @@ class StreamingLLM(Method):
         self.sinks = sinks
 
     def row_budgets(self, x: LayerInputs) -> tuple[int, ...]:
-        """Blocks that each row keeps."""
+        """Return the blocks that each row keeps, Mq numbers."""
         if self.window is None:
             return self.budget(x)
         # a row no longer than sinks and window together keeps all it sees
@@ -60,13 +62,19 @@ class StreamingLLM(Method):
         blocks = -(-grid["k_len"] // self.block_size)
         column = torch.arange(blocks, device=x.q.device)
         scores = torch.where(column < sinks, 2 * blocks - column, column).float()
-        one = select_topk(scores.expand(1, 1, len(budget), blocks), budget, **grid)
+        index = select_topk(scores.expand(1, 1, len(budget), blocks), budget, **grid)
         batch, heads = x.k.shape[:2]  # one index for a whole group of query heads, and the same for every group
         return replace(
-            one,
-            counts=one.counts.expand(batch, heads, -1).contiguous(),
-            indices=one.indices.expand(batch, heads, -1, -1).contiguous(),
+            index,
+            counts=index.counts.expand(batch, heads, -1).contiguous(),
+            indices=index.indices.expand(batch, heads, -1, -1).contiguous(),
         )
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"window": self.window, "sinks": self.sinks}
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("streaming_llm")

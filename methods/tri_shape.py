@@ -6,20 +6,22 @@ from attention_kernels.block_index import causal_blocks
 
 from methods import register
 from methods.parts.base import LayerInputs
-from methods.parts.row_rules import affordable, full_rows
+from methods.parts.row_budgets import budget_with_full_rows, rows_of_last_queries
 from methods.streaming_llm import StreamingLLM
 
 
 @register("tri_shape")
 class TriShape(StreamingLLM):
-    """StreamingLLM's sinks and window (an "A-shape"), and the query blocks of the last `last` tokens keep every block.
+    """Keeps StreamingLLM's sinks and window (an "A-shape"), and everything for the query blocks of the last `last` tokens.
+
+    It needs no weights and no search.
 
     sinks: tokens at the start that all rows see, 128. window: tokens before and with the row's last one, 3968. last: queries
     kept in full, 100. The defaults are those of MInference's release; each is rounded up to whole blocks.
 
-    With sparsity instead of window, each row spends its share of the budget as StreamingLLM does. Deviation, there only:
-    the full rows are as many as half of the budget pays, so that any sparsity can be reached at short lengths. In a chunk of
-    a prompt the last queries are the chunk's.
+    With a sparsity instead of a window, each row spends its share of the budget as in StreamingLLM. Deviation, only with a
+    sparsity: the full rows are as many as half of the budget pays, so that any sparsity can be reached at short lengths. In a
+    chunk of a prompt the last queries are the chunk's.
     """
 
     paper = "SCBench (Tri-shape), arXiv 2412.10319"
@@ -45,11 +47,17 @@ class TriShape(StreamingLLM):
 
     def row_budgets(self, x: LayerInputs) -> tuple[int, ...]:
         grid = self.grid(x)
-        rows = full_rows(self.last, grid["q_len"], self.block_size)
+        rows = rows_of_last_queries(self.last, grid["q_len"], self.block_size)
         if self.window is None:
-            return affordable(1 - self.required_sparsity(), rows, **grid)[1]
+            return budget_with_full_rows(1 - self.required_sparsity(), rows, **grid)[1]
         narrow, seen = super().row_budgets(x), causal_blocks(**grid).tolist()
         return (*narrow[: len(seen) - rows], *seen[len(seen) - rows :])
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {**super().knobs(), "last": self.last}
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("tri_shape", sinks=32, last=64)  # the defaults are for prompts of many thousands of tokens

@@ -1,4 +1,4 @@
-"""XAttention: blocks are scored by sums along antidiagonals, and the best are kept until a share of the row's score is."""
+"""XAttention: blocks are scored by sums along antidiagonals; the best are kept until they hold a share of the row's score."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from torch import Tensor
 
 from methods import register
 from methods.parts.base import Knob, LayerInputs, Method
-from methods.parts.chunks import query_heads, select_in_chunks
-from methods.parts.row_rules import decreed, reach_mass
-from methods.searches.xattention_search import LEVELS, ThresholdSearch, counts_of, path_from
+from methods.parts.forced_blocks import forced_blocks
+from methods.parts.head_chunks import query_heads, select_in_chunks
+from methods.parts.top_p import top_p_mask
+from methods.searches.xattention_search import LEVELS, ThresholdSearch, counts_of, parse_path
 
 SEARCHED = "searched"
 """The value of `thresholds` that stands for the model's own file."""
 
 
 def stride_groups(x: Tensor, stride: int, *, reverse: bool) -> Tensor:
-    """x [B,H,P,D] -> [B,H,ceil(P/stride),stride·D]: `stride` tokens side by side, the last first with `reverse`; zeros for
-    tokens that the last group lacks."""
+    """Return x [B,H,P,D] as groups of `stride` tokens side by side: [B,H,ceil(P/stride),stride·D].
+
+    reverse: puts the last token of a group first. The last group has zeros for tokens that it lacks.
+    """
     if x.shape[2] % stride:
         x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % stride))
     groups = x.unflatten(2, (-1, stride))
@@ -31,7 +34,7 @@ def stride_groups(x: Tensor, stride: int, *, reverse: bool) -> Tensor:
 
 
 def antidiagonal_map(q: Tensor, k: Tensor, *, stride: int, block: int, scale: float) -> Tensor:
-    """Block scores of q [B,Hq,Q,D] and k [B,Hkv,K,D]: float32 [B,Hq,Mq,Nk], each row sums to one.
+    """Return the block scores of q [B,Hq,Q,D] and k [B,Hkv,K,D]: float32 [B,Hq,Mq,Nk], each row sums to one.
 
     Tokens are put together in groups of `stride`; the score of two groups is the mean of the products along the antidiagonal
     of their stride × stride tile, in which every query and every key takes part once. Causal softmax over the groups, then
@@ -48,17 +51,17 @@ def antidiagonal_map(q: Tensor, k: Tensor, *, stride: int, block: int, scale: fl
 
 @register("xattention")
 class XAttention(Method):
-    """Antidiagonal scores; in each row the first block and the diagonal, then the best others until `threshold` of the row's
-    score is kept. Each query head selects for itself.
+    """Keeps the first block and the diagonal of each row, then the best others by antidiagonal scores until `threshold` of the
+    row's score is kept. Each query head selects for itself.
 
-    stride: tokens from one antidiagonal to the next, 8 (the paper: 4, 8 or 16); divides the block size, which is 128 there.
-    threshold: share of a row's score, 0.9. Given a sparsity instead, it is calibrated for it, and the forced blocks take at
-    most half of a row's share of the budget, the diagonal first.
-    thresholds: one for each head, from a file that job=search_heads made, or "searched", the one beside the model's weights.
-    Such a file orders steps that lower one head's threshold from 1 on; as many are taken as keep the attention mass of one
-    threshold of 0.9, or with a sparsity as many as give it.
+    It needs no weights, and a search (`xattention-thresholds.json`) only for thresholds per head.
 
-    last: query blocks at the end that keep everything, 0; not in the release.
+    stride: tokens from one antidiagonal to the next, 8 (the paper: 4, 8 or 16); it divides the block size, which is 128 in the
+    release. threshold: share of a row's score, 0.9. Given a sparsity instead, it is calibrated, and the forced blocks take at
+    most half of a row's share of the budget, the diagonal first. thresholds: one for each head, from the path of a file that
+    job=search_heads made, or "searched", the file beside the model's weights. Such a file orders steps that lower one head's
+    threshold from 1 on; as many are taken as keep the attention mass of one threshold of 0.9, or with a sparsity as many as
+    reach it. last: query blocks at the end that keep everything, 0; not in the release.
 
     Deviations from the release: its thresholds per head, which it has for one model, are searched on attention mass here, not
     on accuracy; the softmax stays in float32 where it rounds to the inputs' type; its options keep_sink, which marks row 0
@@ -100,19 +103,19 @@ class XAttention(Method):
     # -- thresholds per head -----------------------------------------------------------------------------------------
 
     def search_file(self) -> str | None:
-        """Where its thresholds per head are read from; None where one serves all heads."""
+        """Return the file of its thresholds per head; None where one threshold serves all heads."""
         return self.searched if self.thresholds == SEARCHED else self.thresholds
 
     def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> ThresholdSearch:
         return ThresholdSearch(self, self._scores, self._forced, layers=layers, heads=heads, threshold=self.threshold)
 
-    def load_search(self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
-        self._path, steps = path_from(found, layers=layers, heads=heads)
+    def load_search(self, result: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
+        self._path, steps = parse_path(result, layers=layers, heads=heads)
         self._table = torch.ones(layers, heads)
         self._take(steps)
 
     def _take(self, steps: float) -> None:
-        """So many steps of the path from thresholds of 1."""
+        """Lower the heads' thresholds by so many steps of the path, from 1 on."""
         assert self._table is not None
         self.steps = round(steps)
         taken = counts_of(self._path[: self.steps], self._table.numel())
@@ -149,9 +152,9 @@ class XAttention(Method):
         group = x.q.shape[1] // x.k.shape[1]
 
         def choose(kv: slice) -> Tensor:
-            mine = query_heads(kv, group)
-            scores = self._scores(replace(x, q=x.q[:, mine], k=x.k[:, kv]))
-            return reach_mass(scores, forced, self._shares(x, mine))
+            heads = query_heads(kv, group)
+            scores = self._scores(replace(x, q=x.q[:, heads], k=x.k[:, kv]))
+            return top_p_mask(scores, forced, self._shares(x, heads))
 
         return select_in_chunks(choose, x, grid)
 
@@ -159,10 +162,10 @@ class XAttention(Method):
         return antidiagonal_map(x.q, x.k, stride=self.stride, block=self.block_size, scale=x.scale)
 
     def _forced(self, x: LayerInputs, density: float | None = None) -> Tensor:
-        return decreed(1, 1, self.full_rows, density, **self.grid(x), device=x.q.device)
+        return forced_blocks(1, 1, self.full_rows, density, **self.grid(x), device=x.q.device)
 
     def _shares(self, x: LayerInputs, heads: slice) -> float | Tensor:
-        """The share of its score that a row keeps, or [H,1,1] by head."""
+        """Return the share of its score that a row keeps, one number or [H,1,1] by head."""
         return self.threshold if self._table is None else self._table[x.layer, heads, None, None].to(x.q.device)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
@@ -170,3 +173,9 @@ class XAttention(Method):
             return {"threshold": self.threshold, "stride": self.stride, "last": self.full_rows}
         searched = {"threshold": None, "steps": self.steps, "stride": self.stride, "thresholds": self.thresholds}
         return {**searched, "last": self.full_rows}
+
+
+if __name__ == "__main__":
+    from methods.parts.demo import demo
+
+    demo("xattention")

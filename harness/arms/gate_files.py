@@ -1,4 +1,4 @@
-"""Files of trained gates: ours (safetensors), or a release by their authors (methods.gates.released), in a folder or on the hub."""
+"""Files of trained gates: safetensors, or a release by their authors (methods.gates.release_format), in a folder or on the hub."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from harness.core.errors import UserError
 from harness.core.files import read_json_object
 from harness.models.loading import LoadedModel, local_layers, local_window
-from methods.gates import released
-from methods.gates.attn_gate import Gate
+from methods.gates import release_format
+from methods.gates.gate import Gate
 
 
 def find(folder: Path, name: str, gate: type[Gate] | None, hub_id: str | None, *, training: Any = None) -> Path | None:
     """The file of a method's weights: `name` in the folder, else a release there, else the release of that id on the hub
     (downloaded once, with its settings). None where there is none: no release stands for a `training` that has a name.
     Raises UserError where the hub can't be reached."""
-    choices = [name] if gate is None or not gate.released or training is not None else [name, released.FILE]
+    choices = [name] if gate is None or not gate.released or training is not None else [name, release_format.FILE]
     for choice in choices:
         if (folder / choice).is_file():
             return folder / choice
@@ -36,12 +36,12 @@ def download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        hf_hub_download(hub_id, released.CONFIG)
-        return Path(hf_hub_download(hub_id, released.FILE))
+        hf_hub_download(hub_id, release_format.CONFIG)
+        return Path(hf_hub_download(hub_id, release_format.FILE))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"can't get {released.FILE} of {hub_id} from the hub: {first} — download it and its {released.CONFIG} and give "
+            f"can't get {release_format.FILE} of {hub_id} from the hub: {first} — download it and its {release_format.CONFIG} and give "
             "their folder (model.gates=FOLDER), or train gates (job=distill)"
         ) from error
 
@@ -54,12 +54,12 @@ def read(path: Path, gate: type[Gate] | None, *, block_size: int | None = None) 
     assert gate is not None  # only a gate that is released is looked for under this name
     settings = config(path)
     try:
-        released.check_config(settings, gate, block_size)
+        release_format.check_config(settings, gate, block_size)
     except ValueError as error:
         raise UserError(f"{path} doesn't fit: {error}") from error
     state = _pickled(path)
     try:
-        return released.from_released(state, gate)
+        return release_format.from_released(state, gate)
     except ValueError as error:
         raise UserError(f"{path} doesn't fit: {error}") from error
 
@@ -93,7 +93,7 @@ def with_local(state: dict[str, Tensor], local: Iterable[int]) -> dict[str, Tens
 
 def config(path: Path) -> dict[str, Any]:
     """The settings beside a release's weights; none where they lie alone."""
-    file = path.with_name(released.CONFIG)
+    file = path.with_name(release_format.CONFIG)
     return read_json_object(file) if file.is_file() else {}
 
 
@@ -105,7 +105,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(f"{path} can't be read as a file of weights ({first}); download it again") from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(w, Tensor) for k, w in state.items()):
-        raise UserError(f"{path} holds no weights: a dict of tensors by name was expected, as {released.FILE} is")
+        raise UserError(f"{path} holds no weights: a dict of tensors by name was expected, as {release_format.FILE} is")
     return state
 
 

@@ -30,7 +30,8 @@ from harness.models.decoder import Decoder
 from harness.models.layer_stats import LayerLog, LayerStats, by_prompt, read
 from harness.models.loading import LoadedModel
 from methods.decode.parts.base import DecodeMethod
-from methods.parts.base import LayerInputs, Method, Rope
+from methods.parts.base import LayerInputs, Method
+from methods.parts.rope_protocol import Rope
 
 MASKED = ("sdpa", "sdpa_math", "sdpa_efficient", "reference")
 """Dense kernels with a place for a key mask; where another one is asked for, a padded batch is decoded with "sdpa"."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from harness.core.errors import UserError
 from harness.models.loading import LoadedModel
 from methods.decode.parts.base import DecodeMethod, StepInputs
-from methods.parts.base import Rope
+from methods.parts.rope_protocol import Rope
 
 
 @dataclass

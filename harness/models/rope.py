@@ -1,4 +1,4 @@
-"""The rotary embedding of one layer of a transformers model, as methods see it (methods.parts.base.Rope)."""
+"""The rotary embedding of one layer of a transformers model, as methods see it (methods.parts.rope_protocol.Rope)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dense decoding: the newest token attends to every key. What all others are compared with."""
+"""Dense decoding: the newest token attends to every key. It is the baseline that all others are compared with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from methods.decode.parts.base import DecodeMethod, StepInputs
 
 @register("dense")
 class Dense(DecodeMethod):
-    """Every key, in a dense kernel."""
+    """Keeps every key, in a dense kernel."""
 
     paper = "Attention Is All You Need, arXiv 1706.03762"
     knob = "none"
@@ -21,3 +21,9 @@ class Dense(DecodeMethod):
 
     def select(self, x: StepInputs, state: Any) -> None:
         return None
+
+
+if __name__ == "__main__":
+    from methods.decode.parts.demo import demo
+
+    demo("dense")

@@ -1,4 +1,4 @@
-"""Oracle: the blocks that the step's true attention says matter most. Not for use: the bound that others are held to."""
+"""Oracle: the blocks that matter most in the step's true attention. Not for use: the bound that other methods are held to."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ Pool = Literal["max", "mass"]
 
 @register("oracle")
 class Oracle(DecodeMethod):
-    """Top-k on the step's true softmax, pooled over blocks, for each query head.
+    """Keeps the best blocks of the step's true softmax, pooled over blocks, for each query head.
 
-    pool="mass": the sum, which no other choice of as many blocks exceeds in kept attention mass. pool="max": the highest
-    probability. shared=true: one choice for the query heads of a KV head, by the mean over them (max: the highest of them,
-    SeerAttention-R's ground truth). Reads every key: compare its accuracy, not its time.
+    It needs no weights, but reads every key: compare its accuracy, not its time.
+
+    pool: "mass", the sum, which no other choice of as many blocks exceeds in kept attention mass; or "max", the highest
+    probability. shared: one choice for the query heads of a KV head, by the mean over them (with "max" by the highest of them,
+    SeerAttention-R's ground truth).
     """
 
     paper = "ground truth of SeerAttention-R, arXiv 2506.08889"
@@ -49,7 +51,7 @@ class Oracle(DecodeMethod):
         return self.best(self.scores(x), x)
 
     def scores(self, x: StepInputs) -> Tensor:
-        """The pooled attention of each sequence's own blocks, [B,H,Nk] float32, 0 past them."""
+        """Return the pooled attention of each sequence's own blocks, [B,H,Nk] float32, 0 past them."""
         blocks = -(-x.k.shape[2] // self.block_size)
         token = torch.arange(blocks * self.block_size, device=x.q.device)
         lengths = x.lengths()
@@ -69,3 +71,9 @@ class Oracle(DecodeMethod):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return super().knobs() | {"pool": self.pool, "shared": self.shared}
+
+
+if __name__ == "__main__":
+    from methods.decode.parts.demo import demo
+
+    demo("oracle")

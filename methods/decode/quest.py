@@ -10,15 +10,18 @@ from torch import Tensor
 
 from methods.decode import register
 from methods.decode.parts.base import DecodeMethod, StepInputs
-from methods.decode.parts.blocks import PerBlock, newest, per_sequence
+from methods.decode.parts.block_vectors import BlockVectors, newest, per_sequence
 
 
 @register("quest")
 class Quest(DecodeMethod):
-    """score(page) = Σ_d max(q_d · min_d, q_d · max_d), no less than the query's product with any key of the page.
+    """Keeps the pages (blocks) of highest score = Σ_d max(q_d · min_d, q_d · max_d), which bounds the query's product with any
+    key of the page from above.
 
-    The best `budget` tokens of pages (blocks), three at least, the newest always, for each query head; shared=true: one
-    choice for the query heads of a KV head, by the mean of their scores. The first two layers are dense.
+    Each query head keeps the best `budget` tokens of pages, three pages at least, the newest always. The first two layers are
+    dense, as in the release. It needs no weights.
+
+    shared: one choice for the query heads of a KV head, by the mean of their scores.
     """
 
     paper = "Quest, arXiv 2406.10774"
@@ -38,11 +41,11 @@ class Quest(DecodeMethod):
         super().__init__(block_size=block_size, budget=budget, sparsity=sparsity, dense_layers=dense_layers, seed=seed)
         self.shared = shared
 
-    def start(self, x: StepInputs) -> PerBlock:
+    def start(self, x: StepInputs) -> BlockVectors:
         bounds = per_sequence(x, lambda k: pool(k, self.block_size, ("max", "min")).to(k.dtype))  # exact: of k's own values
-        return PerBlock(bounds)
+        return BlockVectors(bounds)
 
-    def extend(self, state: PerBlock, x: StepInputs) -> None:
+    def extend(self, state: BlockVectors, x: StepInputs) -> None:
         key = x.k[:, :, -1]
         state.reserve(-(-x.k.shape[2] // self.block_size))
         page, place = newest(x, self.block_size)
@@ -50,14 +53,17 @@ class Quest(DecodeMethod):
         grown = torch.cat((torch.maximum(top, key), torch.minimum(bottom, key)), -1)
         state.write(page, torch.where((place == 0)[:, None, None], key.repeat(1, 1, 2), grown))
 
-    def select(self, x: StepInputs, state: PerBlock) -> BlockIndex | None:
+    def select(self, x: StepInputs, state: BlockVectors) -> BlockIndex | None:
         if self.keeps_all(x):
             return None
         return self.best(self.scores(x, state), x)
 
-    def scores(self, x: StepInputs, state: PerBlock) -> Tensor:
-        """[B,H,Nk] float32, unscaled. max(q·min, q·max) is q·max where q is positive, q·min where it is negative: one product
-        with both side by side, and linear in what it multiplies, so that the mean over a group is that of the queries."""
+    def scores(self, x: StepInputs, state: BlockVectors) -> Tensor:
+        """Return the scores [B,H,Nk] float32, unscaled.
+
+        max(q·min, q·max) is q·max where q is positive and q·min where it is negative: one product with both side by side. It is
+        linear in its factors, so that the mean over a group of heads is that of their queries.
+        """
         q = x.q[:, :, 0]
         parts = torch.cat((q.clamp(min=0), q.clamp(max=0)), -1)
         if self.shared:
@@ -66,3 +72,9 @@ class Quest(DecodeMethod):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return super().knobs() | {"shared": self.shared}
+
+
+if __name__ == "__main__":
+    from methods.decode.parts.demo import demo
+
+    demo("quest")

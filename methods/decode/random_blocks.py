@@ -1,4 +1,4 @@
-"""Random blocks at every step: what a selection that knows nothing reaches."""
+"""Random blocks at every step: the result of a selection that knows nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from methods.random_blocks import hashed_uniform
 
 @register("random")
 class RandomBlocks(DecodeMethod):
-    """The newest block and others drawn uniformly, anew for every step, layer and KV head, by a hash of seed and place."""
+    """Keeps the newest block and others drawn uniformly, anew for every step, layer and KV head, by a hash of seed and place.
+
+    It needs no weights.
+    """
 
     paper = "baseline"
     family = "static"
@@ -29,3 +32,9 @@ class RandomBlocks(DecodeMethod):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return super().knobs() | {"seed": self.seed}
+
+
+if __name__ == "__main__":
+    from methods.decode.parts.demo import demo
+
+    demo("random")

@@ -16,18 +16,21 @@ from torch import Tensor
 
 from methods.decode import register
 from methods.decode.parts.base import DecodeMethod, StepInputs
-from methods.decode.parts.blocks import PerBlock, newest, per_sequence
-from methods.decode.parts.gate import DecodeGate, load_decode_gates
-from methods.gates.attn_gate import POOLED_K
-from methods.parts.base import Rope
+from methods.decode.parts.block_vectors import BlockVectors, newest, per_sequence
+from methods.gates.decode_gate import DecodeGate, load_decode_gates
+from methods.gates.gate import POOLED_K
+from methods.parts.rope_protocol import Rope
 
 
 @dataclass
 class _State:
-    """keys: the gate's vector of every block. high, low, total: of each sequence's newest block, the largest, smallest and
-    sum of its keys from before RoPE, float32 [B,Hkv,D]."""
+    """The state of one layer.
 
-    keys: PerBlock
+    keys: the gate's vector of every block. high, low, total: the elementwise largest, smallest and sum of the keys of each
+    sequence's newest block, from before RoPE, float32 [B,Hkv,D].
+    """
+
+    keys: BlockVectors
     high: Tensor
     low: Tensor
     total: Tensor
@@ -35,10 +38,13 @@ class _State:
 
 @register("seer_r")
 class SeerR(DecodeMethod):
-    """The best blocks by the gate's scores, one choice for the query heads of a KV head; the newest block is always kept.
+    """Keeps the best blocks by a trained gate's scores, one choice for the query heads of a KV head, and the newest block.
 
-    threshold: blocks whose share of the gate's softmax (over the blocks before the newest) is above it, instead of a budget
-    (the paper: 2e-3 to 6e-3). first=true: the first block always, as in the released kernel; it counts in the budget.
+    It needs the trained gates of the model (decode-gates-{block_size}.safetensors, made by job=distill) and the model's RoPE.
+
+    threshold: instead of a budget, keeps the blocks whose share of the gate's softmax over the blocks before the newest is
+    above it (the paper: 2e-3 to 6e-3). first: whether the first block is always kept, as in the released kernel; it counts in
+    the budget. Deviation: see methods.gates.decode_gate on blocks that are completed while decoding.
     """
 
     paper = "SeerAttention-R, arXiv 2506.08889"
@@ -90,8 +96,8 @@ class SeerR(DecodeMethod):
         blocks = per_sequence(x, pooled)
         keys = gate.keys(blocks, *(table[:: self.block_size][: blocks.shape[2]] for table in (cos, sin)))
         block, place = newest(x, self.block_size)
-        high, low, mean = PerBlock(blocks).read(block).chunk(3, -1)
-        return _State(PerBlock(keys), high, low, mean * (place + 1)[:, None, None])
+        high, low, mean = BlockVectors(blocks).read(block).chunk(3, -1)
+        return _State(BlockVectors(keys), high, low, mean * (place + 1)[:, None, None])
 
     @torch.no_grad()
     def extend(self, state: _State, x: StepInputs) -> None:
@@ -120,9 +126,9 @@ class SeerR(DecodeMethod):
             return self.best(scores, x)
         scores = self.scores(x, state)
         column = torch.arange(scores.shape[-1], device=scores.device)
-        own = column == newest(x, self.block_size)[0][:, None, None]
+        newest_block = column == newest(x, self.block_size)[0][:, None, None]
         return select_step(
-            scores.masked_fill(own, float("-inf")),
+            scores.masked_fill(newest_block, float("-inf")),
             k_block=self.block_size,
             k_len=x.k.shape[2],
             threshold=self.threshold,
@@ -130,7 +136,7 @@ class SeerR(DecodeMethod):
         )
 
     def scores(self, x: StepInputs, state: _State) -> Tensor:
-        """The gate's logits [B,Hkv,Nk] float32."""
+        """Return the gate's logits [B,Hkv,Nk] float32."""
         gate, rope = self._gate(x)
         cos, sin = rope.table(x.k.shape[2], x.k.device)
         at = (x.lengths() - 1)[:, None, None]
@@ -148,3 +154,9 @@ class SeerR(DecodeMethod):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return super().knobs() | {"threshold": self.threshold, "first": self.first}
+
+
+if __name__ == "__main__":
+    from methods.decode.parts.demo import demo
+
+    demo("seer_r")

@@ -13,8 +13,12 @@ from methods.decode.parts.base import DecodeMethod, StepInputs
 
 @register("streaming")
 class Streaming(DecodeMethod):
-    """Keeps the blocks of the first `sinks` tokens and, with the rest of the budget, the latest blocks; the same in all layers
-    and heads. Whole blocks: the oldest of the window leave a block at a time. Positions are not renumbered."""
+    """Keeps the blocks of the first `sinks` tokens and, with the remaining budget, the latest blocks, the same in all layers
+    and heads.
+
+    It needs no weights. Deviations from the release: whole blocks, so that the window loses a block at a time; positions are
+    not renumbered.
+    """
 
     paper = "Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453"
     family = "static"
@@ -46,3 +50,9 @@ class Streaming(DecodeMethod):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return super().knobs() | {"sinks": self.sinks}
+
+
+if __name__ == "__main__":
+    from methods.decode.parts.demo import demo
+
+    demo("streaming")

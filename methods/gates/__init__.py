@@ -1,1 +1,1 @@
-"""The trained gate of SeerAttention, and weights of it that others released."""
+"""Trained gates: small layers that predict which key blocks matter, their weights, and the format of releases."""

@@ -10,55 +10,22 @@ paper's formula.
 
 from __future__ import annotations
 
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from attention_kernels.block_index import causal_blocks
-from attention_kernels.pool import Pool, pool
+from attention_kernels.pool import pool
 from attention_kernels.project import project
 from torch import Tensor, nn
 
-from methods.parts.base import Rope
-
-POOLED_K: tuple[Pool, ...] = ("max", "min", "mean")
-"""How keys are pooled, in the order in which the pooled vectors are concatenated."""
-
-
-class Gate(nn.Module, ABC):
-    """What job=distill trains: logits over key blocks of `block_size` tokens for query blocks of `q_block`."""
-
-    released: ClassVar[Mapping[str, str]] = {}
-    """What a release calls its weights (see methods.gates.released), by their names here."""
-    released_config: ClassVar[Mapping[str, Any]] = {}
-    """Settings of a release that say it is this gate."""
-
-    def __init__(self, *, block_size: int, q_block: int) -> None:
-        super().__init__()
-        self.block_size = block_size
-        self.q_block = q_block
-
-    @abstractmethod
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights to begin with."""
-
-    @abstractmethod
-    def forward(self, q: Tensor, k: Tensor, rope: Rope) -> Tensor:
-        """Post-RoPE q [B,Hq,Q,D] and k [B,Hkv,K,D] -> logits [B,H,Mq,Nk] float32, -inf where nothing is to be predicted."""
-
-    def learns_from(self, q: Tensor) -> Tensor:
-        """The queries of a text [B,Hq,N,D] that it learns from, the last ones."""
-        return q
-
-    def truth(self, attention: Tensor, pool: str, k_len: int) -> Tensor:
-        """What it is to predict, from the true attention map [B,Hq,Mq,Nk] pooled by `pool`: [B,H,Mq,Nk], rows of any sum."""
-        return attention
+from methods.gates.gate import POOLED_K, Gate
+from methods.gates.weights import fill_gates
+from methods.parts.rope_protocol import Rope
 
 
 class AttnGate(Gate):
-    """The gate of one layer. Weights k [Hq,3D,D] and, with q_linear, q [Hq,D,D], both applied as x @ W per head."""
+    """The AttnGate of one layer, with weights k [Hq,3D,D] and, with q_linear, q [Hq,D,D], both applied as x @ W per head."""
 
     released: ClassVar[Mapping[str, str]] = {"k": "mask_linear_k", "q": "mask_linear_q"}
     released_config: ClassVar[Mapping[str, Any]] = {"seerattn_gate_type": "Qavg_Kmaxminavg"}
@@ -74,19 +41,19 @@ class AttnGate(Gate):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights from normal(0, 0.02), as SeerAttention does."""
+        """Draw the weights from normal(0, 0.02), as SeerAttention's release does."""
         with torch.no_grad():
             for weight in self.parameters():
                 weight.normal_(0.0, 0.02, generator=generator)
 
     def forward(self, q: Tensor, k: Tensor, rope: Rope) -> Tensor:
-        """Post-RoPE q [B,Hq,Q,D] and k [B,Hkv,K,D] -> logits [B,Hq,Mq,Nk] float32, -inf above the causal diagonal."""
+        """Return logits [B,Hq,Mq,Nk] float32 of post-RoPE q [B,Hq,Q,D] and k [B,Hkv,K,D], -inf above the causal diagonal."""
         with torch.no_grad():
             pooled_q, pooled_k = self.pool(q, k, rope)
         return self.score(pooled_q, pooled_k, rope, q_len=q.shape[2], k_len=k.shape[2])
 
     def pool(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-        """Post-RoPE q, k -> pre-RoPE q pooled [B,Hq,Mq,D] and k pooled three ways [B,Hkv,Nk,3D], float32."""
+        """Return pre-RoPE means of q [B,Hq,Mq,D] and k pooled three ways [B,Hkv,Nk,3D], float32, of post-RoPE q and k."""
         cos, sin = rope.table(k.shape[2], k.device)
         offset = k.shape[2] - q.shape[2]
         pooled_q = pool(q, self.block_size, ("mean",), cos=cos[offset:], sin=sin[offset:])
@@ -95,44 +62,23 @@ class AttnGate(Gate):
     def project(
         self, pooled_q: Tensor, pooled_k: Tensor, rope: Rope, *, q_len: int, k_len: int, kernel: str = "auto"
     ) -> tuple[Tensor, Tensor]:
-        """What `pool` returned -> the queries [B,Hq,Mq,D] and keys [B,Hq,Nk,D] whose products are the logits' numerators:
-        projected, with RoPE at the first token of each block. Differentiable with kernel="reference"."""
+        """Return the queries [B,Hq,Mq,D] and keys [B,Hq,Nk,D] whose products are √D × the logits, from the results of `pool`.
+
+        They are projected, with RoPE at the first token of each block. Differentiable with kernel="reference".
+        """
         cos, sin = (table[:: self.block_size] for table in rope.table(k_len, pooled_k.device))
         keys = project(pooled_k, self.k, cos=cos, sin=sin, kernel=kernel)
         cos, sin = (table[k_len - q_len :: self.block_size] for table in rope.table(k_len, pooled_q.device))
         return project(pooled_q, self.q, cos=cos, sin=sin, kernel=kernel), keys
 
     def score(self, pooled_q: Tensor, pooled_k: Tensor, rope: Rope, *, q_len: int, k_len: int) -> Tensor:
-        """What `pool` returned -> logits [B,Hq,Mq,Nk] float32, -inf above the causal diagonal. Differentiable."""
+        """Return logits [B,Hq,Mq,Nk] float32, -inf above the causal diagonal, of the results of `pool`. Differentiable."""
         block, device = self.block_size, pooled_q.device
         queries, keys = self.project(pooled_q, pooled_k, rope, q_len=q_len, k_len=k_len, kernel="reference")
         causal = causal_blocks(q_len, k_len, block, block, device=device)
         future = torch.arange(keys.shape[2], device=device) >= causal[:, None]
         # in place: a map may be of half a gigabyte
         return (queries @ keys.transpose(-1, -2)).mul_(keys.shape[-1] ** -0.5).masked_fill_(future, float("-inf"))
-
-
-# -- weights ---------------------------------------------------------------------------------------------------------
-
-
-def named(file: str, training: Any) -> str:
-    """The pattern of a file's name with the name of a training in it: gates-{block_size}-mass.safetensors. None: without.
-    Raises ValueError for what is no part of a file's name."""
-    if training is None:
-        return file
-    if not isinstance(training, str) or re.fullmatch(r"[A-Za-z0-9_]+", training) is None:
-        raise ValueError(f"gates={training}: must be a name of letters, digits and _, for example mass")
-    stem, dot, suffix = file.rpartition(".")
-    return f"{stem}-{training}{dot}{suffix}"
-
-
-def gate_state(gates: Sequence[Gate]) -> dict[str, Tensor]:
-    """The weights of all layers, by the names they have in a file: layers.{i}.gate.k and, with q_linear, .gate.q."""
-    return {
-        f"layers.{layer}.gate.{name}": weight.detach()
-        for layer, gate in enumerate(gates)
-        for name, weight in gate.named_parameters()
-    }
 
 
 def load_gates(
@@ -145,36 +91,8 @@ def load_gates(
     block_size: int,
     q_linear: bool = False,
 ) -> list[AttnGate]:
-    """The gates of a model from their weights, in float32. Raises ValueError, one line, unless names and shapes fit."""
+    """Return the gates of a model from their weights, in float32. Raises ValueError, one line, unless names and shapes fit."""
     gates = [AttnGate(heads, kv_heads, head_dim, block_size=block_size, q_linear=q_linear) for _ in range(layers)]
     model = f"the model has {layers} layers, {heads} query heads of {head_dim} elements"
     fill_gates(gates, state, f"{model}, and q_linear is {q_linear}")
     return gates
-
-
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """The first names, and how many there are if that is not all."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown}, … ({len(names)} in all)"
-
-
-def fill_gates(gates: Sequence[Gate], state: Mapping[str, Tensor], model: str) -> None:
-    """Put weights into the gates of a model, which `model` describes, and freeze them. Raises ValueError, one line, unless
-    names and shapes fit."""
-    wanted = gate_state(gates)
-    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or unknown:
-        lack = [f"lack {listed(missing)}"] if missing else []
-        have = [f"have {listed(unknown)} that it has no place for"] if unknown else []
-        raise ValueError(f"the gate weights {' and '.join(lack + have)}: {model}; they are another model's")
-    for name, weight in wanted.items():
-        if state[name].shape != weight.shape:
-            raise ValueError(
-                f"gate weight {name} has shape {list(state[name].shape)}, not {list(weight.shape)}: {model}; "
-                "it was made for another model"
-            )
-    with torch.no_grad():
-        for name, weight in wanted.items():
-            weight.copy_(state[name])
-    for gate in gates:
-        gate.requires_grad_(False)

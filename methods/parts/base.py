@@ -1,4 +1,4 @@
-"""What a method is: it looks at one layer's queries and keys and says which key blocks each query block keeps."""
+"""The base class of prefill methods: from one layer's queries and keys they choose the key blocks of each query block."""
 
 from __future__ import annotations
 
@@ -7,40 +7,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypedDict
 
-import torch
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.column_index import ColumnIndex
 from attention_kernels.selection import row_budget
 from attention_kernels.skip_softmax import SkipRule
 from torch import Tensor
 
-from methods.parts.row_rules import affordable
+from methods.parts.rope_protocol import Rope
+from methods.parts.row_budgets import budget_with_full_rows
 
 if TYPE_CHECKING:
     from methods.gates.attn_gate import AttnGate
 
 BLOCK_SIZES = (8, 16, 32, 48, 64, 80, 96, 112, 128)
-"""The reference kernels take all of these, the Triton ones 16, 32, 64 and 128."""
+"""Tokens of a block. The reference kernels take all of these, the Triton ones 16, 32, 64 and 128."""
 
 Family = Literal["top-k", "threshold", "static", "none"]
 
 
-class Rope(Protocol):
-    """The rotary embedding of a layer."""
-
-    def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [P] int64 -> cos, sin [P,R] float32; R rotary elements, halves duplicated, attention scaling in."""
-
-    def table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos, sin [length,R/2] float32 of positions 0 to length - 1, one of the equal halves. Kept for the next call, and
-        shared by layers that rotate alike: read only."""
-
-
 @dataclass(frozen=True)
 class LayerInputs:
-    """What a method sees of one layer: q [B,Hq,Q,D] and k [B,Hkv,K,D], post-RoPE, GQA un-repeated.
+    """One layer of one prompt as a method sees it: q [B,Hq,Q,D] and k [B,Hkv,K,D], post-RoPE, KV heads not repeated.
 
-    Query i sits at position i + K - Q and key j at position j. rope is None unless the method says needs_rope.
+    Query i stands at position i + K - Q and key j at position j. layer: number of the layer. scale: of the scores q · k. rope:
+    None unless the method has `needs_rope`.
     """
 
     q: Tensor
@@ -51,7 +41,7 @@ class LayerInputs:
 
 
 class Grid(TypedDict):
-    """The blocks of one layer call, as the functions of kernels/ take them: block sizes and lengths in tokens."""
+    """The blocks of one layer call, as the functions of kernels/ take them: block sizes and lengths, all in tokens."""
 
     q_block: int
     k_block: int
@@ -63,8 +53,8 @@ class Grid(TypedDict):
 class Knob:
     """A native knob whose value for a sparsity no formula gives: it is bisected on measured density (harness.arms.calibration).
 
-    name: of the attribute that holds it. low, high: its range, both above 0 where log is set, which halves the range in
-    its logarithm. rising: whether density rises with it.
+    name: of the attribute that holds it. low, high: its range. rising: whether density rises with it. log: whether the range
+    is halved in its logarithm; both ends are then above 0.
     """
 
     name: str
@@ -75,37 +65,38 @@ class Knob:
 
 
 class HeadSearch(Protocol):
-    """Finds, offline, what a method must know of a model's heads: job=search_heads feeds it calibration prompts."""
+    """An offline search over a model's heads for what a method must know of them: job=search_heads feeds it prompts."""
 
     def observe(self, x: LayerInputs, v: Tensor) -> None:
-        """One layer of one prompt, v [B,Hkv,K,D]; the layers of a prompt come in their order, prompt after prompt."""
+        """Take in one layer of one prompt, v [B,Hkv,K,D]; the layers of a prompt come in their order, prompt after prompt."""
 
     def result(self) -> dict[str, Any]:
-        """What was found, as JSON holds it; `Method.load_search` takes it."""
+        """Return the result as JSON holds it; `Method.load_search` takes it. Raises ValueError where nothing was observed."""
 
 
 class Method(ABC):
-    """A sparse attention method. Subclasses take their native knobs as keyword arguments beside the shared ones.
+    """A sparse attention method of prefill. Subclasses take native knobs as keyword arguments beside the shared ones.
 
-    block_size: tokens per block. sparsity: share of causal blocks to leave out, in [0, 1), 0 keeps every block; None
-    where the native knob decides. seed: of methods that draw.
+    block_size: tokens of a block. sparsity: share of causal blocks to leave out, in [0, 1); 0 keeps every block; None where
+    the native knob decides. seed: of methods that draw.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     """Where the method comes from: title and arXiv number."""
     knob: ClassVar[str]
-    """What decides how many blocks are kept."""
+    """The native knob: what decides how many blocks are kept."""
     family: ClassVar[Family]
     weights: ClassVar[str | None] = None
-    """File name of the trained weights it needs, with {block_size} in it where they depend on that."""
+    """File name of the trained weights it needs, with {block_size} in it where they depend on that; None: none."""
     gate: ClassVar[type[AttnGate] | None] = None
-    """What job=distill trains for it, one a layer; None where nothing is trained."""
+    """The gate that job=distill trains for it, one a layer; None where nothing is trained."""
     searched: ClassVar[str | None] = None
-    """File name (.json) of what job=search_heads finds for it; None where nothing is searched."""
+    """Name of the JSON file that job=search_heads writes for it; None where nothing is searched."""
     search_required: ClassVar[bool] = False
     """Whether it can't run without that file."""
     needs_rope: ClassVar[bool] = False
+    """Whether `select` needs the layer's rotary embedding."""
     reads_end: bool = False
     """Whether the rest of the prompt has a say in what earlier rows keep (its last queries, or a mean over all keys): then
     earlier rows may depend on later tokens through the selection, and nothing else. A class says it, or an instance by its
@@ -130,77 +121,82 @@ class Method(ABC):
 
     @abstractmethod
     def select(self, x: LayerInputs) -> BlockIndex | ColumnIndex | SkipRule | None:
-        """The key blocks each query block keeps, perhaps with single key columns, or a rule for the kernel; None: run dense
-        attention. No host sync."""
+        """Return the key blocks that each query block keeps, perhaps with single key columns, or a rule for the kernel.
+
+        None runs dense attention. Never waits for the device.
+        """
 
     def scores(self, x: LayerInputs) -> Tensor | None:
-        """What it expects of each block, for pictures: probabilities [B,H,Mq,Nk] float32 over the causal blocks of a row, 0 in
-        the future; H is the query heads or the KV heads. None where it doesn't rank blocks so."""
+        """Return what the method expects of each block, for pictures; None where it doesn't rank blocks so.
+
+        They are probabilities [B,H,Mq,Nk] float32 over the causal blocks of a row, 0 in the future; H is the query heads or the
+        KV heads.
+        """
         return None
 
     def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
-        """Take trained weights. Raises ValueError, one line, where they don't fit the model."""
+        """Load trained weights. Raises ValueError, one line, where they don't fit the model."""
         raise ValueError(f"method {self.name} has no trained weights to load")
 
     def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> HeadSearch:
-        """The search over a model of this shape. Raises ValueError where nothing is searched."""
+        """Return a search over a model of this shape. Raises ValueError where nothing is searched."""
         raise ValueError(f"method {self.name} needs no search of a model's heads")
 
-    def load_search(self, found: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
-        """Take what a search found. Raises ValueError, one line, where it does not fit the model."""
+    def load_search(self, result: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
+        """Load a search's result. Raises ValueError, one line, where it doesn't fit the model."""
         raise ValueError(f"method {self.name} needs no search of a model's heads")
 
     def weights_name(self) -> str | None:
-        """File name of the trained weights this method needs at its block size; None where it needs none."""
+        """Return the file name of the trained weights that it needs at its block size; None where it needs none."""
         return None if self.weights is None else self.weights.format(block_size=self.block_size)
 
     def search_file(self) -> str | None:
-        """The file it takes what was found from: `searched`, or the path that the user gave; None where it needs none."""
+        """Return the file to load a search's result from: `searched`, or the user's path; None where it needs none."""
         return self.searched
 
     def calibrates(self) -> Knob | None:
-        """The knob that must be found for the sparsity that was asked for; None where nothing must."""
+        """Return the knob to bisect for the sparsity that was asked for; None where there is a formula or no sparsity."""
         return None
 
     def set_knob(self, knob: Knob, value: float) -> None:
-        """Take a value of the knob that `calibrates` names."""
+        """Set the knob that `calibrates` names."""
         setattr(self, knob.name, value)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
-        """The native knobs and their values, as a row records them."""
+        """Return the native knobs and their values, as a row records them."""
         return {}
 
     def to(self, device: Any) -> Self:
-        """Move what the method holds to a device."""
+        """Move the tensors that the method holds to a device, and return it."""
         return self
 
     # -- for subclasses ----------------------------------------------------------------------------------------------
 
     def grid(self, x: LayerInputs) -> Grid:
-        """The blocks of this call, for the functions of kernels/."""
+        """Return the blocks of this call, for the functions of kernels/."""
         return Grid(q_block=self.block_size, k_block=self.block_size, q_len=x.q.shape[2], k_len=x.k.shape[2])
 
     def budget(self, x: LayerInputs) -> tuple[int, ...]:
-        """Key blocks to keep in each row so that the density of the call is 1 - sparsity."""
+        """Return the key blocks to keep in each row so that the density of the call is 1 - sparsity: Mq numbers."""
         if self.full_rows:
-            return affordable(1 - self.required_sparsity(), self.full_rows, **self.grid(x))[1]
+            return budget_with_full_rows(1 - self.required_sparsity(), self.full_rows, **self.grid(x))[1]
         return row_budget(1 - self.required_sparsity(), **self.grid(x))
 
     def take_last(self, last: int) -> None:
-        """Take the knob `last`. Raises ValueError for fewer than none."""
+        """Set the knob `last`, in query blocks. Raises ValueError where it is negative."""
         if last < 0:
             raise ValueError(f"last={last}: must be at least 0 query blocks")
         self.full_rows = last
 
     def one_of(self, **knob: float | None) -> None:
-        """Raises ValueError where both a sparsity and the native knob, given by its name, were asked for."""
+        """Raise ValueError where both a sparsity and the native knob, given by its name, were asked for."""
         for name, value in knob.items():
             if self.sparsity is not None and value is not None:
                 both = f"sparsity={self.sparsity} and {name}={value}"
                 raise ValueError(f"{both}: give one of them (sparsity=null: {name} decides)")
 
     def required_sparsity(self, instead: str = "") -> float:
-        """The sparsity. Raises ValueError where none was given; `instead` names what else would do."""
+        """Return the sparsity. Raises ValueError where none was given; `instead` names what else would do."""
         if self.sparsity is None:
             raise ValueError(f"method {self.name} needs sparsity in [0, 1), for example 0.9{instead}")
         return self.sparsity

@@ -25,55 +25,61 @@ LAST_Q = 64
 FORCED_COLUMNS, FORCED_DIAGONALS = 30, 100
 """The first columns and the nearest diagonals that vertical-slash heads take before all others."""
 LEAST_COLUMNS, LEAST_DIAGONALS = 30, 50
+"""Floors of a vertical-slash head's budgets, in the release."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What a head keeps. vertical_slash: `first` columns and `second` diagonals, those that the last queries attend to most.
-    a_shape: `first` sink tokens and a window of `second`. block_sparse: the `first` best blocks of each row; `second` is 0."""
+    """A head's pattern and its two budgets.
+
+    vertical_slash: `first` columns and `second` diagonals, those that the last queries attend to most. a_shape: `first` sink
+    tokens and a window of `second` tokens. block_sparse: the `first` best blocks of each row; `second` is 0.
+    """
 
     kind: Kind
     first: int
     second: int = 0
 
     def scaled(self, factor: float) -> Pattern:
-        """Budgets times a factor. Never below the diagonal: one diagonal, a window of one token, one block."""
+        """Return the pattern with its budgets times a factor, never below one diagonal, a window of one token, or one block."""
         least = (1, 0) if self.kind == "block_sparse" else (0, 1)
         first, second = (max(low, round(n * factor)) for low, n in zip(least, (self.first, self.second), strict=True))
         return replace(self, first=first, second=second)
 
     def floored(self) -> Pattern:
-        """The release's floors: at least 30 columns and 50 diagonals."""
+        """Return the pattern with the release's floors: at least 30 columns and 50 diagonals."""
         if self.kind != "vertical_slash":
             return self
         return replace(self, first=max(self.first, LEAST_COLUMNS), second=max(self.second, LEAST_DIAGONALS))
 
 
-def patterns_from(found: Any, *, layers: int, heads: int) -> tuple[tuple[Pattern, ...], ...]:
-    """Patterns of all layers and heads from JSON's [[[kind, first, second], …], …]. Raises ValueError, one line, where they are
-    none, or not those of so many layers and heads."""
+def parse_patterns(data: Any, *, layers: int, heads: int) -> tuple[tuple[Pattern, ...], ...]:
+    """Return the patterns [layer][head] of JSON's [[[kind, first, second], …], …].
+
+    Raises ValueError, one line, where they are no patterns, or not those of so many layers and heads.
+    """
     try:
-        made = tuple(tuple(Pattern(kind, int(a), int(b)) for kind, a, b in layer) for layer in found)
+        patterns = tuple(tuple(Pattern(kind, int(a), int(b)) for kind, a, b in layer) for layer in data)
     except (TypeError, ValueError):
         raise ValueError("patterns must be lists of [kind, first, second], a list for each layer") from None
-    if len(made) != layers or any(len(layer) != heads for layer in made):
-        sizes = sorted({len(layer) for layer in made})
-        raise ValueError(f"patterns of {len(made)} layers of {', '.join(map(str, sizes))} heads, not {layers} of {heads}")
-    for pattern in {p for layer in made for p in layer}:
+    if len(patterns) != layers or any(len(layer) != heads for layer in patterns):
+        sizes = sorted({len(layer) for layer in patterns})
+        raise ValueError(f"patterns of {len(patterns)} layers of {', '.join(map(str, sizes))} heads, not {layers} of {heads}")
+    for pattern in {p for layer in patterns for p in layer}:
         if pattern.kind not in get_args(Kind):
             raise ValueError(f"pattern {pattern.kind} is not known; it must be one of {', '.join(get_args(Kind))}")
         if min(pattern.first, pattern.second) < 0 or pattern.first + pattern.second < 1:
             raise ValueError(f"pattern {pattern.kind} with budgets {pattern.first} and {pattern.second}: they must be positive")
-    return made
+    return patterns
 
 
 def select_patterns(
     x: LayerInputs, grid: Grid, patterns: Sequence[Pattern], *, forced: float = 1.0
 ) -> BlockIndex | ColumnIndex:
-    """What each query head keeps by its own pattern. grid: square blocks. forced: share of the forced columns and diagonals.
+    """Return what each query head keeps by its own pattern; single columns come beside blocks where a head is vertical-slash.
 
-    Heads of one kind are done together. Columns come beside blocks where a head is vertical-slash; without one the index has
-    blocks alone. Never waits for the device but the first time that a shape is met.
+    grid: square blocks. forced: share of the forced columns and diagonals. Heads of one kind are selected together. Never waits
+    for the device but the first time that a shape is met.
     """
     by_kind: dict[Kind, list[int]] = {}
     for head, pattern in enumerate(patterns):
@@ -81,69 +87,75 @@ def select_patterns(
     parts: list[tuple[list[int], BlockIndex]] = []
     columns: tuple[Tensor, Tensor] | None = None
     for kind, heads in by_kind.items():
-        mine = tuple(patterns[head] for head in heads)
+        kind_patterns = tuple(patterns[head] for head in heads)
         if kind == "vertical_slash":
-            blocks, *columns_of = _vertical_slash(x, grid, tuple(heads), mine, forced)
+            blocks, *columns_of = _vertical_slash(x, grid, tuple(heads), kind_patterns, forced)
             columns = (columns_of[0], columns_of[1])
             parts.append((heads, blocks))
         elif kind == "a_shape":
-            parts.append((heads, _a_shape(x, grid, mine)))
+            parts.append((heads, _a_shape(x, grid, kind_patterns)))
         else:
-            parts.append((heads, _block_sparse(x, grid, tuple(heads), mine)))
+            parts.append((heads, _block_sparse(x, grid, tuple(heads), kind_patterns)))
     if len(parts) == 1:
         return parts[0][1] if columns is None else with_columns(parts[0][1], *columns)
-    blocks = together(parts, len(patterns))
+    blocks = merge_heads(parts, len(patterns))
     if columns is None:
         return blocks
     at = _tensor(tuple(by_kind["vertical_slash"]), x.q.device)
-    every = torch.full((x.q.shape[0], len(patterns), columns[0].shape[-1]), grid["k_len"], dtype=torch.int32, device=x.q.device)
-    counts = torch.zeros(every.shape[:2], dtype=torch.int32, device=x.q.device)
-    return with_columns(blocks, every.index_copy_(1, at, columns[0]), counts.index_copy_(1, at, columns[1]))
+    shape = (x.q.shape[0], len(patterns), columns[0].shape[-1])
+    places = torch.full(shape, grid["k_len"], dtype=torch.int32, device=x.q.device)
+    counts = torch.zeros(shape[:2], dtype=torch.int32, device=x.q.device)
+    return with_columns(blocks, places.index_copy_(1, at, columns[0]), counts.index_copy_(1, at, columns[1]))
 
 
 def _vertical_slash(
     x: LayerInputs, grid: Grid, heads: tuple[int, ...], patterns: tuple[Pattern, ...], forced: float
 ) -> tuple[BlockIndex, Tensor, Tensor]:
-    """Blocks that the best diagonals cross, the best columns int32 [B,H,V] and their counts [B,H], of H heads."""
-    (batch, every), k_len = x.q.shape[:2], grid["k_len"]
+    """Return the blocks that the best diagonals cross, the best columns int32 [B,H,V] and their counts [B,H], of H heads."""
+    (batch, all_heads), k_len = x.q.shape[:2], grid["k_len"]
     vertical, slash = vertical_slash(x.q, x.k, scale=x.scale, last_q=LAST_Q)
     slash = slash.flip(-1)  # by distance
-    if len(heads) < every:
+    if len(heads) < all_heads:
         at = _tensor(heads, x.q.device)
         vertical, slash = vertical.index_select(1, at), slash.index_select(1, at)
     for scores, first in ((vertical, round(FORCED_COLUMNS * forced)), (slash, max(1, round(FORCED_DIAGONALS * forced)))):
         scores[..., :first] = torch.arange(k_len + 1, 1, -1, device=scores.device)[:first]  # above all others, the first most
-    wanted = tuple(min(p.first, k_len) for p in patterns), tuple(min(p.second, k_len) for p in patterns)
-    v, s = (_tensor(n, x.q.device).expand(batch, -1) for n in wanted)
-    near = best_places(slash, s, max(wanted[1]))
+    v_budgets, s_budgets = tuple(min(p.first, k_len) for p in patterns), tuple(min(p.second, k_len) for p in patterns)
+    v, s = (_tensor(budgets, x.q.device).expand(batch, -1) for budgets in (v_budgets, s_budgets))
+    near = best_places(slash, s, max(s_budgets))
     diagonals = torch.zeros(*slash.shape[:2], k_len + 1, dtype=torch.bool, device=slash.device).scatter_(-1, near, True)
     blocks = diagonal_blocks(
-        diagonals[..., :k_len], block=grid["k_block"], q_len=grid["q_len"], k_len=k_len, most=max(wanted[1])
+        diagonals[..., :k_len], block=grid["k_block"], q_len=grid["q_len"], k_len=k_len, most=max(s_budgets)
     )
-    columns = best_places(vertical, v, max(wanted[0])).sort(-1).values.to(torch.int32)
+    columns = best_places(vertical, v, max(v_budgets)).sort(-1).values.to(torch.int32)
     return blocks, columns, v.to(torch.int32)
 
 
 def best_places(scores: Tensor, counts: Tensor, most: int) -> Tensor:
-    """int64 [...,most]: places of the `counts` [...] largest of each row of scores [...,N], best first, then N over and over.
-    most: the largest of counts. A search for the largest, which is much less work than sorting a long row."""
+    """Return int64 [...,most], places of the `counts` [...] largest of each row of scores [...,N], best first, padded with N.
+
+    most: the largest of counts. A top-k is much less work than sorting a long row.
+    """
     order = scores.topk(most, dim=-1).indices
     return order.masked_fill_(torch.arange(most, device=order.device) >= counts[..., None], scores.shape[-1])
 
 
 def _a_shape(x: LayerInputs, grid: Grid, patterns: tuple[Pattern, ...]) -> BlockIndex:
-    """Sinks and window of each head, in whole blocks."""
+    """Return the sinks and the window of each head, in whole blocks."""
     blocks = tuple((-(-p.first // grid["k_block"]), -(-p.second // grid["k_block"])) for p in patterns)
-    one, batch = _a_shape_index(blocks, device=x.q.device, **grid), x.q.shape[0]
-    counts, indices = (x.expand(batch, *x.shape[1:]).contiguous() for x in (one.counts, one.indices))
-    return replace(one, counts=counts, indices=indices)
+    index, batch = _a_shape_index(blocks, device=x.q.device, **grid), x.q.shape[0]
+    counts, indices = (x.expand(batch, *x.shape[1:]).contiguous() for x in (index.counts, index.indices))
+    return replace(index, counts=counts, indices=indices)
 
 
 @lru_cache(maxsize=32)
 def _a_shape_index(
     blocks: tuple[tuple[int, int], ...], q_block: int, k_block: int, q_len: int, k_len: int, device: torch.device
 ) -> BlockIndex:
-    """Of a batch of one, from blocks of sinks and window of each head. Looks at no token: kept for the next call, read only."""
+    """Return the index of a batch of one, from the blocks of sinks and window of each head.
+
+    It depends on no token, so it is kept for the next call: read it only.
+    """
     last = causal_blocks(q_len, k_len, q_block, k_block) - 1
     cols = torch.arange(-(-k_len // k_block))
     first, recent = (torch.tensor(n)[:, None, None] for n in zip(*blocks, strict=True))
@@ -153,42 +165,42 @@ def _a_shape_index(
 
 
 def _block_sparse(x: LayerInputs, grid: Grid, heads: tuple[int, ...], patterns: tuple[Pattern, ...]) -> BlockIndex:
-    """The best blocks of the product of mean queries and mean keys, a number of blocks for each pattern in turn."""
+    """Return the best blocks by the product of mean queries and mean keys, heads of one budget at a time."""
     group = x.q.shape[1] // x.k.shape[1]
     pooled_q = pool(x.q, grid["q_block"], ("mean",)).index_select(1, _tensor(heads, x.q.device))
     pooled_k = pool(x.k, grid["k_block"], ("mean",)).index_select(1, _tensor(tuple(h // group for h in heads), x.q.device))
     parts = []
     for blocks in sorted({p.first for p in patterns}):
-        some = [i for i, p in enumerate(patterns) if p.first == blocks]
-        at = _tensor(tuple(some), x.q.device)
+        members = [i for i, p in enumerate(patterns) if p.first == blocks]
+        at = _tensor(tuple(members), x.q.device)
         budget = _row_blocks(blocks, **grid)
         q, k = pooled_q.index_select(1, at), pooled_k.index_select(1, at)
-        parts.append((some, select_from_pooled(q, k, scale=x.scale, budget=budget, **grid)))
-    return parts[0][1] if len(parts) == 1 else together(parts, len(heads))
+        parts.append((members, select_from_pooled(q, k, scale=x.scale, budget=budget, **grid)))
+    return parts[0][1] if len(parts) == 1 else merge_heads(parts, len(heads))
 
 
 @lru_cache(maxsize=64)
 def _row_blocks(blocks: int, q_block: int, k_block: int, q_len: int, k_len: int) -> tuple[int, ...]:
-    """As many blocks in every row, all where it has fewer."""
+    """Return the budget of each row: so many blocks, or its causal blocks where these are fewer."""
     return tuple(causal_blocks(q_len, k_len, q_block, k_block).clamp(max=blocks).tolist())
 
 
 @lru_cache(maxsize=1024)
 def _tensor(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """int64 on the device, kept for the next call, since copying it there waits. Read only."""
+    """Return int64 numbers on the device; they are kept for the next call, since copying waits: read them only."""
     with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
         return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
-def together(parts: Sequence[tuple[Sequence[int], BlockIndex]], heads: int) -> BlockIndex:
-    """One index of `heads` heads from those of some of them each."""
+def merge_heads(parts: Sequence[tuple[Sequence[int], BlockIndex]], heads: int) -> BlockIndex:
+    """Return the index of `heads` heads from parts, each the numbers of some heads and their index."""
     first = parts[0][1]
     batch, _, rows = first.counts.shape
     width = max(part.indices.shape[-1] for _, part in parts)
     counts = torch.empty(batch, heads, rows, dtype=torch.int32, device=first.counts.device)
     indices = torch.zeros(batch, heads, rows, width, dtype=torch.int32, device=first.counts.device)
-    for mine, part in parts:
-        at = _tensor(tuple(mine), counts.device)
+    for members, part in parts:
+        at = _tensor(tuple(members), counts.device)
         counts.index_copy_(1, at, part.counts)
         indices[..., : part.indices.shape[-1]].index_copy_(1, at, part.indices)
     return replace(first, counts=counts, indices=indices)

@@ -10,7 +10,9 @@ __all__ = ["Pool", "pool_blocks"]
 
 
 def pool_blocks(x: Tensor, block: int, how: Pool) -> Tensor:
-    """x [...,P,D] -> [...,ceil(P/block),D] in float32 (float64 stays); a partial last block pools the tokens it has.
+    """Return x [...,P,D] pooled over blocks: [...,ceil(P/block),D] float32 (float64 stays).
+
+    A partial last block pools the tokens it has.
 
     Plain PyTorch for tensors of any shape; queries and keys of a layer pool faster with `attention_kernels.pool.pool`.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
@@ -13,55 +14,71 @@ _C = TypeVar("_C", bound=type[Any])
 
 
 class Registry(Generic[_T]):
-    """The classes that register themselves in the modules of a package. kind: what messages call them."""
+    """The classes that register themselves in the modules of a package.
+
+    kind: what messages call one of them. package: its import name. folder: its `__path__`, whose modules are imported when
+    names are first asked for; its sub-packages are not, since helpers lie there.
+    """
 
     def __init__(self, kind: str, package: str, folder: Iterable[str]) -> None:
         self.kind, self.package, self.folder = kind, package, folder
-        self.found: dict[str, type[_T]] = {}
-        self._looked = False
+        self.classes: dict[str, type[_T]] = {}
+        self._imported = False
 
     def register(self, name: str) -> Callable[[_C], _C]:
-        """Class decorator: makes a class known under `name`, which becomes its `name` attribute."""
+        """Return a class decorator that makes a class known under `name`, which becomes its `name` attribute.
+
+        The decorator raises ValueError where the name is taken.
+        """
 
         def add(cls: _C) -> _C:
-            if name in self.found:
-                both = f"{self.found[name].__module__} and {cls.__module__}"
-                raise ValueError(f"{self.kind} {name} is registered twice: {both}")
             cls.name = name
-            self.found[name] = cls
+            if self._runs_as_demo(cls):
+                return cls  # `names` imports its module again under its own name, and that class is the one to know
+            if name in self.classes:
+                both = f"{self.classes[name].__module__} and {cls.__module__}"
+                raise ValueError(f"{self.kind} {name} is registered twice: {both}")
+            self.classes[name] = cls
             return cls
 
         return add
 
     def names(self) -> list[str]:
-        """All names, sorted."""
-        if not self._looked:
+        """Return all names, sorted."""
+        if not self._imported:
             for module in pkgutil.iter_modules(self.folder):
-                importlib.import_module(f"{self.package}.{module.name}")
-            self._looked = True
-        return sorted(self.found)
+                if not module.ispkg:
+                    importlib.import_module(f"{self.package}.{module.name}")
+            self._imported = True
+        return sorted(self.classes)
 
     def get(self, name: str) -> type[_T]:
-        """The class of a name. Raises ValueError listing all names where there is none."""
+        """Return the class of a name. Raises ValueError listing all names where there is none."""
         if name not in self.names():
             raise ValueError(f"unknown {self.kind} {name}; choose one of: {', '.join(self.names())}")
-        return self.found[name]
+        return self.classes[name]
+
+    def knobs(self, name: str) -> list[str]:
+        """Return the knobs of a class: the keyword arguments of its constructor, and of the base's where it hands others on."""
+        knobs: list[str] = []
+        for base in self.get(name).__mro__:
+            if "__init__" in vars(base) and base is not object:
+                parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+                knobs += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in knobs]
+                if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                    break
+        return knobs
 
     def build(self, name: str, **knobs: Any) -> _T:
-        """One with its knobs. Raises ValueError listing the knobs it has where one is not among them."""
+        """Return an instance with these knobs. Raises ValueError listing the knobs of the class where one is not among them."""
         cls = self.get(name)
-        known = _knobs(cls)
+        known = self.knobs(name)
         for knob in knobs:
             if knob not in known:
                 raise ValueError(f"{self.kind} {name} has no knob {knob}; it has: {', '.join(known)}")
         return cls(**knobs)
 
-
-def _knobs(cls: type[Any]) -> list[str]:
-    """Keyword arguments of the constructor: the shared ones and the class's own."""
-    found: dict[str, None] = {}
-    for base in reversed(cls.__mro__):
-        if "__init__" in vars(base) and base is not object:
-            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            found |= {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return list(found)
+    def _runs_as_demo(self, cls: type[Any]) -> bool:
+        """Return whether a class is of a module of the package that runs as `python -m` (a user's own `__main__` is not)."""
+        spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+        return cls.__module__ == "__main__" and spec is not None and spec.name.rpartition(".")[0] == self.package

@@ -1,1 +1,1 @@
-"""Offline searches: what a method must know of a model's heads before it runs."""
+"""Offline searches over a model's heads, one a method: which pattern, threshold, anchor or window each head gets."""

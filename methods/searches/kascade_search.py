@@ -1,4 +1,4 @@
-"""Which layers Kascade selects in, and whose blocks each head of the others takes: the search over a model's layers."""
+"""Kascade's offline search: the anchor layers that select, and the anchor's head that each head of the others follows."""
 
 from __future__ import annotations
 
@@ -18,57 +18,67 @@ MOST_ANCHORS = 8
 
 
 def usual_anchors(layers: int) -> int:
-    """Anchors of a model of so many layers where no number is given: 5 of 32, as in the paper, 2 at least."""
+    """Return the anchors of a model of so many layers where no number is given: 5 of 32, as in the paper, 2 at least."""
     return max(2, round(layers * 5 / 32))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """anchors: layers that select, ascending. heads: for each other layer the anchor's KV head that each of its KV heads
-    takes the blocks of."""
+    """The layers that select, and what the others take from them.
+
+    anchors: layers that select, ascending. heads: for each other layer, the anchor's KV head whose blocks each of its KV heads
+    takes.
+    """
 
     anchors: tuple[int, ...]
     heads: dict[int, tuple[int, ...]]
 
     def anchor(self, layer: int) -> int:
-        """The anchor whose blocks a layer keeps. Raises ValueError for a layer before the first."""
+        """Return the anchor whose blocks a layer keeps. Raises ValueError for a layer before the first."""
         before = [anchor for anchor in self.anchors if anchor <= layer]
         if not before:
             raise ValueError(f"layer {layer} comes before the first anchor, {self.anchors[0]}")
         return before[-1]
 
 
-def plan_from(found: Mapping[str, Any], wanted: int | None, *, layers: int, kv_heads: int) -> Plan:
-    """The plan with `wanted` anchors out of what a search found; None: as many as usual, or all that it has plans for where few
-    layers select. Raises ValueError where it does not fit the model."""
+def parse_plan(result: Mapping[str, Any], number: int | None, *, layers: int, kv_heads: int) -> Plan:
+    """Return the plan with `number` anchors out of a search's result.
+
+    None takes as many anchors as usual, or the most that it has a plan for where few layers select. Raises ValueError, one
+    line, where the result doesn't fit the model.
+    """
     try:
-        shape = int(found["layers"]), int(found["kv_heads"])
-        choices: Mapping[str, Any] = found["choices"]
+        shape = int(result["layers"]), int(result["kv_heads"])
+        choices: Mapping[str, Any] = result["choices"]
         numbers = ", ".join(choices)
-        if wanted is None:
-            wanted = min(usual_anchors(layers), max(map(int, choices)))
-        choice = choices.get(str(wanted))
+        if number is None:
+            number = min(usual_anchors(layers), max(map(int, choices)))
+        choice = choices.get(str(number))
         if choice is not None:
-            heads = {int(layer): tuple(map(int, theirs)) for layer, theirs in choice["heads"].items()}
+            heads = {int(layer): tuple(map(int, layer_heads)) for layer, layer_heads in choice["heads"].items()}
             plan = Plan(tuple(map(int, choice["anchors"])), heads)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"not what a search for anchor layers writes: {error!r} is wrong; search again") from error
     if shape != (layers, kv_heads):
         raise ValueError(f"searched in {shape[0]} layers of {shape[1]} KV heads; the model has {layers} of {kv_heads}")
     if choice is None:
-        raise ValueError(f"no plan of {wanted} anchors was searched; choose one of: {numbers}")
-    for layer, theirs in plan.heads.items():
-        if len(theirs) != kv_heads or not all(0 <= head < kv_heads for head in theirs) or not 0 <= layer < layers:
-            raise ValueError(f"layer {layer} takes the blocks of heads {list(theirs)}: not {kv_heads} of 0 to {kv_heads - 1}")
+        raise ValueError(f"no plan of {number} anchors was searched; choose one of: {numbers}")
+    for layer, heads_taken in plan.heads.items():
+        inside = len(heads_taken) == kv_heads and all(0 <= head < kv_heads for head in heads_taken) and 0 <= layer < layers
+        if not inside:
+            taken = list(heads_taken)
+            raise ValueError(f"layer {layer} takes the blocks of heads {taken}: not {kv_heads} of 0 to {kv_heads - 1}")
     if not plan.anchors or list(plan.anchors) != sorted(set(plan.anchors)):
         raise ValueError(f"anchors={list(plan.anchors)}: must ascend, at least one")
     return plan
 
 
 class KascadeSearch:
-    """Similarity of two layers' KV heads: of the attention mass that a head's own best blocks keep, the share that the other
-    head's blocks keep; the mean over query blocks and prompts. (The release takes the query tile of a prompt where it is least:
-    with blocks of keys, heads that have nothing in common tie there.)
+    """Measures how alike the KV heads of two layers are, and places anchors so that layers are most like their anchors.
+
+    The similarity of two heads is, of the attention mass that a head's own best blocks keep, the share that the other head's
+    blocks keep; the mean over query blocks and prompts. (The release takes the query tile of a prompt where it is least: with
+    blocks of keys, heads that have nothing in common tie there.)
 
     A layer's similarity to an anchor is the mean over its heads, each with the anchor's head most like it. Anchors are placed
     to make the sum over layers largest, by dynamic programming, for every number of them up to MOST_ANCHORS or `usual_anchors`;
@@ -80,32 +90,33 @@ class KascadeSearch:
         self.layers, self.kv_heads = layers, kv_heads
         self.block_size, self.share = block_size, share
         self.prompts = 0
-        self._kept: dict[int, Tensor] = {}
+        self._masks: dict[int, Tensor] = {}
         self._sums: dict[tuple[int, int], Tensor] = {}
 
     @torch.no_grad()
     def observe(self, x: LayerInputs, v: Tensor) -> None:
-        if not self._kept or x.layer <= max(self._kept):
-            self._kept = {}
+        """Take in one layer of one prompt; v is not looked at."""
+        if not self._masks or x.layer <= max(self._masks):
+            self._masks = {}
             self.prompts += 1
         grid = {"q_block": self.block_size, "k_block": self.block_size, "q_len": x.q.shape[2], "k_len": x.k.shape[2]}
         mass = block_map(x.q, x.k, q_block=self.block_size, k_block=self.block_size, scale=x.scale, pool="mass")
         mass = mass.unflatten(1, (x.k.shape[1], -1)).mean(2)
-        mine = select_topk(mass, row_budget(self.share, **grid), **grid).to_mask()
-        best = (mass * mine).sum(-1)  # [B,Hkv,Mq]
+        mask = select_topk(mass, row_budget(self.share, **grid), **grid).to_mask()
+        best = (mass * mask).sum(-1)  # [B,Hkv,Mq]
         rows = mass.transpose(1, 2)  # [B,Mq,Hkv,Nk]
-        self._kept[x.layer] = mine
-        for anchor, theirs in self._kept.items():
-            found = rows @ theirs.permute(0, 2, 3, 1).to(rows.dtype)  # [B,Mq,Hkv of this layer,Hkv of the anchor]
-            alike = (found / best.transpose(1, 2).unsqueeze(-1)).mean((0, 1)).double().cpu()
+        self._masks[x.layer] = mask
+        for anchor, anchor_mask in self._masks.items():
+            shared = rows @ anchor_mask.permute(0, 2, 3, 1).to(rows.dtype)  # [B,Mq,Hkv of this layer,Hkv of the anchor]
+            alike = (shared / best.transpose(1, 2).unsqueeze(-1)).mean((0, 1)).double().cpu()
             self._sums[anchor, x.layer] = self._sums.get((anchor, x.layer), torch.zeros_like(alike)) + alike
 
     def similarity(self, anchor: int, layer: int) -> Tensor:
-        """float64 [Hkv of the layer, Hkv of the anchor]."""
+        """Return the similarity of a layer's heads to an anchor's, float64 [Hkv of the layer, Hkv of the anchor]."""
         return self._sums[anchor, layer] / self.prompts
 
     def result(self) -> dict[str, Any]:
-        """Raises ValueError where nothing was observed."""
+        """Return the plan for each number of anchors, under `choices`. Raises ValueError where nothing was observed."""
         if not self.prompts:
             raise ValueError("no prompt was observed: there is nothing to search in")
         seen = sorted({layer for _, layer in self._sums})
@@ -131,21 +142,23 @@ class KascadeSearch:
 
 
 def best_anchors(alike: Mapping[tuple[int, int], float], layers: list[int], number: int) -> tuple[tuple[int, ...], float]:
-    """`number` anchors out of `layers`, the first always one, that make the sum over layers of alike[anchor, layer] largest,
-    and that sum. Of equal plans the one whose anchors come earlier."""
+    """Return `number` anchors out of `layers` that make the sum over layers of alike[anchor, layer] largest, and that sum.
+
+    The first layer is always an anchor. Of equal plans the one whose anchors come earlier is taken.
+    """
 
     def span(first: int, end: int) -> float:
         return sum(alike[layers[first], layer] for layer in layers[first:end])
 
-    # best[i]: the plan of the layers from i on, when i is an anchor and so many anchors are left
+    # best[i]: the plan of the layers from i on, when i is an anchor and `remaining` anchors are to be placed
     best: dict[int, tuple[float, tuple[int, ...]]] = {i: (span(i, len(layers)), (layers[i],)) for i in range(len(layers))}
-    for left in range(2, number + 1):
+    for remaining in range(2, number + 1):
         best = {
             i: max(
                 ((span(i, j) + best[j][0], (layers[i], *best[j][1])) for j in range(i + 1, len(layers)) if j in best),
                 key=lambda plan: (round(plan[0], 9), tuple(-anchor for anchor in plan[1])),
             )
-            for i in range(len(layers) - left + 1)
+            for i in range(len(layers) - remaining + 1)
         }
     total, anchors = best[0]
     return anchors, total

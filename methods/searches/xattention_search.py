@@ -1,4 +1,4 @@
-"""A threshold for each head of XAttention, found on attention mass: where a lower one loses least."""
+"""XAttention's offline search: a threshold for each head, lowered where that loses least attention mass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attention_kernels.block_map import block_map
 from torch import Tensor
 
 from methods.parts.base import LayerInputs, Method
-from methods.parts.row_rules import reach_mass
+from methods.parts.top_p import top_p_mask
 
 LEVELS = (1.0, 0.995, 0.98, 0.96, 0.93, *(0.9**step for step in range(1, 41)))
 """A head's thresholds, one step after the other: from 0.9 on each is 10 % lower, as in the paper, which starts there; above,
@@ -30,8 +30,11 @@ class ThresholdSearch:
     """
 
     def __init__(self, method: Method, scores: Any, forced: Any, *, layers: int, heads: int, threshold: float) -> None:
-        """scores(x): the method's block scores [B,Hq,Mq,Nk]; forced(x): bool [Mq,Nk], what it keeps whatever they are.
-        threshold: the one for all heads that the result is compared with."""
+        """Prepare for a model of so many layers and heads.
+
+        scores(x): the method's block scores [B,Hq,Mq,Nk]. forced(x): bool [Mq,Nk], the blocks kept whatever they score.
+        threshold: the one for all heads that the result is compared with.
+        """
         self.method, self.scores, self.forced = method, scores, forced
         self.threshold = threshold
         self.levels = [*LEVELS, threshold]
@@ -42,6 +45,7 @@ class ThresholdSearch:
 
     @torch.no_grad()
     def observe(self, x: LayerInputs, v: Tensor) -> None:
+        """Take in one layer of one prompt; v is not looked at."""
         if x.layer <= self._last or not self.prompts:
             self.prompts += 1
         self._last = x.layer
@@ -50,19 +54,22 @@ class ThresholdSearch:
         truth = block_map(x.q, x.k, q_block=grid["q_block"], k_block=grid["k_block"], scale=x.scale, pool="mass")
         causal = causal_total(**grid)
         for step, level in enumerate(self.levels):
-            kept = reach_mass(scores, forced, level)
-            self._density[x.layer, :, step] += (kept.sum((-2, -1)).double() / causal).mean(0).cpu()
-            self._mass[x.layer, :, step] += (truth * kept).sum(-1).mean(-1).double().mean(0).cpu()
+            mask = top_p_mask(scores, forced, level)
+            self._density[x.layer, :, step] += (mask.sum((-2, -1)).double() / causal).mean(0).cpu()
+            self._mass[x.layer, :, step] += (truth * mask).sum(-1).mean(-1).double().mean(0).cpu()
 
     def curves(self) -> tuple[Tensor, Tensor]:
-        """Density and kept mass at every level, the one threshold's last: float64 [layers · heads, levels] each. Raises
-        ValueError where nothing was observed."""
+        """Return density and kept mass at every level, the one threshold's last: float64 [layers · heads, levels] each.
+
+        Raises ValueError where nothing was observed.
+        """
         if not self.prompts:
             raise ValueError("no prompt was observed: there is nothing to search in")
         density, mass = (x.flatten(0, 1) / self.prompts for x in (self._density, self._mass))
         return density, mass
 
     def result(self) -> dict[str, Any]:
+        """Return the `path` of steps, and how many `steps` of it keep the mass of the one threshold, with both measured."""
         density, mass = self.curves()
         path = cheapest_steps(density[:, :-1], mass[:, :-1])
         steps = steps_for(mass[:, :-1], path, float(mass[:, -1].mean()))
@@ -80,13 +87,17 @@ class ThresholdSearch:
 
 
 def cheapest_steps(density: Tensor, mass: Tensor) -> list[int]:
-    """Heads in the order in which each takes its next step, for density and mass [heads, steps + 1], both falling: what is
-    lost in mass per block left out rises along it. Steps that are cheaper together are taken together."""
+    """Return the heads in the order in which they take their steps, for density and mass [heads, steps + 1], both falling.
+
+    The mass that is lost per block left out rises along the path. Steps that are cheaper together are taken together.
+    """
     segments: list[tuple[float, int, int, int]] = []
-    for head, (blocks, kept) in enumerate(zip(density.tolist(), mass.tolist(), strict=True)):
+    for head, (blocks, masses) in enumerate(zip(density.tolist(), mass.tolist(), strict=True)):
         at = 0
         while at < len(blocks) - 1:
-            prices = [((kept[at] - kept[to]) / max(blocks[at] - blocks[to], 1e-12), -to) for to in range(at + 1, len(blocks))]
+            prices = [
+                ((masses[at] - masses[to]) / max(blocks[at] - blocks[to], 1e-12), -to) for to in range(at + 1, len(blocks))
+            ]
             price, to = min(prices)  # of equal prices the longest way
             segments.append((price, head, at, -to - at))
             at = -to
@@ -94,32 +105,32 @@ def cheapest_steps(density: Tensor, mass: Tensor) -> list[int]:
 
 
 def counts_of(path: Sequence[int], heads: int) -> Tensor:
-    """Steps that each head has taken: int64 [heads]."""
+    """Return the steps that each head has taken along a path: int64 [heads]."""
     return torch.bincount(torch.tensor(path, dtype=torch.int64), minlength=heads)
 
 
 def mean_at(curve: Tensor, taken: Tensor) -> float:
-    """Mean over heads of curve [heads, …] at each head's own step."""
+    """Return the mean over heads of curve [heads, …], each at its own step."""
     return float(curve.gather(1, taken[:, None]).mean())
 
 
 def steps_for(mass: Tensor, path: Sequence[int], least: float) -> int:
-    """The most steps of a path after which the heads keep `least` of mass [heads, steps + 1] on average."""
-    taken, total, found = [0] * len(mass), float(mass[:, 0].sum()), 0
+    """Return the most steps of a path after which the heads keep `least` of mass [heads, steps + 1] on average."""
+    taken, total, most = [0] * len(mass), float(mass[:, 0].sum()), 0
     rows = mass.tolist()
     for number, head in enumerate(path, 1):
         taken[head] += 1
         total += rows[head][taken[head]] - rows[head][taken[head] - 1]
         if total >= least * len(rows) - 1e-9:
-            found = number
-    return found
+            most = number
+    return most
 
 
-def path_from(found: Mapping[str, Any], *, layers: int, heads: int) -> tuple[list[int], int]:
-    """The path and the number of steps that a search found. Raises ValueError, one line, where they don't fit the model."""
+def parse_path(result: Mapping[str, Any], *, layers: int, heads: int) -> tuple[list[int], int]:
+    """Return the path and the steps of a search's result. Raises ValueError, one line, where it doesn't fit the model."""
     try:
-        shape = int(found["layers"]), int(found["heads"])
-        path, steps = [int(head) for head in found["path"]], int(found["steps"])
+        shape = int(result["layers"]), int(result["heads"])
+        path, steps = [int(head) for head in result["path"]], int(result["steps"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not what a search for thresholds writes: {error!r} is wrong; search again") from error
     if shape != (layers, heads):

@@ -16,21 +16,21 @@ from methods.parts.base import LayerInputs
 
 @lru_cache(maxsize=1)
 def model() -> LoadedModel:
-    """The bundled model on the CPU."""
+    """Return the bundled model on the CPU."""
     return load_model(ModelConfig("bundled", "bundled", device="cpu"))
 
 
 @lru_cache(maxsize=8)
 def layers(task: str, length: int, index: int = 0) -> list[tuple[LayerInputs, Tensor]]:
-    """(inputs, v) of every layer, in a dense prefill of one sample of a task."""
+    """Return (inputs, v [1,Hkv,K,D]) of every layer, in a dense prefill of one sample of a task."""
     loaded = model()
     sample = get_samples(task, loaded.tokenizer, length, index + 1, seed=5, cache_dir=None)[index]
     ids = torch.tensor([encode(loaded.tokenizer, sample.prompt)])
-    found: list[tuple[LayerInputs, Tensor]] = []
+    inputs: list[tuple[LayerInputs, Tensor]] = []
 
     def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
-        found.append((LayerInputs(q=q, k=k, layer=layer, scale=scale), v))
+        inputs.append((LayerInputs(q=q, k=k, layer=layer, scale=scale), v))
 
     with torch.inference_mode(), Bridge(loaded, None, observer=observe, record=False):
         loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    return found
+    return inputs

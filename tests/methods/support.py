@@ -9,7 +9,8 @@ from attention_kernels.sparse_attention import SparseIndex
 from torch import Tensor
 
 import methods
-from methods.gates.attn_gate import AttnGate, gate_state
+from methods.gates.attn_gate import AttnGate
+from methods.gates.weights import gate_state
 from methods.parts.base import LayerInputs, Method
 
 HEADS, KV_HEADS, DIM, LAYERS = 4, 2, 16, 2
@@ -36,7 +37,7 @@ class PlainRope:
 def layer(
     q_len: int, k_len: int | None = None, *, batch: int = 1, seed: int = 0, number: int = 0, device: str = "cpu"
 ) -> LayerInputs:
-    """Random queries and keys, the keys with a common part per stretch of text so that blocks differ."""
+    """Return random queries and keys, the keys with a common part per stretch of text so that blocks differ."""
     k_len = k_len or q_len
     generator = torch.Generator().manual_seed(seed)
     topics = torch.randn(batch, KV_HEADS, k_len // 48 + 1, DIM, generator=generator).repeat_interleave(48, dim=2)
@@ -47,14 +48,14 @@ def layer(
 
 
 def gates(block_size: int, *, q_linear: bool = False, seed: int = 0) -> dict[str, Tensor]:
-    """Random gate weights for all layers."""
+    """Return random gate weights for all layers."""
     torch.manual_seed(seed)
-    made = [AttnGate(HEADS, KV_HEADS, DIM, block_size=block_size, q_linear=q_linear) for _ in range(LAYERS)]
-    return {name: 10 * weight for name, weight in gate_state(made).items()}
+    layer_gates = [AttnGate(HEADS, KV_HEADS, DIM, block_size=block_size, q_linear=q_linear) for _ in range(LAYERS)]
+    return {name: 10 * weight for name, weight in gate_state(layer_gates).items()}
 
 
 def ready(name: str, **knobs: object) -> Method:
-    """A method built and, where it needs weights, loaded."""
+    """Return a method that is built and, where it needs weights or a search, has them."""
     method = methods.build(name, **knobs)
     if method.weights is not None:
         state = gates(method.block_size)
@@ -65,20 +66,20 @@ def ready(name: str, **knobs: object) -> Method:
 
 
 def search(method: Method, tokens: int = 300) -> dict[str, Any]:
-    """Search random layers and load what was found."""
+    """Search random layers, load the result and return it."""
     shape = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM}
     finder = method.search(**shape)
     for number in range(LAYERS):
         x = layer(tokens, number=number, seed=number)
         finder.observe(x, torch.randn(x.k.shape, generator=torch.Generator().manual_seed(number)))
-    found = finder.result()
-    method.load_search(found, **shape)
-    return found
+    result = finder.result()
+    method.load_search(result, **shape)
+    return result
 
 
 def select_without_waiting(method: Method, x: LayerInputs) -> SparseIndex:
-    """The selection on a GPU; an error if it waits for the device."""
-    method.select(x)  # what is made once per shape may wait
+    """Return the selection on a GPU; raise where it waits for the device."""
+    method.select(x)  # tensors that are kept for each shape may wait when they are made
     torch.cuda.set_sync_debug_mode("error")
     try:
         index = method.select(x)

@@ -9,7 +9,7 @@ from attention_kernels.block_index import BlockIndex, causal_mask
 import methods
 from harness.core.method_facts import method_facts
 from methods.parts.base import LayerInputs
-from methods.parts.scored import Selection
+from methods.parts.scored_method import Selection
 from tests.methods.support import layer
 
 BLOCK = 16
@@ -25,7 +25,7 @@ def literal(x: LayerInputs, pool: str) -> torch.Tensor:
     def pooled(tokens: torch.Tensor) -> torch.Tensor:
         return tokens.mean(0) if pool == "mean" else tokens.amax(0)
 
-    kept = torch.zeros(batch, heads, len(budget), -(-k_len // BLOCK), dtype=torch.bool)
+    mask = torch.zeros(batch, heads, len(budget), -(-k_len // BLOCK), dtype=torch.bool)
     for b in range(batch):
         for h in range(heads):
             keys = [pooled(part) for part in k[b, h // (heads // kv_heads)].split(BLOCK)]
@@ -35,17 +35,17 @@ def literal(x: LayerInputs, pool: str) -> torch.Tensor:
                 scores = {j: float(pooled(queries) @ keys[j]) * x.scale for j in seen}
                 own = [j for j in seen if j >= first // BLOCK]
                 ranked = own + sorted(set(seen) - set(own), key=lambda j: -scores[j])
-                kept[b, h, row, ranked[: max(budget[row], len(own))]] = True
-    return kept
+                mask[b, h, row, ranked[: max(budget[row], len(own))]] = True
+    return mask
 
 
 @pytest.mark.parametrize("pool", ["mean", "max"])
 @pytest.mark.parametrize(("q_len", "k_len", "batch"), [(203, 203, 2), (61, 210, 1), (1, 100, 1)])
 def test_equals_the_formula(q_len: int, k_len: int, batch: int, pool: str) -> None:
     x = layer(q_len, k_len, batch=batch)
-    found = methods.build("block_topk", block_size=BLOCK, sparsity=0.8, pool=pool).select(x)
-    assert found is not None
-    assert torch.equal(found.to_mask(), literal(x, pool))
+    index = methods.build("block_topk", block_size=BLOCK, sparsity=0.8, pool=pool).select(x)
+    assert index is not None
+    assert torch.equal(index.to_mask(), literal(x, pool))
 
 
 def test_a_maximum_sees_one_loud_key_that_a_mean_hides() -> None:
@@ -73,19 +73,19 @@ def test_an_unknown_pool_is_refused() -> None:
 def test_a_threshold_keeps_the_shares_above_it_and_the_diagonal() -> None:
     x = layer(203)
     method = methods.build("block_topk", block_size=BLOCK, selection="threshold", threshold=0.07)
-    found = method.select(x)
-    assert found is not None
-    kept = (method.scores(x) > 0.07) | torch.eye(-(-203 // BLOCK), dtype=torch.bool)
-    assert torch.equal(found.to_mask(), kept)
-    assert len({int(row.sum()) for row in kept[0, 0]}) > 2, "every row keeps as many: the test cannot tell the rules apart"
+    index = method.select(x)
+    assert index is not None
+    above = (method.scores(x) > 0.07) | torch.eye(-(-203 // BLOCK), dtype=torch.bool)
+    assert torch.equal(index.to_mask(), above)
+    assert len({int(row.sum()) for row in above[0, 0]}) > 2, "every row keeps as many: the test cannot tell the rules apart"
 
 
 def test_nz_ratio_keeps_the_same_number_in_every_row() -> None:
     x = layer(203)
-    found = methods.build("block_topk", block_size=BLOCK, selection="nz_ratio", sparsity=0.6).select(x)
-    assert found is not None
+    index = methods.build("block_topk", block_size=BLOCK, selection="nz_ratio", sparsity=0.6).select(x)
+    assert index is not None
     most = int((1 - 0.6**0.5) * -(-203 // BLOCK))
-    assert found.to_mask().sum(-1)[0, 0].tolist() == [min(row + 1, most) for row in range(-(-203 // BLOCK))]
+    assert index.to_mask().sum(-1)[0, 0].tolist() == [min(row + 1, most) for row in range(-(-203 // BLOCK))]
 
 
 def test_the_default_rule_leaves_recorded_arms_as_they_were() -> None:
@@ -104,22 +104,22 @@ def test_last_rows_are_full_and_count_in_the_density(selection: Selection) -> No
     method = methods.build("block_topk", block_size=BLOCK, sparsity=0.4, selection=selection, last=2)
     if selection == "threshold":
         method.threshold = 0.07  # what calibration would find
-    found = method.select(x)
-    assert found is not None
-    found.validate()
-    mask, causal = found.to_mask(), causal_mask(**grid)
+    index = method.select(x)
+    assert index is not None
+    index.validate()
+    mask, causal = index.to_mask(), causal_mask(**grid)
     assert bool((mask[:, :, -2:] == causal[-2:]).all()) and not bool((mask[:, :, -4:-2] == causal[-4:-2]).all())
     if selection == "threshold":
-        kept = (method.scores(x) > 0.07) | torch.eye(-(-203 // BLOCK), dtype=torch.bool)
-        assert torch.equal(mask[:, :, :-2], kept[:, :, :-2])
+        above = (method.scores(x) > 0.07) | torch.eye(-(-203 // BLOCK), dtype=torch.bool)
+        assert torch.equal(mask[:, :, :-2], above[:, :, :-2])
     elif selection == "nz_ratio":  # as many blocks in each of the others as fit, and no more
-        counts, seen = found.counts[0, 0].tolist(), causal.sum(-1).tolist()
+        counts, seen = index.counts[0, 0].tolist(), causal.sum(-1).tolist()
         most = max(counts[:-2])
         assert counts[:-2] == [min(most, c) for c in seen[:-2]]
         more = sum(min(most + 1, c) for c in seen[:-2]) + sum(seen[-2:])
         assert sum(counts) <= 0.6 * sum(seen) < more
     else:
-        density = float(found.density().mean())
+        density = float(index.density().mean())
         assert abs(density - 0.6) < 0.02
     free = methods.build("block_topk", block_size=BLOCK, sparsity=0.9, selection="topk", last=2).select(x)
     assert free is not None and float(free.density().mean()) < 0.2, "two full rows are a quarter of this map: none fits in"
@@ -128,8 +128,8 @@ def test_last_rows_are_full_and_count_in_the_density(selection: Selection) -> No
 def test_a_threshold_of_its_own_pays_for_last_rows_beside_it() -> None:
     x = layer(61, 210)  # queries of a later chunk: the last blocks are the chunk's
     method = methods.build("block_topk", block_size=BLOCK, selection="threshold", threshold=0.9, last=9)
-    found = method.select(x)
-    assert found is not None and float(found.density().mean()) == 1.0, "the chunk has four query blocks"
+    index = method.select(x)
+    assert index is not None and float(index.density().mean()) == 1.0, "the chunk has four query blocks"
     with pytest.raises(ValueError, match="last=-1: must be at least 0 query blocks"):
         methods.build("block_topk", sparsity=0.5, last=-1)
 
@@ -140,9 +140,9 @@ def test_every_method_that_takes_last_keeps_those_rows(name: str) -> None:
     method = methods.build(name, block_size=BLOCK, sparsity=0.2, last=2)
     if name == "xattention":
         method.threshold = 0.3  # what calibration would find
-    found = method.select(x)
-    assert isinstance(found, BlockIndex)
-    mask, causal = found.to_mask(), causal_mask(q_len=203, k_len=203, q_block=BLOCK, k_block=BLOCK)
+    index = method.select(x)
+    assert isinstance(index, BlockIndex)
+    mask, causal = index.to_mask(), causal_mask(q_len=203, k_len=203, q_block=BLOCK, k_block=BLOCK)
     assert bool((mask[:, :, -2:] == causal[-2:]).all()) and not bool((mask[:, :, -4:-2] == causal[-4:-2]).all())
     assert method.knobs()["last"] == 2 and method_facts(name).added_knobs["last"] == 0, "recorded rows stand for 0"
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from methods import decode
 from methods.decode.parts.base import StepInputs
-from methods.decode.parts.blocks import PerBlock
-from tests.methods.decode_support import SPARSE, alone, choose, kept, ready, step
+from methods.decode.parts.block_vectors import BlockVectors
+from tests.methods.decode_support import SPARSE, choose, kept_mask, one_sequence, ready, step
 from tests.methods.support import KV_HEADS
 
 LENGTHS = [640, 637, 625, 641]
@@ -63,10 +63,10 @@ def test_a_sequence_does_not_depend_on_its_neighbours(name: str, knobs: dict[str
     index = choose(method, x)
     assert index is not None
     for row, blocks in enumerate(blocks_of(x, 16)):
-        one = choose(method, alone(x, row))
-        mine = kept(index, row, blocks)
-        assert bool(mine[:, -1].all()), "the newest block"
-        assert bool(mine.all()) if one is None else torch.equal(mine, kept(one, 0, blocks))
+        single = choose(method, one_sequence(x, row))
+        row_mask = kept_mask(index, row, blocks)
+        assert bool(row_mask[:, -1].all()), "the newest block"
+        assert bool(row_mask.all()) if single is None else torch.equal(row_mask, kept_mask(single, 0, blocks))
 
 
 @pytest.mark.parametrize("name", SPARSE)
@@ -91,8 +91,8 @@ def test_appending_keys_is_starting_over(name: str, starts: tuple[int, ...] | No
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_the_same_choice_twice(name: str) -> None:
-    one, two = (choose(ready(name, block_size=16, budget=96), step(637, batch=2)) for _ in range(2))
-    assert one is not None and two is not None and torch.equal(one.indices, two.indices)
+    first, second = (choose(ready(name, block_size=16, budget=96), step(637, batch=2)) for _ in range(2))
+    assert first is not None and second is not None and torch.equal(first.indices, second.indices)
 
 
 @pytest.mark.parametrize("name", SPARSE)
@@ -102,13 +102,13 @@ def test_no_choice_of_as_many_blocks_keeps_more_mass_than_the_oracle(name: str) 
     best = choose(ready("oracle", block_size=16, budget=96, pool="mass"), x)
     other = choose(ready(name, block_size=16, budget=96), x)
     assert best is not None and other is not None
-    own = kept(other, 0, 40)
+    own = kept_mask(other, 0, 40)
     own = own.repeat_interleave(mass.shape[0] // own.shape[0], 0)
-    most = (mass * kept(best, 0, 40)).sum(-1)
+    most = (mass * kept_mask(best, 0, 40)).sum(-1)
     assert bool((most >= (mass * own).sum(-1) - 1e-6).all())
     blind = choose(ready("random", block_size=16, budget=96), x)
     assert blind is not None
-    chance = (mass * kept(blind, 0, 40).repeat_interleave(2, 0)).sum(-1).mean()
+    chance = (mass * kept_mask(blind, 0, 40).repeat_interleave(2, 0)).sum(-1).mean()
     if decode.get(name).family == "top-k" and decode.get(name).gate is None:  # an untrained gate knows nothing
         assert (mass * own).sum(-1).mean() > chance
 
@@ -144,9 +144,9 @@ def test_quest_keeps_three_pages_and_two_dense_layers() -> None:
 def test_streaming_keeps_sinks_and_the_latest() -> None:
     index = choose(ready("streaming", budget=96, sinks=20), step(637))
     assert index is not None
-    assert kept(index, 0, 40)[0].nonzero()[:, 0].tolist() == [0, 1, 36, 37, 38, 39]
+    assert kept_mask(index, 0, 40)[0].nonzero()[:, 0].tolist() == [0, 1, 36, 37, 38, 39]
     index = choose(ready("streaming", budget=48, sinks=0), step(637))
-    assert index is not None and kept(index, 0, 40)[0].nonzero()[:, 0].tolist() == [37, 38, 39]
+    assert index is not None and kept_mask(index, 0, 40)[0].nonzero()[:, 0].tolist() == [37, 38, 39]
 
 
 def test_random_draws_anew_for_each_step_layer_head_and_seed() -> None:
@@ -158,7 +158,7 @@ def test_random_draws_anew_for_each_step_layer_head_and_seed() -> None:
 
 
 def test_per_block_grows_without_losing_anything() -> None:
-    kept_values = PerBlock(torch.randn(2, 3, 4, 5))
+    kept_values = BlockVectors(torch.randn(2, 3, 4, 5))
     before = kept_values.values.clone()
     for block in range(4, 60):
         kept_values.reserve(block + 1)

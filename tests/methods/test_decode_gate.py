@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.decode.parts.gate import DecodeGate
-from methods.gates.attn_gate import gate_state
+from methods.gates.decode_gate import DecodeGate
+from methods.gates.weights import gate_state
 from methods.parts.rope import rope_apply
 from tests.methods.decode_support import ready, shape, step
 from tests.methods.support import DIM, HEADS, KV_HEADS, PlainRope
@@ -20,10 +20,10 @@ BLOCK = 16
 def weights(block_size: int, seed: int = 0) -> dict[str, Tensor]:
     """Random weights for all layers, the norms' too."""
     generator = torch.Generator().manual_seed(seed)
-    made = [DecodeGate(HEADS, KV_HEADS, DIM, block_size=block_size) for _ in range(shape()["layers"])]
+    layer_gates = [DecodeGate(HEADS, KV_HEADS, DIM, block_size=block_size) for _ in range(shape()["layers"])]
     return {
         name: torch.randn(weight.shape, generator=generator) + (1.0 if name.endswith("norm") else 0.0)
-        for name, weight in gate_state(made).items()
+        for name, weight in gate_state(layer_gates).items()
     }
 
 
@@ -68,9 +68,9 @@ def test_equals_the_naive_formulation(q_len: int, k_len: int, rotary: int, scali
     post_k = rope_apply(k, *rope.cos_sin(torch.arange(k_len)))
     torch.testing.assert_close(gate(post_q, post_k, rope)[0].double(), expected, atol=1e-4, rtol=1e-4)
     x = replace(step(k_len), q=post_q[:, :, -1:].float(), k=post_k.float(), rope=rope, layer=1)
-    one = seer.scores(x, seer.start(x))[0].double()  # type: ignore[attr-defined]
+    step_logits = seer.scores(x, seer.start(x))[0].double()  # type: ignore[attr-defined]
     own = (k_len - 1) // BLOCK
-    torch.testing.assert_close(one[:, :own], expected[:, -1, :own], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(step_logits[:, :own], expected[:, -1, :own], atol=1e-4, rtol=1e-4)
 
 
 def test_a_block_completed_while_decoding_is_turned_by_its_first_token() -> None:
@@ -81,8 +81,8 @@ def test_a_block_completed_while_decoding_is_turned_by_its_first_token() -> None
         seer.extend(state, step(length, batch=3, starts=(0, 5, 90)))
     fresh = seer.start(step(200, batch=3, starts=(0, 5, 90)))
     torch.testing.assert_close(state.keys.values, fresh.keys.values, atol=1e-5, rtol=1e-5)
-    for mine, theirs in ((state.high, fresh.high), (state.low, fresh.low), (state.total, fresh.total)):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+    for grown, whole_cache in ((state.high, fresh.high), (state.low, fresh.low), (state.total, fresh.total)):
+        torch.testing.assert_close(grown, whole_cache, atol=1e-5, rtol=1e-5)
 
 
 def test_threshold_is_a_share_of_the_blocks_before_the_newest() -> None:
@@ -92,20 +92,20 @@ def test_threshold_is_a_share_of_the_blocks_before_the_newest() -> None:
     probs = seer.scores(x, state)[..., :-1].softmax(-1)  # type: ignore[attr-defined]
     index = seer.select(x, state)
     assert index is not None
-    wanted = torch.nn.functional.pad(probs > 0.03, (0, 1), value=True)
-    assert torch.equal(index.to_mask()[:, :, 0], wanted)
+    expected = torch.nn.functional.pad(probs > 0.03, (0, 1), value=True)
+    assert torch.equal(index.to_mask()[:, :, 0], expected)
     assert len(set(index.counts.flatten().tolist())) > 1 and seer.knobs()["budget"] is None
 
 
 def test_the_first_block_on_demand() -> None:
     x = step(637)
-    found = []
+    first_kept = []
     for first in (False, True):
         seer = ready("seer_r", block_size=BLOCK, budget=48, first=first)
         index = seer.select(x, seer.start(x))
         assert index is not None and bool((index.counts == 3).all())
-        found.append(bool((index.indices[..., 0] == 0).all()))
-    assert found == [False, True]
+        first_kept.append(bool((index.indices[..., 0] == 0).all()))
+    assert first_kept == [False, True]
 
 
 def test_truth_is_the_groups_largest_without_the_own_block() -> None:

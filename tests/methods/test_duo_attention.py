@@ -53,10 +53,10 @@ def test_the_heads_that_need_least_stream(streaming: float, dense: list[list[int
 @pytest.mark.parametrize("shape", [(397, 397), (150, 505)])
 def test_streaming_heads_keep_sinks_and_window(shape: tuple[int, int]) -> None:
     x = layer(*shape)
-    found = duo().select(x)
-    assert found is not None
-    wanted = StreamingLLM(block_size=16, window=64, sinks=32).select(x)
-    assert torch.equal(found.to_mask()[:, 0], wanted.to_mask()[:, 0])
+    result = duo().select(x)
+    assert result is not None
+    expected = StreamingLLM(block_size=16, window=64, sinks=32).select(x)
+    assert torch.equal(result.to_mask()[:, 0], expected.to_mask()[:, 0])
 
 
 @pytest.mark.parametrize("length", [640, 2000, 4001])
@@ -64,8 +64,8 @@ def test_streaming_heads_keep_sinks_and_window(shape: tuple[int, int]) -> None:
 def test_the_density_over_all_heads_is_as_asked(length: int, sparsity: float) -> None:
     needs = [[0.1, 0.9], [0.4, 0.2], [0.3, 0.35], [0.8, 0.7]]
     method = duo(needs, sparsity=sparsity)
-    found = [method.select(layer(length, number=number)) for number in range(4)]
-    densities = [1.0 if index is None else float(index.density().mean()) for index in found]
+    result = [method.select(layer(length, number=number)) for number in range(4)]
+    densities = [1.0 if index is None else float(index.density().mean()) for index in result]
     assert sum(densities) / 4 == pytest.approx(1 - sparsity, abs=0.005)
 
 
@@ -87,13 +87,13 @@ def test_where_streaming_heads_keep_too_much_their_window_shrinks() -> None:
     index = duo(sparsity=0.9, recent=256).select(x)
     assert index is not None
     assert (index.density() - 0.1).abs().max() < 0.01
-    wanted = StreamingLLM(block_size=16, sparsity=0.9, sinks=32).select(x)
-    assert torch.equal(index.to_mask(), wanted.to_mask())
+    expected = StreamingLLM(block_size=16, sparsity=0.9, sinks=32).select(x)
+    assert torch.equal(index.to_mask(), expected.to_mask())
 
 
 def test_the_search_measures_what_streaming_loses() -> None:
     method = methods.build("duo_attention", block_size=16, sinks=16, recent=32)
-    found = search(method, 300)
+    result = search(method, 300)
     x = layer(300, number=1, seed=1)
     v = torch.randn(x.k.shape, generator=torch.Generator().manual_seed(1))
     mask = StreamingLLM(block_size=16, window=32, sinks=16).select(x).to_mask()[0, 0]
@@ -102,9 +102,9 @@ def test_the_search_measures_what_streaming_loses() -> None:
     probs = (x.q.double() @ keys.mT * x.scale).masked_fill(~mask, -float("inf")).softmax(-1)
     dense = dense_attention(x.q.double(), x.k.double(), v.double(), scale=x.scale, kernel="reference")
     wrong = (probs @ values - dense).square().sum((0, 2, 3))
-    wanted = (wrong.unflatten(0, (2, 2)).sum(-1) / dense.square().sum()).sqrt()
-    assert found["heads"][1] == pytest.approx(wanted.tolist(), abs=2e-5)
-    assert (found["sinks"], found["recent"]) == (16, 32)
+    expected = (wrong.unflatten(0, (2, 2)).sum(-1) / dense.square().sum()).sqrt()
+    assert result["heads"][1] == pytest.approx(expected.tolist(), abs=2e-5)
+    assert (result["sinks"], result["recent"]) == (16, 32)
 
 
 def test_the_search_ranks_a_head_that_looks_far_above_one_that_looks_near() -> None:
@@ -127,17 +127,17 @@ def test_a_layer_of_a_sliding_window_has_no_heads_to_rank() -> None:
         finder.result()
     x = layer(640, number=1)
     finder.observe(x, torch.randn(x.k.shape, generator=torch.Generator().manual_seed(0)))
-    found = finder.result()
-    assert found["heads"][0] == [] and len(found["heads"][1]) == 2
+    result = finder.result()
+    assert result["heads"][0] == [] and len(result["heads"][1]) == 2
     method = methods.build("duo_attention", sparsity=0.5, block_size=16, sinks=16, recent=64)
-    method.load_search(found, **SHAPE)
+    method.load_search(result, **SHAPE)
     index = method.select(x)
     assert index is not None
     assert index.density().mean() == pytest.approx(0.5, abs=0.03)  # of the layer there is, not of both
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("result", "message"),
     [
         ({}, 'it has no "heads"'),
         ({"heads": [[], []]}, "it is of 2 layers of 0 KV heads, not 2 of 2"),
@@ -147,9 +147,9 @@ def test_a_layer_of_a_sliding_window_has_no_heads_to_rank() -> None:
         ({"heads": [[1, float("nan")]] * 2}, "its numbers must be finite"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_line(found: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_is_one_clear_line(result: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        methods.build("duo_attention").load_search(found, **SHAPE)
+        methods.build("duo_attention").load_search(result, **SHAPE)
 
 
 @pytest.mark.parametrize(

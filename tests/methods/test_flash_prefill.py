@@ -19,7 +19,7 @@ FEW = {"sinks": 1, "window": 2, "last": 1}
 def literal(x: LayerInputs, block: int, alpha: float, sinks: int, window: int, last: int) -> torch.Tensor:
     (batch, heads, q_len, _), (_, kv_heads, k_len, _) = x.q.shape, x.k.shape
     shift, rows, cols = k_len - q_len, -(-q_len // block), -(-k_len // block)
-    kept = torch.zeros(batch, heads, rows, cols, dtype=torch.bool)
+    mask = torch.zeros(batch, heads, rows, cols, dtype=torch.bool)
     for b in range(batch):
         for h in range(heads):
             q = x.q[b, h].double()
@@ -33,8 +33,8 @@ def literal(x: LayerInputs, block: int, alpha: float, sinks: int, window: int, l
                 ]
                 for j in range(own[1] + 1):
                     best = score[j] > 0 and score[j] >= alpha * max(score)
-                    kept[b, h, i, j] = best or j < sinks or j > own[0] - window or i >= rows - last
-    return kept
+                    mask[b, h, i, j] = best or j < sinks or j > own[0] - window or i >= rows - last
+    return mask
 
 
 def select(x: LayerInputs, **knobs: object) -> torch.Tensor:
@@ -67,15 +67,15 @@ def test_strided_inputs_do_not_matter() -> None:
 
 def test_a_long_tail_does_not_count() -> None:
     """The paper's claim: a threshold relative to the maximum drops the tail, however long; a share of the mass would not."""
-    kept = {}
+    counts = {}
     for length in (640, 2560):
         q, k = torch.zeros(1, 1, length, 16), torch.zeros(1, 1, length, 16)
         q[..., 0], k[0, 0, 5 * 16 : 6 * 16, 0] = 1.0, 2.5  # one block scores e^2.5 times what each of the others does
         index = methods.build("flash_prefill", block_size=16, **FEW).select(LayerInputs(q=q, k=k, layer=0, scale=1.0))
         assert index is not None
-        kept[length] = index.counts[0, 0, 8:-1].unique().tolist()
+        counts[length] = index.counts[0, 0, 8:-1].unique().tolist()
         assert bool(index.to_mask()[0, 0, 8:, 5].all())
-    assert kept == {640: [4], 2560: [4]}  # the sink, the window of two and the block
+    assert counts == {640: [4], 2560: [4]}  # the sink, the window of two and the block
 
 
 def test_the_common_size_of_a_row_s_scores_does_not_matter() -> None:
@@ -110,8 +110,8 @@ def test_a_sparsity_leaves_the_scores_a_say() -> None:
     index = method.select(x)
     assert index is not None
     assert bool((index.density() <= 0.3).all())
-    found = index.to_mask()
-    assert not torch.equal(found[:, 0], found[:, 1])
+    mask = index.to_mask()
+    assert not torch.equal(mask[:, 0], mask[:, 1])
 
 
 @pytest.mark.parametrize(

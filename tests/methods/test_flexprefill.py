@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import methods
-from methods.flexprefill import FlexPrefill, js_distance, within
+from methods.flexprefill import FlexPrefill, js_distance, largest_within
 from methods.parts.base import LayerInputs
 from tests.methods.support import layer, select_without_waiting
 
@@ -117,8 +117,8 @@ def test_equals_the_recipe(shape: tuple[int, int, int], gamma: float) -> None:
         mask = mask_of(method, x)
         for b in range(batch):
             for h in range(4):
-                wanted, aware = literal(x.q[b, h], x.k[b, h // 2], x.scale, gamma, 0.3, floor=2)
-                assert torch.equal(mask[b, h], wanted), (b, h, aware)
+                expected, aware = literal(x.q[b, h], x.k[b, h // 2], x.scale, gamma, 0.3, floor=2)
+                assert torch.equal(mask[b, h], expected), (b, h, aware)
                 patterns.append(aware)
         single = mask_of(method, replace(x, q=x.q.float(), k=x.k.float()))
         assert (single == mask).double().mean() > 0.99
@@ -191,27 +191,27 @@ def test_js_distance() -> None:
     assert float(js_distance(p, q)) == pytest.approx(math.sqrt(math.log(2)))
     assert float(js_distance(q, q)) == 0
     halves = torch.tensor([0.5, 0.25, 0.25])
-    wanted = 0.5 * (math.log(1 / 0.75)) + 0.5 * (0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.25 / 0.125))
-    assert float(js_distance(p, halves)) == pytest.approx(math.sqrt(wanted))
+    expected = 0.5 * (math.log(1 / 0.75)) + 0.5 * (0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.25 / 0.125))
+    assert float(js_distance(p, halves)) == pytest.approx(math.sqrt(expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_within_keeps_the_largest_that_fit(dtype: torch.dtype) -> None:
     probs = torch.randn(2, 3, 9, 11, dtype=dtype).mul(3).softmax(-1)
     for mass in (0.0, 0.5, 4.0, 8.9, 10.0):
-        kept = within(probs, mass)
+        mask = largest_within(probs, mass)
         for b in range(2):
             for h in range(3):
                 ordered = probs[b, h].flatten().sort(descending=True).values
                 count = int((ordered.double().cumsum(0) <= mass).sum())
-                assert int(kept[b, h].sum()) == count
-                assert count == 0 or probs[b, h][kept[b, h]].min() == ordered[count - 1]
+                assert int(mask[b, h].sum()) == count
+                assert count == 0 or probs[b, h][mask[b, h]].min() == ordered[count - 1]
 
 
 def test_within_keeps_or_leaves_equals_together() -> None:
     probs = torch.tensor([0.25, 0.5, 0.25]).expand(1, 1, 1, 3).contiguous()
-    assert within(probs, 0.8).flatten().tolist() == [False, True, False]
-    assert within(probs, 1.0).all()
+    assert largest_within(probs, 0.8).flatten().tolist() == [False, True, False]
+    assert largest_within(probs, 1.0).all()
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ from attention_kernels.block_index import BlockIndex, causal_mask, diagonal_mask
 from torch import Tensor
 
 import methods
-import methods.gates.attn_gate
+import methods.gates.weights
 from methods.gates.attn_gate import AttnGate, load_gates
 from methods.parts.base import LayerInputs
 from methods.parts.rope import rope_apply
@@ -110,9 +110,9 @@ def test_seer_keeps_the_best_of_the_gate() -> None:
     assert index is not None
     mask = index.to_mask()
     for row in range(1, mask.shape[2]):  # blocks beside the diagonal, which is forced
-        scores, kept = logits[:, :, row, :row], mask[:, :, row, :row]
-        worst_kept = scores.masked_fill(~kept, float("inf")).amin(-1)
-        best_left = scores.masked_fill(kept, float("-inf")).amax(-1)
+        scores, chosen = logits[:, :, row, :row], mask[:, :, row, :row]
+        worst_kept = scores.masked_fill(~chosen, float("inf")).amin(-1)
+        best_left = scores.masked_fill(chosen, float("-inf")).amax(-1)
         assert bool((worst_kept >= best_left).all())
 
 
@@ -142,14 +142,14 @@ def test_seer_threshold_keeps_what_is_above_it() -> None:
     assert index is not None
     assert x.rope is not None
     probability = method.gates[0](x.q, x.k, x.rope).softmax(-1)  # type: ignore[attr-defined]
-    wanted = (probability > 0.03) | torch.eye(40, dtype=torch.bool)
-    assert torch.equal(index.to_mask(), wanted)
+    expected = (probability > 0.03) | torch.eye(40, dtype=torch.bool)
+    assert torch.equal(index.to_mask(), expected)
     knobs = {"selection": "threshold", "threshold": 0.03, "nz_ratio": None, "q_linear": False, "shared": False, "gates": None}
     assert method.knobs() == {**knobs, "last": 0}
     release = ready("seer", selection="threshold", threshold=0.03, block_size=BLOCK, last=2).select(x)
     assert release is not None
-    wanted[..., -2:, :] = torch.arange(40) <= torch.tensor([[38], [39]])
-    assert torch.equal(release.to_mask(), wanted), "the release's last two query blocks are dense"
+    expected[..., -2:, :] = torch.arange(40) <= torch.tensor([[38], [39]])
+    assert torch.equal(release.to_mask(), expected), "the release's last two query blocks are dense"
 
 
 def test_seer_nz_ratio_is_the_papers_rule() -> None:
@@ -175,7 +175,7 @@ SHAPE = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM
 def test_weights_survive_a_round_trip(q_linear: bool) -> None:
     state = gates(BLOCK, q_linear=q_linear)
     loaded = load_gates(state, **SHAPE, block_size=BLOCK, q_linear=q_linear)
-    back = methods.gates.attn_gate.gate_state(loaded)
+    back = methods.gates.weights.gate_state(loaded)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 import methods
 from methods.block_topk import BlockTopK
 from methods.parts.base import Grid, LayerInputs
-from methods.parts.head_patterns import Pattern, patterns_from, select_patterns
-from methods.searches.pattern_search import CANDIDATES, PatternSearch
+from methods.parts.head_patterns import Pattern, parse_patterns, select_patterns
+from methods.searches.minference_search import CANDIDATES, PatternSearch
 from methods.streaming_llm import StreamingLLM
 from tests.methods.support import DIM, HEADS, KV_HEADS, LAYERS, layer
 
@@ -46,17 +46,16 @@ def by_recipe(x: LayerInputs, head: int, v: int, s: int, forced: tuple[int, int]
     vertical[: forced[0]] = slash[: forced[1]] = float("inf")
     columns = set(vertical.sort(descending=True, stable=True).indices[:v].tolist())
     diagonals = slash.sort(descending=True, stable=True).indices[:s].tolist()
-    kept = torch.zeros(-(-q_len // 16), k_len, dtype=torch.bool)
-    for row in range(len(kept)):
+    keys = torch.zeros(-(-q_len // 16), k_len, dtype=torch.bool)
+    for row in range(len(keys)):
         first = k_len - q_len + row * 16
         seen = min(first + 16, k_len)
         for o in diagonals:
-            for key in range(max(0, first - o), min(first + 15 - o, seen - 1) + 1):  # keys that whole rows meet
-                kept[row, key // 16 * 16 : key // 16 * 16 + 16] = True
-        for key in columns:
-            if key < first // 16 * 16:
-                kept[row, key] = True
-    return kept & causal_mask(q_len, k_len, 16, 16).repeat_interleave(16, 1)[:, :k_len]
+            low, high = max(0, first - o), min(first + 15 - o, seen - 1)  # keys that whole rows meet
+            if low <= high:
+                keys[row, low // 16 * 16 : high // 16 * 16 + 16] = True
+        keys[row, [key for key in columns if key < first // 16 * 16]] = True
+    return keys & causal_mask(q_len, k_len, 16, 16).repeat_interleave(16, 1)[:, :k_len]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -65,9 +64,9 @@ def test_vertical_slash_is_the_recipe(shape: tuple[int, int], v: int, s: int) ->
     x = layer(*shape)
     index = select_patterns(x, grid_of(x), [Pattern("vertical_slash", v, s)] * HEADS)
     index.validate()
-    found = keys_of(index)[0]
+    keys = keys_of(index)[0]
     for head in range(HEADS):
-        assert torch.equal(found[head], by_recipe(x, head, v, s)), head
+        assert torch.equal(keys[head], by_recipe(x, head, v, s)), head
 
 
 def test_without_a_sparsity_the_floors_hold_and_with_one_they_do_not() -> None:
@@ -90,8 +89,8 @@ def test_a_shape_is_sinks_and_a_window(shape: tuple[int, int]) -> None:
     blocks, cols = index.to_mask()[0], torch.arange(-(-shape[1] // 16))
     last = torch.tensor([min(shape[1] - shape[0] + (r + 1) * 16, shape[1]) - 1 for r in range(blocks.shape[1])]) // 16
     own = torch.tensor([(shape[1] - shape[0] + r * 16) // 16 for r in range(blocks.shape[1])])
-    wanted = (cols < 2) | (cols > (last - 4)[:, None]) | (cols >= own[:, None])
-    assert torch.equal(blocks, (wanted & (cols <= last[:, None])).expand_as(blocks))
+    expected = (cols < 2) | (cols > (last - 4)[:, None]) | (cols >= own[:, None])
+    assert torch.equal(blocks, (expected & (cols <= last[:, None])).expand_as(blocks))
     if shape == (400, 400):
         assert torch.equal(blocks[:1], StreamingLLM(block_size=16, window=50, sinks=20).select(x).to_mask()[0, :1])
 
@@ -117,8 +116,8 @@ def test_heads_of_different_patterns_do_not_meet(shape: tuple[int, int]) -> None
     index.validate()
     assert isinstance(index, ColumnIndex) and index.column_counts.tolist() == [[0, 40, 0, 5]] * 2
     for head, pattern in enumerate(mixed):
-        alone = keys_of(select_patterns(x, grid_of(x), [pattern] * HEADS))
-        assert torch.equal(keys_of(index)[:, head], alone[:, head]), pattern
+        unmixed = keys_of(select_patterns(x, grid_of(x), [pattern] * HEADS))
+        assert torch.equal(keys_of(index)[:, head], unmixed[:, head]), pattern
     blocks = select_patterns(x, grid_of(x), [mixed[0], mixed[2], Pattern("block_sparse", 7), mixed[2]])
     blocks.validate()
     assert isinstance(blocks, BlockIndex)
@@ -133,9 +132,9 @@ def test_the_fallback_is_kept_where_nothing_was_searched() -> None:
 
 
 def test_rules_of_the_release() -> None:
-    found = [[["a_shape", 100, 800], ["block_sparse", 100, 0], ["vertical_slash", 500, 700], ["vertical_slash", 30, 800]]]
+    searched = [[["a_shape", 100, 800], ["block_sparse", 100, 0], ["vertical_slash", 500, 700], ["vertical_slash", 30, 800]]]
     method = methods.build("minference", release_rules=True)
-    method.load_search({"patterns": found * LAYERS}, **SHAPE)
+    method.load_search({"patterns": searched * LAYERS}, **SHAPE)
     numbers = [(100, 800), (1000, 6096), (500, 700), (30, 800)]
     assert method.layer_patterns(1, HEADS) == tuple(Pattern("vertical_slash", v, s) for v, s in numbers)
     assert method.knobs() == {"patterns": "searched", "release_rules": True, "factor": None}
@@ -144,8 +143,8 @@ def test_rules_of_the_release() -> None:
 def test_more_is_kept_as_the_factor_rises() -> None:
     x = layer(637)
     method = methods.build("minference", block_size=16, sparsity=0.5)
-    found = [["a_shape", 100, 200], ["block_sparse", 20, 0], ["vertical_slash", 90, 20], ["vertical_slash", 30, 80]]
-    method.load_search({"patterns": [found] * LAYERS}, **SHAPE)
+    searched = [["a_shape", 100, 200], ["block_sparse", 20, 0], ["vertical_slash", 90, 20], ["vertical_slash", 30, 80]]
+    method.load_search({"patterns": [searched] * LAYERS}, **SHAPE)
     knob = method.calibrates()
     densities = []
     for factor in (1e-4, 0.01, 0.1, 0.5, 1.0, 3.0, 2e3):
@@ -158,7 +157,7 @@ def test_more_is_kept_as_the_factor_rises() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("result", "message"),
     [
         ({}, "it has no patterns"),
         ({"patterns": [[["vertical_slash", 1, 2]] * 3] * 2}, "patterns of 2 layers of 3 heads, not 2 of 4"),
@@ -169,9 +168,9 @@ def test_more_is_kept_as_the_factor_rises() -> None:
         ({"patterns": 3}, "patterns must be lists of"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_line(found: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_is_one_clear_line(result: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        methods.build("minference").load_search(found, **SHAPE)
+        methods.build("minference").load_search(result, **SHAPE)
 
 
 def test_knobs_are_checked() -> None:
@@ -190,13 +189,13 @@ def planted(tokens: int = 1920) -> LayerInputs:
     generator = torch.Generator().manual_seed(0)
     q, k = torch.zeros(1, HEADS, tokens, 16), torch.zeros(1, HEADS, tokens, 16)
     place = torch.arange(tokens)
-    few, many = torch.tensor([70, 90, 110]), torch.randperm(tokens, generator=generator)[:200]
-    q[0, 0, :, 0], k[0, 0, few, 0] = 1.0, 12.0  # attended to by all queries
+    three_places, scattered = torch.tensor([70, 90, 110]), torch.randperm(tokens, generator=generator)[:200]
+    q[0, 0, :, 0], k[0, 0, three_places, 0] = 1.0, 12.0  # attended to by all queries
     turn = torch.stack(((place * 0.0015).cos(), (place * 0.0015).sin()), -1)  # less than half a circle
     q[0, 1, :, :2], k[0, 1, :, :2] = 4444 * turn, turn  # what lies within about ten tokens
     topic = torch.randint(0, 8, (tokens // 64,), generator=generator).repeat_interleave(64)
     q[0, 2, place, topic], k[0, 2, place, topic] = 1.0, 12.0  # the blocks of a topic
-    q[0, 3, :, 0], k[0, 3, many, 0] = 1.0, 12.0
+    q[0, 3, :, 0], k[0, 3, scattered, 0] = 1.0, 12.0
     return LayerInputs(q=q, k=k, layer=0, scale=1.0)
 
 
@@ -206,14 +205,14 @@ def test_the_search_finds_what_was_planted(score: str) -> None:
     finder = PatternSearch(1, HEADS, block=64, score=score, density=None)
     v = torch.randn(x.k.shape, generator=torch.Generator().manual_seed(1))
     finder.observe(x, v)
-    found = finder.result()
-    chosen = patterns_from(found["patterns"], layers=1, heads=HEADS)[0]
-    scores = torch.tensor(found["scores"][0])
+    result = finder.result()
+    chosen = parse_patterns(result["patterns"], layers=1, heads=HEADS)[0]
+    scores = torch.tensor(result["scores"][0])
     assert chosen[2].kind == "block_sparse"
     assert chosen[3] == Pattern("vertical_slash", 3500, 100)
     assert scores[0, 1] > scores[0, [0, 2, 3]].max()  # an A-shape is best at what lies nearest
     assert scores[0, 0] < scores[2, 0]  # and does not hold columns
-    assert len({len(row) for row in found["scores"][0]}) == 1 and len(found["densities"]) == len(CANDIDATES)
+    assert len({len(row) for row in result["scores"][0]}) == 1 and len(result["densities"]) == len(CANDIDATES)
 
 
 def test_at_equal_cost_every_candidate_has_the_density_that_was_asked_for() -> None:
@@ -221,8 +220,8 @@ def test_at_equal_cost_every_candidate_has_the_density_that_was_asked_for() -> N
     finder = PatternSearch(1, HEADS, block=16, score="mass", density=0.2)
     finder.observe(x, torch.zeros_like(x.k))
     assert (finder.densities - 0.2).abs().max() < 0.04  # columns and diagonals come in whole blocks
-    found = finder.result()
-    chosen = patterns_from(found["patterns"], layers=1, heads=HEADS)[0]
+    result = finder.result()
+    chosen = parse_patterns(result["patterns"], layers=1, heads=HEADS)[0]
     again = select_patterns(x, grid_of(x), chosen, forced=1920 / 30_000)
     assert (again.density() - 0.2).abs().max() < 0.04  # the budgets are those of the search
     assert chosen[1].kind == "a_shape" and chosen[2].kind == "block_sparse" and chosen[3].kind == "vertical_slash"
@@ -235,19 +234,19 @@ def test_a_search_that_saw_nothing_says_so() -> None:
 
 
 def test_a_layer_that_is_never_seen_has_the_first_candidate() -> None:
-    x = planted()
-    finder, alone = (PatternSearch(layers, HEADS, block=64, score="mass", density=None) for layers in (2, 1))
+    x = planted(640)
+    finder, one_layer = (PatternSearch(layers, HEADS, block=64, score="mass", density=None) for layers in (2, 1))
     finder.observe(replace(x, layer=1), torch.zeros_like(x.k))
-    alone.observe(x, torch.zeros_like(x.k))
-    found, only = finder.result(), alone.result()
-    first, seen = patterns_from(found["patterns"], layers=2, heads=HEADS)
+    one_layer.observe(x, torch.zeros_like(x.k))
+    result, one_layer_result = finder.result(), one_layer.result()
+    first, seen = parse_patterns(result["patterns"], layers=2, heads=HEADS)
     assert set(first) == {CANDIDATES[0]}
-    assert list(seen) == list(patterns_from(only["patterns"], layers=1, heads=HEADS)[0])
-    assert found["densities"] == only["densities"]  # of what was seen
+    assert list(seen) == list(parse_patterns(one_layer_result["patterns"], layers=1, heads=HEADS)[0])
+    assert result["densities"] == one_layer_result["densities"]  # of what was seen
 
 
 def test_scores_are_means_over_prompts() -> None:
-    x = planted(640)
+    x = planted(448)
     v = torch.randn(x.k.shape, generator=torch.Generator().manual_seed(1))
     once, twice = (PatternSearch(1, HEADS, block=64, score="mass", density=0.4) for _ in range(2))
     for finder, times in ((once, 1), (twice, 2)):

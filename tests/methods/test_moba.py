@@ -20,16 +20,16 @@ SHAPES = [(203, 203, 2), (160, 160, 1), (64, 224, 1), (61, 205, 1), (1, 100, 1),
 def literal(x: LayerInputs, block: int, topk: int) -> Tensor:
     """bool [B,Hq,Q,blocks]: what each query chooses."""
     q_len, k_len = x.q.shape[2], x.k.shape[2]
-    found = torch.zeros(*x.q.shape[:3], -(-k_len // block), dtype=torch.bool)
-    for b in range(found.shape[0]):
-        for h in range(found.shape[1]):
+    choice = torch.zeros(*x.q.shape[:3], -(-k_len // block), dtype=torch.bool)
+    for b in range(choice.shape[0]):
+        for h in range(choice.shape[1]):
             k = x.k[b, h * x.k.shape[1] // x.q.shape[1]].double()
-            for t in range(q_len):
+            means = torch.stack([part.mean(0) for part in k.split(block)])
+            for t, gates in enumerate((x.q[b, h].double() @ means.T).tolist()):
                 own = (t + k_len - q_len) // block
-                gates = [float(x.q[b, h, t].double() @ k[j * block : (j + 1) * block].mean(0)) for j in range(own)]
                 best = sorted(range(own), key=lambda j: -gates[j])[: topk - 1]
-                found[b, h, t, [*best, own]] = True
-    return found
+                choice[b, h, t, [*best, own]] = True
+    return choice
 
 
 def select(x: LayerInputs, **knobs: object) -> BlockIndex:
@@ -45,22 +45,22 @@ def test_each_query_attends_to_its_own_block_and_its_best(q_len: int, k_len: int
     x = layer(q_len, k_len, batch=batch)
     index = select(x, exact=True, block=block, topk=topk)
     assert (index.q_block, index.k_block) == (1, block)
-    wanted = literal(x, block, topk)
-    assert torch.equal(index.to_mask(), wanted)
+    expected = literal(x, block, topk)
+    assert torch.equal(index.to_mask(), expected)
     own = (torch.arange(q_len) + k_len - q_len) // block
-    assert bool(index.to_mask().gather(-1, own[:, None].expand(*wanted.shape[:3], 1)).all())
-    assert bool((wanted.sum(-1) == (own + 1).clamp(max=topk)).all())
+    assert bool(index.to_mask().gather(-1, own[:, None].expand(*expected.shape[:3], 1)).all())
+    assert bool((expected.sum(-1) == (own + 1).clamp(max=topk)).all())
 
 
 @pytest.mark.parametrize(("q_len", "k_len", "batch"), SHAPES)
 def test_a_query_block_attends_to_what_any_of_its_queries_chose(q_len: int, k_len: int, batch: int) -> None:
     x = layer(q_len, k_len, batch=batch)
-    found = select(x, block=32, topk=2).to_mask()
-    wanted = literal(x, 32, 2).repeat_interleave(2, -1)[..., : -(-k_len // 16)]
-    rows = torch.stack([part.any(2) for part in wanted.split(16, dim=2)], dim=2)
+    mask = select(x, block=32, topk=2).to_mask()
+    expected = literal(x, 32, 2).repeat_interleave(2, -1)[..., : -(-k_len // 16)]
+    rows = torch.stack([part.any(2) for part in expected.split(16, dim=2)], dim=2)
     row, column = torch.arange(rows.shape[2])[:, None], torch.arange(rows.shape[3])
     last = (row * 16 + 15).clamp(max=q_len - 1) + k_len - q_len
-    assert torch.equal(found, rows & (column <= last // 16))
+    assert torch.equal(mask, rows & (column <= last // 16))
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "reference"])
@@ -70,20 +70,20 @@ def test_exact_runs_as_the_rule_says(kernel: str) -> None:
     q, k = x.q.double(), x.k.double()
     seen = literal(x, 32, 2).repeat_interleave(32, -1)[..., :205] & torch.ones(61, 205, dtype=torch.bool).tril(144)
     scores = (q @ k.repeat_interleave(2, 1).mT * x.scale).masked_fill(~seen, -float("inf"))
-    wanted = scores.softmax(-1) @ v.repeat_interleave(2, 1)
+    expected = scores.softmax(-1) @ v.repeat_interleave(2, 1)
     index = select(x, exact=True, block=32, topk=2)
-    torch.testing.assert_close(block_sparse_attention(q, k, v, index, scale=x.scale, kernel=kernel), wanted)
+    torch.testing.assert_close(block_sparse_attention(q, k, v, index, scale=x.scale, kernel=kernel), expected)
 
 
 def test_pieces_and_strides_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x = layer(203, batch=2)
     settings: list[dict[str, object]] = [{}, {"exact": True}, {"sparsity": 0.7}, {"sparsity": 0.7, "exact": True}]
-    wanted = [select(x, block=32, **knobs).to_mask() for knobs in settings]
+    expected = [select(x, block=32, **knobs).to_mask() for knobs in settings]
     monkeypatch.setattr("methods.moba.GATES", 1)
-    monkeypatch.setattr("methods.parts.chunks.BLOCK_PAIRS", 1)
+    monkeypatch.setattr("methods.parts.head_chunks.BLOCK_PAIRS", 1)
     q, k = (tokens.transpose(1, 2).contiguous().transpose(1, 2) for tokens in (x.q, x.k))
     strided = LayerInputs(q=q, k=k, layer=0, scale=x.scale)
-    for knobs, mask in zip(settings, wanted, strict=True):
+    for knobs, mask in zip(settings, expected, strict=True):
         assert torch.equal(select(strided, block=32, **knobs).to_mask(), mask)
 
 

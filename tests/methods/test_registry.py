@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pkgutil
+from types import ModuleType
+
 import pytest
 
 import methods
+from methods import decode
 from methods.parts.base import LayerInputs, Method
+from methods.parts.registry import Registry
 
 SHIPPED = {"block_topk", "dense", "oracle", "random", "seer", "streaming_llm"}
 
@@ -13,6 +18,14 @@ SHIPPED = {"block_topk", "dense", "oracle", "random", "seer", "streaming_llm"}
 def test_every_file_with_a_method_is_found() -> None:
     assert methods.names() == sorted(methods.names())
     assert set(methods.names()) >= SHIPPED
+
+
+@pytest.mark.parametrize("package", [methods, decode])
+def test_the_folders_hold_methods_only_one_a_file(package: ModuleType) -> None:
+    """Helpers lie in folders of their own."""
+    files = sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg)
+    registered = sorted(package.get(name).__module__.rpartition(".")[2] for name in package.names())
+    assert files == registered
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -42,6 +55,17 @@ def test_a_name_can_be_taken_only_once() -> None:
         class Other(Method):
             def select(self, x: LayerInputs) -> None:
                 return None
+
+
+def test_a_method_written_in_a_script_or_a_notebook_is_registered() -> None:
+    registry: Registry[object] = Registry("method", "methods", [])
+
+    class Own:
+        pass
+
+    Own.__module__ = "__main__"
+    registry.register("own")(Own)
+    assert registry.get("own") is Own
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ def test_apply_turns_pairs_by_the_angle() -> None:
     turned = rope_apply(x, cos, sin)
     pairs = torch.complex(x[..., :8], x[..., 8:])
     angles = positions[:, None].double() * 10000.0 ** (-torch.arange(0, 16, 2).double() / 16)
-    wanted = pairs * torch.polar(torch.ones_like(angles), angles)
-    torch.testing.assert_close(turned, torch.cat((wanted.real, wanted.imag), -1), atol=1e-6, rtol=1e-5)
+    expected = pairs * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(turned, torch.cat((expected.real, expected.imag), -1), atol=1e-6, rtol=1e-5)
 
 
 def test_half_precision_is_turned_in_float32() -> None:
@@ -67,10 +67,10 @@ def llama() -> LlamaForCausalLM:
 def test_the_table_is_half_of_cos_and_sin(dtype: torch.dtype) -> None:
     rope = ModelRope(llama().to(dtype), 0)
     for length in (5, 9000, 40):
-        for table, whole in zip(rope.table(length, torch.device("cpu")), rope.cos_sin(torch.arange(length)), strict=True):
+        for table, full in zip(rope.table(length, torch.device("cpu")), rope.cos_sin(torch.arange(length)), strict=True):
             assert table.shape == (length, 8)
             assert table.dtype == torch.float32
-            torch.testing.assert_close(torch.cat((table, table), -1), whole, rtol=0, atol=1e-7 if dtype == torch.float32 else 0)
+            torch.testing.assert_close(torch.cat((table, table), -1), full, rtol=0, atol=1e-7 if dtype == torch.float32 else 0)
 
 
 def test_layers_share_a_table_and_other_frequencies_get_their_own() -> None:

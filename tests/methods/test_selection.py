@@ -17,7 +17,7 @@ from tests.methods.support import layer, ready, select_without_waiting
 
 SPARSE = [name for name in methods.names() if methods.get(name).family != "none" and not methods.get(name).in_kernel]
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95]
-SHAPES = [(640, 640), (637, 637), (1000, 1000), (320, 640), (205, 845)]
+SHAPES = [(640, 640), (637, 637), (744, 744), (320, 640), (205, 845)]
 """(queries, keys): whole blocks, odd lengths, and chunks of a longer prompt."""
 
 
@@ -33,9 +33,9 @@ def calibrated(name: str, x: LayerInputs, **knobs: object) -> Method:
 
         def measure(value: float) -> float:
             method.set_knob(knob, value)
-            found = method.select(x)
-            assert found is not None
-            return float(found.density().mean())
+            index = method.select(x)
+            assert index is not None
+            return float(index.density().mean())
 
         assert method.sparsity is not None
         method.set_knob(knob, bisect(measure, knob, 1 - method.sparsity)[0])
@@ -123,9 +123,9 @@ def test_the_oracle_of_a_chunk_is_that_of_the_whole(knobs: dict[str, object], dt
     """The same rows, whose keys reach as far: blocks of 16, the last 208 queries of 640."""
     x = layer(640)
     x = replace(x, q=x.q.to(dtype), k=x.k.to(dtype))
-    whole = select_blocks("oracle", x, **knobs).to_mask()
-    chunk = select_blocks("oracle", replace(x, q=x.q[:, :, -208:]), **knobs).to_mask()
-    assert torch.equal(chunk, whole[:, :, -13:])
+    prompt_mask = select_blocks("oracle", x, **knobs).to_mask()
+    chunk_mask = select_blocks("oracle", replace(x, q=x.q[:, :, -208:]), **knobs).to_mask()
+    assert torch.equal(chunk_mask, prompt_mask[:, :, -13:])
 
 
 def index_density(mask: torch.Tensor) -> float:
@@ -153,9 +153,9 @@ def test_the_diagonal_is_always_kept(name: str, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_the_same_choice_twice(name: str) -> None:
-    one, two = (select(name, layer(637), sparsity=0.8) for _ in range(2))
-    for field in fields(one):
-        first, second = getattr(one, field.name), getattr(two, field.name)
+    index, again = (select(name, layer(637), sparsity=0.8) for _ in range(2))
+    for field in fields(index):
+        first, second = getattr(index, field.name), getattr(again, field.name)
         if isinstance(first, BlockIndex):
             assert torch.equal(first.counts, second.counts) and torch.equal(first.indices, second.indices)
         elif isinstance(first, torch.Tensor):
@@ -174,15 +174,15 @@ def test_no_choice_of_as_many_blocks_keeps_more_mass_than_the_oracle(sparsity: f
     x = layer(637)
     mass = block_map(x.q, x.k, q_block=16, k_block=16, scale=x.scale, pool="mass")
     best = mass.sort(-1, descending=True).values.cumsum(-1)
-    kept = {}
+    masses = {}
     for name, knobs in [*((name, {}) for name in SPARSE), ("oracle", {"pool": "mass"})]:
         index = select_blocks(name, x, sparsity=sparsity, **knobs)
         group = mass.shape[1] // index.counts.shape[1]
         mask, counts = index.to_mask().repeat_interleave(group, 1), index.counts.repeat_interleave(group, 1)
-        kept[name] = (mass * mask).sum(-1)
-        assert bool((kept[name] <= best.gather(-1, counts.long()[..., None] - 1)[..., 0] + 1e-5).all()), name
-    assert all(kept["oracle"].mean() >= kept[name].mean() for name in set(SPARSE) - set(THRESHOLDS))
-    assert kept["block_topk"].mean() > kept["random"].mean()
+        masses[name] = (mass * mask).sum(-1)
+        assert bool((masses[name] <= best.gather(-1, counts.long()[..., None] - 1)[..., 0] + 1e-5).all()), name
+    assert all(masses["oracle"].mean() >= masses[name].mean() for name in set(SPARSE) - set(THRESHOLDS))
+    assert masses["block_topk"].mean() > masses["random"].mean()
 
 
 def test_random_depends_on_seed_layer_and_head() -> None:
@@ -221,11 +221,11 @@ def test_streaming_without_sinks() -> None:
 
 def test_streaming_budget_goes_to_diagonal_then_sinks_then_recent() -> None:
     mask = select_blocks("streaming_llm", layer(640), sparsity=0.8, sinks=20).to_mask()[0, 0]
-    kept = mask.sum(-1).tolist()
-    for row, count in enumerate(kept):
+    counts = mask.sum(-1).tolist()
+    for row, count in enumerate(counts):
         sinks = min(2, count - 1)
-        wanted = set(range(sinks)) | set(range(row + 1 - (count - sinks), row + 1))
-        assert set(mask[row].nonzero().flatten().tolist()) == wanted
+        expected = set(range(sinks)) | set(range(row + 1 - (count - sinks), row + 1))
+        assert set(mask[row].nonzero().flatten().tolist()) == expected
 
 
 def test_block_topk_finds_the_block_that_queries_point_at() -> None:
@@ -273,9 +273,9 @@ def test_block_topk_pools_only_the_tokens_of_a_partial_block() -> None:
 
     x = torch.randn(2, 3, 37, 8, dtype=torch.float64)
     for how, plain in (("mean", torch.mean), ("max", torch.amax), ("min", torch.amin)):
-        wanted = torch.stack([plain(x[:, :, i : i + 16], dim=2) for i in (0, 16, 32)], dim=2)
-        torch.testing.assert_close(pool_blocks(x, 16, how), wanted)  # type: ignore[arg-type]
-        torch.testing.assert_close(pool_blocks(x[:, :, 32:], 16, how), wanted[:, :, 2:])  # type: ignore[arg-type]
+        expected = torch.stack([plain(x[:, :, i : i + 16], dim=2) for i in (0, 16, 32)], dim=2)
+        torch.testing.assert_close(pool_blocks(x, 16, how), expected)  # type: ignore[arg-type]
+        torch.testing.assert_close(pool_blocks(x[:, :, 32:], 16, how), expected[:, :, 2:])  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
@@ -335,10 +335,10 @@ def test_full_last_rows_on_the_gpu_attend_to_everything(selection: str) -> None:
     assert isinstance(index, BlockIndex)
     index.validate()
     got = sparse_attention(x.q, x.k, v, index, scale=x.scale)
-    wanted = torch.nn.functional.scaled_dot_product_attention(
+    expected = torch.nn.functional.scaled_dot_product_attention(
         x.q.double(), x.k.double(), v.double(), is_causal=True, scale=x.scale, enable_gqa=True
     )
-    error = (got.double() - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+    error = (got.double() - expected).norm(dim=-1) / expected.norm(dim=-1)
     full = 14 * 64  # 1,003 tokens are 16 blocks; at half of them two full rows leave something for the others
     assert error[:, :, full:].max() < 5e-3, "float32 products on tensor cores are rounded to TF32"
     assert error[:, :, 64:full].max() > 0.05, "the others leave blocks out"

@@ -21,21 +21,21 @@ def mask(q_len: int, k_len: int | None = None, *, batch: int = 1, **knobs: objec
 @pytest.mark.parametrize(("q_len", "k_len", "batch"), [(320, 320, 2), (317, 317, 1), (96, 333, 1), (90, 330, 1), (1, 100, 1)])
 @pytest.mark.parametrize(("sinks", "window", "last"), [(20, 50, 30), (0, 16, 1), (16, 17, 0), (4, 40, 1000)])
 def test_equals_the_recipe_block_by_block(q_len: int, k_len: int, batch: int, sinks: int, window: int, last: int) -> None:
-    found = mask(q_len, k_len, batch=batch, sinks=sinks, window=window, last=last)
-    assert found.shape[:2] == (batch, 2)
-    assert bool((found == found[:1, :1]).all())
+    blocks = mask(q_len, k_len, batch=batch, sinks=sinks, window=window, last=last)
+    assert blocks.shape[:2] == (batch, 2)
+    assert bool((blocks == blocks[:1, :1]).all())
     wide, offset = -(-sinks // BLOCK) + -(-window // BLOCK), k_len - q_len
-    for row in range(found.shape[2]):
+    for row in range(blocks.shape[2]):
         queries = range(row * BLOCK, min((row + 1) * BLOCK, q_len))
         own, seen = (offset + queries[0]) // BLOCK, (offset + queries[-1]) // BLOCK + 1
         if any(query >= q_len - last for query in queries):
-            wanted = set(range(seen))
+            expected = set(range(seen))
         else:
             # a row that covers parts of two blocks counts both as its own
             budget = max(min(seen, wide), seen - own)
             first = min(-(-sinks // BLOCK), budget - (seen - own))
-            wanted = set(range(first)) | set(range(seen - (budget - first), seen))
-        assert set(found[0, 0, row].nonzero().flatten().tolist()) == wanted, row
+            expected = set(range(first)) | set(range(seen - (budget - first), seen))
+        assert set(blocks[0, 0, row].nonzero().flatten().tolist()) == expected, row
 
 
 def test_defaults_are_the_release_s() -> None:
@@ -43,27 +43,27 @@ def test_defaults_are_the_release_s() -> None:
     assert method.knobs() == {"window": 3968, "sinks": 128, "last": 100}
     index = method.select(layer(6400))
     assert index is not None
-    kept = index.to_mask()[0, 0]
-    assert kept[70].nonzero().flatten().tolist() == [0, 1, *range(70 - 61, 71)]  # 128 tokens and 3968, in blocks of 64
-    assert kept[98:].sum(-1).tolist() == [99, 100]  # the last 100 queries lie in two blocks
+    blocks = index.to_mask()[0, 0]
+    assert blocks[70].nonzero().flatten().tolist() == [0, 1, *range(70 - 61, 71)]  # 128 tokens and 3968, in blocks of 64
+    assert blocks[98:].sum(-1).tolist() == [99, 100]  # the last 100 queries lie in two blocks
 
 
 def test_only_the_last_rows_differ_from_streaming_llm() -> None:
     knobs = {"sinks": 20, "window": 50}
     streaming = methods.build("streaming_llm", block_size=BLOCK, **knobs).select(layer(317))
     assert streaming is not None
-    found, narrow = mask(317, last=29, **knobs), streaming.to_mask()
-    assert torch.equal(found[:, :, :-2], narrow[:, :, :-2])
-    assert bool(found[:, :, -2:].sum(-1).eq(torch.tensor([19, 20])).all())
-    assert not torch.equal(found, narrow)
+    blocks, narrow = mask(317, last=29, **knobs), streaming.to_mask()
+    assert torch.equal(blocks[:, :, :-2], narrow[:, :, :-2])
+    assert bool(blocks[:, :, -2:].sum(-1).eq(torch.tensor([19, 20])).all())
+    assert not torch.equal(blocks, narrow)
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9, 0.95])
 def test_a_sparsity_pays_for_the_full_rows(sparsity: float) -> None:
-    found = mask(640, sparsity=sparsity, sinks=16, last=30)
+    blocks = mask(640, sparsity=sparsity, sinks=16, last=30)
     total = 40 * 41 / 2
-    assert abs(float(found[0, 0].sum()) / total - (1 - sparsity)) < 0.01
-    full = int((found[0, 0].sum(-1)[-2:] == torch.tensor([39, 40])).sum())
+    assert abs(float(blocks[0, 0].sum()) / total - (1 - sparsity)) < 0.01
+    full = int((blocks[0, 0].sum(-1)[-2:] == torch.tensor([39, 40])).sum())
     assert full == {0.5: 2, 0.8: 2, 0.9: 1, 0.95: 0}[sparsity]  # rows of 40 and 39, and 410, 164, 82 or 41 blocks in all
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.parts.chunks import row_average
-from methods.parts.vertical_slash import block_sums, covering, largest, vertical_slash_mask
+from methods.parts.row_budgets import mean_row_budget
+from methods.parts.vertical_slash import block_sums, count_to_pass, largest_mask, vertical_slash_mask
 
 
 def test_block_sums_of_a_partial_last_block() -> None:
@@ -15,14 +15,14 @@ def test_block_sums_of_a_partial_last_block() -> None:
 
 def test_covering_counts_the_one_that_passes() -> None:
     x = torch.tensor([0.125, 0.5, 0.125, 0.25])
-    assert [int(covering(x, share)) for share in (0.4, 0.5, 0.8, 1.0)] == [1, 2, 3, 5]
+    assert [int(count_to_pass(x, share)) for share in (0.4, 0.5, 0.8, 1.0)] == [1, 2, 3, 5]
 
 
 def test_largest_takes_the_earlier_of_equals() -> None:
     x = torch.tensor([[1.0, 2.0, 2.0, 2.0], [3.0, 1.0, 0.0, 2.0]])
-    wanted = [[False, True, True, False], [True, True, False, True]]
-    assert largest(x, torch.tensor([2, 3])).tolist() == wanted
-    assert not largest(x, torch.tensor([0, 0])).any()
+    expected = [[False, True, True, False], [True, True, False, True]]
+    assert largest_mask(x, torch.tensor([2, 3])).tolist() == expected
+    assert not largest_mask(x, torch.tensor([0, 0])).any()
 
 
 @pytest.mark.parametrize(("q_len", "k_len"), [(64, 64), (61, 61), (29, 61), (3, 61)])
@@ -38,6 +38,6 @@ def test_mask_of_columns_and_diagonals(q_len: int, k_len: int) -> None:
             assert bool(mask[i, j]) == (j == 1 or last - j in (0, 2)), (i, j)
 
 
-def test_row_average_is_the_density_times_the_average_row() -> None:
+def test_the_mean_row_budget_is_the_density_times_the_average_row() -> None:
     grid = {"q_block": 16, "k_block": 16, "q_len": 64, "k_len": 64}
-    assert row_average(0.6, grid) == pytest.approx(0.4 * (1 + 2 + 3 + 4) / 4)  # type: ignore[arg-type]
+    assert mean_row_budget(0.6, **grid) == pytest.approx(0.4 * (1 + 2 + 3 + 4) / 4)  # type: ignore[arg-type]

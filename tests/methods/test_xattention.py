@@ -17,38 +17,36 @@ SHAPES = [(203, 203, 2), (160, 160, 1), (64, 224, 1), (61, 210, 1), (77, 205, 1)
 
 
 def literal(x: LayerInputs, block: int, stride: int, threshold: float) -> torch.Tensor:
-    (batch, heads, q_len, dim), (_, kv_heads, k_len, _) = x.q.shape, x.k.shape
+    (batch, heads, q_len, _), (_, kv_heads, k_len, _) = x.q.shape, x.k.shape
     shift, side = k_len - q_len, block // stride
     q_groups, k_groups = -(-q_len // stride), -(-k_len // stride)
     rows, cols = -(-q_len // block), -(-k_len // block)
-    kept = torch.zeros(batch, heads, rows, cols, dtype=torch.bool)
-    zero = torch.zeros(dim, dtype=torch.float64)
+    mask = torch.zeros(batch, heads, rows, cols, dtype=torch.bool)
     for b in range(batch):
         for h in range(heads):
             q, k = x.q[b, h].double(), x.k[b, h // (heads // kv_heads)].double()
-            score = torch.zeros(rows, cols, dtype=torch.float64)
+            products = torch.zeros(q_groups * stride, k_groups * stride, dtype=torch.float64)  # zeros for tokens that lack
+            products[:q_len, :k_len] = q @ k.T
+            score = [[0.0] * cols for _ in range(rows)]
             for g in range(q_groups):
                 seen = min(k_groups, shift // stride + g + 1)
                 line = torch.zeros(seen, dtype=torch.float64)
-                for c in range(seen):
-                    for r in range(stride):  # one antidiagonal: keys forwards, queries backwards
-                        t, s = g * stride + stride - 1 - r, c * stride + r
-                        line[c] += (q[t] if t < q_len else zero) @ (k[s] if s < k_len else zero)
-                probs = torch.softmax(line * x.scale / stride, 0)
-                for c in range(seen):
-                    score[g // side, c // side] += probs[c]
+                for r in range(stride):  # one antidiagonal of every group: keys forwards, queries backwards
+                    line += products[g * stride + stride - 1 - r, r : seen * stride : stride]
+                for c, prob in enumerate(torch.softmax(line * x.scale / stride, 0).tolist()):
+                    score[g // side][c // side] += prob
             for i in range(rows):
                 first = (shift + i * block) // block
                 last = (shift + min((i + 1) * block, q_len) - 1) // block
                 chosen = {0, *range(first, last + 1)}
-                total, reached = float(score[i].sum()), sum(float(score[i, j]) for j in chosen)
-                for j in sorted(set(range(last + 1)) - chosen, key=lambda j: -float(score[i, j])):
+                total, reached = sum(score[i]), sum(score[i][j] for j in chosen)
+                for j in sorted(set(range(last + 1)) - chosen, key=lambda j: -score[i][j]):
                     if reached >= threshold * total:
                         break
                     chosen.add(j)
-                    reached += float(score[i, j])
-                kept[b, h, i, list(chosen)] = True
-    return kept
+                    reached += score[i][j]
+                mask[b, h, i, list(chosen)] = True
+    return mask
 
 
 def select(x: LayerInputs, **knobs: object) -> torch.Tensor:
@@ -68,20 +66,20 @@ def sharpened(q_len: int, k_len: int, batch: int, dtype: torch.dtype) -> LayerIn
 @pytest.mark.parametrize(("stride", "threshold"), [(4, 0.7), (8, 0.9), (16, 0.5)])
 def test_equals_the_recipe(q_len: int, k_len: int, batch: int, stride: int, threshold: float) -> None:
     x = sharpened(q_len, k_len, batch, torch.float64)
-    wanted = literal(x, 16, stride, threshold)
-    assert torch.equal(select(x, block_size=16, stride=stride, threshold=threshold), wanted)
+    expected = literal(x, 16, stride, threshold)
+    assert torch.equal(select(x, block_size=16, stride=stride, threshold=threshold), expected)
 
 
 def test_the_recipe_really_leaves_blocks_out() -> None:
-    kept = literal(sharpened(203, 203, 1, torch.float64), 16, 8, 0.9).sum()
-    assert 2 * 13 * 4 < kept < 0.9 * 13 * 14 / 2 * 4
+    blocks = literal(sharpened(203, 203, 1, torch.float64), 16, 8, 0.9).sum()
+    assert 2 * 13 * 4 < blocks < 0.9 * 13 * 14 / 2 * 4
 
 
 def test_heads_at_a_time_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x = sharpened(203, 203, 2, torch.float32)
-    wanted = select(x, block_size=16)
-    monkeypatch.setattr("methods.parts.chunks.BLOCK_PAIRS", 1)
-    assert torch.equal(select(x, block_size=16), wanted)
+    expected = select(x, block_size=16)
+    monkeypatch.setattr("methods.parts.head_chunks.BLOCK_PAIRS", 1)
+    assert torch.equal(select(x, block_size=16), expected)
 
 
 def test_strided_inputs_do_not_matter() -> None:
@@ -100,17 +98,17 @@ def test_an_antidiagonal_crosses_every_vertical_and_every_slash(stride: int) -> 
     for place in (37, 41, 46):
         k = torch.zeros_like(q)
         k[0, 0, place, -1] = 300.0  # a column: every query looks at it
-        found = select(LayerInputs(q=q, k=k, layer=0, scale=1.0), block_size=block, stride=stride)[0, 0]
-        assert bool(found[3:, place // block].all())
-        assert found[3:].sum() == 17 * 3  # with the first block and the diagonal
+        mask = select(LayerInputs(q=q, k=k, layer=0, scale=1.0), block_size=block, stride=stride)[0, 0]
+        assert bool(mask[3:, place // block].all())
+        assert mask[3:].sum() == 17 * 3  # with the first block and the diagonal
     k = torch.eye(length).expand(1, 1, -1, -1)
     for distance in (37, 41, 47):
         diagonal = LayerInputs(q=300.0 * k.roll(distance, 2), k=k, layer=0, scale=1.0)  # query t looks at key t - distance
-        found = select(diagonal, block_size=block, stride=stride)[0, 0]
+        mask = select(diagonal, block_size=block, stride=stride)[0, 0]
         for row in range(4, 20):
             met = [(t - distance) // block for t in range(row * block, (row + 1) * block)]
-            assert all(bool(found[row, j]) for j in met if met.count(j) > block // 2), (distance, row)
-        assert found.sum() < 0.5 * 20 * 21 / 2
+            assert all(bool(mask[row, j]) for j in met if met.count(j) > block // 2), (distance, row)
+        assert mask.sum() < 0.5 * 20 * 21 / 2
 
 
 def test_a_higher_threshold_keeps_more() -> None:

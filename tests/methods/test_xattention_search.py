@@ -12,7 +12,15 @@ from attention_kernels.block_map import block_map
 import methods
 from harness.arms.calibration import bisect
 from methods.parts.base import Knob
-from methods.searches.xattention_search import LEVELS, ThresholdSearch, cheapest_steps, counts_of, mean_at, path_from, steps_for
+from methods.searches.xattention_search import (
+    LEVELS,
+    ThresholdSearch,
+    cheapest_steps,
+    counts_of,
+    mean_at,
+    parse_path,
+    steps_for,
+)
 from methods.xattention import XAttention
 from tests.methods import bundled
 from tests.methods.support import DIM, HEADS, KV_HEADS, layer
@@ -38,9 +46,9 @@ def test_wherever_two_heads_trade_steps_nothing_is_better_for_as_few_blocks() ->
     taken, optimal = [0, 0, 0], 0
     for head in path:
         taken[head] += 1
-        blocks, kept = (sum(curve[h, j] for h, j in enumerate(taken)) for curve in (density, mass))
+        blocks, reached = (sum(curve[h, j] for h, j in enumerate(taken)) for curve in (density, mass))
         best = max(m for d, m in every if d <= blocks + 1e-12)
-        optimal += bool(kept >= best - 1e-12)  # inside a step of several there may be better
+        optimal += bool(reached >= best - 1e-12)  # inside a step of several there may be better
     assert optimal >= len(path) // 2
     assert taken == [5, 5, 5]
 
@@ -51,38 +59,40 @@ def test_as_many_steps_as_keep_the_mass() -> None:
     assert [steps_for(mass, path, least) for least in (1.0, 0.95, 0.9, 0.85, 0.8, 0.6)] == [0, 1, 1, 2, 3, 4]
 
 
-def made(found: dict[str, Any] | None = None, **knobs: object) -> XAttention:
+def xattention(result: dict[str, Any] | None = None, **knobs: object) -> XAttention:
     method = methods.build("xattention", **({"block_size": 16} | knobs))
     assert isinstance(method, XAttention)
-    if found is not None:
-        method.load_search(found, **SHAPE)
+    if result is not None:
+        method.load_search(result, **SHAPE)
     return method
 
 
 def test_each_head_selects_by_its_own_threshold() -> None:
     path = [0] * 3 + [1] + [3] * 8 + [4] * 2 + [5, 6]
-    found = {"layers": 2, "heads": HEADS, "path": path, "steps": 14}
-    method = made(found, thresholds="searched")
+    result = {"layers": 2, "heads": HEADS, "path": path, "steps": 14}
+    method = xattention(result, thresholds="searched")
     for number, taken in ((0, [3, 1, 0, 8]), (1, [2, 0, 0, 0])):
         x = layer(320, number=number)
         index = method.select(x)
         index.validate()
         for head, steps in enumerate(taken):
-            alone = made(threshold=LEVELS[steps]).select(x).to_mask()[:, head]
-            assert torch.equal(index.to_mask()[:, head], alone)
+            expected = xattention(threshold=LEVELS[steps]).select(x).to_mask()[:, head]
+            assert torch.equal(index.to_mask()[:, head], expected)
     assert method.knobs() == {"threshold": None, "steps": 14, "stride": 8, "thresholds": "searched", "last": 0}
 
 
 def test_heads_at_a_time_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"layers": 2, "heads": HEADS, "path": [0, 1, 1, 2, 3, 3, 3], "steps": 7}
+    result = {"layers": 2, "heads": HEADS, "path": [0, 1, 1, 2, 3, 3, 3], "steps": 7}
     x = layer(203, batch=2)
-    wanted = made(found, thresholds="searched").select(x).to_mask()
-    monkeypatch.setattr("methods.parts.chunks.BLOCK_PAIRS", 1)
-    assert torch.equal(made(found, thresholds="searched").select(x).to_mask(), wanted)
+    expected = xattention(result, thresholds="searched").select(x).to_mask()
+    monkeypatch.setattr("methods.parts.head_chunks.BLOCK_PAIRS", 1)
+    assert torch.equal(xattention(result, thresholds="searched").select(x).to_mask(), expected)
 
 
 def test_a_sparsity_takes_steps_along_the_path() -> None:
-    method = made({"layers": 2, "heads": HEADS, "path": list(range(8)) * 30, "steps": 10}, thresholds="searched", sparsity=0.7)
+    method = xattention(
+        {"layers": 2, "heads": HEADS, "path": list(range(8)) * 30, "steps": 10}, thresholds="searched", sparsity=0.7
+    )
     knob, x = method.calibrates(), layer(640)
     assert knob == Knob("steps", low=0.0, high=240.0, rising=False)
 
@@ -104,37 +114,37 @@ def test_searched_thresholds_keep_more_mass_than_one_in_fewer_blocks() -> None:
     for index, search in enumerate((seen, unseen)):
         for x, v in bundled.layers("niah_multikey_1", 1024, index):
             search.observe(x, v)
-    found = seen.result()
-    assert found["prompts"] == 1
-    assert found["searched"]["mass"] >= found["one_threshold"]["mass"]
-    assert found["searched"]["density"] < found["one_threshold"]["density"] - 0.01
+    result = seen.result()
+    assert result["prompts"] == 1
+    assert result["searched"]["mass"] >= result["one_threshold"]["mass"]
+    assert result["searched"]["density"] < result["one_threshold"]["density"] - 0.01
     density, mass = unseen.curves()
     for step in (3, 5, 6, 8, 12):  # one threshold of 0.96, 0.9, 0.81, 0.66, 0.43
-        blocks, kept = (float(curve[:, step].mean()) for curve in (density, mass))
+        blocks, one_mass = (float(curve[:, step].mean()) for curve in (density, mass))
         taken = next(
             taken
-            for taken in (counts_of(found["path"][:steps], 24) for steps in range(len(found["path"])))
+            for taken in (counts_of(result["path"][:steps], 24) for steps in range(len(result["path"])))
             if mean_at(density, taken) <= blocks
         )
-        assert mean_at(mass, taken) > kept + (0.003 if step >= 5 else 0), step
+        assert mean_at(mass, taken) > one_mass + (0.003 if step >= 5 else 0), step
 
 
 def test_the_curves_are_those_of_the_selection() -> None:
-    search = made().search(**SHAPE)
+    search = xattention().search(**SHAPE)
     inputs = [layer(205, 333, number=number, seed=number) for number in range(2)]
     for x in inputs:
         search.observe(x, x.k)
     density, mass = search.curves()
     for number, x in enumerate(inputs):
-        index = made(threshold=LEVELS[7]).select(x)
+        index = xattention(threshold=LEVELS[7]).select(x)
         truth = block_map(x.q, x.k, q_block=16, k_block=16, scale=x.scale, pool="mass")
-        mine = slice(number * HEADS, (number + 1) * HEADS)
-        torch.testing.assert_close(density[mine, 7].float(), index.density()[0])
-        torch.testing.assert_close(mass[mine, 7].float(), (truth * index.to_mask()).sum(-1).mean(-1)[0])
+        heads = slice(number * HEADS, (number + 1) * HEADS)
+        torch.testing.assert_close(density[heads, 7].float(), index.density()[0])
+        torch.testing.assert_close(mass[heads, 7].float(), (truth * index.to_mask()).sum(-1).mean(-1)[0])
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("result", "message"),
     [
         ({}, "not what a search for thresholds writes"),
         ({"layers": 3, "heads": 4, "path": [], "steps": 0}, "searched in 3 layers of 4 heads; the model has 2 of 4"),
@@ -143,18 +153,18 @@ def test_the_curves_are_those_of_the_selection() -> None:
         ({"layers": 2, "heads": 4, "path": [1] * 45, "steps": 2}, "2 steps along a path of 45"),
     ],
 )
-def test_a_search_that_does_not_fit_is_one_clear_line(found: dict[str, Any], message: str) -> None:
+def test_a_search_that_does_not_fit_is_one_clear_line(result: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        path_from(found, layers=2, heads=HEADS)
+        parse_path(result, layers=2, heads=HEADS)
 
 
 def test_where_the_file_is_and_what_lacks_it() -> None:
-    assert made().search_file() is None
-    assert made(thresholds="searched").search_file() == "xattention-thresholds.json"
-    assert made(thresholds="mine.json").search_file() == "mine.json"
+    assert xattention().search_file() is None
+    assert xattention(thresholds="searched").search_file() == "xattention-thresholds.json"
+    assert xattention(thresholds="mine.json").search_file() == "mine.json"
     with pytest.raises(ValueError, match="has thresholds=searched and was given none"):
-        made(thresholds="searched").select(layer(64))
+        xattention(thresholds="searched").select(layer(64))
     with pytest.raises(ValueError, match=r"threshold=0.8 and thresholds=searched: give one of them"):
-        made(thresholds="searched", threshold=0.8)
+        xattention(thresholds="searched", threshold=0.8)
     with pytest.raises(ValueError, match="no prompt was observed"):
-        made().search(**SHAPE).result()
+        xattention().search(**SHAPE).result()

@@ -12,7 +12,7 @@ import methods
 from harness.core.errors import UserError
 from harness.measure.kernel_speed.cases import Shape
 from harness.measure.kernel_speed.options import build
-from methods.gates.attn_gate import gate_state
+from methods.gates.weights import gate_state
 from methods.parts.base import LayerInputs, Method
 
 DRAWN = "weights drawn at random: time only"

@@ -1,6 +1,6 @@
 """``python -m harness job=convert_gates``: a release of gates as a file of this harness, or the other way round.
 
-The weights are the same, bit by bit and in the same dtype; only names and container change (methods.gates.released).
+The weights are the same, bit by bit and in the same dtype; only names and container change (methods.gates.release_format).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.core.files import write_atomically
 from harness.core.settings import Settings, read_settings
 from harness.study.provenance import file_hash
 from harness.training.gates.gate_spec import GateSpec, gate_spec
-from methods.gates import released
+from methods.gates import release_format
 
 FORMATS = ("harness", "release")
 
@@ -53,7 +53,7 @@ def to_harness(source: Path, spec: GateSpec, out: Path, *, overwrite: bool = Fal
 
     state, config = _read_all(source, spec), gate_files.config(source)
     settings = {key: value for key, value in config.items() if key.startswith("seerattn_")}
-    block_size = released.block_size_of(config)
+    block_size = release_format.block_size_of(config)
     recipe = {
         "block_size": block_size,
         "model": config.get("base_model"),
@@ -76,14 +76,14 @@ def to_release(source: Path, spec: GateSpec, out: Path, *, model: str, overwrite
     block_size = _recorded(source).get("block_size", spec.block_size)
     if block_size != spec.block_size:
         raise UserError(f"{source} has gates for blocks of {block_size} tokens, not {spec.block_size}: set that block_size")
-    renamed = {key: weight.clone() for key, weight in released.to_released(state, spec.kind).items()}
+    renamed = {key: weight.clone() for key, weight in release_format.to_released(state, spec.kind).items()}
     config = {
         "base_model": model,
         "seerattn_gate_block_size": spec.block_size,
         "seerattn_gate_hidden_size": state["layers.0.gate.k"].shape[-1],
         **spec.kind.released_config,
     }
-    path, config_path = _free(out / released.FILE, overwrite), _free(out / released.CONFIG, overwrite)
+    path, config_path = _free(out / release_format.FILE, overwrite), _free(out / release_format.CONFIG, overwrite)
     write_atomically(config_path, lambda file: file.write(json.dumps(config, indent=2).encode() + b"\n"))
     return write_atomically(path, lambda file: torch.save(renamed, file))
 
@@ -91,7 +91,7 @@ def to_release(source: Path, spec: GateSpec, out: Path, *, model: str, overwrite
 def _source(settings: Settings, spec: GateSpec, to: str) -> Path:
     """Return the file to read: the one that is named, or in the named folder, or the release that the model's config names."""
     option = settings.options["source"]
-    name = released.FILE if to == "harness" else spec.file_name
+    name = release_format.FILE if to == "harness" else spec.file_name
     if option is None:
         hub_id = released_id(settings, "method" if full_decode(settings) else "decode") if to == "harness" else None
         if hub_id is None:
@@ -110,8 +110,8 @@ def _read_all(source: Path, spec: GateSpec) -> dict[str, Tensor]:
     """Return the weights of a file. Raises UserError where a layer is missing or a name unknown."""
     state = gate_files.read(source, spec.kind)
     try:
-        released.check_whole(state)
-        released.to_released(state, spec.kind)  # all names are known
+        release_format.check_whole(state)
+        release_format.to_released(state, spec.kind)  # all names are known
     except ValueError as error:
         raise UserError(f"{source} doesn't fit: {error}") from error
     return state

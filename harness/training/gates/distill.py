@@ -25,7 +25,8 @@ from harness.training.gates.recall import Recall, gate_recall, mean_recall
 from harness.training.gates.recipe import Recipe
 from harness.training.gates.trainer import GateTrainer
 from harness.training.gates.weights import new_gates, save_gates, saved_dtype
-from methods.gates.attn_gate import AttnGate, Gate
+from methods.gates.attn_gate import AttnGate
+from methods.gates.gate import Gate
 
 
 @dataclass(frozen=True)

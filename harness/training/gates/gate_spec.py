@@ -11,7 +11,8 @@ from harness.arms.build import build_decoding, full_decode
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from methods import decode
-from methods.gates.attn_gate import Gate, named
+from methods.gates.gate import Gate
+from methods.gates.weights import with_training_name
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def gate_spec(settings: Settings) -> GateSpec:
             decoding = build_decoding(settings)
             return GateSpec(*_gates("decode method", decoding, decode), decoding.block_size)
         kind, file = _gates("method", methods.get(settings.method), methods)
-        file = named(file, settings.method_knobs.get("gates"))
+        file = with_training_name(file, settings.method_knobs.get("gates"))
     except ValueError as error:
         raise UserError(str(error)) from error
     return GateSpec(kind, file, settings.block_size, bool(settings.method_knobs.get("q_linear", False)))

@@ -16,7 +16,7 @@ from harness.models.loading import LoadedModel
 from harness.models.rope import ModelRope
 from harness.training.gates.capture import Capture
 from harness.training.gates.target_map import gate_grid, true_map
-from methods.gates.attn_gate import Gate
+from methods.gates.gate import Gate
 from methods.parts.base import Grid
 
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05)

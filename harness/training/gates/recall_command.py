@@ -20,7 +20,7 @@ from harness.training.gates.job_settings import read_lengths, whole_number
 from harness.training.gates.recall import gate_recall
 from harness.training.gates.rows import row_kind, row_sources
 from harness.training.gates.weights import new_gates
-from methods.gates.attn_gate import fill_gates
+from methods.gates.weights import fill_gates
 
 
 def main(cfg: DictConfig) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attention_kernels.block_map import block_map
 from torch import Tensor
 
-from methods.gates.attn_gate import Gate
+from methods.gates.gate import Gate
 from methods.parts.base import Grid
 
 

@@ -16,7 +16,7 @@ from harness.training.gates.processes import Processes
 from harness.training.gates.recall import sampled_recall
 from harness.training.gates.recipe import Recipe
 from harness.training.gates.target_map import gate_grid, target_map
-from methods.gates.attn_gate import Gate
+from methods.gates.gate import Gate
 
 STEP_DENSITY = 0.1
 """Density at which recall is shown while training."""

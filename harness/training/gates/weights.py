@@ -11,7 +11,9 @@ import torch
 
 from harness.core.files import write_atomically
 from harness.models.loading import LoadedModel
-from methods.gates.attn_gate import AttnGate, Gate, gate_state
+from methods.gates.attn_gate import AttnGate
+from methods.gates.gate import Gate
+from methods.gates.weights import gate_state
 
 FLOAT32_BYTES = 3 * 2**20
 """With dtype "auto", gates up to this size are saved in float32, larger ones in bfloat16."""

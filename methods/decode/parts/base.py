@@ -1,4 +1,4 @@
-"""What a method of decoding is: at every step it says which key blocks the newest token attends to."""
+"""The base class of decoding methods: at every step they choose the key blocks that the newest token attends to."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from attention_kernels.block_index import BlockIndex
 from attention_kernels.selection import select_step
 from torch import Tensor
 
-from methods.parts.base import Family, Rope
+from methods.parts.base import Family
+from methods.parts.rope_protocol import Rope
 
 if TYPE_CHECKING:
-    from methods.decode.parts.gate import DecodeGate
+    from methods.gates.decode_gate import DecodeGate
 
 BLOCK_SIZES = (16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What a method sees of one layer at one step: q [B,Hq,1,D] of the newest token and k [B,Hkv,K,D] of all, its own the
-    last; post-RoPE, GQA un-repeated.
+    """One layer at one step as a method sees it: q [B,Hq,1,D] of the newest token and k [B,Hkv,K,D] of all, the newest last;
+    post-RoPE, KV heads not repeated.
 
     starts: int32 [B], the column of each sequence's first key, in a batch that is padded on the left; None: no padding.
-    Sequence b has K - starts[b] tokens, and its block j holds columns starts[b] + j × block size on: what a method does for
-    a sequence must not depend on its neighbours. rope is None unless the method says needs_rope.
+    Sequence b has K - starts[b] tokens, and its block j begins at column starts[b] + j × block size: the choice for a sequence
+    must not depend on its neighbours. rope: None unless the method has `needs_rope`.
     """
 
     q: Tensor
@@ -38,7 +39,7 @@ class StepInputs:
     starts: Tensor | None = None
 
     def lengths(self) -> Tensor:
-        """Tokens of each sequence, int64 [B]."""
+        """Return the tokens of each sequence, int64 [B]."""
         batch, length = self.k.shape[0], self.k.shape[2]
         if self.starts is None:
             return torch.full((batch,), length, dtype=torch.int64, device=self.k.device)
@@ -48,7 +49,7 @@ class StepInputs:
 class DecodeMethod(ABC):
     """A method of sparse decoding. Subclasses take knobs of their own as keyword arguments beside the shared ones.
 
-    block_size: tokens per block. budget: tokens to attend to at each step, in whole blocks (rounded down). sparsity: share
+    block_size: tokens of a block. budget: tokens to attend to at each step, in whole blocks (rounded down). sparsity: share
     of a sequence's blocks to leave out at each step instead, in [0, 1). Without either, the method's own default budget.
     dense_layers: first layers that attend to everything. seed: of methods that draw.
     """
@@ -57,16 +58,18 @@ class DecodeMethod(ABC):
     paper: ClassVar[str]
     """Where the method comes from: title and arXiv number."""
     knob: ClassVar[str] = "budget"
-    """What decides how many blocks are kept."""
+    """The native knob: what decides how many blocks are kept."""
     family: ClassVar[Family]
     default_budget: ClassVar[int] = 1024
+    """Tokens, where neither a budget nor a sparsity is given."""
     least_blocks: ClassVar[int] = 1
     """Blocks that each step keeps at least, the newest among them."""
     weights: ClassVar[str | None] = None
-    """File name of the trained weights it needs, with {block_size} in it where they depend on that."""
+    """File name of the trained weights it needs, with {block_size} in it where they depend on that; None: none."""
     gate: ClassVar[type[DecodeGate] | None] = None
-    """What job=distill trains for it, one a layer; None where nothing is trained."""
+    """The gate that job=distill trains for it, one a layer; None where nothing is trained."""
     needs_rope: ClassVar[bool] = False
+    """Whether it needs the layer's rotary embedding."""
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class DecodeMethod(ABC):
     # -- what the harness calls, for each layer: start once a batch, extend and select at every step -------------------
 
     def start(self, x: StepInputs) -> Any:
-        """What the method keeps of one layer's keys, from all of them; None where it keeps nothing."""
+        """Return the state that the method keeps of one layer's keys, made from all of them; None where it keeps nothing."""
         return None
 
     def extend(self, state: Any, x: StepInputs) -> None:
@@ -105,18 +108,21 @@ class DecodeMethod(ABC):
 
     @abstractmethod
     def select(self, x: StepInputs, state: Any) -> BlockIndex | None:
-        """The key blocks of one step, from a state that knows the newest key; None: attend to everything. No host sync."""
+        """Return the key blocks of one step, from a state that knows the newest key; None attends to everything.
+
+        Never waits for the device.
+        """
 
     def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
-        """Take trained weights. Raises ValueError, one line, where they don't fit the model."""
+        """Load trained weights. Raises ValueError, one line, where they don't fit the model."""
         raise ValueError(f"decode method {self.name} has no trained weights to load")
 
     def weights_name(self) -> str | None:
-        """File name of the trained weights this method needs at its block size; None where it needs none."""
+        """Return the file name of the trained weights that it needs at its block size; None where it needs none."""
         return None if self.weights is None else self.weights.format(block_size=self.block_size)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
-        """All knobs and their values, as a row records them."""
+        """Return all knobs and their values, as a row records them."""
         return {
             "block_size": self.block_size,
             "budget": self.budget,
@@ -125,31 +131,31 @@ class DecodeMethod(ABC):
         }
 
     def to(self, device: Any) -> Self:
-        """Move what the method holds to a device."""
+        """Move the tensors that the method holds to a device, and return it."""
         return self
 
     # -- for subclasses ----------------------------------------------------------------------------------------------
 
     def blocks(self, x: StepInputs) -> Tensor:
-        """Blocks of each sequence, int64 [B]."""
+        """Return the blocks of each sequence, int64 [B]."""
         return (x.lengths() + self.block_size - 1) // self.block_size
 
     def keep(self, blocks: int) -> int:
-        """Blocks to keep of so many."""
+        """Return how many of so many blocks to keep."""
         if self.budget is not None:
-            wanted = self.budget // self.block_size
+            target = self.budget // self.block_size
         else:
             assert self.sparsity is not None
-            wanted = round((1 - self.sparsity) * blocks)
-        return min(blocks, max(wanted, self.least_blocks))
+            target = round((1 - self.sparsity) * blocks)
+        return min(blocks, max(target, self.least_blocks))
 
     def keeps_all(self, x: StepInputs) -> bool:
-        """Whether the budget holds every block of every sequence: nothing to choose."""
+        """Return whether the budget holds every block of every sequence, so that there is nothing to choose."""
         blocks = -(-x.k.shape[2] // self.block_size)
         return self.keep(blocks) == blocks
 
     def best(self, scores: Tensor, x: StepInputs) -> BlockIndex:
-        """The best blocks of each list, as many as the budget or the sparsity says; the newest block is always kept.
+        """Return the best blocks of each list, as many as the budget or the sparsity says; the newest block is always kept.
 
         scores: float32 [B,H,Nk] of each sequence's own blocks, H the query heads or the KV heads.
         """
@@ -162,10 +168,10 @@ class DecodeMethod(ABC):
         return select_step(scores, k_block=self.block_size, k_len=x.k.shape[2], counts=counts, width=width, starts=x.starts)
 
     def _counts(self, blocks: Tensor) -> Tensor:
-        """`keep` of every sequence's blocks, int64 [B], on the device."""
+        """Return `keep` of every sequence's blocks, int64 [B], on the device."""
         if self.budget is not None:
-            wanted = torch.full_like(blocks, self.budget // self.block_size)
+            target = torch.full_like(blocks, self.budget // self.block_size)
         else:
             assert self.sparsity is not None
-            wanted = torch.round((1 - self.sparsity) * blocks.double()).long()  # to even, as Python's
-        return torch.minimum(blocks, wanted.clamp(min=self.least_blocks))
+            target = torch.round((1 - self.sparsity) * blocks.double()).long()  # to even, as Python's
+        return torch.minimum(blocks, target.clamp(min=self.least_blocks))

@@ -22,8 +22,8 @@ from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel, wrap_model
 from harness.models.rope import ModelRope
 from harness.study.provenance import file_hash
-from methods.decode.parts.gate import DecodeGate, load_decode_gates
 from methods.gates.attn_gate import AttnGate
+from methods.gates.decode_gate import DecodeGate, load_decode_gates
 from methods.parts.base import LayerInputs
 from tests.harness.tiny import VOCAB, load, tokens
 

@@ -125,7 +125,7 @@ def test_methods_that_say_so_do_read_the_end(monkeypatch: pytest.MonkeyPatch, na
     """The attribute is not there for convenience: without it they trip the check."""
     method = ready(name, block_size=BLOCK, **knobs)
     if isinstance(method, MInference):
-        method.found = ((Pattern("vertical_slash", 60, 100),) * 4,) * 2
+        method.head_patterns = ((Pattern("vertical_slash", 60, 100),) * 4,) * 2
     monkeypatch.setattr(method, "reads_end", False)
     distances, _ = check(method, prompt=tokens(1, 500)[0].tolist())
     assert wrong(distances) == {"selection"}

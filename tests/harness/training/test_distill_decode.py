@@ -15,7 +15,7 @@ from harness.training.gates.recall import gate_recall, mean_recall
 from harness.training.gates.target_map import target_map
 from harness.training.gates.weights import new_gates
 from methods.decode import build
-from methods.decode.parts.gate import DecodeGate
+from methods.gates.decode_gate import DecodeGate
 from tests.harness.training.test_distill import BLOCK, rows_of, sharp_llama, topics, train
 
 Command = Callable[..., int]

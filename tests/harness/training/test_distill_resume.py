@@ -18,8 +18,9 @@ from harness.models.loading import LoadedModel, wrap_model
 from harness.training.gates.checkpoint import Checkpoint, Step
 from harness.training.gates.distill import distill
 from harness.training.gates.recipe import Recipe
-from methods.decode.parts.gate import DecodeGate
-from methods.gates.attn_gate import AttnGate, Gate
+from methods.gates.attn_gate import AttnGate
+from methods.gates.decode_gate import DecodeGate
+from methods.gates.gate import Gate
 from tests.harness.training.test_distill import BLOCK, sharp_llama, topics
 
 Command = Callable[..., int]

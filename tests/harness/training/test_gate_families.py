@@ -18,7 +18,7 @@ from harness.models.loading import local_layers, local_window
 from harness.training.gates.distill import distill
 from harness.training.gates.recipe import Recipe
 from harness.training.gates.weights import new_gates
-from methods.gates.attn_gate import Gate
+from methods.gates.gate import Gate
 from tests.harness.tiny import FAMILIES, GLOBAL, load, tokens
 
 BLOCK, LENGTH = 16, 240

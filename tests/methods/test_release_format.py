@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.decode.parts.gate import DecodeGate
-from methods.gates.attn_gate import AttnGate, Gate, gate_state
-from methods.gates.released import check_config, check_whole, from_released, to_released
+from methods.gates.attn_gate import AttnGate
+from methods.gates.decode_gate import DecodeGate
+from methods.gates.gate import Gate
+from methods.gates.release_format import check_config, check_whole, from_released, to_released
+from methods.gates.weights import gate_state
 
 PREFIX = "model.layers.{}.self_attn.attn_gate.{}.weight"
 
 
-def made(kind: type[Gate]) -> dict[str, torch.Tensor]:
+def state_of(kind: type[Gate]) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return gate_state([kind(4, 2, 16, block_size=64) for _ in range(3)])  # type: ignore[call-arg]
 
@@ -25,23 +27,23 @@ def made(kind: type[Gate]) -> dict[str, torch.Tensor]:
     ],
 )
 def test_names_go_both_ways(kind: type[Gate], names: list[str]) -> None:
-    ours = made(kind)
-    theirs = to_released(ours, kind)
-    assert sorted(theirs) == sorted(PREFIX.format(layer, name) for layer in range(3) for name in names)
-    back = from_released(theirs, kind)
-    assert back.keys() == ours.keys() and all(torch.equal(back[name], ours[name]) for name in ours)
+    state = state_of(kind)
+    released = to_released(state, kind)
+    assert sorted(released) == sorted(PREFIX.format(layer, name) for layer in range(3) for name in names)
+    back = from_released(released, kind)
+    assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
     assert check_whole(back) == 3
 
 
 @pytest.mark.parametrize("prefix", ["", "module.model.", "base_model.model.model."])
 def test_what_stands_before_the_layers_does_not_count(prefix: str) -> None:
-    found = from_released({f"{prefix}layers.11.self_attn.attn_gate.mask_linear_k.weight": torch.zeros(1)}, AttnGate)
-    assert list(found) == ["layers.11.gate.k"]
+    renamed = from_released({f"{prefix}layers.11.self_attn.attn_gate.mask_linear_k.weight": torch.zeros(1)}, AttnGate)
+    assert list(renamed) == ["layers.11.gate.k"]
 
 
 def test_the_weights_of_another_gate_are_listed() -> None:
     with pytest.raises(ValueError, match=r"attngate_knorm\.weight, .*, … \(12 in all\); .* has mask_linear_k") as e:
-        from_released(dict(sorted(to_released(made(DecodeGate), DecodeGate).items())), AttnGate)
+        from_released(dict(sorted(to_released(state_of(DecodeGate), DecodeGate).items())), AttnGate)
     assert "\n" not in str(e.value)
 
 
@@ -59,7 +61,7 @@ def test_no_weights() -> None:
 
 
 def test_a_layer_that_is_missing_or_different() -> None:
-    state = made(AttnGate)
+    state = state_of(AttnGate)
     del state["layers.1.gate.k"]
     with pytest.raises(
         ValueError, match="it leaves out layer 1; a release has gates of all layers, those of a sliding window too"

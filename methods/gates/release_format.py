@@ -1,4 +1,4 @@
-"""Gates as SeerAttention's authors release them: what their files call the weights, and which gates those are.
+"""The format in which SeerAttention's authors release gates: names of weights and settings, and renaming both ways.
 
 A release is a folder with `attn_gate_weights.pth`, a dict of bfloat16 tensors named
 model.layers.{i}.self_attn.attn_gate.{name}.weight, and a `config.json` with settings named seerattn_*. The gates here have the
@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from methods.gates.attn_gate import Gate, listed
+from methods.gates.gate import Gate
+from methods.gates.weights import first_names
 
 FILE = "attn_gate_weights.pth"
 """Name of a release's file of weights."""
@@ -23,23 +24,27 @@ CONFIG = "config.json"
 BLOCK_SIZE = 64
 """Block size of the gates that were released, where no settings say another."""
 
-_THEIRS = re.compile(r"(?:.*\.)?layers\.(\d+)\.self_attn\.attn_gate\.(\w+?)(?:\.weight)?")
-_OURS = re.compile(r"layers\.(\d+)\.gate\.(\w+)")
+_RELEASED_NAME = re.compile(r"(?:.*\.)?layers\.(\d+)\.self_attn\.attn_gate\.(\w+?)(?:\.weight)?")
+_NAME = re.compile(r"layers\.(\d+)\.gate\.(\w+)")
 
 
 def from_released(state: Mapping[str, Tensor], gate: type[Gate]) -> dict[str, Tensor]:
-    """The weights of a release by the names they have here, dtype as it is. What stands before `layers.` (model., a wrapper's
-    module.) doesn't count. Raises ValueError listing what gates of this kind don't have."""
-    return _renamed(state, _THEIRS, {theirs: ours for ours, theirs in gate.released.items()}, "layers.{}.gate.{}")
+    """Return the weights of a release by the names they have here, their dtype unchanged.
+
+    A prefix before `layers.` (model., a wrapper's module.) doesn't count. Raises ValueError listing the weights that gates of
+    this kind don't have.
+    """
+    names = {released: name for name, released in gate.released.items()}
+    return _renamed(state, _RELEASED_NAME, names, "layers.{}.gate.{}")
 
 
 def to_released(state: Mapping[str, Tensor], gate: type[Gate]) -> dict[str, Tensor]:
-    """The inverse of `from_released`, with the names that the original loads."""
-    return _renamed(state, _OURS, gate.released, "model.layers.{}.self_attn.attn_gate.{}.weight")
+    """Return the inverse of `from_released`, with the names that the authors' code loads."""
+    return _renamed(state, _NAME, gate.released, "model.layers.{}.self_attn.attn_gate.{}.weight")
 
 
 def _renamed(state: Mapping[str, Tensor], pattern: re.Pattern[str], names: Mapping[str, str], form: str) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     unknown: list[str] = []
     for key, weight in state.items():
         parts = pattern.fullmatch(key)
@@ -47,22 +52,24 @@ def _renamed(state: Mapping[str, Tensor], pattern: re.Pattern[str], names: Mappi
             unknown.append(key)
             continue
         name = form.format(int(parts[1]), names[parts[2]])
-        if name in found:
+        if name in renamed:
             raise ValueError(f"it has {key} twice, under two prefixes")
-        found[name] = weight
+        renamed[name] = weight
     if unknown:
-        raise ValueError(f"it has {listed(unknown)}; a gate of this kind has {', '.join(names)}, and nothing else")
-    if not found:
+        raise ValueError(f"it has {first_names(unknown)}; a gate of this kind has {', '.join(names)}, and nothing else")
+    if not renamed:
         raise ValueError(f"it is empty; a gate of this kind has {', '.join(names)}")
-    return found
+    return renamed
 
 
 def check_whole(state: Mapping[str, Tensor]) -> int:
-    """The number of layers, of weights by the names they have here. Raises ValueError unless all layers from 0 on are there,
-    each with the same weights of the same shapes."""
+    """Return the number of layers of weights by the names they have here.
+
+    Raises ValueError unless all layers from 0 on are there, each with the same weights of the same shapes.
+    """
     layers: dict[int, dict[str, list[int]]] = {}
     for key, weight in state.items():
-        if (parts := _OURS.fullmatch(key)) is None:
+        if (parts := _NAME.fullmatch(key)) is None:
             raise ValueError(f"it has {key}; weights of gates are named layers.0.gate.k, say")
         layers.setdefault(int(parts[1]), {})[parts[2]] = list(weight.shape)
     if not layers:
@@ -76,18 +83,18 @@ def check_whole(state: Mapping[str, Tensor]) -> int:
 
 
 def block_size_of(config: Mapping[str, Any]) -> int:
-    """The block size that a release's settings say, or that of all known releases. Raises ValueError unless it is one."""
-    found = config.get("seerattn_gate_block_size", BLOCK_SIZE)
-    if type(found) is not int or found < 1:
-        raise ValueError(f"its {CONFIG} says seerattn_gate_block_size={found}: must be a whole number of at least 1")
-    return found
+    """Return the block size in a release's settings, or that of all known releases. Raises ValueError unless it is one."""
+    block_size = config.get("seerattn_gate_block_size", BLOCK_SIZE)
+    if type(block_size) is not int or block_size < 1:
+        raise ValueError(f"its {CONFIG} says seerattn_gate_block_size={block_size}: must be a whole number of at least 1")
+    return block_size
 
 
 def check_config(config: Mapping[str, Any], gate: type[Gate], block_size: int | None = None) -> None:
-    """Raises ValueError where the settings of a release are those of a gate that is not here, or of another block size."""
-    for name, wanted in gate.released_config.items():
-        if config.get(name, wanted) != wanted:
-            raise ValueError(f"its {CONFIG} says {name}={config[name]}; gates here are {wanted}")
-    found = block_size_of(config)
-    if block_size is not None and found != block_size:
-        raise ValueError(f"its gates are for blocks of {found} tokens, not {block_size}: set that block_size")
+    """Raise ValueError where the settings of a release are those of a gate that is not here, or of another block size."""
+    for name, expected in gate.released_config.items():
+        if config.get(name, expected) != expected:
+            raise ValueError(f"its {CONFIG} says {name}={config[name]}; gates here are {expected}")
+    released_size = block_size_of(config)
+    if block_size is not None and released_size != block_size:
+        raise ValueError(f"its gates are for blocks of {released_size} tokens, not {block_size}: set that block_size")

@@ -1,11 +1,11 @@
-"""An index made from block masks of a few heads at a time, so that long prompts take little memory beside the index itself."""
+"""Selecting a few heads at a time, so that long prompts take little memory beside the index itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from attention_kernels.block_index import BlockIndex, causal_total
+from attention_kernels.block_index import BlockIndex
 from torch import Tensor
 
 from methods.parts.base import Grid, LayerInputs
@@ -15,7 +15,7 @@ BLOCK_PAIRS = 1 << 24
 
 
 def select_in_chunks(choose: Callable[[slice], Tensor], x: LayerInputs, grid: Grid) -> BlockIndex:
-    """The index of all query heads, from masks of those of a few KV heads. Never waits for the device.
+    """Return the index of all query heads, made from masks of the query heads of a few KV heads. Never waits for the device.
 
     choose(kv): bool [B, H, Mq, Nk] for the H query heads that read the KV heads kv. As in `BlockIndex.from_mask` the
     diagonal is kept and the future dropped. `indices` are as wide as there are key blocks.
@@ -34,10 +34,5 @@ def select_in_chunks(choose: Callable[[slice], Tensor], x: LayerInputs, grid: Gr
 
 
 def query_heads(kv: slice, group: int) -> slice:
-    """The query heads that read KV heads kv, `group` each."""
+    """Return the query heads that read the KV heads kv, `group` query heads each."""
     return slice(kv.start * group, kv.stop * group)
-
-
-def row_average(sparsity: float, grid: Grid) -> float:
-    """Key blocks that the average query block keeps at a sparsity."""
-    return (1 - sparsity) * causal_total(**grid) / -(-grid["q_len"] // grid["q_block"])

@@ -22,7 +22,7 @@ CANDIDATES = (
     Pattern("vertical_slash", 3500, 100),
     Pattern("block_sparse", 100),
 )
-"""What heads choose from: the budgets of the release."""
+"""The patterns that heads choose from, with the budgets of the release."""
 REFERENCE = 30_000
 """Tokens of the prompt that the budgets were made for. On shorter ones all budgets shrink in proportion, and stay a choice."""
 AFTER = 2500
@@ -30,17 +30,18 @@ AFTER = 2500
 BLOCK_SHARE = 8
 """With the release's budgets, block-sparse is compared at an eighth of a whole row's keys; it runs with its 100 blocks."""
 ROWS = 32
-"""Query blocks looked at."""
+"""Query blocks of a prompt that are measured."""
 TRIES = 12
 """Densities measured for a candidate, to find the budgets that cost what they should."""
 
 
 class PatternSearch:
-    """Scores every candidate in every head. score: mass, the share of true attention that is kept, or output, minus the
-    relative error of the head's output with the real kernel.
+    """Scores every candidate pattern in every head, and gives each head the best.
 
-    density: the budgets of each candidate are multiplied, in each head, by what brings it to this density, so that all cost the
-    same; a head gets its pattern with the budgets it had then. None: the release's budgets, whatever they cost.
+    score: "mass", the share of true attention that is kept, or "output", minus the relative error of the head's output with
+    the real kernel. density: the budgets of each candidate are multiplied, in each head, by the factor that brings it to this
+    density, so that all cost the same; a head gets its pattern with the budgets it had then. None: the release's budgets,
+    whatever they cost.
     """
 
     def __init__(self, layers: int, heads: int, *, block: int, score: str, density: float | None) -> None:
@@ -52,7 +53,7 @@ class PatternSearch:
         self.prompts = torch.zeros(layers, dtype=torch.int64)
 
     def observe(self, x: LayerInputs, v: Tensor) -> None:
-        """One layer of one prompt, v [B,Hkv,K,D]."""
+        """Take in one layer of one prompt, v [B,Hkv,K,D]."""
         q_len, k_len = x.q.shape[2], x.k.shape[2]
         share = min(1.0, k_len / REFERENCE)
         after = min(q_len - 1, max(0, round(AFTER * share) - (k_len - q_len)))
@@ -61,16 +62,16 @@ class PatternSearch:
             index = self._index(x, number, candidate, share)
             self.densities[x.layer, number] += index.density().mean(0).double().cpu()
             if dense is None:
-                found = kept_mass(x.q, x.k, index, scale=x.scale, rows=ROWS, after=after)
+                scores = kept_mass(x.q, x.k, index, scale=x.scale, rows=ROWS, after=after)
             else:
                 out = sparse_attention(x.q, x.k, v, index, scale=x.scale)
                 wrong, true = ((o[:, :, after:]).float().norm(dim=(-1, -2)) for o in (out - dense, dense))
-                found = -wrong / true
-            self.scores[x.layer, number] += found.mean(0).double().cpu()
+                scores = -wrong / true
+            self.scores[x.layer, number] += scores.mean(0).double().cpu()
         self.prompts[x.layer] += 1
 
     def _index(self, x: LayerInputs, number: int, candidate: Pattern, share: float) -> SparseIndex:
-        """What the heads keep where all follow one candidate."""
+        """Return the index of heads that all follow one candidate."""
         heads, k_len = x.q.shape[1], x.k.shape[2]
         grid = Grid(q_block=self.block, k_block=self.block, q_len=x.q.shape[2], k_len=k_len)
 
@@ -92,8 +93,11 @@ class PatternSearch:
         return select([math.exp(m) for m in best])
 
     def result(self) -> dict[str, Any]:
-        """patterns [layer][head] as [kind, first, second]; of each candidate the scores [layer][candidate][head], means over
-        prompts, and the density over all heads. A layer never seen, of a sliding window, has the first candidate."""
+        """Return `patterns` [layer][head] as [kind, first, second], the candidates, their scores and their densities.
+
+        Scores [layer][candidate][head] are means over prompts, densities over all heads. A layer never seen, of a sliding
+        window, has the first candidate. Raises ValueError where no layer was seen.
+        """
         if not bool(self.prompts.any()):
             raise ValueError("no layer was seen: their attention has a sliding window, or no prompt was given")
         prompts = self.prompts.clamp(min=1)[:, None, None]

@@ -1,56 +1,34 @@
-"""The three rules by which shares of a pooled attention map, a gate's or the true one, become blocks."""
+"""The base class of methods that score blocks, and its three rules by which a row's scores become blocks."""
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
 from typing import Literal, TypedDict, get_args
 
-from attention_kernels.block_index import BlockIndex, causal_blocks
+from attention_kernels.block_index import BlockIndex
 
 from methods.parts.base import Grid, Knob, LayerInputs, Method
-from methods.parts.row_rules import affordable
+from methods.parts.row_budgets import budget_with_full_rows, nz_ratio_budget, nz_ratio_budget_with_full_rows
 
 Selection = Literal["topk", "threshold", "nz_ratio"]
 
 
-class Rule(TypedDict, total=False):
-    """What decides how many blocks a row keeps, as attention_kernels.selection takes it; one of the two."""
+class SelectionRule(TypedDict, total=False):
+    """The keyword by which attention_kernels.selection decides how many blocks a row keeps; one of the two."""
 
     budget: tuple[int, ...]
     threshold: float
 
 
-@lru_cache(maxsize=64)
-def nz_budget(nz_ratio: float, q_len: int, k_len: int, q_block: int, k_block: int) -> tuple[int, ...]:
-    """SeerAttention's rule: the same number of blocks in every row, or all that are causal where they are fewer."""
-    blocks = max(1, int((1 - math.sqrt(1 - nz_ratio)) * -(-k_len // k_block)))
-    return tuple(causal_blocks(q_len, k_len, q_block, k_block).clamp(max=blocks).tolist())
-
-
-@lru_cache(maxsize=64)
-def same_number(ratio: float, full: int, q_len: int, k_len: int, q_block: int, k_block: int, *, pays: bool) -> tuple[int, ...]:
-    """`nz_budget` with the last `full` rows, 1 or more, whole. pays: the other rows keep the most blocks each with which all
-    of it is at most `ratio` of the causal ones; else what they would keep without full rows."""
-    shape = (q_len, k_len, q_block, k_block)
-    causal = causal_blocks(*shape).tolist()
-    if not pays:
-        return (*nz_budget(ratio, *shape)[:-full], *causal[-full:])
-    left, others = ratio * sum(causal) - sum(causal[-full:]), causal[:-full]
-    most = next((n for n in range(1, max(causal)) if sum(min(n + 1, c) for c in others) > left), max(causal))
-    return (*(min(most, c) for c in others), *causal[-full:])
-
-
-class Scored(Method):
-    """Blocks by their share of the row's pooled attention.
+class ScoredMethod(Method):
+    """Keeps blocks by their share of the row's pooled attention: a gate's prediction, an estimate, or the truth.
 
     selection="topk": each row keeps its share of its causal blocks, so that the density of a call is 1 - sparsity.
     selection="threshold": blocks whose share is above `threshold`; given a sparsity instead, the threshold is calibrated.
     selection="nz_ratio": SeerAttention's rule, the same number of blocks in every row, rounded down; early rows have fewer.
 
     last: query blocks at the end that keep everything, 0; SeerAttention's release has 2 but for perplexity. They count in the
-    density: given a sparsity, they take at most half of the budget, and the other rows what is left. In a chunk of a prompt the
-    last query blocks are the chunk's. An index with full rows is as wide as there are key blocks: 4·B·H·Mq·Nk bytes.
+    density: given a sparsity, they take at most half of the budget, and the other rows spend the remainder. In a chunk of a
+    prompt the last query blocks are the chunk's. An index with full rows is as wide as there are key blocks: 4·B·H·Mq·Nk bytes.
     """
 
     def __init__(
@@ -101,27 +79,28 @@ class Scored(Method):
             raise ValueError(f"nz_ratio={nz_ratio}: must be above 0 and at most 1")
         return nz_ratio
 
-    def rule(self, x: LayerInputs, grid: Grid) -> Rule:
-        """What the selection of a layer's call goes by. Raises ValueError where a threshold is still to be calibrated."""
+    def rule(self, x: LayerInputs, grid: Grid) -> SelectionRule:
+        """Return the rule for a layer's call. Raises ValueError where a threshold is still to be calibrated."""
         if self.selection == "topk":
-            return Rule(budget=self.budget(x))
+            return SelectionRule(budget=self.budget(x))
         if self.nz_ratio is not None:
             full = self._full(grid)
             if not full:
-                return Rule(budget=nz_budget(self.nz_ratio, **grid))
-            return Rule(budget=same_number(self.nz_ratio, full, **grid, pays=self.sparsity is not None))
+                return SelectionRule(budget=nz_ratio_budget(self.nz_ratio, **grid))
+            budget = nz_ratio_budget_with_full_rows(self.nz_ratio, full, **grid, pays=self.sparsity is not None)
+            return SelectionRule(budget=budget)
         if self.threshold is None:
             raise ValueError(
                 f"the threshold for sparsity={self.sparsity} has not been calibrated: see harness.arms.calibration"
             )
-        return Rule(threshold=self.threshold)
+        return SelectionRule(threshold=self.threshold)
 
     def finish(self, index: BlockIndex, grid: Grid) -> BlockIndex:
-        """The index with the last query blocks in full, which no threshold promises; budgets have them already."""
+        """Return the index with the last query blocks in full, which no threshold promises; budgets hold them already."""
         return index.with_last_rows(self._full(grid)) if self.selection == "threshold" else index
 
     def _full(self, grid: Grid) -> int:
-        """Query blocks at the end that keep everything: `last`, or as many as half of the budget pays."""
+        """Return the query blocks at the end that keep everything: `last`, or as many as half of the budget pays."""
         if self.sparsity is None or not self.full_rows:
             return min(self.full_rows, -(-grid["q_len"] // grid["q_block"]))
-        return affordable(1 - self.sparsity, self.full_rows, **grid)[0]
+        return budget_with_full_rows(1 - self.sparsity, self.full_rows, **grid)[0]

@@ -18,15 +18,16 @@ from attention_kernels.pool import pool
 from attention_kernels.rope import rotate, unrotate
 from torch import Tensor, nn
 
-from methods.gates.attn_gate import POOLED_K, Gate, fill_gates
-from methods.parts.base import Rope
+from methods.gates.gate import POOLED_K, Gate
+from methods.gates.weights import fill_gates
+from methods.parts.rope_protocol import Rope
 
 EPS = 1e-6
 """Of the RMSNorms."""
 
 
 class DecodeGate(Gate):
-    """The gate of one layer. Weights q [Hkv,G,D,D] and k [Hkv,3D,D], applied as x @ W, and those of the norms, [D] each."""
+    """SeerAttention-R's gate of one layer, with weights q [Hkv,G,D,D] and k [Hkv,3D,D], applied as x @ W, and norms [D]."""
 
     released: ClassVar[Mapping[str, str]] = {
         "q": "attngate_linear_q",
@@ -53,7 +54,7 @@ class DecodeGate(Gate):
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the maps from normal(0, 0.02); norms begin at 1."""
+        """Draw the projections from normal(0, 0.02) and set the norms to 1."""
         with torch.no_grad():
             for weight in (self.q, self.k):
                 weight.normal_(0.0, 0.02, generator=generator)
@@ -61,30 +62,41 @@ class DecodeGate(Gate):
             self.k_norm.fill_(1.0)
 
     def queries(self, q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Post-RoPE q [B,Hq,M,D] and its tables [M,R/2] (or [B,1,1,R/2], M = 1) -> [B,Hkv,M,D] float32."""
+        """Return the gate's queries [B,Hkv,M,D] float32 of post-RoPE q [B,Hq,M,D].
+
+        cos, sin: tables at the queries' positions, [M,R/2], or [B,1,1,R/2] where M is 1.
+        """
         plain = unrotate(q, cos, sin).float().unflatten(1, (self.kv_heads, -1))  # [B,Hkv,G,M,D]
         joined = plain.transpose(2, 3).flatten(3) @ self.q.flatten(1, 2)
         return rotate(_norm(joined, self.q_norm), cos, sin)
 
     def keys(self, pooled: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Pre-RoPE keys pooled three ways [B,Hkv,M,3D], and the tables of the blocks' first tokens -> [B,Hkv,M,D] float32."""
+        """Return the gate's keys [B,Hkv,M,D] float32 of pre-RoPE keys pooled three ways [B,Hkv,M,3D].
+
+        cos, sin: tables at the blocks' first tokens.
+        """
         return rotate(_norm(pooled.float() @ self.k, self.k_norm), cos, sin)
 
     def learns_from(self, q: Tensor) -> Tensor:
-        """The second half of the queries, as SeerAttention-R's training takes them."""
+        """Return the second half of the queries, as SeerAttention-R's training takes them.
+
+        Raises ValueError for a text of fewer than two blocks.
+        """
         if q.shape[2] < 2 * self.block_size:
             raise ValueError(f"text of {q.shape[2]} tokens: a gate for decoding needs two blocks of {self.block_size} at least")
         return q[:, :, q.shape[2] // 2 :]
 
     def truth(self, attention: Tensor, pool: str, k_len: int) -> Tensor:
-        """A map of single queries [B,Hq,M,Nk] -> [B,Hkv,M,Nk]: the largest of the group (pool="max") or the mean, without the
-        block of the query itself."""
+        """Return the target [B,Hkv,M,Nk] of a map of single queries [B,Hq,M,Nk], 0 from a query's own block on.
+
+        pool: "max" takes the largest of the query heads of a group, else their mean.
+        """
         grouped = attention.unflatten(1, (self.kv_heads, -1))
         joined = grouped.amax(2) if pool == "max" else grouped.mean(2)
         return joined.masked_fill_(self._own_or_later(attention.shape[2], k_len, attention.device), 0.0)
 
     def forward(self, q: Tensor, k: Tensor, rope: Rope) -> Tensor:
-        """Post-RoPE q [B,Hq,Q,D], k [B,Hkv,K,D] -> logits [B,Hkv,Q,Nk] float32, -inf from the query's own block on."""
+        """Return logits [B,Hkv,Q,Nk] float32 of post-RoPE q [B,Hq,Q,D] and k [B,Hkv,K,D], -inf from a query's own block on."""
         cos, sin = rope.table(k.shape[2], k.device)
         with torch.no_grad():
             pooled = pool(k, self.block_size, POOLED_K, cos=cos, sin=sin)
@@ -95,8 +107,8 @@ class DecodeGate(Gate):
         return logits.masked_fill_(self._own_or_later(q.shape[2], k.shape[2], q.device), float("-inf"))
 
     def _own_or_later(self, q_len: int, k_len: int, device: torch.device) -> Tensor:
-        own = (torch.arange(q_len, device=device) + (k_len - q_len)) // self.block_size
-        return torch.arange(-(-k_len // self.block_size), device=device) >= own[:, None]
+        own_block = (torch.arange(q_len, device=device) + (k_len - q_len)) // self.block_size
+        return torch.arange(-(-k_len // self.block_size), device=device) >= own_block[:, None]
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -106,7 +118,7 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
 def load_decode_gates(
     state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int, block_size: int
 ) -> list[DecodeGate]:
-    """The gates of a model from their weights, in float32. Raises ValueError, one line, unless names and shapes fit."""
+    """Return the gates of a model from their weights, in float32. Raises ValueError, one line, unless names and shapes fit."""
     gates = [DecodeGate(heads, kv_heads, head_dim, block_size=block_size) for _ in range(layers)]
     fill_gates(gates, state, f"the model has {layers} layers, {heads} query and {kv_heads} KV heads of {head_dim} elements")
     return gates

@@ -1,4 +1,4 @@
-"""What is kept of every key block while keys are appended, one vector a block: written in place, grown in steps."""
+"""One vector for every key block while keys are appended: written in place, grown in steps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 from methods.decode.parts.base import StepInputs
 
 
-class PerBlock:
-    """Vectors [B,Hkv,blocks,E] of the blocks so far, with room for more: growing copies them once in a while, not at each
-    step. Blocks that a shorter sequence doesn't have yet hold zeros."""
+class BlockVectors:
+    """Vectors [B,Hkv,blocks,E] of the blocks so far, with room for more: growing copies them once in a while, not at each step.
+
+    Blocks that a shorter sequence doesn't have yet hold zeros.
+    """
 
     def __init__(self, values: Tensor) -> None:
         self.count = values.shape[2]
@@ -21,11 +23,11 @@ class PerBlock:
 
     @property
     def values(self) -> Tensor:
-        """[B,Hkv,blocks,E], a view."""
+        """Return the vectors [B,Hkv,blocks,E], a view."""
         return self._room[:, :, : self.count]
 
     def reserve(self, count: int) -> None:
-        """Have vectors for `count` blocks; new ones are zeros."""
+        """Make room for `count` blocks; the vectors of new ones are zeros."""
         if count > self._room.shape[2]:
             shape = list(self._room.shape)
             shape[2] = count + max(16, count // 8)
@@ -35,7 +37,7 @@ class PerBlock:
         self.count = max(self.count, count)
 
     def read(self, block: Tensor) -> Tensor:
-        """The vectors of one block of each sequence: block int64 [B] -> [B,Hkv,E]."""
+        """Return the vectors of one block of each sequence, [B,Hkv,E] for block int64 [B]."""
         return self._room[self._rows, :, block]
 
     def write(self, block: Tensor, vectors: Tensor) -> None:
@@ -44,17 +46,19 @@ class PerBlock:
 
 
 def newest(x: StepInputs, block_size: int) -> tuple[Tensor, Tensor]:
-    """The block of each sequence that holds its newest key, and the key's place in it: int64 [B] each."""
+    """Return the block of each sequence that holds its newest key, and the key's place in it: int64 [B] each."""
     last = x.lengths() - 1
     return last // block_size, last % block_size
 
 
 def per_sequence(x: StepInputs, vectors: Callable[[Tensor], Tensor]) -> Tensor:
-    """`vectors` of the keys of each sequence from its first one on: [b,Hkv,K,D] -> [b,Hkv,blocks,E]; together [B,Hkv,Nk,E],
-    zeros where a shorter sequence has no more blocks. Where there is padding it waits for the device: once a batch, not at a
-    step."""
+    """Return `vectors`, a function of keys [b,Hkv,K,D] to [b,Hkv,blocks,E], of the keys of each sequence: [B,Hkv,Nk,E].
+
+    A sequence begins at its first key; there are zeros where a shorter one has no more blocks. With padding it waits for the
+    device: call it once a batch, not at a step.
+    """
     if x.starts is None:
         return vectors(x.k)
-    found = [vectors(x.k[b : b + 1, :, start:]) for b, start in enumerate(x.starts.tolist())]
-    most = max(one.shape[2] for one in found)
-    return torch.cat([torch.nn.functional.pad(one, (0, 0, 0, most - one.shape[2])) for one in found])
+    sequences = [vectors(x.k[b : b + 1, :, start:]) for b, start in enumerate(x.starts.tolist())]
+    most = max(blocks.shape[2] for blocks in sequences)
+    return torch.cat([torch.nn.functional.pad(blocks, (0, 0, 0, most - blocks.shape[2])) for blocks in sequences])

@@ -1,0 +1,47 @@
+"""What every trained gate is: a learned layer that predicts, for each query block, which key blocks matter."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from attention_kernels.pool import Pool
+from torch import Tensor, nn
+
+from methods.parts.rope_protocol import Rope
+
+POOLED_K: tuple[Pool, ...] = ("max", "min", "mean")
+"""How keys are pooled, in the order in which the pooled vectors are concatenated."""
+
+
+class Gate(nn.Module, ABC):
+    """The gate of one layer, which job=distill trains: logits over key blocks of `block_size` tokens for query blocks of
+    `q_block` tokens."""
+
+    released: ClassVar[Mapping[str, str]] = {}
+    """Names of the weights in their authors' release, by their names here (see methods.gates.release_format)."""
+    released_config: ClassVar[Mapping[str, Any]] = {}
+    """Settings in a release's config.json that tell it is this gate."""
+
+    def __init__(self, *, block_size: int, q_block: int) -> None:
+        super().__init__()
+        self.block_size = block_size
+        self.q_block = q_block
+
+    @abstractmethod
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights that training begins with."""
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, rope: Rope) -> Tensor:
+        """Return logits [B,H,Mq,Nk] float32 of post-RoPE q [B,Hq,Q,D] and k [B,Hkv,K,D], -inf where nothing is predicted."""
+
+    def learns_from(self, q: Tensor) -> Tensor:
+        """Return the queries that the gate is trained on, the last N of a text's q [B,Hq,Q,D]: [B,Hq,N,D]."""
+        return q
+
+    def truth(self, attention: Tensor, pool: str, k_len: int) -> Tensor:
+        """Return the training target [B,H,Mq,Nk], rows of any sum, of a true attention map [B,Hq,Mq,Nk] pooled by `pool`."""
+        return attention

@@ -1,0 +1,19 @@
+"""Top-p over blocks: a row's best blocks until a share of its score is kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def top_p_mask(scores: Tensor, forced: Tensor, share: float | Tensor) -> Tensor:
+    """Return bool [..., Mq, Nk]: `forced` [Mq, Nk], then the best other blocks of each row until `share` of its score is kept.
+
+    scores [..., Mq, Nk] are at least 0. share: of the row's sum, one number or [H, 1, 1] by head. The block that crosses it is
+    kept; of equal blocks the earlier comes first. Never waits for the device.
+    """
+    target = share * scores.sum(-1, keepdim=True)
+    others = scores.masked_fill(forced, 0)
+    best, order = others.sort(dim=-1, descending=True, stable=True)
+    before = (scores * forced).sum(-1, keepdim=True) + best.cumsum(-1) - best
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, (before < target) & (best > 0)) | forced
