@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from harness.core.conf_files import MAIN, ConfLine, conf_dir, conf_file, conf_lines, groups
-from harness.tasks.names import GROUPS, TASKS
+from harness.tasks.names import GROUPS, LISTED_TASKS
 
 HEADER = """\
 Sparse attention methods under the same rules, accuracy and time in one row.
@@ -47,9 +47,8 @@ def _choices() -> Iterator[str]:
     yield "Groups (group=choice):\n"
     for group, choices in groups().items():
         yield _listed(group, choices)
-    parts = GROUPS["longbench_e"]  # of data sets, each a group of its own
     yield "\nTasks (task=NAME, or a list of them), and groups of tasks:\n"
-    yield _listed("tasks", [name for name in TASKS if name not in parts])
+    yield _listed("tasks", LISTED_TASKS)
     yield _listed("groups", GROUPS)
 
 

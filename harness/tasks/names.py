@@ -15,14 +15,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
     **longbench.GROUPS,
 }
 """The tasks that one name stands for."""
+LISTED_TASKS: tuple[str, ...] = (*ruler.TASKS, *longbench.TASKS)
+"""The tasks that help and errors list: the buckets of LongBench-E are in the groups."""
 
 
 def check_name(name: str) -> str:
     """Return the name of a task. Raises UserError, which lists tasks and groups, for any other."""
     if name not in TASKS:
-        known = ", ".join((*ruler.TASKS, *longbench.TASKS))  # the buckets of LongBench-E are in the groups
         close = did_you_mean(name, (*TASKS, *GROUPS))
-        raise UserError(f"task {name} is not known{close}; choose from: {known}, or a group: {', '.join(GROUPS)}")
+        raise UserError(
+            f"task {name} is not known{close}; choose from: {', '.join(LISTED_TASKS)}, or a group: {', '.join(GROUPS)}"
+        )
     return name
 
 
