@@ -75,7 +75,8 @@ class RunContext:
 
     @cached_property
     def _prose(self) -> dict[str, Any]:
-        """Return what generated samples are made of, by content. Asked for where a task needs it: data.dir may be another's zip."""
+        """Return what generated samples are made of, by content. Asked for only where a task needs it: data.dir may be the zip
+        of another."""
         words = self.data.get("words")
         return {"haystack": haystack(source_of(self.data)).name, "words": file_hash(words) if words else None}
 
