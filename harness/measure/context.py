@@ -77,13 +77,14 @@ class RunContext:
 
     @cached_property
     def _prose(self) -> dict[str, Any]:
-        """What generated samples are made of, by content. Asked for where a task needs it: data.dir may be another's zip."""
+        """Return what generated samples are made of, by content. Asked for only where a task needs it: data.dir may be the zip
+        of another."""
         words = self.data.get("words")
         return {"haystack": load_haystack(haystack_source(self.data)).name, "words": file_hash(words) if words else None}
 
     @cached_property
     def _tokenizer(self) -> dict[str, Any]:
-        """What makes tokens of a text, by content."""
+        """Return what makes tokens of a text, by content."""
         tokenizer = self.loaded.tokenizer
         template = getattr(tokenizer, "chat_template", None) if self.chat else None
         return {"tokenizer": tokenizer_hash(tokenizer), "template": identity.digest(template) if template else None}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -16,9 +18,11 @@ from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from harness.core.errors import UserError
 from harness.measure import perplexity
-from harness.measure.perplexity import Window, windows
+from harness.measure.perplexity import Window, read_texts, windows
+from harness.measure.sweep import load_quietly
 from harness.models import loss
 from harness.models.bridge import Bridge
+from harness.models.loading import ModelConfig
 from harness.models.loss import check_head, nll
 from harness.tasks import documents
 from tests.harness.tiny import Fixed, load, tokens
@@ -213,13 +217,7 @@ def test_a_loss_that_is_no_number_is_gated(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["job.text=novels"], "job.text=novels: must be one of auto, pg19, pydoc"),
         (["job.text=pydoc"], "name one of them"),
-        (["job.stride=0"], "job.stride=0: must be null or a whole number of at least 1 and at most 256"),
-        (["job.stride=300"], "at most 256"),
-        (["job.min_tokens=many"], "job.min_tokens=many: must be null or a whole number"),
-        (["job.min_tokens=100000"], "no document of 100000 tokens"),
-        (["length=1"], "length=1: must be at least 2"),
         (["decode=quest"], "job=perplexity measures prefill, which decode=quest does not change"),
         (["data.text_dir=nowhere"], "data.text_dir=nowhere: no .txt file there"),
     ],
@@ -229,6 +227,24 @@ def test_bad_input(
 ) -> None:
     assert command(*asked, *arguments) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "length", "says"),
+    [
+        ({"text": "novels"}, 256, "job.text=novels: must be one of auto, pg19, pydoc"),
+        ({"stride": 0}, 256, "job.stride=0: must be null or a whole number of at least 1 and at most 256"),
+        ({"stride": 300}, 256, "at most 256"),
+        ({"min_tokens": "many"}, 256, "job.min_tokens=many: must be null or a whole number"),
+        ({"min_tokens": 100_000}, 256, "no document of 100000 tokens"),
+        ({}, 1, "length=1: must be at least 2"),
+    ],
+)
+def test_bad_options(toy_folder: Path, books: Path, options: dict[str, Any], length: int, says: str) -> None:
+    loaded = load_quietly(ModelConfig("toy", str(toy_folder), torch.float32, torch.device("cpu")))
+    context: Any = SimpleNamespace(loaded=loaded, length=length, sample_count=3, data={"text_dir": str(books)})
+    with pytest.raises(UserError, match=re.escape(says)):
+        read_texts(context, {"text": "auto", "stride": None, "min_tokens": None} | options)
 
 
 def test_without_network_the_error_names_the_other_ways(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_concurrent_writers(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
         "from pathlib import Path\n"
-        "from test_records import sample\n"
+        "from test_store import sample\n"
         "from harness.study.store import RecordFile\n"
         "file = RecordFile(Path(sys.argv[3]), 'samples')\n"
         "for i in range(int(sys.argv[4]), int(sys.argv[4]) + 40): file.append(sample(i))\n"

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from harness.study.identity import ArmIdentity, Cell, Decoding, Samples, Setting, digest
-from harness.study.resume import missing_indices
 from harness.study.store import Store
 
 PARTS = (Setting, ArmIdentity, Samples)
@@ -86,9 +85,3 @@ def test_committed_cells_keep_their_ids(study: str) -> None:
         setting, arm, samples = ({f.name: known[f.name] for f in fields(part) if f.name in known} for part in PARTS)
         cell = Cell(ArmIdentity(Setting(**setting), **arm), Samples(**samples))
         assert (cell.id, cell.arm.id, cell.pair) == (record["cell"], record["arm"], record["pair"])
-
-
-def test_missing_indices() -> None:
-    assert missing_indices(set(), 3) == [0, 1, 2]
-    assert missing_indices(set(range(20)), 50) == list(range(20, 50))
-    assert missing_indices({0, 2, 9}, 4) == [1, 3]
