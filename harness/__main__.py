@@ -14,8 +14,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
-from harness.core.settings import check_choices, conf_dir, explain, one_for_all
+from harness.core.settings import check_choices, explain, one_for_all
 from harness.jobs.run import Jobs
 
 FAILED_CELLS = 1

@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from harness.core.conf_files import ABOUT, conf_dir
 from harness.core.errors import UserError
-from harness.core.settings import ABOUT, conf_dir
 
 
 @dataclass(frozen=True)

@@ -14,28 +14,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.core import checks
+from harness.core.conf_files import ABOUT, conf_dir
 from harness.core.errors import UserError
 from harness.core.question import QUESTION_LATER, QUESTION_REREAD, QUESTION_SEEN
 
-PACKAGE = Path(__file__).resolve().parents[1]
 DTYPES = ("auto", "float32", "float16", "bfloat16", "float64")
 ANSWERING = ("evaluate", "report", "power", "archive")
 """Jobs that ask questions, or read what such a job recorded."""
-ABOUT = "about"
-"""The key of a conf/method file under which it states facts of the method itself (`harness.core.method_facts`)."""
 RESERVED = ("name", "paper", ABOUT)
 """Keys of a conf/method or conf/decode file that are no knobs of the method."""
 
 SWEPT = ("method", "decode")
 """Groups whose choices have settings of their own."""
-
-
-def conf_dir() -> Path:
-    """The folder of the Hydra groups: inside the installed package, or beside it in a checkout."""
-    for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise UserError(f"no conf/config.yaml in {PACKAGE} or {PACKAGE.parent}: this installation is incomplete, reinstall")
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.arms.build import baseline_name
+from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
-from harness.core.settings import Settings, conf_dir, explain, read_settings
+from harness.core.settings import Settings, explain, read_settings
 
 OURS = ("sparsity", "seed", "block_size", "dtype", "kernel", "dense_kernel", "decode_kernel")
 """Settings of conf/config.yaml that --model_args may give."""

@@ -9,9 +9,10 @@ from omegaconf import OmegaConf
 
 import methods
 from harness.core import method_facts as module
+from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
 from harness.core.method_facts import MethodFacts, method_facts
-from harness.core.settings import RESERVED, conf_dir
+from harness.core.settings import RESERVED
 
 
 @pytest.mark.parametrize("name", methods.names())

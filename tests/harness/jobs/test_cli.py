@@ -10,7 +10,8 @@ import pytest
 
 import methods
 from harness import tasks
-from harness.core.settings import conf_dir, one_for_all
+from harness.core.conf_files import conf_dir
+from harness.core.settings import one_for_all
 
 Command = Callable[..., int]
 
