@@ -61,12 +61,20 @@ class LinePair:
 
     @property
     def panel(self) -> Panel:
-        """What it is shown together with."""
+        """Return what it is shown together with."""
         return self.model, self.device, self.length, self.question
 
 
 COLUMNS = tuple(LinePair.__dataclass_fields__)
 """Columns of compare_LINE.csv, in order."""
+
+
+@dataclass(frozen=True)
+class _LineRow:
+    """An average row with the name of its line."""
+
+    line: str
+    row: Row
 
 
 def compare_lines(store: Store, name: str) -> list[LinePair]:
@@ -79,16 +87,16 @@ def compare_lines(store: Store, name: str) -> list[LinePair]:
     panels = _lines_by_panel(rows)
     if not panels:
         raise UserError(f"study={store.folder.name}: it has no accuracies of methods: nothing to compare")
-    beside = _line_called(name, sorted({line for panel in panels.values() for line, _ in panel}))
+    beside = _line_called(name, sorted({named.line for panel in panels.values() for named in panel}))
     scores_of = _scores_by_group(rows, store)
     pairs: list[LinePair] = []
     for panel in panels.values():
-        partners = _by_sparsity([row for line, row in panel if line == beside], beside)
+        partners = _by_sparsity([named for named in panel if named.line == beside])
         compared = [
             pair
-            for line, row in panel
-            if line != beside and row.sparsity in partners
-            if (pair := _pair((line, row), (beside, partners[row.sparsity]), scores_of)) is not None
+            for named in panel
+            if named.line != beside and named.row.sparsity in partners
+            if (pair := _pair(named, partners[named.row.sparsity], scores_of)) is not None
         ]
         adjusted = scores.holm_adjusted([pair.p_value for pair in compared])
         pairs += [replace(pair, p_holm=p) for pair, p in zip(compared, adjusted, strict=True)]
@@ -112,18 +120,18 @@ def by_panel(pairs: Sequence[LinePair]) -> dict[Panel, list[LinePair]]:
     return panels
 
 
-def _lines_by_panel(rows: Sequence[Row]) -> dict[Panel, list[tuple[str, Row]]]:
+def _lines_by_panel(rows: Sequence[Row]) -> dict[Panel, list[_LineRow]]:
     """Return the comparable averages of methods with the names of their lines, which are the same at all lengths; how a
     question is asked moves thresholds, so it doesn't split lines."""
     machines: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in comparable(rows)[0]:
         if not row.is_baseline:
             machines[row.model, row.device, row.question].append(row)
-    panels: dict[Panel, list[tuple[str, Row]]] = defaultdict(list)
+    panels: dict[Panel, list[_LineRow]] = defaultdict(list)
     for members in machines.values():
         for line, line_rows in rows_by_line(members).items():
             for row in line_rows:
-                panels[row.model, row.device, row.length, row.question].append((line, row))
+                panels[row.model, row.device, row.length, row.question].append(_LineRow(line, row))
     return panels
 
 
@@ -136,19 +144,20 @@ def _line_called(name: str, lines: Sequence[str]) -> str:
     raise UserError(f"job.to={name}: {problem}; name one of: {', '.join(fit or lines)}")
 
 
-def _by_sparsity(rows: Sequence[Row], line: str) -> dict[float | None, Row]:
+def _by_sparsity(members: Sequence[_LineRow]) -> dict[float | None, _LineRow]:
     """Return the rows of a line that were asked for a sparsity, by it. Raises UserError for two at one."""
-    partners: dict[float | None, Row] = {}
-    for row in rows:
+    by_sparsity: dict[float | None, _LineRow] = {}
+    for named in members:
+        row = named.row
         if row.sparsity is None:
             continue
-        if row.sparsity in partners:
+        if row.sparsity in by_sparsity:
             raise UserError(
-                f"{line} has two rows at sparsity {row.sparsity:g} and length {row.length}, of other weights or "
+                f"{named.line} has two rows at sparsity {row.sparsity:g} and length {row.length}, of other weights or "
                 "prompts, that nothing tells apart: measure one of them in a study of its own"
             )
-        partners[row.sparsity] = row
-    return partners
+        by_sparsity[row.sparsity] = named
+    return by_sparsity
 
 
 def _scores_by_group(rows: Sequence[Row], store: Store) -> dict[str | None, TaskScores]:
@@ -167,44 +176,44 @@ def _samples_seen(identity: Mapping[str, Any]) -> tuple[str, str]:
     return identity["task"], digest({name: identity.get(name) for name in SAME})
 
 
-def _pair(named: tuple[str, Row], partner: tuple[str, Row], scores_of: Mapping[str | None, TaskScores]) -> LinePair | None:
-    """Compare two rows, each with its line's name, over the tasks and samples that both have; None where they have none: of
-    another seed, say."""
-    (line, row), (beside, other) = named, partner
-    tasks = list(_paired_tasks(scores_of[row.group], scores_of[other.group]))
+def _pair(named: _LineRow, partner: _LineRow, scores_of: Mapping[str | None, TaskScores]) -> LinePair | None:
+    """Compare two rows over the tasks and samples that both have; None where they have none: of another seed, say. `p_holm` is
+    not adjusted yet."""
+    row, beside = named.row, partner.row
+    tasks = list(_paired_tasks(scores_of[row.group], scores_of[beside.group]))
     if not tasks or row.sparsity is None:
         return None
-    row_scores, other_scores = [task[0] for task in tasks], [task[1] for task in tasks]
-    low, high = difference_interval(row_scores, other_scores, seed=row.seed)
-    p_value = scores.average_p(row_scores, other_scores, seed=row.seed)
+    row_scores, beside_scores = [task[0] for task in tasks], [task[1] for task in tasks]
+    low, high = difference_interval(row_scores, beside_scores, seed=row.seed)
+    p_value = scores.average_p(row_scores, beside_scores, seed=row.seed)
     return LinePair(
         model=row.model,
         device=row.device,
         length=row.length,
         question=row.question,
         sparsity=row.sparsity,
-        line=line,
+        line=named.line,
         density=row.density,
         accuracy=_mean(row_scores),
-        beside=beside,
-        beside_density=other.density,
-        beside_accuracy=_mean(other_scores),
-        difference=mean_difference(row_scores, other_scores),
+        beside=partner.line,
+        beside_density=beside.density,
+        beside_accuracy=_mean(beside_scores),
+        difference=mean_difference(row_scores, beside_scores),
         difference_low=low,
         difference_high=high,
         p_value=p_value,
         p_holm=p_value,
         samples=sum(map(len, row_scores)),
-        status=Status.GATED if Status.GATED in (row.status, other.status) else Status.OK,
+        status=Status.GATED if Status.GATED in (row.status, beside.status) else Status.OK,
     )
 
 
-def _paired_tasks(scores_of_row: TaskScores, scores_of_other: TaskScores) -> Iterator[tuple[list[float], list[float]]]:
+def _paired_tasks(row_tasks: TaskScores, beside_tasks: TaskScores) -> Iterator[tuple[list[float], list[float]]]:
     """Yield the scores of both for each task, on the samples that both have."""
-    for task in sorted(scores_of_row.keys() & scores_of_other.keys()):
-        one, other = scores_of_row[task], scores_of_other[task]
-        if indices := sorted(one.keys() & other.keys()):
-            yield [one[index] for index in indices], [other[index] for index in indices]
+    for task in sorted(row_tasks.keys() & beside_tasks.keys()):
+        row_scores, beside_scores = row_tasks[task], beside_tasks[task]
+        if indices := sorted(row_scores.keys() & beside_scores.keys()):
+            yield [row_scores[index] for index in indices], [beside_scores[index] for index in indices]
 
 
 def _mean(tasks: Sequence[Sequence[float]]) -> float:

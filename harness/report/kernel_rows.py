@@ -78,7 +78,7 @@ class KernelRow:
 
     @property
     def device(self) -> str:
-        """The device that it was timed on."""
+        """Return the device that it was timed on."""
         return self.origin.device
 
 

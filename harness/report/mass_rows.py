@@ -51,7 +51,7 @@ class LayerMass:
 
     @property
     def mean(self) -> float:
-        """The mean over the query heads."""
+        """Return the mean over the query heads."""
         return fmean(self.heads)
 
 
@@ -65,7 +65,7 @@ class MassRow:
 
     @property
     def mean(self) -> float:
-        """The mean over layers and heads."""
+        """Return the mean over layers and heads."""
         return fmean(layer.mean for layer in self.layers)
 
 

@@ -59,12 +59,12 @@ class Times:
 
     @property
     def speedup(self) -> float:
-        """How many times faster than dense attention the method is, its selection included."""
+        """Return how many times faster than dense attention the method is, its selection included."""
         return self.dense_ms / self.total_ms
 
     @property
     def pct_ideal(self) -> float:
-        """Per cent of the speed that time in proportion to the density would give."""
+        """Return per cent of the speed that time in proportion to the density would give."""
         return 100 * self.dense_ms * self.density / self.total_ms
 
 
@@ -140,41 +140,42 @@ class Row:
 
     @property
     def device(self) -> str:
-        """The device that the row was measured on."""
+        """Return the device that the row was measured on."""
         return self.origin.device
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is a row of dense attention, at prefill and decode."""
+        """Return whether it is a row of dense attention, at prefill and decode."""
         return self.block_size is None and self.decode.method is None
 
     @property
     def sparse_kernels(self) -> tuple[str, ...]:
-        """The kernels that ran at prefill, without that of layers which were left dense; all of them where nothing else ran."""
+        """Return the kernels that ran at prefill, without that of layers which were left dense; all of them where nothing else
+        ran."""
         sparse = tuple(name for name in self.kernels if name != self.dense_layer_kernel)
         return sparse or self.kernels
 
     @property
     def scored(self) -> Score:
-        """The score of a row that is known to have one. Raises ValueError in any other."""
+        """Return the score of a row that is known to have one. Raises ValueError in any other."""
         if self.score is None:
             raise ValueError(f"row of {self.method} on {self.task or 'no task'}: it has no accuracy")
         return self.score
 
     @property
     def p_value(self) -> float | None:
-        """The p-value of the comparison with dense attention, of accuracies or of perplexities."""
+        """Return the p-value of the comparison with dense attention, of accuracies or of perplexities."""
         measured = self.score or self.perplexity
         return measured.comparison.p_value if measured is not None and measured.comparison is not None else None
 
     @property
     def total_ms(self) -> float | None:
-        """Milliseconds of an attention layer call, selection included, where the arm was timed."""
+        """Return milliseconds of an attention layer call, selection included, where the arm was timed."""
         return None if self.times is None else self.times.total_ms
 
     @property
     def dense_ms(self) -> float | None:
-        """Milliseconds of a dense attention layer call, where the arm was timed."""
+        """Return milliseconds of a dense attention layer call, where the arm was timed."""
         return None if self.times is None else self.times.dense_ms
 
 

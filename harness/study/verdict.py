@@ -44,7 +44,7 @@ class Score:
 
     @property
     def percent(self) -> float:
-        """The accuracy in per cent."""
+        """Return the accuracy in per cent."""
         return 100 * self.accuracy
 
     def as_dict(self) -> dict[str, float]:

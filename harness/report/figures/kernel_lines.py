@@ -60,7 +60,7 @@ class Line:
 
     @property
     def label(self) -> str:
-        """Its name and the value of its last point."""
+        """Return its name and the value of its last point."""
         last = self.points[-1][1]
         return f"{self.name}  {last:.0f}" if last >= 100 else f"{self.name}  {last:.3g}"
 

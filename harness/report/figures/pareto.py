@@ -63,13 +63,13 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
     panel above the other, lengths from left to right. Methods that decode sparsely after a dense prefill have one panel each:
     the timings are of prefill."""
     kinds = axes_of(rows)
-    many = _many(rows, kinds[0])
+    with_legend = _needs_legend(rows, kinds[0])
     looks = style.looks_of(colour_name(row) for row in rows if not row.is_baseline)
-    dashes = dashes_of(rows, kinds[0], with_native=not many)
-    names = LEGEND + style.NAME_LETTER * max(map(len, [*dashes, *looks]), default=0) if many else 0.0
+    dashes = dashes_of(rows, kinds[0], with_native=not with_legend)
+    names = LEGEND + style.NAME_LETTER * max(map(len, [*dashes, *looks]), default=0) if with_legend else 0.0
     grid = _grid(lengths, kinds)
     if len(lengths) == 1:
-        figure = style.new_figure((10.5 if len(kinds) > 1 else 6.0) + (1.5 if many else 0.0), 4.6)
+        figure = style.new_figure((10.5 if len(kinds) > 1 else 6.0) + (1.5 if with_legend else 0.0), 4.6)
     else:
         figure = style.new_figure(4.6 * min(COLUMNS, len(lengths)) + names, 3.7 * len(grid))
     with matplotlib.rc_context(style.RC):
@@ -78,14 +78,14 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
         for i, places in enumerate(grid):
             for j, (length, axis) in enumerate(places):
                 axes = figure.add_subplot(len(grid), columns, i * columns + j + 1)
-                draw_panel(axes, rows, length, axis, looks, dashes, inches, named=not many)
+                draw_panel(axes, rows, length, axis, looks, dashes, inches, named=not with_legend)
                 if len(lengths) > 1:
                     axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
         style.set_title(figure, _title(rows, lengths, model), beside=names)
-        if many:
+        if with_legend:
             _draw_legend(figure, rows, kinds[0], looks, dashes)
-        native = "Ringed: at the method's own defaults. " if many and any(row.sparsity is None for row in rows) else ""
-        style.set_small_print(figure, native + picture_rows.note(rows, device, bars="" if many else "bars"))
+        native = "Ringed: at the method's own defaults. " if with_legend and any(row.sparsity is None for row in rows) else ""
+        style.set_small_print(figure, native + picture_rows.note(rows, device, bars="" if with_legend else "bars"))
     return figure
 
 
@@ -99,7 +99,7 @@ def _grid(lengths: Sequence[int], kinds: Sequence[Axis]) -> list[list[Place]]:
     return grid
 
 
-def _many(rows: Sequence[Row], axis: Axis) -> bool:
+def _needs_legend(rows: Sequence[Row], axis: Axis) -> bool:
     """Return whether methods or lines are too many, or their names too long, to stand at the lines."""
     lines = lines_of(line_rows(rows, with_native=False), axis)
     methods = {row.method for row in rows if not row.is_baseline}

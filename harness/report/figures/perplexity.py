@@ -36,12 +36,12 @@ class Point:
 
     @property
     def low(self) -> float:
-        """The lower end of its interval, or the perplexity itself where it has none."""
+        """Return the lower end of its interval, or the perplexity itself where it has none."""
         return self.perplexity.perplexity if self.perplexity.perplexity_low is None else self.perplexity.perplexity_low
 
     @property
     def high(self) -> float:
-        """The upper end of its interval, or the perplexity itself where it has none."""
+        """Return the upper end of its interval, or the perplexity itself where it has none."""
         return self.perplexity.perplexity if self.perplexity.perplexity_high is None else self.perplexity.perplexity_high
 
 

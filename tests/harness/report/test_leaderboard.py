@@ -228,9 +228,8 @@ def test_a_bound_that_rises_with_fewer_blocks_is_gated(tmp_path: Path) -> None:
         store = Store(tmp_path / name)
         of = knobs or ({}, {})
         for sparsity, density, scores, arm_knobs in zip((0.5, 0.9), (0.5, 0.1), (dense_first, sparser), of, strict=True):
-            record_cell(
-                store, ArmIdentity(SETTING, method, sparsity, arm_knobs, 64, "reference"), "one", list(scores), density=density
-            )
+            arm = ArmIdentity(SETTING, method, sparsity, arm_knobs, 64, "reference")
+            record_cell(store, arm, "one", list(scores), density=density)
         return [(r.status, r.reason) for r in leaderboard_rows(store) if r.task == "avg"]
 
     (denser, sparser) = study("rises", bound, [1] * 20)

@@ -33,8 +33,8 @@ def test_the_statistic_takes_the_likeliest_shares_under_the_difference(wins: int
         shares = (worse + truth, worse, 1 - 2 * worse - truth)
         return -float(xlogy((wins, losses, n - wins - losses), shares).sum())
 
-    found = minimize_scalar(unlikely, bounds=(max(0.0, -truth), (1 - truth) / 2), method="bounded", options={"xatol": 1e-12})
-    variance = n * (2 * found.x + truth - truth**2)
+    minimum = minimize_scalar(unlikely, bounds=(max(0.0, -truth), (1 - truth) / 2), method="bounded", options={"xatol": 1e-12})
+    variance = n * (2 * minimum.x + truth - truth**2)
     expected = (wins - losses - n * truth) / math.sqrt(variance)
     assert float(score_statistic(wins, losses, n, truth)) == pytest.approx(expected, rel=1e-3)
 

@@ -1,0 +1,44 @@
+"""What conf/method states of a method itself holds for its class, and is none of its knobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import methods
+from harness.core import method_facts as module
+from harness.core.conf_files import conf_dir
+from harness.core.errors import UserError
+from harness.core.method_facts import MethodFacts, method_facts
+from harness.core.settings import RESERVED
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_knobs_that_came_later_are_knobs_at_their_defaults(name: str) -> None:
+    """Else a command without them would not find what was recorded before them."""
+    config = OmegaConf.load(conf_dir() / "method" / f"{name}.yaml")
+    added = method_facts(name).added_knobs
+    assert {knob: config[knob] for knob in added} == added
+    methods.build(name, sparsity=None if methods.get(name).family == "none" else 0.5, **added)
+
+
+def test_there_is_one_bound() -> None:
+    assert [name for name in methods.names() if method_facts(name).bound] == ["oracle"]
+
+
+def test_facts_are_no_knobs() -> None:
+    assert "about" in RESERVED
+
+
+def test_a_method_of_another_version_has_none() -> None:
+    assert method_facts("of_another_version") == MethodFacts()
+
+
+def test_a_fact_that_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine_here.yaml").write_text("name: mine_here\nabout: {bond: true}\n")
+    monkeypatch.setattr(module, "conf_dir", lambda: tmp_path)
+    with pytest.raises(UserError, match=r"mine_here\.yaml: about holds bond; it may hold: bound, added_knobs"):
+        method_facts("mine_here")
