@@ -24,7 +24,7 @@ from harness.lm_eval.model import SparseLM
 from harness.models.bridge import Bridge
 from harness.models.loading import ModelConfig, load_model
 from harness.tasks.tokens import encode
-from tests.harness.lm_eval.lm_eval_tools import answers, evaluate
+from tests.harness.lm_eval.lm_eval_tools import ENVIRONMENT, answers, evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "choices": ["?", " is blue. The", "!"],
             "gold": i % 3,
         }
-        for i in range(4)
+        for i in (0, 1, 4, 5)
     ]
     (folder / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = {
@@ -271,6 +271,7 @@ def test_the_command(folder: Path, toy_folder: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     # lm-eval's own tasks are thousands of files, which take it seconds to list
     monkeypatch.setattr(TaskManager, "__init__", partialmethod(TaskManager.__init__, include_defaults=False))
+    monkeypatch.setattr(ENVIRONMENT, lambda: "")
     options = ["--tasks", "choose", "--include_path", str(folder), "--device", "cpu", "--output_path", "out", "--limit", "2"]
     model = f"pretrained={toy_folder},method=block_topk,sparsity=0.5,block_size=16"
     assert command.main(["--model", "sparse", "--model_args", model, *options]) == 0
