@@ -9,9 +9,9 @@ from typing import Protocol
 from harness.tasks.context import last_place, question_opening
 from harness.tasks.files import DataFile
 from harness.tasks.haystack import Haystack
-from harness.tasks.ruler.documents import HOTPOTQA, SQUAD, Questions
 from harness.tasks.ruler.niah import Niah
 from harness.tasks.ruler.qa import DocumentQA
+from harness.tasks.ruler.question_sets import HOTPOTQA, SQUAD, Questions
 from harness.tasks.ruler.variable_tracking import VariableTracking
 from harness.tasks.ruler.word_counts import CommonWords, FrequentWords
 from harness.tasks.ruler.wording import COMMON_WORDS, FREQUENT_WORDS, NIAH, QUESTION_ANSWERING, VARIABLE_TRACKING, singular

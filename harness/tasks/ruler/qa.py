@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.core.errors import UserError
 from harness.tasks.haystack import Haystack
-from harness.tasks.ruler.documents import Question, Questions
+from harness.tasks.ruler.question_sets import Question, Questions
 from harness.tasks.ruler.wording import DOCUMENT, QUESTION_ANSWERING
 
 PER_SEED = 500

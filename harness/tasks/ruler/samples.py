@@ -13,7 +13,7 @@ from harness.core.errors import UserError
 from harness.tasks import cache, files
 from harness.tasks.haystack import load_haystack
 from harness.tasks.names import check_name
-from harness.tasks.ruler import builders, documents
+from harness.tasks.ruler import builders, question_sets
 from harness.tasks.ruler.sizing import Sizer
 from harness.tasks.sample import Sample
 from harness.tasks.tokenizer_hash import template_hash, tokenizer_hash
@@ -42,7 +42,7 @@ def get_samples(
     check_name(task)
     own_words, words_hash = _words(words)
     data_file = builders.DOCUMENTS.get(task)
-    questions = None if data_file is None else documents.read(files.locate(data_file, folder, task))
+    questions = None if data_file is None else question_sets.read(files.locate(data_file, folder, task))
     long_list = _long_word_list(task, folder)
     more_words = None if long_list is None else _words(str(long_list))[0]
     builder = builders.make_builder(task, length, own_words, more_words=more_words, questions=questions)
@@ -70,7 +70,7 @@ def data_files(task: str, folder: str | None) -> dict[str, str]:
     """
     if task in builders.DOCUMENTS:
         data_file = builders.DOCUMENTS[task]
-        return {data_file.names[0]: documents.read(files.locate(data_file, folder, task)).name}
+        return {data_file.names[0]: question_sets.read(files.locate(data_file, folder, task)).name}
     long_list = _long_word_list(task, folder)
     return {} if long_list is None else {long_list.name: files.short_hash(long_list)}
 

@@ -34,6 +34,11 @@ class Batch:
     targets: torch.Tensor
     weights: torch.Tensor
 
+    def to(self, device: str) -> Batch:
+        """Return the batch on a device."""
+        tensors = (self.ids, self.positions, self.where, self.targets, self.weights)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
 
 def longest(progress: float, final: int) -> int:
     """Return the longest length at this point of training: 512 at first, 16k after a fifth, `final` from just past half on."""

@@ -13,7 +13,7 @@ import multiprocessing as mp
 import os
 import time
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers import LlamaForCausalLM
 
 from harness.core.errors import UserError
 from harness.report.figures.training import draw_training_curve
-from harness.training.bundled_model.batches import Batch, Stream, loader, longest
+from harness.training.bundled_model.batches import Stream, loader, longest
 from harness.training.bundled_model.corpus import Corpus, build_corpus, read_stdlib, read_texts
 from harness.training.bundled_model.mixture import Mixture
 from harness.training.bundled_model.model import ATTENTION, build_model, losses
@@ -86,6 +86,24 @@ def probed_lengths(progress: float, final: int) -> list[int]:
     return [n for n in (1024, 4096, 16384, 32768, 65536, 131072) if n <= longest(progress, final) and n <= final]
 
 
+@dataclass(frozen=True)
+class TrainLog:
+    """The log of a training, a JSON object a line, which is printed as well."""
+
+    path: Path
+
+    def write(self, **row: Any) -> None:
+        """Append a row."""
+        print(json.dumps(row), flush=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def rate(progress: float, warmup: float) -> float:
+    """Return the learning rate as a share of its peak: linear warm-up, then a cosine to 2 %."""
+    return min(1.0, progress / warmup + 0.01) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
 def pretrain(recipe: PretrainRecipe) -> Path:
     """Run the recipe; write model.safetensors (bf16), config, tokenizer and train_log.jsonl into `out`, and return it.
 
@@ -111,13 +129,8 @@ def pretrain(recipe: PretrainRecipe) -> Path:
     amp = torch.autocast(recipe.device, dtype=torch.bfloat16) if recipe.device == "cuda" else nullcontext()
     kernels = ExitStack()
     kernels.enter_context(sdpa_kernel(KERNELS, set_priority=True))
-
-    def write(**row: Any) -> None:
-        print(json.dumps(row), flush=True)
-        with (out / "train_log.jsonl").open("a") as log:
-            log.write(json.dumps(row) + "\n")
-
-    write(
+    log = TrainLog(out / "train_log.jsonl")
+    log.write(
         recipe=asdict(recipe) | {"text_dir": Path(recipe.text_dir).name, "out": out.name},
         parameters=sum(p.numel() for p in model.parameters()),
         corpus_tokens=len(corpus.tokens),
@@ -131,9 +144,8 @@ def pretrain(recipe: PretrainRecipe) -> Path:
     running: list[torch.Tensor] = []
     done = 0.0
     while done < 1.0:
-        batch = next(batches)
-        batch = Batch(*(getattr(batch, f).to(recipe.device, non_blocking=True) for f in Batch.__dataclass_fields__))
-        scale = min(1.0, done / recipe.warmup + 0.01) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        batch = next(batches).to(recipe.device)
+        scale = rate(done, recipe.warmup)
         for group, lr in zip((g for o in opts for g in o.param_groups), peak, strict=True):
             group["lr"] = lr * scale
         with amp:
@@ -152,7 +164,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
         progress.value = min(done, 1.0)
         if now - last_log > 10 or done >= 1:
             mean = torch.stack(running).mean(0).tolist()
-            write(
+            log.write(
                 step=step,
                 seconds=round(now - started, 1),
                 progress=round(done, 4),
@@ -165,16 +177,16 @@ def pretrain(recipe: PretrainRecipe) -> Path:
         if now - last_probe > recipe.probe_every and done < 1:
             model.eval()
             with amp:
-                write(step=step, probe=probe(model, held_out, probed_lengths(done, recipe.max_length), recipe.probe_rows))
+                log.write(step=step, probe=probe(model, held_out, probed_lengths(done, recipe.max_length), recipe.probe_rows))
             model.train()
             last_probe = time.time()
             started += last_probe - now  # probes do not count as training time
     model.eval().to(torch.bfloat16)
     model.set_attn_implementation("sdpa")
     model.save_pretrained(out)
-    write(saved=out.name, step=step, tokens=tokens)
+    log.write(saved=out.name, step=step, tokens=tokens)
     model.set_attn_implementation(ATTENTION)
-    write(step=step, probe=probe(model, held_out, probed_lengths(1.0, recipe.max_length), 2 * recipe.probe_rows))
+    log.write(step=step, probe=probe(model, held_out, probed_lengths(1.0, recipe.max_length), 2 * recipe.probe_rows))
     kernels.close()
-    draw_training_curve(out / "train_log.jsonl", out / "training.png")
+    draw_training_curve(log.path, out / "training.png")
     return out

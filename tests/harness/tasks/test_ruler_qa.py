@@ -25,8 +25,7 @@ from harness.study.store import Store
 from harness.tasks import files, registry
 from harness.tasks.checks import check_sample
 from harness.tasks.haystack import haystack_source
-from harness.tasks.ruler import documents as data_sets
-from harness.tasks.ruler import qa
+from harness.tasks.ruler import qa, question_sets
 from harness.tasks.ruler.names import QUESTION_ANSWERING
 from harness.tasks.ruler.samples import get_samples
 from harness.tasks.ruler.scoring import string_match_part
@@ -102,7 +101,7 @@ def test_what_answers_the_question_is_always_there(tokenizer, folder: Path, name
 
 
 def test_documents_of_the_article_come_before_others(folder: Path) -> None:
-    data = data_sets.read(folder / "dev-v2.0.json")
+    data = question_sets.read(folder / "dev-v2.0.json")
     assert len(data.documents) == 27 and len(data.questions) == 27, "impossible questions are left out"
     question = data.questions[10]
     assert data.documents[question.own[0]].startswith("The Saxons of place 1 ") and len(question.near) == 8
@@ -116,7 +115,7 @@ def test_documents_of_the_article_come_before_others(folder: Path) -> None:
 
 
 def test_the_ten_documents_of_a_hotpot_question_are_all_there_where_they_fit(folder: Path) -> None:
-    data = data_sets.read(folder / "hotpotqa.json")
+    data = question_sets.read(folder / "hotpotqa.json")
     builder = qa.OneQuestion(data, data.questions[3])
     assert builder.evidence == (
         "Page 3-2\nPage 2 of 3 is long. It has words.",
@@ -128,13 +127,13 @@ def test_the_ten_documents_of_a_hotpot_question_are_all_there_where_they_fit(fol
         assert len(shown) == max(size, 2) and set(builder.evidence) <= set(shown)
     assert documents(builder.build(random.Random(1), 250)[0]).count(builder.evidence[0]) in (2, 3), "120 documents start over"
     assert data.documents[0] in documents(builder.build(random.Random(1), 120)[0])
-    assert data == data_sets.read(folder / "hotpotqa.json"), "shuffling leaves the documents as they were"
+    assert data == question_sets.read(folder / "hotpotqa.json"), "shuffling leaves the documents as they were"
 
 
 def test_questions_are_asked_in_the_order_of_the_file_and_other_seeds_ask_others(tokenizer, folder: Path) -> None:
     asked = [s.prompt.rpartition("Question: ")[2] for s in get_samples("qa_1", tokenizer, 512, 3, folder=str(folder))]
     assert asked == [f"What do Normans {n} speak of? Answer:" for n in range(3)]
-    data = data_sets.read(folder / "dev-v2.0.json")
+    data = question_sets.read(folder / "dev-v2.0.json")
     builder = qa.DocumentQA(data)
     assert builder.question(1, 0) is data.questions[500 % 27] and builder.question(0, "sizing") is data.questions[0]
     with pytest.raises(UserError, match=r"samples=28: squad-\w+ has 27 questions; choose samples=27 or less"):
@@ -209,7 +208,7 @@ def test_a_download_is_made_once(folder: Path, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(urllib.request, "urlopen", served)
     names = {registry.get("qa_1").files({})["squad.json"] for _ in range(2)}
-    assert calls == [data_sets.SQUAD.url] and names == {registry.get("qa_1").files({"dir": str(folder)})["squad.json"]}
+    assert calls == [question_sets.SQUAD.url] and names == {registry.get("qa_1").files({"dir": str(folder)})["squad.json"]}
 
 
 def answer(body: bytes, url: str, **headers: str) -> Any:
@@ -251,13 +250,13 @@ def test_rulers_own_files_in_the_folder_are_used(tokenizer, tmp_path: Path) -> N
 
 
 def test_cells_of_other_documents_are_other_cells(command: Command, toy: list[str], folder: Path, tmp_path: Path) -> None:
-    arguments = [*toy, f"data.dir={folder}", "task.tasks=[qa_1,qa_2,vt]", "samples=1", "report=false"]
+    arguments = [*toy, f"data.dir={folder}", "task.tasks=[qa_1,qa_2,fwe]", "samples=1", "report=false"]
     assert command(*arguments) == 0
     records = tmp_path / "results" / "toy" / "records"
     cells = [json.loads(line) for line in (records / "cells.jsonl").read_text().splitlines()]
     read = {c["identity"]["task"]: c["identity"].get("files") for c in cells}
     names = {name: next(iter(registry.get(name).files({"dir": str(folder)}).values())) for name in QUESTION_ANSWERING}
-    assert read == {"vt": None, "qa_1": {"squad.json": names["qa_1"]}, "qa_2": {"hotpotqa.json": names["qa_2"]}}
+    assert read == {"fwe": None, "qa_1": {"squad.json": names["qa_1"]}, "qa_2": {"hotpotqa.json": names["qa_2"]}}
     averages = [r for r in leaderboard_rows(Store(records.parent)) if r.task == "avg"]
     assert [(r.method, r.tasks, r.status) for r in averages] == [("dense", 3, "ok"), ("block_topk", 3, "ok")]
     assert averages[0].haystack == f"{names['qa_2']}+{names['qa_1']}+synthetic"

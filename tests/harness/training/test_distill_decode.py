@@ -85,7 +85,7 @@ def test_a_text_too_short_for_the_density_is_measured(loaded: LoadedModel) -> No
 def test_the_command_trains_and_runs_them(
     command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [*toy, "method=dense", "decode=seer_r", "decode.block_size=32", "task=vt"]
+    arguments = [*toy, "method=dense", "decode=seer_r", "decode.block_size=32", "task=fwe"]
     assert command(*arguments) == 2
     assert "job=distill decode=seer_r model=hf" in capsys.readouterr().err
     job = ["job=distill", "job.steps=2", "job.lengths=[512]", "job.tokens=512", "job.recall_sequences=1", "job.rows=samples"]
