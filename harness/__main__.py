@@ -46,10 +46,11 @@ def _run(arguments: list[str]) -> int:
         print(help_text([argument for argument in arguments if argument not in HELP]))
         return DONE
     command, codes = CommandState(), [DONE]
+    shown: set[str] = set()  # a sweep says once what is wrong with all of its jobs
 
     def run_one(cfg: DictConfig) -> None:
         """Run one job of a sweep; its bad input does not stop the others."""
-        codes.append(_guarded(lambda: _run_one(cfg, command)))
+        codes.append(_guarded(lambda: _run_one(cfg, command), shown))
 
     with _arguments_of_process(arguments):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=MAIN)(run_one)()
@@ -79,14 +80,19 @@ def _arguments_of_process(arguments: list[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def _guarded(action: Callable[[], int]) -> int:
-    """Run `action`; a user's error becomes one line on stderr. Anything else is a bug and keeps its traceback."""
+def _guarded(action: Callable[[], int], shown: set[str] | None = None) -> int:
+    """Run `action` and return its exit code. A user's error becomes one line on stderr, unless that is among those `shown`
+    before; anything else is a bug and keeps its traceback."""
     try:
         return action()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        line = f"error: {error}"
     except COMPOSING_ERRORS as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+        line = f"error: {explain(error)}"
+    if shown is None or line not in shown:
+        print(line, file=sys.stderr)
+    if shown is not None:
+        shown.add(line)
     return BAD_INPUT
 
 

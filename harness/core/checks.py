@@ -73,6 +73,11 @@ def sparsity(name: str, value: Any) -> float | None:
     return float(value)
 
 
+def text_or_null(name: str, value: Any) -> str | None:
+    """Return `value` as a text, if it is one or a number, and None for null. Raises UserError for anything else."""
+    return None if value is None else text(name, value)
+
+
 def text(name: str, value: Any) -> str:
     """Return `value` as a text, if it is one or a number. Raises UserError for null, nothing, a list or a group of settings."""
     if value is None or value == "" or isinstance(value, bool | list | dict):

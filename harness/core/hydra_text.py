@@ -31,6 +31,7 @@ def explain(error: BaseException) -> str:
         return unknown_setting(quoted or str(key))
     if "Missing mandatory value" in text:
         name = text.rsplit(": ", 1)[1] if ": " in text else str(key)
+        name = key if isinstance(key, str) and key.endswith(f".{name}") else name  # OmegaConf may say its last part alone
         return f"{name} has no value: give it on the command line, {name}=…"
     if text.startswith("Ambiguous value"):
         return _several_values(quoted)
@@ -54,6 +55,8 @@ def _several_values(argument: str) -> str:
 def unknown_setting(name: str) -> str:
     """Return the line for a setting that isn't there: the one that may have been meant, and those of its level of conf/."""
     known = known_settings(name)
+    if name in known and "." not in name:
+        return f"{name} is missing: no setting can be taken out with ~, leave it as it is or give it a value"
     if name not in known:
         return f"unknown setting '{name}'{did_you_mean(name, known)}; known: {', '.join(known) or 'none here'}"
     group, key = name.split(".", 1)

@@ -92,7 +92,7 @@ def read_settings(cfg: DictConfig) -> Settings:
         job=checks.text("job.name", job["name"]),
         study=_study(raw["study"]),
         results=Path(checks.text("results", raw["results"])),
-        model=model | {"chat_template": checks.true_or_false("model.chat_template", model["chat_template"])},
+        model=_model(model),
         method=checks.text("method.name", method["name"]),
         method_knobs={name: value for name, value in method.items() if name not in RESERVED},
         decode=checks.text("decode.name", decode["name"]),
@@ -118,7 +118,7 @@ def read_settings(cfg: DictConfig) -> Settings:
         report=checks.true_or_false("report", raw["report"]),
         margin=checks.share("margin", raw["margin"]),
         checks=checks.true_or_false("checks", raw["checks"]),
-        data=raw["data"],
+        data={name: checks.text_or_null(f"data.{name}", value) for name, value in raw["data"].items()},
         options={name: value for name, value in job.items() if name != "name"},
     )
 
@@ -141,12 +141,16 @@ def _check_names(raw: Mapping[str, Any]) -> None:
 
 
 def _settings_of(group: str, raw: Mapping[str, Any]) -> set[str]:
-    """Return the names that the settings of a group must have."""
+    """Return the names that the settings of a group must have: of a job those of its file, else those that all files have."""
+    choices, settings = groups()[group], raw.get(group)
     if group in CHECKED_BY_THE_METHOD:
         return {"name"}
-    job = raw[group].get("name") if group == "job" and isinstance(raw.get(group), dict) else None
-    choices = [job] if job in groups()[group] else groups()[group][:1]  # the files of the other groups have the same names
-    return {name for choice in choices for name in setting_names(group, choice) if "." not in name}
+    if group == "job" and isinstance(settings, dict):
+        job = settings.get("name")
+        if job not in choices:  # that is said where the job is looked up
+            return {"name", *settings}
+        choices = [job]
+    return {name for name in setting_names(group, choices[0]) if "." not in name}
 
 
 def _compare(prefix: str, settings: Mapping[str, Any], names: set[str]) -> None:
@@ -159,6 +163,20 @@ def _compare(prefix: str, settings: Mapping[str, Any], names: set[str]) -> None:
             raise UserError(
                 f"{prefix}{name} is missing: no setting can be taken out with ~, leave it as it is or give it a value"
             )
+
+
+def _model(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the model, checked."""
+    ids = settings["released_gates"]
+    if not isinstance(ids, dict):
+        raise UserError(f"model.released_gates={ids}: it has settings below it: prefill, decode")
+    return {
+        "name": checks.text("model.name", settings["name"]),
+        "path": checks.text("model.path", settings["path"]),
+        "chat_template": checks.true_or_false("model.chat_template", settings["chat_template"]),
+        "gates": checks.text_or_null("model.gates", settings["gates"]),
+        "released_gates": {phase: checks.text_or_null(f"model.released_gates.{phase}", i) for phase, i in ids.items()},
+    }
 
 
 def _tasks(value: Any) -> tuple[str, ...]:

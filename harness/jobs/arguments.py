@@ -11,6 +11,8 @@ from harness.core.errors import UserError
 WITH_OWN_SETTINGS = ("method", "decode")
 """Groups whose choices have settings of their own."""
 SWEEPS = ("-m", "--multirun")
+NO_NAME = r"[-+]?[\d.]+(e[-+]?\d+)?|true|false"
+"""What Hydra reads as a number or a truth value."""
 
 
 def prepare(arguments: Sequence[str]) -> list[str]:
@@ -33,13 +35,18 @@ def check_choices(arguments: Sequence[str]) -> None:
     """Raise UserError for a group without a choice, with a list of them, of which Hydra would keep the last alone, and for
     several experiments: Hydra sweeps over their names, but not over what each of them sweeps over."""
     for argument in arguments:
-        group, _, choice = argument.partition("=")
-        group = group.lstrip("+")
-        if "=" not in argument or group not in groups():
+        group, choice = _name(argument), argument.partition("=")[2]
+        if argument.startswith("="):
+            raise UserError(f"can't read '{argument}' on the command line: settings are written name=value, e.g. sparsity=0.9")
+        if group not in groups():
+            if choice.startswith("glob("):
+                raise UserError(f"{argument}: glob() chooses among the files of a group, and {group}= is none: name the values")
             continue
         if choice in ("", "null"):
             raise UserError(f"{argument}: leave {group}= out, or choose one of: {', '.join(groups()[group])}")
         names = ",".join(re.findall(r"[^\s,()\[\]{}'\"]+", choice.removeprefix("choice(")))
+        if re.fullmatch(NO_NAME, choice):
+            raise UserError(f"{argument}: {choice} is no choice of {group}=; choose one of: {', '.join(groups()[group])}")
         if group == "experiment" and ("[" in choice or "," in choice):
             raise UserError(
                 f"{argument}: one experiment a command, each is a sweep of its own: run {names.replace(',', ', ')} in turn"

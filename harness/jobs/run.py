@@ -15,8 +15,8 @@ from harness.tasks.names import expand_tasks
 
 def run_job(cfg: DictConfig, command: CommandState) -> int:
     """Run the job of one composed config. Returns how many cells failed. Raises UserError for bad input."""
-    job = find_job(str(cfg.job.name))
     settings = read_settings(cfg)
+    job = find_job(settings.job)
     check_question_fits(job, settings.question)
     settings = replace(settings, tasks=tuple(expand_tasks(settings.tasks)))
     if job.does is not Does.READS:

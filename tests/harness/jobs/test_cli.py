@@ -49,6 +49,15 @@ Command = Callable[..., int]
         (["+job.prompts=3"], "unknown setting 'job.prompts' for this job=; it belongs to search_heads"),
         (["~length"], "length is missing: no setting can be taken out with ~"),
         (["~method"], "method is missing: no setting can be taken out with ~"),
+        (["~job"], "job is missing: no setting can be taken out with ~"),
+        (["~model.path"], "model.path is missing: no setting can be taken out with ~"),
+        (["model=3"], "model=3: 3 is no choice of model=; choose one of: bundled, "),
+        (["=3"], "can't read '=3' on the command line"),
+        (["-m", "task=glob(*)"], "task=glob(*): glob() chooses among the files of a group, and task= is none: name the values"),
+        (["job=convert_gates"], "job.out has no value: give it on the command line, job.out=…"),
+        (["model.name=null"], "model.name=null: must be a name or a path"),
+        (["model.released_gates=3"], "model.released_gates=3: it has settings below it: prefill, decode"),
+        (["data.haystack=[a]"], "data.haystack=['a']: must be a name or a path"),
         (["data=3"], "data=3: it has settings below it: dir, haystack, text_dir, words"),
         (["results=null"], "results=null: must be a name or a path"),
         (["study="], "study=: must be a name or a path"),
@@ -140,6 +149,13 @@ def test_one_bad_job_of_a_sweep_does_not_stop_the_others(
     assert "error: sparsity=1.5" in capsys.readouterr().err
     samples = (tmp_path / "results" / "toy" / "records" / "samples.jsonl").read_text().splitlines()
     assert len([json.loads(line) for line in samples]) == 2
+
+
+def test_a_sweep_says_once_what_is_wrong_with_all_of_its_jobs(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("-m", "job=report", "study=none", "length=8,16", "task=vt,rular") == 2
+    missing, unknown = capsys.readouterr().err.splitlines()
+    assert missing.startswith("error: study=none: no records in results/none")
+    assert unknown.startswith("error: task rular is not known (did you mean ruler?)")
 
 
 def test_every_method_has_its_config() -> None:
