@@ -11,7 +11,8 @@ from harness.report.rows import Row
 from harness.report.study_records import StudyRecords, arm_row, mean_known, mean_of_all, origin_of, with_times
 from harness.stats.scores import average_interval
 from harness.study import verdict
-from harness.study.schema import AVERAGE, Status
+from harness.study.columns import AVERAGE
+from harness.study.schema import Status
 from harness.study.store import Record
 
 

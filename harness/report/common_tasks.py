@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from harness.report.averages import mean_score
 from harness.report.rows import Row
-from harness.study.schema import AVERAGE
+from harness.study.columns import AVERAGE
 
 TaskData = tuple[str, str]
 """A task, and the data that it was made of: of other data (a subset of it, another text) it is another task."""

@@ -19,8 +19,9 @@ from harness.report.lines import rows_by_line
 from harness.report.rows import Row
 from harness.stats import scores
 from harness.stats.paired import difference_interval, mean_difference
+from harness.study.columns import AVERAGE
 from harness.study.identity import digest
-from harness.study.schema import AVERAGE, Status
+from harness.study.schema import Status
 from harness.study.store import Store
 
 SAME = ("model", "model_hash", "length", "seed", "task", "generator", "data", "chat_template", "files", "question")

@@ -10,8 +10,8 @@ from harness.measure.kernel_speed.cases import BLOCK_MAP, FULL, SELECTION, SHARE
 from harness.report.csv_file import write_csv
 from harness.report.rows import Origin
 from harness.report.study_records import origin_of
+from harness.study.columns import KERNEL_COLUMNS
 from harness.study.identity import digest
-from harness.study.schema import KERNEL_COLUMNS
 from harness.study.store import Record, Store
 
 OPS = (FULL, BLOCK_MAP, SELECTION, SPARSE)
@@ -43,7 +43,7 @@ class KernelTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelRow:
-    """A case on a device. `harness.study.schema.KERNEL_COLUMNS` says what the columns mean; fields of the same name mean the
+    """A case on a device. `harness.study.columns.KERNEL_COLUMNS` says what the columns mean; fields of the same name mean the
     same, `shape` is the column `model`, `case` the column `cell`."""
 
     study: str

@@ -32,8 +32,9 @@ from harness.report.study_records import (
     with_times,
 )
 from harness.study import verdict
+from harness.study.columns import AVERAGE
 from harness.study.identity import digest
-from harness.study.schema import AVERAGE, Status
+from harness.study.schema import Status
 from harness.study.store import Record, Store
 
 

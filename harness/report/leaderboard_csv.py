@@ -10,7 +10,7 @@ from harness.report.leaderboard import leaderboard_rows
 from harness.report.row_texts import decode_text, knobs_text
 from harness.report.rows import Perplexity, Row, Times
 from harness.report.significance import MARGIN
-from harness.study.schema import COLUMNS
+from harness.study.columns import COLUMNS
 from harness.study.store import Store
 
 

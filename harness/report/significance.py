@@ -13,7 +13,8 @@ from harness.report.row_texts import decode_text
 from harness.report.rows import Row, is_number
 from harness.stats import paired
 from harness.stats.scores import average_p, holm_adjusted
-from harness.study.schema import AVERAGE, PERPLEXITY, Status
+from harness.study.columns import AVERAGE, PERPLEXITY
+from harness.study.schema import Status
 from harness.study.store import Record
 
 Scores = Mapping[tuple[str, int], float]

@@ -10,7 +10,7 @@ from typing import Any
 from harness.core.question import QUESTION_SEEN
 from harness.report.rows import Decode, Origin, Row, Times
 from harness.study import verdict
-from harness.study.schema import PERPLEXITY
+from harness.study.columns import PERPLEXITY
 from harness.study.store import Record, Store
 
 

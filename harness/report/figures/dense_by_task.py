@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from harness.report.figures import heatmap, style
 from harness.report.figures.picture_rows import count_range, model_name, scored_rows
 from harness.report.rows import Row
-from harness.study.schema import AVERAGE, Status
+from harness.study.columns import AVERAGE
+from harness.study.schema import Status
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:

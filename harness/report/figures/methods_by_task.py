@@ -13,7 +13,8 @@ from harness.report.figures import heatmap, style
 from harness.report.figures.picture_rows import by_model, count_range, scored_rows
 from harness.report.lines import rows_by_line
 from harness.report.rows import Row
-from harness.study.schema import AVERAGE, Status
+from harness.study.columns import AVERAGE
+from harness.study.schema import Status
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:

@@ -17,7 +17,8 @@ from harness.report.figures import style
 from harness.report.figures.picture_rows import count_range, usual_sparsity
 from harness.report.lines import rows_by_line
 from harness.report.rows import Perplexity, Row
-from harness.study.schema import PERPLEXITY, Status
+from harness.study.columns import PERPLEXITY
+from harness.study.schema import Status
 
 WIDE = 3.0
 """Where the largest perplexity is so many times the smallest, the axis is logarithmic."""

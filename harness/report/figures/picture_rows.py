@@ -9,7 +9,8 @@ from harness.core.question import QUESTION_TITLES
 from harness.report.common_tasks import comparable
 from harness.report.row_texts import question_title
 from harness.report.rows import Row
-from harness.study.schema import PERPLEXITY, Status
+from harness.study.columns import PERPLEXITY
+from harness.study.schema import Status
 
 PREFERRED_SPARSITY = 0.9
 """What is shown of several sparsities that are measured alike."""

@@ -12,7 +12,8 @@ from harness.report.row_texts import question_title
 from harness.report.rows import Row
 from harness.report.terminal import formats
 from harness.report.terminal.perplexity_table import show_perplexities
-from harness.study.schema import AVERAGE, PERPLEXITY, Status
+from harness.study.columns import AVERAGE, PERPLEXITY
+from harness.study.schema import Status
 
 HEADINGS = (
     "method",

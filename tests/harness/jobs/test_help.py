@@ -47,7 +47,6 @@ def test_bad_input_needs_no_torch(tmp_path: Path, arguments: tuple[str, ...]) ->
     assert (code, names) == (2, set()) and "error: " in text
 
 
-@pytest.mark.xfail(reason="the report room still imports the methods, and they import torch", strict=True)
 def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     """Its CSV and pictures are those of the records alone."""
     shutil.copytree(ROOT / "results" / "bundled_short" / "records", tmp_path / "results" / "bundled_short" / "records")

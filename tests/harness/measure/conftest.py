@@ -73,7 +73,7 @@ def pictures() -> None:
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw the leaderboard's pictures for tests alone that look at them; the others have no use for them."""
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr(figures, "write_all", lambda rows, folder: [])
+        monkeypatch.setattr(figures, "write_figures", lambda rows, folder: [])
 
 
 @pytest.fixture(scope="session")

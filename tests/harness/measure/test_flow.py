@@ -14,7 +14,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
-from harness.core.settings import Settings, conf_dir, read_settings
+from harness.core.conf_files import conf_dir
+from harness.core.settings import Settings, read_settings
 from harness.measure.run import measure
 from harness.study.store import Store
 

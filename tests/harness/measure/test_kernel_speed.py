@@ -16,7 +16,7 @@ from matplotlib.image import imread
 
 import methods
 from harness.measure.kernel_speed.inputs import Work
-from harness.study.schema import COLUMNS, KERNEL_COLUMNS
+from harness.study.columns import COLUMNS, KERNEL_COLUMNS
 from methods.parts.base import LayerInputs
 
 Command = Callable[..., int]

@@ -23,7 +23,8 @@ from harness.measure.latency import record as latency_record
 from harness.models import bridge as bridge_module
 from harness.models import generate as generate_module
 from harness.models import loading
-from harness.study.schema import COLUMNS, RunRecord
+from harness.study.columns import COLUMNS
+from harness.study.schema import RunRecord
 from harness.study.store import Store
 
 Command = Callable[..., int]

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from harness.report.rows import Decode, Knobs, Origin, Row, Times
+from harness.study.columns import AVERAGE
 from harness.study.identity import ArmIdentity, Cell, Samples, Setting
-from harness.study.schema import AVERAGE, CellRecord, LatencyRecord, RunRecord, SampleRecord, Status
+from harness.study.schema import CellRecord, LatencyRecord, RunRecord, SampleRecord, Status
 from harness.study.store import Store
 from harness.study.verdict import Score
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from harness.report.rows import Row
 from harness.report.terminal.accuracy_table import show_rows
-from harness.study.schema import AVERAGE
+from harness.study.columns import AVERAGE
 from tests.harness.report.support import make_row
 
 

@@ -14,8 +14,9 @@ from harness.report.common_tasks import comparable
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.leaderboard_csv import row_columns, write_leaderboard
 from harness.stats.scores import wilson_interval
+from harness.study.columns import COLUMNS
 from harness.study.identity import ArmIdentity
-from harness.study.schema import COLUMNS, CellRecord, RunRecord, SampleRecord, Status
+from harness.study.schema import CellRecord, RunRecord, SampleRecord, Status
 from harness.study.store import Store
 from tests.harness.report.support import DATE, DENSE, SETTING, SPARSE, cell_of, record_cell, record_times
 
