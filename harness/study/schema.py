@@ -14,11 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.study.columns import AVERAGE as AVERAGE  # re-exported: readers of rows know them by this module
-from harness.study.columns import COLUMNS as COLUMNS
-from harness.study.columns import KERNEL_COLUMNS as KERNEL_COLUMNS
-from harness.study.columns import PERPLEXITY as PERPLEXITY
-
 SCHEMA = 1
 """The version written into every record; raised when a field changes its meaning."""
 
