@@ -1,4 +1,5 @@
-"""Files of trained gates: ours (safetensors), or a release by their authors (methods.gates.released), in a folder or on the hub."""
+"""Files of trained gates, in a folder or on the hub: written by job=distill (safetensors), or released by the authors of the
+method (methods.gates.released)."""
 
 from __future__ import annotations
 
@@ -64,21 +65,23 @@ def read(path: Path, gate: type[Gate] | None, *, block_size: int | None = None) 
         raise UserError(f"{path} doesn't fit: {error}") from error
 
 
-def fit(state: dict[str, Tensor], path: Path, loaded: LoadedModel, shortest: int) -> dict[str, Tensor]:
-    """The weights of a file for all layers of a model. Raises UserError where it leaves out local layers and prompts of
-    `shortest` tokens fit in their window: there these layers choose too."""
-    whole, window = with_local(state, local_layers(loaded)), local_window(loaded)
-    if len(whole) > len(state) and shortest <= window:
+def for_all_layers(state: dict[str, Tensor], path: Path, loaded: LoadedModel, shortest: int) -> dict[str, Tensor]:
+    """Return the weights of a file for all layers of a model, local ones that the file leaves out filled with zeros.
+
+    Raises UserError where prompts of `shortest` tokens fit in the window of such layers: there these layers choose too.
+    """
+    weights, window = add_local_layers(state, local_layers(loaded)), local_window(loaded)
+    if len(weights) > len(state) and shortest <= window:
         raise UserError(
             f"{path} leaves out the layers of a sliding window, which choose blocks too where a prompt fits in its {window} "
             f"tokens: take prompts of more than {window} tokens, not {shortest}, or train with {window} among job.lengths"
         )
-    return whole
+    return weights
 
 
-def with_local(state: dict[str, Tensor], local: Iterable[int]) -> dict[str, Tensor]:
-    """The weights, with zeros for local layers that the file leaves out: past their window they choose nothing (`fit` sees to
-    it that prompts are longer). local: of models.local_layers."""
+def add_local_layers(state: dict[str, Tensor], local: Iterable[int]) -> dict[str, Tensor]:
+    """Return the weights with zeros for the layers of `local` (models.loading.local_layers) that they leave out: past their
+    window these layers choose nothing (`for_all_layers` sees to it that prompts are longer)."""
     present = {int(name.split(".")[1]) for name in state if name.startswith("layers.") and name.split(".")[1].isdigit()}
     if not present:
         return state

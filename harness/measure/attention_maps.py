@@ -7,6 +7,7 @@ the model's own activations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +20,14 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, avg_pool2d, max_pool2d
 
 from harness import tasks
-from harness.arms.build import RunnableArm, build_arms, full_decode
+from harness.arms.build import RunnableArm, build_arms, decodes_densely
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.measure.context import RunContext
 from harness.measure.kept_mass import what_runs
-from harness.measure.knob_values import knob_value
+from harness.measure.knob_values import with_calibrated_knob
 from harness.measure.run import model_of
-from harness.models.bridge import Bridge
-from harness.models.rope import ModelRope
+from harness.models.observe import dense_prefill, global_layers, layer_inputs
 from harness.study.provenance import command, commit, device_name
 from harness.study.store import Store
 from methods.parts.base import LayerInputs, Method
@@ -86,90 +86,85 @@ class PromptMaps:
 
 def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMaps:
     """Measure the maps that a command asks for. Raises UserError for what has none to show."""
-    if not full_decode(settings):
+    if not decodes_densely(settings.decode):
         raise UserError("job=maps draws a prefill, which decode= does not change: leave decode out")
     loaded = model_of(settings)
     if settings.length > loaded.max_length:
         raise UserError(f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens")
     context = RunContext(settings, loaded, store, console)
     names = tasks.group(settings.tasks)
-    arm = build_arms(settings, loaded, lambda arm, knob: knob_value(context, arm, knob, names))[-1]
+    arm = with_calibrated_knob(context, settings, build_arms(settings, loaded)[-1], names)
     if arm.method is None:
         raise UserError(
             f"job=maps draws what a method keeps, and {arm.identity.method} keeps everything: name another, method=…"
         )
-    heads = chosen("heads", settings.options["heads"], range(loaded.heads))
+    heads = choose("heads", settings.options["heads"], range(loaded.heads))
     try:
-        found = look(context, arm.method, context.first_prompt(names), settings.options["layers"], heads)
+        layers = maps_of_prompt(context, arm.method, context.first_prompt(names), settings.options["layers"], heads)
     except UserError:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each
         raise UserError(str(error)) from error
-    what = ", ".join(
-        [arm.identity.method, *(f"{name} {value}" for name, value in _words(arm)), f"blocks of {arm.method.block_size}"]
-    )
-    what += "" if settings.sparsity is None else f", sparsity {settings.sparsity:g}"
+    variant = [f"{name} {value}" for name, value in _word_knobs(arm)]
+    title = ", ".join([arm.identity.method, *variant, f"blocks of {arm.method.block_size}"])
+    title += "" if settings.sparsity is None else f", sparsity {settings.sparsity:g}"
     note = (
         f"{loaded.name} ({str(loaded.dtype).removeprefix('torch.')}), a prompt of {names[0]}, seed {settings.seed}, prefilled "
         f"densely. Commit {commit()}, {device_name(loaded.device)}.\n{command()}"
     )
-    return PromptMaps(found, what, note, _stem(arm, settings.length))
+    return PromptMaps(layers, title, note, _stem(arm, settings.length))
 
 
 def _stem(arm: RunnableArm, length: int) -> str:
     sparsity = "native" if arm.identity.sparsity is None else f"{arm.identity.sparsity:g}"
-    words = [value for _, value in _words(arm)]
-    return "_".join([arm.identity.method, *words, str(arm.identity.block_size), sparsity, str(length)])
+    variant = [value for _, value in _word_knobs(arm)]
+    return "_".join([arm.identity.method, *variant, str(arm.identity.block_size), sparsity, str(length)])
 
 
-def _words(arm: RunnableArm) -> list[tuple[str, str]]:
-    """The knobs that say in a word which variant of the method it is."""
+def _word_knobs(arm: RunnableArm) -> list[tuple[str, str]]:
+    """Return the knobs, with their values, that say in a word which variant of the method it is."""
     return [(name, value) for name, value in arm.identity.knobs.items() if isinstance(value, str) and value.isidentifier()]
 
 
-def chosen(name: str, given: Any, there: range | list[int], *, most: int = 4) -> list[int]:
-    """The layers or heads to draw: those given, or `most` evenly spaced of those that are there. Raises UserError."""
-    if given is None:
-        last, count = len(there) - 1, min(most, len(there))
-        return [there[round(i * last / max(1, count - 1))] for i in range(count)]
-    listed = list(given) if isinstance(given, list | tuple) else [given]
-    for one in listed:
-        if isinstance(one, bool) or one not in there:
-            raise UserError(f"job.{name}={given}: must be numbers among {', '.join(map(str, there))}, for example [{there[0]}]")
+def choose(name: str, setting: Any, numbers: range | list[int], *, most: int = 4) -> list[int]:
+    """Return the layers or heads to draw: those that job.NAME names (one, or a list), or `most` of `numbers`, evenly spaced,
+    where it is None. Raises UserError for one that is not among the numbers, or none."""
+    if setting is None:
+        last, count = len(numbers) - 1, min(most, len(numbers))
+        return [numbers[round(i * last / max(1, count - 1))] for i in range(count)]
+    listed = list(setting) if isinstance(setting, list | tuple) else [setting]
+    for number in listed:
+        if isinstance(number, bool) or number not in numbers:
+            known = ", ".join(map(str, numbers))
+            raise UserError(f"job.{name}={setting}: must be numbers among {known}, for example [{numbers[0]}]")
     if not listed:
-        raise UserError(f"job.{name}={given}: name one at least, or null for {most} evenly spaced")
+        raise UserError(f"job.{name}={setting}: name one at least, or null for {most} evenly spaced")
     return listed
 
 
 @torch.inference_mode()
-def look(context: RunContext, method: Method, prompt: Any, layers: Any, heads: list[int]) -> list[LayerMaps]:
-    """The maps of the chosen layers. A layer with a sliding window has none: there is nothing to choose."""
-    loaded = context.loaded
-    method = method.to(loaded.device)
-    ids = torch.tensor([list(prompt)], dtype=torch.int64, device=loaded.device)
-    there: list[int] = []
-    found: list[LayerMaps] = []
+def maps_of_prompt(
+    context: RunContext, method: Method, prompt: Sequence[int], layers: Any, heads: list[int]
+) -> list[LayerMaps]:
+    """Measure the maps of one prompt (token ids). A layer with a sliding window has none: there is nothing to choose.
 
-    def note(layer: int, *_: Any) -> None:
-        there.append(layer)
+    layers: as `choose` takes them. heads: query heads, in the order of the maps. Raises UserError for layers without a map.
+    """
+    loaded, settings = context.loaded, context.settings
+    method = method.to(loaded.device)
+    drawn = choose("layers", layers, global_layers(loaded, prompt, dense_kernel=settings.dense_kernel))
+    maps: list[LayerMaps] = []
 
     def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
-        rope = ModelRope(loaded.model, layer) if method.needs_rope else None
-        x = LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope)
-        choice = method.select(x)  # in all layers: some methods take over what an earlier one selected
-        if layer not in wanted:
+        inputs = layer_inputs(loaded, method, layer, q, k, scale)
+        choice = method.select(inputs)  # in all layers: some methods take over what an earlier one selected
+        if layer not in drawn:
             return
-        index = None
-        if choice is not None:
-            index = what_runs(loaded, q, k, v, choice, scale=scale, kernel=context.settings.kernel)
-        found.append(layer_maps(x, method, index, heads))
+        index = None if choice is None else what_runs(loaded, q, k, v, choice, scale=scale, kernel=settings.kernel)
+        maps.append(layer_maps(inputs, method, index, heads))
 
-    for observer in (note, observe):  # the first pass says which layers there are
-        if observer is observe:
-            wanted = chosen("layers", layers, there)
-        with Bridge(loaded, None, dense_kernel=context.settings.dense_kernel, observer=observer, record=False):
-            loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    return found
+    dense_prefill(loaded, [prompt], observe, dense_kernel=settings.dense_kernel)
+    return maps
 
 
 def layer_maps(x: LayerInputs, method: Method, index: SparseIndex | None, heads: list[int]) -> LayerMaps:

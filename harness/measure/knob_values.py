@@ -10,15 +10,29 @@ from collections.abc import Sequence
 
 from harness import tasks
 from harness.arms import calibration
-from harness.arms.build import RunnableArm
+from harness.arms.build import RunnableArm, with_knob
 from harness.core.errors import UserError
 from harness.core.question import QUESTION_LATER
+from harness.core.settings import Settings
 from harness.measure.context import RunContext, one_line
 from harness.study.identity import digest
 from harness.study.provenance import now
 from harness.study.schema import CalibrationRecord
 from harness.tasks import Sample
 from methods.parts.base import Knob
+
+
+def with_calibrated_knob(context: RunContext, settings: Settings, arm: RunnableArm, task_names: list[str]) -> RunnableArm:
+    """Return the arm, the knob of its method set where no formula gives it. Raises UserError where it can't be measured."""
+    knob = None if arm.method is None else arm.method.calibrates()
+    if knob is None:
+        return arm
+    try:
+        return with_knob(settings, arm, knob, knob_value(context, arm, knob, task_names))
+    except UserError:
+        raise
+    except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each, for what they can't do
+        raise UserError(str(error)) from error
 
 
 def knob_value(context: RunContext, arm: RunnableArm, knob: Knob, names: list[str]) -> float:
@@ -41,7 +55,7 @@ def knob_value(context: RunContext, arm: RunnableArm, knob: Knob, names: list[st
             return float(record["value"])
     prompts = calibration_prompts(context, names, count)
     with context.progress() as progress:
-        bar = progress.add_task(f"calibrating {arm.identity.method}", total=calibration.MOST)
+        bar = progress.add_task(f"calibrating {arm.identity.method}", total=calibration.MAX_TRIES)
         try:
             found = calibration.calibrate(
                 context.loaded,

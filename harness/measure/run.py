@@ -8,8 +8,8 @@ from functools import lru_cache
 from rich.console import Console
 
 from harness import tasks
-from harness.arms.build import build_arms, full_decode
-from harness.arms.warnings import notices
+from harness.arms.build import build_arms, decodes_densely
+from harness.arms.warnings import arm_warnings
 from harness.core.errors import UserError
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
@@ -17,7 +17,7 @@ from harness.measure import perplexity
 from harness.measure.accuracy import evaluate
 from harness.measure.context import RunContext
 from harness.measure.kept_mass import measure_mass
-from harness.measure.knob_values import knob_value
+from harness.measure.knob_values import with_calibrated_knob
 from harness.measure.latency.record import time_arm
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel, ModelConfig, load_model
@@ -42,19 +42,19 @@ def measure(settings: Settings, store: Store, console: Console) -> Done:
         )
     context = RunContext(settings, loaded, store, console)
     names = tasks.group(settings.tasks)
-    if settings.job in ("latency", "perplexity") and not full_decode(settings):
+    if settings.job in ("latency", "perplexity") and not decodes_densely(settings.decode):
         raise UserError(
             f"job={settings.job} measures prefill, which decode={settings.decode} does not change: leave decode out"
         )
     if settings.question != QUESTION_SEEN and (silent := [name for name in names if not tasks.get(name).asks]):
         found = ", ".join(silent)
         raise UserError(f"question={settings.question}: no question follows the context in {found}: leave these tasks out")
-    arms = build_arms(settings, loaded, lambda arm, knob: knob_value(context, arm, knob, names))
+    arms = [with_calibrated_knob(context, settings, arm, names) for arm in build_arms(settings, loaded)]
     with Bridge(loaded, None, dense_kernel=settings.dense_kernel):
         pass  # a model whose attention can't be changed stops here, not in every cell
     texts = perplexity.read(context) if settings.job == "perplexity" else None
     for arm in arms:
-        for line in notices(arm, settings, loaded):
+        for line in arm_warnings(arm, settings.model, loaded):
             context.complain(line)
     done = Done({arm.identity.id for arm in arms})
     for arm in arms:

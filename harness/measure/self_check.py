@@ -19,14 +19,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from attention_kernels.sparse_attention import Choice
 from torch import Tensor
 
-from harness.arms.build import RunnableArm, at_zero
+from harness.arms.build import RunnableArm, build_at_zero_sparsity
 from harness.core.question import QUESTION_REREAD, QUESTION_SEEN
 from harness.measure.context import RunContext
 from harness.models.batch_cache import BatchCache
-from harness.models.bridge import Bridge
+from harness.models.bridge import Bridge, LayerChoices
 from harness.models.loading import LoadedModel
 from harness.study import identity
 from harness.study.provenance import commit, device_name, now, versions
@@ -48,24 +47,6 @@ REASONS = {
     "causal": "rows change by {0:.2g} with the tokens after them, the blocks held fixed: kernel or bridge sees the future",
     "selection": "rows change by {0:.2g} with the tokens after their query block: the selection sees the future",
 }
-
-
-class Watched(Bridge):
-    """A bridge that keeps what was selected, and hands it out again while `held`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.held = False
-        self.choices: dict[int, Choice | None] = {}
-
-    def __enter__(self) -> Watched:
-        super().__enter__()
-        return self
-
-    def _select(self, layer: int, q: Tensor, k: Tensor, scale: float) -> Choice | None:
-        if not self.held:
-            self.choices[layer] = super()._select(layer, q, k, scale)
-        return self.choices[layer]
 
 
 def check_arm(context: RunContext, arm: RunnableArm, names: list[str]) -> Record | None:
@@ -135,7 +116,7 @@ def measure(
         dense = hidden(loaded, ids)
     if arm.method is None:
         found["own"] = apart(dense, hidden(loaded, ids)).mean().item(), same
-    elif (zero := at_zero(settings, loaded)) is not None:
+    elif (zero := build_at_zero_sparsity(settings, loaded)) is not None:
         with Bridge(loaded, zero, **kernels):
             found["zero"] = apart(hidden(loaded, ids), dense).mean().item(), same
     if settings.question != QUESTION_SEEN and (arm.method is None or zero is not None):
@@ -143,16 +124,17 @@ def measure(
             context_tokens = 3 * len(prompt) // 4
             asked = question(bridge, ids, context_tokens, reread=settings.question == QUESTION_REREAD)
             found["question"] = apart(asked, dense[:, context_tokens:]).mean().item(), same
-    with Watched(loaded, arm.method, **kernels) as bridge:
+    choices = LayerChoices()
+    with Bridge(loaded, arm.method, choices=choices, **kernels) as bridge:
         before = hidden(loaded, ids)
         density = None if arm.method is None else bridge.prefill_densities()[0]
         noise = apart(hidden(loaded, ids), before).max().item()  # 0, but for kernels that add in any order
         limit = max(still, 4 * noise)
         edge, inside = _cuts(len(prompt), arm)
-        bridge.held = True
+        choices.held = True
         after = hidden(loaded, other_tokens(ids, inside, loaded))
         found["causal"] = apart(after[:, :inside], before[:, :inside]).max().item(), limit
-        bridge.held = False
+        choices.held = False
         if arm.method is not None and not arm.method.reads_end:
             after = hidden(loaded, other_tokens(ids, edge, loaded))
             found["selection"] = apart(after[:, :edge], before[:, :edge]).max().item(), 10 * limit

@@ -78,8 +78,8 @@ class Decoder:
         cache = None if self._cache is None else self._cache()
         return {} if cache is None else self._states.setdefault(cache, {})
 
-    def prompt(self, layer: int) -> None:
-        """A layer's cache has taken more than one token: its state is of before that."""
+    def forget(self, layer: int) -> None:
+        """Drop the state of a layer, whose cache has taken more than one token since it was made."""
         self._layers().pop(layer, None)
 
     # -- one step -----------------------------------------------------------------------------------------------------

@@ -119,6 +119,11 @@ def wrap_model(
     )
 
 
+def model_shape(loaded: LoadedModel) -> dict[str, int]:
+    """Return the sizes by which a method knows whether a file is of this model: layers, heads, KV heads, elements of a head."""
+    return {"layers": loaded.layers, "heads": loaded.heads, "kv_heads": loaded.kv_heads, "head_dim": loaded.head_dim}
+
+
 def local_layers(loaded: LoadedModel) -> frozenset[int]:
     """The layers of a sliding window, in a model that has global ones too: past the window they are never sparse."""
     kinds = getattr(loaded.model.config.get_text_config(decoder=True), "layer_types", None) or []

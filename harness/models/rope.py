@@ -97,6 +97,19 @@ class ModelRope:
         return what if self._layer_type is None else f"{self._layer_type}_{what}"
 
 
+class LayerRopes:
+    """The RoPE of each layer of a model, made and checked when it is first asked for. Raises UserError as `ModelRope` does."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._ropes: dict[int, ModelRope] = {}
+
+    def __getitem__(self, layer: int) -> ModelRope:
+        if layer not in self._ropes:
+            self._ropes[layer] = ModelRope(self._model, layer)
+        return self._ropes[layer]
+
+
 def _attention(model: Any, layer_idx: int) -> nn.Module:
     for module in model.get_decoder().modules():
         projects = hasattr(module, "q_proj") or hasattr(module, "qkv_proj")

@@ -20,11 +20,10 @@ from harness.arms.build import build_arms
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.measure.kernel_speed.cases import SHARED, UNIFORM
-from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel
-from harness.models.rope import ModelRope
+from harness.models.observe import dense_prefill, layer_inputs
 from harness.tasks.haystack import haystack, source_of
-from methods.parts.base import LayerInputs, Method
+from methods.parts.base import Method
 from methods.random_blocks import hashed_uniform
 
 Wish = tuple[str, int, float]
@@ -78,7 +77,7 @@ class ModelIndices:
         self.text = haystack(source_of(settings.data))
         self._methods: dict[Wish, Method] = {}
         self._length = 0
-        self._found: dict[Wish, list[BlockIndex]] = {}
+        self._selected: dict[Wish, list[BlockIndex]] = {}
 
     def check(self, wishes: Sequence[Wish]) -> None:
         """Build the methods and load their weights. Raises UserError where one is missing."""
@@ -91,26 +90,22 @@ class ModelIndices:
             raise UserError(
                 f"{self.loaded.name} has a context of {self.loaded.max_length} tokens: it selects no blocks at {length}"
             )
-        self._length, self._found = length, {wish: [] for wish in wishes}
-        chosen = {wish: self._method(wish) for wish in wishes}
-        ids = torch.tensor([self.prompt(length)], dtype=torch.int64, device=self.loaded.device)
+        self._length, self._selected = length, {wish: [] for wish in wishes}
+        methods = {wish: self._method(wish) for wish in wishes}
 
         def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
-            rope = ModelRope(self.loaded.model, layer)
-            for wish, method in chosen.items():
-                x = LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope if method.needs_rope else None)
-                index = method.select(x)
+            for wish, method in methods.items():
+                index = method.select(layer_inputs(self.loaded, method, layer, q, k, scale))
                 if isinstance(index, BlockIndex):
-                    self._found[wish].append(index)
+                    self._selected[wish].append(index)
 
-        with torch.inference_mode(), Bridge(self.loaded, None, observer=observe, record=False):
-            self.loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        dense_prefill(self.loaded, [self.prompt(length)], observe)
 
     def get(self, length: int, wish: Wish, heads: int) -> BlockIndex:
         """An index that `prefill` made, dealt out to `heads` heads."""
-        if self._length != length or not self._found.get(wish):
+        if self._length != length or not self._selected.get(wish):
             raise UserError(f"{self.loaded.name} selected no blocks at {length} tokens")
-        return deal(self._found[wish], heads)
+        return deal(self._selected[wish], heads)
 
     def prompt(self, length: int) -> list[int]:
         """The first `length` tokens of the prose, as the model's tokenizer begins a prompt."""

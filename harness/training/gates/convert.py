@@ -15,7 +15,8 @@ from rich.console import Console
 from torch import Tensor
 
 from harness.arms import gate_files
-from harness.arms.build import full_decode, released_id
+from harness.arms.build import decodes_densely
+from harness.arms.weights import released_id
 from harness.core.errors import UserError
 from harness.core.files import write_whole
 from harness.core.settings import Settings, read_settings
@@ -87,7 +88,9 @@ def _source(settings: Settings, lesson: Lesson, to: str) -> Path:
     given = settings.options["source"]
     name = released.FILE if to == "harness" else lesson.file.format(block_size=lesson.block_size)
     if given is None:
-        hub_id = released_id(settings, "method" if full_decode(settings) else "decode") if to == "harness" else None
+        hub_id = (
+            released_id(settings.model, "method" if decodes_densely(settings.decode) else "decode") if to == "harness" else None
+        )
         if hub_id is None:
             raise UserError(f"job.source has no value: give the file, or the folder of {name}")
         return gate_files.download(hub_id)

@@ -18,7 +18,8 @@ from rich.console import Console
 from torch import Tensor
 
 import methods
-from harness.arms.build import build_decoding, full_decode, weights_folder
+from harness.arms.build import build_decode_method, decodes_densely
+from harness.arms.weights import weights_folder
 from harness.core.errors import UserError
 from harness.core.files import check_folder
 from harness.core.settings import Settings, read_settings
@@ -194,7 +195,7 @@ def _report(done: Distilled, settings: Settings, loaded: LoadedModel, lesson: Le
     console.print(f"{done.parameters:,} gate parameters, {done.seconds:.0f} s", highlight=False)
     recall_tables.show(done.recall, console)
     console.print(f"wrote {done.path}", highlight=False)
-    if done.path.parent != weights_folder(settings, loaded):
+    if done.path.parent != weights_folder(settings.model, loaded):
         console.print(f"to use them: model.gates={done.path.parent}", highlight=False)
 
 
@@ -217,8 +218,8 @@ def lesson_of(settings: Settings) -> Lesson:
     """The gates that are wanted: of the method that decodes, if one is named, else of the method of prefill. Raises UserError
     where it has none."""
     try:
-        if not full_decode(settings):
-            decoding = build_decoding(settings)
+        if not decodes_densely(settings.decode):
+            decoding = build_decode_method(settings)
             return Lesson(*_gates("decode method", decoding, decode), decoding.block_size)
         kind, file = _gates("method", methods.get(settings.method), methods)
         file = named(file, settings.method_knobs.get("gates"))
@@ -240,7 +241,7 @@ def _out(given: Any, lesson: Lesson, settings: Settings, loaded: LoadedModel, *,
     if given:
         out = Path(given).expanduser()
     else:
-        out = OWN_BUNDLED if str(settings.model["path"]) == "bundled" else weights_folder(settings, loaded)
+        out = OWN_BUNDLED if str(settings.model["path"]) == "bundled" else weights_folder(settings.model, loaded)
     path = out / lesson.file.format(block_size=lesson.block_size)
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")

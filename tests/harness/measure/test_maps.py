@@ -19,7 +19,7 @@ from matplotlib.image import imread
 import methods
 from harness.core.errors import UserError
 from harness.measure import attention_maps
-from harness.measure.attention_maps import LayerMaps, chosen, kept_keys, look, shrink
+from harness.measure.attention_maps import LayerMaps, choose, kept_keys, maps_of_prompt, shrink
 from harness.report.figures.attention_maps import _panel
 from methods.parts.base import LayerInputs
 from tests.harness.measure.test_mass import attention
@@ -31,7 +31,7 @@ LENGTH = 89  # six blocks of 16, the last of 9
 
 def seen(family: str, method: Any, layers: Any = None, heads: list[int] | None = None) -> list[LayerMaps]:
     context = SimpleNamespace(loaded=load(family), settings=SimpleNamespace(dense_kernel="auto", kernel="auto"))
-    return look(context, method, tokens(LENGTH).tolist(), layers, heads or [0, 3])  # type: ignore[arg-type]
+    return maps_of_prompt(context, method, tokens(LENGTH).tolist(), layers, heads or [0, 3])  # type: ignore[arg-type]
 
 
 def tiles(found: torch.Tensor, size: int) -> torch.Tensor:
@@ -127,12 +127,12 @@ def test_large_maps_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_chosen() -> None:
-    assert chosen("heads", None, range(32)) == [0, 10, 21, 31]
-    assert chosen("heads", None, range(2)) == [0, 1]
-    assert chosen("layers", [5], [2, 5]) == [5] and chosen("layers", 2, [2, 5]) == [2]
+    assert choose("heads", None, range(32)) == [0, 10, 21, 31]
+    assert choose("heads", None, range(2)) == [0, 1]
+    assert choose("layers", [5], [2, 5]) == [5] and choose("layers", 2, [2, 5]) == [2]
     for given in ([3], ["a"], [True], []):
         with pytest.raises(UserError, match=r"job\.layers="):
-            chosen("layers", given, [2, 5])
+            choose("layers", given, [2, 5])
 
 
 @pytest.mark.parametrize("method", ["oracle", "minference", "blasst"])

@@ -15,14 +15,14 @@ import torch
 from rich.console import Console
 
 import methods
-from harness.arms import head_files
 from harness.arms.build import build_arms
+from harness.arms.head_files import read_head_file
 from harness.core.errors import UserError
 from harness.measure.context import RunContext
 from harness.measure.head_search import search
 from harness.measure.knob_values import calibration_prompts
 from harness.models.bridge import Bridge
-from harness.models.loading import LoadedModel, ModelConfig, load_model
+from harness.models.loading import LoadedModel, ModelConfig, load_model, model_shape
 from harness.study.store import Store
 
 Command = Callable[..., int]
@@ -162,8 +162,8 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
 def test_the_files_that_ship_are_of_the_bundled_model(name: str, bundled: tuple[Any, list[Any]]) -> None:
     loaded = bundled[0].loaded
     assert loaded.path is not None
-    found = head_files.read(loaded.path / FILES[name])
-    methods.build(name).load_search(found, **head_files.model_shape(loaded))
+    found = read_head_file(loaded.path / FILES[name])
+    methods.build(name).load_search(found, **model_shape(loaded))
     assert found["made"]["model_hash"] == loaded.revision_hash and "+dirty" not in found["made"]["commit"]
 
 
@@ -186,7 +186,7 @@ def test_heads_that_the_search_ranks_first_are_those_to_keep_dense(bundled: tupl
         method = None
         if needs is not None:
             method = methods.build("duo_attention", streaming=0.5)
-            method.load_search({"heads": needs}, **head_files.model_shape(context.loaded))
+            method.load_search({"heads": needs}, **model_shape(context.loaded))
         with torch.inference_mode(), Bridge(context.loaded, method, record=False):
             return context.loaded.model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
 

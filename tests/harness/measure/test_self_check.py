@@ -35,7 +35,7 @@ PROMPT = tokens(1, 299, seed=5)[0].tolist()
 def context(monkeypatch: pytest.MonkeyPatch, zero: Method | None = None, family: str = "llama", question: str = "seen") -> Any:
     loaded = load(family)
     object.__setattr__(loaded, "tokenizer", range(VOCAB))
-    monkeypatch.setattr("harness.measure.self_check.at_zero", lambda *_: zero)
+    monkeypatch.setattr("harness.measure.self_check.build_at_zero_sparsity", lambda *_: zero)
     return SimpleNamespace(loaded=loaded, settings=SimpleNamespace(kernel="auto", dense_kernel="auto", question=question))
 
 

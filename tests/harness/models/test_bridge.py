@@ -12,7 +12,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 import methods
 from harness.core.errors import UserError
-from harness.models.attention_interface import NAME, attached
+from harness.models.attention_interface import IMPLEMENTATION, attached
 from harness.models.bridge import Bridge
 from harness.models.generate import generate
 from tests.harness.tiny import FAMILIES, GLOBAL, WINDOW, Fixed, build, load, tokens
@@ -224,7 +224,7 @@ class TestAttaching:
         ids = tokens(1, 40)
         before = loaded.model(input_ids=ids).logits
         with pytest.raises(ZeroDivisionError), Bridge(loaded, Fixed()):
-            assert loaded.model.config._attn_implementation == NAME
+            assert loaded.model.config._attn_implementation == IMPLEMENTATION
             raise ZeroDivisionError
         assert loaded.model.config._attn_implementation == "sdpa"
         assert torch.equal(loaded.model(input_ids=ids).logits, before)
@@ -259,7 +259,7 @@ class TestAttaching:
         loaded = load("llama")
         with Bridge(loaded, None):
             pass
-        loaded.model.set_attn_implementation(NAME)
+        loaded.model.set_attn_implementation(IMPLEMENTATION)
         with pytest.raises(UserError, match="no Bridge"):
             loaded.model(input_ids=tokens(1, 8))
 

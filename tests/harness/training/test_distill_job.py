@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from harness.arms.build import weights_folder
-from harness.arms.head_files import model_overrides
+from harness.arms.weights import model_overrides, weights_folder
 from harness.core.errors import UserError
 from harness.training.gates.rows import row_sources
 
@@ -251,7 +250,6 @@ def test_the_hint_trains_where_the_method_looks(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy").mkdir()
     here = {"toy": Path("toy"), "bundled": Path("package")}
-    wanted = SimpleNamespace(model=model)
     loaded = SimpleNamespace(name=model["name"], path=here.get(model["path"]))
-    assert model_overrides(wanted) == hint  # type: ignore[arg-type]
-    assert weights_folder(wanted, loaded) == Path(folder)  # type: ignore[arg-type]
+    assert model_overrides(model) == hint
+    assert weights_folder(model, loaded) == Path(folder)  # type: ignore[arg-type]
