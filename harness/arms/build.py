@@ -34,7 +34,7 @@ class RunnableArm:
 
     @property
     def baseline(self) -> bool:
-        """Whether it is the arm that all others are compared with."""
+        """Return whether it is the arm that all others are compared with."""
         return self.method is None and self.decoding is None
 
 

@@ -1,8 +1,8 @@
-"""The attention of one prompt, layer by layer, beside what a method takes of it: what ``job=maps`` draws.
+"""The attention maps of one prompt, layer by layer, beside what a method takes of them: what ``job=maps`` draws.
 
 For the chosen heads: the true attention, the same as the method is to know it (the largest in each block), what the method
-expects where it says so (`Method.scores`), and the blocks that it keeps. The prompt is prefilled densely: layers are shown on
-the model's own activations.
+expects where it says so (`Method.scores`), and the keys that it attends to. The prompt is prefilled densely: layers are shown
+on the model's own activations.
 """
 
 from __future__ import annotations
@@ -42,26 +42,29 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class HeadMaps:
-    """One query head of one layer; maps float32 [rows, columns] on the CPU, 0 in the future.
+    """The maps of one query head of one layer: float32 [rows, columns] on the CPU, 0 in the future.
 
     true: the largest probability in tiles of `LayerMaps.tile` tokens. truth: in blocks, rows summing to 1. expected: of the
-    method, rows summing to 1, or None. kept: the share of the keys that is attended to, 0 to 1. mass: the share of the
-    true attention on what is kept; density: of the head's blocks. Maps of more than PIXELS rows or columns are pooled.
+    method, rows summing to 1, or None. attended: the share of the keys that is attended to, 0 to 1. mass: the share of the
+    true attention on those; density: of the head's blocks. Maps of more than PIXELS rows or columns are pooled.
     """
 
     head: int
     true: Tensor
     truth: Tensor
     expected: Tensor | None
-    kept: Tensor
+    attended: Tensor
     mass: float
     density: float
 
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """The chosen heads of one layer of a prompt of `tokens`; tile and block in tokens. cells: tokens of a row and of a column
-    of each map of HeadMaps, by its name; the last may have fewer."""
+    """The maps of the chosen heads of one layer of a prompt of `tokens` tokens.
+
+    tile, block: the sizes of a tile and a block in tokens. cells: tokens of a row and of a column of each map of HeadMaps, by
+    its name; the last may have fewer.
+    """
 
     layer: int
     tokens: int
@@ -152,13 +155,13 @@ def maps_of_prompt(
     """
     loaded, settings = context.loaded, context.settings
     method = method.to(loaded.device)
-    drawn = choose("layers", layers, global_layers(loaded, prompt, dense_kernel=settings.dense_kernel))
+    drawn_layers = choose("layers", layers, global_layers(loaded, prompt, dense_kernel=settings.dense_kernel))
     maps: list[LayerMaps] = []
 
     def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
         inputs = layer_inputs(loaded, method, layer, q, k, scale)
         choice = method.select(inputs)  # in all layers: some methods take over what an earlier one selected
-        if layer not in drawn:
+        if layer not in drawn_layers:
             return
         index = None if choice is None else what_runs(loaded, q, k, v, choice, scale=scale, kernel=settings.kernel)
         maps.append(layer_maps(inputs, method, index, heads))
@@ -167,50 +170,51 @@ def maps_of_prompt(
     return maps
 
 
-def layer_maps(x: LayerInputs, method: Method, index: SparseIndex | None, heads: list[int]) -> LayerMaps:
-    """The maps of some heads of one layer (batch 1); index None: all is kept. Waits for the device."""
-    group, tokens = x.q.shape[1] // x.k.shape[1], x.k.shape[2]
-    q, k = x.q[:, heads], x.k[:, [head // group for head in heads]]
+def layer_maps(inputs: LayerInputs, method: Method, index: SparseIndex | None, heads: list[int]) -> LayerMaps:
+    """Return the maps of some query heads of one layer (batch 1); index None: all is attended to. Waits for the device."""
+    q, k, tokens = inputs.q, inputs.k, inputs.k.shape[2]
+    group = q.shape[1] // k.shape[1]
+    head_q, head_k = q[:, heads], k[:, [head // group for head in heads]]
     tile = min(LARGEST_BLOCK, 1 << max(0, -(-tokens // PIXELS) - 1).bit_length())
-    true = block_map(q, k, q_block=tile, k_block=tile, scale=x.scale)[0]
-    truth = block_map(q, k, q_block=method.block_size, k_block=method.block_size, scale=x.scale)[0]
+    block = method.block_size
+    true = block_map(head_q, head_k, q_block=tile, k_block=tile, scale=inputs.scale)[0]
+    truth = block_map(head_q, head_k, q_block=block, k_block=block, scale=inputs.scale)[0]
     truth = truth / truth.sum(-1, keepdim=True)
-    expected = method.scores(x)
+    expected = method.scores(inputs)
     if expected is not None:
-        expected = expected[0, [head * expected.shape[1] // x.q.shape[1] for head in heads]]
-    units = {"true": (tile, tile), "truth": (method.block_size, method.block_size)}
-    units |= {"expected": units["truth"], "kept": units["truth"]}
+        expected = expected[0, [head * expected.shape[1] // q.shape[1] for head in heads]]
+    units = {"true": (tile, tile), "truth": (block, block), "expected": (block, block), "attended": (block, block)}
     if index is None:
-        kept = x.q.new_ones((len(heads), *truth.shape[1:]), dtype=torch.float32)
+        attended = q.new_ones((len(heads), *truth.shape[1:]), dtype=torch.float32)
         mass = density = [1.0] * len(heads)
     else:
-        mine = [head * index.heads // x.q.shape[1] for head in heads]
-        kept = kept_keys(index, mine, tile)
-        units["kept"] = (index.q_block, tile)
-        mass = kept_mass(x.q, x.k, index, scale=x.scale, rows=ROWS)[0, heads].tolist()
-        density = index.density()[0, mine].tolist()
-    parts = [
+        index_heads = [head * index.heads // q.shape[1] for head in heads]  # those of a GQA group may share one
+        attended = attended_keys(index, index_heads, tile)
+        units["attended"] = (index.q_block, tile)
+        mass = kept_mass(q, k, index, scale=inputs.scale, rows=ROWS)[0, heads].tolist()
+        density = index.density()[0, index_heads].tolist()
+    head_maps = [
         HeadMaps(
             head,
-            shrink(true[i]),
-            shrink(truth[i]),
-            None if expected is None else shrink(expected[i]),
-            shrink(kept[i], mean=True),
-            mass[i],
-            density[i],
+            true=pool_map(true[i]),
+            truth=pool_map(truth[i]),
+            expected=None if expected is None else pool_map(expected[i]),
+            attended=pool_map(attended[i], mean=True),
+            mass=mass[i],
+            density=density[i],
         )
         for i, head in enumerate(heads)
     ]
-    drawn = {"true": true, "truth": truth, "expected": truth if expected is None else expected, "kept": kept}
+    maps = {"true": true, "truth": truth, "expected": truth if expected is None else expected, "attended": attended}
     cells = {
-        name: (rows * pooled(drawn[name].shape[-2]), columns * pooled(drawn[name].shape[-1]))
+        name: (rows * pooled_by(maps[name].shape[-2]), columns * pooled_by(maps[name].shape[-1]))
         for name, (rows, columns) in units.items()
     }
-    return LayerMaps(x.layer, tokens, cells["true"][0], method.block_size, parts, cells)
+    return LayerMaps(inputs.layer, tokens, cells["true"][0], block, head_maps, cells)
 
 
-def kept_keys(index: SparseIndex, heads: list[int], tile: int) -> Tensor:
-    """The share of keys that each query block keeps in each tile of keys: float32 [heads, Mq, Nk]."""
+def attended_keys(index: SparseIndex, heads: list[int], tile: int) -> Tensor:
+    """Return the share of keys that each query block attends to in each tile of keys: float32 [heads, Mq, Nk]."""
     rows = []
     for row in range(-(-index.q_len // index.q_block)):
         keys = index.row_keys(row)[0, heads].float()
@@ -218,12 +222,12 @@ def kept_keys(index: SparseIndex, heads: list[int], tile: int) -> Tensor:
     return torch.stack(rows, 1)
 
 
-def pooled(size: int) -> int:
-    """So many rows, or columns, of a map of `size` are drawn as one."""
+def pooled_by(size: int) -> int:
+    """Return how many rows, or columns, of a map of `size` are drawn as one."""
     return -(-size // PIXELS)
 
 
-def shrink(found: Tensor, *, mean: bool = False) -> Tensor:
-    """A map [rows, columns], at most PIXELS wide and high, on the CPU: the largest, or the mean, of what falls together."""
-    by = [pooled(size) for size in found.shape]
-    return (avg_pool2d if mean else max_pool2d)(found.float()[None, None], by, ceil_mode=True)[0, 0].cpu()
+def pool_map(full_map: Tensor, *, mean: bool = False) -> Tensor:
+    """Return a map [rows, columns], at most PIXELS wide and high, on the CPU: the largest, or mean, of what falls together."""
+    factors = [pooled_by(size) for size in full_map.shape]
+    return (avg_pool2d if mean else max_pool2d)(full_map.float()[None, None], factors, ceil_mode=True)[0, 0].cpu()

@@ -1,5 +1,6 @@
-"""``python -m harness job=search_heads``: search what a method must know of a model's heads, and write it into a JSON file beside
-the model's gates. The search sees dense prefills of prompts that no test uses."""
+"""``python -m harness job=search_heads``: search what a method must know of a model's heads, and write it into a JSON file.
+
+The search sees dense prefills of prompts that no test uses; the file lies beside the model's gates."""
 
 from __future__ import annotations
 

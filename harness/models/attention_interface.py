@@ -36,7 +36,7 @@ class AttentionRunner(Protocol):
     full: bool
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Return the attention [B,Hq,Q,D] of a prompt or a chunk of it; window: keys that the layer looks back, None for all."""
+        """Return the attention [B,Hq,Q,D] of a prompt or a chunk of it; window: of keys, None for all."""
         ...
 
     def decode(
@@ -77,7 +77,7 @@ def attach(model: Any, runner: AttentionRunner, name: str) -> Implementation:
 
 def detach(model: Any, runner: AttentionRunner, previous: Implementation) -> None:
     """Give a model its own attention back; previous: what `attach` returned."""
-    for module in [module for module, other in attached.items() if other is runner]:
+    for module in [module for module, attached_to in attached.items() if attached_to is runner]:
         del attached[module]
     model.set_attn_implementation(previous)
 

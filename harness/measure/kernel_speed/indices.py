@@ -27,13 +27,14 @@ from methods.parts.base import Method
 from methods.random_blocks import hashed_uniform
 
 Wish = tuple[str, int, float]
-"""An index that is wanted: its kind, block size and sparsity."""
+"""An index that a model is to select: its kind, block size and sparsity."""
 
 
 def random_index(
     *, batch: int, heads: int, q_len: int, k_len: int, block: int, sparsity: float, seed: int, device: torch.device
 ) -> BlockIndex:
-    """Random causal blocks, anew for each sequence and head, the diagonal kept; row budgets make the density 1 - sparsity.
+    """Draw random causal blocks, anew for each sequence and head, the diagonal among them; row budgets make the density
+    1 - sparsity.
 
     For the first sequence it is what the method "random" selects in layer 0. One head at a time: scores of all heads
     would be 8 GiB at 512k tokens in blocks of 64.
@@ -52,14 +53,15 @@ def random_index(
 
 
 def deal(parts: Sequence[BlockIndex], heads: int) -> BlockIndex:
-    """The lists of all (layer, head) of `parts`, each of batch 1, dealt out in turn to `heads` heads, over and over."""
+    """Return an index of `heads` heads: the lists of all (layer, head) of `parts`, each of batch 1, dealt out in turn, over and
+    over."""
     counts, indices = _stacked(parts)
-    chosen = torch.arange(heads, device=counts.device) % len(counts)
-    return replace(parts[0], counts=counts[chosen][None].contiguous(), indices=indices[chosen][None].contiguous())
+    dealt = torch.arange(heads, device=counts.device) % len(counts)
+    return replace(parts[0], counts=counts[dealt][None].contiguous(), indices=indices[dealt][None].contiguous())
 
 
 def _stacked(parts: Sequence[BlockIndex]) -> tuple[Tensor, Tensor]:
-    """Counts [N, Mq] and indices [N, Mq, widest] of all heads of all parts."""
+    """Return counts [N, Mq] and indices [N, Mq, widest] of all heads of all parts."""
     widest = max(part.indices.shape[-1] for part in parts)
     counts = torch.cat([part.counts.flatten(0, 1) for part in parts])
     return counts, torch.cat([pad(part.indices, (0, widest - part.indices.shape[-1])).flatten(0, 1) for part in parts])
@@ -102,13 +104,13 @@ class ModelIndices:
         dense_prefill(self.loaded, [self.prompt(length)], observe)
 
     def get(self, length: int, wish: Wish, heads: int) -> BlockIndex:
-        """An index that `prefill` made, dealt out to `heads` heads."""
+        """Return an index that `prefill` made, dealt out to `heads` heads. Raises UserError where there is none."""
         if self._length != length or not self._selected.get(wish):
             raise UserError(f"{self.loaded.name} selected no blocks at {length} tokens")
         return deal(self._selected[wish], heads)
 
     def prompt(self, length: int) -> list[int]:
-        """The first `length` tokens of the prose, as the model's tokenizer begins a prompt."""
+        """Return the first `length` tokens of the prose, as the model's tokenizer begins a prompt."""
         words = length
         while True:
             ids: list[int] = self.loaded.tokenizer(self.text.text(words))["input_ids"]
@@ -117,14 +119,15 @@ class ModelIndices:
             words *= 2
 
     def about(self) -> dict[str, Any]:
-        """What the indices depend on, for a record."""
+        """Return what the indices depend on, for a record."""
         return {"model": self.loaded.name, "model_hash": self.loaded.revision_hash, "haystack": self.text.name}
 
     def _method(self, wish: Wish) -> Method:
+        """Return the method of an index kind with its weights, built once."""
         if wish not in self._methods:
             kind, block, sparsity = wish
             knobs = {"shared": True} if kind.endswith(SHARED) else {}
-            setting = replace(
+            settings = replace(
                 self.settings,
                 method=kind.removesuffix(SHARED),
                 method_knobs=knobs,
@@ -133,12 +136,12 @@ class ModelIndices:
                 kernel="auto",
                 dense_kernel="auto",
             )
-            method = build_arms(setting, self.loaded)[-1].method
-            assert method is not None  # the options let through none of the baseline's family
+            method = build_arms(settings, self.loaded)[-1].method
+            assert method is not None  # the options let no method of the baseline's family through
             self._methods[wish] = method.to(self.loaded.device)
         return self._methods[wish]
 
 
 def of_model(kind: str) -> bool:
-    """Whether an index kind needs a model."""
+    """Return whether an index kind needs a model."""
     return kind.removesuffix(SHARED) != UNIFORM

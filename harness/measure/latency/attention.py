@@ -37,8 +37,8 @@ class AttentionTiming:
     did not run. speedup = dense_ms ÷ total_ms. pct_ideal = 100 · dense_ms · density ÷ total_ms.
     tflops: 4·D FLOP for each query-key pair of the tiles computed, blocks on the diagonal and tiles of columns counted whole,
     ÷ attention_ms; where the kernel decides, 2·D more for each pair of a tile that it then leaves.
-    kept_mass: share of the true attention on the kept blocks (attention_kernels.kept_mass), the mean over layers and heads, 1 for
-    dense; kept_by_layer: of each layer.
+    kept_mass: share of the true attention on the kept blocks (attention_kernels.kept_mass), the mean over layers and heads, 1
+    for dense; kept_by_layer: of each layer.
     peak_mib: GPU memory of one call (selection and attention) beyond its inputs, the most of any layer; None on a CPU.
     repeats: calls timed in the layer with the fewest.
     """

@@ -49,7 +49,7 @@ def to_harness(source: Path, lesson: Lesson, out: Path, *, overwrite: bool = Fal
     """Write a release's weights into folder `out` under the name that the method looks for, with its settings as metadata."""
     from safetensors.torch import save
 
-    state, config = _whole(source, lesson), gate_files.config(source)
+    state, config = _whole(source, lesson), gate_files.read_config(source)
     settings = {key: value for key, value in config.items() if key.startswith("seerattn_")}
     block_size = released.block_size_of(config)
     recipe = {

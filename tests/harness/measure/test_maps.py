@@ -19,7 +19,7 @@ from matplotlib.image import imread
 import methods
 from harness.core.errors import UserError
 from harness.measure import attention_maps
-from harness.measure.attention_maps import LayerMaps, choose, kept_keys, maps_of_prompt, shrink
+from harness.measure.attention_maps import LayerMaps, attended_keys, choose, maps_of_prompt, pool_map
 from harness.report.figures.attention_maps import _panel
 from methods.parts.base import LayerInputs
 from tests.harness.measure.test_mass import attention
@@ -63,7 +63,7 @@ def test_the_maps_are_the_models_attention(monkeypatch: pytest.MonkeyPatch) -> N
             wanted[:, :4] = 1
             for i in range(6):
                 wanted[i, 4 * i : 4 * i + 4] = 1
-            assert torch.equal(head.kept, wanted)
+            assert torch.equal(head.attended, wanted)
 
 
 def test_the_expectation_is_that_of_the_head() -> None:
@@ -82,7 +82,7 @@ def test_the_expectation_is_that_of_the_head() -> None:
 def test_without_a_choice_all_is_kept() -> None:
     (found,) = seen("llama", Fixed(keep="none"), layers=[0], heads=[2])
     assert (found.heads[0].mass, found.heads[0].density) == (1.0, 1.0)
-    assert bool((found.heads[0].kept == 1).all())
+    assert bool((found.heads[0].attended == 1).all())
 
 
 def test_layers_of_a_sliding_window_are_left_out() -> None:
@@ -94,7 +94,7 @@ def test_layers_of_a_sliding_window_are_left_out() -> None:
 def test_single_columns_are_shares_of_their_tile() -> None:
     blocks = BlockIndex.from_mask(torch.eye(4).bool()[None, None], q_block=16, k_block=16, q_len=64, k_len=64)
     index = with_columns(blocks, torch.tensor([[[5, 37]]], dtype=torch.int32), torch.tensor([[2]], dtype=torch.int32))
-    found = kept_keys(index, [0], 8)[0]
+    found = attended_keys(index, [0], 8)[0]
     assert found[3].tolist() == [1 / 8, 0, 0, 0, 1 / 8, 0, 1, 1]
     assert found[0].tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
 
@@ -102,9 +102,9 @@ def test_single_columns_are_shares_of_their_tile() -> None:
 def test_rows_and_columns_stand_at_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the last block is partly filled, and where the maps were pooled."""
     (found,) = seen("llama", Fixed(keep="ends"), layers=[0], heads=[0])
-    assert found.cells == {"true": (1, 1), "truth": (16, 16), "expected": (16, 16), "kept": (16, 1)}
+    assert found.cells == {"true": (1, 1), "truth": (16, 16), "expected": (16, 16), "attended": (16, 1)}
     panels = Figure().subplots(3)
-    for axes, part in zip(panels, ("true", "truth", "kept"), strict=True):
+    for axes, part in zip(panels, ("true", "truth", "attended"), strict=True):
         values = getattr(found.heads[0], part)
         image = _panel(axes, values, found.cells[part], LENGTH, PowerNorm(0.5, 0, 1), "Greys")
         assert axes.get_xlim() == (0, LENGTH) and axes.get_ylim() == (LENGTH, 0)
@@ -115,15 +115,15 @@ def test_rows_and_columns_stand_at_their_tokens(monkeypatch: pytest.MonkeyPatch)
         assert past.tolist() == wanted
     monkeypatch.setattr(attention_maps, "PIXELS", 3)
     (found,) = seen("llama", Fixed(keep="ends"), layers=[0], heads=[0])
-    assert found.cells == {"true": (32, 32), "truth": (32, 32), "expected": (32, 32), "kept": (32, 32)}
-    assert found.heads[0].kept.shape == (3, 3)
+    assert found.cells == {"true": (32, 32), "truth": (32, 32), "expected": (32, 32), "attended": (32, 32)}
+    assert found.heads[0].attended.shape == (3, 3)
 
 
 def test_large_maps_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_maps, "PIXELS", 3)
     found = torch.arange(35.0).view(5, 7)
-    assert shrink(found).tolist() == [[9, 12, 13], [23, 26, 27], [30, 33, 34]]
-    assert shrink(torch.ones(7, 7), mean=True).tolist() == [[1.0] * 3] * 3
+    assert pool_map(found).tolist() == [[9, 12, 13], [23, 26, 27], [30, 33, 34]]
+    assert pool_map(torch.ones(7, 7), mean=True).tolist() == [[1.0] * 3] * 3
 
 
 def test_what_is_chosen() -> None:
