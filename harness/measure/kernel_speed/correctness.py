@@ -16,7 +16,8 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3, torch.float16: 1e-2, torc
 def relative_error(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, out: Tensor, *, scale: float) -> float:
     """Return |out - exact| ÷ |exact| (Frobenius) over the first, middle and last query block of three heads of one sequence.
 
-    The sequence is the last. Infinite where out [B,Hq,Q,D] isn't finite, anywhere. `index` has the query heads or the KV heads. Waits for the device.
+    The sequence is the last. Infinite where out [B,Hq,Q,D] isn't finite, anywhere. `index` has the query heads or the KV
+    heads. Waits for the device.
     """
     if not isfinite(float(out.sum(dtype=torch.float32))):  # a sum: it needs no memory of the size of out
         return inf
