@@ -27,6 +27,7 @@ from harness.measure.context import RunContext
 from harness.measure.kept_mass import what_runs
 from harness.measure.knob_values import with_calibrated_knob
 from harness.measure.run import model_of
+from harness.models.loading import LoadedModel
 from harness.models.observe import dense_prefill, global_layers, layer_inputs
 from harness.study.provenance import command, commit, device_name
 from harness.study.store import Store
@@ -103,7 +104,15 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
         )
     heads = choose("heads", settings.options["heads"], range(loaded.heads))
     try:
-        layers = maps_of_prompt(context, arm.method, context.first_prompt(names), settings.options["layers"], heads)
+        layers = maps_of_prompt(
+            loaded,
+            arm.method,
+            context.first_prompt(names),
+            settings.options["layers"],
+            heads,
+            sparse_kernel=settings.kernel,
+            dense_kernel=settings.dense_kernel,
+        )
     except UserError:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each
@@ -147,15 +156,22 @@ def choose(name: str, setting: Any, numbers: range | list[int], *, most: int = 4
 
 @torch.inference_mode()
 def maps_of_prompt(
-    context: RunContext, method: Method, prompt: Sequence[int], layers: Any, heads: list[int]
+    loaded: LoadedModel,
+    method: Method,
+    prompt: Sequence[int],
+    layers: Any,
+    heads: list[int],
+    *,
+    sparse_kernel: str = "auto",
+    dense_kernel: str = "auto",
 ) -> list[LayerMaps]:
     """Measure the maps of one prompt (token ids). A layer with a sliding window has none: there is nothing to choose.
 
-    layers: as `choose` takes them. heads: query heads, in the order of the maps. Raises UserError for layers without a map.
+    layers: as `choose` takes them. heads: query heads, in the order of the maps. sparse_kernel: runs only where a method leaves
+    the choice to it. Raises UserError for layers without a map.
     """
-    loaded, settings = context.loaded, context.settings
     method = method.to(loaded.device)
-    drawn_layers = choose("layers", layers, global_layers(loaded, prompt, dense_kernel=settings.dense_kernel))
+    drawn_layers = choose("layers", layers, global_layers(loaded, prompt, dense_kernel=dense_kernel))
     maps: list[LayerMaps] = []
 
     def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
@@ -163,10 +179,10 @@ def maps_of_prompt(
         choice = method.select(inputs)  # in all layers: some methods take over what an earlier one selected
         if layer not in drawn_layers:
             return
-        index = None if choice is None else what_runs(loaded, q, k, v, choice, scale=scale, kernel=settings.kernel)
+        index = None if choice is None else what_runs(loaded, q, k, v, choice, scale=scale, kernel=sparse_kernel)
         maps.append(layer_maps(inputs, method, index, heads))
 
-    dense_prefill(loaded, [prompt], observe, dense_kernel=settings.dense_kernel)
+    dense_prefill(loaded, [prompt], observe, dense_kernel=dense_kernel)
     return maps
 
 

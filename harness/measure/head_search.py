@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> Path:
     context = RunContext(settings, loaded, Store(settings.folder), console)
     names = tasks.group(settings.tasks)
     prompts = calibration_prompts(context, names, checks.whole_number("job.prompts", settings.options["prompts"], 1))
-    result = search(context, method, prompts)
+    result = search(context, method, prompts, dense_kernel=settings.dense_kernel)
     provenance = {
         "command": command(),
         "commit": commit(),
@@ -70,7 +70,9 @@ def main(cfg: DictConfig) -> Path:
     return path
 
 
-def search(context: RunContext, method: Method, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+def search(
+    context: RunContext, method: Method, prompts: Sequence[Sequence[int]], *, dense_kernel: str = "auto"
+) -> dict[str, Any]:
     """Show the method's search every layer of a dense prefill of every prompt (token ids). Returns what it found, as JSON holds
     it. Raises UserError where the method can't search this model."""
     loaded = context.loaded
@@ -83,7 +85,7 @@ def search(context: RunContext, method: Method, prompts: Sequence[Sequence[int]]
                 head_search.observe(layer_inputs(loaded, method, layer, q, k, scale), v)
                 progress.advance(bar)
 
-            dense_prefill(loaded, prompts, observe, dense_kernel=context.settings.dense_kernel)
+            dense_prefill(loaded, prompts, observe, dense_kernel=dense_kernel)
         return head_search.result()
     except ValueError as error:  # methods/ raise plain ValueErrors, one line each
         raise UserError(str(error)) from error

@@ -39,57 +39,59 @@ def test_a_target_out_of_reach_gives_the_nearest() -> None:
 
 
 @pytest.fixture(scope="module")
-def wanted() -> list[str]:
+def arguments() -> list[str]:
     return [
         "model=bundled",
         "device=cpu",
         "method=seer",
         "method.selection=threshold",
-        "length=1536",
+        "length=768",
         "samples=2",
-        "task.tasks=[niah_single_1,niah_multikey_2]",
+        "task.tasks=[vt,fwe]",
         "latency=false",
-        "study=found",
+        "checks=false",
+        "report=false",
+        "study=calibrated",
         "block_size=32",
     ]
 
 
 def records(tmp_path: Path, kind: str) -> list[dict[str, object]]:
-    path = tmp_path / "results" / "found" / "records" / f"{kind}.jsonl"
+    path = tmp_path / "results" / "calibrated" / "records" / f"{kind}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_seers_threshold_is_found_recorded_and_taken_again(
-    command: Callable[..., int], wanted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., int], arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command(*wanted, "sparsity=0.7") == 0
-    (found,) = records(tmp_path, "calibrations")
-    assert (found["knob"], found["target"]) == ("threshold", pytest.approx(0.3))
-    assert found["density"] == pytest.approx(0.3, abs=calibration.TOLERANCE)
-    assert len(found["layers"]) == 6  # type: ignore[arg-type]
-    assert sum(found["layers"]) / 6 == pytest.approx(found["density"])  # type: ignore[arg-type]
+    assert command(*arguments, "sparsity=0.7") == 0
+    (record,) = records(tmp_path, "calibrations")
+    assert (record["knob"], record["target"]) == ("threshold", pytest.approx(0.3))
+    assert record["density"] == pytest.approx(0.3, abs=calibration.TOLERANCE)
+    assert len(record["layers"]) == 6  # type: ignore[arg-type]
+    assert sum(record["layers"]) / 6 == pytest.approx(record["density"])  # type: ignore[arg-type]
     samples = [s for s in records(tmp_path, "samples") if s["density"] != 1.0]
     assert len(samples) == 4
     assert all(s["density"] == pytest.approx(0.3, abs=0.06) for s in samples), "other prompts, much the same density"
     cells = {str(c["identity"]["knobs"]["threshold"]) for c in records(tmp_path, "cells") if c["knobs"]}  # type: ignore[index]
-    assert cells == {str(found["value"])}
+    assert cells == {str(record["value"])}
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("calibrated again")
 
     monkeypatch.setattr(calibration, "calibrate", never)
-    assert command(*wanted, "sparsity=0.7", "samples=2") == 0
+    assert command(*arguments, "sparsity=0.7", "samples=2") == 0
     assert len(records(tmp_path, "samples")) == 8
     with pytest.raises(AssertionError, match="calibrated again"):
-        command(*wanted, "sparsity=0.5")
+        command(*arguments, "sparsity=0.5")
 
 
-def test_a_given_threshold_needs_no_calibration(command: Callable[..., int], wanted: list[str], tmp_path: Path) -> None:
-    assert command(*wanted, "sparsity=null", "method.threshold=2e-3", "samples=1") == 0
+def test_a_given_threshold_needs_no_calibration(command: Callable[..., int], arguments: list[str], tmp_path: Path) -> None:
+    assert command(*arguments, "sparsity=null", "method.threshold=2e-3", "samples=1", "task.tasks=[vt]") == 0
     assert not records(tmp_path, "calibrations")
     assert {s["status"] for s in records(tmp_path, "samples")} == {"ok"}
 
 
-def test_both_are_refused(command: Callable[..., int], wanted: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(*wanted, "sparsity=0.9", "method.threshold=2e-3") == 2
+def test_both_are_refused(command: Callable[..., int], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(*arguments, "sparsity=0.9", "method.threshold=2e-3") == 2
     assert "sparsity=0.9 and threshold=0.002: give one of them" in capsys.readouterr().err

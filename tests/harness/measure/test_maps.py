@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,7 @@ LENGTH = 89  # six blocks of 16, the last of 9
 
 
 def seen(family: str, method: Any, layers: Any = None, heads: list[int] | None = None) -> list[LayerMaps]:
-    context = SimpleNamespace(loaded=load(family), settings=SimpleNamespace(dense_kernel="auto", kernel="auto"))
-    return maps_of_prompt(context, method, tokens(LENGTH).tolist(), layers, heads or [0, 3])  # type: ignore[arg-type]
+    return maps_of_prompt(load(family), method, tokens(LENGTH).tolist(), layers, heads or [0, 3])
 
 
 def tiles(found: torch.Tensor, size: int) -> torch.Tensor:
