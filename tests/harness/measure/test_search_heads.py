@@ -31,14 +31,15 @@ FILES = {"minference": "minference-patterns.json", "duo_attention": "duo_attenti
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_what_is_found_is_used(name: str, command: Command, toy: list[str], tmp_path: Path) -> None:
+def test_what_a_search_finds_is_used(name: str, command: Command, toy: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "searched"
     assert command(*toy, *JOB, f"method={name}", f"job.out={folder}") == 0
     searched = json.loads((folder / FILES[name]).read_text())
     assert searched["method"] == name
-    made = searched["made"]
-    assert made["model"] == "toy" and made["length"] == 512 and made["prompts"] == 1 and "job=search_heads" in made["command"]
-    assert all(made[key] for key in ("commit", "date", "versions", "device", "model_hash", "tasks", "text"))
+    origin = searched["made"]
+    assert origin["model"] == "toy" and origin["length"] == 512 and origin["prompts"] == 1
+    assert "job=search_heads" in origin["command"]
+    assert all(origin[key] for key in ("commit", "date", "versions", "device", "model_hash", "tasks", "text"))
     timed = ("latency=true", "latency_repeats=1", "samples=1", "block_size=16", "length=512", "checks=false")
     run = [*toy, f"method={name}", "sparsity=0.7", f"model.gates={folder}", *timed]
     assert command(*run) == 0
@@ -201,5 +202,5 @@ def test_heads_that_the_search_ranks_first_are_those_to_keep_dense(bundled: tupl
             return context.loaded.model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
 
     dense, best, worst = hidden(None), hidden(result["heads"]), hidden([[-n for n in layer] for layer in result["heads"]])
-    lost = [float((dense.exp() * (dense - other)).sum(-1).mean()) for other in (best, worst)]
+    lost = [float((dense.exp() * (dense - sparse)).sum(-1).mean()) for sparse in (best, worst)]
     assert lost[0] < 0.5 * lost[1], lost
