@@ -1,4 +1,5 @@
-"""Files of trained gates: safetensors, or a release by their authors (methods.gates.release_format), in a folder or on the hub."""
+"""Files of trained gates, in a folder or on the hub: written by job=distill (safetensors), or released by the authors of the
+method (methods.gates.release_format)."""
 
 from __future__ import annotations
 
@@ -18,9 +19,12 @@ from methods.gates.gate import Gate
 
 
 def find(folder: Path, name: str, gate: type[Gate] | None, hub_id: str | None, *, training: Any = None) -> Path | None:
-    """The file of a method's weights: `name` in the folder, else a release there, else the release of that id on the hub
-    (downloaded once, with its settings). None where there is none: no release stands for a `training` that has a name.
-    Raises UserError where the hub can't be reached."""
+    """Return the file of a method's weights: `name` in the folder, else a release in it, else the release of that id on the hub
+    (downloaded once, with its settings). None where there is none.
+
+    gate: what the method's weights are of. training: the name of one of several trainings; no release stands for it.
+    Raises UserError where the hub can't be reached.
+    """
     choices = [name] if gate is None or not gate.released or training is not None else [name, release_format.FILE]
     for choice in choices:
         if (folder / choice).is_file():
@@ -31,7 +35,7 @@ def find(folder: Path, name: str, gate: type[Gate] | None, hub_id: str | None, *
 
 
 def download(hub_id: str) -> Path:
-    """A release's file of weights from the hub's cache, its settings beside it. Raises UserError, one line."""
+    """Return a release's file of weights in the hub's cache, its settings beside it, downloaded once. Raises UserError."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -47,12 +51,15 @@ def download(hub_id: str) -> Path:
 
 
 def read(path: Path, gate: type[Gate] | None, *, block_size: int | None = None) -> dict[str, Tensor]:
-    """The weights in a file, on the CPU, by the names they have here. Raises UserError for a file that is broken, and for a
-    release of other gates or of another block size."""
+    """Read the weights in a file, to the CPU, by the names that Gate gives them.
+
+    block_size: that a release must be of, None for any. Raises UserError for a file that is broken, and for a release of other
+    gates or of another block size.
+    """
     if path.suffix != ".pth":
         return _safetensors(path)
     assert gate is not None  # only a gate that is released is looked for under this name
-    settings = config(path)
+    settings = read_config(path)
     try:
         release_format.check_config(settings, gate, block_size)
     except ValueError as error:
@@ -64,41 +71,43 @@ def read(path: Path, gate: type[Gate] | None, *, block_size: int | None = None) 
         raise UserError(f"{path} doesn't fit: {error}") from error
 
 
-def fit(state: dict[str, Tensor], path: Path, loaded: LoadedModel, shortest: int) -> dict[str, Tensor]:
-    """The weights of a file for all layers of a model. Raises UserError where it leaves out local layers and prompts of
-    `shortest` tokens fit in their window: there these layers choose too."""
-    whole, window = with_local(state, local_layers(loaded)), local_window(loaded)
-    if len(whole) > len(state) and shortest <= window:
+def for_all_layers(state: dict[str, Tensor], path: Path, loaded: LoadedModel, shortest: int) -> dict[str, Tensor]:
+    """Return the weights of a file for all layers of a model, local ones that the file leaves out filled with zeros.
+
+    Raises UserError where prompts of `shortest` tokens fit in the window of such layers: there these layers choose too.
+    """
+    weights, window = add_local_layers(state, local_layers(loaded)), local_window(loaded)
+    if len(weights) > len(state) and shortest <= window:
         raise UserError(
             f"{path} leaves out the layers of a sliding window, which choose blocks too where a prompt fits in its {window} "
             f"tokens: take prompts of more than {window} tokens, not {shortest}, or train with {window} among job.lengths"
         )
-    return whole
+    return weights
 
 
-def with_local(state: dict[str, Tensor], local: Iterable[int]) -> dict[str, Tensor]:
-    """The weights, with zeros for local layers that the file leaves out: past their window they choose nothing (`fit` sees to
-    it that prompts are longer). local: of models.local_layers."""
+def add_local_layers(state: dict[str, Tensor], local: Iterable[int]) -> dict[str, Tensor]:
+    """Return the weights with zeros for the layers of `local` (models.loading.local_layers) that they leave out: past their
+    window these layers choose nothing (`for_all_layers` sees to it that prompts are longer)."""
     present = {int(name.split(".")[1]) for name in state if name.startswith("layers.") and name.split(".")[1].isdigit()}
     if not present:
         return state
-    one = {name: weight for name, weight in state.items() if name.startswith(f"layers.{min(present)}.")}
+    first = {name: weight for name, weight in state.items() if name.startswith(f"layers.{min(present)}.")}
     zeros = {
         f"layers.{layer}.{name.split('.', 2)[2]}": torch.zeros_like(weight)
         for layer in set(local) - present
-        for name, weight in one.items()
+        for name, weight in first.items()
     }
     return state | zeros
 
 
-def config(path: Path) -> dict[str, Any]:
-    """The settings beside a release's weights; none where they lie alone."""
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the settings beside a release's weights; none where the weights lie alone. Raises UserError for a broken file."""
     file = path.with_name(release_format.CONFIG)
     return read_json_object(file) if file.is_file() else {}
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:
-    """A dict of tensors that torch.save wrote; nothing else is unpickled."""
+    """Read a dict of tensors that torch.save wrote; nothing else is unpickled. Raises UserError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
@@ -110,6 +119,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises UserError."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from harness.arms.build import RunnableArm, weights_folder
+from collections.abc import Mapping
+from typing import Any
+
+from harness.arms.build import RunnableArm
 from harness.arms.calibration import TOLERANCE
-from harness.arms.head_files import model_overrides
-from harness.core.settings import Settings
+from harness.arms.head_files import search_command
+from harness.arms.weights import weights_folder
 from harness.models.loading import LoadedModel
 
 
-def notices(arm: RunnableArm, settings: Settings, loaded: LoadedModel) -> list[str]:
-    """One line for each; none for the baseline."""
-    return [line for line in (_unsearched(arm, settings, loaded), _too_sparse(arm, settings)) if line is not None]
+def arm_warnings(arm: RunnableArm, model: Mapping[str, Any], loaded: LoadedModel) -> list[str]:
+    """Return a line for each thing that a user should know of an arm, none for the baseline. model: as `Settings.model`."""
+    lines = _missing_head_file(arm, model, loaded), _density_out_of_reach(arm)
+    return [line for line in lines if line is not None]
 
 
-def _unsearched(arm: RunnableArm, settings: Settings, loaded: LoadedModel) -> str | None:
-    """Where a method takes what a search of the model's heads found, and runs without for want of the file."""
-    name = None if arm.method is None else arm.method.search_file()
-    if name is None or arm.identity.weights_hash is not None:
+def _missing_head_file(arm: RunnableArm, model: Mapping[str, Any], loaded: LoadedModel) -> str | None:
+    """Return a line where a method runs without the search of the model's heads that it could use, for want of the file."""
+    file = None if arm.method is None else arm.method.search_file()
+    if file is None or arm.identity.weights_hash is not None:
         return None
     return (
-        f"{arm.identity.method}: {weights_folder(settings, loaded) / name} is not there, so {loaded.name}'s heads count as not "
+        f"{arm.identity.method}: {weights_folder(model, loaded) / file} is not there, so {loaded.name}'s heads count as not "
         "searched, and the row's knobs say so; name the folder that has it (model.gates=FOLDER), or make it: "
-        f"`python -m harness job=search_heads method={arm.identity.method} {model_overrides(settings).strip()}`"
+        f"`{search_command(arm.identity.method, model)}`"
     )
 
 
-def _too_sparse(arm: RunnableArm, settings: Settings) -> str | None:
-    """Where the blocks over a row's own tokens, which are always kept, are more than the sparsity allows. A method whose knob
-    is calibrated has been complained of by its calibration."""
-    method = arm.method
+def _density_out_of_reach(arm: RunnableArm) -> str | None:
+    """Return a line where the blocks over a row's own tokens, which are always kept, are more than the sparsity allows.
+
+    Of a method whose knob is calibrated, the calibration says so.
+    """
+    method, length = arm.method, arm.identity.setting.length
     if method is None or method.sparsity is None or method.calibrates() is not None:
         return None
-    rows = -(-settings.length // method.block_size)
+    rows = -(-length // method.block_size)
     least = 2 / (rows + 1)  # a diagonal of `rows` blocks among rows · (rows + 1) / 2
     if 1 - method.sparsity >= least - TOLERANCE:
         return None
     return (
-        f"{arm.identity.method}: density {1 - method.sparsity:.3g} is out of reach at {settings.length} tokens in blocks of "
+        f"{arm.identity.method}: density {1 - method.sparsity:.3g} is out of reach at {length} tokens in blocks of "
         f"{method.block_size}: every row keeps its own block, {least:.3g} of all; take longer prompts or smaller blocks"
     )

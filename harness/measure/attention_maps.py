@@ -1,12 +1,13 @@
-"""The attention of one prompt, layer by layer, beside what a method takes of it: what ``job=maps`` draws.
+"""The attention maps of one prompt, layer by layer, beside what a method takes of them: what ``job=maps`` draws.
 
 For the chosen heads: the true attention, the same as the method is to know it (the largest in each block), what the method
-expects where it says so (`Method.scores`), and the blocks that it keeps. The prompt is prefilled densely: layers are shown on
-the model's own activations.
+expects where it says so (`Method.scores`), and the keys that it attends to. The prompt is prefilled densely: layers are shown
+on the model's own activations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +19,15 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, avg_pool2d, max_pool2d
 
-from harness.arms.build import RunnableArm, build_arms, full_decode
+from harness.arms.build import RunnableArm, build_arms, decodes_densely
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.measure.context import RunContext
 from harness.measure.kept_mass import what_runs
-from harness.measure.knob_values import knob_value
+from harness.measure.knob_values import with_calibrated_knob
 from harness.measure.sweep import load_model_of
-from harness.models.bridge import Bridge
-from harness.models.rope import ModelRope
+from harness.models.loading import LoadedModel
+from harness.models.observe import dense_prefill, global_layers, layer_inputs
 from harness.study.provenance import command, commit, device_name
 from harness.study.store import Store
 from harness.tasks.names import expand_tasks
@@ -42,26 +43,29 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class HeadMaps:
-    """One query head of one layer; maps float32 [rows, columns] on the CPU, 0 in the future.
+    """The maps of one query head of one layer: float32 [rows, columns] on the CPU, 0 in the future.
 
     true: the largest probability in tiles of `LayerMaps.tile` tokens. truth: in blocks, rows summing to 1. expected: of the
-    method, rows summing to 1, or None. kept: the share of the keys that is attended to, 0 to 1. mass: the share of the
-    true attention on what is kept; density: of the head's blocks. Maps of more than PIXELS rows or columns are pooled.
+    method, rows summing to 1, or None. attended: the share of the keys that is attended to, 0 to 1. mass: the share of the
+    true attention on those; density: of the head's blocks. Maps of more than PIXELS rows or columns are pooled.
     """
 
     head: int
     true: Tensor
     truth: Tensor
     expected: Tensor | None
-    kept: Tensor
+    attended: Tensor
     mass: float
     density: float
 
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """The chosen heads of one layer of a prompt of `tokens`; tile and block in tokens. cells: tokens of a row and of a column
-    of each map of HeadMaps, by its name; the last may have fewer."""
+    """The maps of the chosen heads of one layer of a prompt of `tokens` tokens.
+
+    tile, block: the sizes of a tile and a block in tokens. cells: tokens of a row and of a column of each map of HeadMaps, by
+    its name; the last may have fewer.
+    """
 
     layer: int
     tokens: int
@@ -86,136 +90,147 @@ class PromptMaps:
 
 def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMaps:
     """Measure the maps that a command asks for. Raises UserError for what has none to show."""
-    if not full_decode(settings):
+    if not decodes_densely(settings.decode):
         raise UserError("job=maps draws a prefill, which decode= does not change: leave decode out")
     loaded = load_model_of(settings)
     if settings.length > loaded.max_length:
         raise UserError(f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens")
     context = RunContext(settings, loaded, store, console)
     names = expand_tasks(settings.tasks)
-    arm = build_arms(settings, loaded, lambda arm, knob: knob_value(context, arm, knob, names))[-1]
+    arm = with_calibrated_knob(context, settings, build_arms(settings, loaded)[-1], names)
     if arm.method is None:
         raise UserError(
             f"job=maps draws what a method keeps, and {arm.identity.method} keeps everything: name another, method=…"
         )
-    heads = chosen("heads", settings.options["heads"], range(loaded.heads))
+    heads = choose("heads", settings.options["heads"], range(loaded.heads))
     try:
-        found = look(context, arm.method, context.first_prompt(names), settings.options["layers"], heads)
+        layers = maps_of_prompt(
+            loaded,
+            arm.method,
+            context.first_prompt(names),
+            settings.options["layers"],
+            heads,
+            sparse_kernel=settings.kernel,
+            dense_kernel=settings.dense_kernel,
+        )
     except UserError:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each
         raise UserError(str(error)) from error
-    what = ", ".join(
-        [arm.identity.method, *(f"{name} {value}" for name, value in _words(arm)), f"blocks of {arm.method.block_size}"]
-    )
-    what += "" if settings.sparsity is None else f", sparsity {settings.sparsity:g}"
+    variant = [f"{name} {value}" for name, value in _word_knobs(arm)]
+    title = ", ".join([arm.identity.method, *variant, f"blocks of {arm.method.block_size}"])
+    title += "" if settings.sparsity is None else f", sparsity {settings.sparsity:g}"
     note = (
         f"{loaded.name} ({str(loaded.dtype).removeprefix('torch.')}), a prompt of {names[0]}, seed {settings.seed}, prefilled "
         f"densely. Commit {commit()}, {device_name(loaded.device)}.\n{command()}"
     )
-    return PromptMaps(found, what, note, _stem(arm, settings.length))
+    return PromptMaps(layers, title, note, _stem(arm, settings.length))
 
 
 def _stem(arm: RunnableArm, length: int) -> str:
     sparsity = "native" if arm.identity.sparsity is None else f"{arm.identity.sparsity:g}"
-    words = [value for _, value in _words(arm)]
-    return "_".join([arm.identity.method, *words, str(arm.identity.block_size), sparsity, str(length)])
+    variant = [value for _, value in _word_knobs(arm)]
+    return "_".join([arm.identity.method, *variant, str(arm.identity.block_size), sparsity, str(length)])
 
 
-def _words(arm: RunnableArm) -> list[tuple[str, str]]:
-    """The knobs that say in a word which variant of the method it is."""
+def _word_knobs(arm: RunnableArm) -> list[tuple[str, str]]:
+    """Return the knobs, with their values, that say in a word which variant of the method it is."""
     return [(name, value) for name, value in arm.identity.knobs.items() if isinstance(value, str) and value.isidentifier()]
 
 
-def chosen(name: str, given: Any, there: range | list[int], *, most: int = 4) -> list[int]:
-    """The layers or heads to draw: those given, or `most` evenly spaced of those that are there. Raises UserError."""
-    if given is None:
-        last, count = len(there) - 1, min(most, len(there))
-        return [there[round(i * last / max(1, count - 1))] for i in range(count)]
-    listed = list(given) if isinstance(given, list | tuple) else [given]
-    for one in listed:
-        if isinstance(one, bool) or one not in there:
-            raise UserError(f"job.{name}={given}: must be numbers among {', '.join(map(str, there))}, for example [{there[0]}]")
+def choose(name: str, setting: Any, numbers: range | list[int], *, most: int = 4) -> list[int]:
+    """Return the layers or heads to draw: those that job.NAME names (one, or a list), or `most` of `numbers`, evenly spaced,
+    where it is None. Raises UserError for one that is not among the numbers, or none."""
+    if setting is None:
+        last, count = len(numbers) - 1, min(most, len(numbers))
+        return [numbers[round(i * last / max(1, count - 1))] for i in range(count)]
+    listed = list(setting) if isinstance(setting, list | tuple) else [setting]
+    for number in listed:
+        if isinstance(number, bool) or number not in numbers:
+            known = ", ".join(map(str, numbers))
+            raise UserError(f"job.{name}={setting}: must be numbers among {known}, for example [{numbers[0]}]")
     if not listed:
-        raise UserError(f"job.{name}={given}: name one at least, or null for {most} evenly spaced")
+        raise UserError(f"job.{name}={setting}: name one at least, or null for {most} evenly spaced")
     return listed
 
 
 @torch.inference_mode()
-def look(context: RunContext, method: Method, prompt: Any, layers: Any, heads: list[int]) -> list[LayerMaps]:
-    """The maps of the chosen layers. A layer with a sliding window has none: there is nothing to choose."""
-    loaded = context.loaded
-    method = method.to(loaded.device)
-    ids = torch.tensor([list(prompt)], dtype=torch.int64, device=loaded.device)
-    there: list[int] = []
-    found: list[LayerMaps] = []
+def maps_of_prompt(
+    loaded: LoadedModel,
+    method: Method,
+    prompt: Sequence[int],
+    layers: Any,
+    heads: list[int],
+    *,
+    sparse_kernel: str = "auto",
+    dense_kernel: str = "auto",
+) -> list[LayerMaps]:
+    """Measure the maps of one prompt (token ids). A layer with a sliding window has none: there is nothing to choose.
 
-    def note(layer: int, *_: Any) -> None:
-        there.append(layer)
+    layers: as `choose` takes them. heads: query heads, in the order of the maps. sparse_kernel: runs only where a method leaves
+    the choice to it. Raises UserError for layers without a map.
+    """
+    method = method.to(loaded.device)
+    drawn_layers = choose("layers", layers, global_layers(loaded, prompt, dense_kernel=dense_kernel))
+    maps: list[LayerMaps] = []
 
     def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
-        rope = ModelRope(loaded.model, layer) if method.needs_rope else None
-        x = LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope)
-        choice = method.select(x)  # in all layers: some methods take over what an earlier one selected
-        if layer not in wanted:
+        inputs = layer_inputs(loaded, method, layer, q, k, scale)
+        choice = method.select(inputs)  # in all layers: some methods take over what an earlier one selected
+        if layer not in drawn_layers:
             return
-        index = None
-        if choice is not None:
-            index = what_runs(loaded, q, k, v, choice, scale=scale, kernel=context.kernels.sparse)
-        found.append(layer_maps(x, method, index, heads))
+        index = None if choice is None else what_runs(loaded, q, k, v, choice, scale=scale, kernel=sparse_kernel)
+        maps.append(layer_maps(inputs, method, index, heads))
 
-    for observer in (note, observe):  # the first pass says which layers there are
-        if observer is observe:
-            wanted = chosen("layers", layers, there)
-        with Bridge(loaded, None, dense_kernel=context.kernels.dense, observer=observer, record=False):
-            loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    return found
+    dense_prefill(loaded, [prompt], observe, dense_kernel=dense_kernel)
+    return maps
 
 
-def layer_maps(x: LayerInputs, method: Method, index: SparseIndex | None, heads: list[int]) -> LayerMaps:
-    """The maps of some heads of one layer (batch 1); index None: all is kept. Waits for the device."""
-    group, tokens = x.q.shape[1] // x.k.shape[1], x.k.shape[2]
-    q, k = x.q[:, heads], x.k[:, [head // group for head in heads]]
+def layer_maps(inputs: LayerInputs, method: Method, index: SparseIndex | None, heads: list[int]) -> LayerMaps:
+    """Return the maps of some query heads of one layer (batch 1); index None: all is attended to. Waits for the device."""
+    q, k, tokens = inputs.q, inputs.k, inputs.k.shape[2]
+    group = q.shape[1] // k.shape[1]
+    head_q, head_k = q[:, heads], k[:, [head // group for head in heads]]
     tile = min(LARGEST_BLOCK, 1 << max(0, -(-tokens // PIXELS) - 1).bit_length())
-    true = block_map(q, k, q_block=tile, k_block=tile, scale=x.scale)[0]
-    truth = block_map(q, k, q_block=method.block_size, k_block=method.block_size, scale=x.scale)[0]
+    block = method.block_size
+    true = block_map(head_q, head_k, q_block=tile, k_block=tile, scale=inputs.scale)[0]
+    truth = block_map(head_q, head_k, q_block=block, k_block=block, scale=inputs.scale)[0]
     truth = truth / truth.sum(-1, keepdim=True)
-    expected = method.scores(x)
+    expected = method.scores(inputs)
     if expected is not None:
-        expected = expected[0, [head * expected.shape[1] // x.q.shape[1] for head in heads]]
-    units = {"true": (tile, tile), "truth": (method.block_size, method.block_size)}
-    units |= {"expected": units["truth"], "kept": units["truth"]}
+        expected = expected[0, [head * expected.shape[1] // q.shape[1] for head in heads]]
+    units = {"true": (tile, tile), "truth": (block, block), "expected": (block, block), "attended": (block, block)}
     if index is None:
-        kept = x.q.new_ones((len(heads), *truth.shape[1:]), dtype=torch.float32)
+        attended = q.new_ones((len(heads), *truth.shape[1:]), dtype=torch.float32)
         mass = density = [1.0] * len(heads)
     else:
-        mine = [head * index.heads // x.q.shape[1] for head in heads]
-        kept = kept_keys(index, mine, tile)
-        units["kept"] = (index.q_block, tile)
-        mass = kept_mass(x.q, x.k, index, scale=x.scale, rows=ROWS)[0, heads].tolist()
-        density = index.density()[0, mine].tolist()
-    parts = [
+        index_heads = [head * index.heads // q.shape[1] for head in heads]  # those of a GQA group may share one
+        attended = attended_keys(index, index_heads, tile)
+        units["attended"] = (index.q_block, tile)
+        mass = kept_mass(q, k, index, scale=inputs.scale, rows=ROWS)[0, heads].tolist()
+        density = index.density()[0, index_heads].tolist()
+    head_maps = [
         HeadMaps(
             head,
-            shrink(true[i]),
-            shrink(truth[i]),
-            None if expected is None else shrink(expected[i]),
-            shrink(kept[i], mean=True),
-            mass[i],
-            density[i],
+            true=pool_map(true[i]),
+            truth=pool_map(truth[i]),
+            expected=None if expected is None else pool_map(expected[i]),
+            attended=pool_map(attended[i], mean=True),
+            mass=mass[i],
+            density=density[i],
         )
         for i, head in enumerate(heads)
     ]
-    drawn = {"true": true, "truth": truth, "expected": truth if expected is None else expected, "kept": kept}
+    maps = {"true": true, "truth": truth, "expected": truth if expected is None else expected, "attended": attended}
     cells = {
-        name: (rows * pooled(drawn[name].shape[-2]), columns * pooled(drawn[name].shape[-1]))
+        name: (rows * pooled_by(maps[name].shape[-2]), columns * pooled_by(maps[name].shape[-1]))
         for name, (rows, columns) in units.items()
     }
-    return LayerMaps(x.layer, tokens, cells["true"][0], method.block_size, parts, cells)
+    return LayerMaps(inputs.layer, tokens, cells["true"][0], block, head_maps, cells)
 
 
-def kept_keys(index: SparseIndex, heads: list[int], tile: int) -> Tensor:
-    """The share of keys that each query block keeps in each tile of keys: float32 [heads, Mq, Nk]."""
+def attended_keys(index: SparseIndex, heads: list[int], tile: int) -> Tensor:
+    """Return the share of keys that each query block attends to in each tile of keys: float32 [heads, Mq, Nk]."""
     rows = []
     for row in range(-(-index.q_len // index.q_block)):
         keys = index.row_keys(row)[0, heads].float()
@@ -223,12 +238,12 @@ def kept_keys(index: SparseIndex, heads: list[int], tile: int) -> Tensor:
     return torch.stack(rows, 1)
 
 
-def pooled(size: int) -> int:
-    """So many rows, or columns, of a map of `size` are drawn as one."""
+def pooled_by(size: int) -> int:
+    """Return how many rows, or columns, of a map of `size` are drawn as one."""
     return -(-size // PIXELS)
 
 
-def shrink(found: Tensor, *, mean: bool = False) -> Tensor:
-    """A map [rows, columns], at most PIXELS wide and high, on the CPU: the largest, or the mean, of what falls together."""
-    by = [pooled(size) for size in found.shape]
-    return (avg_pool2d if mean else max_pool2d)(found.float()[None, None], by, ceil_mode=True)[0, 0].cpu()
+def pool_map(full_map: Tensor, *, mean: bool = False) -> Tensor:
+    """Return a map [rows, columns], at most PIXELS wide and high, on the CPU: the largest, or mean, of what falls together."""
+    factors = [pooled_by(size) for size in full_map.shape]
+    return (avg_pool2d if mean else max_pool2d)(full_map.float()[None, None], factors, ceil_mode=True)[0, 0].cpu()

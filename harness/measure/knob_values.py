@@ -51,7 +51,7 @@ def knob_value(context: RunContext, arm: RunnableArm, knob: Knob, task_names: Se
         return float(record["value"])
     prompts = calibration_prompts(context, task_names, context.calibration_prompts)
     with context.progress() as progress:
-        bar = progress.add_task(f"calibrating {arm.identity.method}", total=calibration.MOST)
+        bar = progress.add_task(f"calibrating {arm.identity.method}", total=calibration.MAX_TRIES)
         try:
             calibrated = calibration.calibrate(
                 context.loaded,

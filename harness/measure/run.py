@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from harness.arms.build import RunnableArm, at_zero, build_arms, full_decode
-from harness.arms.warnings import notices
+from harness.arms.build import RunnableArm, build_arms, build_at_zero_sparsity, decodes_densely
+from harness.arms.warnings import arm_warnings
 from harness.core.errors import UserError
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
@@ -57,8 +57,8 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
         pass  # a model whose attention can't be changed stops here, not in every cell
     texts = read_texts(context, settings.options) if settings.job == "perplexity" else None
     for arm in arms:
-        for notice in notices(arm, settings, loaded):
-            context.complain(notice)
+        for warning in arm_warnings(arm, settings.model, loaded):
+            context.complain(warning)
     done = Done({arm.identity.id for arm in arms})
     for arm in arms:
         if texts is not None:
@@ -80,7 +80,7 @@ def check_request(settings: Settings, loaded: LoadedModel, task_names: Sequence[
             f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens; "
             f"choose length={loaded.max_length} or less"
         )
-    if settings.job in ("latency", "perplexity") and not full_decode(settings):
+    if settings.job in ("latency", "perplexity") and not decodes_densely(settings.decode):
         raise UserError(
             f"job={settings.job} measures prefill, which decode={settings.decode} does not change: leave decode out"
         )
@@ -98,7 +98,9 @@ def evaluate(context: RunContext, settings: Settings, arm: RunnableArm, task_nam
         return failed
     with Attempt() as checking:
         if settings.checks and not is_checked(context, arm):
-            check_arm(context, arm, task_names, zero=None if arm.method is None else at_zero(settings, context.loaded))
+            check_arm(
+                context, arm, task_names, zero=None if arm.method is None else build_at_zero_sparsity(settings, context.loaded)
+            )
     if checking.error is not None:  # the next run of the same command tries again
         return failed + sum(fail(context, arm, open_cell.cell, checking.error, SELF_CHECK_FAILED) for open_cell in cells)
     todo = todo_of(context, [(open_cell.cell, sample) for open_cell in cells for sample in open_cell.samples])

@@ -1,7 +1,7 @@
-"""What transformers calls: one attention function for every attention layer, and one mask function for every forward pass.
+"""One attention function and one mask function that transformers calls for a model that is attached to a runner (a Bridge).
 
-Both are registered once, under NAME. Which Bridge a layer belongs to is looked up by its module (`attached`), so several models
-can have one each at the same time. Whatever these functions can't honour (padding at prefill, softcap, sinks, …) raises
+Both are registered once, as IMPLEMENTATION. Which runner a layer belongs to is looked up by its module (`attached`), so several
+models can have one each at the same time. Whatever these functions can't honour (padding at prefill, softcap, sinks, …) raises
 UserError: never a wrong answer.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import UserError
 
-NAME = "sparse_attention_harness"
+IMPLEMENTATION = "sparse_attention_harness"
 """The attention implementation's name. transformers reads meaning into "flash", "sdpa", "flex_attention" and "/"."""
 
 _UNSUPPORTED = {
@@ -30,33 +30,82 @@ _UNSUPPORTED = {
 """Keyword arguments of transformers' attention functions that change the result, and what they stand for."""
 
 
-class Runs(Protocol):
-    """What runs the attention of the layers that it is attached to: a Bridge. full: a single query is no step of decoding."""
+class AttentionRunner(Protocol):
+    """Runs the attention of the layers that it is attached to. full: a single query is of a prompt, no step of decoding."""
 
     full: bool
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Of a prompt or a chunk of it."""
+        """Return the attention [B,Hq,Q,D] of a prompt or a chunk of it; window: of keys, None for all."""
         ...
 
     def decode(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, key_mask: Tensor | None
     ) -> Tensor:
-        """Of one new token per sequence."""
+        """Return the attention [B,Hq,1,D] of one new token per sequence; key_mask [B,K]: False where there is no key."""
         ...
 
 
-attached: WeakKeyDictionary[nn.Module, Runs] = WeakKeyDictionary()
+attached: WeakKeyDictionary[nn.Module, AttentionRunner] = WeakKeyDictionary()
 """What runs each attention layer, by its module."""
 
+Implementation = str | dict[str, str]
+"""What transformers' set_attn_implementation takes: a name, or names by sub-config."""
 
-def register() -> None:
-    """Make both functions known to transformers."""
+
+def attach(model: Any, runner: AttentionRunner, name: str) -> Implementation:
+    """Hand every attention layer of a transformers model to `runner`. Returns what `detach` needs to undo it.
+
+    name: of the model, for messages. Raises UserError for a model that is attached already, or whose attention is of another
+    kind: not causal, not of transformers' AttentionInterface, in chunks, ….
+    """
+    text = model.config.get_text_config(decoder=True)
+    _check_config(text, name)
+    modules = [module for module in model.modules() if isinstance(getattr(module, "layer_idx", None), int)]
+    if any(module in attached for module in modules) or text._attn_implementation == IMPLEMENTATION:
+        raise UserError(f"{name} has a Bridge attached already: leave its `with` block first")
+    _register()
+    previous = _for_text_decoder(model.config, text, text._attn_implementation)
+    for module in modules:
+        attached[module] = runner
+    model.set_attn_implementation(_for_text_decoder(model.config, text, IMPLEMENTATION))
+    if text._attn_implementation != IMPLEMENTATION:
+        detach(model, runner, previous)
+        raise UserError(f"{type(model).__name__} does not use transformers' AttentionInterface: not supported")
+    return previous
+
+
+def detach(model: Any, runner: AttentionRunner, previous: Implementation) -> None:
+    """Give a model its own attention back; previous: what `attach` returned."""
+    for module in [module for module, attached_to in attached.items() if attached_to is runner]:
+        del attached[module]
+    model.set_attn_implementation(previous)
+
+
+def _register() -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _mask)
+    AttentionInterface.register(IMPLEMENTATION, _attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, _mask)
+
+
+def _for_text_decoder(top: Any, text: Any, name: str) -> Implementation:
+    """Return what to hand to set_attn_implementation so that only the text decoder changes."""
+    if text is top:
+        return name
+    return {key: name for key in top.sub_configs if getattr(top, key, None) is text}
+
+
+def _check_config(config: Any, name: str) -> None:
+    """Raise UserError for a text decoder's config with attention other than causal, full or of a sliding window."""
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if not getattr(config, "layer_types", None) and getattr(config, "attention_chunk_size", None):
+        kinds.add("chunked_attention")
+    if kinds:
+        raise UserError(f"{name} has {', '.join(sorted(kinds))}; supported are full_attention and sliding_attention")
+    if getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_causal", True):
+        raise UserError(f"{name} is no causal decoder: its attention is not supported")
 
 
 def _attention(
@@ -69,22 +118,22 @@ def _attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: q [B,Hq,Q,D], k/v [B,Hkv,K,D] -> ([B,Q,Hq,D], None)."""
-    bridge = attached.get(module)
-    if bridge is None:
+    """Run transformers' attention function: q [B,Hq,Q,D], k/v [B,Hkv,K,D] -> ([B,Q,Hq,D], None)."""
+    runner = attached.get(module)
+    if runner is None:
         raise UserError(
-            f"{type(module).__name__} is set to {NAME} but no Bridge is attached to its model: use `with Bridge(…)`, "
+            f"{type(module).__name__} is set to {IMPLEMENTATION} but no Bridge is attached to its model: use `with Bridge(…)`, "
             "and a config object of its own for every model"
         )
-    step = query.shape[2] == 1 and not bridge.full  # a question of a single token is no step of decoding
+    step = query.shape[2] == 1 and not runner.full  # a question of a single token is no step of decoding
     _check_call(module, query, key, value, attention_mask, dropout, kwargs, step=step)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window = kwargs.get("sliding_window")
     layer = int(getattr(module, "layer_idx", 0))
     if step:
-        out = bridge.decode(layer, query, key, value, scale=scale, window=window, key_mask=attention_mask)
+        out = runner.decode(layer, query, key, value, scale=scale, window=window, key_mask=attention_mask)
     else:
-        out = bridge.attend(layer, query, key, value, scale=scale, window=window)
+        out = runner.attend(layer, query, key, value, scale=scale, window=window)
     return out.transpose(1, 2), None
 
 
@@ -100,7 +149,7 @@ def _mask(
     use_vmap: bool = False,
     **_: Any,
 ) -> Tensor | None:
-    """transformers' mask function: None, or at decode the 2-D mask [B,K] of the keys that are there."""
+    """Return transformers' mask: None, or at decode the 2-D mask [B,K] of the keys that are there."""
     if isinstance(q_offset, Tensor) or q_offset + q_length != kv_offset + kv_length:
         raise UserError("the keys reach past the last token, as in a StaticCache: use the default DynamicCache")
     if use_vmap or not allow_is_causal_skip:
@@ -120,24 +169,6 @@ def _mask(
     return None
 
 
-def implementation(top: Any, text: Any, name: str) -> str | dict[str, str]:
-    """What to hand to set_attn_implementation so that only the text decoder changes."""
-    if text is top:
-        return name
-    return {key: name for key in top.sub_configs if getattr(top, key, None) is text}
-
-
-def check_config(config: Any, name: str) -> None:
-    """Raise UserError for a text decoder's config with attention other than causal, full or of a sliding window."""
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-    if not getattr(config, "layer_types", None) and getattr(config, "attention_chunk_size", None):
-        kinds.add("chunked_attention")
-    if kinds:
-        raise UserError(f"{name} has {', '.join(sorted(kinds))}; supported are full_attention and sliding_attention")
-    if getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_causal", True):
-        raise UserError(f"{name} is no causal decoder: its attention is not supported")
-
-
 def _check_call(
     module: nn.Module,
     q: Tensor,
@@ -149,10 +180,11 @@ def _check_call(
     *,
     step: bool,
 ) -> None:
-    for name, what in _UNSUPPORTED.items():
-        given = kwargs.get(name)
-        if given is not None and given is not False:
-            raise UserError(f"{what} ({name}) in {type(module).__name__} is not supported")
+    """Raise UserError for a call whose result the runner would not compute as transformers does."""
+    for name, meaning in _UNSUPPORTED.items():
+        value = kwargs.get(name)
+        if value is not None and value is not False:
+            raise UserError(f"{meaning} ({name}) in {type(module).__name__} is not supported")
     if dropout > 0:
         raise UserError(f"attention dropout {dropout} is not supported: put the model in eval mode")
     if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:

@@ -10,7 +10,8 @@ from transformers.cache_utils import DynamicLayer
 
 
 class _BatchLayer(DynamicLayer):
-    """One layer's keys and values [rows, Hkv, columns, D], allocated at the first prefill and written in place.
+    """One layer's keys and values [rows, Hkv, columns, D], allocated at the first prefill and written in place. row: of the
+    prompt that is being prefilled, None while decoding; `seen` of its tokens lie from column `start` on.
 
     At prefill of row r, the prompt goes to the columns that end at `prompt`, and attention sees the prompt alone, as far as
     it is there; at decode, each token goes to the next column of all rows, and attention sees a view of the columns filled so
@@ -44,7 +45,7 @@ class _BatchLayer(DynamicLayer):
         return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
 
     def _prefill(self, row: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """The next piece of a prompt: what attention sees is all pieces so far."""
+        """Write the next piece of a prompt. Returns the keys and values that attention sees: of all pieces so far."""
         assert self.keys is not None and self.values is not None
         begin = self.start + self.seen
         end = begin + key_states.shape[2]
@@ -60,8 +61,10 @@ class _BatchLayer(DynamicLayer):
 
 
 class BatchCache(Cache):
-    """The cache of a batch, in transformers' own terms, so that any decoder accepts it. `prompt`: tokens of the longest prompt;
-    `columns`: those and what is decoded."""
+    """The cache of a batch, in transformers' own terms, so that any decoder accepts it.
+
+    rows: sequences of the batch. prompt: tokens of the longest prompt; columns: those and what is decoded.
+    """
 
     def __init__(self, layers: int, *, rows: int, prompt: int, columns: int) -> None:
         self._all = [_BatchLayer(rows, prompt, columns) for _ in range(layers)]
@@ -69,16 +72,16 @@ class BatchCache(Cache):
         super().__init__(layers=list(self._all))
 
     def prefill(self, row: int, length: int) -> None:
-        """The next forward passes are the prompt of `row`, `length` tokens in one piece or several."""
+        """Take the next forward passes for the prompt of `row`: `length` tokens, in one piece or several."""
         for layer in self._all:
             layer.row, layer.start, layer.seen = row, self._prompt - length, 0
 
     def crop_prompt(self, tokens: int) -> None:
-        """Of the prompt that is being prefilled, only the first `tokens` are there: the next piece follows those."""
+        """Keep the first `tokens` of the prompt that is being prefilled: the next piece follows those."""
         for layer in self._all:
             layer.seen = tokens
 
     def decode(self) -> None:
-        """From here on, every forward pass adds one token to all rows."""
+        """Take every forward pass from now on for one more token of all rows."""
         for layer in self._all:
             layer.row = None

@@ -4,11 +4,11 @@
         loaded.model(ids)          # selection and sparse kernel at prefill, dense attention at decode
     bridge.stats()
 
-decoding= gives it a method of decoding too (see harness.models.decoder), method=None or one of prefill beside it. A chunk of a prompt
-(1 < Q < K) is the method's as a whole prompt is, unless it runs `with bridge.in_full()`.
+decoding= gives it a method of decoding too (see harness.models.decoder), method=None or one of prefill beside it. A chunk of a
+prompt (1 < Q < K) is the method's as a whole prompt is, unless it runs `with bridge.in_full()`.
 
-Nothing is patched: transformers calls one registered function for every attention layer (`harness.models.attention_interface`), which hands q
-[B,Hq,Q,D] and k/v [B,Hkv,K,D], post-RoPE, to the Bridge of that layer's module. What ran is kept by layer
+Nothing is patched: transformers calls one registered function for every attention layer (`harness.models.attention_interface`),
+which hands q [B,Hq,Q,D] and k/v [B,Hkv,K,D], post-RoPE, to the Bridge of that layer's module. What ran is kept by layer
 (`harness.models.layer_stats`).
 """
 
@@ -19,19 +19,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from attention_kernels.dense import dense_attention, resolve_dense, sliding_window_attention
-from attention_kernels.sparse_attention import Choice, SparseIndex, attend, resolve_kernel
+from attention_kernels.dense import dense_attention, sliding_window_attention
+from attention_kernels.sparse_attention import Choice, SparseIndex, attend
 from torch import Tensor
 
 from harness.core.clock import Mark, mark, sync
-from harness.core.errors import UserError
-from harness.models.attention_interface import NAME, attached, check_config, implementation, register
+from harness.models.attention_interface import Implementation, attach, detach
 from harness.models.decoder import Decoder
-from harness.models.layer_stats import LayerLog, LayerStats, by_prompt, read
+from harness.models.kernel_choice import dense_kernel_of, sparse_kernel_of
+from harness.models.layer_stats import LayerLog, LayerStats, mean_over_layers, read_log
 from harness.models.loading import LoadedModel
+from harness.models.rope import LayerRopes
 from methods.decode.parts.base import DecodeMethod
 from methods.parts.base import LayerInputs, Method
-from methods.parts.rope_protocol import Rope
 
 MASKED = ("sdpa", "sdpa_math", "sdpa_efficient", "reference")
 """Dense kernels with a place for a key mask; where another one is asked for, a padded batch is decoded with "sdpa"."""
@@ -40,7 +40,7 @@ SLIDING = "sliding_window"
 """Kernel name that the stats give to the layers of a sliding window."""
 
 Observer = Callable[[int, Tensor, Tensor, Tensor, float], None]
-"""Called with (layer, q, k, v, scale) before the attention of every global layer at prefill."""
+"""Called with (layer, q [B,Hq,Q,D], k [B,Hkv,K,D], v, scale) before the attention of every global layer at prefill."""
 
 
 @dataclass
@@ -78,37 +78,24 @@ class Bridge:
         self.loaded = loaded
         self.method = None if method is None else method.to(loaded.device)
         self.sparse_kernel = sparse_kernel
-        self.dense_kernel = resolve_dense(dense_kernel, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim)
+        self.dense_kernel = dense_kernel_of(loaded, dense_kernel)
         self.decoder = None if decoding is None else Decoder(loaded, decoding, kernel=decode_kernel, record=record)
         self.decode_kernels: set[str] = set()
         self.full = False
-        self._hook: Any = None
         self._timer = timer
         self._observer = observer
         self._record = record
         self._choices = choices
         self._logs: dict[int, LayerLog] = {}
-        self._ropes: dict[int, Rope] = {}
-        self._previous: str | dict[str, str] | None = None
+        self._ropes = LayerRopes(loaded.model)
+        self._previous: Implementation | None = None
+        self._hook: Any = None
 
     # -- attaching ---------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Bridge:
         model = self.loaded.model
-        config = model.config.get_text_config(decoder=True)
-        check_config(config, self.loaded.name)
-        modules = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
-        if any(m in attached for m in modules) or config._attn_implementation == NAME:
-            raise UserError(f"{self.loaded.name} has a Bridge attached already: leave its `with` block first")
-        register()
-        previous = config._attn_implementation
-        self._previous = implementation(model.config, config, previous)
-        for module in modules:
-            attached[module] = self
-        model.set_attn_implementation(implementation(model.config, config, NAME))
-        if config._attn_implementation != NAME:
-            self.__exit__()
-            raise UserError(f"{type(model).__name__} does not use transformers' AttentionInterface: not supported")
+        self._previous = attach(model, self, self.loaded.name)
         if self.decoder is not None:
             self._hook = self.decoder.follow(model.get_decoder())
         return self
@@ -117,15 +104,13 @@ class Bridge:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
-        for module in [m for m, bridge in attached.items() if bridge is self]:
-            del attached[module]
         if self._previous is not None:
-            self.loaded.model.set_attn_implementation(self._previous)
+            detach(self.loaded.model, self, self._previous)
             self._previous = None
 
     @contextmanager
     def in_full(self) -> Iterator[None]:
-        """While it lasts, dense attention in every layer, whatever the methods: to a question that follows a context which was
+        """Attend densely in every layer while it lasts, whatever the methods: to a question that follows a context which was
         prefilled without it, of one token or many. The method sees nothing of it, and the densities don't count it."""
         before, self.full = self.full, True
         try:
@@ -136,38 +121,57 @@ class Bridge:
     # -- one attention call ------------------------------------------------------------------------------------------
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Attention of one layer over a prompt or a chunk of it (Q > 1, or any Q in full). Returns [B,Hq,Q,D]."""
+        """Return the attention [B,Hq,Q,D] of one layer over a prompt or a chunk of it (Q > 1, or any Q in full)."""
         if window is not None and k.shape[2] > window:
             self._log(layer).kernels[SLIDING] += 1
             return sliding_window_attention(q, k, v, window=window, scale=scale)
         if self.decoder is not None:
-            self.decoder.prompt(layer)
+            self.decoder.forget(layer)  # its cache takes more than one token
         if self.full:
             self._log(layer).kernels[self.dense_kernel] += 1
             return dense_attention(q, k, v, scale=scale, kernel=self.dense_kernel)
         if self._observer is not None:
             self._observer(layer, q, k, v, scale)
         start = self._mark()
-        choice, ran = self._select(layer, q, k, scale), None
+        choice = self._select(layer, q, k, scale)
         selected = self._mark()
+        index: SparseIndex | None
         if choice is None:
-            kernel = self.dense_kernel
+            kernel, index = self.dense_kernel, None
             out = dense_attention(q, k, v, scale=scale, kernel=kernel)
         else:
-            kernel = self._kernel(choice, heads=q.shape[1])
-            out, ran = attend(q, k, v, choice, scale=scale, kernel=kernel)
-        self._note(layer, kernel, ran, (start, selected, self._mark()))
+            kernel = sparse_kernel_of(self.loaded, self.sparse_kernel, choice, heads=q.shape[1])
+            out, index = attend(q, k, v, choice, scale=scale, kernel=kernel)
+        end = self._mark()
+        log = self._log(layer)
+        log.kernels[kernel] += 1
+        if self._record:
+            log.add_density(index)
+        if self._timer:
+            log.marks.append((start, selected, end))
         return out
+
+    def _select(self, layer: int, q: Tensor, k: Tensor, scale: float) -> Choice | None:
+        """Return what the method, if there is one, chooses of a layer; None for dense attention."""
+        if self._choices is not None and self._choices.held:
+            return self._choices.by_layer[layer]
+        choice: Choice | None = None
+        if self.method is not None:
+            rope = self._ropes[layer] if self.method.needs_rope else None
+            choice = self.method.select(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope))
+        if self._choices is not None:
+            self._choices.by_layer[layer] = choice
+        return choice
 
     def decode(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, key_mask: Tensor | None
     ) -> Tensor:
-        """Attention of one new token per sequence. key_mask [B,K] bool, False where there is no key."""
+        """Return the attention [B,Hq,1,D] of one new token per sequence. key_mask [B,K] bool, False where there is no key."""
         if window is not None and k.shape[2] > window:
             k, v = k[:, :, -window:], v[:, :, -window:]
             key_mask = None if key_mask is None else key_mask[:, -window:]
         elif self.decoder is not None:
-            rope = self._rope(layer) if self.decoder.method.needs_rope else None
+            rope = self._ropes[layer] if self.decoder.method.needs_rope else None
             index, starts = self.decoder.select(layer, q, k, scale=scale, key_mask=key_mask, rope=rope)
             if index is not None:
                 self.decode_kernels.add(f"sparse {self.decoder.kernel}")
@@ -176,45 +180,13 @@ class Bridge:
         self.decode_kernels.add(kernel)
         return dense_attention(q, k, v, scale=scale, kernel=kernel, key_mask=key_mask)
 
-    def _select(self, layer: int, q: Tensor, k: Tensor, scale: float) -> Choice | None:
-        if self._choices is not None and self._choices.held:
-            return self._choices.by_layer[layer]
-        choice: Choice | None = None
-        if self.method is not None:
-            rope = self._rope(layer) if self.method.needs_rope else None
-            choice = self.method.select(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope))
-        if self._choices is not None:
-            self._choices.by_layer[layer] = choice
-        return choice
-
-    def _rope(self, layer: int) -> Rope:
-        if layer not in self._ropes:
-            from harness.models.rope import ModelRope
-
-            self._ropes[layer] = ModelRope(self.loaded.model, layer)
-        return self._ropes[layer]
-
-    def _kernel(self, choice: Choice, *, heads: int) -> str:
-        loaded = self.loaded
-        return resolve_kernel(
-            self.sparse_kernel, choice, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim, heads=heads
-        )
-
-    # -- what happened -----------------------------------------------------------------------------------------------
+    # -- what ran ----------------------------------------------------------------------------------------------------
 
     def _log(self, layer: int) -> LayerLog:
         return self._logs.setdefault(layer, LayerLog())
 
     def _mark(self) -> Mark:
         return mark(self.loaded.device) if self._timer else 0.0
-
-    def _note(self, layer: int, kernel: str, index: SparseIndex | None, marks: tuple[Mark, Mark, Mark]) -> None:
-        log = self._log(layer)
-        log.kernels[kernel] += 1
-        if self._record:
-            log.note(index)
-        if self._timer:
-            log.marks.append(marks)
 
     def reset(self) -> None:
         """Forget what has been recorded so far."""
@@ -224,15 +196,15 @@ class Bridge:
             self.decoder.take_densities()
 
     def stats(self) -> list[LayerStats]:
-        """What each layer that ran did at prefill, in the order of the layers. Waits for the device."""
+        """Return what each layer that ran did at prefill, in the order of the layers. Waits for the device."""
         sync(self.loaded.device)
-        return [read(layer, log) for layer, log in sorted(self._logs.items())]
+        return [read_log(layer, log) for layer, log in sorted(self._logs.items())]
 
     def prefill_densities(self, *, tokens: bool = False) -> list[float]:
-        """Density (with `tokens`: token density) of every forward pass over more than one token, in order: the mean over its
-        global layers.
+        """Return the density (with `tokens`: token density) of every forward pass over more than one token, in order: the mean
+        over its global layers.
 
         One value per prompt where each was prefilled alone, as `generate` does, and in one piece under the method: what ran in
         full counts in none.
         """
-        return by_prompt([stats["token_densities" if tokens else "densities"] for stats in self.stats()])
+        return mean_over_layers([stats["token_densities" if tokens else "densities"] for stats in self.stats()])

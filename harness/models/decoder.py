@@ -27,17 +27,17 @@ from methods.parts.rope_protocol import Rope
 
 @dataclass
 class _LayerState:
-    """What the method keeps of a layer, and of how many keys and rows it knows. starts: see StepInputs."""
+    """The method's own state of a layer, made from `keys` keys of `rows` sequences. starts: see StepInputs."""
 
-    kept: Any
+    state: Any
     keys: int
     rows: int
     starts: Tensor | None
 
     def is_before(self, k: Tensor, key_mask: Tensor | None) -> bool:
-        """Whether keys k [B,Hkv,K,D] are those it knows and one more."""
-        same = (self.keys, self.rows) == (k.shape[2] - 1, k.shape[0])
-        return same and (self.starts is None) == (key_mask is None)
+        """Return whether keys k [B,Hkv,K,D] are those that the state was made from and one more."""
+        next_step = (self.keys, self.rows) == (k.shape[2] - 1, k.shape[0])
+        return next_step and (self.starts is None) == (key_mask is None)
 
 
 class Decoder:
@@ -74,12 +74,12 @@ class Decoder:
         return decoder.register_forward_pre_hook(before, with_kwargs=True)
 
     def _layers(self) -> dict[int, _LayerState]:
-        """The states of the cache at hand; of a pass without one that is known, none."""
+        """Return the states of the cache of this pass, by layer; none for a pass without a cache."""
         cache = None if self._cache is None else self._cache()
         return {} if cache is None else self._states.setdefault(cache, {})
 
-    def prompt(self, layer: int) -> None:
-        """A layer's cache has taken more than one token: its state is of before that."""
+    def forget(self, layer: int) -> None:
+        """Drop the state of a layer, whose cache has taken more than one token since it was made."""
         self._layers().pop(layer, None)
 
     # -- one step -----------------------------------------------------------------------------------------------------
@@ -87,55 +87,63 @@ class Decoder:
     def select(
         self, layer: int, q: Tensor, k: Tensor, *, scale: float, key_mask: Tensor | None, rope: Rope | None
     ) -> tuple[BlockIndex | None, Tensor | None]:
-        """The blocks of one step, None for all, and where each sequence starts (see StepInputs)."""
+        """Return the blocks that one step attends to, None for all, and where each sequence starts [B] (see StepInputs).
+
+        q [B,Hq,1,D] is of the newest token, k [B,Hkv,K,D] are all keys up to it; key_mask [B,K]: False where there is no key.
+        Raises UserError for a mask that hides keys between others.
+        """
         method, layers = self.method, self._layers()
         if layer < method.dense_layers:
-            self._note(k, None)
+            self._note_density(k, None)
             return None, None
         state = layers.get(layer)
         if state is not None and state.is_before(k, key_mask):
-            x = StepInputs(q=q, k=k, layer=layer, scale=scale, rope=rope, starts=state.starts)
-            method.extend(state.kept, x)
+            inputs = StepInputs(q=q, k=k, layer=layer, scale=scale, rope=rope, starts=state.starts)
+            method.extend(state.state, inputs)
             state.keys += 1
         else:
-            x = StepInputs(q=q, k=k, layer=layer, scale=scale, rope=rope, starts=self._find_starts(key_mask, k))
-            state = layers[layer] = _LayerState(method.start(x), k.shape[2], k.shape[0], x.starts)
-        index = method.select(x, state.kept)
-        self._note(k, None if index is None else index.counts[..., 0].float().mean(1) / method.blocks(x))
-        return index, x.starts
+            inputs = StepInputs(q=q, k=k, layer=layer, scale=scale, rope=rope, starts=self._find_starts(key_mask, k))
+            state = layers[layer] = _LayerState(method.start(inputs), k.shape[2], k.shape[0], inputs.starts)
+        index = method.select(inputs, state.state)
+        self._note_density(k, None if index is None else index.counts[..., 0].float().mean(1) / method.blocks(inputs))
+        return index, inputs.starts
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, starts: Tensor | None, *, scale: float) -> Tensor:
-        """Attention of the newest tokens [B,Hq,1,D] to the blocks of the index."""
+        """Return the attention [B,Hq,1,D] of the newest tokens to the blocks of the index."""
         return sparse_decode(q, k, v, index, scale=scale, starts=starts, kernel=self.kernel)
 
     def _find_starts(self, key_mask: Tensor | None, k: Tensor) -> Tensor | None:
-        """The column of each sequence's first key, from the mask of a batch padded on the left, once for all its layers.
-        Waits for the device."""
+        """Return the column of each sequence's first key [B], from the mask of a batch padded on the left, once for all layers.
+        Waits for the device. Raises UserError for a mask that hides keys between others."""
         if key_mask is None:
             return None
         if self._starts is None or self._starts[0] is not key_mask:
-            there = key_mask.bool()
-            if not bool((there[:, 1:] >= there[:, :-1]).all() & there[:, -1].all()):
+            is_key = key_mask.bool()
+            if not bool((is_key[:, 1:] >= is_key[:, :-1]).all() & is_key[:, -1].all()):
                 raise UserError("decoding sparsely, only padding on the left is supported: the mask hides keys in between")
-            starts = (k.shape[2] - there.sum(-1)).to(torch.int32)
+            starts = (k.shape[2] - is_key.sum(-1)).to(torch.int32)
             self._starts = key_mask, starts
         return self._starts[1]
 
     # -- what happened --------------------------------------------------------------------------------------------------
 
-    def _note(self, k: Tensor, density: Tensor | None) -> None:
+    def _note_density(self, k: Tensor, density: Tensor | None) -> None:
+        """Keep the density [B] of one step of one layer, None: 1."""
         if self._record and k.shape[2] > 1:  # the only token of a prompt is no step of decoding
             self._densities[self._passes].append(k.new_ones(k.shape[0], dtype=torch.float32) if density is None else density)
 
     def take_densities(self) -> list[list[float]]:
-        """Kept blocks ÷ a sequence's blocks, the mean over layers and heads, of every step since the last call: one list for
-        each step, a value for each sequence of the batch. Waits for the device."""
+        """Return the density of every step since the last call: kept ÷ all blocks of a sequence, mean over layers and heads.
+
+        One list for each step, a value for each sequence of the batch. Waits for the device.
+        """
         steps = [torch.stack(layers).double().mean(0) for _, layers in sorted(self._densities.items())]
         self._densities.clear()
         return [step.tolist() for step in steps]
 
 
 def mean_density(steps: list[list[float]], row: int, tokens: int) -> float | None:
-    """The mean over the steps that made a sequence's tokens after the first, `tokens` of them; None where there was none."""
-    mine = [step[row] for step in steps[: max(0, tokens)]]
-    return statistics.fmean(mine) if mine else None
+    """Return the mean density of the steps that made a sequence's tokens after the first, `tokens` of them; None where there
+    was none. steps: as `Decoder.take_densities` returns them; row: of the sequence in its batch."""
+    densities = [step[row] for step in steps[: max(0, tokens)]]
+    return statistics.fmean(densities) if densities else None

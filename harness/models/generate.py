@@ -37,7 +37,7 @@ class Generation:
 
     @property
     def steps(self) -> int:
-        """Decode steps that made its tokens, the stop id with them; the first token comes from the prefill."""
+        """Return the decode steps that made its tokens, the stop id with them; the first token comes from the prefill."""
         return max(0, len(self.ids) + self.stopped - 1)
 
 
@@ -82,16 +82,16 @@ def generate(
     Raises UserError for an empty prompt, one that doesn't fit the model's max_length, or a context that isn't part of one.
     """
     limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
-    own = list(own_stops) if own_stops is not None else [frozenset()] * len(prompts)
-    _check(loaded, prompts, limits, own, batch_tokens, split)
+    stops = list(own_stops) if own_stops is not None else [frozenset()] * len(prompts)
+    _check(loaded, prompts, limits, stops, batch_tokens, split)
     results: list[Generation] = []
     for batch in batches([len(p) + m for p, m in zip(prompts, limits, strict=True)], batch_tokens, batch_size):
-        chosen = slice(batch.start, batch.stop)
-        part = None if split is None else replace(split, contexts=split.contexts[chosen])
-        done = _generate_batch(loaded, prompts[chosen], limits[chosen], stop_ids, own[chosen], ended, part)
-        results += done
+        part = slice(batch.start, batch.stop)
+        batch_split = None if split is None else replace(split, contexts=split.contexts[part])
+        generations = _generate_batch(loaded, prompts[part], limits[part], stop_ids, stops[part], ended, batch_split)
+        results += generations
         if on_batch is not None:
-            on_batch(batch.start, done)
+            on_batch(batch.start, generations)
     return results
 
 
@@ -99,14 +99,15 @@ def _check(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
     limits: list[int],
-    own: list[frozenset[int]],
+    own_stops: list[frozenset[int]],
     batch_tokens: int,
     split: Split | None,
 ) -> None:
+    """Raise UserError for lists of different lengths, or a prompt that can't be continued."""
     if len(limits) != len(prompts):
         raise UserError(f"max_new has {len(limits)} values for {len(prompts)} prompts: give one each, or one number")
-    if len(own) != len(prompts):
-        raise UserError(f"own_stops has {len(own)} sets for {len(prompts)} prompts: give one each, or none at all")
+    if len(own_stops) != len(prompts):
+        raise UserError(f"own_stops has {len(own_stops)} sets for {len(prompts)} prompts: give one each, or none at all")
     if split is not None and len(split.contexts) != len(prompts):
         raise UserError(f"split has {len(split.contexts)} contexts for {len(prompts)} prompts: give one each")
     if batch_tokens < 1:
@@ -124,16 +125,18 @@ def _check(
 
 
 def batches(lengths: list[int], batch_tokens: int, batch_size: int | None = None) -> list[range]:
-    """Runs of neighbouring prompts, at most batch_size, as long as count × longest stays within batch_tokens; at least
-    one each."""
-    found, start, longest = [], 0, 0
+    """Return the batches of prompts that need `lengths` columns each: ranges of neighbours, at least one prompt each.
+
+    A batch has at most batch_size prompts, and count × longest stays within batch_tokens.
+    """
+    ranges, start, longest = [], 0, 0
     for i, length in enumerate(lengths):
         longest = max(longest, length)
         count = i - start + 1
         if i > start and (count * longest > batch_tokens or count > (batch_size or count)):
-            found.append(range(start, i))
+            ranges.append(range(start, i))
             start, longest = i, length
-    return [*found, range(start, len(lengths))] if lengths else []
+    return [*ranges, range(start, len(lengths))] if lengths else []
 
 
 @torch.inference_mode()
@@ -142,46 +145,47 @@ def _generate_batch(
     prompts: Sequence[Sequence[int]],
     limits: list[int],
     stop_ids: set[int],
-    own: list[frozenset[int]],
+    own_stops: list[frozenset[int]],
     ended: Callable[[list[int]], bool] | None,
     split: Split | None,
 ) -> list[Generation]:
     lengths = [len(p) for p in prompts]
     longest, steps = max(lengths), max(limits)
     cache = BatchCache(loaded.layers, rows=len(prompts), prompt=longest, columns=longest + steps - 1)
-    stops = _stops([stop_ids | mine for mine in own], loaded.device)
-    never = [sorted(stop_ids | mine) if mine else [] for mine in own]
-    first, finite, marks = _prefill(loaded, prompts, cache, never, split)
+    stops = _stop_tensor([stop_ids | own for own in own_stops], loaded.device)
+    not_first = [sorted(stop_ids | own) if own else [] for own in own_stops]
+    first, finite, marks = _prefill(loaded, prompts, cache, not_first, split)
     out, finite = _decode(loaded, cache, first, finite, lengths, limits, stops, ended)
     sync(loaded.device)
     return [
-        _trim(row[:limit], stop_ids | mine, elapsed_ms(start, end) / 1e3, ok)
-        for row, limit, mine, (start, end), ok in zip(out.tolist(), limits, own, marks, finite.tolist(), strict=True)
+        _trim(row[:limit], stop_ids | own, elapsed_ms(start, end) / 1e3, ok)
+        for row, limit, own, (start, end), ok in zip(out.tolist(), limits, own_stops, marks, finite.tolist(), strict=True)
     ]
 
 
 def _prefill(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], cache: BatchCache, never: list[list[int]], split: Split | None
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], cache: BatchCache, not_first: list[list[int]], split: Split | None
 ) -> tuple[Tensor, Tensor, list[tuple[Mark, Mark]]]:
     """Run each prompt by itself, in one piece or as `split` says. Returns the first new token of each [B], which is none of
-    `never`, whether its logit is finite [B], and the marks around each prefill."""
+    `not_first`, whether its logit is finite [B], and the marks around each prefill."""
     ids = _to_device([token for prompt in prompts for token in prompt], loaded.device)
     first, finite, marks, start = [], [], [], 0
     for row, prompt in enumerate(prompts):
         cache.prefill(row, len(prompt))
         began = mark(loaded.device)
-        banned = _to_device(never[row], loaded.device) if never[row] else None
-        whole = ids[None, start : start + len(prompt)]
+        banned = _to_device(not_first[row], loaded.device) if not_first[row] else None
+        prompt_ids = ids[None, start : start + len(prompt)]
         if split is None:
-            token, sound = _next(loaded, whole, cache, banned)
+            token, is_finite = _next(loaded, prompt_ids, cache, banned)
         else:
             context = split.contexts[row]
-            _next(loaded, whole if split.reread else whole[:, :context], cache)  # for the keys and values that it leaves
+            # for the keys and values that it leaves in the cache
+            _next(loaded, prompt_ids if split.reread else prompt_ids[:, :context], cache)
             cache.crop_prompt(context)
             with split.in_full():
-                token, sound = _next(loaded, whole[:, context:], cache, banned)
+                token, is_finite = _next(loaded, prompt_ids[:, context:], cache, banned)
         first.append(token)
-        finite.append(sound)
+        finite.append(is_finite)
         marks.append((began, mark(loaded.device)))
         start += len(prompt)
     return torch.cat(first), torch.cat(finite), marks
@@ -197,9 +201,11 @@ def _decode(
     stops: Tensor,
     ended: Callable[[list[int]], bool] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [B, steps that were run], the first of them being `token`; what follows one of its row's stop ids
-    (`stops` [B, S]) or a limit is meaningless. And whether the logits of all that isn't were finite [B], as `finite` says of
-    the first."""
+    """Decode step by step. Returns tokens [B, steps that were run], the first of them being `token`, and whether all logits
+    were finite [B], as `finite` says of the first.
+
+    What follows one of its row's stop ids (`stops` [B, S]) or a limit is meaningless, and does not count as finite or not.
+    """
     device, longest, steps = loaded.device, max(lengths), max(limits)
     cache.decode()
     out = torch.zeros(len(lengths), steps, dtype=torch.int64, device=device)
@@ -209,32 +215,32 @@ def _decode(
         columns = torch.arange(longest + steps, device=device)
         key_mask = columns[None] >= (longest - position)[:, None]
     done = torch.zeros(len(lengths), dtype=torch.bool, device=device)
-    every = CHECK_EVERY if device.type == "cuda" or ended is not None else 1
+    check_every = CHECK_EVERY if device.type == "cuda" or ended is not None else 1
     for step in range(steps):
         out[:, step] = token
         done |= (token[:, None] == stops).any(-1) | (limit <= step + 1)
         if step + 1 == steps:
             break
-        if step % every == every - 1:
+        if step % check_every == check_every - 1:
             if ended is not None:
                 done |= _have_ended(out[:, : step + 1], done, ended)
             if bool(done.all()):
                 break
         mask = None if key_mask is None else key_mask[:, : longest + step + 1]
-        places = {"attention_mask": mask, "position_ids": (position + step)[:, None]}
-        token, sound = _next(loaded, token[:, None], cache, **places)
-        finite = finite & (sound | done)
+        mask_and_positions = {"attention_mask": mask, "position_ids": (position + step)[:, None]}
+        token, is_finite = _next(loaded, token[:, None], cache, **mask_and_positions)
+        finite = finite & (is_finite | done)
     return out[:, : step + 1], finite
 
 
 def _have_ended(out: Tensor, done: Tensor, ended: Callable[[list[int]], bool]) -> Tensor:
-    """Which of the sequences [B, steps] need no more tokens, those that are `done` aside. Waits for the device."""
+    """Return which of the sequences [B, steps] need no more tokens, those that are `done` aside: [B]. Waits for the device."""
     pairs = zip(out.tolist(), done.tolist(), strict=True)
     return torch.tensor([not over and ended(row) for row, over in pairs], device=out.device)
 
 
 def _next(loaded: LoadedModel, ids: Tensor, cache: Cache, banned: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """The most likely next token [B] after ids [B,Q] that is none of banned, and whether its logit is finite [B]: argmax
+    """Return the most likely next token [B] after ids [B,Q] that is none of banned, and whether its logit is finite [B]: argmax
     finds a NaN first."""
     logits = loaded.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **kwargs).logits[:, -1]
     if banned is not None:
@@ -243,19 +249,20 @@ def _next(loaded: LoadedModel, ids: Tensor, cache: Cache, banned: Tensor | None 
     return token, logits.gather(-1, token[:, None])[:, 0].isfinite()
 
 
-def _stops(each: list[set[int]], device: torch.device) -> Tensor:
-    """The stop ids of every row [B, S]; a row with fewer is filled with -1, which is no token."""
-    most = max(map(len, each))
-    rows = [sorted(ids) + [-1] * (most - len(ids)) for ids in each]
-    return torch.tensor(rows, dtype=torch.int64, device=device).view(len(each), most)
+def _stop_tensor(stop_ids: list[set[int]], device: torch.device) -> Tensor:
+    """Return the stop ids of every row [B, S]; a row with fewer is filled with -1, which is no token."""
+    most = max(map(len, stop_ids))
+    rows = [sorted(ids) + [-1] * (most - len(ids)) for ids in stop_ids]
+    return torch.tensor(rows, dtype=torch.int64, device=device).view(len(stop_ids), most)
 
 
 def _trim(row: list[int], stop_ids: set[int], prefill_s: float, finite: bool) -> Generation:
+    """Return the generation of one sequence: its tokens up to the first stop id."""
     end = next((i for i, token in enumerate(row) if token in stop_ids), None)
     return Generation(row[:end], prefill_s, stopped=end is not None, finite=finite)
 
 
 def _to_device(values: list[int], device: torch.device) -> Tensor:
-    """int64 on the device; pinned first on the way to a GPU, so that the copy doesn't wait for work queued there."""
+    """Return an int64 tensor on the device. It is pinned on the way to a GPU, so that the copy doesn't wait for queued work."""
     tensor = torch.tensor(values, dtype=torch.int64)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

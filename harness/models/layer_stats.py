@@ -1,4 +1,4 @@
-"""What the layers of a model did at prefill: densities, kernels and times, kept on the device until they are asked for."""
+"""What each layer of a model did at prefill: densities, kernels and times, kept on the device until they are asked for."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ class LayerLog:
     kernels: Counter[str] = field(default_factory=Counter)
     marks: list[tuple[Mark, Mark, Mark]] = field(default_factory=list)
 
-    def note(self, index: SparseIndex | None) -> None:
-        """Keep the densities of the index that ran; None: everything was kept."""
+    def add_density(self, index: SparseIndex | None) -> None:
+        """Keep the densities of the index that ran; None: dense attention, whose density is 1."""
         self.densities.append(1.0 if index is None else index.density().mean())
         self.token_densities.append(1.0 if index is None else index.token_density().mean())
 
 
-def read(layer: int, log: LayerLog) -> LayerStats:
-    """The log of a layer in numbers. Reads the device, once."""
+def read_log(layer: int, log: LayerLog) -> LayerStats:
+    """Return the log of a layer in numbers. Waits for the device, once."""
     measured = [*log.densities, *log.token_densities]
     tensors = [d for d in measured if isinstance(d, Tensor)]
-    read = iter(torch.stack(tensors).tolist() if tensors else [])  # one transfer for all calls
-    values = [float(next(read)) if isinstance(d, Tensor) else d for d in measured]
+    numbers = iter(torch.stack(tensors).tolist() if tensors else [])  # one transfer for all calls
+    values = [float(next(numbers)) if isinstance(d, Tensor) else d for d in measured]
     densities = values[: len(log.densities)]
     return LayerStats(
         layer=layer,
@@ -69,9 +69,9 @@ def read(layer: int, log: LayerLog) -> LayerStats:
     )
 
 
-def by_prompt(layers: list[list[float]]) -> list[float]:
-    """The mean over layers of each call's density; layers without any, of a sliding window, don't count. Raises UserError where
-    layers differ in the number of their calls."""
+def mean_over_layers(layers: list[list[float]]) -> list[float]:
+    """Return the mean over layers of each call's density; layers without any, of a sliding window, don't count. Raises
+    UserError where layers differ in the number of their calls."""
     layers = [densities for densities in layers if densities]
     if len({len(densities) for densities in layers}) > 1:
         raise UserError(

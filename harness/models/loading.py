@@ -75,7 +75,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer alone of a model: "bundled", a folder, or a hub id. Raises UserError as `load_model` does."""
+    """Load the tokenizer alone of a model: "bundled", a folder, or a hub id. Raises UserError as `load_model` does."""
     from transformers import AutoTokenizer
 
     folder = _folder(path)
@@ -95,7 +95,10 @@ def wrap_model(
     path: Path | None = None,
     revision: str = "none",
 ) -> LoadedModel:
-    """A LoadedModel from a transformers model that is in memory already; moves it to device and dtype, sets eval."""
+    """Wrap a transformers model that is in memory already: it is moved to device and dtype, and set to eval.
+
+    name: what rows call it. path, revision: see LoadedModel. Raises UserError where model and tokenizer are no pair.
+    """
     device = torch.device(device)
     config = model.config.get_text_config(decoder=True)
     vocabulary = 0 if tokenizer is None else len(tokenizer)
@@ -119,21 +122,26 @@ def wrap_model(
     )
 
 
+def model_shape(loaded: LoadedModel) -> dict[str, int]:
+    """Return the sizes by which a method knows whether a file is of this model: layers, heads, KV heads, elements of a head."""
+    return {"layers": loaded.layers, "heads": loaded.heads, "kv_heads": loaded.kv_heads, "head_dim": loaded.head_dim}
+
+
 def local_layers(loaded: LoadedModel) -> frozenset[int]:
-    """The layers of a sliding window, in a model that has global ones too: past the window they are never sparse."""
+    """Return the layers of a sliding window in a model that has global ones too: past the window they are never sparse."""
     kinds = getattr(loaded.model.config.get_text_config(decoder=True), "layer_types", None) or []
     local = frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
     return local if len(local) < loaded.layers else frozenset()
 
 
 def local_window(loaded: LoadedModel) -> int:
-    """The tokens that local layers look back; 0 where the model has none."""
+    """Return the tokens that local layers look back; 0 where the model has none."""
     config = loaded.model.config.get_text_config(decoder=True)
     return int(getattr(config, "sliding_window", None) or 0) if local_layers(loaded) else 0
 
 
 def revision_hash(folder: Path) -> str:
-    """SHA-256 (hex) over config.json and the *.safetensors that transformers reads, in the order of their names.
+    """Return the SHA-256 (hex) over config.json and the *.safetensors that transformers reads, in the order of their names.
 
     Files of other things beside the model (trained gates, say) don't count: they don't change what the model computes.
     """
@@ -151,7 +159,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _folder(path: str) -> Path | None:
-    """The local folder that `path` means, checked, or None if it is a hub id."""
+    """Return the local folder that `path` means, or None if it is a hub id. Raises UserError for a folder without a model."""
     bundled = path == "bundled"
     folder = BUNDLED if bundled else Path(path).expanduser()
     if not bundled and not folder.is_dir():
@@ -170,7 +178,7 @@ def _folder(path: str) -> Path | None:
 
 
 def _snapshot(hub_id: str, model: Any) -> tuple[Path, str | None]:
-    """Where the hub's files lie on this machine, and the commit they are of."""
+    """Return where the hub's files lie on this machine, and the commit they are of."""
     from transformers.utils import cached_file
 
     config = Path(str(cached_file(hub_id, "config.json")))
@@ -188,7 +196,7 @@ def _why(path: str, folder: Path | None, error: BaseException) -> str:
 
 
 def _max_length(config: Any) -> int:
-    """Positions the model was made for; where RoPE is stretched by a factor, the stretched number."""
+    """Return the positions that the model was made for; where RoPE is stretched by a factor, the stretched number."""
     length = int(getattr(config, "max_position_embeddings", None) or 0)
     if length <= 0:
         raise UserError("the model's config has no max_position_embeddings: its longest prompt is unknown")

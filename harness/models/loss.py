@@ -23,13 +23,13 @@ def check_head(loaded: LoadedModel) -> None:
         raise UserError(f"{loaded.name} has no decoder with a linear head: its perplexity can't be measured here")
     seen: dict[str, Tensor] = {}
 
-    def of_head(_: Any, given: tuple[Tensor, ...], out: Tensor) -> None:
-        seen["in"], seen["out"] = given[0], out
+    def note_head(_: Any, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        seen["in"], seen["out"] = inputs[0], out
 
-    def of_decoder(_: Any, __: Any, out: Any) -> None:
+    def note_decoder(_: Any, __: Any, out: Any) -> None:
         seen["hidden"] = out[0]
 
-    hooks = [head.register_forward_hook(of_head), decoder.register_forward_hook(of_decoder)]
+    hooks = [head.register_forward_hook(note_head), decoder.register_forward_hook(note_decoder)]
     try:
         with torch.inference_mode():
             ids = torch.arange(16, device=loaded.device)[None] % int(head.weight.shape[0])
@@ -37,8 +37,8 @@ def check_head(loaded: LoadedModel) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    same = len(seen) == 3 and torch.equal(seen["in"], seen["hidden"]) and torch.equal(seen["out"].float(), logits.float())
-    if not same:
+    linear = len(seen) == 3 and torch.equal(seen["in"], seen["hidden"]) and torch.equal(seen["out"].float(), logits.float())
+    if not linear:
         raise UserError(
             f"{type(loaded.model).__name__} changes its logits after the output layer (a soft cap, a scale, …): "
             "its perplexity can't be measured here"
@@ -47,14 +47,17 @@ def check_head(loaded: LoadedModel) -> None:
 
 @torch.inference_mode()
 def nll(loaded: LoadedModel, ids: Tensor, first: int, *, elements: int = ELEMENTS) -> Tensor:
-    """Negative log-likelihood in nats, the sum over ids[first:] of ids [N], each given all tokens before it in one prefill of
-    N tokens. 1 ≤ first < N. A float64 scalar on the device; nothing waits for it. `elements`: logits held at a time."""
+    """Return the negative log-likelihood of a text in nats: the sum over ids[first:] of ids [N], each given all before it
+    in one prefill of N tokens.
+
+    1 ≤ first < N. elements: logits held at a time. Returns a float64 scalar on the device; nothing waits for it.
+    """
     hidden = loaded.model.get_decoder()(input_ids=ids[None], use_cache=False)[0][0, first - 1 : -1]  # [N - first, width]
-    head, wanted = loaded.model.get_output_embeddings(), ids[first:]
+    head, targets = loaded.model.get_output_embeddings(), ids[first:]
     rows = max(1, elements // int(head.weight.shape[0]))
     total = torch.zeros((), dtype=torch.float64, device=ids.device)
-    for start in range(0, len(wanted), rows):
+    for start in range(0, len(targets), rows):
         logits = head(hidden[start : start + rows])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total += cross_entropy(logits, wanted[start : start + rows], reduction="sum").double()
+        total += cross_entropy(logits, targets[start : start + rows], reduction="sum").double()
     return total

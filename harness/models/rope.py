@@ -63,22 +63,22 @@ class ModelRope:
         _check(self, attention, kind)
 
     def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [P] int64 -> cos, sin [P,R] float32, rounded to the model's dtype as transformers rounds them."""
+        """Return cos, sin [P,R] float32 of positions [P] int64, rounded to the model's dtype as transformers rounds them."""
         return self._cos_sin(self._rotary, positions)
 
     def table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos, sin [length,R/2] float32 of positions 0 to length - 1: one half of what cos_sin gives. Read only."""
-        kept = _tables.setdefault(self._rotary, {})
+        """Return cos, sin [length,R/2] float32 of positions 0 to length - 1: one half of what cos_sin gives. Read only."""
+        tables = _tables.setdefault(self._rotary, {})
         key = (self._layer_type, self._rotates, self._dtype, device)
         frequencies, scaling = getattr(self._rotary, self._name("inv_freq")), self._scaling(self._rotary)
-        found = kept.get(key)
+        table = tables.get(key)
         # dynamic types put other frequencies in place of the old ones: another tensor, not another content
-        if found is None or found.frequencies is not frequencies or found.scaling != scaling or len(found.cos) < length:
+        if table is None or table.frequencies is not frequencies or table.scaling != scaling or len(table.cos) < length:
             with torch.inference_mode(False), torch.no_grad():  # training may use what an evaluation made
                 positions = torch.arange(-(-length // TABLE_STEP) * TABLE_STEP, device=device)
-                found = _Table(frequencies, scaling, *self._waves(self._rotary, positions))
-            kept[key] = found
-        return found.cos[:length], found.sin[:length]
+                table = _Table(frequencies, scaling, *self._waves(self._rotary, positions))
+            tables[key] = table
+        return table.cos[:length], table.sin[:length]
 
     def _cos_sin(self, rotary: nn.Module, positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self._waves(rotary, positions)
@@ -93,8 +93,22 @@ class ModelRope:
     def _scaling(self, rotary: nn.Module) -> float:
         return float(getattr(rotary, self._name("attention_scaling"), 1.0)) if self._rotates else 1.0
 
-    def _name(self, what: str) -> str:
-        return what if self._layer_type is None else f"{self._layer_type}_{what}"
+    def _name(self, attribute: str) -> str:
+        """Return the rotary module's name of an attribute, which may be one for each type of layers."""
+        return attribute if self._layer_type is None else f"{self._layer_type}_{attribute}"
+
+
+class LayerRopes:
+    """The RoPE of each layer of a model, made and checked when it is first asked for. Raises UserError as `ModelRope` does."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._ropes: dict[int, ModelRope] = {}
+
+    def __getitem__(self, layer: int) -> ModelRope:
+        if layer not in self._ropes:
+            self._ropes[layer] = ModelRope(self._model, layer)
+        return self._ropes[layer]
 
 
 def _attention(model: Any, layer_idx: int) -> nn.Module:
@@ -106,7 +120,8 @@ def _attention(model: Any, layer_idx: int) -> nn.Module:
 
 
 def _check(rope: ModelRope, attention: nn.Module, kind: str) -> None:
-    """Hold our RoPE against the model's own on a few numbers, on copies so that no state of the model changes."""
+    """Raise UserError where `rope` differs from the model's own RoPE on a few numbers; on copies, so that no state of the model
+    changes."""
     if not rope._rotates:
         return
     apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
@@ -115,12 +130,14 @@ def _check(rope: ModelRope, attention: nn.Module, kind: str) -> None:
     rotary = copy.deepcopy(rope._rotary).to("cpu")
     positions = torch.tensor([0, 1, 7])
     extra = () if rope._layer_type is None else (rope._layer_type,)
-    theirs = rotary(torch.zeros(1, dtype=rope._dtype), positions[None], *extra)
-    ours = rope._cos_sin(rotary, positions)
-    same = isinstance(theirs, tuple) and all(torch.equal(a.float(), b[None]) for a, b in zip(theirs, ours, strict=True))
+    reference = rotary(torch.zeros(1, dtype=rope._dtype), positions[None], *extra)
+    cos_sin = rope._cos_sin(rotary, positions)
+    same = isinstance(reference, tuple) and all(
+        torch.equal(expected.float(), wave[None]) for expected, wave in zip(reference, cos_sin, strict=True)
+    )
     if same:  # the same angles; now which elements turn together (only the rotary ones: some models split the rest off)
-        x = torch.randn(1, 1, len(positions), ours[0].shape[-1], generator=torch.Generator().manual_seed(0))
-        rotated, _ = apply(x, x, *(wave.float() for wave in theirs))
-        same = torch.allclose(rotated, rope_apply(x, *ours), atol=1e-5)
+        x = torch.randn(1, 1, len(positions), cos_sin[0].shape[-1], generator=torch.Generator().manual_seed(0))
+        rotated, _ = apply(x, x, *(wave.float() for wave in reference))
+        same = torch.allclose(rotated, rope_apply(x, *cos_sin), atol=1e-5)
     if not same:
         raise UserError(f"the RoPE of {kind} is not the rotate-half kind: methods that undo RoPE can't run on it")

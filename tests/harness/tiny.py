@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -76,6 +77,12 @@ def build(family: str, seed: int = 0) -> Any:
 def load(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> LoadedModel:
     """`build`, wrapped as load_model would."""
     return wrap_model(build(family, seed), None, name=family, dtype=dtype)
+
+
+@lru_cache
+def shared(family: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """`load` of seed 0, once for all tests: for those that leave the model as it is."""
+    return load(family, dtype=dtype)
 
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What the study measures: cases, each one row, in the order in which they are timed."""
+"""What a study of kernels measures: its grid, and the cases of that, each one row, in the order in which they are timed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ alone, or the pooled map of true attention that gates learn from."""
 
 @dataclass(frozen=True)
 class Shape:
-    """The attention of a model: query heads, KV heads, elements of a head."""
+    """The shape of a model's attention: query heads, KV heads, elements of a head."""
 
     name: str
     heads: int
@@ -41,8 +41,11 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One row. method: where the index comes from, or the method whose selection is timed. index: the kind of index, empty
-    without one. selection: the method whose selection is timed before the attention, empty for none."""
+    """One row of the study: a kernel at one length, batch, block size and sparsity. op: what is timed, see FULL.
+
+    method: where the index comes from, or the method whose selection is timed. index: the kind of index, empty without one.
+    selection: the method whose selection is timed before the attention, empty for none.
+    """
 
     op: str
     length: int
@@ -56,23 +59,23 @@ class Case:
 
     @property
     def shared(self) -> bool:
-        """Whether the query heads of a GQA group share one index."""
+        """Return whether the query heads of a GQA group share one index."""
         return self.index.endswith(SHARED)
 
     @property
     def turn(self) -> tuple[Any, ...]:
-        """Equal for the cases that are timed in turns, on the same tensors and index."""
-        own = self.method if self.op == SELECTION else ""
-        return self.op, self.length, self.batch, self.block, self.sparsity, self.index, own
+        """Return a key that is equal for the cases that are timed in turns, on the same tensors and index."""
+        method = self.method if self.op == SELECTION else ""
+        return self.op, self.length, self.batch, self.block, self.sparsity, self.index, method
 
     def as_dict(self) -> dict[str, Any]:
-        """Its fields, as a record carries them."""
+        """Return its fields, as a record carries them."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The whole study. phase: "prefill" (queries are all tokens) or "decode" (one query for each sequence of the batch).
+    """All settings of a study. phase: "prefill" (queries are all tokens) or "decode" (one query for each sequence of a batch).
 
     block_map: kernel of the block map, None: not timed. baseline: the method that drops nothing. merges: sparse kernels that
     merge finer blocks, and the size they merge them to; at that size itself they are another kernel by another name, and
@@ -94,9 +97,10 @@ class Grid:
     merges: Mapping[str, int] = field(default_factory=dict)
 
     def cases(self) -> list[Case]:
-        """Every case: short lengths first, at each length dense attention first, then the sparsities, blocks and indices in the
-        order given (a run that is cut has the first ones whole), the block maps last."""
-        return [case for n in sorted(self.lengths) for batch in sorted(self.batches) for case in self._at(n, batch)]
+        """Return every case: short lengths first, at each length dense attention first, then the sparsities, blocks and indices
+        in the order given (a run that is cut has the first ones whole), the block maps last."""
+        sizes = [(length, batch) for length in sorted(self.lengths) for batch in sorted(self.batches)]
+        return [case for length, batch in sizes for case in self._at(length, batch)]
 
     def _at(self, length: int, batch: int) -> Iterator[Case]:
         for kernel in self.dense:

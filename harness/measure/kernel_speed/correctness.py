@@ -1,4 +1,4 @@
-"""Is what a kernel returned right? A few rows of blocks of its output, held against float32 attention over the index."""
+"""How far the output of a kernel is from float32 attention over its index, on a few of its rows of blocks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3, torch.float16: 1e-2, torc
 
 @torch.inference_mode()
 def relative_error(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, out: Tensor, *, scale: float) -> float:
-    """|out - exact| ÷ |exact| (Frobenius) over the first, middle and last query block of three heads of the last sequence;
-    infinite where out isn't finite, anywhere. `index` has the query heads or the KV heads. Waits for the device."""
+    """Return |out - exact| ÷ |exact| (Frobenius) over the first, middle and last query block of three heads of one sequence.
+
+    The sequence is the last. Infinite where out [B,Hq,Q,D] isn't finite, anywhere. `index` has the query heads or the KV
+    heads. Waits for the device.
+    """
     if not isfinite(float(out.sum(dtype=torch.float32))):  # a sum: it needs no memory of the size of out
         return inf
     heads, rows = q.shape[1], index.counts.shape[2]
@@ -31,14 +34,17 @@ def relative_error(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, out: Tens
 
 
 def _exact(
-    q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, where: tuple[int, int, int], tokens: slice, scale: float
+    q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, row_of_blocks: tuple[int, int, int], tokens: slice, scale: float
 ) -> Tensor:
-    """Attention of some query tokens of one row of blocks to the keys it keeps, float32 [tokens, D]."""
-    sample, head, row = where
+    """Return the attention of some query tokens of one row of blocks (sample, head, row) to the keys that the index keeps.
+
+    float32 [tokens, D].
+    """
+    sample, head, row = row_of_blocks
     kv_head = head // (q.shape[1] // k.shape[1])
-    listed = head // (q.shape[1] // index.counts.shape[1])
-    kept = index.indices[sample, listed, row, : int(index.counts[sample, listed, row])].long()
-    keys = (kept[:, None] * index.k_block + torch.arange(index.k_block, device=q.device)).flatten()
+    index_head = head // (q.shape[1] // index.counts.shape[1])
+    blocks = index.indices[sample, index_head, row, : int(index.counts[sample, index_head, row])].long()
+    keys = (blocks[:, None] * index.k_block + torch.arange(index.k_block, device=q.device)).flatten()
     keys = keys[keys < index.k_len]
     positions = torch.arange(tokens.start, tokens.stop, device=q.device) + index.k_len - index.q_len
     scores = q[sample, head, tokens].float() @ k[sample, kv_head, keys].float().T * scale

@@ -9,7 +9,7 @@ import torch
 
 
 def captured(function: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    """A function that replays the kernels of one call as a CUDA graph; on a CPU the function itself.
+    """Return a function that replays the kernels of one call as a CUDA graph; on a CPU the function itself.
 
     Raises RuntimeError where the call waits for the device or asks for memory in a way that a graph can't hold.
     """
@@ -23,10 +23,10 @@ def captured(function: Callable[[], Any], device: torch.device) -> Callable[[], 
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kept = function()
+        result = function()
 
     def replay() -> Any:
         graph.replay()
-        return kept  # the graph writes into it: it must live as long
+        return result  # the graph writes into it: it must live as long
 
     return replay

@@ -20,21 +20,21 @@ from harness.arms.build import build_arms
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.measure.kernel_speed.cases import SHARED, UNIFORM
-from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel
-from harness.models.rope import ModelRope
+from harness.models.observe import dense_prefill, layer_inputs
 from harness.tasks.haystack import haystack_source, load_haystack
-from methods.parts.base import LayerInputs, Method
+from methods.parts.base import Method
 from methods.random_blocks import hashed_uniform
 
 Wish = tuple[str, int, float]
-"""An index that is wanted: its kind, block size and sparsity."""
+"""An index that a model is to select: its kind, block size and sparsity."""
 
 
 def random_index(
     *, batch: int, heads: int, q_len: int, k_len: int, block: int, sparsity: float, seed: int, device: torch.device
 ) -> BlockIndex:
-    """Random causal blocks, anew for each sequence and head, the diagonal kept; row budgets make the density 1 - sparsity.
+    """Draw random causal blocks, anew for each sequence and head, the diagonal among them; row budgets make the density
+    1 - sparsity.
 
     For the first sequence it is what the method "random" selects in layer 0. One head at a time: scores of all heads
     would be 8 GiB at 512k tokens in blocks of 64.
@@ -53,14 +53,15 @@ def random_index(
 
 
 def deal(parts: Sequence[BlockIndex], heads: int) -> BlockIndex:
-    """The lists of all (layer, head) of `parts`, each of batch 1, dealt out in turn to `heads` heads, over and over."""
+    """Return an index of `heads` heads: the lists of all (layer, head) of `parts`, each of batch 1, dealt out in turn, over and
+    over."""
     counts, indices = _stacked(parts)
-    chosen = torch.arange(heads, device=counts.device) % len(counts)
-    return replace(parts[0], counts=counts[chosen][None].contiguous(), indices=indices[chosen][None].contiguous())
+    dealt = torch.arange(heads, device=counts.device) % len(counts)
+    return replace(parts[0], counts=counts[dealt][None].contiguous(), indices=indices[dealt][None].contiguous())
 
 
 def _stacked(parts: Sequence[BlockIndex]) -> tuple[Tensor, Tensor]:
-    """Counts [N, Mq] and indices [N, Mq, widest] of all heads of all parts."""
+    """Return counts [N, Mq] and indices [N, Mq, widest] of all heads of all parts."""
     widest = max(part.indices.shape[-1] for part in parts)
     counts = torch.cat([part.counts.flatten(0, 1) for part in parts])
     return counts, torch.cat([pad(part.indices, (0, widest - part.indices.shape[-1])).flatten(0, 1) for part in parts])
@@ -78,7 +79,7 @@ class ModelIndices:
         self.text = load_haystack(haystack_source(settings.data))
         self._methods: dict[Wish, Method] = {}
         self._length = 0
-        self._found: dict[Wish, list[BlockIndex]] = {}
+        self._selected: dict[Wish, list[BlockIndex]] = {}
 
     def check(self, wishes: Sequence[Wish]) -> None:
         """Build the methods and load their weights. Raises UserError where one is missing."""
@@ -91,29 +92,25 @@ class ModelIndices:
             raise UserError(
                 f"{self.loaded.name} has a context of {self.loaded.max_length} tokens: it selects no blocks at {length}"
             )
-        self._length, self._found = length, {wish: [] for wish in wishes}
-        chosen = {wish: self._method(wish) for wish in wishes}
-        ids = torch.tensor([self.prompt(length)], dtype=torch.int64, device=self.loaded.device)
+        self._length, self._selected = length, {wish: [] for wish in wishes}
+        methods = {wish: self._method(wish) for wish in wishes}
 
         def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
-            rope = ModelRope(self.loaded.model, layer)
-            for wish, method in chosen.items():
-                x = LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope if method.needs_rope else None)
-                index = method.select(x)
+            for wish, method in methods.items():
+                index = method.select(layer_inputs(self.loaded, method, layer, q, k, scale))
                 if isinstance(index, BlockIndex):
-                    self._found[wish].append(index)
+                    self._selected[wish].append(index)
 
-        with torch.inference_mode(), Bridge(self.loaded, None, observer=observe, record=False):
-            self.loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        dense_prefill(self.loaded, [self.prompt(length)], observe)
 
     def get(self, length: int, wish: Wish, heads: int) -> BlockIndex:
-        """An index that `prefill` made, dealt out to `heads` heads."""
-        if self._length != length or not self._found.get(wish):
+        """Return an index that `prefill` made, dealt out to `heads` heads. Raises UserError where there is none."""
+        if self._length != length or not self._selected.get(wish):
             raise UserError(f"{self.loaded.name} selected no blocks at {length} tokens")
-        return deal(self._found[wish], heads)
+        return deal(self._selected[wish], heads)
 
     def prompt(self, length: int) -> list[int]:
-        """The first `length` tokens of the prose, as the model's tokenizer begins a prompt."""
+        """Return the first `length` tokens of the prose, as the model's tokenizer begins a prompt."""
         words = length
         while True:
             ids: list[int] = self.loaded.tokenizer(self.text.text(words))["input_ids"]
@@ -122,14 +119,15 @@ class ModelIndices:
             words *= 2
 
     def about(self) -> dict[str, Any]:
-        """What the indices depend on, for a record."""
+        """Return what the indices depend on, for a record."""
         return {"model": self.loaded.name, "model_hash": self.loaded.revision_hash, "haystack": self.text.name}
 
     def _method(self, wish: Wish) -> Method:
+        """Return the method of an index kind with its weights, built once."""
         if wish not in self._methods:
             kind, block, sparsity = wish
             knobs = {"shared": True} if kind.endswith(SHARED) else {}
-            setting = replace(
+            settings = replace(
                 self.settings,
                 method=kind.removesuffix(SHARED),
                 method_knobs=knobs,
@@ -138,12 +136,12 @@ class ModelIndices:
                 kernel="auto",
                 dense_kernel="auto",
             )
-            method = build_arms(setting, self.loaded)[-1].method
-            assert method is not None  # the options let through none of the baseline's family
+            method = build_arms(settings, self.loaded)[-1].method
+            assert method is not None  # the options let no method of the baseline's family through
             self._methods[wish] = method.to(self.loaded.device)
         return self._methods[wish]
 
 
 def of_model(kind: str) -> bool:
-    """Whether an index kind needs a model."""
+    """Return whether an index kind needs a model."""
     return kind.removesuffix(SHARED) != UNIFORM

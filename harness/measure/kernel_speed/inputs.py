@@ -1,4 +1,4 @@
-"""The tensors of one length and batch, and the calls that are timed on them."""
+"""The random tensors of one length and batch, and the calls of attention that are timed on them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from harness.measure.kernel_speed.cases import Shape
 
 @dataclass(frozen=True)
 class Work:
-    """q [B,Hq,Q,D] and k, v [B,Hkv,K,D] from a normal distribution. Their values don't change which work is done, so not the
-    time either (zeros would: they draw less power, and the clock rises); real indices do, see `indices`."""
+    """The inputs of a kernel: q [B,Hq,Q,D] and k, v [B,Hkv,K,D] from a normal distribution.
+
+    Their values don't change which work is done, so not the time either (zeros would: they draw less power, and the clock
+    rises); real indices do, see `indices`.
+    """
 
     phase: str
     q: Tensor
@@ -28,7 +31,7 @@ class Work:
 
     @staticmethod
     def draw(phase: str, shape: Shape, batch: int, length: int, *, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
-        """Prefill: Q = K = length; decode: Q = 1."""
+        """Draw the tensors; the same for the same seed. K is the length, Q too at prefill and 1 at decode."""
         generator = torch.Generator(device).manual_seed(seed)
 
         def normal(heads: int, tokens: int) -> Tensor:
@@ -39,37 +42,40 @@ class Work:
         return Work(phase, q, normal(shape.kv_heads, length), normal(shape.kv_heads, length), shape.head_dim**-0.5)
 
     def dense(self, kernel: str) -> Callable[[], Tensor]:
-        """A call of dense attention. Raises ValueError where the kernel can't run here."""
+        """Return a call of dense attention. Raises ValueError where the kernel can't run on the device."""
         q, k, v = self.q, self.k, self.v
         resolve_dense(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1])
         return lambda: dense_attention(q, k, v, scale=self.scale, kernel=kernel)
 
     def sparse(self, kernel: str, index: BlockIndex) -> Callable[[], Tensor]:
-        """A call of attention over the blocks of an index."""
+        """Return a call of attention over the blocks of an index."""
         run = block_sparse_attention if self.phase == "prefill" else sparse_decode
         return lambda: run(self.q, self.k, self.v, index, scale=self.scale, kernel=kernel)
 
     def ran(self, kernel: str, index: BlockIndex) -> BlockIndex:
-        """The index that the kernel attends to when it is given `index`: another one where it merges blocks."""
+        """Return the index that the kernel attends to when it is given `index`: another one where it merges blocks."""
         return as_run(index, kernel) if self.phase == "prefill" else index
 
     def flop(self, index: BlockIndex | None) -> float:
-        """FLOP of the attention, two products of 2·D a query-key pair: of every causal pair, or of the kept blocks, which
-        count whole on the diagonal too (as harness.measure.latency.attention counts them)."""
+        """Return the FLOP of the attention, two products of 2·D a query-key pair: of every causal pair, or of the kept blocks,
+        which count whole on the diagonal too (as harness.measure.latency.attention counts them)."""
         batch, heads, tokens, dim = self.q.shape
         if index is None:
             offset = self.k.shape[2] - tokens
             return 4.0 * dim * batch * heads * (tokens * offset + tokens * (tokens + 1) / 2)
-        kept = float(index.counts.sum(dtype=torch.int64)) * (heads // index.counts.shape[1])
-        return 4.0 * dim * kept * min(index.q_block, tokens) * index.k_block
+        blocks = float(index.counts.sum(dtype=torch.int64)) * (heads // index.counts.shape[1])
+        return 4.0 * dim * blocks * min(index.q_block, tokens) * index.k_block
 
     def kv_bytes(self, index: BlockIndex | None) -> float | None:
-        """Bytes of keys and values that a decode step must read; None where heads of one KV head read different blocks."""
+        """Return the bytes of keys and values that a decode step must read.
+
+        None at prefill, and where heads of one KV head read different blocks.
+        """
         if self.phase == "prefill":
             return None
-        token = 2 * self.k.shape[3] * self.k.element_size()
+        token_bytes = 2 * self.k.shape[3] * self.k.element_size()
         if index is None:
-            return float(self.k[..., 0].numel() * token)
+            return float(self.k[..., 0].numel() * token_bytes)
         if index.counts.shape[1] != self.k.shape[1]:
             return None
-        return float(index.counts.sum(dtype=torch.int64)) * index.k_block * token
+        return float(index.counts.sum(dtype=torch.int64)) * index.k_block * token_bytes

@@ -1,4 +1,4 @@
-"""A method's selection on a shape without a model. Its weights are drawn at random: the time does not depend on them."""
+"""The selection of a method on a shape without a model. Weights are drawn at random: the time does not depend on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 import methods
 from harness.core.errors import UserError
 from harness.measure.kernel_speed.cases import Shape
-from harness.measure.kernel_speed.options import build
+from harness.measure.kernel_speed.options import build_with_standard_knobs
 from methods.gates.weights import gate_state
 from methods.parts.base import LayerInputs, Method
 
@@ -19,8 +19,8 @@ DRAWN = "weights drawn at random: time only"
 """What a row says of such a selection."""
 
 
-def draws(name: str) -> bool:
-    """Whether the method has weights that must be drawn here."""
+def draws_weights(name: str) -> bool:
+    """Return whether a method has weights, which must be drawn for its selection."""
     return methods.get(name).weights is not None
 
 
@@ -32,13 +32,13 @@ class PlainRope:
     base: float = 500_000.0
 
     def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions [P] int64 -> cos, sin [P,D] float32."""
+        """Return cos, sin [P,D] float32 of positions [P] int64."""
         cos, sin = self._waves(positions)
         return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
 
     @lru_cache(maxsize=2)  # noqa: B019  (no instance is kept alive that matters: it is two numbers)
     def table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos, sin [length,D/2] float32 of positions 0 to length - 1; kept, as those of a model are for all its layers."""
+        """Return cos, sin [length,D/2] float32 of positions 0 to length - 1; held for the next call, as a model's are."""
         with torch.inference_mode(False):
             return self._waves(torch.arange(length, device=device))
 
@@ -49,8 +49,8 @@ class PlainRope:
 
 
 def selector(name: str, block: int, sparsity: float, shared: bool, shape: Shape, *, seed: int, device: torch.device) -> Method:
-    """The method `name`, ready to select at layer 0 of the shape. Raises ValueError where it can't."""
-    method = build(name, block, sparsity, shared)
+    """Return the method `name`, ready to select at layer 0 of the shape. Raises ValueError where it can't."""
+    method = build_with_standard_knobs(name, block, sparsity, shared)
     if method.weights_name() is not None:
         if method.gate is None:
             raise UserError(f"method {name} needs weights that nothing here can draw: name another in job.selections")
@@ -61,6 +61,6 @@ def selector(name: str, block: int, sparsity: float, shared: bool, shape: Shape,
     return method.to(device)
 
 
-def layer_inputs(method: Method, q: Tensor, k: Tensor, scale: float) -> LayerInputs:
-    """What the method sees of q [B,Hq,Q,D] and k [B,Hkv,K,D]."""
+def plain_layer_inputs(method: Method, q: Tensor, k: Tensor, scale: float) -> LayerInputs:
+    """Return what the method sees of q [B,Hq,Q,D] and k [B,Hkv,K,D] as of layer 0, with a PlainRope where it needs one."""
     return LayerInputs(q=q, k=k, layer=0, scale=scale, rope=PlainRope(q.shape[-1]) if method.needs_rope else None)

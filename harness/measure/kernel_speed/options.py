@@ -1,4 +1,4 @@
-"""From the settings of job=kernel_speed to the grid of the study; a wrong name lists the right ones."""
+"""From the settings of job=kernel_speed to the grid of the study. A wrong name is an error that lists the right ones."""
 
 from __future__ import annotations
 
@@ -27,70 +27,66 @@ _T = TypeVar("_T")
 
 
 def grid(settings: Settings) -> Grid:
-    """The grid that the settings ask for. Raises UserError, one line, for what can't be meant."""
-    given = settings.options
-    phase, shape = str(given["phase"]), str(given["shape"])
+    """Return the grid that the settings ask for. Raises UserError, one line, for what can't be meant."""
+    options = settings.options
+    phase, shape = str(options["phase"]), str(options["shape"])
     _one_of("job.phase", phase, PHASES)
     _one_of("job.shape", shape, list(SHAPES))
-    made = Grid(
+    study_grid = Grid(
         phase=phase,
         shape=SHAPES[shape],
-        lengths=_list("lengths", given, lambda x: _whole(x, 16), "whole numbers of at least 16"),
-        batches=_list("batches", given, lambda x: _whole(x, 1), "whole numbers of at least 1"),
-        sparsities=_list("sparsities", given, _share, "shares in [0, 1), for example 0.9"),
-        blocks=_list("blocks", given, lambda x: _whole(x, 8), BLOCKS),
-        kernels=_sparse(settings, phase, SHAPES[shape]),
-        dense=_dense(settings, SHAPES[shape].head_dim),
-        indices=_indices(given, phase),
-        selections=_selections(given, phase),
+        lengths=_list("lengths", options, lambda x: _whole_number(x, 16), "whole numbers of at least 16"),
+        batches=_list("batches", options, lambda x: _whole_number(x, 1), "whole numbers of at least 1"),
+        sparsities=_list("sparsities", options, _share, "shares in [0, 1), for example 0.9"),
+        blocks=_list("blocks", options, lambda x: _whole_number(x, 8), BLOCKS),
+        kernels=_sparse_kernels(settings, phase, SHAPES[shape]),
+        dense=_dense_kernels(settings, SHAPES[shape].head_dim),
+        indices=_indices(options, phase),
+        selections=_selections(options, phase),
         block_map=_map_kernel(settings, phase),
         baseline=baseline_name(),
-        merges={name: each.merges for name, each in BACKENDS.items() if each.merges} if phase == "prefill" else {},
+        merges={name: backend.merges for name, backend in BACKENDS.items() if backend.merges} if phase == "prefill" else {},
     )
-    _buildable(made)
-    return made
+    _check_buildable(study_grid)
+    return study_grid
 
 
 def left_out(settings: Settings, grid: Grid) -> dict[str, str]:
-    """Why "auto" left sparse kernels out, by name."""
+    """Return why "auto" left sparse kernels out of a grid, by name."""
     if settings.options["kernels"] != "auto":
         return {}
-    known = _known(grid.phase)
-    return {
-        name: _refusal(settings, grid.phase, name, grid.shape) or "made for the CPU"
-        for name in known
-        if name not in grid.kernels
-    }
+    missing = [name for name in _known_kernels(grid.phase) if name not in grid.kernels]
+    return {name: _refusal(settings, grid.phase, name, grid.shape) or "made for the CPU" for name in missing}
 
 
-def _known(phase: str) -> Sequence[str]:
+def _known_kernels(phase: str) -> Sequence[str]:
     return block_sparse.KERNELS if phase == "prefill" else decode.KERNELS
 
 
-def _sparse(settings: Settings, phase: str, shape: Shape) -> tuple[str, ...]:
-    known = _known(phase)
+def _sparse_kernels(settings: Settings, phase: str, shape: Shape) -> tuple[str, ...]:
+    known = _known_kernels(phase)
     if settings.options["kernels"] != "auto":
         return _names("kernels", settings.options, known)
     slow = SLOW_ON_GPU if settings.device.type == "cuda" else ()
-    found = [name for name in known if name not in slow and _refusal(settings, phase, name, shape) is None]
-    if not found:
+    kernels = [name for name in known if name not in slow and _refusal(settings, phase, name, shape) is None]
+    if not kernels:
         raise UserError(f"job.kernels=auto: no sparse kernel runs on {settings.device} with {settings.dtype}; name one")
-    return tuple(found)
+    return tuple(kernels)
 
 
 def _refusal(settings: Settings, phase: str, kernel: str, shape: Shape) -> str | None:
-    """None where the kernel runs in one of the block sizes, with heads that share an index or without; else why not."""
+    """Return why a kernel runs in none of the block sizes, with heads that share an index or without; None where it does."""
     if kernel == "triton" and settings.device.type != "cuda":
         return "it needs a CUDA device"  # its interpreter would run, and its time would mean nothing
-    where: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "head_dim": shape.head_dim}
+    site: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "head_dim": shape.head_dim}
     reason = None
-    for block in _list("blocks", settings.options, lambda x: _whole(x, 8), BLOCKS):
+    for block in _list("blocks", settings.options, lambda x: _whole_number(x, 8), BLOCKS):
         for group in (1, shape.heads // shape.kv_heads):
             try:
                 if phase == "prefill":
-                    block_sparse.resolve_kernel(kernel, **where, q_block=block, k_block=block, shared=group)
+                    block_sparse.resolve_kernel(kernel, **site, q_block=block, k_block=block, shared=group)
                 else:
-                    decode.resolve_decode(kernel, **where, k_block=block, rows=group)
+                    decode.resolve_decode(kernel, **site, k_block=block, rows=group)
             except ValueError as error:
                 reason = str(error)
             else:
@@ -98,29 +94,29 @@ def _refusal(settings: Settings, phase: str, kernel: str, shape: Shape) -> str |
     return reason
 
 
-def _dense(settings: Settings, head_dim: int) -> tuple[str, ...]:
+def _dense_kernels(settings: Settings, head_dim: int) -> tuple[str, ...]:
     if settings.options["dense_kernels"] != "auto":
         return _names("dense_kernels", settings.options, dense.KERNELS)
-    found = dense.available_dense(device=settings.device, dtype=settings.dtype, head_dim=head_dim)
-    return tuple(name for name in found if name not in SLOW_DENSE)
+    available = dense.available_dense(device=settings.device, dtype=settings.dtype, head_dim=head_dim)
+    return tuple(name for name in available if name not in SLOW_DENSE)
 
 
-def _indices(given: dict[str, Any], phase: str) -> tuple[str, ...]:
-    sparse = [name for name in _selecting() if not methods.get(name).columns]  # the kernels here take blocks alone
+def _indices(options: dict[str, Any], phase: str) -> tuple[str, ...]:
+    sparse = [name for name in _selecting() if not methods.get(name).columns]  # the kernels of this study take blocks alone
     sources = [UNIFORM, *sparse] if phase == "prefill" else [UNIFORM]
-    return _names("indices", given, [f"{name}{ending}" for name in sources for ending in ("", SHARED)])
+    return _names("indices", options, [f"{name}{ending}" for name in sources for ending in ("", SHARED)])
 
 
-def _selections(given: dict[str, Any], phase: str) -> tuple[str, ...]:
+def _selections(options: dict[str, Any], phase: str) -> tuple[str, ...]:
     if phase == "decode":  # a decode step selects among keys pooled before it: that is another measurement
         return ()
-    return _names("selections", given, _selecting())
+    return _names("selections", options, _selecting())
 
 
 def _selecting() -> list[str]:
-    """Methods that select something before attention."""
-    every = [(name, methods.get(name)) for name in methods.names()]
-    return [name for name, cls in every if cls.family != "none" and not cls.in_kernel]
+    """Return the methods that select something before attention."""
+    classes = [(name, methods.get(name)) for name in methods.names()]
+    return [name for name, cls in classes if cls.family != "none" and not cls.in_kernel]
 
 
 def _map_kernel(settings: Settings, phase: str) -> str | None:
@@ -133,49 +129,56 @@ def _map_kernel(settings: Settings, phase: str) -> str | None:
     return str(name)
 
 
-def _buildable(grid: Grid) -> None:
-    """Build every method once in every setting, so that bad input stops here and not in the middle of the study."""
+def _check_buildable(grid: Grid) -> None:
+    """Build every method once in every setting, so that bad input stops before the study and not in its middle. Raises
+    UserError."""
     kinds = [kind for kind in grid.indices if kind.removesuffix(SHARED) != UNIFORM]
-    ways = {kind.endswith(SHARED) for kind in grid.indices}
-    wanted = {(kind.removesuffix(SHARED), kind.endswith(SHARED)) for kind in kinds}
-    wanted |= {(name, shared) for name in grid.selections for shared in ways}
+    sharing = {kind.endswith(SHARED) for kind in grid.indices}
+    variants = {(kind.removesuffix(SHARED), kind.endswith(SHARED)) for kind in kinds}
+    variants |= {(name, shared) for name in grid.selections for shared in sharing}
     try:
-        for name, shared in sorted(wanted):
+        for name, shared in sorted(variants):
             for block in grid.blocks:
                 for sparsity in grid.sparsities:
-                    build(name, block, sparsity, shared)
+                    build_with_standard_knobs(name, block, sparsity, shared)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def build(name: str, block: int, sparsity: float, shared: bool) -> Method:
-    """A method with its standard knobs. Raises ValueError for what it can't do, sharing an index among heads say."""
+def build_with_standard_knobs(name: str, block: int, sparsity: float, shared: bool) -> Method:
+    """Build a method with its standard knobs. Raises ValueError for what it can't do, sharing an index among heads say."""
     return methods.build(name, block_size=block, sparsity=sparsity, **({"shared": True} if shared else {}))
 
 
-def _names(name: str, given: dict[str, Any], known: Sequence[str]) -> tuple[str, ...]:
-    found = _list(name, given, str, "names")
-    for each in found:
-        _one_of(f"job.{name}", each, known)
-    return found
+def _names(option: str, options: dict[str, Any], known: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that an option lists. Raises UserError for one that is not known."""
+    names = _list(option, options, str, "names")
+    for name in names:
+        _one_of(f"job.{option}", name, known)
+    return names
 
 
 def _one_of(setting: str, value: str, known: Sequence[str]) -> None:
+    """Raise UserError for a value that is not known."""
     if value not in known:
         raise UserError(f"{setting}: {value} is not known; choose from: {', '.join(known)}")
 
 
-def _list(name: str, given: dict[str, Any], read: Callable[[Any], _T | None], what: str) -> tuple[_T, ...]:
-    """A setting that is a list, or one value instead of it; each value once, in their order."""
-    raw = given[name]
-    values = [read(x) for x in raw] if isinstance(raw, list) else [read(raw)]
-    kept = [value for value in values if value is not None]
-    if not kept or len(kept) < len(values):
-        raise UserError(f"job.{name}={raw}: must be one or more {what}, as job.{name}=[…]")
-    return tuple(dict.fromkeys(kept))
+def _list(option: str, options: dict[str, Any], read: Callable[[Any], _T | None], kind: str) -> tuple[_T, ...]:
+    """Return the values of an option that is a list, or one value instead of it; each value once, in their order.
+
+    read: returns the value of an entry, None for a wrong one. Raises UserError, naming the `kind` of value, for a wrong entry
+    or none.
+    """
+    raw = options[option]
+    read_values = [read(entry) for entry in raw] if isinstance(raw, list) else [read(raw)]
+    values = [value for value in read_values if value is not None]
+    if not values or len(values) < len(read_values):
+        raise UserError(f"job.{option}={raw}: must be one or more {kind}, as job.{option}=[…]")
+    return tuple(dict.fromkeys(values))
 
 
-def _whole(value: Any, low: int) -> int | None:
+def _whole_number(value: Any, low: int) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= low else None
 
 
@@ -185,5 +188,5 @@ def _share(value: Any) -> float | None:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """ "bfloat16" for torch.bfloat16."""
+    """Return the name of a dtype, "bfloat16" for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")

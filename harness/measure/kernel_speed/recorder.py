@@ -12,7 +12,7 @@ from rich.console import Console
 from harness.core.settings import Settings
 from harness.measure.kernel_speed.cases import SPARSE, Case, Grid
 from harness.measure.kernel_speed.indices import of_model
-from harness.measure.kernel_speed.method_selection import DRAWN, draws
+from harness.measure.kernel_speed.method_selection import DRAWN, draws_weights
 from harness.measure.kernel_speed.options import dtype_name
 from harness.measure.kernel_speed.timing import Result
 from harness.study.identity import digest
@@ -78,7 +78,7 @@ class Recorder:
 
     def _record(self, case: Case, result: Result, status: str, fastest: tuple[float, str] | None) -> KernelRecord:
         about = dict(self.about) if _of_model(case) else {}
-        if case.selection and draws(case.selection):
+        if case.selection and draws_weights(case.selection):
             about["selection"] = DRAWN
         return KernelRecord(
             case=self.id(case),

@@ -23,7 +23,7 @@ from harness.measure.kernel_speed import timing
 from harness.measure.kernel_speed.cases import BLOCK_MAP, FULL, SELECTION, SPARSE, Case
 from harness.measure.kernel_speed.indices import ModelIndices, Wish, of_model, random_index
 from harness.measure.kernel_speed.inputs import Work
-from harness.measure.kernel_speed.method_selection import layer_inputs, selector
+from harness.measure.kernel_speed.method_selection import plain_layer_inputs, selector
 from harness.measure.kernel_speed.options import grid, left_out
 from harness.measure.kernel_speed.recorder import Recorder, title
 from harness.measure.kernel_speed.timing import Result, Timer
@@ -145,7 +145,7 @@ class Study:
         if key not in self._selectors:
             self._selectors[key] = selector(*key, self.grid.shape, seed=self.settings.seed, device=self.settings.device)
         method = self._selectors[key]
-        inputs = layer_inputs(method, work.q, work.k, work.scale)
+        inputs = plain_layer_inputs(method, work.q, work.k, work.scale)
 
         def select() -> SparseIndex:
             index = method.select(inputs)

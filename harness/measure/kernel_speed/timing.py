@@ -1,4 +1,4 @@
-"""Timing the cases of one turn: a trial of each, a check of what it returns, then all in turns."""
+"""Time the cases of one turn: try each, check what it returns, then call all in turns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ TIMES_OF_ONE = "total"
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one case; see `harness.study.schema.KernelRecord`. A reason: it failed, or must be held back (`wrong`)."""
+    """The outcome of one case; its fields are those of `harness.study.schema.KernelRecord`. reason: why it failed, or must be
+    held back (`wrong`)."""
 
     times: Mapping[str, Times] = field(default_factory=dict)
     density: float | None = None
@@ -64,22 +65,22 @@ class Timer:
 
     @property
     def timing(self) -> str:
-        """How calls are timed, as a record names it."""
+        """Return how calls are timed, as a record names it."""
         return "graph" if self.graphs and self.device.type == "cuda" else "events"
 
     def ready(self, function: Callable[[], Any]) -> Callable[[], Any]:
-        """The function as it is timed; raises what its first call raises."""
+        """Return the function as it is timed. Raises what its first call raises."""
         return captured(function, self.device) if self.graphs else function
 
     def turns(self, functions: Mapping[str, Callable[[], Any]]) -> dict[str, Times]:
-        """See `take_turns`."""
+        """Time the functions in turns (`take_turns`), each FEWEST times at least."""
         return take_turns(
             functions, self.device, repeats=self.repeats, max_seconds=self.seconds, at_least=FEWEST, warm=not self.graphs
         )
 
 
 def failed(error: Exception, device: torch.device) -> Result:
-    """The result of a case that raised. Gives memory back, and raises what the device raises where it is lost for good."""
+    """Return the result of a case that raised, and give memory back. Raises what the device raises where it is lost."""
     reason, final = one_line(error).removeprefix("ValueError: "), isinstance(error, REFUSALS)
     error.__traceback__ = None  # its frames hold the tensors that were too many
     gc.collect()
@@ -90,16 +91,16 @@ def failed(error: Exception, device: torch.device) -> Result:
 
 
 def time_dense(cases: list[Case], work: Work, timer: Timer) -> dict[Case, Result]:
-    """Every dense kernel, checked against exact attention over all blocks."""
+    """Time every dense kernel, each checked against exact attention over all blocks."""
     q_len, k_len = work.q.shape[2], work.k.shape[2]
-    every = BlockIndex.full(
+    all_blocks = BlockIndex.full(
         work.q.shape[0], 1, q_block=min(128, q_len), k_block=128, q_len=q_len, k_len=k_len, device=timer.device
     )
     results, functions = {}, {}
     for case in cases:
         try:
             call = work.dense(case.kernel)
-            result = _checked(work, every, call)
+            result = _checked(work, all_blocks, call)
             result = replace(result, peak_mib=extra_mib(call, timer.device), density=1.0, flop=work.flop(None))
             functions[case.kernel] = timer.ready(call)
             results[case] = replace(result, kv_bytes=work.kv_bytes(None), timing=timer.timing)
@@ -112,7 +113,7 @@ def time_dense(cases: list[Case], work: Work, timer: Timer) -> dict[Case, Result
 def time_sparse(
     cases: list[Case], work: Work, index: BlockIndex, select: Callable[[], Any] | None, timer: Timer
 ) -> dict[Case, Result]:
-    """Every sparse kernel over one index: alone, and with a selection before it (None: there is none, as at decode).
+    """Time every sparse kernel over one index: alone, and with a selection before it (None: without one, as at decode).
 
     The selection runs on random activations, so what it selects is thrown away and the given index is attended to: the same
     work as in a model, on an index that is known.
@@ -125,8 +126,8 @@ def time_sparse(
             select()  # compiles
             functions["selection"] = select
         except Exception as error:  # the attention alone is still worth knowing
-            why = failed(error, timer.device)
-            unselected = replace(why, reason=f"no total, the selection failed: {why.reason}")
+            failure = failed(error, timer.device)
+            unselected = replace(failure, reason=f"no total, the selection failed: {failure.reason}")
     for case in cases:
         try:
             call = work.sparse(case.kernel, index)
@@ -134,10 +135,10 @@ def time_sparse(
             result = _checked(work, ran, call)
             total = call if select is None or unselected.reason else partial(_both, select, call)
             peak = extra_mib(total, timer.device)
-            mine = {f"attention {case.kernel}": timer.ready(call)}
+            calls = {f"attention {case.kernel}": timer.ready(call)}
             if total is not call:
-                mine[f"total {case.kernel}"] = timer.ready(total)
-            functions |= mine
+                calls[f"total {case.kernel}"] = timer.ready(total)
+            functions |= calls
             result = replace(
                 result,
                 density=float(ran.density().mean()),
@@ -166,7 +167,7 @@ def time_sparse(
 
 
 def time_calls(functions: Mapping[Case, Callable[[], Any]], timer: Timer) -> dict[Case, Result]:
-    """Calls that are no attention: selections and block maps."""
+    """Time calls that are no attention: selections and block maps."""
     results, running = {}, {}
     for case, call in functions.items():
         try:
@@ -187,7 +188,7 @@ def _both(select: Callable[[], Any], attend: Callable[[], Any]) -> None:
 
 
 def _checked(work: Work, index: BlockIndex, call: Callable[[], Any]) -> Result:
-    """The first call: it compiles, and its result is held against exact attention."""
+    """Make the first call, which compiles, and return how far its output is from exact attention."""
     torch.full_like(work.q, float("nan"))  # freed at once: an output that isn't written holds NaN, not the last kernel's answer
     error = relative_error(work.q, work.k, work.v, index, call(), scale=work.scale)
     limit = TOLERANCE[work.q.dtype]

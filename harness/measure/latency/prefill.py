@@ -45,6 +45,7 @@ def time_prefill(
     """Time the prefill of one prompt with a method (None: dense), in turns with dense attention.
 
     Runs `repeats` times or as often as max_seconds allow, at least once; on a GPU two more runs warm up before.
+    Raises UserError for no repeats or no prompt.
     """
     if repeats < 1 or not prompt_ids:
         raise UserError(f"repeats={repeats}, prompt of {len(prompt_ids)} tokens: both must be at least 1")
@@ -65,13 +66,15 @@ def time_prefill(
             bridge.method = method
             prefill()
 
-        functions = {"mine": sparse} if method is None else {"full": dense, "mine": sparse}
+        functions = {"method": sparse} if method is None else {"baseline": dense, "method": sparse}
         times = take_turns(functions, device, repeats=repeats, max_seconds=max_seconds, head_start=False)
-    mine = times["mine"]
-    return PrefillTiming(mine.median, mine.low, mine.high, peak, mine.repeats, times.get("full", mine).median)
+    ttft = times["method"]
+    return PrefillTiming(ttft.median, ttft.low, ttft.high, peak, ttft.repeats, times.get("baseline", ttft).median)
 
 
 def _peak_mib(function: Callable[[], None], device: torch.device) -> float | None:
+    """Return the most MiB of GPU memory allocated during one call, what was allocated before it included; None on a CPU, where
+    nothing is called."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)

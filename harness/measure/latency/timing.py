@@ -41,7 +41,7 @@ class Times:
 
     @staticmethod
     def of(samples: list[float]) -> Times:
-        """From the samples of one function, at least one."""
+        """Summarise the samples of one function, at least one."""
         ordered = sorted(samples)
         last = len(ordered) - 1
         return Times(median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered))
@@ -95,7 +95,8 @@ def take_turns(
 
 
 def extra_mib(function: Callable[[], Any], device: torch.device) -> float | None:
-    """MiB of GPU memory that one call needs beyond what is allocated before it; None on a CPU, which keeps no count."""
+    """Call a function and return the MiB of GPU memory that it needs beyond what is allocated before; None on a CPU, which
+    keeps no count."""
     if device.type != "cuda":
         function()
         return None

@@ -32,11 +32,11 @@ def draw_layer(layer: LayerMaps, method: str, note: str, path: Path) -> Path:
         figure = style.new_figure(width, height)
         grid = figure.subplots(len(rows), len(layer.heads), squeeze=False, sharex=True, sharey=True)
         for panels, (label, part) in zip(grid, rows, strict=True):
-            norm = PowerNorm(0.5, 0, 1) if part == "kept" else LogNorm(FAINTEST, 1)
+            norm = PowerNorm(0.5, 0, 1) if part == "attended" else LogNorm(FAINTEST, 1)
             for axes, head in zip(panels, layer.heads, strict=True):
-                colours = "Greys" if part == "kept" else "inferno"
+                colours = "Greys" if part == "attended" else "inferno"
                 image = _draw_map(axes, getattr(head, part), layer.cells[part], layer.tokens, norm, colours)
-                if part == "kept":
+                if part == "attended":
                     axes.set_title(f"{head.density:.0%} of the blocks,\n{head.mass:.1%} of the attention", fontsize=8.5)
             panels[0].set_ylabel(label, fontsize=9)
             bar = figure.colorbar(image, ax=list(panels), fraction=0.04, pad=0.01, aspect=22)
@@ -60,7 +60,7 @@ def _rows(layer: LayerMaps) -> list[tuple[str, str]]:
     ]
     if all(head.expected is not None for head in layer.heads):
         rows.append(("what the method expects\nrows sum to 1", "expected"))
-    return [*rows, ("kept\nshare of the keys", "kept")]
+    return [*rows, ("kept\nshare of the keys", "attended")]
 
 
 def _draw_map(

@@ -15,7 +15,8 @@ from rich.console import Console
 from torch import Tensor
 
 from harness.arms import gate_files
-from harness.arms.build import full_decode, released_id
+from harness.arms.build import decodes_densely
+from harness.arms.weights import released_id
 from harness.core.errors import UserError
 from harness.core.files import write_atomically
 from harness.core.settings import Settings, read_settings
@@ -51,7 +52,7 @@ def to_harness(source: Path, spec: GateSpec, out: Path, *, overwrite: bool = Fal
     """
     from safetensors.torch import save
 
-    state, config = _read_all(source, spec), gate_files.config(source)
+    state, config = _read_all(source, spec), gate_files.read_config(source)
     settings = {key: value for key, value in config.items() if key.startswith("seerattn_")}
     block_size = release_format.block_size_of(config)
     recipe = {
@@ -93,7 +94,9 @@ def _source(settings: Settings, spec: GateSpec, to: str) -> Path:
     option = settings.options["source"]
     name = release_format.FILE if to == "harness" else spec.file_name
     if option is None:
-        hub_id = released_id(settings, "method" if full_decode(settings) else "decode") if to == "harness" else None
+        hub_id = (
+            released_id(settings.model, "method" if decodes_densely(settings.decode) else "decode") if to == "harness" else None
+        )
         if hub_id is None:
             raise UserError(f"job.source has no value: give the file, or the folder of {name}")
         return gate_files.download(hub_id)

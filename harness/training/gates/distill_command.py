@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from harness.arms.build import weights_folder
+from harness.arms.weights import weights_folder
 from harness.core.errors import UserError
 from harness.core.files import writable_folder
 from harness.core.settings import Settings, read_settings
@@ -172,7 +172,7 @@ def _report(distilled: Distilled, settings: Settings, loaded: LoadedModel, spec:
     console.print(f"{distilled.parameters:,} gate parameters, {distilled.seconds:.0f} s", highlight=False)
     recall_tables.show(distilled.recall, console)
     console.print(f"wrote {distilled.path}", highlight=False)
-    if distilled.path.parent != weights_folder(settings, loaded):
+    if distilled.path.parent != weights_folder(settings.model, loaded):
         console.print(f"to use them: model.gates={distilled.path.parent}", highlight=False)
 
 
@@ -184,7 +184,7 @@ def _out(folder: Any, spec: GateSpec, settings: Settings, loaded: LoadedModel, *
     if folder:
         out = Path(folder).expanduser()
     else:
-        out = OWN_BUNDLED if str(settings.model["path"]) == "bundled" else weights_folder(settings, loaded)
+        out = OWN_BUNDLED if str(settings.model["path"]) == "bundled" else weights_folder(settings.model, loaded)
     path = out / spec.file_name
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import methods
-from harness.arms.build import build_decoding, full_decode
+from harness.arms.build import build_decode_method, decodes_densely
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from methods import decode
@@ -46,8 +46,8 @@ def gate_spec(settings: Settings) -> GateSpec:
     Raises UserError where the method has none.
     """
     try:
-        if not full_decode(settings):
-            decoding = build_decoding(settings)
+        if not decodes_densely(settings.decode):
+            decoding = build_decode_method(settings)
             return GateSpec(*_gates("decode method", decoding, decode), decoding.block_size)
         kind, file = _gates("method", methods.get(settings.method), methods)
         file = with_training_name(file, settings.method_knobs.get("gates"))

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from harness.arms import gate_files
-from harness.arms.build import full_decode, released_id, weights_folder
-from harness.arms.head_files import model_overrides
+from harness.arms.build import decodes_densely
+from harness.arms.weights import model_overrides, released_id, weights_folder
 from harness.core.errors import UserError
 from harness.core.settings import read_settings
 from harness.measure.sweep import load_model_of
@@ -34,16 +34,16 @@ def main(cfg: DictConfig) -> Path:
     loaded = load_model_of(settings)
     if max(lengths) > loaded.max_length:
         raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
-    group = "method" if full_decode(settings) else "decode"
-    folder, name = weights_folder(settings, loaded), spec.file_name
+    group = "method" if decodes_densely(settings.decode) else "decode"
+    folder, name = weights_folder(settings.model, loaded), spec.file_name
     training = settings.method_knobs.get("gates") if group == "method" else None
-    path = gate_files.find(folder, name, spec.kind, released_id(settings, group), training=training)
+    path = gate_files.find(folder, name, spec.kind, released_id(settings.model, group), training=training)
     if path is None:
         raise UserError(
             f"no gates to measure: {folder / name} is missing; name the folder that has them (model.gates=FOLDER), or train "
-            f"them with `python -m harness job=distill {model_overrides(settings)}…`"
+            f"them with `python -m harness job=distill {model_overrides(settings.model)}…`"
         )
-    state = gate_files.fit(gate_files.read(path, spec.kind, block_size=spec.block_size), path, loaded, min(lengths))
+    state = gate_files.for_all_layers(gate_files.read(path, spec.kind, block_size=spec.block_size), path, loaded, min(lengths))
     gates = new_gates(loaded, spec.kind, block_size=spec.block_size, **spec.options)
     try:
         fill_gates(gates, state, f"the model has {loaded.layers} layers, {loaded.heads} heads of {loaded.head_dim} elements")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import methods
 from harness.arms import gate_files
+from harness.arms.build import build_arms
 from harness.core.errors import UserError
-from harness.models.bridge import Bridge
-from harness.models.loading import LoadedModel, wrap_model
+from harness.models.loading import LoadedModel, ModelConfig, load_model, wrap_model
+from harness.models.observe import dense_prefill
 from harness.models.rope import ModelRope
 from harness.study.provenance import file_hash
 from methods.gates.attn_gate import AttnGate
 from methods.gates.decode_gate import DecodeGate, load_decode_gates
 from methods.parts.base import LayerInputs
+from tests.harness.settings import composed
 from tests.harness.tiny import VOCAB, load, tokens
 
 Command = Callable[..., int]
@@ -92,13 +95,13 @@ def decode_formula(q: Tensor, k: Tensor, weight: dict[str, Tensor], frequencies:
 
 def seen(loaded: LoadedModel, projections: dict[str, str]) -> tuple[dict[str, Tensor], list[LayerInputs]]:
     """Of layer 1: outputs of the modules named, [H,S,D] float64, and what a method sees of both layers."""
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     inputs: list[LayerInputs] = []
     attention = loaded.model.model.layers[1].self_attn
 
     def keep(name: str, out: Tensor) -> None:
         out = out if out.ndim == 4 else out.unflatten(-1, (-1, loaded.head_dim))
-        found[name] = out[0].transpose(0, 1).double() if out.shape[1] == LENGTH else out[0].double()
+        outputs[name] = out[0].transpose(0, 1).double() if out.shape[1] == LENGTH else out[0].double()
 
     hooks = [
         getattr(attention, module).register_forward_hook(lambda _m, _i, out, name=name: keep(name, out))
@@ -108,11 +111,10 @@ def seen(loaded: LoadedModel, projections: dict[str, str]) -> tuple[dict[str, Te
     def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
         inputs.append(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=ModelRope(loaded.model, layer)))
 
-    with torch.inference_mode(), Bridge(loaded, None, observer=observe):
-        loaded.model(input_ids=tokens(1, LENGTH), use_cache=False)
+    dense_prefill(loaded, [tokens(LENGTH).tolist()], observe)
     for hook in hooks:
         hook.remove()
-    return found, inputs
+    return outputs, inputs
 
 
 def test_a_released_prefill_gate_computes_its_formula(tmp_path: Path) -> None:
@@ -142,12 +144,12 @@ def test_a_released_prefill_gate_computes_its_formula(tmp_path: Path) -> None:
     method = methods.build("seer", sparsity=0.5, block_size=BLOCK)
     shape = {"layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 16}
     method.load(gate_files.read(tmp_path / "attn_gate_weights.pth", AttnGate, block_size=BLOCK), **shape)
-    found, inputs = seen(loaded, {"q": "q_proj", "k": "k_proj"})
+    outputs, inputs = seen(loaded, {"q": "q_proj", "k": "k_proj"})
     weight = state[GATE.format(1, "mask_linear_k")].double()
-    wanted = prefill_formula(found["q"], found["k"], weight, loaded.model.model.rotary_emb.inv_freq)
+    expected = prefill_formula(outputs["q"], outputs["k"], weight, loaded.model.model.rotary_emb.inv_freq)
     scores = method.scores(inputs[1])
     assert scores is not None
-    torch.testing.assert_close(scores[0].double(), wanted, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(scores[0].double(), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_a_released_decode_gate_computes_its_formula(tmp_path: Path) -> None:
@@ -161,14 +163,14 @@ def test_a_released_decode_gate_computes_its_formula(tmp_path: Path) -> None:
     state = write(tmp_path, shapes, seerattn_q_head_pooling_type="Qproj")
     names = gate_files.read(tmp_path / "attn_gate_weights.pth", DecodeGate, block_size=BLOCK)
     gate = load_decode_gates(names, layers=2, heads=4, kv_heads=2, head_dim=32, block_size=BLOCK)[1]
-    found, inputs = seen(loaded, {"q": "q_norm", "k": "k_norm"})
+    outputs, inputs = seen(loaded, {"q": "q_norm", "k": "k_norm"})
     weight = {name: state[GATE.format(1, name)].double() for name in shapes}
-    wanted = decode_formula(found["q"][:, -1], found["k"], weight, loaded.model.model.rotary_emb.inv_freq)
+    expected = decode_formula(outputs["q"][:, -1], outputs["k"], weight, loaded.model.model.rotary_emb.inv_freq)
     x = inputs[1]
     assert x.rope is not None
     logits = gate(x.q, x.k, x.rope)[0, :, -1]
-    torch.testing.assert_close(logits[:, : wanted.shape[1]].double(), wanted, atol=1e-3, rtol=1e-3)
-    assert bool((logits[:, wanted.shape[1] :] == -torch.inf).all())
+    torch.testing.assert_close(logits[:, : expected.shape[1]].double(), expected, atol=1e-3, rtol=1e-3)
+    assert bool((logits[:, expected.shape[1] :] == -torch.inf).all())
 
 
 # -- from the command line -------------------------------------------------------------------------------------------
@@ -181,7 +183,14 @@ DECODE = {
     "attngate_qnorm": (16,),
     "attngate_knorm": (16,),
 }
-SEER = ("method=seer", "block_size=16", "samples=1")
+
+
+@pytest.fixture(scope="module")
+def toy_model(toy_folder: Path) -> LoadedModel:
+    return load_model(ModelConfig(name="toy", path=str(toy_folder), dtype=torch.float32, device="cpu"))
+
+
+SEER = ("method=seer", "block_size=16", "samples=1", "length=512", "checks=false", "report=false")
 
 
 def test_a_release_in_a_folder_runs(command: Command, toy: list[str], tmp_path: Path) -> None:
@@ -224,7 +233,7 @@ def test_without_network_the_hub_says_so(command: Command, toy: list[str], capsy
 
 
 @pytest.mark.parametrize(
-    ("shapes", "settings", "message"),
+    ("shapes", "config", "message"),
     [
         (PREFILL, {"seerattn_gate_block_size": 64}, "for blocks of 64 tokens, not 16"),
         (PREFILL, {"seerattn_gate_type": "Qmax_Kmax"}, "seerattn_gate_type=Qmax_Kmax"),
@@ -232,19 +241,13 @@ def test_without_network_the_hub_says_so(command: Command, toy: list[str], capsy
         ({"mask_linear_k": (2, 48, 16)}, {}, "layers.0.gate.k has shape [2, 48, 16], not [4, 48, 16]"),
     ],
 )
-def test_a_release_that_does_not_fit(
-    command: Command,
-    toy: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    shapes: Any,
-    settings: Any,
-    message: str,
-) -> None:
-    write(tmp_path, shapes, **settings)
-    assert command(*toy, *SEER, f"model.gates={tmp_path}") == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
+def test_a_release_that_does_not_fit(toy_model: LoadedModel, tmp_path: Path, shapes: Any, config: Any, message: str) -> None:
+    write(tmp_path, shapes, **config)
+    model = {"name": "toy", "path": str(toy_model.path), "gates": str(tmp_path)}
+    settings = replace(composed("device=cpu", "method=seer", "block_size=16", "sparsity=0.5", "length=512"), model=model)
+    with pytest.raises(UserError) as caught:
+        build_arms(settings, toy_model)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04broken"])
@@ -275,30 +278,45 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("shapes", "what", "file"),
-    [(PREFILL, ["method=seer"], "gates-16"), (DECODE, ["decode=seer_r", "decode.block_size=16"], "decode-gates-16")],
+    ("shapes", "arguments", "file"),
+    [
+        (PREFILL, ["method=seer"], "gates-16"),
+        (DECODE, ["decode=seer_r", "decode.block_size=16", "method=block_topk"], "decode-gates-16"),
+    ],
 )
 def test_converted_there_and_back(
-    command: Command, toy: list[str], tmp_path: Path, shapes: Any, what: list[str], file: str
+    command: Command,
+    toy: list[str],
+    toy_model: LoadedModel,
+    tmp_path: Path,
+    shapes: Any,
+    arguments: list[str],
+    file: str,
 ) -> None:
     state = write(tmp_path / "a", shapes, base_model="owner/model")
-    job = [*toy, *what, "block_size=16", "job=convert_gates"]
+    job = [*toy, *arguments, "block_size=16", "job=convert_gates"]
     assert command(*job, f"job.source={tmp_path / 'a'}", "job.out=b") == 0
-    made = tmp_path / "b" / f"{file}.safetensors"
-    ours = load_file(str(made))
-    assert len(ours) == len(state) and {w.dtype for w in ours.values()} == {torch.bfloat16}
-    with safe_open(str(made), framework="pt") as opened:
+    converted = tmp_path / "b" / f"{file}.safetensors"
+    weights = load_file(str(converted))
+    assert len(weights) == len(state) and {w.dtype for w in weights.values()} == {torch.bfloat16}
+    with safe_open(str(converted), framework="pt") as opened:
         recorded = {key: json.loads(value) for key, value in opened.metadata().items()}
     assert (recorded["block_size"], recorded["model"]) == (16, "owner/model")
     assert command(*job, "job.source=b", "job.out=c", "job.to=release") == 0
     back = torch.load(tmp_path / "c" / "attn_gate_weights.pth", weights_only=True)
     assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
-    settings = json.loads((tmp_path / "c" / "config.json").read_text())
-    assert (settings["seerattn_gate_block_size"], settings["seerattn_gate_hidden_size"]) == (16, 16)
-    assert settings.get("seerattn_use_qk_norm") is (True if shapes is DECODE else None)  # the original's default: without
-    assert {path.stat().st_mode & 0o044 for path in (made, *(tmp_path / "c").iterdir())} == {0o044}
-    assert command(*toy, *what, "block_size=16", "samples=1", "model.gates=b") == 0
-    assert command(*toy, *what, "block_size=16", "samples=1", "model.gates=c") == 0
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert (config["seerattn_gate_block_size"], config["seerattn_gate_hidden_size"]) == (16, 16)
+    assert config.get("seerattn_use_qk_norm") is (True if shapes is DECODE else None)  # the original's default: without
+    assert {path.stat().st_mode & 0o044 for path in (converted, *(tmp_path / "c").iterdir())} == {0o044}
+    group = "decode" if shapes is DECODE else "method"
+    settings = replace(composed("device=cpu", "block_size=16", "sparsity=0.5", "length=512", *arguments), seed=0)
+    for folder in ("b", "c"):
+        model = {"name": "toy", "path": str(toy_model.path), "gates": folder}
+        arm = build_arms(replace(settings, model=model), toy_model)[-1]
+        digest = arm.identity.weights_hash if group == "method" else arm.identity.decode.weights_hash  # type: ignore[union-attr]
+        (weights,) = (path for path in (tmp_path / folder).iterdir() if path.suffix != ".json")
+        assert digest == file_hash(weights)
 
 
 def test_what_can_not_be_converted(

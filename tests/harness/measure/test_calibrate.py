@@ -19,16 +19,16 @@ RISING = Knob("budget", low=0.0, high=8.0, rising=True)
 @pytest.mark.parametrize("target", [0.05, 0.1, 0.5, 0.9])
 def test_a_smooth_knob_is_found(target: float) -> None:
     value, tried = bisect(lambda x: 1 - x / 8, Knob("x", 0.0, 8.0, rising=False), target)
-    assert 1 - value / 8 == pytest.approx(target, abs=calibration.ENOUGH) and tried < calibration.MOST
+    assert 1 - value / 8 == pytest.approx(target, abs=calibration.CLOSE_ENOUGH) and tried < calibration.MAX_TRIES
     value, _ = bisect(lambda x: x / 8, RISING, target)
-    assert value / 8 == pytest.approx(target, abs=calibration.ENOUGH)
+    assert value / 8 == pytest.approx(target, abs=calibration.CLOSE_ENOUGH)
     value, _ = bisect(lambda x: 1 / (1 + 1e4 * x), FALLING, target)
-    assert 1 / (1 + 1e4 * value) == pytest.approx(target, abs=calibration.ENOUGH)
+    assert 1 / (1 + 1e4 * value) == pytest.approx(target, abs=calibration.CLOSE_ENOUGH)
 
 
 def test_flat_steps_give_the_nearest() -> None:
     value, tried = bisect(lambda x: 0.25 * int(x), RISING, 0.55)
-    assert 2 <= value < 3 and tried == calibration.MOST
+    assert 2 <= value < 3 and tried == calibration.MAX_TRIES
 
 
 def test_a_target_out_of_reach_gives_the_nearest() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,18 @@ import torch
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.selection import row_budget
 from matplotlib.image import imread
+from rich.console import Console
 
 import methods
+from harness.__main__ import main
+from harness.core.errors import UserError
 from harness.measure.kernel_speed.inputs import Work
+from harness.measure.kernel_speed.options import grid
+from harness.measure.kernel_speed.study import Study
 from harness.study.columns import COLUMNS, KERNEL_COLUMNS
+from harness.study.store import Store
 from methods.parts.base import LayerInputs
+from tests.harness.settings import composed, with_options
 
 Command = Callable[..., int]
 CPU = torch.device("cpu")
@@ -43,10 +53,17 @@ DECODE = [
     "job.kernels=[reference]",
     "job.indices=[uniform,uniform_shared]",
 ]
+ONE: dict[str, Any] = {"lengths": [192], "sparsities": [0.5]}
+"""Options of one length and sparsity."""
 
 
 def records(folder: Path, kind: str = "kernels") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "records" / f"{kind}.jsonl").read_text().splitlines()]
+
+
+def sparse_records(folder: Path, by: str = "kernel") -> dict[str, dict[str, Any]]:
+    """The last state of the sparse cases, by kernel or kind of index."""
+    return {record["identity"][by]: record for record in records(folder) if record["identity"]["op"] == "sparse"}
 
 
 def board(folder: Path) -> list[dict[str, str]]:
@@ -54,10 +71,30 @@ def board(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_rows_hold_the_times_and_what_they_are_of(command: Command, tmp_path: Path) -> None:
-    assert command(*SMALL) == 0
-    folder = tmp_path / "results" / "speed"
-    rows = board(folder)
+def study(folder: Path, console: Console | None = None, *, settings: dict[str, Any] | None = None, **options: Any) -> int:
+    """What the command SMALL measures, without its report, with other options of the job. Returns how many cases failed."""
+    changed = replace(with_options(composed(*SMALL), **options), **(settings or {}))
+    return Study(changed, Store(folder), console or Console(quiet=True)).go()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the command SMALL ran; to be read, not written into."""
+    folder = tmp_path_factory.mktemp("speed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(list(SMALL)) == 0
+    return folder / "results" / "speed"
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of what SMALL left, where the command looks for it."""
+    return Path(shutil.copytree(finished, tmp_path / "results" / "speed"))
+
+
+def test_rows_hold_the_times_and_what_they_are_of(finished: Path) -> None:
+    rows = board(finished)
     assert tuple(rows[0]) == KERNEL_COLUMNS and set(COLUMNS) < set(KERNEL_COLUMNS)
     assert [r["op"] for r in rows].count("sparse") == 2 * 2 * 2 and len(rows) == 2 * (1 + 2 * (1 + 2))
     for row in (r for r in rows if r["op"] == "sparse"):
@@ -79,46 +116,34 @@ def test_rows_hold_the_times_and_what_they_are_of(command: Command, tmp_path: Pa
     assert all(r["dense_ms"] == dense_rows[r["length"]]["total_ms"] for r in rows)
     (selection, *_) = [r for r in rows if r["op"] == "selection"]
     assert selection["selection_ms"] and not selection["total_ms"] and not selection["speedup"]
-    height, width = imread(folder / "time_by_length.png").shape[:2]
+    height, width = imread(finished / "time_by_length.png").shape[:2]
     assert width > height > 500
-    assert (folder / "share_of_ideal.png").exists()
+    assert (finished / "share_of_ideal.png").exists()
 
 
-def test_the_same_command_times_nothing_twice_and_more_is_added(command: Command, tmp_path: Path) -> None:
-    folder = tmp_path / "results" / "speed"
-    assert command(*SMALL, "job.lengths=[192]") == 0
-    before = records(folder)
-    assert command(*SMALL, "job.lengths=[192]") == 0
-    assert records(folder) == before and len(records(folder, "runs")) == 1
-    assert command(*SMALL) == 0
-    after = records(folder)
+def test_the_same_settings_time_nothing_twice_and_more_is_added(copied: Path) -> None:
+    before = records(copied)
+    assert study(copied) == 0
+    assert records(copied) == before and len(records(copied, "runs")) == 1
+    assert study(copied, lengths=[192, 300, 100]) == 0
+    after = records(copied)
     assert after[: len(before)] == before
-    assert {r["identity"]["length"] for r in after[len(before) :]} == {300}
+    assert {r["identity"]["length"] for r in after[len(before) :]} == {100}
 
 
-def test_report_makes_csv_and_pictures_again(command: Command, tmp_path: Path) -> None:
-    folder = tmp_path / "results" / "speed"
-    assert command(*SMALL) == 0
-    made = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-    for name in made:
-        (folder / name).unlink()
+def test_report_makes_csv_and_pictures_again(command: Command, copied: Path, finished: Path) -> None:
+    names = {"leaderboard.csv", "time_by_length.png", "share_of_ideal.png"}
+    assert {path.name for path in copied.iterdir() if path.is_file()} == names
+    for name in names:
+        (copied / name).unlink()
     assert command("job=report", "study=speed") == 0
-    assert (
-        {p.name for p in folder.iterdir() if p.is_file()}
-        == set(made)
-        == {
-            "leaderboard.csv",
-            "time_by_length.png",
-            "share_of_ideal.png",
-        }
-    )
-    assert (folder / "leaderboard.csv").read_bytes() == made["leaderboard.csv"]
+    assert {path.name for path in copied.iterdir() if path.is_file()} == names
+    assert (copied / "leaderboard.csv").read_bytes() == (finished / "leaderboard.csv").read_bytes()
 
 
-def test_a_failed_kernel_is_recorded_and_tried_again(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_kernel_is_recorded_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Work.sparse
+    console = Console(file=StringIO(), width=200)
 
     def breaks(self: Work, kernel: str, index: BlockIndex) -> Callable[[], Any]:
         def call() -> Any:
@@ -126,38 +151,35 @@ def test_a_failed_kernel_is_recorded_and_tried_again(
 
         return call if kernel == "reference" else real(self, kernel, index)
 
-    small = [*SMALL, "job.lengths=[192]", "job.sparsities=[0.5]"]
-    folder = tmp_path / "results" / "speed"
     with monkeypatch.context() as patched:
         patched.setattr(Work, "sparse", breaks)
-        assert command(*small) == 1
-        assert "failed: reference: OutOfMemoryError: CUDA out of memory" in capsys.readouterr().out
-        found = {r["kernel"]: r for r in board(folder) if r["op"] == "sparse"}
-        assert (found["sdpa"]["status"], found["reference"]["status"]) == ("ok", "failed")
-        assert "out of memory" in found["reference"]["reason"] and found["reference"]["total_ms"] == ""
-        lines = [r for r in records(folder) if r["status"] == "failed"]
-        assert command(*small) == 1
-        assert [r for r in records(folder) if r["status"] == "failed"] == lines, "the same failure is written once"
-    assert command(*small) == 0
-    assert {r["status"] for r in board(folder)} == {"ok"}
+        assert study(tmp_path, console, **ONE) == 1
+        assert "failed: reference: OutOfMemoryError: CUDA out of memory" in console.file.getvalue()  # type: ignore[attr-defined]
+        states = sparse_records(tmp_path)
+        assert (states["sdpa"]["status"], states["reference"]["status"]) == ("ok", "failed")
+        assert "out of memory" in states["reference"]["reason"] and states["reference"]["times"] == {}
+        failures = [r for r in records(tmp_path) if r["status"] == "failed"]
+        assert study(tmp_path, **ONE) == 1
+        assert [r for r in records(tmp_path) if r["status"] == "failed"] == failures, "the same failure is written once"
+    assert study(tmp_path, **ONE) == 0
+    assert {r["status"] for r in {r["case"]: r for r in records(tmp_path)}.values()} == {"ok"}
 
 
 def test_what_a_kernel_refuses_is_final(command: Command, tmp_path: Path) -> None:
-    small = [*SMALL, "job.lengths=[192]", "job.kernels=[sdpa,hopper]", "job.dense_kernels=[sdpa,fa3]"]
+    options = {"lengths": [192], "kernels": ["sdpa", "hopper"], "dense_kernels": ["sdpa", "fa3"]}
     folder = tmp_path / "results" / "speed"
-    assert command(*small) == 0
+    assert command(*SMALL, "job.lengths=[192]", "job.kernels=[sdpa,hopper]", "job.dense_kernels=[sdpa,fa3]") == 0
     rows = {(r["op"], r["kernel"]): r for r in board(folder)}
     assert rows["sparse", "hopper"]["status"] == rows["full", "fa3"]["status"] == "failed"
     assert "Hopper" in rows["sparse", "hopper"]["reason"] and "compute capability" in rows["full", "fa3"]["reason"]
+    assert rows["sparse", "hopper"]["total_ms"] == ""
     before = records(folder)
-    assert command(*small) == 0
+    assert study(folder, **options) == 0
     assert records(folder) == before
 
 
 @pytest.mark.parametrize(("factor", "says"), [(1.1, "relative error 0.1 "), (float("nan"), "the output, or its error, is not")])
-def test_a_wrong_answer_is_held_back(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, says: str
-) -> None:
+def test_a_wrong_answer_is_held_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, says: str) -> None:
     real = Work.sparse
 
     def off(self: Work, kernel: str, index: BlockIndex) -> Callable[[], Any]:
@@ -165,10 +187,10 @@ def test_a_wrong_answer_is_held_back(
         return (lambda: call() * factor) if kernel == "reference" else call
 
     monkeypatch.setattr(Work, "sparse", off)
-    assert command(*SMALL, "job.lengths=[192]", "job.sparsities=[0.5]") == 1
-    rows = {r["kernel"]: r for r in board(tmp_path / "results" / "speed") if r["op"] == "sparse"}
-    assert (rows["sdpa"]["status"], rows["reference"]["status"]) == ("ok", "gated")
-    assert rows["reference"]["reason"].startswith(says)
+    assert study(tmp_path, **ONE) == 1
+    states = sparse_records(tmp_path)
+    assert (states["sdpa"]["status"], states["reference"]["status"]) == ("ok", "gated")
+    assert states["reference"]["reason"].startswith(says)
 
 
 def test_attention_is_timed_where_the_selection_fails(
@@ -203,45 +225,60 @@ def test_decode(command: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("options", "says"),
     [
-        (["job.kernels=[fast]"], "job.kernels: fast is not known; choose from: reference, sdpa, triton"),
-        (["job.dense_kernels=[fa9]"], "job.dense_kernels: fa9 is not known; choose from: sdpa_flash, "),
-        (["job.shape=gpt"], "job.shape: gpt is not known; choose from: llama3_8b, "),
-        (["job.indices=[seer,best]"], "job.indices: best is not known; choose from: uniform, uniform_shared, block_topk, "),
-        (["job.indices=[dense]"], "job.indices: dense is not known"),
-        (["job.selections=[none]"], "job.selections: none is not known; choose from: block_topk, "),
-        (["job.selections=[blasst]"], "job.selections: blasst is not known; choose from: block_topk, "),  # it selects nothing
-        (["job.indices=[blasst]"], "job.indices: blasst is not known"),
-        (["job.phase=train"], "job.phase: train is not known; choose from: prefill, decode"),
+        ({"kernels": ["fast"]}, "job.kernels: fast is not known; choose from: reference, sdpa, triton"),
+        ({"dense_kernels": ["fa9"]}, "job.dense_kernels: fa9 is not known; choose from: sdpa_flash, "),
+        ({"shape": "gpt"}, "job.shape: gpt is not known; choose from: llama3_8b, "),
+        ({"indices": ["seer", "best"]}, "job.indices: best is not known; choose from: uniform, uniform_shared, block_topk, "),
+        ({"indices": ["dense"]}, "job.indices: dense is not known"),
+        ({"selections": ["none"]}, "job.selections: none is not known; choose from: block_topk, "),
+        ({"selections": ["blasst"]}, "job.selections: blasst is not known; choose from: block_topk, "),  # it selects nothing
+        ({"indices": ["blasst"]}, "job.indices: blasst is not known"),
+        ({"phase": "train"}, "job.phase: train is not known; choose from: prefill, decode"),
         (
-            ["job.phase=decode", "job.kernels=[reference]", "job.indices=[seer]"],
+            {"phase": "decode", "kernels": ["reference"], "indices": ["seer"]},
             "job.indices: seer is not known; choose from: uniform, uniform_shared",
         ),
-        (["job.block_map=fast"], "job.block_map: fast is not known; choose from: null, auto, reference, triton"),
-        (["job.lengths=[]"], "job.lengths=[]: must be one or more whole numbers of at least 16"),
-        (["job.sparsities=[0.5,1]"], "job.sparsities=[0.5, 1]: must be one or more shares in [0, 1)"),
-        (["job.blocks=[24]"], "block_size=24: must be a multiple of 16"),
-        (["job.length=[64]"], "unknown setting 'job.length' (did you mean job.lengths?)"),
-        (["job.indices=[seer]", "job.blocks=[80]"], "no weights of seer for bundled at block size 80"),
+        ({"block_map": "fast"}, "job.block_map: fast is not known; choose from: null, auto, reference, triton"),
+        ({"lengths": []}, "job.lengths=[]: must be one or more whole numbers of at least 16"),
+        ({"sparsities": [0.5, 1]}, "job.sparsities=[0.5, 1]: must be one or more shares in [0, 1)"),
+        ({"blocks": [24]}, "block_size=24: must be a multiple of 16"),
     ],
 )
-def test_bad_input_is_one_line(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+def test_bad_input_is_one_line(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        grid(with_options(composed(*SMALL), **options))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_bad_input_is_one_line_of_the_command_and_writes_nothing(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(*SMALL, *arguments) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and says in err and len(err.splitlines()) == 1
+    for argument, says in (
+        ("job.length=[64]", "unknown setting 'job.length' (did you mean job.lengths?)"),
+        ("job.blocks=[24]", "block_size=24: must be a multiple of 16"),
+    ):
+        assert command(*SMALL, argument) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and says in line
     assert not (tmp_path / "results").exists()
 
 
+def test_missing_gates_stop_the_study_before_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no weights of seer for bundled at block size 80") as caught:
+        study(tmp_path, indices=["seer"], blocks=[80])
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
 def test_a_study_of_other_measurements_is_left_alone(
-    command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, toy: list[str], copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(*SMALL, "job.lengths=[192]") == 0
     assert command(*toy, "study=speed") == 2
     assert "study=speed is a study of kernels" in capsys.readouterr().err
-    assert command(*toy, "samples=1") == 0
+    cells = tmp_path / "results" / "toy" / "records" / "cells.jsonl"
+    cells.parent.mkdir(parents=True)
+    cells.touch()
     assert command(*SMALL, "study=toy") == 2
     assert "study=toy holds other measurements" in capsys.readouterr().err
 
@@ -261,12 +298,13 @@ def test_indices_of_a_model(command: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_model_with_a_shorter_context_fails_those_rows_alone(command: Command, toy_folder: Path, tmp_path: Path) -> None:
-    model = ["model=hf", f"model.path={toy_folder}", "model.name=toy", "job.indices=[uniform,block_topk]"]
-    assert command(*SMALL, *model, "job.lengths=[2112]", "job.sparsities=[0.8]", "job.kernels=[sdpa]") == 0
-    rows = {r["index"]: r for r in board(tmp_path / "results" / "speed") if r["op"] == "sparse"}
-    assert (rows["uniform"]["status"], rows["block_topk"]["status"]) == ("ok", "failed")
-    assert "toy has a context of 2048 tokens" in rows["block_topk"]["reason"]
+def test_a_model_with_a_shorter_context_fails_those_rows_alone(toy_folder: Path, tmp_path: Path) -> None:
+    model = {"name": "toy", "path": str(toy_folder), "chat_template": False}
+    options = {"indices": ["uniform", "block_topk"], "lengths": [2112], "sparsities": [0.8], "kernels": ["sdpa"]}
+    assert study(tmp_path, settings={"model": model}, **options) == 0
+    states = sparse_records(tmp_path, by="index")
+    assert (states["uniform"]["status"], states["block_topk"]["status"]) == ("ok", "failed")
+    assert "toy has a context of 2048 tokens" in states["block_topk"]["reason"]
 
 
 def test_a_cut_run_has_the_first_sparsity_whole_and_every_call_three_times(command: Command, tmp_path: Path) -> None:
@@ -278,11 +316,11 @@ def test_a_cut_run_has_the_first_sparsity_whole_and_every_call_three_times(comma
         "latency_repeats=5",
     ]
     assert command(*SMALL, *arguments, "job.block_map=reference", "latency_seconds=0.000001") == 0
-    made = records(tmp_path / "results" / "speed")
-    order = [(r["identity"]["op"], r["identity"]["sparsity"], r["identity"]["block"]) for r in made]
+    cases = records(tmp_path / "results" / "speed")
+    order = [(r["identity"]["op"], r["identity"]["sparsity"], r["identity"]["block"]) for r in cases]
     assert [o for o in order if o[0] == "sparse"] == [("sparse", s, b) for s in (0.8, 0.5) for b in (64, 32)]
     assert [o[0] for o in order[-2:]] == ["block_map", "block_map"]
-    assert {values[3] for r in made if r["identity"]["op"] in ("full", "sparse") for values in r["times"].values()} == {3}
+    assert {values[3] for r in cases if r["identity"]["op"] in ("full", "sparse") for values in r["times"].values()} == {3}
     maps = [r for r in board(tmp_path / "results" / "speed") if r["op"] == "block_map"]
     assert len(maps) == 2 and all(r["total_ms"] and not r["speedup"] and not r["pct_ideal"] for r in maps)
 

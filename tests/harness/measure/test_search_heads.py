@@ -15,14 +15,14 @@ import torch
 from rich.console import Console
 
 import methods
-from harness.arms import head_files
 from harness.arms.build import build_arms
+from harness.arms.head_files import read_head_file
 from harness.core.errors import UserError
 from harness.measure.context import RunContext
 from harness.measure.head_search import search
 from harness.measure.knob_values import calibration_prompts
 from harness.models.bridge import Bridge
-from harness.models.loading import LoadedModel, ModelConfig, load_model
+from harness.models.loading import LoadedModel, ModelConfig, load_model, model_shape
 from harness.study.store import Store
 
 Command = Callable[..., int]
@@ -31,22 +31,23 @@ FILES = {"minference": "minference-patterns.json", "duo_attention": "duo_attenti
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_what_is_found_is_used(name: str, command: Command, toy: list[str], tmp_path: Path) -> None:
-    folder = tmp_path / "found"
+def test_what_a_search_finds_is_used(name: str, command: Command, toy: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "searched"
     assert command(*toy, *JOB, f"method={name}", f"job.out={folder}") == 0
-    found = json.loads((folder / FILES[name]).read_text())
-    assert found["method"] == name
-    made = found["made"]
-    assert made["model"] == "toy" and made["length"] == 512 and made["prompts"] == 1 and "job=search_heads" in made["command"]
-    assert all(made[key] for key in ("commit", "date", "versions", "device", "model_hash", "tasks", "text"))
-    timed = ("latency=true", "latency_repeats=1", "samples=1", "block_size=16")
+    searched = json.loads((folder / FILES[name]).read_text())
+    assert searched["method"] == name
+    origin = searched["made"]
+    assert origin["model"] == "toy" and origin["length"] == 512 and origin["prompts"] == 1
+    assert "job=search_heads" in origin["command"]
+    assert all(origin[key] for key in ("commit", "date", "versions", "device", "model_hash", "tasks", "text"))
+    timed = ("latency=true", "latency_repeats=1", "samples=1", "block_size=16", "length=512", "checks=false")
     run = [*toy, f"method={name}", "sparsity=0.7", f"model.gates={folder}", *timed]
     assert command(*run) == 0
     rows = pd.read_csv(tmp_path / "results" / "toy" / "leaderboard.csv")
-    mine = rows[rows["method"] == name]
-    assert set(mine["status"]) == {"ok"} and mine["kept_mass"].between(0, 1).all()
-    assert (mine["density"] - 0.3).abs().max() < 0.05
-    assert mine["token_density"].between(0.1, 0.4).all() and (mine["token_density"] != mine["density"]).all()
+    sparse = rows[rows["method"] == name]
+    assert set(sparse["status"]) == {"ok"} and sparse["kept_mass"].between(0, 1).all()
+    assert (sparse["density"] - 0.3).abs().max() < 0.05
+    assert sparse["token_density"].between(0.1, 0.4).all() and (sparse["token_density"] != sparse["density"]).all()
     assert (rows[rows["method"] == "dense"]["token_density"] == 1).all()
     cells = [json.loads(line) for line in (tmp_path / "results" / "toy" / "records" / "cells.jsonl").read_text().splitlines()]
     hashes = {cell["identity"]["weights_hash"] for cell in cells if cell["identity"]["method"] == name}
@@ -56,13 +57,13 @@ def test_what_is_found_is_used(name: str, command: Command, toy: list[str], tmp_
 def test_the_first_search_is_not_replaced_unasked(
     command: Command, toy: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = [*toy, *JOB, "method=duo_attention", f"job.out={tmp_path}"]
-    assert command(*wanted) == 0
-    before = (tmp_path / FILES["duo_attention"]).read_text()
-    assert command(*wanted, "seed=1") == 2
+    search_again = [*toy, *JOB, "method=duo_attention", f"job.out={tmp_path}"]
+    before = '{"heads": []}'
+    (tmp_path / FILES["duo_attention"]).write_text(before)
+    assert command(*search_again, "seed=1") == 2
     assert "exists: add job.overwrite=true" in capsys.readouterr().err
     assert (tmp_path / FILES["duo_attention"]).read_text() == before
-    assert command(*wanted, "seed=1", "job.overwrite=true") == 0
+    assert command(*search_again, "seed=1", "job.overwrite=true") == 0
     assert (tmp_path / FILES["duo_attention"]).read_text() != before
 
 
@@ -75,9 +76,7 @@ def test_the_first_search_is_not_replaced_unasked(
         ),
         ([*JOB, "method=minference", "length=4096"], "has a context of 2048 tokens"),
         ([*JOB, "method=minference", "job.prompts=0"], "job.prompts=0: must be a whole number of at least 1"),
-        (["method=minference", "method.score=loss"], "score=loss: must be one of mass, output"),
         (["method=duo_attention", "method.heads=none.tsv"], "none.tsv is missing; search them with `python -m harness job"),
-        (["method=minference", "kernel=sdpa"], "kernel=sdpa takes no single columns; choose one of: auto, reference, triton"),
     ],
 )
 def test_bad_input_is_one_clear_line(
@@ -104,7 +103,7 @@ def settings_of(folder: Path, name: str, **knobs: Any) -> Any:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def loaded(toy_folder: Path) -> LoadedModel:
     return load_model(ModelConfig(name="toy", path=str(toy_folder), dtype=torch.float32, device=torch.device("cpu")))
 
@@ -130,11 +129,23 @@ def test_a_file_of_something_else_is_refused(text: str, message: str, loaded: Lo
 
 
 def test_a_method_that_can_go_without_does(loaded: LoadedModel, tmp_path: Path) -> None:
-    each = build_arms(settings_of(tmp_path, "minference"), loaded)[-1]
-    assert each.identity.weights_hash is None and each.identity.knobs["patterns"] == "fallback"
-    assert each.identity.kernel == "reference"
+    arm = build_arms(settings_of(tmp_path, "minference"), loaded)[-1]
+    assert arm.identity.weights_hash is None and arm.identity.knobs["patterns"] == "fallback"
+    assert arm.identity.kernel == "reference"
     with pytest.raises(UserError, match=r"mine.json is missing"):
         build_arms(settings_of(tmp_path, "minference", patterns=str(tmp_path / "mine.json")), loaded)
+
+
+def test_an_arm_that_can_not_be_built_is_one_clear_line(loaded: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="score=loss: must be one of mass, output"):
+        build_arms(settings_of(tmp_path, "minference", score="loss"), loaded)
+    settings = settings_of(tmp_path, "minference")
+    settings.kernel = "sdpa"
+    with pytest.raises(
+        UserError, match="kernel=sdpa takes no single columns; choose one of: auto, reference, triton"
+    ) as caught:
+        build_arms(settings, loaded)
+    assert "\n" not in str(caught.value)
 
 
 # -- the papers' claims, on the bundled model ------------------------------------------------------------------------
@@ -142,11 +153,11 @@ def test_a_method_that_can_go_without_does(loaded: LoadedModel, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
-    """A bench of the bundled model and two prompts of 2048 tokens, one to search on and one to look at."""
+    """A context of the bundled model and two prompts of 1536 tokens, one to search on and one to look at."""
     model = load_model(ModelConfig(name="bundled", path="bundled", dtype=torch.float32, device=torch.device("cpu")))
-    wanted: Any = SimpleNamespace(
+    settings: Any = SimpleNamespace(
         model={"name": "bundled", "path": "bundled"},
-        length=2048,
+        length=1536,
         seed=0,
         question="seen",
         data={},
@@ -160,7 +171,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
         batch_tokens=None,
         calibration_prompts=2,
     )
-    context = RunContext(wanted, model, Store(tmp_path_factory.mktemp("study")), Console(quiet=True))
+    context = RunContext(settings, model, Store(tmp_path_factory.mktemp("study")), Console(quiet=True))
     return context, calibration_prompts(context, ["niah_multikey_1", "vt"], 2)
 
 
@@ -168,34 +179,34 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
 def test_the_files_that_ship_are_of_the_bundled_model(name: str, bundled: tuple[Any, list[Any]]) -> None:
     loaded = bundled[0].loaded
     assert loaded.path is not None
-    found = head_files.read(loaded.path / FILES[name])
-    methods.build(name).load_search(found, **head_files.model_shape(loaded))
-    assert found["made"]["model_hash"] == loaded.revision_hash and "+dirty" not in found["made"]["commit"]
+    content = read_head_file(loaded.path / FILES[name])
+    methods.build(name).load_search(content, **model_shape(loaded))
+    assert content["made"]["model_hash"] == loaded.revision_hash and "+dirty" not in content["made"]["commit"]
 
 
 def test_heads_of_a_trained_model_call_for_different_patterns(bundled: tuple[Any, list[Any]]) -> None:
     context, prompts = bundled
-    found = search(context, methods.build("minference"), prompts[:1])
-    kinds = Counter(kind for layer in found["patterns"] for kind, _, _ in layer)
+    result = search(context, methods.build("minference"), prompts[:1])
+    kinds = Counter(kind for layer in result["patterns"] for kind, _, _ in layer)
     assert len(kinds) >= 2 and max(kinds.values()) <= 18, kinds  # of 24 heads
-    assert max(abs(density - 0.2) for density in found["densities"]) < 0.04  # at the same cost
-    scores = torch.tensor(found["scores"])  # [layer, candidate, head]
+    assert max(abs(density - 0.2) for density in result["densities"]) < 0.04  # at the same cost
+    scores = torch.tensor(result["scores"])  # [layer, candidate, head]
     assert float((scores.amax(1) - scores.mean(1)).mean()) > 0.02  # and that matters
 
 
 def test_heads_that_the_search_ranks_first_are_those_to_keep_dense(bundled: tuple[Any, list[Any]]) -> None:
     context, prompts = bundled
-    found = search(context, methods.build("duo_attention"), prompts[:1])
+    result = search(context, methods.build("duo_attention"), prompts[:1])
     ids = torch.tensor([list(prompts[1])])
 
     def hidden(needs: list[list[float]] | None) -> torch.Tensor:
         method = None
         if needs is not None:
             method = methods.build("duo_attention", streaming=0.5)
-            method.load_search({"heads": needs}, **head_files.model_shape(context.loaded))
+            method.load_search({"heads": needs}, **model_shape(context.loaded))
         with torch.inference_mode(), Bridge(context.loaded, method, record=False):
             return context.loaded.model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
 
-    dense, best, worst = hidden(None), hidden(found["heads"]), hidden([[-n for n in layer] for layer in found["heads"]])
-    lost = [float((dense.exp() * (dense - other)).sum(-1).mean()) for other in (best, worst)]
+    dense, best, worst = hidden(None), hidden(result["heads"]), hidden([[-n for n in layer] for layer in result["heads"]])
+    lost = [float((dense.exp() * (dense - sparse)).sum(-1).mean()) for sparse in (best, worst)]
     assert lost[0] < 0.5 * lost[1], lost

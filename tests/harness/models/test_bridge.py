@@ -12,10 +12,10 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 import methods
 from harness.core.errors import UserError
-from harness.models.attention_interface import NAME, attached
+from harness.models.attention_interface import IMPLEMENTATION, attached
 from harness.models.bridge import Bridge
 from harness.models.generate import generate
-from tests.harness.tiny import FAMILIES, GLOBAL, WINDOW, Fixed, build, load, tokens
+from tests.harness.tiny import FAMILIES, GLOBAL, WINDOW, Fixed, build, load, shared, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -30,26 +30,26 @@ def eager(loaded: Any, **inputs: Any) -> Any:
         loaded.model.set_attn_implementation("sdpa")
 
 
-def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+def close(logits: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestEqualsEager:
     def test_prefill(self, family: str) -> None:
-        loaded, ids = load(family), tokens(2, 53)
+        loaded, ids = shared(family), tokens(2, 53)
         expected = eager(loaded, input_ids=ids).logits
         with Bridge(loaded, None), torch.no_grad():
             close(loaded.model(input_ids=ids).logits, expected)
 
     def test_shorter_than_the_window(self, family: str) -> None:
-        loaded, ids = load(family), tokens(1, WINDOW - 1)
+        loaded, ids = shared(family), tokens(1, WINDOW - 1)
         expected = eager(loaded, input_ids=ids).logits
         with Bridge(loaded, Fixed(keep="all")), torch.no_grad():
             close(loaded.model(input_ids=ids).logits, expected)
 
     def test_decode_with_cache(self, family: str) -> None:
-        loaded, ids = load(family), tokens(1, 60)
+        loaded, ids = shared(family), tokens(1, 60)
         expected = eager(loaded, input_ids=ids).logits
         with Bridge(loaded, None), torch.no_grad():
             cache = DynamicCache(config=loaded.model.config)
@@ -58,7 +58,7 @@ class TestEqualsEager:
         close(torch.cat(parts, 1), expected)
 
     def test_decode_from_a_single_token(self, family: str) -> None:
-        loaded, ids = load(family), tokens(1, 3)
+        loaded, ids = shared(family), tokens(1, 3)
         expected = eager(loaded, input_ids=ids).logits
         with Bridge(loaded, Fixed()), torch.no_grad():
             cache = DynamicCache(config=loaded.model.config)
@@ -67,7 +67,7 @@ class TestEqualsEager:
 
     @pytest.mark.parametrize("keep", ["all", "none"])
     def test_chunked_prefill(self, family: str, keep: str) -> None:
-        loaded, ids = load(family), tokens(1, 61)
+        loaded, ids = shared(family), tokens(1, 61)
         expected = eager(loaded, input_ids=ids).logits
         with Bridge(loaded, Fixed(keep=keep)) as bridge, torch.no_grad():
             cache = DynamicCache(config=loaded.model.config)
@@ -79,14 +79,14 @@ class TestEqualsEager:
 
     @pytest.mark.parametrize("keep", ["all", "none"])
     def test_method_that_keeps_everything(self, family: str, keep: str) -> None:
-        loaded, ids = load(family), tokens(2, 53)
+        loaded, ids = shared(family), tokens(2, 53)
         expected = eager(loaded, input_ids=ids).logits
         with Bridge(loaded, Fixed(keep=keep)), torch.no_grad():
             close(loaded.model(input_ids=ids).logits, expected)
 
     def test_left_padded_decode(self, family: str) -> None:
         """One decode step over a cache whose first columns are no tokens equals the shorter prompt by itself."""
-        loaded, ids = load(family), tokens(1, 31)
+        loaded, ids = shared(family), tokens(1, 31)
         expected = eager(loaded, input_ids=ids).logits[:, -1]
         with Bridge(loaded, None), torch.no_grad():
             short, padded = DynamicCache(), DynamicCache()
@@ -104,7 +104,7 @@ class TestEqualsEager:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", [n for n in methods.names() if methods.get(n).weights is None])
 def test_sparsity_zero_equals_dense(family: str, name: str) -> None:
-    loaded, ids = load(family), tokens(2, 53)
+    loaded, ids = shared(family), tokens(2, 53)
     with torch.no_grad():
         with Bridge(loaded, None):
             expected = loaded.model(input_ids=ids).logits
@@ -115,7 +115,7 @@ def test_sparsity_zero_equals_dense(family: str, name: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dropping_blocks_changes_the_logits(family: str) -> None:
-    loaded, ids = load(family), tokens(1, 96)
+    loaded, ids = shared(family), tokens(1, 96)
     expected = eager(loaded, input_ids=ids).logits
     with Bridge(loaded, Fixed(keep="ends")), torch.no_grad():
         logits = loaded.model(input_ids=ids).logits
@@ -137,15 +137,15 @@ def test_block_sparse_equals_masked_dense() -> None:
         head_dim=16,
         initializer_range=0.3,
     )
-    loaded = load("llama")
+    loaded = shared("llama")
     model = LlamaForCausalLM(config).eval()
     loaded = type(loaded)(**{**loaded.__dict__, "model": model, "layers": 1})
     ids = tokens(1, 70)
     position = torch.arange(70)
     causal = position[:, None] >= position[None]
     block = position // 16
-    kept = causal & ((block[None] == 0) | (block[:, None] == block[None]))
-    bias = torch.zeros(70, 70).masked_fill(~kept, torch.finfo(torch.float32).min)[None, None]
+    kept_keys = causal & ((block[None] == 0) | (block[:, None] == block[None]))
+    bias = torch.zeros(70, 70).masked_fill(~kept_keys, torch.finfo(torch.float32).min)[None, None]
     expected = eager(loaded, input_ids=ids, attention_mask=bias).logits
     with Bridge(loaded, Fixed(keep="ends")), torch.no_grad():
         close(loaded.model(input_ids=ids).logits, expected)
@@ -153,7 +153,7 @@ def test_block_sparse_equals_masked_dense() -> None:
 
 class TestRefuses:
     def run(self, family: str = "llama", match: str = "", method: Any = None, **inputs: Any) -> None:
-        loaded = load(family)
+        loaded = shared(family)
         with Bridge(loaded, method), torch.no_grad(), pytest.raises(UserError, match=match):
             loaded.model(**{"input_ids": tokens(2, 40), **inputs})
 
@@ -224,7 +224,7 @@ class TestAttaching:
         ids = tokens(1, 40)
         before = loaded.model(input_ids=ids).logits
         with pytest.raises(ZeroDivisionError), Bridge(loaded, Fixed()):
-            assert loaded.model.config._attn_implementation == NAME
+            assert loaded.model.config._attn_implementation == IMPLEMENTATION
             raise ZeroDivisionError
         assert loaded.model.config._attn_implementation == "sdpa"
         assert torch.equal(loaded.model(input_ids=ids).logits, before)
@@ -259,7 +259,7 @@ class TestAttaching:
         loaded = load("llama")
         with Bridge(loaded, None):
             pass
-        loaded.model.set_attn_implementation(NAME)
+        loaded.model.set_attn_implementation(IMPLEMENTATION)
         with pytest.raises(UserError, match="no Bridge"):
             loaded.model(input_ids=tokens(1, 8))
 
@@ -275,13 +275,13 @@ class TestStats:
             for length in (64, 48):
                 cache = loaded.model(input_ids=tokens(1, length), use_cache=True).past_key_values
                 loaded.model(input_ids=tokens(1, 1), past_key_values=cache)
-        window, whole = bridge.stats()
+        window, full = bridge.stats()
         assert window["kernel"] == "sliding_window"
         assert window["density"] is None
-        assert whole["kernel"] == "sdpa"
-        assert whole["calls"] == 2
+        assert full["kernel"] == "sdpa"
+        assert full["calls"] == 2
         # four block rows: 1 + 2 + 2 + 2 kept of 1 + 2 + 3 + 4; three: 1 + 2 + 2 of 6
-        assert whole["densities"] == pytest.approx([7 / 10, 5 / 6])
+        assert full["densities"] == pytest.approx([7 / 10, 5 / 6])
         assert bridge.prefill_densities() == pytest.approx([7 / 10, 5 / 6])
         bridge.reset()
         assert bridge.stats() == []

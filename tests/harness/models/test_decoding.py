@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from harness.models.generate import generate
 from harness.models.loading import wrap_model
 from methods import decode
 from methods.decode.parts.base import DecodeMethod, StepInputs
-from tests.harness.tiny import FAMILIES, GLOBAL, Fixed, load, tokens
+from tests.harness.tiny import FAMILIES, GLOBAL, Fixed, load, shared, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -70,38 +71,44 @@ def walk(loaded: Any, ids: Tensor, prompt: int, cache: Any = None) -> Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_keeping_every_block_is_dense_decoding(family: str) -> None:
-    loaded, ids = load(family, dtype=torch.float64), tokens(2, 90)
+    loaded, ids = shared(family, torch.float64), tokens(2, 66)
     with Bridge(loaded, None):
         expected = walk(loaded, ids, 40)
     for method in (Everything(), decode.build("quest", budget=96), decode.build("oracle", sparsity=0.0)):
         with Bridge(loaded, None, decoding=method) as bridge:
             torch.testing.assert_close(walk(loaded, ids, 40), expected, atol=1e-9, rtol=1e-9)
             assert bridge.decoder is not None
-            assert bridge.decoder.take_densities() == [[1.0, 1.0]] * 50
+            assert bridge.decoder.take_densities() == [[1.0, 1.0]] * 26
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_in_a_padded_batch_too(family: str) -> None:
-    loaded = load(family, dtype=torch.float64)
+    loaded = shared(family, torch.float64)
     with Bridge(loaded, None):
-        expected = [g.ids for g in generate(loaded, prompts(), 20, stop_ids=set(), batch_tokens=10_000)]
+        expected = [g.ids for g in generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=10_000)]
     with Bridge(loaded, None, decoding=Everything()) as bridge:
-        out = generate(loaded, prompts(), 20, stop_ids=set(), batch_tokens=10_000)
+        out = generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=10_000)
     assert [g.ids for g in out] == expected
     assert "sparse reference" in bridge.decode_kernels
 
 
+def decoded(batch_tokens: int, decoding: DecodeMethod | None) -> list[list[int]]:
+    """12 tokens after each prompt, which is prefilled sparsely."""
+    loaded = shared("llama", torch.float64)
+    with Bridge(loaded, Fixed(keep="ends"), decoding=decoding):
+        return [g.ids for g in generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=batch_tokens)]
+
+
+@lru_cache
+def densely_decoded() -> list[list[int]]:
+    return decoded(10_000, None)
+
+
 @pytest.mark.parametrize("name", KNOBS)
 def test_a_prompt_does_not_depend_on_its_batch(name: str) -> None:
-    loaded = load("llama", dtype=torch.float64)
-
-    def run(batch_tokens: int, decoding: DecodeMethod | None) -> list[list[int]]:
-        with Bridge(loaded, Fixed(keep="ends"), decoding=decoding):
-            return [g.ids for g in generate(loaded, prompts(), 24, stop_ids=set(), batch_tokens=batch_tokens)]
-
-    alone, together = (run(n, decode.build(name, **KNOBS[name])) for n in (1, 10_000))
+    alone, together = (decoded(n, decode.build(name, **KNOBS[name])) for n in (1, 10_000))
     assert alone == together
-    dense = run(1, None)
+    dense = densely_decoded()
     assert [ids[0] for ids in alone] == [ids[0] for ids in dense], "the first token comes from the prefill"
     assert alone != dense, "sparse decoding that changes nothing tests nothing"
 
@@ -111,8 +118,8 @@ def test_states_are_made_once_and_extended() -> None:
     with Bridge(loaded, None, decoding=method):
         generate(loaded, prompts((40, 30)), 5, stop_ids=set(), batch_tokens=10_000)
         for layer in (0, 1):
-            mine = [call[::2] for call in method.calls if call[1] == layer]
-            assert mine == [("start", 41), ("extend", 42), ("extend", 43), ("extend", 44)]
+            calls = [call[::2] for call in method.calls if call[1] == layer]
+            assert calls == [("start", 41), ("extend", 42), ("extend", 43), ("extend", 44)]
         method.calls.clear()
         generate(loaded, prompts((40, 30)), 2, stop_ids=set(), batch_tokens=10_000)
         assert method.calls == [("start", 0, 41), ("start", 1, 41)], "the next batch starts over"
@@ -121,7 +128,7 @@ def test_states_are_made_once_and_extended() -> None:
 @pytest.mark.parametrize("name", KNOBS)
 def test_caches_in_turns_a_chunk_in_between_and_a_cut_cache(name: str) -> None:
     """Whatever is done with caches, each step is that of a method that sees its cache for the first time."""
-    loaded = load("llama", dtype=torch.float64)
+    loaded = shared("llama", torch.float64)
     one, two = tokens(1, 120, seed=1), tokens(1, 120, seed=2)
 
     def fresh(ids: Tensor, length: int) -> Tensor:
@@ -129,8 +136,8 @@ def test_caches_in_turns_a_chunk_in_between_and_a_cut_cache(name: str) -> None:
         with Bridge(loaded, None, decoding=decode.build(name, **KNOBS[name])):
             return walk(loaded, ids[:, :length], length - 1)[:, -1]
 
-    def close(found: Tensor, expected: Tensor) -> None:
-        torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+    def close(logits: Tensor, expected: Tensor) -> None:
+        torch.testing.assert_close(logits, expected, atol=1e-9, rtol=1e-9)
 
     def dense(cache: DynamicCache, ids: Tensor) -> None:
         loaded.model(input_ids=ids, past_key_values=cache)
@@ -142,35 +149,35 @@ def test_caches_in_turns_a_chunk_in_between_and_a_cut_cache(name: str) -> None:
         caches = [DynamicCache(config=loaded.model.config) for _ in range(2)]
         for cache, ids in zip(caches, (one, two), strict=True):
             dense(cache, ids[:, :100])
-        found = [(sparse(caches[0], one, n), sparse(caches[1], two, n)) for n in (100, 101)]
+        in_turns = [(sparse(caches[0], one, n), sparse(caches[1], two, n)) for n in (100, 101)]
         caches[0].crop(-2)  # back to the prompt, and on with other tokens
         again = sparse(caches[0], two, 100)
         dense(caches[0], two[:, 101:103])
         unknown = copy.deepcopy(caches[0])
         close(sparse(caches[0], one, 103), sparse(unknown, one, 103))
-    close(found[0][0], fresh(one, 101))
-    close(found[0][1], fresh(two, 101))
+    close(in_turns[0][0], fresh(one, 101))
+    close(in_turns[0][1], fresh(two, 101))
     with Bridge(loaded, None, decoding=decode.build(name, **KNOBS[name])):
-        close(found[1][0], walk(loaded, one[:, :102], 100)[:, -1])
-        close(found[1][1], walk(loaded, two[:, :102], 100)[:, -1])
+        close(in_turns[1][0], walk(loaded, one[:, :102], 100)[:, -1])
+        close(in_turns[1][1], walk(loaded, two[:, :102], 100)[:, -1])
     close(again, fresh(torch.cat((one[:, :100], two[:, 100:101]), 1), 101))
 
 
 def test_generate_of_transformers_runs_it() -> None:
-    loaded = load("llama", dtype=torch.float64)
+    loaded = shared("llama", torch.float64)
     with Bridge(loaded, None, decoding=decode.build("quest", **KNOBS["quest"])) as bridge:
-        (ours,) = generate(loaded, prompts((70,)), 10, stop_ids=set(), batch_tokens=1)
+        (generation,) = generate(loaded, prompts((70,)), 10, stop_ids=set(), batch_tokens=1)
         bridge.reset()
         ids = torch.tensor(prompts((70,)))
-        theirs = loaded.model.generate(ids, max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0)
-        assert theirs[0, 70:].tolist() == ours.ids
+        expected = loaded.model.generate(ids, max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert expected[0, 70:].tolist() == generation.ids
         assert bridge.decoder is not None
         assert len(bridge.decoder.take_densities()) == 9
 
 
 @pytest.mark.parametrize("family", GLOBAL)
 def test_densities_are_those_of_each_sequence(family: str) -> None:
-    loaded = load(family)
+    loaded = shared(family)
     with Bridge(loaded, None, decoding=decode.build("streaming", budget=48, dense_layers=1)) as bridge:
         generate(loaded, prompts((133, 37, 5)), 3, stop_ids=set(), batch_tokens=10_000)
         assert bridge.decoder is not None
@@ -212,8 +219,8 @@ def test_the_triton_kernels_in_a_model(device: str) -> None:
     loaded = load("llama")
     loaded = wrap_model(loaded.model, None, name="llama", device=device, dtype=torch.float32)
     with Bridge(loaded, None):
-        expected = [g.ids for g in generate(loaded, prompts((70, 33)), 4, stop_ids=set(), batch_tokens=10_000)]
+        expected = [g.ids for g in generate(loaded, prompts((37, 20)), 3, stop_ids=set(), batch_tokens=10_000)]
     for batch_tokens in (1, 10_000):
         with Bridge(loaded, None, decoding=Everything(), decode_kernel="triton") as bridge:
-            out = generate(loaded, prompts((70, 33)), 4, stop_ids=set(), batch_tokens=batch_tokens)
+            out = generate(loaded, prompts((37, 20)), 3, stop_ids=set(), batch_tokens=batch_tokens)
         assert [g.ids for g in out] == expected and bridge.decode_kernels == {"sparse triton"}

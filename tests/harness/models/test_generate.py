@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from harness.core.errors import UserError
 from harness.models.bridge import Bridge
 from harness.models.generate import CHECK_EVERY, Generation, batches, generate
 from harness.models.loading import LoadedModel, wrap_model
-from tests.harness.tiny import FAMILIES, Fixed, load, tokens
+from tests.harness.tiny import FAMILIES, Fixed, load, shared, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -20,6 +21,12 @@ LENGTHS = (33, 7, 1, 50, 33)
 
 def prompts() -> list[list[int]]:
     return [tokens(n, seed=i).tolist() for i, n in enumerate(LENGTHS)]
+
+
+@lru_cache
+def expected_of(family: str) -> list[list[int]]:
+    """What transformers' own generate makes of each prompt: 8 tokens, without a stop id."""
+    return [one_by_one(shared(family, torch.float64), prompt, 8, set()) for prompt in prompts()]
 
 
 def one_by_one(loaded: LoadedModel, prompt: list[int], max_new: int, stop: set[int]) -> list[int]:
@@ -42,11 +49,10 @@ def one_by_one(loaded: LoadedModel, prompt: list[int], max_new: int, stop: set[i
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch_tokens", [1, 130, 10_000])
 def test_equals_one_by_one(family: str, batch_tokens: int) -> None:
-    loaded = load(family, dtype=torch.float64)
-    expected = [one_by_one(loaded, prompt, 12, set()) for prompt in prompts()]
+    loaded = shared(family, torch.float64)
     with Bridge(loaded, None):
-        out = generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=batch_tokens)
-    assert [g.ids for g in out] == expected
+        out = generate(loaded, prompts(), 8, stop_ids=set(), batch_tokens=batch_tokens)
+    assert [g.ids for g in out] == expected_of(family)
     assert not any(g.stopped for g in out)
     assert all(g.prefill_s > 0 for g in out)
 
@@ -54,31 +60,30 @@ def test_equals_one_by_one(family: str, batch_tokens: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_equals_one_by_one_on_a_gpu(family: str) -> None:
-    loaded, own = load(family), load(family, dtype=torch.float64)
-    expected = [one_by_one(own, prompt, 12, set()) for prompt in prompts()]
+    loaded = load(family)
+    expected = expected_of(family)
     loaded = wrap_model(loaded.model, None, name=family, device="cuda", dtype=torch.float64)
     with Bridge(loaded, None, dense_kernel="reference"):
-        out = generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=10_000)
+        out = generate(loaded, prompts(), 8, stop_ids=set(), batch_tokens=10_000)
     assert [g.ids for g in out] == expected
     assert all(0 < g.prefill_s < 60 for g in out)
 
 
 def test_without_a_bridge_too() -> None:
-    loaded = load("gemma3", dtype=torch.float64)
-    expected = [one_by_one(loaded, prompt, 12, set()) for prompt in prompts()]
-    assert [g.ids for g in generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=10_000)] == expected
+    generations = generate(shared("gemma3", torch.float64), prompts(), 8, stop_ids=set(), batch_tokens=10_000)
+    assert [g.ids for g in generations] == expected_of("gemma3")
 
 
 def test_max_new_per_sample() -> None:
-    loaded, limits = load("llama", dtype=torch.float64), [1, 9, 4, 2, 6]
+    loaded, limits = shared("llama", torch.float64), [1, 9, 4, 2, 6]
     with Bridge(loaded, None):
-        whole = generate(loaded, prompts(), 9, stop_ids=set(), batch_tokens=10_000)
+        full = generate(loaded, prompts(), 9, stop_ids=set(), batch_tokens=10_000)
         out = generate(loaded, prompts(), limits, stop_ids=set(), batch_tokens=10_000)
-    assert [g.ids for g in out] == [g.ids[:n] for g, n in zip(whole, limits, strict=True)]
+    assert [g.ids for g in out] == [g.ids[:n] for g, n in zip(full, limits, strict=True)]
 
 
 def test_stop_ids() -> None:
-    loaded = load("llama", dtype=torch.float64)
+    loaded = shared("llama", torch.float64)
     with Bridge(loaded, None):
         free = generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=10_000)
         stop = {free[0].ids[3], free[3].ids[0]}
@@ -100,7 +105,7 @@ def test_ends_when_all_have_stopped() -> None:
 
 
 def test_sparse_prefill_does_not_depend_on_the_batch() -> None:
-    loaded = load("llama", dtype=torch.float64)
+    loaded = shared("llama", torch.float64)
     with Bridge(loaded, Fixed(keep="ends")) as bridge:
         alone = generate(loaded, prompts(), 8, stop_ids=set(), batch_tokens=1)
         together = generate(loaded, prompts(), 8, stop_ids=set(), batch_tokens=10_000)
@@ -109,7 +114,7 @@ def test_sparse_prefill_does_not_depend_on_the_batch() -> None:
 
 
 def test_on_batch_is_called_in_order() -> None:
-    loaded, seen = load("llama"), []
+    loaded, seen = shared("llama"), []
     with Bridge(loaded, None):
         out = generate(loaded, prompts(), 3, stop_ids=set(), batch_tokens=80, on_batch=lambda i, g: seen.append((i, g)))
     assert [g for _, batch in seen for g in batch] == out
@@ -124,17 +129,17 @@ def test_a_prompt_with_nan_logits_says_so_and_its_neighbours_do_not() -> None:
     bad = next(t for t in range(embedding.shape[0] - 1, -1, -1) if t not in used)
     texts = [list(p) for p in prompts() if len(p) > 2][:3]
     texts[1][1] = bad
-    kept = embedding[bad].clone()
+    original = embedding[bad].clone()
     try:
         with torch.no_grad():
             embedding[bad] = float("nan")
         with Bridge(loaded, None):
             # the head may be tied to the embedding: only what the prompt itself feeds in counts here
-            found = [g.finite for g in generate(loaded, texts, 3, stop_ids=set(), batch_tokens=10_000)]
+            finite = [g.finite for g in generate(loaded, texts, 3, stop_ids=set(), batch_tokens=10_000)]
     finally:
         with torch.no_grad():
-            embedding[bad] = kept
-    assert found == [True, False, True]
+            embedding[bad] = original
+    assert finite == [True, False, True]
 
 
 def test_batches() -> None:
@@ -156,31 +161,33 @@ def test_batches() -> None:
 def test_refuses(change: dict[str, Any], match: str) -> None:
     arguments = {"prompts": [list(range(3, 40))], "max_new": 4, "stop_ids": set(), "batch_tokens": 100, **change}
     with pytest.raises(UserError, match=match):
-        generate(load("llama"), **arguments)
+        generate(shared("llama"), **arguments)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 10_000])
 def test_a_sequence_that_has_ended_needs_no_more_steps(batch_tokens: int) -> None:
     """Asked every CHECK_EVERY steps; what came until then is handed back, and the others go on."""
-    loaded = load("llama", dtype=torch.float64)
+    loaded = shared("llama", torch.float64)
     with Bridge(loaded, None):
-        full = [g.ids for g in generate(loaded, prompts(), 40, stop_ids=set(), batch_tokens=10_000)]
+        full = [g.ids for g in generate(loaded, prompts(), 24, stop_ids=set(), batch_tokens=10_000)]
         asked: list[list[int]] = []
 
         def ended(ids: list[int]) -> bool:
             asked.append(ids)
             return len(ids) > CHECK_EVERY
 
-        out = generate(loaded, prompts(), 40, stop_ids=set(), batch_tokens=batch_tokens, ended=ended)
+        out = generate(loaded, prompts(), 24, stop_ids=set(), batch_tokens=batch_tokens, ended=ended)
         assert [g.ids for g in out] == [ids[: 2 * CHECK_EVERY] for ids in full]
         assert {len(ids) for ids in asked} == {CHECK_EVERY, 2 * CHECK_EVERY}
         first = full[0]
-        one = generate(loaded, prompts(), 40, stop_ids=set(), batch_tokens=10_000, ended=lambda ids: ids == first[: len(ids)])
-    assert [g.ids for g in one] == full, "one of five has ended: the batch goes on"
+        first_ended = generate(
+            loaded, prompts(), 24, stop_ids=set(), batch_tokens=10_000, ended=lambda ids: ids == first[: len(ids)]
+        )
+    assert [g.ids for g in first_ended] == full, "one of five has ended: the batch goes on"
 
 
 def test_stops_of_single_prompts_end_their_answers_and_never_begin_them() -> None:
-    loaded = load("llama", dtype=torch.float64)
+    loaded = shared("llama", torch.float64)
     with Bridge(loaded, None):
         free = [g.ids for g in generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=10_000)]
         own = [frozenset(), frozenset({free[1][4]}), frozenset({free[2][0]}), frozenset(), frozenset()]
@@ -198,7 +205,7 @@ def test_stops_of_single_prompts_end_their_answers_and_never_begin_them() -> Non
         )[0, 1:].tolist()
         assert out[2].ids and out[2].ids[0] != free[2][0]
         assert out[2].ids == [token for token in expected if token != free[2][0]]
-        every = generate(loaded, prompts()[1:3], 12, stop_ids={free[2][0]}, batch_tokens=1, own_stops=[own[1], own[2]])
-        assert all(g.ids for g in every), "nor does a stop of the model begin such an answer"
+        both = generate(loaded, prompts()[1:3], 12, stop_ids={free[2][0]}, batch_tokens=1, own_stops=[own[1], own[2]])
+        assert all(g.ids for g in both), "nor does a stop of the model begin such an answer"
         with pytest.raises(UserError, match="own_stops has 1 sets for 5 prompts"):
             generate(loaded, prompts(), 12, stop_ids=set(), batch_tokens=1, own_stops=[frozenset()])

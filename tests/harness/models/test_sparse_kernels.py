@@ -7,7 +7,6 @@ import csv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse.table import BACKENDS, Backend
 from attention_kernels.merge_blocks import merge_blocks
 
-from harness.arms.build import build
+from harness.arms.build import prefill_kernel
 from harness.measure.latency import time_attention
 from harness.models.bridge import Bridge
 from methods.parts.base import LayerInputs
@@ -86,8 +85,7 @@ def test_latency_counts_the_merged_blocks() -> None:
 @pytest.mark.parametrize("says_so", [True, False])
 def test_a_shared_index_may_have_a_kernel_of_its_own(says_so: bool) -> None:
     loaded, method = load("llama"), Grouped(says_so)
-    wanted: Any = SimpleNamespace(kernel="grouped")
-    assert build._kernel(wanted, loaded, method) == "grouped"
+    assert prefill_kernel("grouped", loaded, method) == "grouped"
     with Bridge(loaded, method, sparse_kernel="grouped") as bridge, torch.no_grad():
         loaded.model(input_ids=tokens(1, 60))
     assert {layer["kernel"] for layer in bridge.stats()} == {"grouped"}
@@ -99,9 +97,8 @@ def test_and_is_refused_without_one() -> None:
     with Bridge(loaded, Fixed(), sparse_kernel="grouped"), torch.no_grad():  # noqa: SIM117
         with pytest.raises(ValueError, match="kernel=grouped can't run here: two heads must share an index"):
             loaded.model(input_ids=tokens(1, 60))
-    wanted: Any = SimpleNamespace(kernel="flex")
     with pytest.raises(ValueError, match="multiples of 16, not 8"):
-        build._kernel(wanted, loaded, Fixed(block_size=8))
+        prefill_kernel("flex", loaded, Fixed(block_size=8))
 
 
 def test_a_method_that_leaves_the_choice_to_the_kernel_has_a_row(

@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from harness.arms.build import weights_folder
-from harness.arms.head_files import model_overrides
+from harness.arms.weights import model_overrides, weights_folder
 from harness.core.errors import UserError
 from harness.core.settings import conf_dir
 from harness.training.gates import distill_command
@@ -279,7 +278,6 @@ def test_the_hint_trains_where_the_method_looks(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy").mkdir()
     folders = {"toy": Path("toy"), "bundled": Path("package")}
-    settings = SimpleNamespace(model=model)
     loaded = SimpleNamespace(name=model["name"], path=folders.get(model["path"]))
-    assert model_overrides(settings) == hint  # type: ignore[arg-type]
-    assert weights_folder(settings, loaded) == Path(folder)  # type: ignore[arg-type]
+    assert model_overrides(model) == hint
+    assert weights_folder(model, loaded) == Path(folder)  # type: ignore[arg-type]

@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import methods
-from harness.arms.gate_files import fit, with_local
-from harness.arms.head_files import model_shape
+from harness.arms.gate_files import add_local_layers, for_all_layers
 from harness.core.errors import UserError
 from harness.models.bridge import SLIDING, Bridge
-from harness.models.loading import local_layers, local_window
+from harness.models.loading import local_layers, local_window, model_shape
 from harness.training.gates.distill import distill
 from harness.training.gates.recipe import Recipe
 from harness.training.gates.weights import new_gates
@@ -41,7 +40,7 @@ def test_gates_are_trained_and_choose_in_global_layers(family: str, tmp_path: Pa
         dense = loaded.model(ids).logits
         for sparsity, shared in itertools.product((0.0, 0.6), (False, True)):
             method = methods.build("seer", sparsity=sparsity, shared=shared, block_size=BLOCK)
-            method.load(with_local(load_file(str(done.path)), local_layers(loaded)), **model_shape(loaded))
+            method.load(add_local_layers(load_file(str(done.path)), local_layers(loaded)), **model_shape(loaded))
             with Bridge(loaded, method) as bridge:
                 logits = loaded.model(ids).logits
             assert torch.allclose(logits, dense, atol=1e-3) is (sparsity == 0)
@@ -63,7 +62,7 @@ def test_a_file_that_lacks_a_global_layer_is_refused(tmp_path: Path) -> None:
     other = {name.replace("layers.1.", "layers.0."): weight for name, weight in load_file(str(done.path)).items()}
     method = methods.build("seer", sparsity=0.5, block_size=BLOCK)
     with pytest.raises(ValueError, match=r"lack layers\.1\.gate\.k"):
-        method.load(with_local(other, local_layers(loaded)), **model_shape(loaded))
+        method.load(add_local_layers(other, local_layers(loaded)), **model_shape(loaded))
 
 
 def test_local_layers_that_learnt_are_kept_and_those_that_did_not_are_missed_in_short_prompts(tmp_path: Path) -> None:
@@ -74,13 +73,13 @@ def test_local_layers_that_learnt_are_kept_and_those_that_did_not_are_missed_in_
         loaded, itertools.chain([tokens(1, window)], itertools.repeat(tokens(1, LENGTH))), recipe, out=tmp_path / "both"
     )
     assert {int(name.split(".")[1]) for name in load_file(str(both.path))} == {0, 1}
-    fit(load_file(str(both.path)), both.path, loaded, window)
+    for_all_layers(load_file(str(both.path)), both.path, loaded, window)
     alone = distill(loaded, itertools.repeat(tokens(1, LENGTH)), recipe, out=tmp_path / "alone")
-    assert set(fit(load_file(str(alone.path)), alone.path, loaded, window + 1)) == set(load_file(str(both.path)))
+    assert set(for_all_layers(load_file(str(alone.path)), alone.path, loaded, window + 1)) == set(load_file(str(both.path)))
     with pytest.raises(
         UserError, match=f"take prompts of more than {window} tokens, not {window}, or train with {window} among"
     ):
-        fit(load_file(str(alone.path)), alone.path, loaded, window)
+        for_all_layers(load_file(str(alone.path)), alone.path, loaded, window)
 
 
 def test_models_of_one_kind_of_layer_have_no_local_ones() -> None:

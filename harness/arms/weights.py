@@ -1,0 +1,77 @@
+"""Trained weights of a method for a model: the folder where they lie, loading them, and the command that trains them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.arms import gate_files
+from harness.core.errors import UserError
+from harness.core.settings import Settings
+from harness.models.loading import LoadedModel, model_shape
+from harness.study.provenance import file_hash
+from methods.decode.parts.base import DecodeMethod
+from methods.parts.base import Method
+
+OWN_GATES = "gates"
+"""Folder (below the working folder) for trained weights of a model whose own folder is not ours to write into."""
+
+
+def weights_folder(model: Mapping[str, Any], loaded: LoadedModel) -> Path:
+    """Return the folder for what was trained, or searched, for a model. model: the settings of its group, as `Settings.model`.
+
+    That is `model.gates` if given; the model's folder if the user named one (or it is the bundled model); `gates/ID` for a
+    model from the hub, whose cache isn't ours: by its id, not by what a yaml calls it.
+    """
+    if model.get("gates"):
+        return Path(model["gates"]).expanduser()
+    path = str(model["path"])
+    if loaded.path is not None and (path == "bundled" or Path(path).expanduser().is_dir()):
+        return loaded.path
+    return Path(OWN_GATES) / re.sub(r"[^\w.-]+", "-", path)
+
+
+def load_weights(method: Method | DecodeMethod, group: str, settings: Settings, loaded: LoadedModel) -> str | None:
+    """Load the trained weights of a method. Returns the hash of their file, None where the method needs none.
+
+    group: of the command line that names the method, "method" or "decode". Raises UserError where there is no file, or one
+    that does not fit the model.
+    """
+    if (name := method.weights_name()) is None:
+        return None
+    folder = weights_folder(settings.model, loaded)
+    training = settings.method_knobs.get("gates") if group == "method" else None
+    path = gate_files.find(folder, name, method.gate, released_id(settings.model, group), training=training)
+    if path is None:
+        size = "block_size" if group == "method" else f"{group}.block_size"
+        raise UserError(
+            f"no weights of {method.name} for {loaded.name} at block size {method.block_size}: {folder / name} is missing; "
+            f"name the folder that has them (model.gates=FOLDER), or train them with "
+            f"`python -m harness job=distill {group}={method.name} {model_overrides(settings.model)}"
+            f"{size}={method.block_size}{'' if training is None else f' method.gates={training}'}`"
+        )
+    state = gate_files.read(path, method.gate, block_size=method.block_size)
+    state = gate_files.for_all_layers(state, path, loaded, settings.length)
+    try:
+        method.load(state, **model_shape(loaded))
+    except ValueError as error:
+        raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
+    return file_hash(path)
+
+
+def released_id(model: Mapping[str, Any], group: str) -> str | None:
+    """Return the hub id of the gates that their authors released for a model, None where there are none.
+
+    model: the settings of its group, as `Settings.model`; group: of the command line, "method" or "decode".
+    """
+    ids = model.get("released_gates") or {}
+    return ids.get("prefill" if group == "method" else group)
+
+
+def model_overrides(model: Mapping[str, Any]) -> str:
+    """Return how a model is named on the command line, with a space after it; `hf` takes any path, and the folder of the
+    weights is the same. model: the settings of its group, as `Settings.model`."""
+    path = str(model["path"])
+    return "model=bundled " if path == "bundled" else f"model=hf model.path={path} "

@@ -1,0 +1,38 @@
+"""The kernels that run for a loaded model where one is asked for by name, or "auto"."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from attention_kernels import sparse_attention
+from attention_kernels.dense import resolve_dense
+from attention_kernels.sparse_attention import Choice
+
+from harness.models.loading import LoadedModel
+
+
+class KernelSite(TypedDict):
+    """Where a kernel is to run, as the functions of kernels/ take it: device, dtype, and elements of a head."""
+
+    device: torch.device
+    dtype: torch.dtype
+    head_dim: int
+
+
+def kernel_site(loaded: LoadedModel) -> KernelSite:
+    """Return what decides which kernels can run on the attention of a model."""
+    return KernelSite(device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim)
+
+
+def dense_kernel_of(loaded: LoadedModel, kernel: str) -> str:
+    """Return the dense kernel that runs where `kernel` (a name, or "auto") is asked for. Raises ValueError where it can't."""
+    return resolve_dense(kernel, **kernel_site(loaded))
+
+
+def sparse_kernel_of(loaded: LoadedModel, kernel: str, choice: Choice, *, heads: int) -> str:
+    """Return the kernel that runs `choice` for `heads` query heads where `kernel` (a name, or "auto") is asked for.
+
+    Raises ValueError where it can't run what was chosen.
+    """
+    return sparse_attention.resolve_kernel(kernel, choice, heads=heads, **kernel_site(loaded))
