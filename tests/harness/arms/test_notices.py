@@ -18,7 +18,7 @@ from harness.models.loading import LoadedModel, ModelConfig, load_model
 from tests.harness.settings import composed
 
 Command = Callable[..., int]
-SHORT = ("samples=1", "block_size=16", "checks=false", "report=false", "length=512")
+SHORT = ("samples=1", "block_size=16", "report=false", "length=512")
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +45,13 @@ def test_the_command_says_what_is_missing_and_not_once_it_is_there(
     command: Command, toy: list[str], toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = [*toy, *SHORT, "method=minference"]
-    assert command(*run) == 0
+    assert command(*run, "job=kept_mass") == 0
     out = capsys.readouterr().out
     assert out.count("is not there, so toy's heads count as not searched") == 1 and str(toy_folder) in out
     assert f"job=search_heads method=minference model=hf model.path={toy_folder}`" in out
     assert command(*run, "job=search_heads", f"job.out={tmp_path / 'searched'}", "job.prompts=1") == 0
     capsys.readouterr()
-    assert command(*run, f"model.gates={tmp_path / 'searched'}", "study=searched") == 0
+    assert command(*run, f"model.gates={tmp_path / 'searched'}", "study=searched", "job=kept_mass") == 0
     assert "not there" not in capsys.readouterr().out
 
 

@@ -104,7 +104,8 @@ def test_and_is_refused_without_one() -> None:
 def test_a_method_that_leaves_the_choice_to_the_kernel_has_a_row(
     toy: list[str], command: Callable[..., int], tmp_path: Path
 ) -> None:
-    assert command(*toy, "method=blasst", "sparsity=0.3", "length=512", "samples=1", "latency=true", "latency_repeats=1") == 0
+    short = ("length=512", "samples=1", "latency=true", "latency_repeats=1")
+    assert command(*toy, "method=blasst", "sparsity=0.3", *short) == 0
     with (tmp_path / "results" / "toy" / "leaderboard.csv").open() as file:
         row = next(row for row in csv.DictReader(file) if row["method"] == "blasst")
     assert row["kernel"] == "reference"
