@@ -22,7 +22,7 @@ export TRITON_CACHE_DIR := $(CACHE)/triton
 export TORCHINDUCTOR_CACHE_DIR := $(CACHE)/inductor
 export XDG_CACHE_HOME := $(CACHE)
 export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint types pytest wheel clean install install-dev
