@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attention_kernels.block_index import BlockIndex, causal_pairs, causal_total, row_pairs
+from attention_kernels.block_index import BlockIndex, causal_pairs, causal_total, diagonal_start, row_pairs
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,7 @@ class ColumnIndex:
         return keys.scatter(-1, torch.where(bits, self.columns, self.k_len).long(), True)[..., :-1]
 
     def validate(self) -> None:
-        """Check everything on the host; ValueError says what is wrong."""
-        from attention_kernels.open_columns import with_columns  # imported late: it makes this class
-
+        """Check every promise of the class on the host. Raises ValueError, which says what is wrong."""
         self.blocks.validate()
         columns, counts = self.columns.cpu().long(), self.column_counts.cpu()
         if self.columns.dtype != torch.int32 or columns.shape[:-1] != counts.shape or counts.shape != self.open.shape[:2]:
@@ -99,10 +97,25 @@ class ColumnIndex:
             raise ValueError(f"columns must lie between 0 and {self.k_len - 1}, and be {self.k_len} past their count")
         if bool((filled[..., 1:] & (columns[..., 1:] <= columns[..., :-1])).any()):
             raise ValueError("columns must ascend within each head")
-        again = with_columns(self.blocks, self.columns, self.column_counts, kernel="reference")
-        for name in ("open", "open_counts", "reach"):
-            if not torch.equal(getattr(self, name), getattr(again, name)):
-                raise ValueError(f"{name} does not follow from blocks and columns")
+        is_open = self._open_columns()
+        words = torch.nn.functional.pad(is_open, (0, -is_open.shape[-1] % 32)).unflatten(-1, (-1, 32))
+        shifts = torch.arange(32, dtype=torch.int32)
+        place = torch.arange(1, is_open.shape[-1] + 1)
+        reach = (is_open * place).amax(-1) if len(place) else is_open.sum(-1)
+        if not torch.equal((self.open.cpu()[..., None] >> shifts & 1).bool(), words):
+            raise ValueError("open does not follow from blocks and columns")
+        if not torch.equal(self.open_counts.cpu(), is_open.sum(-1, dtype=torch.int32)):
+            raise ValueError("open_counts does not follow from blocks and columns")
+        if not torch.equal(self.reach.cpu(), reach.int()):
+            raise ValueError("reach does not follow from blocks and columns")
+
+    def _open_columns(self) -> Tensor:
+        """Return bool [B, H, Mq, V] on the host: whether each column is open in each row, by the definition of the class."""
+        columns = self.columns.cpu().long()[:, :, None]
+        kept_blocks = self.blocks.to_mask().cpu()
+        start = diagonal_start(self.q_len, self.k_len, self.q_block, self.k_block) * self.k_block
+        block = (columns // self.k_block).clamp(max=kept_blocks.shape[-1] - 1).expand(-1, -1, kept_blocks.shape[2], -1)
+        return (columns < start[:, None]) & ~kept_blocks.gather(-1, block)
 
     def to(self, device: torch.device | str) -> ColumnIndex:
         """The same index on another device."""

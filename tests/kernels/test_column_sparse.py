@@ -21,13 +21,18 @@ from tests.kernels.oracle import CASES, COARSE, Case, cases, error, probabilitie
 
 GPU = pytest.mark.gpu
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+CPU_TRITON = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
 RUNS = [
-    ("reference", "cpu", torch.float64),
-    ("reference", "cpu", torch.float32),
-    ("reference", "cpu", torch.float16),
-    ("triton", "cpu", torch.float32),
-    ("triton", "cpu", torch.float16),
-    *(pytest.param("triton", "cuda", dtype, marks=GPU) for dtype in (torch.bfloat16, torch.float16, torch.float32)),
+    pytest.param(kernel, device, dtype, case, marks=marks)
+    for kernel, device, dtype, cases_of_it, marks in (
+        ("reference", "cpu", torch.float64, CASES + COARSE[:2], ()),
+        ("reference", "cpu", torch.float32, CASES + COARSE[:2], ()),
+        ("reference", "cpu", torch.float16, CASES + COARSE[:2], ()),
+        ("triton", "cpu", torch.float32, CASES, CPU_TRITON),
+        ("triton", "cpu", torch.float16, CASES[:3], CPU_TRITON),
+        *(("triton", "cuda", dtype, CASES + COARSE[:2], GPU) for dtype in (torch.bfloat16, torch.float16, torch.float32)),
+    )
+    for case in cases_of_it
 ]
 
 
@@ -72,15 +77,12 @@ def check(kernel: str, device: str, dtype: torch.dtype, case: Case) -> None:
     assert error(out, attention(q, k, v, index)) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("case", CASES + COARSE[:2], ids=str)
-@pytest.mark.parametrize(("kernel", "device", "dtype"), RUNS)
+@pytest.mark.parametrize(("kernel", "device", "dtype", "case"), RUNS, ids=str)
 def test_equals_the_formula(kernel: str, device: str, dtype: torch.dtype, case: Case) -> None:
-    if kernel == "triton" and device == "cpu" and torch.cuda.is_available():
-        pytest.skip("the interpreter is for machines without a GPU")
     check(kernel, device, dtype, case)
 
 
-@settings(deadline=None, max_examples=15, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=8, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases(longest=90), share=st.sampled_from([0.0, 0.2, 1.0]))
 def test_equals_the_formula_at_any_shape(case: Case, share: float) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,7 +95,7 @@ def test_equals_the_formula_at_any_shape(case: Case, share: float) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_open_columns_of_both_kernels_agree(case: Case) -> None:
-    for share in (0.0, 0.3, 1.0):
+    for share in (0.0, 0.3, 1.0) if case in CASES[:2] else (0.3,):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         plain, fast = (index_of(case, device, share, kernel) for kernel in ("reference", "triton"))
         plain.validate()

@@ -59,13 +59,14 @@ def test_equals_the_formula(kernel: str, device: str, dtype: torch.dtype, case: 
     assert error(out, attention(q, k, v, index)) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("block", [16, 32, 64, 128])
-@pytest.mark.parametrize("splits", [1, 2, 7, 40])
+@pytest.mark.parametrize(
+    ("splits", "block"), [(1, 16), (1, 128), (2, 32), (2, 64), (7, 16), (7, 128), (40, 32), (40, 64)], ids=str
+)
 def test_any_number_of_splits(splits: int, block: int) -> None:
     """40 are more than there are tiles: some programs have nothing to do and must not disturb the others."""
     from attention_kernels.decode.triton_kernel import sparse_decode_triton
 
-    case = Case(2, 4, 2, 1, 5 * block + 3, 128, 16, block, 2)
+    case = Case(1, 4, 2, 1, 5 * block + 3, 128, 16, block, 2)
     q, k, v = case.tensors(torch.float32, where("triton"))
     index = case.index(where("triton"))
     out = sparse_decode_triton(q, k, v, index, scale=case.dim**-0.5, splits=splits)
