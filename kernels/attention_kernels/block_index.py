@@ -115,10 +115,10 @@ class BlockIndex:
         columns = torch.arange(cols, dtype=torch.int32, device=mask.device)
         indices = torch.empty(*mask.shape[:-1], width, dtype=torch.int32, device=mask.device)
         step = max(1, MASK_CHUNK // max(1, mask[:, :1].numel()))
-        for some, out in zip(mask.split(step, 1), indices.split(step, 1), strict=True):
-            place = torch.where(some, some.cumsum(-1, dtype=torch.int32) - 1, width).long()  # not kept: a last column
-            wide = torch.zeros(*some.shape[:-1], width + 1, dtype=torch.int32, device=mask.device)
-            out.copy_(wide.scatter_(-1, place, columns.expand(some.shape))[..., :width])
+        for chunk, out in zip(mask.split(step, 1), indices.split(step, 1), strict=True):
+            place = torch.where(chunk, chunk.cumsum(-1, dtype=torch.int32) - 1, width).long()  # not kept: a last column
+            wide = torch.zeros(*chunk.shape[:-1], width + 1, dtype=torch.int32, device=mask.device)
+            out.copy_(wide.scatter_(-1, place, columns.expand(chunk.shape))[..., :width])
         return cls(counts, indices, q_block, k_block, q_len, k_len)
 
     @classmethod
@@ -211,9 +211,9 @@ class BlockIndex:
         counts, lists = last_rows(self.q_len, self.k_len, self.q_block, self.k_block, rows, self.counts.device)
         indices = torch.nn.functional.pad(self.indices, (0, lists.shape[-1] - self.indices.shape[-1]))
         indices[..., -rows:, :] = lists
-        kept = self.counts.clone()
-        kept[..., -rows:] = counts
-        return replace(self, counts=kept, indices=indices)
+        all_counts = self.counts.clone()
+        all_counts[..., -rows:] = counts
+        return replace(self, counts=all_counts, indices=indices)
 
     def to(self, device: torch.device | str) -> BlockIndex:
         """The same index on another device."""

@@ -24,11 +24,11 @@ def stages(rows: int, loaded: int, dim: int, itemsize: int, room: int, most: int
 
     One to `most`. Raises ValueError where even one stage doesn't fit into `room` bytes, saying what would.
     """
-    fixed, each = rows * dim * itemsize, loaded * dim * itemsize
-    found = min(most, (room - fixed) // each) if room > fixed else 0
-    if found < 1:
+    fixed, stage_bytes = rows * dim * itemsize, loaded * dim * itemsize
+    depth = min(most, (room - fixed) // stage_bytes) if room > fixed else 0
+    if depth < 1:
         raise ValueError(
-            f"head dim {dim} with {itemsize}-byte elements needs {(fixed + each) >> 10} KiB of shared memory for these "
+            f"head dim {dim} with {itemsize}-byte elements needs {(fixed + stage_bytes) >> 10} KiB of shared memory for these "
             f"blocks, and the GPU has {room >> 10}; use smaller blocks, float16 or bfloat16"
         )
-    return found
+    return depth

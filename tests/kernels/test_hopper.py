@@ -163,13 +163,13 @@ def test_as_many_heads_at_a_time_as_fit_and_divide(batch: int, heads: int, lengt
 def test_every_tile_is_dealt_once(batch: int, heads_kv: int, units: int, pack: int, programs: int) -> None:
     """The kernel's own functions, run on tensors."""
     pytest.importorskip("triton")
-    from attention_kernels.block_sparse import hopper_kernel
+    from attention_kernels.block_sparse import hopper_producer_kernel
 
     me = torch.arange(programs)
     language = SimpleNamespace(
         program_id=lambda axis: me, num_programs=lambda axis: torch.tensor(programs), where=torch.where, int32=torch.int32
     )
-    turns_of, tile_of = (FunctionType(f.fn.__code__, {"gl": language}) for f in (hopper_kernel._turns, hopper_kernel._tile))
+    turns_of, tile_of = (FunctionType(f.fn.__code__, {"gl": language}) for f in (hopper_producer_kernel.program_turns, hopper_producer_kernel.tile_at))
     for rows in (1, 9, 40):
         for bundle in (n for n in range(1, batch * heads_kv + 1) if batch * heads_kv % n == 0):
             tiles = batch * heads_kv * units * rows

@@ -148,14 +148,14 @@ def _log_sum_exp(
     b, h, first, q = _load_queries(Q, sqb, sqh, sqm, heads, q_len, D, BLOCK_D, BLOCK_M)
     k_base = K + b * skb + (h // group) * skh + tl.arange(0, BLOCK_N)[:, None] * skn + tl.arange(0, BLOCK_D)[None, :]
     offset = first + (k_len - q_len)
-    whole = (offset + 1) // BLOCK_N * BLOCK_N  # keys before are seen by every row
+    unmasked = (offset + 1) // BLOCK_N * BLOCK_N  # keys before are seen by every row
     end = tl.minimum(offset + BLOCK_M, k_len)
     best = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    for start in range(0, whole, BLOCK_N):
+    for start in range(0, unmasked, BLOCK_N):
         s = _scores(q, k_base, skn, start, offset, k_len, D, BLOCK_D, BLOCK_M, BLOCK_N, False, PRECISION)
         best, total = _fold(best, total, s, scale_log2e)
-    for start in range(whole, end, BLOCK_N):  # every row has seen key 0 in its first tile: best is finite
+    for start in range(unmasked, end, BLOCK_N):  # every row has seen key 0 in its first tile: best is finite
         s = _scores(q, k_base, skn, start, offset, k_len, D, BLOCK_D, BLOCK_M, BLOCK_N, True, PRECISION)
         best, total = _fold(best, total, s, scale_log2e)
     offs_m = first + tl.arange(0, BLOCK_M)
@@ -215,7 +215,7 @@ def _pool(
     b, h, first, q = _load_queries(Q, sqb, sqh, sqm, heads, q_len, D, BLOCK_D, BLOCK_M)
     k_base = K + b * skb + (h // group) * skh + tl.arange(0, BLOCK_N)[:, None] * skn + tl.arange(0, BLOCK_D)[None, :]
     offset = first + (k_len - q_len)
-    whole = (offset + 1) // BLOCK_N * BLOCK_N
+    unmasked = (offset + 1) // BLOCK_N * BLOCK_N
     end = tl.minimum(offset + BLOCK_M, k_len)
     offs_m = first + tl.arange(0, BLOCK_M)
     # rows past the end weigh nothing
@@ -224,14 +224,14 @@ def _pool(
     cols = tl.arange(0, BLOCK_N // K_BLOCK)
     line = Out + ((b * heads + h) * rows_total + rows)[:, None] * cols_total + cols[None, :]
     in_rows = (rows < rows_total)[:, None]
-    for start in range(0, whole, BLOCK_N):
+    for start in range(0, unmasked, BLOCK_N):
         s = _scores(q, k_base, skn, start, offset, k_len, D, BLOCK_D, BLOCK_M, BLOCK_N, False, PRECISION)
-        found = _reduce(s, lse, scale_log2e, BLOCK_M, BLOCK_N, Q_BLOCK, K_BLOCK, LARGEST)
-        tl.store(line + start // K_BLOCK, found, mask=in_rows)
-    for start in range(whole, end, BLOCK_N):
+        pooled = _reduce(s, lse, scale_log2e, BLOCK_M, BLOCK_N, Q_BLOCK, K_BLOCK, LARGEST)
+        tl.store(line + start // K_BLOCK, pooled, mask=in_rows)
+    for start in range(unmasked, end, BLOCK_N):
         s = _scores(q, k_base, skn, start, offset, k_len, D, BLOCK_D, BLOCK_M, BLOCK_N, True, PRECISION)
-        found = _reduce(s, lse, scale_log2e, BLOCK_M, BLOCK_N, Q_BLOCK, K_BLOCK, LARGEST)
-        tl.store(line + start // K_BLOCK, found, mask=in_rows & (start // K_BLOCK + cols < cols_total)[None, :])
+        pooled = _reduce(s, lse, scale_log2e, BLOCK_M, BLOCK_N, Q_BLOCK, K_BLOCK, LARGEST)
+        tl.store(line + start // K_BLOCK, pooled, mask=in_rows & (start // K_BLOCK + cols < cols_total)[None, :])
 
 
 def log_sum_exp_triton(q: Tensor, k: Tensor, *, scale: float) -> Tensor:

@@ -63,8 +63,8 @@ def _choose(capability: tuple[int, int], room: int, itemsize: int, dim: int, q_b
     pad = 1 << (dim - 1).bit_length()
     rows_shared = q_block << (shared - 1).bit_length()  # heads fill a tile in powers of two
     key = (f"sm{capability[0]}{capability[1]}", pad, min(rows_shared, 256), k_block)
-    found = TUNED.get(key) if itemsize == 2 else None
-    return found or default_tile(capability, room, itemsize, pad, rows_shared, k_block)
+    tuned = TUNED.get(key) if itemsize == 2 else None
+    return tuned or default_tile(capability, room, itemsize, pad, rows_shared, k_block)
 
 
 def default_tile(capability: tuple[int, int], room: int, itemsize: int, dim: int, rows_shared: int, k_block: int) -> Tile:

@@ -17,12 +17,12 @@ def column_sparse_reference(q: Tensor, k: Tensor, v: Tensor, index: ColumnIndex,
     for row in range(index.open.shape[2]):
         tokens = slice(row * index.q_block, min((row + 1) * index.q_block, q_len))
         position = torch.arange(tokens.start, tokens.stop, device=q.device) + offset
-        kept = index.row_keys(row)[..., : tokens.stop + offset]
+        row_keys = index.row_keys(row)[..., : tokens.stop + offset]
         for b in range(batch):
             for head in range(heads):
-                keys = kept[b, head // shared].nonzero().squeeze(-1)
-                own = q[b, head, tokens], k[b, head // group].index_select(0, keys), v[b, head // group].index_select(0, keys)
+                seen = row_keys[b, head // shared].nonzero().squeeze(-1)
+                own = q[b, head, tokens], k[b, head // group].index_select(0, seen), v[b, head // group].index_select(0, seen)
                 scores = (own[0] @ own[1].mT).to(accurate) * scale
-                weights = scores.masked_fill(keys > position[:, None], -float("inf")).softmax(-1)
+                weights = scores.masked_fill(seen > position[:, None], -float("inf")).softmax(-1)
                 out[b, head, tokens] = weights.to(q.dtype) @ own[2]
     return out

@@ -33,8 +33,8 @@ def split_count(lists: int, tiles: int, slots: int) -> int:
     """
     best, least = 1, -(-lists // slots) * (tiles + START_TILES)
     for splits in range(2, min(tiles, MAX_SPLITS) + 1):
-        waves, each = -(-lists * splits // slots), -(-tiles // splits)
-        cost = waves * (each + START_TILES) + COMBINE_TILES
+        waves, tiles_per_split = -(-lists * splits // slots), -(-tiles // splits)
+        cost = waves * (tiles_per_split + START_TILES) + COMBINE_TILES
         if cost < 0.95 * least:
             best, least = splits, cost
     return best

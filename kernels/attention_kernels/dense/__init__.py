@@ -34,8 +34,8 @@ def _runs(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) 
 def available_dense(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
     """Fast dense kernels that can run here (the naive reference and torch's own choice left out)."""
     named = [k for k in KERNELS if k not in ("sdpa", "sdpa_math", "reference")]
-    found = [k for k in named if _runs(k, device, dtype, head_dim) is None]
-    return found or ["sdpa"]
+    runnable = [k for k in named if _runs(k, device, dtype, head_dim) is None]
+    return runnable or ["sdpa"]
 
 
 def resolve_dense(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:

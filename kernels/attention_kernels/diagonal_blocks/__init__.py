@@ -30,10 +30,10 @@ def diagonal_blocks(
     own = (k_len - q_len + block - 1) % block
     before = torch.arange(cols + 1, device=diagonals.device) * block + own
     total = pad(diagonals.cumsum(-1, dtype=torch.int32), (1, 0))
-    kept = total[..., (before + 1).clamp(max=k_len)] > total[..., (before - 2 * block + 2).clamp(min=0, max=k_len)]
+    crossed = total[..., (before + 1).clamp(max=k_len)] > total[..., (before - 2 * block + 2).clamp(min=0, max=k_len)]
     place = torch.arange(cols + 1, dtype=torch.int32, device=diagonals.device)
-    distances = torch.where(kept, place, cols + 1).sort(-1).values  # ascending, compact
-    nearer = pad(kept.cumsum(-1, dtype=torch.int32), (1, 0))  # how many are below a distance
+    distances = torch.where(crossed, place, cols + 1).sort(-1).values  # ascending, compact
+    nearer = pad(crossed.cumsum(-1, dtype=torch.int32), (1, 0))  # how many are below a distance
     width = cols if most is None else max(1, min(cols, 2 * most))  # a diagonal crosses two blocks of a row at most
     if pick(kernel, total.new_empty(0, dtype=torch.float32)) == "triton":
         from attention_kernels.diagonal_blocks.triton_kernel import list_blocks_triton  # imported late: needs triton

@@ -97,17 +97,17 @@ def _key_mean_map(
     first = row * Q_BLOCK + (k_len - q_len)
     last = tl.minimum(row * Q_BLOCK + Q_BLOCK, q_len) - 1 + (k_len - q_len)
     ended = (last + 1) // K_BLOCK  # key blocks that some row sees
-    whole = (first + 1) // K_BLOCK // BLOCK_N * BLOCK_N  # in tiles before, every row sees all
-    for start in range(0, whole, BLOCK_N):
-        found = _columns(
+    unmasked = (first + 1) // K_BLOCK // BLOCK_N * BLOCK_N  # in tiles before, every row sees all
+    for start in range(0, unmasked, BLOCK_N):
+        scores = _columns(
             q, k_base, skn, start, ended, own, position, scale_log2e, D, BLOCK_D, BLOCK_N, K_BLOCK, False, PRECISION
         )
-        tl.store(line + start, found)
-    for start in range(whole, ended, BLOCK_N):
-        found = _columns(
+        tl.store(line + start, scores)
+    for start in range(unmasked, ended, BLOCK_N):
+        scores = _columns(
             q, k_base, skn, start, ended, own, position, scale_log2e, D, BLOCK_D, BLOCK_N, K_BLOCK, True, PRECISION
         )
-        tl.store(line + start, found, mask=start + tl.arange(0, BLOCK_N) < ended)
+        tl.store(line + start, scores, mask=start + tl.arange(0, BLOCK_N) < ended)
 
 
 def key_mean_map_triton(q: Tensor, means: Tensor, *, q_block: int, k_block: int, k_len: int, scale: float) -> Tensor:

@@ -163,9 +163,9 @@ def _columns(
 def _diagonals(Laid, Slash, rows, k_len, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr):
     row = tl.arange(0, BLOCK_R)
     distance = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    there = (row < rows)[:, None] & (distance[None, :] <= (k_len - rows + row)[:, None])  # what no query laid down is not read
+    inside = (row < rows)[:, None] & (distance[None, :] <= (k_len - rows + row)[:, None])  # what no query laid down is not read
     laid = Laid + (tl.program_id(0).to(tl.int64) * rows + row)[:, None] * k_len + distance[None, :]
-    total = tl.sum(tl.load(laid, mask=there, other=0.0), 0) / rows
+    total = tl.sum(tl.load(laid, mask=inside, other=0.0), 0) / rows
     tl.store(Slash + tl.program_id(0).to(tl.int64) * k_len + (k_len - 1 - distance), total, mask=distance < k_len)
 
 
@@ -200,16 +200,16 @@ def vertical_slash_triton(q: Tensor, k: Tensor, *, scale: float, rows: int) -> t
         for b in range(batch):
             for first in range(0, kv_heads, step):
                 kv = slice(first, first + step)
-                some = slice(first * group, (first + step) * group)
-                mine, tiles = vertical[b, some], -(-k_len // keys)
-                _columns[(len(mine), tiles)](
-                    q[b, some],
+                heads_now = slice(first * group, (first + step) * group)
+                sums, tiles = vertical[b, heads_now], -(-k_len // keys)
+                _columns[(len(sums), tiles)](
+                    q[b, heads_now],
                     k[b, kv],
-                    lse[b, some],
-                    mine,
+                    lse[b, heads_now],
+                    sums,
                     laid,
                     *strides,
-                    len(mine),
+                    len(sums),
                     group,
                     rows,
                     q_len,
@@ -217,7 +217,7 @@ def vertical_slash_triton(q: Tensor, k: Tensor, *, scale: float, rows: int) -> t
                     log2e,
                     **shape,
                 )
-                _diagonals[(len(mine), -(-k_len // KEYS))](
-                    laid, slash[b, some], rows, k_len, BLOCK_R=block_r, BLOCK_N=KEYS, num_warps=4
+                _diagonals[(len(sums), -(-k_len // KEYS))](
+                    laid, slash[b, heads_now], rows, k_len, BLOCK_R=block_r, BLOCK_N=KEYS, num_warps=4
                 )
     return vertical, slash

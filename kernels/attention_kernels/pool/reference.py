@@ -36,10 +36,10 @@ _POOLS: dict[str, Callable[[Tensor], Tensor]] = {"mean": _mean, "max": _max, "mi
 def pool_one(x: Tensor, block: int, how: str) -> Tensor:
     """x [..., P, D] -> [..., ceil(P/block), D] in float32 (float64 stays); a partial last block pools the tokens it has."""
     reduce = _POOLS[how]
-    whole = x.shape[-2] // block * block
-    parts = [reduce(x[..., :whole, :].unflatten(-2, (-1, block)))] if whole else []
-    if whole < x.shape[-2]:
-        parts.append(reduce(x[..., whole:, :]).unsqueeze(-2))
+    full_blocks = x.shape[-2] // block * block
+    parts = [reduce(x[..., :full_blocks, :].unflatten(-2, (-1, block)))] if full_blocks else []
+    if full_blocks < x.shape[-2]:
+        parts.append(reduce(x[..., full_blocks:, :]).unsqueeze(-2))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 

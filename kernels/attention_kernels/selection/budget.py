@@ -14,14 +14,14 @@ from attention_kernels.block_index import causal_blocks, diagonal_mask
 def row_budget(density: float, q_len: int, k_len: int, q_block: int, k_block: int) -> tuple[int, ...]:
     """Blocks to keep in each of the Mq rows: the running total follows density × causal blocks so far, and a row keeps at
     least one. What that floor overspends in the first rows, later rows save."""
-    kept: list[int] = []
+    budget: list[int] = []
     seen = used = 0
     for blocks in causal_blocks(q_len, k_len, q_block, k_block).tolist():
         seen += blocks
         k = min(blocks, max(1, round(density * seen) - used))
         used += k
-        kept.append(k)
-    return tuple(kept)
+        budget.append(k)
+    return tuple(budget)
 
 
 @lru_cache(maxsize=64)

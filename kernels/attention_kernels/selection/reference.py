@@ -28,10 +28,10 @@ def _best(ranks: Tensor, counts: Tensor, width: int, shape: Shape) -> BlockIndex
     counts = counts.expand(ranks.shape[:-1])
     top = torch.topk(ranks, width, dim=-1).values
     last = top.gather(-1, counts.long().unsqueeze(-1) - 1)
-    kept, equal = ranks > last, ranks == last
-    room = counts - kept.sum(-1)
-    kept = kept | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room.unsqueeze(-1)))
-    place = torch.where(kept, kept.cumsum(-1, dtype=torch.int32) - 1, width).long()
+    selected, equal = ranks > last, ranks == last
+    room = counts - selected.sum(-1)
+    selected = selected | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room.unsqueeze(-1)))
+    place = torch.where(selected, selected.cumsum(-1, dtype=torch.int32) - 1, width).long()
     columns = torch.arange(ranks.shape[-1], dtype=torch.int32, device=ranks.device).expand(ranks.shape)
     indices = torch.zeros(*ranks.shape[:-1], width + 1, dtype=torch.int32, device=ranks.device)
     indices = indices.scatter_(-1, place, columns)[..., :width]
@@ -64,9 +64,9 @@ def _mass_counts(ranks: Tensor, probs: Tensor, mass: float, shape: Shape) -> Ten
     """Blocks that reach `mass` of probs [..., Mq, Nk], taken in the order of `ranks`: int64 [..., Mq]."""
     causal = causal_mask(*shape, probs.device)
     order = ranks.sort(dim=-1, descending=True, stable=True).indices
-    kept = probs.float().masked_fill(~causal, 0).nan_to_num().gather(-1, order)
-    before = kept.cumsum(-1) - kept
-    counts = (before < mass * kept.sum(-1, keepdim=True)).sum(-1)
+    selected = probs.float().masked_fill(~causal, 0).nan_to_num().gather(-1, order)
+    before = selected.cumsum(-1) - selected
+    counts = (before < mass * selected.sum(-1, keepdim=True)).sum(-1)
     forced = diagonal_mask(*shape, probs.device).sum(-1)
     return torch.minimum(torch.maximum(counts, forced), causal_blocks(*shape, probs.device))
 

@@ -52,16 +52,16 @@ def select_step(
     if counts is None:
         assert threshold is not None
         probs = scores.masked_fill(~own, float("-inf")).softmax(-1)
-        kept = ((probs > threshold) & own) | (column == last)
-        return _compact(kept, blocks, k_block, k_len)
+        selected = ((probs > threshold) & own) | (column == last)
+        return _compact(selected, blocks, k_block, k_len)
     assert width is not None
     ranks = scores.nan_to_num(nan=-3e38, posinf=3e38, neginf=-3e38).clamp(-3e38, 3e38)
     ranks = ranks.masked_fill(column == last, float("inf")).masked_fill(~own, float("-inf"))
-    wanted = counts[:, None, None].expand(batch, heads, 1).long()
-    cut = ranks.topk(width, dim=-1).values.gather(-1, wanted - 1)
+    budget = counts[:, None, None].expand(batch, heads, 1).long()
+    cut = ranks.topk(width, dim=-1).values.gather(-1, budget - 1)
     equal = (ranks == cut) & own
     better = ranks > cut
-    room = wanted - better.sum(-1, keepdim=True)
+    room = budget - better.sum(-1, keepdim=True)
     return _compact(better | (equal & (equal.cumsum(-1) <= room)), width, k_block, k_len)
 
 
@@ -72,11 +72,11 @@ def _last_block(k_block: int, k_len: int, starts: Tensor | None, batch: int, dev
     return (k_len - 1 - starts.long()) // k_block
 
 
-def _compact(kept: Tensor, width: int, k_block: int, k_len: int) -> BlockIndex:
+def _compact(selected: Tensor, width: int, k_block: int, k_len: int) -> BlockIndex:
     """bool [B, H, Nk], at most `width` True in each row -> its index."""
-    columns = torch.arange(kept.shape[-1], dtype=torch.int32, device=kept.device).expand(kept.shape)
-    place = torch.where(kept, kept.cumsum(-1) - 1, width)
-    indices = torch.zeros(*kept.shape[:-1], width + 1, dtype=torch.int32, device=kept.device)
+    columns = torch.arange(selected.shape[-1], dtype=torch.int32, device=selected.device).expand(selected.shape)
+    place = torch.where(selected, selected.cumsum(-1) - 1, width)
+    indices = torch.zeros(*selected.shape[:-1], width + 1, dtype=torch.int32, device=selected.device)
     indices = indices.scatter_(-1, place, columns)[..., :width].contiguous()
-    counts = kept.sum(-1, dtype=torch.int32)
+    counts = selected.sum(-1, dtype=torch.int32)
     return BlockIndex(counts[..., None], indices[..., None, :], q_block=1, k_block=k_block, q_len=1, k_len=k_len)
