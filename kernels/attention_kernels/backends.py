@@ -12,13 +12,13 @@ TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def interpreting() -> bool:
-    """Whether Triton runs in its interpreter, which needs no GPU."""
+    """Say whether Triton runs in its interpreter, which needs no GPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def pick(kernel: str, x: Tensor) -> str:
-    """The kernel that will run on x: a name is checked, "auto" takes triton on CUDA (float64: reference) and reference
-    elsewhere. Raises ValueError where the name is unknown or triton can't run on this device or type."""
+    """Return the name of the kernel that will run on x: a name is checked, "auto" takes triton on CUDA (float64: reference) and
+    reference elsewhere. Raises ValueError where the name is unknown or triton can't run on this device or type."""
     if kernel == "auto":
         return "triton" if x.is_cuda and x.dtype != torch.float64 else "reference"
     if kernel not in KERNELS:

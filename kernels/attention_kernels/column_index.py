@@ -53,30 +53,31 @@ class ColumnIndex:
 
     @property
     def heads(self) -> int:
-        """Heads that have a list of their own: query heads, or KV heads."""
+        """Return how many heads have a list of their own: query heads, or KV heads."""
         return self.blocks.heads
 
     def tiles(self) -> Tensor:
-        """q_block × k_block tiles to compute, int64 [B, H]: blocks, and open columns gathered k_block at a time. A kernel that
-        walks the head's columns up to `reach` and masks those that are not open, as Triton's does, computes a few more."""
+        """Return how many q_block × k_block tiles are to be computed, int64 [B, H]: blocks, and open columns gathered k_block
+        at a time. A kernel that walks the head's columns up to `reach` and masks those that are not open, as Triton's does,
+        computes a few more."""
         return self.blocks.tiles() + ((self.open_counts + self.k_block - 1) // self.k_block).sum(-1)
 
     def density(self) -> Tensor:
-        """Tiles ÷ all causal blocks, float32 [B, H], on the index's device."""
+        """Return tiles ÷ all causal blocks, float32 [B, H], on the index's device."""
         return self.tiles() / causal_total(self.q_len, self.k_len, self.q_block, self.k_block)
 
     def pairs(self) -> Tensor:
-        """(query, key) pairs that are attended to, float64 [B, H]."""
+        """Return how many (query, key) pairs are attended to, float64 [B, H]."""
         queries = row_pairs(self.q_len, self.k_len, self.q_block, self.k_block, self.open.device)[0]
         return self.blocks.pairs() + (self.open_counts * queries).sum(-1)
 
     def token_density(self) -> Tensor:
-        """Attended (query, key) pairs ÷ all causal pairs, float32 [B, H], on the index's device."""
+        """Return attended (query, key) pairs ÷ all causal pairs, float32 [B, H], on the index's device."""
         return (self.pairs() / causal_pairs(self.q_len, self.k_len)).float()
 
     def row_keys(self, row: int) -> Tensor:
-        """bool [B, H, K]: keys in the kept blocks and open columns of one query block, the future of single queries among
-        them."""
+        """Return bool [B, H, K]: keys in the kept blocks and open columns of one query block, the future of single queries
+        among them."""
         shifts = torch.arange(32, dtype=torch.int32, device=self.open.device)
         bits = ((self.open[:, :, row, :, None] >> shifts) & 1).flatten(2)[..., : self.columns.shape[-1]].bool()
         keys = torch.nn.functional.pad(self.blocks.row_keys(row), (0, 1))
@@ -118,6 +119,6 @@ class ColumnIndex:
         return (columns < start[:, None]) & ~kept_blocks.gather(-1, block)
 
     def to(self, device: torch.device | str) -> ColumnIndex:
-        """The same index on another device."""
+        """Return the same index on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("columns", "column_counts", "open", "open_counts", "reach")}
         return replace(self, blocks=self.blocks.to(device), **moved)

@@ -16,7 +16,8 @@ ROWS = 16
 def kept_mass(
     q: Tensor, k: Tensor, index: BlockIndex | ColumnIndex, *, scale: float, rows: int = ROWS, after: int = 0
 ) -> Tensor:
-    """Share of the causal attention probability of q [B,Hq,Q,D] over k [B,Hkv,K,D] that lies on the kept blocks and columns.
+    """Return the share of the causal attention probability of q [B,Hq,Q,D] over k [B,Hkv,K,D] that lies on the kept blocks and
+    columns.
 
     float32 [B,Hq] in [0, 1], mean over the queries of at most `rows` evenly spaced query blocks, the first of them that of
     query `after`. The blocks weigh the same: of a long prompt the first, which keeps all, and the last, which some methods keep

@@ -10,7 +10,7 @@ from attention_kernels.block_index import BlockIndex
 
 
 def merge_blocks(index: BlockIndex, q_factor: int, k_factor: int) -> BlockIndex:
-    """The index over blocks of q_factor query and k_factor key blocks: each keeps whatever one of its parts keeps.
+    """Return the index over blocks of q_factor query and k_factor key blocks: each keeps whatever one of its parts keeps.
 
     The smallest coarse index that covers `index`; its density is higher, and is the one to report. Runs on the index's
     device and never waits for it: `indices` is as wide as its longest row could be, not as it is. Raises ValueError for
@@ -28,7 +28,7 @@ def merge_blocks(index: BlockIndex, q_factor: int, k_factor: int) -> BlockIndex:
 
 
 def _union(index: BlockIndex, q_factor: int, k_factor: int, rows: int, cols: int) -> Tensor:
-    """bool [B, H, rows, cols]: coarse blocks that hold a kept one."""
+    """Return bool [B, H, rows, cols]: coarse blocks that hold a kept one."""
     *lead, fine_rows, width = index.indices.shape
     filled = torch.arange(width, device=index.counts.device) < index.counts[..., None]
     coarse = torch.where(filled, index.indices // k_factor, cols)  # what fills a row up goes to a column of its own
@@ -38,8 +38,8 @@ def _union(index: BlockIndex, q_factor: int, k_factor: int, rows: int, cols: int
 
 
 def _compact(union: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """counts [B, H, rows] and ascending indices [B, H, rows, width], int32, of the True columns. A running count says where
-    each goes: several times cheaper than sorting."""
+    """Return counts [B, H, rows] and ascending indices [B, H, rows, width], int32, of the True columns. A running count says
+    where each goes: several times cheaper than sorting."""
     counts = union.sum(-1, dtype=torch.int32)
     place = torch.where(union, union.cumsum(-1, dtype=torch.int32) - 1, width).long()
     columns = torch.arange(union.shape[-1], dtype=torch.int32, device=union.device).expand(union.shape)

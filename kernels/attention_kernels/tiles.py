@@ -9,7 +9,7 @@ import torch
 
 @lru_cache
 def shared_bytes(device: torch.device) -> int:
-    """Shared memory that one program may take; 227 KiB, a Hopper's, where there is no GPU to ask."""
+    """Return the bytes of shared memory that one program may take; 227 KiB, a Hopper's, where there is no GPU to ask."""
     if device.type != "cuda":
         return 227 << 10
     from triton.runtime import driver  # imported late: needs triton
@@ -20,7 +20,8 @@ def shared_bytes(device: torch.device) -> int:
 
 
 def stages(rows: int, loaded: int, dim: int, itemsize: int, room: int, most: int = 3) -> int:
-    """Stages of a loop that keeps `rows` query rows and loads `loaded` key or value rows a turn, each `dim` elements.
+    """Return the stages of a loop that keeps `rows` query rows and loads `loaded` key or value rows a turn, each `dim`
+    elements.
 
     One to `most`. Raises ValueError where even one stage doesn't fit into `room` bytes, saying what would.
     """

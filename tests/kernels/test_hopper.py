@@ -169,7 +169,10 @@ def test_every_tile_is_dealt_once(batch: int, heads_kv: int, units: int, pack: i
     language = SimpleNamespace(
         program_id=lambda axis: me, num_programs=lambda axis: torch.tensor(programs), where=torch.where, int32=torch.int32
     )
-    turns_of, tile_of = (FunctionType(f.fn.__code__, {"gl": language}) for f in (hopper_producer_kernel.program_turns, hopper_producer_kernel.tile_at))
+    turns_of, tile_of = (
+        FunctionType(f.fn.__code__, {"gl": language})
+        for f in (hopper_producer_kernel.program_turns, hopper_producer_kernel.tile_at)
+    )
     for rows in (1, 9, 40):
         for bundle in (n for n in range(1, batch * heads_kv + 1) if batch * heads_kv % n == 0):
             tiles = batch * heads_kv * units * rows

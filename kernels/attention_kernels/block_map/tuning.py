@@ -40,8 +40,8 @@ WIDE_INTERPRETED = Tile(32, 32, 4, 1, piece=128)
 
 
 def tile_for(tile: Tile, device: torch.device, itemsize: int, dim: int) -> Tile:
-    """`wanted`, or what stands in for it in float32, in the interpreter and for wide heads, with as many rows and as deep as
-    shared memory allows. `dim`: head dim, padded. Raises ValueError where it does not fit at all."""
+    """Return `tile`, or what stands in for it in float32, in the interpreter and for wide heads, with as many rows and as deep
+    as shared memory allows. `dim`: head dim, padded. Raises ValueError where it does not fit at all."""
     if dim > WHOLE_DIM:
         return _wide_tile(device, itemsize)
     if device.type != "cuda":
@@ -55,7 +55,7 @@ def tile_for(tile: Tile, device: torch.device, itemsize: int, dim: int) -> Tile:
 
 
 def _wide_tile(device: torch.device, itemsize: int) -> Tile:
-    """The tile of a head dim read in pieces, with fewer keys where shared memory has no room for two of its stages."""
+    """Return the tile of a head dim read in pieces, with fewer keys where shared memory has no room for two of its stages."""
     tile = WIDE_FLOAT32 if itemsize == 4 else WIDE
     if device.type != "cuda":
         tile = WIDE_INTERPRETED

@@ -28,7 +28,7 @@ ROWS = 128
 
 @gluon.jit
 def _mask(s, lists, base, count, position, KB: gl.constexpr, N: gl.constexpr, S: gl.constexpr):
-    """-inf where a key lies in the future of its query, or past the end of the list."""
+    """Return the scores s with -inf where a key lies in the future of its query, or past the end of the list."""
     col = gl.arange(0, N, layout=gl.SliceLayout(0, S))
     entry = base + col // KB
     block = gl.load(lists + gl.minimum(entry, count - 1))
@@ -71,7 +71,7 @@ def _consume(
     Q_IN_REGISTERS: gl.constexpr,
     OWN_OUT: gl.constexpr,
 ):
-    """One consumer warpgroup: rows 64·W to 64·W + 63 of every tile."""
+    """Run one consumer warpgroup: rows 64·W to 64·W + 63 of every tile."""
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
@@ -196,8 +196,8 @@ def block_sparse_hopper_kernel(
     Q_IN_REGISTERS: gl.constexpr,
     OWN_OUT: gl.constexpr,
 ):
-    """See `attention_kernels.block_sparse.hopper`. Four warps (the first consumer), to which four (the second) and one (the producer)
-    are added."""
+    """Run one persistent program, as `hopper.py` launches it. Four warps (the first consumer), to which four (the second) and
+    one (the producer) are added."""
     QR: gl.constexpr = QB if QB < 64 else 64
     CHUNKS: gl.constexpr = D // 64
     HALF: gl.constexpr = CHUNKS * (64 // QR)

@@ -1,5 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
-"""The first half of the kernel for Hopper: which tiles a program takes, and the warp that loads their queries, keys and values."""
+"""The first half of the kernel for Hopper: which tiles a program takes, and the warp that loads their
+queries, keys and values."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 @gluon.jit
 def program_turns(tiles):
-    """How many tiles this program takes."""
+    """Return how many tiles this program takes."""
     me = gl.program_id(0)
     programs = gl.num_programs(0)
     even_share = tiles // programs
@@ -37,8 +38,8 @@ def tile_at(turn, rows, units, heads_kv, bundle, PACK: gl.constexpr):
 
 @gluon.jit
 def row_list(Counts, Indices, scb, sch, sib, sih, sim, b, h, row, PER_STEP: gl.constexpr):
-    """The list of a row and its length, the steps it takes, and how many of its blocks the first step has: it is walked from
-    its end, where the diagonal is."""
+    """Return the list of a row and its length, the steps it takes, and how many of its blocks the first step has: it is walked
+    from its end, where the diagonal is."""
     count = gl.load(Counts + b.to(gl.int64) * scb + h.to(gl.int64) * sch + row)
     lists = Indices + b.to(gl.int64) * sib + h.to(gl.int64) * sih + row.to(gl.int64) * sim
     steps = (count + PER_STEP - 1) // PER_STEP
@@ -79,7 +80,7 @@ def _gather(
 
 @gluon.jit
 def _load_queries(desc, tiles, bar, b, h, row, FIRST: gl.constexpr, QB: gl.constexpr, D: gl.constexpr):
-    """The 64 rows of a tile from FIRST on, 64 elements at a time."""
+    """Load the 64 rows of a tile from FIRST on, 64 elements at a time."""
     QR: gl.constexpr = QB if QB < 64 else 64  # query rows of one copy
     for part in gl.static_range(64 // QR):
         for c in gl.static_range(D // 64):
@@ -123,7 +124,8 @@ def produce(
     PACK: gl.constexpr,
     SHARED: gl.constexpr,
 ):
-    """The producer warp: the queries of every tile, then keys and values of its steps, as far ahead as the ring has slots.
+    """Run the producer warp: it loads the queries of every tile, then keys and values of its steps, as far ahead as the ring
+    has slots.
 
     In the order in which they are used up: K0, K1, V0, K2, V1, …, so that one ring serves both.
     """

@@ -15,8 +15,9 @@ CHUNK_BYTES = 4 << 20
 
 
 def block_sparse_sdpa(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
-    """See `attention_kernels.block_sparse.block_sparse_attention`. Rows that keep equally many blocks go together, as a batch of short
-    attentions over K and V of their blocks [rows, 1, count · k_block, D]; scores are never stored."""
+    """Run `attention_kernels.block_sparse.block_sparse_attention` with torch's SDPA. Rows that keep equally many blocks go
+    together, as a batch of short attentions over K and V of their blocks [rows, 1, count · k_block, D]; scores are never
+    stored."""
     batch, heads, q_len, dim = q.shape
     kv_heads, k_len, mb, nb = k.shape[1], k.shape[2], index.q_block, index.k_block
     rows, cols = index.counts.shape[-1], -(-k_len // nb)
@@ -39,7 +40,7 @@ def block_sparse_sdpa(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, sca
 
 
 def _groups(counts: Tensor, blocks: int) -> Iterator[tuple[int, Tensor]]:
-    """(count, rows that keep so many blocks), at most about `blocks` blocks at a time."""
+    """Return (count, rows that keep so many blocks), at most about `blocks` blocks at a time."""
     order = torch.argsort(counts, stable=True)
     values, sizes = torch.unique_consecutive(counts[order], return_counts=True)
     start = 0
@@ -51,12 +52,12 @@ def _groups(counts: Tensor, blocks: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def _triangle(queries: int, keys: int, device: torch.device) -> Tensor:
-    """bool [1,1,queries,keys]: all keys but the future of the last `queries` of them."""
+    """Return bool [1,1,queries,keys]: all keys but the future of the last `queries` of them."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None, None]
 
 
 def _visible(blocks: Tensor, position: Tensor, mb: int, nb: int) -> Tensor:
-    """bool [rows,1,mb,count·nb]: keys that are not in a query's future, for blocks `kept` [rows,count] and queries from
+    """Return bool [rows,1,mb,count·nb]: keys that are not in a query's future, for `blocks` [rows,count] and queries from
     `position` [rows] on."""
     token = (blocks[..., None] * nb + torch.arange(nb, device=blocks.device)).flatten(1)
     query = position[:, None] + torch.arange(mb, device=blocks.device)

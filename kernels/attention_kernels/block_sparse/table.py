@@ -39,14 +39,15 @@ class Backend:
 
 
 def preferred(device: torch.device) -> tuple[str, ...]:
-    """What kernel=auto tries, best first. The own kernels only: what auto takes must not depend on what else is installed."""
+    """Return what kernel=auto tries, best first. The own kernels only: what auto takes must not depend on what else is
+    installed."""
     if device.type != "cuda":
         return ("sdpa",)
     return ("hopper", "triton") if torch.cuda.get_device_capability(device)[0] == 9 else ("triton",)
 
 
 def _anywhere(**_: object) -> None:
-    """The plain PyTorch kernels take every device, type and shape."""
+    """Return None: the plain PyTorch kernels take every device, type and shape."""
 
 
 def _triton_reason(

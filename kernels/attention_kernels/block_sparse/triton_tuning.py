@@ -48,7 +48,7 @@ TUNED: dict[tuple[str, int, int, int], Tile] = {
 def choose_tile(
     device: torch.device, dtype: torch.dtype, *, dim: int, q_block: int, k_block: int, shared: int, described: bool
 ) -> Tile:
-    """The tile for query blocks of `q_block` rows in `shared` heads with one list, and key blocks of `k_block`.
+    """Return the tile for query blocks of `q_block` rows in `shared` heads with one list, and key blocks of `k_block`.
 
     `described`: K and V may be read through tensor descriptors (see `describable`). Raises ValueError where no tile fits
     into the GPU's shared memory.
@@ -68,7 +68,8 @@ def _choose(capability: tuple[int, int], room: int, itemsize: int, dim: int, q_b
 
 
 def default_tile(capability: tuple[int, int], room: int, itemsize: int, dim: int, rows_shared: int, k_block: int) -> Tile:
-    """A tile from arithmetic alone: 128 rows by 64 keys where shared memory holds two stages of it, else the next smaller.
+    """Return a tile from arithmetic alone: 128 rows by 64 keys where shared memory holds two stages of it, else the next
+    smaller.
 
     Float32 is multiplied outside the tensor cores, with all operands in registers: it gets 64 rows by 16 keys.
     """
@@ -81,6 +82,7 @@ def default_tile(capability: tuple[int, int], room: int, itemsize: int, dim: int
 
 
 def describable(x: Tensor) -> bool:
-    """Whether a tensor descriptor can address x [B, H, N, D]: rows that are contiguous and start on multiples of 16 bytes."""
+    """Say whether a tensor descriptor can address x [B, H, N, D]: rows that are contiguous and start on multiples of 16
+    bytes."""
     aligned = all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
     return x.stride(-1) == 1 and aligned and x.data_ptr() % 16 == 0

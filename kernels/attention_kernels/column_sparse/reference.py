@@ -9,7 +9,8 @@ from attention_kernels.column_index import ColumnIndex
 
 
 def column_sparse_reference(q: Tensor, k: Tensor, v: Tensor, index: ColumnIndex, *, scale: float) -> Tensor:
-    """One query block of one head at a time, over the keys it keeps, gathered. Softmax in float32, or float64 for float64."""
+    """Compute `attention_kernels.column_sparse.column_sparse_attention`, one query block of one head at a time, over the keys
+    it keeps, gathered. Softmax in float32, or float64 for float64."""
     batch, heads, q_len, _ = q.shape
     accurate = torch.float64 if q.dtype == torch.float64 else torch.float32
     group, shared, offset = heads // k.shape[1], heads // index.heads, index.k_len - q_len

@@ -29,7 +29,7 @@ def sparse_decode(
     starts: Tensor | None = None,
     kernel: str = "auto",
 ) -> Tensor:
-    """Attention of q [B, Hq, Q, D], the last Q <= 8 tokens, to the key blocks of `index` in k, v [B, Hkv, K, D].
+    """Compute attention of q [B, Hq, Q, D], the last Q <= 8 tokens, to the key blocks of `index` in k, v [B, Hkv, K, D].
 
     Returns [B, Hq, Q, D]. `scale` is 1/√D unless given. The index has one query block (q_len = Q <= q_block) and Hkv heads,
     so that the query heads of a group share their blocks and each block is read once for all of them; with Hq heads every
@@ -76,8 +76,8 @@ def sparse_decode(
 
 
 def resolve_decode(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, k_block: int, rows: int = 1) -> str:
-    """The kernel that will run; `rows`: query heads that share a list of blocks × queries. Raises ValueError where the name
-    is unknown or the kernel does not support the device, type or shape."""
+    """Return the kernel that will run; `rows`: query heads that share a list of blocks × queries. Raises ValueError where the
+    name is unknown or the kernel does not support the device, type or shape."""
     if kernel == "auto":
         kernel = "triton" if device.type == "cuda" and dtype != torch.float64 else "reference"
     if kernel not in KERNELS:

@@ -17,7 +17,8 @@ from attention_kernels.diagonal_blocks.reference import list_blocks_reference
 def diagonal_blocks(
     diagonals: Tensor, *, block: int, q_len: int, k_len: int, most: int | None = None, kernel: str = "auto"
 ) -> BlockIndex:
-    """diagonals bool [B, H, K]: entry o keeps the keys o tokens before each query. Blocks of `block` queries and keys.
+    """Make an index from diagonals, bool [B, H, K]: entry o keeps the keys o tokens before each query. Blocks of `block`
+    queries and keys.
 
     Entry 0 must be set: it is the diagonal. most: diagonals that a head has at most, known to the caller; the index is wide
     enough for them. kernel: reference, triton, or auto (triton on CUDA). Never waits for the device.

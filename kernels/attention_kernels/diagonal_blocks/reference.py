@@ -14,7 +14,7 @@ ENTRIES = 1 << 25
 def list_blocks_reference(
     distances: Tensor, nearer: Tensor, block: int, q_len: int, k_len: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Counts [B, H, Mq] and indices [B, H, Mq, width], int32.
+    """Return counts [B, H, Mq] and indices [B, H, Mq, width], int32.
 
     distances int32 [B, H, N], ascending block distances from the block that the row's last token would be in if the row were
     whole; nearer int32 [B, H, N + 1], how many are below each. A few query blocks at a time.

@@ -32,7 +32,7 @@ def _list_blocks(
 def list_blocks_triton(
     distances: Tensor, nearer: Tensor, block: int, q_len: int, k_len: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """See `attention_kernels.diagonal_blocks.reference.list_blocks_reference`."""
+    """Run `attention_kernels.diagonal_blocks.reference.list_blocks_reference` in Triton."""
     distances, nearer = distances.contiguous(), nearer.contiguous()
     batch, heads, entries = distances.shape
     rows = -(-q_len // block)

@@ -16,7 +16,8 @@ MOST_BLOCK, MOST_DIM = 128, 256
 def key_mean_map(
     q: Tensor, means: Tensor, *, q_block: int, k_block: int, k_len: int, scale: float | None = None, kernel: str = "auto"
 ) -> Tensor:
-    """log Σ exp(scale · q_t · mean_j) over the queries t of block i for which key block j has ended: float32 [B,Hq,Mq,Nk].
+    """Return log Σ exp(scale · q_t · mean_j) over the queries t of block i for which key block j has ended: float32
+    [B,Hq,Mq,Nk].
 
     q [B,Hq,Q,D], the last Q of `k_len` positions; means [B,Hkv,Nk,D] of the same type, one vector for each key block. A block
     has ended for a query that stands at its last position or later, so none reads a later key; -inf where there is no such

@@ -35,7 +35,8 @@ def _columns(
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Log-sum-exp [BLOCK_N] down the columns of one tile; `own` are the rows that exist, `ended` columns exist for one."""
+    """Return log-sum-exp [BLOCK_N] down the columns of one tile; `own` are the rows that exist, `ended` columns exist for
+    one."""
     cols = start + tl.arange(0, BLOCK_N)
     inside = (tl.arange(0, BLOCK_D) < D)[None, :]
     if MASKED:
@@ -111,7 +112,7 @@ def _key_mean_map(
 
 
 def key_mean_map_triton(q: Tensor, means: Tensor, *, q_block: int, k_block: int, k_len: int, scale: float) -> Tensor:
-    """See `attention_kernels.key_mean_map.key_mean_map`."""
+    """Run `attention_kernels.key_mean_map.key_mean_map` in Triton."""
     q, means = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, means))
     batch, heads, q_len, dim = q.shape
     rows, cols, pad = -(-q_len // q_block), means.shape[2], max(16, triton.next_power_of_2(dim))

@@ -15,7 +15,7 @@ MOST_ROWS = 128
 
 
 def vertical_slash(q: Tensor, k: Tensor, *, scale: float, last_q: int, kernel: str = "auto") -> tuple[Tensor, Tensor]:
-    """Column and diagonal means of softmax(causal(q kᵀ · scale)) over the last `last_q` queries (all, where fewer).
+    """Return column and diagonal means of softmax(causal(q kᵀ · scale)) over the last `last_q` queries (all, where fewer).
 
     q [B,Hq,Q,D], k [B,Hkv,K,D] -> vertical, slash [B,Hq,K] in float32 (float64 stays), each summing to 1. vertical[j] is
     the attention to key j; slash[j] that on the diagonal which the last query meets at key j, so slash[K-1] is what

@@ -40,7 +40,7 @@ def _scores(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Scores in base 2 [BLOCK_R, BLOCK_N], -inf where there is no query, no key, or a key of the future."""
+    """Return scores in base 2 [BLOCK_R, BLOCK_N], -inf where there is no query, no key, or a key of the future."""
     offs_d = tl.arange(0, BLOCK_D)
     q_at = (q_len - rows + row).to(tl.int64)
     q = tl.load(Q + q_at[:, None] * stride_q + offs_d[None, :], mask=(row < rows)[:, None] & (offs_d < D)[None, :], other=0.0)
@@ -170,7 +170,7 @@ def _diagonals(Laid, Slash, rows, k_len, BLOCK_R: tl.constexpr, BLOCK_N: tl.cons
 
 
 def vertical_slash_triton(q: Tensor, k: Tensor, *, scale: float, rows: int) -> tuple[Tensor, Tensor]:
-    """See `attention_kernels.last_queries.vertical_slash`; rows is the number of queries."""
+    """Run `attention_kernels.last_queries.vertical_slash` in Triton. `rows` is the number of queries."""
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     (batch, heads, q_len, dim), (kv_heads, k_len) = q.shape, k.shape[1:3]
     group, block_r = heads // kv_heads, max(16, triton.next_power_of_2(rows))

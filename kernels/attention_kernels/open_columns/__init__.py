@@ -12,7 +12,7 @@ from attention_kernels.open_columns.reference import open_columns_reference
 
 
 def with_columns(blocks: BlockIndex, columns: Tensor, column_counts: Tensor, *, kernel: str = "auto") -> ColumnIndex:
-    """Columns int32 [B, H, V], ascending and compact, k_len past their counts [B, H], beside `blocks` of H heads.
+    """Put columns, int32 [B, H, V], ascending and compact, k_len past their counts [B, H], beside `blocks` of H heads.
 
     kernel: reference, triton, or auto (triton on CUDA). Never waits for the device. Raises ValueError for shapes that don't
     fit.

@@ -15,7 +15,7 @@ LOOKUPS = 1 << 24
 
 
 def open_columns_reference(blocks: BlockIndex, columns: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`open`, `open_counts` and `reach` of a ColumnIndex. A few query blocks at a time."""
+    """Return `open`, `open_counts` and `reach` of a ColumnIndex. A few query blocks at a time."""
     batch, heads, width = columns.shape
     rows, cols, words = blocks.counts.shape[-1], -(-blocks.k_len // blocks.k_block), -(-width // 32)
     at = (columns // blocks.k_block).clamp(max=cols - 1).long()[:, :, None]

@@ -65,7 +65,7 @@ def _open_columns(
 
 
 def open_columns_triton(blocks: BlockIndex, columns: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`open`, `open_counts` and `reach` of a ColumnIndex."""
+    """Return `open`, `open_counts` and `reach` of a ColumnIndex."""
     batch, heads, width = columns.shape
     rows, words = blocks.counts.shape[-1], -(-width // 32)
     listed, indices = blocks.counts.contiguous(), blocks.indices.contiguous()

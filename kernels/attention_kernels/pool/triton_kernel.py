@@ -113,7 +113,7 @@ def _pool(
 
 
 def pool_triton(x: Tensor, block: int, how: tuple[str, ...], cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """See `attention_kernels.pool.pool`."""
+    """Run `attention_kernels.pool.pool` in Triton."""
     if len(set(how)) < len(how):
         raise ValueError(f"how={how}: kernel=triton pools each way once; use kernel=reference")
     x = x if x.stride(-1) == 1 else x.contiguous()

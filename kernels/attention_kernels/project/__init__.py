@@ -14,10 +14,10 @@ MOST_DIM = 256
 def project(
     x: Tensor, weight: Tensor | None, *, cos: Tensor | None = None, sin: Tensor | None = None, kernel: str = "auto"
 ) -> Tensor:
-    """x [B, Hx, M, I] -> rotate(x @ weight) [B, H, M, D] in float32 (float64 stays).
+    """Map and rotate x [B, Hx, M, I] -> rotate(x @ weight) [B, H, M, D] in float32 (float64 stays).
 
     weight [H, I, D], H a multiple of Hx: head h maps x's head h // (H // Hx); None maps nothing, and H is Hx, D is I.
-    cos, sin: float32 [M, R/2], tables of the RoPE that is applied (attention_kernels.rope); None applies none. kernel: "reference"
+    cos, sin: float32 [M, R/2], tables of the RoPE that is applied (`rope.py`); None applies none. kernel: "reference"
     is plain PyTorch and differentiable; "triton" is one launch and is not; "auto" takes triton on CUDA, but for float64.
     """
     if x.ndim != 4:

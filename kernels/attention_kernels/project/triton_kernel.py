@@ -85,7 +85,7 @@ def _project(
 
 
 def project_triton(x: Tensor, weight: Tensor | None, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """See `attention_kernels.project.project`."""
+    """Run `attention_kernels.project.project` in Triton."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, own, length, inner = x.shape
     heads, dim = (own, inner) if weight is None else (weight.shape[0], weight.shape[2])

@@ -37,7 +37,7 @@ def select_from_pooled(
     max_blocks: int | None = None,
     kernel: str = "auto",
 ) -> BlockIndex:
-    """The key blocks that score highest, scores being q [B, Hq, Mq, D] · k [B, Hk, Nk, D] × scale in float32.
+    """Choose the key blocks that score highest, scores being q [B, Hq, Mq, D] · k [B, Hk, Nk, D] × scale in float32.
 
     One vector stands for each block; query head h reads key head h // (Hq // Hk). Give one rule:
       budget: blocks of each row, Mq numbers; the index is as wide as the largest.

@@ -23,30 +23,31 @@ MASS = tl.constexpr(2)
 
 @triton.jit
 def _key(x):
-    """float32 -> int32 that orders the same."""
+    """Turn float32 into int32 that orders the same."""
     bits = x.to(tl.int32, bitcast=True)
     return tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
 
 
 @triton.jit
 def _value(key):
-    """The inverse of _key."""
+    """Return the inverse of _key."""
     return tl.where(key >= 0, key, key ^ 0x7FFFFFFF).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _under(score, x):
-    """1 where score [R, W] is under x [R], else 0: the sign bit of the difference, as comparing takes more instructions. So
-    neither may be NaN, score and x not both infinite, and score not -0.0."""
+    """Return 1 where score [R, W] is under x [R], else 0: the sign bit of the difference, as comparing takes more instructions.
+    So neither may be NaN, score and x not both infinite, and score not -0.0."""
     return ((score - x[:, None]).to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
 
 
 @triton.jit
 def _cut(score, weight, target, free, guess, reach, RULE: tl.constexpr):
-    """Where to cut each row of scores [R, W]: its score without those that aren't kept, the cut [R], kept [R], guess, reach.
+    """Find where to cut each row of scores [R, W]: its score without those that aren't kept, the cut [R], kept [R], guess,
+    reach.
 
-    Kept, and at least the cut, are the `wanted` best (top-k, which reads no weight), or the fewest whose `weight` reaches
-    `wanted` (mass); of equal ones the first. free [R]: blocks to choose from, all others being minus infinity. guess, reach:
+    Kept, and at least the cut, are the `target` best (top-k, which reads no weight), or the fewest whose `weight` reaches
+    `target` (mass); of equal ones the first. free [R]: blocks to choose from, all others being minus infinity. guess, reach:
     where to look first, and how far to go from there for twice or half as many; returned for the next row.
     """
     low = tl.full(free.shape, -2139095039, tl.int32)  # keys below and above all scores, which lie within 3e38
@@ -124,7 +125,7 @@ def _cut(score, weight, target, free, guess, reach, RULE: tl.constexpr):
 
 @triton.jit
 def _first_of_equal(score, cut, room):
-    """Score [R, W] with all but the first `room` [R] of those that equal the cut [R] set to minus infinity."""
+    """Return score [R, W] with all but the first `room` [R] of those that equal the cut [R] set to minus infinity."""
     cols = tl.arange(0, score.shape[1])[None, :]
     equal = score == cut[:, None]
     start = tl.zeros_like(room)  # fewer than room lie before start; before end there are enough

@@ -11,7 +11,7 @@ from attention_kernels.selection.cut_kernel import select_rows
 
 @triton.jit
 def _queries(Q, Unit, low, head, m, stride, rows, D: tl.constexpr, PAD_D: tl.constexpr, SPLIT: tl.constexpr):
-    """Queries of the rows m [M]: high and low halves [M, D], unit [M]. Q: the head's first row; low: from there to its
+    """Load queries of the rows m [M]: high and low halves [M, D], unit [M]. Q: the head's first row; low: from there to its
     low halves. Without SPLIT all is in the first."""
     offs_d = tl.arange(0, PAD_D)
     inside = (m < rows)[:, None] & (offs_d < D)[None, :]
@@ -27,7 +27,7 @@ def _queries(Q, Unit, low, head, m, stride, rows, D: tl.constexpr, PAD_D: tl.con
 
 @triton.jit
 def _dot(q, q_rest, q_unit, K, Unit, low, head, n, stride, cols, D: tl.constexpr, PAD_D: tl.constexpr, SPLIT: tl.constexpr):
-    """Scores [M, N] of what `_queries` returned and the keys n [N], of which K, Unit, low and head say what Q's did."""
+    """Return scores [M, N] of what `_queries` returned and the keys n [N], of which K, Unit, low and head say what Q's did."""
     offs_d = tl.arange(0, PAD_D)
     inside = (n < cols)[:, None] & (offs_d < D)[None, :]
     at = K + n[:, None] * stride + offs_d[None, :]
@@ -145,6 +145,11 @@ def select_pooled_kernel(
     AHEAD: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
+    """Run one program: it takes tiles of BLOCK_M rows in turn, puts their scores in its line of Scratch and selects in them.
+
+    q_low, k_low: elements from the high to the low halves (see `split_kernel`). scale: of the scores, a mean's share in it.
+    level: the threshold or the mass. R, W: rows selected in at once, and columns that they are held as, a power of two.
+    SHARE: query heads with one index, whose scores are added, or with MAX compared."""
     me = tl.program_id(0)
     programs = tl.num_programs(0)
     line = Scratch + me.to(tl.int64) * BLOCK_M * W

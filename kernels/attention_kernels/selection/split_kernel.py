@@ -105,7 +105,7 @@ def _split(
 
 
 def split(q: Tensor, k: Tensor, share: int = 1) -> tuple[Halves, Halves]:
-    """q [B, Hq, M, D] and k [B, Hk, N, D] with unit last stride, in one launch. Of q the mean of every `share` heads."""
+    """Split q [B, Hq, M, D] and k [B, Hk, N, D] with unit last stride, in one launch. Of q the mean of every `share` heads."""
     heads = q.shape[1] // share
     shapes = [(q.shape[0], heads, *q.shape[2:]), tuple(k.shape)]
     halves = []

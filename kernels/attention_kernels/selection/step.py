@@ -23,7 +23,7 @@ def select_step(
     starts: Tensor | None = None,
     kernel: str = "auto",
 ) -> BlockIndex:
-    """The key blocks that score highest for the newest token: scores float32 [B, H, Nk], Nk = ⌈k_len / k_block⌉.
+    """Choose the key blocks that score highest for the newest token: scores float32 [B, H, Nk], Nk = ⌈k_len / k_block⌉.
 
     Give one rule:
       counts, width: int32 [B], blocks that the lists of each sequence keep, at least 1 and at most its own blocks and `width`,
@@ -66,14 +66,14 @@ def select_step(
 
 
 def _last_block(k_block: int, k_len: int, starts: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """The newest block of each sequence, int64 [B]."""
+    """Return the newest block of each sequence, int64 [B]."""
     if starts is None:
         return torch.full((batch,), (k_len - 1) // k_block, dtype=torch.int64, device=device)
     return (k_len - 1 - starts.long()) // k_block
 
 
 def _compact(selected: Tensor, width: int, k_block: int, k_len: int) -> BlockIndex:
-    """bool [B, H, Nk], at most `width` True in each row -> its index."""
+    """Return bool [B, H, Nk], at most `width` True in each row -> its index."""
     columns = torch.arange(selected.shape[-1], dtype=torch.int32, device=selected.device).expand(selected.shape)
     place = torch.where(selected, selected.cumsum(-1) - 1, width)
     indices = torch.zeros(*selected.shape[:-1], width + 1, dtype=torch.int32, device=selected.device)

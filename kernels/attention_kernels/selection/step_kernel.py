@@ -63,7 +63,7 @@ def _select_step(
 def select_step_triton(
     scores: Tensor, k_block: int, k_len: int, counts: Tensor | None, width: int, threshold: float | None, starts: Tensor | None
 ) -> BlockIndex:
-    """See `attention_kernels.selection.step.select_step`."""
+    """Run `attention_kernels.selection.step.select_step` in Triton."""
     scores = scores if scores.stride(-1) == 1 else scores.contiguous()
     batch, heads, columns = scores.shape
     wide = max(16, triton.next_power_of_2(columns))

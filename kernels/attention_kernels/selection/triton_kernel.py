@@ -40,7 +40,8 @@ class Config:
     programs: int = 2
 
     def at_once(self, wide: int) -> int:
-        """Rows of `wide` scores to select in at once. Of short rows fewer elements: a row's own numbers take registers too."""
+        """Return how many rows of `wide` scores to select in at once. Of short rows fewer elements: a row's own numbers take
+        registers too."""
         return min(self.rows, max(1, min(self.elements // wide, max(2, self.elements // (2 * wide)))))
 
 
@@ -63,7 +64,8 @@ def select_triton(
     max_blocks: int | None,
     config: Config | None = None,
 ) -> BlockIndex:
-    """See `attention_kernels.selection.select_from_pooled`; counts: what `kept_counts` returned, or None for the other rules."""
+    """Run `attention_kernels.selection.select_from_pooled` in Triton. Counts: what `kept_counts` returned, or None for the
+    other rules."""
     q_len, k_len, q_block, k_block = shape
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     batch, q_heads, rows, dim = q.shape

@@ -11,8 +11,8 @@ from attention_kernels.skip_softmax.rule import SkipRule
 
 
 def skip_softmax_reference(q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, scale: float) -> tuple[Tensor, BlockIndex]:
-    """See `attention_kernels.skip_softmax.skip_softmax_attention`. Only the query blocks that keep a tile exponentiate its scores and
-    read its values."""
+    """Run `attention_kernels.skip_softmax.skip_softmax_attention` in plain PyTorch. Only the query blocks that keep a tile
+    exponentiate its scores and read its values."""
     (batch, heads, q_len, _), (kv_heads, k_len), mb, nb = q.shape, k.shape[1:3], rule.q_block, rule.k_block
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     group, shift = heads // kv_heads, k_len - q_len

@@ -11,7 +11,8 @@ MOST_DIM = 512
 
 
 def step_scores(q: Tensor, keys: Tensor, *, scale: float = 1.0, kernel: str = "auto") -> Tensor:
-    """q [B, H, E] · keys [B, Hk, Nk, E] × scale -> [B, H, Nk] in float32 (float64 stays); head h reads key head h // (H // Hk).
+    """Return the products q [B, H, E] · keys [B, Hk, Nk, E] × scale -> [B, H, Nk] in float32 (float64 stays); head h reads key
+    head h // (H // Hk).
 
     A thin product, of as many rows as query heads share a key head: its floor is one read of `keys`. In float32 whatever the
     inputs: rounded to bfloat16, many of thousands of blocks would be equal. kernel: "triton" is one launch that reads keys
