@@ -26,8 +26,10 @@ def row_budget(density: float, q_len: int, k_len: int, q_block: int, k_block: in
 
 @lru_cache(maxsize=64)
 def kept_counts(budget: tuple[int, ...], shape: tuple[int, int, int, int], device: torch.device) -> tuple[Tensor, int]:
-    """Return the number of blocks that a row keeps, the forced ones included and no more than are causal: int32 [Mq] on the
-    device, and the largest of them. Made once for all layers: small tensors made on the host at every call cost more than the selection itself.
+    """Return the number of blocks that a row keeps, int32 [Mq] on the device, and the largest of them.
+
+    The forced ones are included, and there are no more than are causal. Made once for all layers: small tensors made on the
+    host at every call cost more than the selection itself.
 
     shape: q_len, k_len, q_block, k_block.
     """
