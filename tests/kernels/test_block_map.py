@@ -66,12 +66,12 @@ def pooled(case: Case, q: torch.Tensor, k: torch.Tensor, pool: str) -> torch.Ten
 @pytest.mark.parametrize(("kernel", "device", "dtype", "pool", "case"), RUNS, ids=str)
 def test_equals_the_whole_map_pooled(kernel: str, device: str, dtype: torch.dtype, pool: str, case: Case) -> None:
     q, k, _ = case.tensors(dtype, device)
-    found = block_map(q, k, q_block=case.q_block, k_block=case.k_block, pool=pool, kernel=kernel)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.cpu().double(), pooled(case, q, k, pool), rtol=1e-4, atol=1e-6)
-    assert (found[:, :, ~causal_mask(**case.grid, device=device)] == 0).all()
+    result = block_map(q, k, q_block=case.q_block, k_block=case.k_block, pool=pool, kernel=kernel)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.cpu().double(), pooled(case, q, k, pool), rtol=1e-4, atol=1e-6)
+    assert (result[:, :, ~causal_mask(**case.grid, device=device)] == 0).all()
     if pool == "mass":
-        torch.testing.assert_close(found.sum(-1).cpu(), torch.ones(found.shape[:-1]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result.sum(-1).cpu(), torch.ones(result.shape[:-1]), rtol=1e-4, atol=1e-5)
 
 
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +96,9 @@ def test_shared_log_sum_exp(kernel: str) -> None:
     torch.testing.assert_close(lse.cpu().double(), true, rtol=1e-5, atol=1e-5)
     for pool in ("max", "mass"):
         grid = {"q_block": 32, "k_block": 16, "pool": pool, "kernel": kernel}
-        wanted = block_map(q, k, **grid)
-        torch.testing.assert_close(block_map(q, k, **grid, lse=lse), wanted, rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(block_map(q, k, **grid, lse=lse + math.log(2)), wanted / 2, rtol=1e-5, atol=1e-7)
+        expected = block_map(q, k, **grid)
+        torch.testing.assert_close(block_map(q, k, **grid, lse=lse), expected, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(block_map(q, k, **grid, lse=lse + math.log(2)), expected / 2, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kernel", ["reference", "triton"])
@@ -107,11 +107,11 @@ def test_strided_inputs_scale_and_unwritten_memory(kernel: str, monkeypatch: pyt
     case = Case(1, 4, 2, 50, 81, 64, 16, 32, 4)
     q, k, _ = case.tensors(torch.float32, device)
     grid = {"q_block": 16, "k_block": 32, "kernel": kernel, "pool": "mass"}
-    wanted = block_map(q * 0.5, k, **grid)
+    expected = block_map(q * 0.5, k, **grid)
     real = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **kw: real(*a, **kw).fill_(float("nan")))
     q, k = q.transpose(1, 2).contiguous().transpose(1, 2), k.mT.contiguous().mT
-    torch.testing.assert_close(block_map(q, k, **grid, scale=0.5 * case.dim**-0.5), wanted, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(block_map(q, k, **grid, scale=0.5 * case.dim**-0.5), expected, rtol=1e-5, atol=1e-7)
 
 
 @GPU
@@ -121,8 +121,8 @@ def test_long_on_a_gpu(pool: str, block: int) -> None:
     case = Case(1, 4, 2, 3001, 5001, 128, block, block, 4)
     q, k, _ = case.tensors(torch.bfloat16, "cuda")
     exact = block_map(q.double(), k.double(), q_block=block, k_block=block, pool=pool, kernel="reference")
-    found = block_map(q, k, q_block=block, k_block=block, pool=pool, kernel="triton")
-    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-7)
+    result = block_map(q, k, q_block=block, k_block=block, pool=pool, kernel="triton")
+    torch.testing.assert_close(result, exact, rtol=1e-3, atol=1e-7)
 
 
 def test_bad_input_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,10 +175,10 @@ def test_wide_heads_with_strided_inputs_and_poisoned_ends(kernel: str) -> None:
     device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
     case = Case(1, 2, 1, 45, 77, 384, 8, 8, 2)
     q, k, _ = case.tensors(torch.float32, device)
-    wanted = pooled(case, q, k, "mass")
+    expected = pooled(case, q, k, "mass")
     q, k = (torch.nn.functional.pad(x, (0, 128, 0, 64), value=float("nan"))[:, :, : x.shape[2], :384] for x in (q, k))
-    found = block_map(q, k, q_block=8, k_block=8, pool="mass", kernel=kernel)
-    torch.testing.assert_close(found.cpu().double(), wanted, rtol=1e-4, atol=1e-6)
+    result = block_map(q, k, q_block=8, k_block=8, pool="mass", kernel=kernel)
+    torch.testing.assert_close(result.cpu().double(), expected, rtol=1e-4, atol=1e-6)
 
 
 @GPU
@@ -187,5 +187,5 @@ def test_long_and_wide_on_a_gpu(pool: str) -> None:
     case = Case(1, 4, 2, 1201, 1901, 1024, 16, 16, 4)
     q, k, _ = case.tensors(torch.bfloat16, "cuda")
     exact = block_map(q.double(), k.double(), q_block=16, k_block=16, pool=pool, kernel="reference")
-    found = block_map(q, k, q_block=16, k_block=16, pool=pool, kernel="triton")
-    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-7)
+    result = block_map(q, k, q_block=16, k_block=16, pool=pool, kernel="triton")
+    torch.testing.assert_close(result, exact, rtol=1e-3, atol=1e-7)

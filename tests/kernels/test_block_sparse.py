@@ -208,8 +208,8 @@ def test_every_element_is_written(kernel: str, monkeypatch: pytest.MonkeyPatch) 
         make = getattr(torch, name)
 
         def poisoned(*args: Any, make: Callable[..., torch.Tensor] = make, **kwargs: Any) -> torch.Tensor:
-            made = make(*args, **kwargs)
-            return made.fill_(float("nan")) if made.is_floating_point() else made
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
         monkeypatch.setattr(torch, name, poisoned)
     assert torch.isfinite(block_sparse_attention(q, k, v, index, kernel=kernel)).all()
@@ -221,11 +221,11 @@ def test_strided_inputs(kernel: str) -> None:
     case = Case(1, 4, 2, 5 * block, 5 * block, 64, block, block, 4)
     q, k, v = case.tensors(dtype, device)
     index = case.index(device)
-    wanted = block_sparse_attention(q, k, v, index, kernel=kernel)
+    expected = block_sparse_attention(q, k, v, index, kernel=kernel)
     bnhd = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
-    torch.testing.assert_close(block_sparse_attention(*bnhd, index, kernel=kernel), wanted)
+    torch.testing.assert_close(block_sparse_attention(*bnhd, index, kernel=kernel), expected)
     transposed = [x.mT.contiguous().mT for x in (q, k, v)]
-    torch.testing.assert_close(block_sparse_attention(*transposed, index, kernel=kernel), wanted)
+    torch.testing.assert_close(block_sparse_attention(*transposed, index, kernel=kernel), expected)
 
 
 @pytest.mark.parametrize("kernel", EVERY)

@@ -92,10 +92,10 @@ def test_full_rows(tile: Tile) -> None:
 def test_no_tile_reads_the_future(tile: Tile) -> None:
     case = Case(1, 1, 1, 64, 64, 16, 32, 32, 1)
     q, k, v = case.tensors(DTYPE, DEVICE)
-    wanted = run(case, tile, case.index(DEVICE, share=1.0), (q, k, v))
+    expected = run(case, tile, case.index(DEVICE, share=1.0), (q, k, v))
     k[:, :, 48:], v[:, :, 48:] = 100.0, 100.0
-    found = run(case, tile, case.index(DEVICE, share=1.0), (q, k, v))
-    assert torch.equal(found[:, :, :48], wanted[:, :, :48]) and not torch.equal(found[:, :, 48:], wanted[:, :, 48:])
+    out = run(case, tile, case.index(DEVICE, share=1.0), (q, k, v))
+    assert torch.equal(out[:, :, :48], expected[:, :, :48]) and not torch.equal(out[:, :, 48:], expected[:, :, 48:])
 
 
 def test_large_scores_stay_finite() -> None:
@@ -107,7 +107,7 @@ def test_large_scores_stay_finite() -> None:
 
 def test_strides_that_no_descriptor_takes() -> None:
     q, k, v = WHOLE.tensors(DTYPE, DEVICE)
-    wanted = attention(q, k, v, WHOLE.index(DEVICE))
+    expected = attention(q, k, v, WHOLE.index(DEVICE))
     odd = [torch.cat([x, x[..., :1]], -1)[..., : WHOLE.dim] for x in (q, k, v)]  # rows of 33 elements
     heads_last = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
     assert describable(k) and describable(heads_last[1]) and not describable(odd[1])
@@ -118,7 +118,7 @@ def test_strides_that_no_descriptor_takes() -> None:
     )
     for tensors in (odd, heads_last, [x.mT.contiguous().mT for x in (q, k, v)]):
         out = block_sparse_triton(*tensors, WHOLE.index(DEVICE), scale=WHOLE.dim**-0.5)
-        assert error(out, wanted) < TOLERANCE[DTYPE]
+        assert error(out, expected) < TOLERANCE[DTYPE]
 
 
 def test_what_cannot_run_is_one_clear_line() -> None:

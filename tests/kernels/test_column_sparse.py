@@ -139,10 +139,10 @@ def test_strided_inputs_and_a_scale(kernel: str) -> None:
     q, k, v = case.tensors(torch.float32, device)
     index = index_of(case, device)
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
-    wanted = attention(q * 2, k, v, index)
-    assert error(column_sparse_attention(*strided, index, scale=0.25, kernel=kernel), wanted) < 1e-5
+    expected = attention(q * 2, k, v, index)
+    assert error(column_sparse_attention(*strided, index, scale=0.25, kernel=kernel), expected) < 1e-5
     apart = [torch.stack((x, x), -1)[..., 0] for x in (q, k, v)]
-    assert error(column_sparse_attention(*apart, index, scale=0.25, kernel=kernel), wanted) < 1e-5
+    assert error(column_sparse_attention(*apart, index, scale=0.25, kernel=kernel), expected) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_kept_mass_counts_columns() -> None:
     causal = torch.ones(case.q_len, case.k_len, dtype=torch.bool).tril(case.k_len - case.q_len)
     mass = (probabilities(q, k, causal.expand(1, 4, -1, -1)) * true_mask(index, 4)).sum(-1)
     by_row = torch.stack([part.mean(-1) for part in mass.split(16, dim=-1)])
-    found = kept_mass(q, k, index, scale=0.125, rows=10_000)
-    torch.testing.assert_close(found, by_row.mean(0).float(), rtol=1e-4, atol=1e-5)
+    mean_mass = kept_mass(q, k, index, scale=0.125, rows=10_000)
+    torch.testing.assert_close(mean_mass, by_row.mean(0).float(), rtol=1e-4, atol=1e-5)
     late = kept_mass(q, k, index, scale=0.125, rows=10_000, after=100)
     torch.testing.assert_close(late, by_row[6:].mean(0).float(), rtol=1e-4, atol=1e-5)
 

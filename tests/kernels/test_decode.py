@@ -89,8 +89,8 @@ def test_what_is_not_selected_is_not_used(kernel: str, monkeypatch: pytest.Monke
     q, k, v = SMALL.tensors(torch.float32, device)
     index = SMALL.index(device, share=0.3)
     true = attention(q, k, v, index)
-    kept = index.to_mask()[:, :, 0].repeat_interleave(16, -1)[:, :, : SMALL.k_len]
-    k, v = (x.masked_fill(~kept[..., None], float("nan")) for x in (k, v))
+    in_blocks = index.to_mask()[:, :, 0].repeat_interleave(16, -1)[:, :, : SMALL.k_len]
+    k, v = (x.masked_fill(~in_blocks[..., None], float("nan")) for x in (k, v))
     past = torch.arange(index.indices.shape[-1], device=device) >= index.counts[..., None]
     assert past.any()
     index = replace(index, indices=index.indices.masked_fill(past, SMALL.k_len // 16 - 3))
@@ -105,13 +105,13 @@ def test_strided_inputs(kernel: str) -> None:
     device = where(kernel)
     q, k, v = SMALL.tensors(torch.float32, device)
     index = SMALL.index(device)
-    wanted = sparse_decode(q, k, v, index, kernel=kernel)
+    expected = sparse_decode(q, k, v, index, kernel=kernel)
     roomy = [torch.nn.functional.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, 9)).contiguous() for x in (k, v)]
     views = [x[:, : SMALL.k_len].transpose(1, 2) for x in roomy]
     wide = replace(
         index, counts=torch.stack([index.counts] * 2, -1)[..., 0], indices=torch.stack([index.indices] * 2, -1)[..., 0]
     )
-    torch.testing.assert_close(sparse_decode(q.mT.contiguous().mT, *views, wide, kernel=kernel), wanted)
+    torch.testing.assert_close(sparse_decode(q.mT.contiguous().mT, *views, wide, kernel=kernel), expected)
 
 
 def test_the_same_as_block_sparse_attention_and_scaled() -> None:
@@ -123,8 +123,8 @@ def test_the_same_as_block_sparse_attention_and_scaled() -> None:
     )
     single, _, _ = case.tensors(torch.float32, where("triton"))
     k, v, index = (x.to(where("triton")) for x in (k.float(), v.float(), index))
-    found = sparse_decode(single, k, v, index, scale=0.05, kernel="triton")
-    assert error(found, attention(single * (0.05 * case.dim**0.5), k, v, index)) < 1e-5
+    out = sparse_decode(single, k, v, index, scale=0.05, kernel="triton")
+    assert error(out, attention(single * (0.05 * case.dim**0.5), k, v, index)) < 1e-5
 
 
 def test_splits_fill_the_gpu_once() -> None:

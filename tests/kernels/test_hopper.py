@@ -104,9 +104,9 @@ def awkward(x: Tensor) -> dict[str, Tensor]:
 def test_what_cannot_be_addressed_is_copied() -> None:
     x = torch.randn(1, 4, 40, 64, dtype=torch.float16)
     for name, view in awkward(x).items():
-        made = _addressable(view)
-        assert torch.equal(made, view) and made.data_ptr() != view.data_ptr(), name
-        for y in (made, torch.empty_like(made)):  # the output is made like the queries
+        addressable = _addressable(view)
+        assert torch.equal(addressable, view) and addressable.data_ptr() != view.data_ptr(), name
+        for y in (addressable, torch.empty_like(addressable)):  # the output is made like the queries
             assert y.data_ptr() % 16 == 0 and y.stride(-1) == 1, name
             assert all(stride > 0 and stride % 8 == 0 for stride in y.stride()[:-1]), name
     heads_last = x.transpose(1, 2).contiguous().transpose(1, 2)
@@ -182,8 +182,10 @@ def test_every_tile_is_dealt_once(batch: int, heads_kv: int, units: int, pack: i
                 tile = torch.stack(torch.broadcast_tensors(*tile_of(torch.tensor(turn), rows, units, heads_kv, bundle, pack)))
                 dealt += tile[:, turn < turns].T.tolist()
             assert len(dealt) == tiles
-            wanted = product(range(batch), range(heads_kv), range(units), range(rows))
-            assert {tuple(tile) for tile in dealt} == {(b, kv, (kv * units + unit) * pack, row) for b, kv, unit, row in wanted}
+            expected = product(range(batch), range(heads_kv), range(units), range(rows))
+            assert {tuple(tile) for tile in dealt} == {
+                (b, kv, (kv * units + unit) * pack, row) for b, kv, unit, row in expected
+            }
 
 
 @GPU

@@ -99,9 +99,9 @@ def test_groups_and_head_dims_of_real_models(group: int, kv_heads: int, dim: int
     k = torch.randn(1, kv_heads, 141, dim, generator=generator).to(DEVICE)
     vertical, slash = vertical_slash(q, k, scale=dim**-0.5, last_q=32, kernel="triton")
     for head in (0, group * kv_heads - 1):
-        wanted = literal(q[0, head].cpu(), k[0, head // group].cpu(), dim**-0.5, 32)
-        for found, true in zip((vertical[0, head], slash[0, head]), wanted, strict=True):
-            torch.testing.assert_close(found.cpu().double(), true, atol=1e-6, rtol=1e-4)
+        expected = literal(q[0, head].cpu(), k[0, head // group].cpu(), dim**-0.5, 32)
+        for mean, true in zip((vertical[0, head], slash[0, head]), expected, strict=True):
+            torch.testing.assert_close(mean.cpu().double(), true, atol=1e-6, rtol=1e-4)
 
 
 def test_the_fast_kernel_says_how_many_queries_it_takes() -> None:

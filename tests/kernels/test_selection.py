@@ -50,14 +50,14 @@ class Case:
         return q.to(device, dtype), k.to(device, dtype)
 
     def select(self, q: Tensor, k: Tensor, kernel: str, **rule: object) -> BlockIndex:
-        found = select_from_pooled(
+        index = select_from_pooled(
             q, k, scale=self.dim**-0.5, share=self.share, combine=self.combine, kernel=kernel, **self.grid, **rule
         )  # type: ignore[arg-type]
-        found.validate()
-        assert found.counts.shape[1] == self.heads // self.share
-        width = found.indices.shape[-1]
-        assert not found.indices[torch.arange(width, device=q.device) >= found.counts[..., None]].any(), "the tail is zero"
-        return found
+        index.validate()
+        assert index.counts.shape[1] == self.heads // self.share
+        width = index.indices.shape[-1]
+        assert not index.indices[torch.arange(width, device=q.device) >= selection.counts[..., None]].any(), "the tail is zero"
+        return index
 
 
 CASES = [
@@ -118,7 +118,7 @@ def ranked(case: Case, scores: Tensor) -> list[tuple[Tensor, int, list[int]]]:
     return rows
 
 
-def kept(index: BlockIndex) -> list[set[int]]:
+def selected_sets(index: BlockIndex) -> list[set[int]]:
     return [set(row.nonzero().flatten().tolist()) for row in index.to_mask().cpu().flatten(0, 2)]
 
 
@@ -132,21 +132,21 @@ def test_topk_keeps_the_budget_of_the_best(
     budget = row_budget(rule["density"], **case.grid)
     index = case.select(q, k, kernel, budget=budget)
     rows = ranked(case, true_scores(case, q, k))
-    for i, ((_, forced, order), found) in enumerate(zip(rows, kept(index), strict=True)):
-        assert found == set(order[: max(budget[i % len(budget)], forced)])
+    for i, ((_, forced, order), selection) in enumerate(zip(rows, selected_sets(index), strict=True)):
+        assert selection == set(order[: max(budget[i % len(budget)], forced)])
 
 
 @pytest.mark.parametrize(("kernel", "device", "dtype", "case", "rule"), runs({}, {"max_blocks": 5}), ids=str)
 def test_threshold_keeps_what_is_above(kernel: str, device: str, dtype: torch.dtype, case: Case, rule: dict[str, int]) -> None:
     q, k = case.vectors(dtype, device)
     index, limit = case.select(q, k, kernel, threshold=0.03, **rule), rule.get("max_blocks")
-    for (scores, forced, order), found in zip(ranked(case, true_scores(case, q, k)), kept(index), strict=True):
+    for (scores, forced, order), selection in zip(ranked(case, true_scores(case, q, k)), selected_sets(index), strict=True):
         probs = scores.softmax(-1)
         above = {c for c in order[forced:] if probs[c] > 0.03} | set(order[:forced])
         near = {c for c in order[forced:] if abs(probs[c] - 0.03) < 1e-6}
         if limit is not None:
             above = set(order[: min(limit, len(above))])
-        assert found - near == above - near
+        assert selection - near == above - near
 
 
 @pytest.mark.parametrize(
@@ -155,13 +155,13 @@ def test_threshold_keeps_what_is_above(kernel: str, device: str, dtype: torch.dt
 def test_mass_is_reached_by_the_fewest(kernel: str, device: str, dtype: torch.dtype, case: Case, rule: dict[str, Any]) -> None:
     q, k = case.vectors(dtype, device)
     index, mass, limit = case.select(q, k, kernel, **rule), rule["mass"], rule.get("max_blocks")
-    for (scores, forced, order), found in zip(ranked(case, true_scores(case, q, k)), kept(index), strict=True):
-        assert found == set(order[: len(found)]), "best first after the diagonal"
+    for (scores, forced, order), selection in zip(ranked(case, true_scores(case, q, k)), selected_sets(index), strict=True):
+        assert selection == set(order[: len(selection)]), "best first after the diagonal"
         sums = [0.0, *scores.softmax(-1)[order].cumsum(0).tolist()]
-        if limit is None or len(found) < limit:
-            assert sums[len(found)] > mass - 1e-6
-        if len(found) > forced:
-            assert sums[len(found) - 1] < mass + 1e-6
+        if limit is None or len(selection) < limit:
+            assert sums[len(selection)] > mass - 1e-6
+        if len(selection) > forced:
+            assert sums[len(selection) - 1] < mass + 1e-6
 
 
 @pytest.mark.parametrize(("kernel", "device", "dtype"), KERNELS)
@@ -181,13 +181,15 @@ def test_ties_go_to_the_earlier_block(kernel: str) -> None:
     k[:, :, 11] = -0.0  # equal to zero
     k[:, :, 15] = -1.0
     for rule in ({"budget": tuple(min(6, row + 1) for row in range(30))}, {"mass": 0.55}):
-        found = kept(case.select(q, k, kernel, **rule))
+        selection = selected_sets(case.select(q, k, kernel, **rule))
         for row in range(16, 30):
             best = [row, 4, 9, 0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13, 14]
-            assert found[row] == set(best[: len(found[row])])
-            assert len(found[row]) == 6 or "mass" in rule
-    wanted = select_topk((q @ k.mT).cpu(), tuple(min(6, row + 1) for row in range(30)), **case.grid)
-    assert kept(case.select(q, k, kernel, budget=tuple(min(6, row + 1) for row in range(30)))) == kept(wanted)
+            assert selection[row] == set(best[: len(selection[row])])
+            assert len(selection[row]) == 6 or "mass" in rule
+    expected = select_topk((q @ k.mT).cpu(), tuple(min(6, row + 1) for row in range(30)), **case.grid)
+    assert selected_sets(case.select(q, k, kernel, budget=tuple(min(6, row + 1) for row in range(30)))) == selected_sets(
+        expected
+    )
 
 
 @pytest.mark.parametrize("kernel", ["reference", "triton"])
@@ -197,12 +199,12 @@ def test_nan_and_infinite_scores(kernel: str) -> None:
     q, k = torch.zeros(1, 1, 20, 16, device=device), torch.randn(1, 1, 20, 16).to(device)
     q[..., 0] = 1.0
     k[0, 0, 1, 0], k[0, 0, 2, 0], k[0, 0, 3, 0] = float("nan"), float("inf"), -float("inf")
-    found = kept(case.select(q, k, kernel, budget=tuple(min(5, row + 1) for row in range(20))))
+    selection = selected_sets(case.select(q, k, kernel, budget=tuple(min(5, row + 1) for row in range(20))))
     for row in range(9, 20):
-        assert 2 in found[row] and not found[row] & {1, 3}
+        assert 2 in selection[row] and not selection[row] & {1, 3}
     for rule in ({"threshold": 0.01}, {"mass": 0.5}):
-        found = kept(case.select(q, k, kernel, **rule))
-        assert found[1] == {1} and all(found[row] == {row} for row in range(3, 20)), "NaN leaves the diagonal"
+        selection = selected_sets(case.select(q, k, kernel, **rule))
+        assert selection[1] == {1} and all(selection[row] == {row} for row in range(3, 20)), "NaN leaves the diagonal"
 
 
 @pytest.mark.parametrize("kernel", ["reference", "triton"])
@@ -217,8 +219,8 @@ def test_extreme_scores_end(kernel: str) -> None:
     k[0, 0, ::3] *= -1
     budget = tuple(max(1, (row + 1) // 3) for row in range(40))
     rows = ranked(case, true_scores(case, q, k))
-    found = kept(case.select(q.to(device), k.to(device), kernel, budget=budget))
-    assert all(f == set(order[:b]) for f, b, (_, _, order) in zip(found, budget, rows, strict=True))
+    selection = selected_sets(case.select(q.to(device), k.to(device), kernel, budget=budget))
+    assert all(f == set(order[:b]) for f, b, (_, _, order) in zip(selection, budget, rows, strict=True))
 
 
 @pytest.mark.parametrize("kernel", ["reference", "triton"])
@@ -241,7 +243,7 @@ def test_early_rows_of_many_columns_are_read_half_as_wide(rule: dict[str, float]
     case = Case(1, 1, 1, 4750, 4790, 128, 16, 16)
     q, k = case.vectors(torch.float32, "cpu")
     given = {"budget": row_budget(rule["density"], **case.grid)} if "density" in rule else rule
-    assert kept(case.select(q, k, "triton", **given)) == kept(case.select(q, k, "reference", **given))
+    assert selected_sets(case.select(q, k, "triton", **given)) == selected_sets(case.select(q, k, "reference", **given))
 
 
 @pytest.mark.parametrize("kernel", ["reference", "triton"])
@@ -251,8 +253,8 @@ def test_the_whole_mass_takes_no_block_that_adds_nothing(kernel: str) -> None:
     q, k = torch.zeros(1, 1, 20, 16), torch.zeros(1, 1, 20, 16)
     q[..., 0], k[..., 0] = 100.0, -100.0
     k[0, 0, 3, 0] = 100.0
-    found = kept(case.select(q.to(device), k.to(device), kernel, mass=1.0))
-    assert all(found[row] == {3, row} for row in range(4, 20))
+    selection = selected_sets(case.select(q.to(device), k.to(device), kernel, mass=1.0))
+    assert all(selection[row] == {3, row} for row in range(4, 20))
 
 
 @pytest.mark.parametrize("kernel", ["reference", "triton"])
@@ -262,7 +264,7 @@ def test_scores_past_the_largest_are_equal(kernel: str) -> None:
     q, k = torch.zeros(1, 1, 4, 16), torch.zeros(1, 1, 4, 16)
     q[..., 0] = 4.0
     k[0, 0, :, 0] = torch.tensor([3.1e38, 3.3e38, 1.0, 0.0])
-    assert kept(case.select(q.to(device), k.to(device), kernel, budget=(1, 2, 2, 2)))[3] == {0, 3}
+    assert selected_sets(case.select(q.to(device), k.to(device), kernel, budget=(1, 2, 2, 2)))[3] == {0, 3}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counted in the interpreter")
@@ -293,9 +295,9 @@ def test_a_shared_index_ranks_by_the_mean() -> None:
     q[0, 0, :, 0] = q[0, 1, :, 1] = 1.0
     k[0, 0, 0, :2], k[0, 0, 1, :2], k[0, 0, 2, :2] = (torch.tensor(v) for v in ([5.0, -5.0], [-5.0, 5.0], [1.0, 1.0]))
     for kernel in ("reference", "triton") if not torch.cuda.is_available() else ("reference",):
-        assert kept(case.select(q, k, kernel, budget=(1, 2, 2, 2, 2)))[4] == {2, 4}
+        assert selected_sets(case.select(q, k, kernel, budget=(1, 2, 2, 2, 2)))[4] == {2, 4}
         best = Case(1, 2, 1, 80, 80, 16, 16, 16, 2, "max").select(q, k, kernel, budget=(1, 2, 3, 3, 3))
-        assert kept(best)[4] == {0, 1, 4}
+        assert selected_sets(best)[4] == {0, 1, 4}
 
 
 @pytest.mark.gpu
