@@ -56,7 +56,7 @@ class Case:
         index.validate()
         assert index.counts.shape[1] == self.heads // self.share
         width = index.indices.shape[-1]
-        assert not index.indices[torch.arange(width, device=q.device) >= selection.counts[..., None]].any(), "the tail is zero"
+        assert not index.indices[torch.arange(width, device=q.device) >= index.counts[..., None]].any(), "the tail is zero"
         return index
 
 
