@@ -19,7 +19,7 @@ def shared_bytes(device: torch.device) -> int:
     return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
-def stages(rows: int, loaded: int, dim: int, itemsize: int, room: int, most: int = 3) -> int:
+def prefetch_depth(rows: int, loaded: int, dim: int, itemsize: int, room: int, most: int = 3) -> int:
     """Return the stages of a loop that keeps `rows` query rows and loads `loaded` key or value rows a turn, each `dim`
     elements.
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from attention_kernels.block_sparse import flash4
-from attention_kernels.block_sparse.flash4 import block_sparse_flash4, flash4_reason, pack, packed_heads, unpack
+from attention_kernels.block_sparse.flash4 import block_sparse_flash4, flash4_reason, pack_heads, packed_heads, unpack_heads
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -129,11 +129,11 @@ def test_heads_are_packed_where_they_share_an_index(monkeypatch: pytest.MonkeyPa
 def test_packing_is_undone(group: int, layout: str) -> None:
     q = torch.randn(2, 2 * group, 5, 4)
     q = q if layout == "bhnd" else q.transpose(1, 2).contiguous().transpose(1, 2)
-    packed = pack(q, group)
+    packed = pack_heads(q, group)
     assert packed.shape == (2, 5 * group, 2, 4)
     for token, head in ((t, h) for t in range(5) for h in range(2 * group)):
         assert torch.equal(packed[:, token * group + head % group, head // group], q[:, head, token])
-    assert torch.equal(unpack(packed, group), q)
+    assert torch.equal(unpack_heads(packed, group), q)
 
 
 def test_heads_that_fill_a_tile() -> None:

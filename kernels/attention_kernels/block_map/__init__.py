@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import KERNELS, pick
+from attention_kernels.backends import KERNELS, resolve_backend
 from attention_kernels.block_map.reference import block_map_reference, log_sum_exp_reference
 from attention_kernels.block_map.tuning import MOST_DIM
 
@@ -84,7 +84,7 @@ def _resolve(q: Tensor, k: Tensor, kernel: str, scale: float | None) -> tuple[st
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not scale > 0:
         raise ValueError(f"scale={scale}: must be above 0")
-    kernel = pick(kernel, q)
+    kernel = resolve_backend(kernel, q)
     if kernel == "triton" and q.shape[-1] > MOST_DIM:
         raise ValueError(f"kernel=triton takes head dims up to {MOST_DIM}, not {q.shape[-1]}; use kernel=reference")
     return kernel, scale

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from attention_kernels.tiles import shared_bytes, stages
+from attention_kernels.tiles import prefetch_depth, shared_bytes
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def tile_for(tile: Tile, device: torch.device, itemsize: int, dim: int) -> Tile:
     room, rows = shared_bytes(device), tile.rows
     while rows > 32 and (rows + 2 * tile.cols) * dim * itemsize > room:
         rows //= 2
-    return replace(tile, rows=rows, depth=stages(rows, tile.cols, dim, itemsize, room, tile.depth), piece=dim)
+    return replace(tile, rows=rows, depth=prefetch_depth(rows, tile.cols, dim, itemsize, room, tile.depth), piece=dim)
 
 
 def _wide_tile(device: torch.device, itemsize: int) -> Tile:
@@ -62,4 +62,4 @@ def _wide_tile(device: torch.device, itemsize: int) -> Tile:
     room, cols = shared_bytes(device), tile.cols
     while cols > 32 and 2 * (tile.rows + cols) * tile.piece * itemsize > room:
         cols //= 2
-    return replace(tile, cols=cols, depth=stages(0, tile.rows + cols, tile.piece, itemsize, room, tile.depth))
+    return replace(tile, cols=cols, depth=prefetch_depth(0, tile.rows + cols, tile.piece, itemsize, room, tile.depth))

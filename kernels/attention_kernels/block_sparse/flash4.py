@@ -76,7 +76,7 @@ def block_sparse_flash4(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, s
     )
     with torch.cuda.device_of(q):
         out = _flash_attn_fwd(
-            pack(q, group),
+            pack_heads(q, group),
             k.transpose(1, 2),
             v.transpose(1, 2),
             softmax_scale=scale,
@@ -84,10 +84,10 @@ def block_sparse_flash4(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, s
             block_sparse_tensors=blocks,
             pack_gqa=False,
         )[0]
-    return unpack(out, group)
+    return unpack_heads(out, group)
 
 
-def pack(q: Tensor, group: int) -> Tensor:
+def pack_heads(q: Tensor, group: int) -> Tensor:
     """Turn [B, G·H, Q, D] into [B, Q·G, H, D]: the G heads of a group follow each other token by token. A view where G is 1."""
     if group == 1:
         return q.transpose(1, 2)
@@ -96,8 +96,8 @@ def pack(q: Tensor, group: int) -> Tensor:
     return grouped.reshape(batch, heads // group, tokens * group, dim).transpose(1, 2)
 
 
-def unpack(out: Tensor, group: int) -> Tensor:
-    """Turn [B, Q·G, H, D] into [B, G·H, Q, D], the inverse of `pack`."""
+def unpack_heads(out: Tensor, group: int) -> Tensor:
+    """Turn [B, Q·G, H, D] into [B, G·H, Q, D], the inverse of `pack_heads`."""
     if group == 1:
         return out.transpose(1, 2)
     return out.unflatten(1, (-1, group)).permute(0, 3, 2, 1, 4).flatten(1, 2)

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from attention_kernels.tiles import shared_bytes, stages
+from attention_kernels.tiles import prefetch_depth, shared_bytes
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def default_tile(capability: tuple[int, int], room: int, itemsize: int, dim: int
     while (rows + 2 * 2 * cols) * dim * itemsize > room and max(rows, cols) > 16:
         rows, cols = (rows, cols // 2) if 2 * cols > rows or rows <= 16 else (rows // 2, cols)
     full = rows * dim >= 128 * 128 if itemsize == 2 else rows >= 64
-    depth = stages(rows, 2 * cols, dim, itemsize, room, most=3 if itemsize == 2 else 2)
+    depth = prefetch_depth(rows, 2 * cols, dim, itemsize, room, most=3 if itemsize == 2 else 2)
     return Tile(rows, cols, 8 if full else 4, depth, described=capability[0] == 9 and itemsize == 2 and cols <= k_block)
 
 

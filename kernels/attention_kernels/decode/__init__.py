@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import KERNELS, TRITON_DTYPES, interpreting
+from attention_kernels.backends import KERNELS, TRITON_DTYPES, in_interpreter
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse import check_shapes
 from attention_kernels.decode.reference import sparse_decode_reference
@@ -83,7 +83,7 @@ def resolve_decode(kernel: str, *, device: torch.device, dtype: torch.dtype, hea
     if kernel not in KERNELS:
         raise ValueError(f"kernel={kernel} is not known; choose one of: auto, {', '.join(KERNELS)}")
     if kernel == "triton":
-        if device.type != "cuda" and not interpreting():
+        if device.type != "cuda" and not in_interpreter():
             raise ValueError(f"kernel=triton needs a CUDA device, not {device.type}; use kernel=reference")
         if dtype not in TRITON_DTYPES:
             raise ValueError(f"kernel=triton takes float16, bfloat16 and float32, not {dtype}; use kernel=reference")

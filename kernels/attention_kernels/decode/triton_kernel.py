@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.decode.splits import program_slots, split_count
-from attention_kernels.tiles import shared_bytes, stages
+from attention_kernels.tiles import prefetch_depth, shared_bytes
 
 TILE_BYTES = {2: 16 << 10, 4: 8 << 10}
 """Of K, and of V, that a program reads at a time, by the size of an element: 64 keys at head dim 128 in bfloat16. Two such
@@ -248,7 +248,7 @@ def sparse_decode_triton(
             PADDED=starts is not None,
             OVERLAP=overlap,
             num_warps=8 if block_m > 64 else 4,
-            num_stages=stages(block_m, 2 * tile, pad, itemsize, shared_bytes(q.device), 2 if itemsize == 4 else 3),
+            num_stages=prefetch_depth(block_m, 2 * tile, pad, itemsize, shared_bytes(q.device), 2 if itemsize == 4 else 3),
         )
         if splits > 1:
             block_s = max(16, triton.next_power_of_2(splits))  # few of them, so that little is compiled as keys grow

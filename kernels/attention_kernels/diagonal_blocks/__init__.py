@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attention_kernels.backends import pick
+from attention_kernels.backends import resolve_backend
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.diagonal_blocks.reference import list_blocks_reference
 
@@ -36,7 +36,7 @@ def diagonal_blocks(
     distances = torch.where(crossed, place, cols + 1).sort(-1).values  # ascending, compact
     nearer = pad(crossed.cumsum(-1, dtype=torch.int32), (1, 0))  # how many are below a distance
     width = cols if most is None else max(1, min(cols, 2 * most))  # a diagonal crosses two blocks of a row at most
-    if pick(kernel, total.new_empty(0, dtype=torch.float32)) == "triton":
+    if resolve_backend(kernel, total.new_empty(0, dtype=torch.float32)) == "triton":
         from attention_kernels.diagonal_blocks.triton_kernel import list_blocks_triton  # imported late: needs triton
 
         counts, indices = list_blocks_triton(distances, nearer, block, q_len, k_len, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attention_kernels.backends import KERNELS, pick
+from attention_kernels.backends import KERNELS, resolve_backend
 from attention_kernels.key_mean_map.reference import key_mean_map_reference
 
 __all__ = ["KERNELS", "key_mean_map"]
@@ -40,7 +40,7 @@ def key_mean_map(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not scale > 0:
         raise ValueError(f"scale={scale}: must be above 0")
-    if pick(kernel, q) == "triton":
+    if resolve_backend(kernel, q) == "triton":
         if q_block > MOST_BLOCK or q.shape[3] > MOST_DIM:
             raise ValueError(
                 f"kernel=triton takes query blocks of at most {MOST_BLOCK} tokens and heads of at most {MOST_DIM} elements, "

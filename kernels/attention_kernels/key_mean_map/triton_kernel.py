@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from attention_kernels.tiles import shared_bytes, stages
+from attention_kernels.tiles import prefetch_depth, shared_bytes
 
 LOG2E = tl.constexpr(math.log2(math.e))
 
@@ -117,7 +117,7 @@ def key_mean_map_triton(q: Tensor, means: Tensor, *, q_block: int, k_block: int,
     batch, heads, q_len, dim = q.shape
     rows, cols, pad = -(-q_len // q_block), means.shape[2], max(16, triton.next_power_of_2(dim))
     tile_rows, tile_cols = max(16, triton.next_power_of_2(q_block)), 16 if q.dtype == torch.float32 else 64
-    depth = stages(tile_rows, tile_cols, pad, q.element_size(), shared_bytes(q.device))
+    depth = prefetch_depth(tile_rows, tile_cols, pad, q.element_size(), shared_bytes(q.device))
     out = torch.full((batch, heads, rows, cols), -float("inf"), dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _key_mean_map[(rows, batch * heads)](

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from attention_kernels.last_queries.reference import SCORES
-from attention_kernels.tiles import shared_bytes, stages
+from attention_kernels.tiles import prefetch_depth, shared_bytes
 
 LOWEST = tl.constexpr(-1.0e30)
 """Where a maximum starts: below every score, and finite, so that a span of keys that a query doesn't see makes no NaN."""
@@ -188,7 +188,7 @@ def vertical_slash_triton(q: Tensor, k: Tensor, *, scale: float, rows: int) -> t
         "BLOCK_N": keys,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         "num_warps": 4 if block_r <= 64 else 8,
-        "num_stages": stages(block_r, keys, triton.next_power_of_2(dim), q.dtype.itemsize, shared_bytes(q.device)),
+        "num_stages": prefetch_depth(block_r, keys, triton.next_power_of_2(dim), q.dtype.itemsize, shared_bytes(q.device)),
     }
     strides, log2e = (*q.stride()[:3], *k.stride()[:3]), scale * math.log2(math.e)
     with torch.cuda.device_of(q):  # Triton launches on the current device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attention_kernels.backends import pick
+from attention_kernels.backends import resolve_backend
 from attention_kernels.project.reference import project_reference
 from attention_kernels.rope import check_tables
 
@@ -28,7 +28,7 @@ def project(
         )
     dim = x.shape[3] if weight is None else weight.shape[2]
     check_tables(cos, sin, x.shape[2], dim)
-    if pick(kernel, x) == "triton":
+    if resolve_backend(kernel, x) == "triton":
         if dim > MOST_DIM:
             raise ValueError(f"kernel=triton projects to at most {MOST_DIM} elements, not {dim}; use kernel=reference")
         from attention_kernels.project.triton_kernel import project_triton  # imported late: needs triton

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import pick
+from attention_kernels.backends import resolve_backend
 from attention_kernels.block_index import BlockIndex
 
 MOST_COLUMNS = 65535
@@ -40,7 +40,7 @@ def select_step(
         raise ValueError(f"scores have {blocks} blocks; {k_len} keys in blocks of {k_block} make {-(-k_len // k_block)}")
     if counts is not None and (counts.shape != (batch,) or counts.dtype != torch.int32):
         raise ValueError(f"counts is {counts.dtype} {tuple(counts.shape)}: must be int32 ({batch},)")
-    if pick(kernel, scores) == "triton":
+    if resolve_backend(kernel, scores) == "triton":
         if blocks > MOST_COLUMNS:
             raise ValueError(f"kernel=triton selects from {MOST_COLUMNS} key blocks at most, not {blocks}")
         from attention_kernels.selection.step_kernel import select_step_triton  # imported late: needs triton

@@ -1,7 +1,7 @@
 """Scoring and selecting blocks in one launch: scores of a few rows at a time pass through a scratch.
 
 Each of a fixed number of programs takes tiles of rows in turn. It scores its tile against all causal columns (tensor cores;
-float32 inputs, and means of queries, as two float16 halves each, see `split`), puts the scores in its own part of the
+float32 inputs, and means of queries, as two float16 halves each, see `split_kernel`), puts the scores in its own part of the
 scratch, and reads them back as whole rows, to select in registers (see `cut`). Nothing of size Mq × Nk is stored, nothing
 waits for the host. The scratch takes 4 × 32 × 4 bytes for every SM and column: 132 MiB on an H100 with 2048 columns, of
 which causality uses half. What doesn't fit into L2 goes to memory and back, so rows are read one step ahead.
@@ -20,7 +20,7 @@ from attention_kernels.block_index import BlockIndex
 from attention_kernels.selection.cut_kernel import MASS, THRESHOLD, TOPK
 from attention_kernels.selection.pooled_kernel import select_pooled_kernel
 from attention_kernels.selection.reference import one_key_head
-from attention_kernels.selection.split_kernel import split
+from attention_kernels.selection.split_kernel import split_halves
 from attention_kernels.tiles import shared_bytes
 
 MOST_COLUMNS = 65535
@@ -90,7 +90,7 @@ def select_triton(
     total = batch * heads * tiles
     programs = min(total, config.programs * _processors(q.device) if q.is_cuda else 3)
     if q.dtype == torch.float32 or folds:
-        q_half, k_half = split(q, k, share if folds else 1)
+        q_half, k_half = split_halves(q, k, share if folds else 1)
         if folds:
             q_heads, share = heads, 1
         q, q_unit, q_low = q_half.parts[0], q_half.unit, q_half.parts[0].numel()

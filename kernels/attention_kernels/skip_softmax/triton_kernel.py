@@ -17,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse.triton_tuning import describable
 from attention_kernels.skip_softmax.rule import SkipRule
-from attention_kernels.tiles import shared_bytes, stages
+from attention_kernels.tiles import prefetch_depth, shared_bytes
 
 FAR = tl.constexpr(1.0e30)
 """Beyond every score: where a row's maximum starts (below), and where that of a row past the end stays (above), so that such a
@@ -157,7 +157,7 @@ def skip_softmax_triton(q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, scal
     pad = triton.next_power_of_2(q.shape[-1])
     # V has one place. K comes two tiles ahead: where a tile is skipped, nothing else hides the next one's way from L2.
     rows = rule.q_block + rule.k_block
-    depth = stages(rows, rule.k_block, pad, q.element_size(), shared_bytes(q.device), most=3)
+    depth = prefetch_depth(rows, rule.k_block, pad, q.element_size(), shared_bytes(q.device), most=3)
     return run_with(q, k, v, rule, scale=scale, num_warps=8 if rule.q_block == 128 else 4, num_stages=depth)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attention_kernels.backends import pick
+from attention_kernels.backends import resolve_backend
 from attention_kernels.step_scores.reference import step_scores_reference
 
 MOST_DIM = 512
@@ -24,7 +24,7 @@ def step_scores(q: Tensor, keys: Tensor, *, scale: float = 1.0, kernel: str = "a
         )
     if q.shape[1] % keys.shape[1]:
         raise ValueError(f"{q.shape[1]} heads are no multiple of {keys.shape[1]} key heads")
-    if pick(kernel, q) == "triton":
+    if resolve_backend(kernel, q) == "triton":
         if q.shape[2] > MOST_DIM:
             raise ValueError(
                 f"kernel=triton takes vectors of at most {MOST_DIM} elements, not {q.shape[2]}; use kernel=reference"
