@@ -30,7 +30,7 @@ def capability(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int],
 
 
 @pytest.mark.parametrize(
-    ("major", "hopper_runs", "wanted"),
+    ("major", "hopper_runs", "expected"),
     [(9, True, "hopper"), (9, False, "triton"), (8, True, "triton"), (10, True, "triton"), (12, True, "triton")],
 )
 def test_auto_goes_by_architecture_and_shape(
