@@ -139,14 +139,14 @@ def test_weights_are_small() -> None:
 
 
 def test_no_path_of_a_build_machine() -> None:
-    found = []
+    hits = []
     for path in files():
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        found += [f"{path.relative_to(ROOT)}: {hit}" for hit in sorted(set(MACHINE_PATHS.findall(text)))]
-    assert not found
+        hits += [f"{path.relative_to(ROOT)}: {hit}" for hit in sorted(set(MACHINE_PATHS.findall(text)))]
+    assert not hits
 
 
 def test_version_is_the_newest_in_the_changelog() -> None:
