@@ -22,7 +22,7 @@ export TRITON_CACHE_DIR := $(CACHE)/triton
 export TORCHINDUCTOR_CACHE_DIR := $(CACHE)/inductor
 export XDG_CACHE_HOME := $(CACHE)
 export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint types pytest wheel clean install install-dev
@@ -53,7 +53,7 @@ types: install-dev
 pytest: export HF_HUB_OFFLINE = 1
 pytest: export OMP_NUM_THREADS = 1
 pytest: install-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 wheel: install-dev
 	$(BIN)/python -m hatchling build -t wheel -d dist

@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-# As in harness/__init__.py: where a checkout is not installed, the folder of `attention_kernels` is not on the path.
+# As in harness/__init__.py: in a checkout that is not installed, the folder of `attention_kernels` is not on the path.
 _KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 if (_KERNELS / "attention_kernels").is_dir() and str(_KERNELS) not in sys.path:
     sys.path.insert(0, str(_KERNELS))

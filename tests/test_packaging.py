@@ -19,7 +19,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PACKAGES = ("harness", "methods", "kernels")
+PACKAGES = {"harness": "harness", "methods": "methods", "attention_kernels": "kernels/attention_kernels"}
+"""Import names, which are also the folders in the wheel, and the folders in the repository."""
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 RUNTIME = [Requirement(text) for text in PROJECT["project"]["dependencies"]]
 ALL = [*RUNTIME, *(Requirement(text) for texts in EXTRAS.values() for text in texts)]
@@ -54,15 +55,6 @@ def files() -> list[Path]:
         return [p for p in ROOT.rglob("*") if p.is_file() and not set(p.relative_to(ROOT).parts) & set(hidden)]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (built,) = folder.glob("*.whl")
-    return built
-
-
 @pytest.mark.parametrize("requirement", [pytest.param(r, id=r.name) for r in ALL])
 def test_dependency_is_locked_in_a_release_it_allows(requirement: Requirement) -> None:
     pins = lock()
@@ -88,7 +80,7 @@ def test_every_import_is_of_a_declared_dependency() -> None:
     declared = {canonicalize_name(r.name) for r in [*RUNTIME, *map(Requirement, EXTRAS["cuda"])]}
     optional = {"flash_attn", "flash_attn_interface"}  # modules of the cuda extra, which need not be installed
     owners = metadata.packages_distributions()
-    for path in (p for package in PACKAGES for p in (ROOT / package).rglob("*.py")):
+    for path in (p for folder in PACKAGES.values() for p in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 modules = [node.module or ""] if node.level == 0 else []
@@ -103,18 +95,21 @@ def test_every_import_is_of_a_declared_dependency() -> None:
                 assert known & declared, f"{path.relative_to(ROOT)} imports {top}, not in pyproject.toml"
 
 
+@pytest.mark.xdist_group("wheel")
 def test_wheel_carries_configs_and_bundled_model_and_nothing_else(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     for path in files():
         name = path.relative_to(ROOT).as_posix()
         if name.startswith("conf/"):
             assert f"harness/{name}" in inside
-        elif name.startswith(tuple(f"{package}/" for package in PACKAGES)):
-            assert name in inside
+        for package, folder in PACKAGES.items():
+            if name.startswith(f"{folder}/"):
+                assert package + name.removeprefix(folder) in inside
     assert {name.partition("/")[0] for name in inside if ".dist-info/" not in name} == set(PACKAGES)
     assert [name for name in inside if name.endswith("licenses/LICENSE")]
 
 
+@pytest.mark.xdist_group("wheel")
 def test_wheel_runs_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     site, empty = tmp_path / "site", tmp_path / "empty"
     zipfile.ZipFile(wheel).extractall(site)
@@ -143,14 +138,14 @@ def test_weights_are_small() -> None:
 
 
 def test_no_path_of_a_build_machine() -> None:
-    found = []
+    hits = []
     for path in files():
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        found += [f"{path.relative_to(ROOT)}: {hit}" for hit in sorted(set(MACHINE_PATHS.findall(text)))]
-    assert not found
+        hits += [f"{path.relative_to(ROOT)}: {hit}" for hit in sorted(set(MACHINE_PATHS.findall(text)))]
+    assert not hits
 
 
 def test_version_is_the_newest_in_the_changelog() -> None:

@@ -10,25 +10,26 @@ from torch import Tensor
 
 
 def causal_blocks(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device | str | None = None) -> Tensor:
-    """Key blocks that each query block may see, int64 [Mq]; the causal diagonal is at the bottom right."""
+    """Return how many key blocks each query block may see, int64 [Mq]; the causal diagonal is at the bottom right."""
     rows = -(-q_len // q_block)
     last = ((torch.arange(rows, device=device) + 1) * q_block).clamp(max=q_len) - 1 + (k_len - q_len)
     return last // k_block + 1
 
 
 def diagonal_start(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device | str | None = None) -> Tensor:
-    """First key block that overlaps the positions of each query block's own tokens, int64 [Mq]."""
+    """Return the first key block that overlaps the positions of each query block's own tokens, int64 [Mq]."""
     rows = -(-q_len // q_block)
     return (torch.arange(rows, device=device) * q_block + (k_len - q_len)) // k_block
 
 
 def causal_mask(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device | str | None = None) -> Tensor:
-    """bool [Mq, Nk]: True where a key block is visible to some token of the query block. Kept for the next call: read only."""
+    """Return bool [Mq, Nk]: True where a key block is visible to some token of the query block. Kept for the next call: read
+    only."""
     return _masks(q_len, k_len, q_block, k_block, torch.device(device or "cpu"))[0]
 
 
 def diagonal_mask(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device | str | None = None) -> Tensor:
-    """bool [Mq, Nk]: True on the blocks that every row keeps, those over the row's own tokens. Kept: read only."""
+    """Return bool [Mq, Nk]: True on the blocks that every row keeps, those over the row's own tokens. Kept: read only."""
     return _masks(q_len, k_len, q_block, k_block, torch.device(device or "cpu"))[1]
 
 
@@ -42,14 +43,15 @@ def _masks(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.dev
 
 @lru_cache(maxsize=256)
 def causal_total(q_len: int, k_len: int, q_block: int, k_block: int) -> int:
-    """All causal blocks of one head."""
+    """Return the number of causal blocks of one head."""
     return int(causal_blocks(q_len, k_len, q_block, k_block).sum())
 
 
 @lru_cache(maxsize=64)
 def row_pairs(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each query block, float64 [Mq]: its queries, the blocks over its own tokens, and the (query, key) pairs in those that
-    are no future. Kept for the next call: read only. All other causal blocks are whole, and before all of its queries."""
+    """Return three float64 [Mq], of each query block: its queries, the blocks over its own tokens, and the (query, key) pairs
+    in those that are no future. Kept for the next call: read only. All other causal blocks are whole, and before all of its
+    queries."""
     shape = (q_len, k_len, q_block, k_block)
     starts = diagonal_start(*shape)
     first = torch.arange(len(starts)) * q_block
@@ -62,8 +64,8 @@ def row_pairs(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.
 
 @lru_cache(maxsize=64)
 def last_rows(q_len: int, k_len: int, q_block: int, k_block: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Counts [rows] and block numbers [rows, Nk], both int32, of the last `rows` query blocks with every causal block. Kept for
-    the next call: read only."""
+    """Return counts [rows] and block numbers [rows, Nk], both int32, of the last `rows` query blocks with every causal block.
+    Kept for the next call: read only."""
     with torch.inference_mode(False):
         counts = causal_blocks(q_len, k_len, q_block, k_block)[-rows:].to(torch.int32)
         cols = torch.arange(-(-k_len // k_block), dtype=torch.int32)
@@ -71,7 +73,7 @@ def last_rows(q_len: int, k_len: int, q_block: int, k_block: int, rows: int, dev
 
 
 def causal_pairs(q_len: int, k_len: int) -> int:
-    """(query, key) pairs of one head that are no future."""
+    """Return the number of (query, key) pairs of one head that are no future."""
     return q_len * (k_len - q_len) + q_len * (q_len + 1) // 2
 
 
@@ -101,7 +103,7 @@ class BlockIndex:
 
     @classmethod
     def from_mask(cls, mask: Tensor, *, q_block: int, k_block: int, q_len: int, k_len: int, wait: bool = True) -> BlockIndex:
-        """From bool [B, H, Mq, Nk]: blocks that are not causal are dropped, the diagonal is always kept.
+        """Make an index from a mask, bool [B, H, Mq, Nk]: blocks that are not causal are dropped, the diagonal is always kept.
 
         wait: for the device, once, to learn the longest row; without, `indices` are as wide as there are key blocks.
         """
@@ -115,10 +117,10 @@ class BlockIndex:
         columns = torch.arange(cols, dtype=torch.int32, device=mask.device)
         indices = torch.empty(*mask.shape[:-1], width, dtype=torch.int32, device=mask.device)
         step = max(1, MASK_CHUNK // max(1, mask[:, :1].numel()))
-        for some, out in zip(mask.split(step, 1), indices.split(step, 1), strict=True):
-            place = torch.where(some, some.cumsum(-1, dtype=torch.int32) - 1, width).long()  # not kept: a last column
-            wide = torch.zeros(*some.shape[:-1], width + 1, dtype=torch.int32, device=mask.device)
-            out.copy_(wide.scatter_(-1, place, columns.expand(some.shape))[..., :width])
+        for chunk, out in zip(mask.split(step, 1), indices.split(step, 1), strict=True):
+            place = torch.where(chunk, chunk.cumsum(-1, dtype=torch.int32) - 1, width).long()  # not kept: a last column
+            wide = torch.zeros(*chunk.shape[:-1], width + 1, dtype=torch.int32, device=mask.device)
+            out.copy_(wide.scatter_(-1, place, columns.expand(chunk.shape))[..., :width])
         return cls(counts, indices, q_block, k_block, q_len, k_len)
 
     @classmethod
@@ -133,7 +135,7 @@ class BlockIndex:
         k_len: int,
         device: torch.device | str | None = None,
     ) -> BlockIndex:
-        """Every causal block."""
+        """Make the index that keeps every causal block."""
         counts = causal_blocks(q_len, k_len, q_block, k_block, device).to(torch.int32)
         cols = torch.arange(-(-k_len // k_block), dtype=torch.int32, device=device)
         indices = torch.where(cols[None] < counts[:, None], cols[None], 0)
@@ -148,7 +150,7 @@ class BlockIndex:
         )
 
     def to_mask(self) -> Tensor:
-        """bool [B, H, Mq, Nk]."""
+        """Return bool [B, H, Mq, Nk], True on the kept blocks."""
         cols = -(-self.k_len // self.k_block)
         filled = torch.arange(self.indices.shape[-1], device=self.counts.device) < self.counts[..., None]
         mask = torch.zeros(*self.counts.shape, cols + 1, dtype=torch.bool, device=self.counts.device)
@@ -157,28 +159,28 @@ class BlockIndex:
 
     @property
     def heads(self) -> int:
-        """Heads that have a list of their own: query heads, or KV heads."""
+        """Return how many heads have a list of their own: query heads, or KV heads."""
         return self.counts.shape[1]
 
     def tiles(self) -> Tensor:
-        """q_block × k_block tiles to compute, int64 [B, H]."""
+        """Return how many q_block × k_block tiles are to be computed, int64 [B, H]."""
         return self.counts.sum(-1)
 
     def density(self) -> Tensor:
-        """Kept causal blocks ÷ all causal blocks, float32 [B, H], on the index's device."""
+        """Return kept causal blocks ÷ all causal blocks, float32 [B, H], on the index's device."""
         return self.tiles() / causal_total(self.q_len, self.k_len, self.q_block, self.k_block)
 
     def pairs(self) -> Tensor:
-        """(query, key) pairs that are attended to, float64 [B, H]."""
+        """Return how many (query, key) pairs are attended to, float64 [B, H]."""
         queries, own, diagonal = row_pairs(self.q_len, self.k_len, self.q_block, self.k_block, self.counts.device)
         return ((self.counts - own) * (queries * self.k_block) + diagonal).sum(-1)
 
     def token_density(self) -> Tensor:
-        """Attended (query, key) pairs ÷ all causal pairs, float32 [B, H], on the index's device."""
+        """Return attended (query, key) pairs ÷ all causal pairs, float32 [B, H], on the index's device."""
         return (self.pairs() / causal_pairs(self.q_len, self.k_len)).float()
 
     def row_keys(self, row: int) -> Tensor:
-        """bool [B, H, K]: keys in the kept blocks of one query block, the future of single queries among them."""
+        """Return bool [B, H, K]: keys in the kept blocks of one query block, the future of single queries among them."""
         one = replace(self, counts=self.counts[:, :, row : row + 1], indices=self.indices[:, :, row : row + 1])
         return one.to_mask()[:, :, 0].repeat_interleave(self.k_block, -1)[..., : self.k_len]
 
@@ -205,16 +207,16 @@ class BlockIndex:
             raise ValueError("every row must keep the blocks over its own tokens")
 
     def with_last_rows(self, rows: int) -> BlockIndex:
-        """The same index, but the last `rows` query blocks keep every causal block. Does not wait for the device."""
+        """Return the same index, but the last `rows` query blocks keep every causal block. Does not wait for the device."""
         if rows <= 0:
             return self
         counts, lists = last_rows(self.q_len, self.k_len, self.q_block, self.k_block, rows, self.counts.device)
         indices = torch.nn.functional.pad(self.indices, (0, lists.shape[-1] - self.indices.shape[-1]))
         indices[..., -rows:, :] = lists
-        kept = self.counts.clone()
-        kept[..., -rows:] = counts
-        return replace(self, counts=kept, indices=indices)
+        all_counts = self.counts.clone()
+        all_counts[..., -rows:] = counts
+        return replace(self, counts=all_counts, indices=indices)
 
     def to(self, device: torch.device | str) -> BlockIndex:
-        """The same index on another device."""
+        """Return the same index on another device."""
         return replace(self, counts=self.counts.to(device), indices=self.indices.to(device))

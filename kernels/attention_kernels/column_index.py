@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attention_kernels.block_index import BlockIndex, causal_pairs, causal_total, row_pairs
+from attention_kernels.block_index import BlockIndex, causal_pairs, causal_total, diagonal_start, row_pairs
 
 
 @dataclass(frozen=True)
@@ -53,39 +53,38 @@ class ColumnIndex:
 
     @property
     def heads(self) -> int:
-        """Heads that have a list of their own: query heads, or KV heads."""
+        """Return how many heads have a list of their own: query heads, or KV heads."""
         return self.blocks.heads
 
     def tiles(self) -> Tensor:
-        """q_block × k_block tiles to compute, int64 [B, H]: blocks, and open columns gathered k_block at a time. A kernel that
-        walks the head's columns up to `reach` and masks those that are not open, as Triton's does, computes a few more."""
+        """Return how many q_block × k_block tiles are to be computed, int64 [B, H]: blocks, and open columns gathered k_block
+        at a time. A kernel that walks the head's columns up to `reach` and masks those that are not open, as Triton's does,
+        computes a few more."""
         return self.blocks.tiles() + ((self.open_counts + self.k_block - 1) // self.k_block).sum(-1)
 
     def density(self) -> Tensor:
-        """Tiles ÷ all causal blocks, float32 [B, H], on the index's device."""
+        """Return tiles ÷ all causal blocks, float32 [B, H], on the index's device."""
         return self.tiles() / causal_total(self.q_len, self.k_len, self.q_block, self.k_block)
 
     def pairs(self) -> Tensor:
-        """(query, key) pairs that are attended to, float64 [B, H]."""
+        """Return how many (query, key) pairs are attended to, float64 [B, H]."""
         queries = row_pairs(self.q_len, self.k_len, self.q_block, self.k_block, self.open.device)[0]
         return self.blocks.pairs() + (self.open_counts * queries).sum(-1)
 
     def token_density(self) -> Tensor:
-        """Attended (query, key) pairs ÷ all causal pairs, float32 [B, H], on the index's device."""
+        """Return attended (query, key) pairs ÷ all causal pairs, float32 [B, H], on the index's device."""
         return (self.pairs() / causal_pairs(self.q_len, self.k_len)).float()
 
     def row_keys(self, row: int) -> Tensor:
-        """bool [B, H, K]: keys in the kept blocks and open columns of one query block, the future of single queries among
-        them."""
+        """Return bool [B, H, K]: keys in the kept blocks and open columns of one query block, the future of single queries
+        among them."""
         shifts = torch.arange(32, dtype=torch.int32, device=self.open.device)
         bits = ((self.open[:, :, row, :, None] >> shifts) & 1).flatten(2)[..., : self.columns.shape[-1]].bool()
         keys = torch.nn.functional.pad(self.blocks.row_keys(row), (0, 1))
         return keys.scatter(-1, torch.where(bits, self.columns, self.k_len).long(), True)[..., :-1]
 
     def validate(self) -> None:
-        """Check everything on the host; ValueError says what is wrong."""
-        from attention_kernels.open_columns import with_columns  # imported late: it makes this class
-
+        """Check every promise of the class on the host. Raises ValueError, which says what is wrong."""
         self.blocks.validate()
         columns, counts = self.columns.cpu().long(), self.column_counts.cpu()
         if self.columns.dtype != torch.int32 or columns.shape[:-1] != counts.shape or counts.shape != self.open.shape[:2]:
@@ -99,12 +98,27 @@ class ColumnIndex:
             raise ValueError(f"columns must lie between 0 and {self.k_len - 1}, and be {self.k_len} past their count")
         if bool((filled[..., 1:] & (columns[..., 1:] <= columns[..., :-1])).any()):
             raise ValueError("columns must ascend within each head")
-        again = with_columns(self.blocks, self.columns, self.column_counts, kernel="reference")
-        for name in ("open", "open_counts", "reach"):
-            if not torch.equal(getattr(self, name), getattr(again, name)):
-                raise ValueError(f"{name} does not follow from blocks and columns")
+        is_open = self._open_columns()
+        words = torch.nn.functional.pad(is_open, (0, -is_open.shape[-1] % 32)).unflatten(-1, (-1, 32))
+        shifts = torch.arange(32, dtype=torch.int32)
+        place = torch.arange(1, is_open.shape[-1] + 1)
+        reach = (is_open * place).amax(-1) if len(place) else is_open.sum(-1)
+        if not torch.equal((self.open.cpu()[..., None] >> shifts & 1).bool(), words):
+            raise ValueError("open does not follow from blocks and columns")
+        if not torch.equal(self.open_counts.cpu(), is_open.sum(-1, dtype=torch.int32)):
+            raise ValueError("open_counts does not follow from blocks and columns")
+        if not torch.equal(self.reach.cpu(), reach.int()):
+            raise ValueError("reach does not follow from blocks and columns")
+
+    def _open_columns(self) -> Tensor:
+        """Return bool [B, H, Mq, V] on the host: whether each column is open in each row, by the definition of the class."""
+        columns = self.columns.cpu().long()[:, :, None]
+        kept_blocks = self.blocks.to_mask().cpu()
+        start = diagonal_start(self.q_len, self.k_len, self.q_block, self.k_block) * self.k_block
+        block = (columns // self.k_block).clamp(max=kept_blocks.shape[-1] - 1).expand(-1, -1, kept_blocks.shape[2], -1)
+        return (columns < start[:, None]) & ~kept_blocks.gather(-1, block)
 
     def to(self, device: torch.device | str) -> ColumnIndex:
-        """The same index on another device."""
+        """Return the same index on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("columns", "column_counts", "open", "open_counts", "reach")}
         return replace(self, blocks=self.blocks.to(device), **moved)

@@ -16,7 +16,8 @@ ROWS = 16
 def kept_mass(
     q: Tensor, k: Tensor, index: BlockIndex | ColumnIndex, *, scale: float, rows: int = ROWS, after: int = 0
 ) -> Tensor:
-    """Share of the causal attention probability of q [B,Hq,Q,D] over k [B,Hkv,K,D] that lies on the kept blocks and columns.
+    """Return the share of the causal attention probability of q [B,Hq,Q,D] over k [B,Hkv,K,D] that lies on the kept blocks and
+    columns.
 
     float32 [B,Hq] in [0, 1], mean over the queries of at most `rows` evenly spaced query blocks, the first of them that of
     query `after`. The blocks weigh the same: of a long prompt the first, which keeps all, and the last, which some methods keep
@@ -30,7 +31,7 @@ def kept_mass(
     spread = (q_len - 1) // index.q_block - first
     chosen = sorted({first + round(i * spread / max(1, rows - 1)) for i in range(rows)})
     group, shared = heads // kv_heads, heads // index.heads
-    kept = torch.zeros(batch, heads, dtype=accurate, device=q.device)
+    mass_sum = torch.zeros(batch, heads, dtype=accurate, device=q.device)
     for row in chosen:
         begin, end = row * index.q_block, min((row + 1) * index.q_block, q_len)
         position = torch.arange(begin, end, device=q.device) + (k_len - q_len)
@@ -38,9 +39,9 @@ def kept_mass(
         future = torch.arange(seen, device=q.device) > position[:, None]
         tokens = index.row_keys(row)[..., :seen]
         for head in range(kv_heads):
-            mine = slice(head * group, (head + 1) * group)
-            scores = (q[:, mine, begin:end] @ k[:, head : head + 1, :seen].mT).to(accurate) * scale
+            group_heads = slice(head * group, (head + 1) * group)
+            scores = (q[:, group_heads, begin:end] @ k[:, head : head + 1, :seen].mT).to(accurate) * scale
             probabilities = scores.masked_fill(future, float("-inf")).softmax(-1)
-            own = tokens[:, torch.arange(heads, device=q.device)[mine] // shared]
-            kept[:, mine] += (probabilities * own[:, :, None]).sum(-1).mean(-1)
-    return (kept / len(chosen)).float()
+            own = tokens[:, torch.arange(heads, device=q.device)[group_heads] // shared]
+            mass_sum[:, group_heads] += (probabilities * own[:, :, None]).sum(-1).mean(-1)
+    return (mass_sum / len(chosen)).float()

@@ -10,7 +10,7 @@ from attention_kernels.block_index import BlockIndex
 
 
 def merge_blocks(index: BlockIndex, q_factor: int, k_factor: int) -> BlockIndex:
-    """The index over blocks of q_factor query and k_factor key blocks: each keeps whatever one of its parts keeps.
+    """Return the index over blocks of q_factor query and k_factor key blocks: each keeps whatever one of its parts keeps.
 
     The smallest coarse index that covers `index`; its density is higher, and is the one to report. Runs on the index's
     device and never waits for it: `indices` is as wide as its longest row could be, not as it is. Raises ValueError for
@@ -22,26 +22,26 @@ def merge_blocks(index: BlockIndex, q_factor: int, k_factor: int) -> BlockIndex:
         return index
     q_block, k_block = index.q_block * q_factor, index.k_block * k_factor
     rows, cols = -(-index.q_len // q_block), -(-index.k_len // k_block)
-    kept = _union(index, q_factor, k_factor, rows, cols)
-    counts, indices = _compact(kept, min(cols, q_factor * index.indices.shape[-1]))
+    union = _union(index, q_factor, k_factor, rows, cols)
+    counts, indices = _compact(union, min(cols, q_factor * index.indices.shape[-1]))
     return BlockIndex(counts, indices, q_block, k_block, index.q_len, index.k_len)
 
 
 def _union(index: BlockIndex, q_factor: int, k_factor: int, rows: int, cols: int) -> Tensor:
-    """bool [B, H, rows, cols]: coarse blocks that hold a kept one."""
+    """Return bool [B, H, rows, cols]: coarse blocks that hold a kept one."""
     *lead, fine_rows, width = index.indices.shape
     filled = torch.arange(width, device=index.counts.device) < index.counts[..., None]
     coarse = torch.where(filled, index.indices // k_factor, cols)  # what fills a row up goes to a column of its own
     coarse = pad(coarse, (0, 0, 0, rows * q_factor - fine_rows), value=cols).reshape(*lead, rows, q_factor * width)
-    kept = torch.zeros(*lead, rows, cols + 1, dtype=torch.bool, device=coarse.device)
-    return kept.scatter_(-1, coarse.long(), True)[..., :cols]
+    union = torch.zeros(*lead, rows, cols + 1, dtype=torch.bool, device=coarse.device)
+    return union.scatter_(-1, coarse.long(), True)[..., :cols]
 
 
-def _compact(kept: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """counts [B, H, rows] and ascending indices [B, H, rows, width], int32, of the True columns. A running count says where
-    each goes: several times cheaper than sorting."""
-    counts = kept.sum(-1, dtype=torch.int32)
-    place = torch.where(kept, kept.cumsum(-1, dtype=torch.int32) - 1, width).long()
-    columns = torch.arange(kept.shape[-1], dtype=torch.int32, device=kept.device).expand(kept.shape)
-    indices = torch.zeros(*kept.shape[:-1], width + 1, dtype=torch.int32, device=kept.device)
+def _compact(union: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return counts [B, H, rows] and ascending indices [B, H, rows, width], int32, of the True columns. A running count says
+    where each goes: several times cheaper than sorting."""
+    counts = union.sum(-1, dtype=torch.int32)
+    place = torch.where(union, union.cumsum(-1, dtype=torch.int32) - 1, width).long()
+    columns = torch.arange(union.shape[-1], dtype=torch.int32, device=union.device).expand(union.shape)
+    indices = torch.zeros(*union.shape[:-1], width + 1, dtype=torch.int32, device=union.device)
     return counts, indices.scatter_(-1, place, columns)[..., :width].contiguous()

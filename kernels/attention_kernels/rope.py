@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [..., P, D], cos and sin [P, R/2] -> x rotated [..., P, D] in float32."""
+    """Rotate x [..., P, D] by cos and sin [P, R/2] -> [..., P, D] in float32."""
     half = cos.shape[-1]
     check_rotary(2 * half, x.shape[-1])
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -22,7 +22,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The inverse of `rotate`, attention scaling included: x [..., P, D], cos and sin [P, R/2] -> [..., P, D] in float32."""
+    """Undo `rotate`, attention scaling included: x [..., P, D], cos and sin [P, R/2] -> [..., P, D] in float32."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     cos, sin = cos.to(wide), sin.to(wide)
     norm = cos * cos + sin * sin  # the square of the attention scaling; 1 where there is none
@@ -30,13 +30,13 @@ def unrotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def check_rotary(rotary: int, dim: int) -> None:
-    """ValueError unless `rotary` elements of heads of `dim` can rotate."""
+    """Raise ValueError unless `rotary` elements of heads of `dim` can rotate."""
     if rotary > dim or rotary % 2:
         raise ValueError(f"{rotary} rotary elements for heads of {dim}: must be even and at most as many")
 
 
 def check_tables(cos: Tensor | None, sin: Tensor | None, length: int, dim: int) -> None:
-    """ValueError unless cos and sin are both absent, or float tables [length, R/2] for heads of `dim`."""
+    """Raise ValueError unless cos and sin are both absent, or float tables [length, R/2] for heads of `dim`."""
     if cos is None and sin is None:
         return
     if cos is None or sin is None:
@@ -47,8 +47,8 @@ def check_tables(cos: Tensor | None, sin: Tensor | None, length: int, dim: int) 
 
 
 def kernel_tables(cos: Tensor | None, sin: Tensor | None, *, unread: Tensor) -> tuple[Tensor, Tensor, int]:
-    """cos and sin as the Triton kernels read them, float32 with rows side by side, and their width R/2; where there are none,
-    `unread` in their place and 0."""
+    """Return cos and sin as the Triton kernels read them, float32 with rows side by side, and their width R/2; where there are
+    none, `unread` in their place and 0."""
     if cos is None or sin is None:
         return unread, unread, 0
     cos, sin = (t if t.stride(-1) == 1 and t.dtype == torch.float32 else t.float().contiguous() for t in (cos, sin))

@@ -19,8 +19,9 @@ Choice = SparseIndex | SkipRule
 
 
 def resolve_kernel(kernel: str, choice: Choice, *, device: torch.device, dtype: torch.dtype, head_dim: int, heads: int) -> str:
-    """The kernel that will run `choice` for `heads` query heads, by the rules of its kind: `attention_kernels.block_sparse`, or
-    `attention_kernels.column_sparse` and `attention_kernels.skip_softmax`, which have fewer kernels. Raises ValueError where it can't run."""
+    """Return the name of the kernel that will run `choice` for `heads` query heads, by the rules of its kind:
+    `attention_kernels.block_sparse`, or `attention_kernels.column_sparse` and `attention_kernels.skip_softmax`, which have
+    fewer kernels. Raises ValueError where it can't run."""
     blocks = {"q_block": choice.q_block, "k_block": choice.k_block}
     if isinstance(choice, SkipRule):
         return resolve_skip(kernel, device=device, dtype=dtype, head_dim=head_dim, **blocks)
@@ -31,21 +32,21 @@ def resolve_kernel(kernel: str, choice: Choice, *, device: torch.device, dtype: 
 
 
 def as_run(index: SparseIndex, kernel: str) -> SparseIndex:
-    """The index that `kernel` (a resolved name) runs when it is given `index`: the same, or one of merged blocks. No host
-    sync."""
+    """Return the index that `kernel` (a resolved name) runs when it is given `index`: the same, or one of merged blocks. No
+    host sync."""
     return index if isinstance(index, ColumnIndex) else block_sparse.as_run(index, kernel)
 
 
 def sparse_attention(q: Tensor, k: Tensor, v: Tensor, index: SparseIndex, *, scale: float, kernel: str = "auto") -> Tensor:
-    """Causal attention of q [B, Hq, Q, D] to k, v [B, Hkv, K, D] over what `index` keeps. Returns [B, Hq, Q, D]."""
+    """Compute causal attention of q [B, Hq, Q, D] to k, v [B, Hkv, K, D] over what `index` keeps. Returns [B, Hq, Q, D]."""
     if isinstance(index, ColumnIndex):
         return column_sparse.column_sparse_attention(q, k, v, index, scale=scale, kernel=kernel)
     return block_sparse.block_sparse_attention(q, k, v, index, scale=scale, kernel=kernel)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, choice: Choice, *, scale: float, kernel: str) -> tuple[Tensor, SparseIndex]:
-    """`sparse_attention` over whatever a method chose, and the index that ran: the one given, one of merged blocks, or what the
-    rule left. kernel: a resolved name. No host sync beside the kernel's own."""
+    """Run `sparse_attention` over whatever a method chose, and the index that ran: the one given, one of merged blocks, or what
+    the rule left. kernel: a resolved name. No host sync beside the kernel's own."""
     if isinstance(choice, SkipRule):
         return skip_softmax_attention(q, k, v, choice, scale=scale, kernel=kernel)
     ran = as_run(choice, kernel)  # merging blocks is part of the kernel's time
@@ -53,8 +54,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, choice: Choice, *, scale: float, ker
 
 
 def flop(q: Tensor, choice: Choice, ran: SparseIndex) -> float:
-    """FLOP of one call over q [B, Hq, Q, D]: 2·D for each pair of a tile in each product. Tiles on the diagonal and tiles of
-    columns count whole; where a rule decides in the kernel, Q·K of every causal tile is computed. Waits for the device."""
+    """Return the FLOP of one call over q [B, Hq, Q, D]: 2·D for each pair of a tile in each product. Tiles on the diagonal and
+    tiles of columns count whole; where a rule decides in the kernel, Q·K of every causal tile is computed. Waits for the
+    device."""
     batch, heads, _, dim = q.shape
     second = float(ran.tiles().sum()) * (heads // ran.heads)
     every = batch * heads * causal_total(ran.q_len, ran.k_len, ran.q_block, ran.k_block)

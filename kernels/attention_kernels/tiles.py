@@ -9,7 +9,7 @@ import torch
 
 @lru_cache
 def shared_bytes(device: torch.device) -> int:
-    """Shared memory that one program may take; 227 KiB, a Hopper's, where there is no GPU to ask."""
+    """Return the bytes of shared memory that one program may take; 227 KiB, a Hopper's, where there is no GPU to ask."""
     if device.type != "cuda":
         return 227 << 10
     from triton.runtime import driver  # imported late: needs triton
@@ -19,16 +19,17 @@ def shared_bytes(device: torch.device) -> int:
     return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
-def stages(rows: int, loaded: int, dim: int, itemsize: int, room: int, most: int = 3) -> int:
-    """Stages of a loop that keeps `rows` query rows and loads `loaded` key or value rows a turn, each `dim` elements.
+def prefetch_depth(rows: int, loaded: int, dim: int, itemsize: int, room: int, most: int = 3) -> int:
+    """Return the stages of a loop that keeps `rows` query rows and loads `loaded` key or value rows a turn, each `dim`
+    elements.
 
     One to `most`. Raises ValueError where even one stage doesn't fit into `room` bytes, saying what would.
     """
-    fixed, each = rows * dim * itemsize, loaded * dim * itemsize
-    found = min(most, (room - fixed) // each) if room > fixed else 0
-    if found < 1:
+    fixed, stage_bytes = rows * dim * itemsize, loaded * dim * itemsize
+    depth = min(most, (room - fixed) // stage_bytes) if room > fixed else 0
+    if depth < 1:
         raise ValueError(
-            f"head dim {dim} with {itemsize}-byte elements needs {(fixed + each) >> 10} KiB of shared memory for these "
+            f"head dim {dim} with {itemsize}-byte elements needs {(fixed + stage_bytes) >> 10} KiB of shared memory for these "
             f"blocks, and the GPU has {room >> 10}; use smaller blocks, float16 or bfloat16"
         )
-    return found
+    return depth

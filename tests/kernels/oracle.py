@@ -116,7 +116,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex) -> Tensor:
     return probabilities(q, k, token_mask(index, q.shape[1])) @ values
 
 
-def error(found: Tensor, true: Tensor) -> float:
+def error(result: Tensor, true: Tensor) -> float:
     """‖found − true‖ ÷ ‖true‖; a NaN anywhere is infinitely wrong."""
-    value = float((found.cpu().double() - true).norm() / true.norm())
+    value = float((result.cpu().double() - true).norm() / true.norm())
     return value if value == value else float("inf")

@@ -43,12 +43,12 @@ def test_mask_round_trip(grid: dict[str, int], seed: int, share: float) -> None:
     mask = scores(grid, seed) < share
     index = BlockIndex.from_mask(mask, **grid)
     index.validate()
-    wanted = (mask | diagonal_mask(**grid)) & causal_mask(**grid)
-    assert torch.equal(index.to_mask(), wanted)
-    torch.testing.assert_close(index.density(), wanted.sum((-2, -1)) / causal_mask(**grid).sum())
+    expected = (mask | diagonal_mask(**grid)) & causal_mask(**grid)
+    assert torch.equal(index.to_mask(), expected)
+    torch.testing.assert_close(index.density(), expected.sum((-2, -1)) / causal_mask(**grid).sum())
     wide = BlockIndex.from_mask(mask, wait=False, **grid)
     wide.validate()
-    assert wide.indices.shape[-1] == mask.shape[-1] and torch.equal(wide.to_mask(), wanted)
+    assert wide.indices.shape[-1] == mask.shape[-1] and torch.equal(wide.to_mask(), expected)
 
 
 @EXACT
@@ -64,8 +64,8 @@ def test_full_keeps_everything(grid: dict[str, int]) -> None:
 def test_row_budget_follows_the_density(grid: dict[str, int], density: float) -> None:
     budget, causal = row_budget(density, **grid), causal_blocks(**grid).tolist()
     assert all(1 <= k <= c for k, c in zip(budget, causal, strict=True))
-    wanted, floor = density * sum(causal), len(causal)
-    assert sum(budget) <= max(wanted + 0.5, floor) and sum(budget) >= min(wanted - 0.5, sum(causal))
+    expected, floor = density * sum(causal), len(causal)
+    assert sum(budget) <= max(expected + 0.5, floor) and sum(budget) >= min(expected - 0.5, sum(causal))
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.7, 0.8, 0.9, 0.95])
@@ -81,12 +81,12 @@ def test_topk_keeps_the_best(grid: dict[str, int], seed: int, density: float) ->
     given_scores, budget = scores(grid, seed), row_budget(density, **grid)
     index = select_topk(given_scores, budget, **grid)
     index.validate()
-    kept, own, causal = index.to_mask(), diagonal_mask(**grid), causal_mask(**grid)
-    wanted = torch.maximum(torch.tensor(budget), own.sum(-1))
-    assert torch.equal(index.counts.long(), wanted.expand(index.counts.shape))
+    selected, own, causal = index.to_mask(), diagonal_mask(**grid), causal_mask(**grid)
+    expected = torch.maximum(torch.tensor(budget), own.sum(-1))
+    assert torch.equal(index.counts.long(), expected.expand(index.counts.shape))
     free = causal & ~own
-    worst_kept = given_scores.masked_fill(~(kept & free), 2.0).amin(-1)
-    best_left = given_scores.masked_fill(~(~kept & free), -1.0).amax(-1)
+    worst_kept = given_scores.masked_fill(~(selected & free), 2.0).amin(-1)
+    best_left = given_scores.masked_fill(~(~selected & free), -1.0).amax(-1)
     assert (worst_kept >= best_left).all()
 
 
@@ -94,8 +94,8 @@ def test_nan_scores_lose() -> None:
     grid = {"q_block": 16, "k_block": 16, "q_len": 160, "k_len": 160}
     values = scores(grid, 0)
     values[..., 3] = float("nan")
-    kept = select_topk(values, row_budget(0.5, **grid), **grid).to_mask()
-    assert not kept[:, :, 5:, 3].any()
+    selected = select_topk(values, row_budget(0.5, **grid), **grid).to_mask()
+    assert not selected[:, :, 5:, 3].any()
 
 
 @EXACT
@@ -105,10 +105,10 @@ def test_mass_is_reached_by_the_fewest(grid: dict[str, int], seed: int, mass: fl
     probs = probs / probs.sum(-1, keepdim=True)
     index = select_mass(probs, mass, **grid)
     index.validate()
-    kept, own = index.to_mask(), diagonal_mask(**grid)
-    reached = (probs * kept).sum(-1)
+    selected, own = index.to_mask(), diagonal_mask(**grid)
+    reached = (probs * selected).sum(-1)
     assert (reached >= mass - 1e-5).all()
-    smallest = probs.masked_fill(~(kept & ~own), 9.0).amin(-1)
+    smallest = probs.masked_fill(~(selected & ~own), 9.0).amin(-1)
     assert ((smallest == 9.0) | (reached - smallest < mass + 1e-5)).all(), "without its smallest block a row falls short"
 
 

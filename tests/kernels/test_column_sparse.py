@@ -21,13 +21,20 @@ from tests.kernels.oracle import CASES, COARSE, Case, cases, error, probabilitie
 
 GPU = pytest.mark.gpu
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+CPU_TRITON = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
 RUNS = [
-    ("reference", "cpu", torch.float64),
-    ("reference", "cpu", torch.float32),
-    ("reference", "cpu", torch.float16),
-    ("triton", "cpu", torch.float32),
-    ("triton", "cpu", torch.float16),
-    *(pytest.param("triton", "cuda", dtype, marks=GPU) for dtype in (torch.bfloat16, torch.float16, torch.float32)),
+    pytest.param(kernel, device, dtype, case, marks=marks)
+    for kernel, device, dtype, cases_of_it, marks in (
+        ("reference", "cpu", torch.float64, CASES + COARSE[:2], ()),
+        ("reference", "cpu", torch.float32, CASES + COARSE[:2], ()),
+        ("reference", "cpu", torch.float16, CASES + COARSE[:2], ()),
+        ("triton", "cpu", torch.float32, CASES, CPU_TRITON),
+        ("triton", "cpu", torch.float16, CASES[:3], CPU_TRITON),
+        ("triton", "cuda", torch.bfloat16, CASES + COARSE[:2], GPU),
+        ("triton", "cuda", torch.float16, CASES[:3], GPU),
+        ("triton", "cuda", torch.float32, CASES[:5], GPU),
+    )
+    for case in cases_of_it
 ]
 
 
@@ -72,15 +79,12 @@ def check(kernel: str, device: str, dtype: torch.dtype, case: Case) -> None:
     assert error(out, attention(q, k, v, index)) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("case", CASES + COARSE[:2], ids=str)
-@pytest.mark.parametrize(("kernel", "device", "dtype"), RUNS)
+@pytest.mark.parametrize(("kernel", "device", "dtype", "case"), RUNS, ids=str)
 def test_equals_the_formula(kernel: str, device: str, dtype: torch.dtype, case: Case) -> None:
-    if kernel == "triton" and device == "cpu" and torch.cuda.is_available():
-        pytest.skip("the interpreter is for machines without a GPU")
     check(kernel, device, dtype, case)
 
 
-@settings(deadline=None, max_examples=15, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=8, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases(longest=90), share=st.sampled_from([0.0, 0.2, 1.0]))
 def test_equals_the_formula_at_any_shape(case: Case, share: float) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -93,7 +97,7 @@ def test_equals_the_formula_at_any_shape(case: Case, share: float) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_open_columns_of_both_kernels_agree(case: Case) -> None:
-    for share in (0.0, 0.3, 1.0):
+    for share in (0.0, 0.3, 1.0) if case in CASES[:2] else (0.3,):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         plain, fast = (index_of(case, device, share, kernel) for kernel in ("reference", "triton"))
         plain.validate()
@@ -135,10 +139,10 @@ def test_strided_inputs_and_a_scale(kernel: str) -> None:
     q, k, v = case.tensors(torch.float32, device)
     index = index_of(case, device)
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
-    wanted = attention(q * 2, k, v, index)
-    assert error(column_sparse_attention(*strided, index, scale=0.25, kernel=kernel), wanted) < 1e-5
+    expected = attention(q * 2, k, v, index)
+    assert error(column_sparse_attention(*strided, index, scale=0.25, kernel=kernel), expected) < 1e-5
     apart = [torch.stack((x, x), -1)[..., 0] for x in (q, k, v)]
-    assert error(column_sparse_attention(*apart, index, scale=0.25, kernel=kernel), wanted) < 1e-5
+    assert error(column_sparse_attention(*apart, index, scale=0.25, kernel=kernel), expected) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -161,8 +165,8 @@ def test_kept_mass_counts_columns() -> None:
     causal = torch.ones(case.q_len, case.k_len, dtype=torch.bool).tril(case.k_len - case.q_len)
     mass = (probabilities(q, k, causal.expand(1, 4, -1, -1)) * true_mask(index, 4)).sum(-1)
     by_row = torch.stack([part.mean(-1) for part in mass.split(16, dim=-1)])
-    found = kept_mass(q, k, index, scale=0.125, rows=10_000)
-    torch.testing.assert_close(found, by_row.mean(0).float(), rtol=1e-4, atol=1e-5)
+    mean_mass = kept_mass(q, k, index, scale=0.125, rows=10_000)
+    torch.testing.assert_close(mean_mass, by_row.mean(0).float(), rtol=1e-4, atol=1e-5)
     late = kept_mass(q, k, index, scale=0.125, rows=10_000, after=100)
     torch.testing.assert_close(late, by_row[6:].mean(0).float(), rtol=1e-4, atol=1e-5)
 

@@ -36,11 +36,11 @@ def test_every_kernel_of_the_gpu(q_len: int, k_len: int) -> None:
     exact = dense_reference(q.double(), k.double(), v.double(), scale=0.125)
     for kernel in available_dense(device=q.device, dtype=q.dtype, head_dim=64):
         try:
-            found = dense_attention(q, k, v, kernel=kernel).double()
+            out = dense_attention(q, k, v, kernel=kernel).double()
         except RuntimeError:  # a back end may refuse a chunk, loudly
             assert q_len not in (1, k_len)
             continue
-        assert (found - exact).norm() / exact.norm() < 1e-2, kernel
+        assert (out - exact).norm() / exact.norm() < 1e-2, kernel
 
 
 @pytest.mark.parametrize("q_len", [1, 20])

@@ -47,11 +47,11 @@ def test_lists_make_up_the_index(case: Case, share: float, widened: bool, seed: 
 @given(cases())
 def test_a_shared_list_is_repeated_for_its_heads(case: Case) -> None:
     index = case.index("cpu")
-    each = per_query_head(index, case.heads)
+    per_head = per_query_head(index, case.heads)
     shared = case.heads // case.index_heads
     for head in range(case.heads):
-        assert torch.equal(each.counts[:, head], index.counts[:, head // shared])
-        assert torch.equal(each.indices[:, head], index.indices[:, head // shared])
+        assert torch.equal(per_head.counts[:, head], index.counts[:, head // shared])
+        assert torch.equal(per_head.indices[:, head], index.indices[:, head // shared])
 
 
 @pytest.mark.parametrize("width", [None, 6])

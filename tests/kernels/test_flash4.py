@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from attention_kernels.block_sparse import flash4
-from attention_kernels.block_sparse.flash4 import block_sparse_flash4, flash4_reason, pack, packed_heads, unpack
+from attention_kernels.block_sparse.flash4 import block_sparse_flash4, flash4_reason, pack_heads, packed_heads, unpack_heads
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -48,12 +48,12 @@ def library(
     query, key = torch.arange(q_len)[:, None], torch.arange(k_len)
     causal = mask_mod(None, None, query, key, lengths, None)
     for b, h, row in ((b, h, row) for b in range(batch) for h in range(heads) for row in range(lead[2])):
-        mine = slice(row * rows, (row + 1) * rows)
+        rows_of_block = slice(row * rows, (row + 1) * rows)
         for block in blocks.mask_block_idx[b, h, row, : blocks.mask_block_cnt[b, h, row]].tolist():
             part = slice(block * cols, (block + 1) * cols)
-            sees[b, h, mine, part] = causal[mine, part]
+            sees[b, h, rows_of_block, part] = causal[rows_of_block, part]
         for block in blocks.full_block_idx[b, h, row, : blocks.full_block_cnt[b, h, row]].tolist():
-            sees[b, h, mine, block * cols : (block + 1) * cols] = True
+            sees[b, h, rows_of_block, block * cols : (block + 1) * cols] = True
     group = heads // k.shape[2]
     keys, values = (x.transpose(1, 2).double().repeat_interleave(group, 1) for x in (k, v))
     scores = (q.transpose(1, 2).double() @ keys.mT * softmax_scale).masked_fill(~sees, float("-inf"))
@@ -61,23 +61,23 @@ def library(
 
 
 def module(name: str, **names: Any) -> ModuleType:
-    made = ModuleType(name)
-    made.__dict__.update(names)
-    return made
+    stand_in = ModuleType(name)
+    stand_in.__dict__.update(names)
+    return stand_in
 
 
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A Hopper GPU with the library on it."""
     cute = SimpleNamespace(jit=lambda function: function)
-    for made in (
+    for stand_in in (
         module("flash_attn"),
         module("flash_attn.cute"),
         module("flash_attn.cute.interface", _flash_attn_fwd=library),
         module("flash_attn.cute.block_sparsity", BlockSparseTensorsTorch=Blocks),
         module("flash_attn.cute.utils", cute=cute, Int32=int, scalar_to_ssa=lambda x, kind: torch.tensor(kind(x))),
     ):
-        monkeypatch.setitem(sys.modules, made.__name__, made)
+        monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     monkeypatch.delitem(sys.modules, "attention_kernels.block_sparse.flash4_mask", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(flash4, "_installed", lambda: True)
@@ -88,9 +88,9 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def check(case: Case, share: float = 0.4) -> None:
     q, k, v = case.tensors(torch.float64, "cpu")
     index = case.index("cpu", share=share)
-    found = block_sparse_flash4(q, k, v, index, scale=case.dim**-0.5)
-    assert found.shape == q.shape and found.dtype == q.dtype
-    assert error(found, attention(q, k, v, index)) < 1e-12
+    out = block_sparse_flash4(q, k, v, index, scale=case.dim**-0.5)
+    assert out.shape == q.shape and out.dtype == q.dtype
+    assert error(out, attention(q, k, v, index)) < 1e-12
 
 
 @pytest.mark.usefixtures("hopper")
@@ -129,11 +129,11 @@ def test_heads_are_packed_where_they_share_an_index(monkeypatch: pytest.MonkeyPa
 def test_packing_is_undone(group: int, layout: str) -> None:
     q = torch.randn(2, 2 * group, 5, 4)
     q = q if layout == "bhnd" else q.transpose(1, 2).contiguous().transpose(1, 2)
-    packed = pack(q, group)
+    packed = pack_heads(q, group)
     assert packed.shape == (2, 5 * group, 2, 4)
     for token, head in ((t, h) for t in range(5) for h in range(2 * group)):
         assert torch.equal(packed[:, token * group + head % group, head // group], q[:, head, token])
-    assert torch.equal(unpack(packed, group), q)
+    assert torch.equal(unpack_heads(packed, group), q)
 
 
 def test_heads_that_fill_a_tile() -> None:

@@ -19,22 +19,22 @@ HERE = {"device": torch.device("cpu"), "dtype": torch.float32, "head_dim": 32, "
 def test_the_mask_shows_what_the_index_keeps(case: Case, share: float) -> None:
     """Its blocks, with its mask function on the partial ones only, are the tokens that each query sees."""
     index = case.index("cpu", share=share)
-    made = block_mask(index, case.heads)
-    assert made.shape == (case.batch, case.heads, case.q_len, case.k_len)
-    assert made.kv_indices.shape == made.full_kv_indices.shape, "older releases step through both with one stride"
+    mask = block_mask(index, case.heads)
+    assert mask.shape == (case.batch, case.heads, case.q_len, case.k_len)
+    assert mask.kv_indices.shape == mask.full_kv_indices.shape, "older releases step through both with one stride"
     query, key = torch.arange(case.q_len)[:, None], torch.arange(case.k_len)
-    inside = made.mask_mod(torch.tensor(0), torch.tensor(0), query, key)
+    inside = mask.mask_mod(torch.tensor(0), torch.tensor(0), query, key)
 
     def tokens(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         *lead, width = indices.shape
-        kept = torch.zeros(*lead, -(-case.k_len // case.k_block) + 1, dtype=torch.bool)
+        blocks = torch.zeros(*lead, -(-case.k_len // case.k_block) + 1, dtype=torch.bool)
         filled = torch.arange(width) < counts[..., None]
-        kept.scatter_(-1, torch.where(filled, indices, kept.shape[-1] - 1).long(), True)
-        kept = kept[..., :-1].repeat_interleave(case.q_block, 2).repeat_interleave(case.k_block, 3)
-        return kept[:, :, : case.q_len, : case.k_len]
+        blocks.scatter_(-1, torch.where(filled, indices, blocks.shape[-1] - 1).long(), True)
+        blocks = blocks[..., :-1].repeat_interleave(case.q_block, 2).repeat_interleave(case.k_block, 3)
+        return blocks[:, :, : case.q_len, : case.k_len]
 
-    partial = tokens(made.kv_num_blocks, made.kv_indices)
-    full = tokens(made.full_kv_num_blocks, made.full_kv_indices)
+    partial = tokens(mask.kv_num_blocks, mask.kv_indices)
+    full = tokens(mask.full_kv_num_blocks, mask.full_kv_indices)
     assert torch.equal((partial & inside) | full, token_mask(index, case.heads))
 
 
@@ -51,8 +51,8 @@ def test_the_mask_shows_what_the_index_keeps(case: Case, share: float) -> None:
 )
 def test_tiles_divide_blocks(dtype: torch.dtype, dim: int, blocks: tuple[int, int], tile: tuple[int, int, int] | None) -> None:
     options = kernel_options(torch.device("cuda"), dtype, dim, *blocks)
-    found = (options["BLOCK_M"], options["BLOCK_N"], options["num_warps"]) if "BLOCK_M" in options else None
-    assert found == tile
+    chosen = (options["BLOCK_M"], options["BLOCK_N"], options["num_warps"]) if "BLOCK_M" in options else None
+    assert chosen == tile
     assert kernel_options(torch.device("cpu"), dtype, dim, *blocks) == {}
 
 
@@ -62,8 +62,10 @@ def test_a_cpu_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(flex_reason(**HERE) is not None, reason=str(flex_reason(**HERE)))
-def test_compiled_on_a_cpu() -> None:
+def test_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk, off the block, one list for two heads, in a batch: what tests on a GPU vary."""
+    # flex_reason has asked for AVX2; inductor need not compile, and import torch, to try every instruction set.
+    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
     case = Case(2, 4, 2, 70, 101, 32, 32, 32, 2)
     q, k, v = case.tensors(torch.float32, "cpu")
     index = case.index("cpu")
@@ -92,15 +94,15 @@ def test_padding_changes_nothing(q_len: int, k_len: int) -> None:
     case = Case(2, 4, 2, q_len, k_len, 16, 32, 32, 2)
     index = case.index("cpu")
     lengths = padded_length(q_len), padded_length(k_len)
-    made = block_mask(index, 4, lengths)
-    assert made.shape[-2:] == lengths
+    mask = block_mask(index, 4, lengths)
+    assert mask.shape[-2:] == lengths
     rows, cols = -(-q_len // 32), -(-k_len // 32)
-    kept = index.to_mask().repeat_interleave(2, 1)
-    dense = made.to_dense().bool()
-    assert torch.equal(dense[:, :, :rows, :cols], kept) and not dense[:, :, rows:].any() and not dense[..., cols:].any()
+    blocks = index.to_mask().repeat_interleave(2, 1)
+    dense = mask.to_dense().bool()
+    assert torch.equal(dense[:, :, :rows, :cols], blocks) and not dense[:, :, rows:].any() and not dense[..., cols:].any()
     query, key = torch.arange(q_len)[:, None], torch.arange(lengths[1])
     zero = torch.zeros(1, dtype=torch.int64)
-    assert torch.equal(made.mask_mod(zero, zero, query, key), key <= query + k_len - q_len)
+    assert torch.equal(mask.mask_mod(zero, zero, query, key), key <= query + k_len - q_len)
 
 
 @pytest.mark.gpu

@@ -104,9 +104,9 @@ def awkward(x: Tensor) -> dict[str, Tensor]:
 def test_what_cannot_be_addressed_is_copied() -> None:
     x = torch.randn(1, 4, 40, 64, dtype=torch.float16)
     for name, view in awkward(x).items():
-        made = _addressable(view)
-        assert torch.equal(made, view) and made.data_ptr() != view.data_ptr(), name
-        for y in (made, torch.empty_like(made)):  # the output is made like the queries
+        addressable = _addressable(view)
+        assert torch.equal(addressable, view) and addressable.data_ptr() != view.data_ptr(), name
+        for y in (addressable, torch.empty_like(addressable)):  # the output is made like the queries
             assert y.data_ptr() % 16 == 0 and y.stride(-1) == 1, name
             assert all(stride > 0 and stride % 8 == 0 for stride in y.stride()[:-1]), name
     heads_last = x.transpose(1, 2).contiguous().transpose(1, 2)
@@ -163,13 +163,16 @@ def test_as_many_heads_at_a_time_as_fit_and_divide(batch: int, heads: int, lengt
 def test_every_tile_is_dealt_once(batch: int, heads_kv: int, units: int, pack: int, programs: int) -> None:
     """The kernel's own functions, run on tensors."""
     pytest.importorskip("triton")
-    from attention_kernels.block_sparse import hopper_kernel
+    from attention_kernels.block_sparse import hopper_producer_kernel
 
     me = torch.arange(programs)
     language = SimpleNamespace(
         program_id=lambda axis: me, num_programs=lambda axis: torch.tensor(programs), where=torch.where, int32=torch.int32
     )
-    turns_of, tile_of = (FunctionType(f.fn.__code__, {"gl": language}) for f in (hopper_kernel._turns, hopper_kernel._tile))
+    turns_of, tile_of = (
+        FunctionType(f.fn.__code__, {"gl": language})
+        for f in (hopper_producer_kernel.program_turns, hopper_producer_kernel.tile_at)
+    )
     for rows in (1, 9, 40):
         for bundle in (n for n in range(1, batch * heads_kv + 1) if batch * heads_kv % n == 0):
             tiles = batch * heads_kv * units * rows
@@ -179,8 +182,10 @@ def test_every_tile_is_dealt_once(batch: int, heads_kv: int, units: int, pack: i
                 tile = torch.stack(torch.broadcast_tensors(*tile_of(torch.tensor(turn), rows, units, heads_kv, bundle, pack)))
                 dealt += tile[:, turn < turns].T.tolist()
             assert len(dealt) == tiles
-            wanted = product(range(batch), range(heads_kv), range(units), range(rows))
-            assert {tuple(tile) for tile in dealt} == {(b, kv, (kv * units + unit) * pack, row) for b, kv, unit, row in wanted}
+            expected = product(range(batch), range(heads_kv), range(units), range(rows))
+            assert {tuple(tile) for tile in dealt} == {
+                (b, kv, (kv * units + unit) * pack, row) for b, kv, unit, row in expected
+            }
 
 
 @GPU

@@ -17,8 +17,8 @@ def test_equals_the_sum_over_the_matrix(case: Case) -> None:
     causal = torch.ones(case.q_len, case.k_len, dtype=torch.bool).tril(case.k_len - case.q_len)
     mass = (probabilities(q, k, causal.expand(case.batch, case.heads, -1, -1)) * token_mask(index, case.heads)).sum(-1)
     by_row = [part.mean(-1) for part in mass.split(case.q_block, dim=-1)]
-    found = kept_mass(q, k, index, scale=case.dim**-0.5, rows=10_000)
-    torch.testing.assert_close(found, torch.stack(by_row).mean(0).float(), rtol=1e-4, atol=1e-5)
+    mass_found = kept_mass(q, k, index, scale=case.dim**-0.5, rows=10_000)
+    torch.testing.assert_close(mass_found, torch.stack(by_row).mean(0).float(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_full_index_keeps_everything_and_fewer_blocks_less() -> None:
@@ -26,8 +26,8 @@ def test_a_full_index_keeps_everything_and_fewer_blocks_less() -> None:
     q, k, _ = case.tensors(torch.float32, "cpu")
     full = kept_mass(q, k, BlockIndex.full(1, 4, **case.grid), scale=0.125)
     torch.testing.assert_close(full, torch.ones(1, 4))
-    kept = [kept_mass(q, k, case.index("cpu", share=share), scale=0.125).mean() for share in (0.1, 0.5, 0.9)]
-    assert 0 < kept[0] < kept[1] < kept[2] < 1
+    shares = [kept_mass(q, k, case.index("cpu", share=share), scale=0.125).mean() for share in (0.1, 0.5, 0.9)]
+    assert 0 < shares[0] < shares[1] < shares[2] < 1
 
 
 def test_a_sample_of_rows_is_near_the_mean_of_all() -> None:

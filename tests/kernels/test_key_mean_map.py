@@ -62,28 +62,28 @@ def test_equals_the_formula(kernel: str, device: str, dtype: torch.dtype, shape:
     if kernel == "triton" and device == "cpu" and torch.cuda.is_available():
         pytest.skip("the interpreter is for machines without a GPU")
     q, means, grid = inputs(shape, dtype, device)
-    found = key_mean_map(q, means, **grid, scale=0.3, kernel=kernel)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.cpu().double(), literal(q, means, 0.3, **grid), rtol=1e-5, atol=1e-5)
+    result = key_mean_map(q, means, **grid, scale=0.3, kernel=kernel)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.cpu().double(), literal(q, means, 0.3, **grid), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["reference", "triton"])
 def test_strided_inputs_chunks_and_unwritten_memory(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     device = "cuda" if torch.cuda.is_available() and kernel == "triton" else "cpu"
     q, means, grid = inputs((2, 4, 2, 70, 131, 32, 16, 16), torch.float32, device)
-    wanted = key_mean_map(q, means, **grid, kernel=kernel)
+    expected = key_mean_map(q, means, **grid, kernel=kernel)
     real = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **kw: real(*a, **kw).fill_(float("nan")))
     monkeypatch.setattr("attention_kernels.key_mean_map.reference.CHUNK_BYTES", 1)
     q, means = q.transpose(1, 2).contiguous().transpose(1, 2), means.mT.contiguous().mT
-    torch.testing.assert_close(key_mean_map(q, means, **grid, scale=32**-0.5, kernel=kernel), wanted)
+    torch.testing.assert_close(key_mean_map(q, means, **grid, scale=32**-0.5, kernel=kernel), expected)
 
 
 def test_large_scores_do_not_overflow() -> None:
     q, means, grid = inputs((1, 1, 1, 64, 64, 16, 16, 16), torch.float32)
     for kernel in ("reference", *([] if torch.cuda.is_available() else ["triton"])):
-        found = key_mean_map(q, means, **grid, scale=1000.0, kernel=kernel)
-        torch.testing.assert_close(found.double(), literal(q, means, 1000.0, **grid), rtol=1e-5, atol=1e-2)
+        result = key_mean_map(q, means, **grid, scale=1000.0, kernel=kernel)
+        torch.testing.assert_close(result.double(), literal(q, means, 1000.0, **grid), rtol=1e-5, atol=1e-2)
 
 
 def test_bad_input_is_one_clear_line() -> None:

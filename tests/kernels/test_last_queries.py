@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import pytest
 import torch
 from attention_kernels.last_queries import vertical_slash
 
+from methods.parts.base import LayerInputs
 from tests.methods.support import layer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,28 +23,45 @@ def literal(q: torch.Tensor, k: torch.Tensor, scale: float, last_q: int) -> tupl
     for i in range(q_len - rows, q_len):
         position = i + k_len - q_len
         probs = (q[i].double() @ k[: position + 1].double().T * scale).softmax(-1)
-        for j in range(position + 1):
-            vertical[j] += probs[j] / rows
-            slash[k_len - 1 - (position - j)] += probs[j] / rows
+        for j, prob in enumerate((probs / rows).tolist()):
+            vertical[j] += prob
+            slash[k_len - 1 - (position - j)] += prob
     return vertical, slash
 
 
-@pytest.mark.parametrize("kernel", ["reference", "triton"])
-@pytest.mark.parametrize("shape", [(70, 70, 16), (37, 101, 16), (5, 60, 16), (1, 33, 64), (9, 9, 64), (300, 300, 20)])
-def test_equals_the_sums_over_every_entry(kernel: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+@lru_cache
+def sums(shape: tuple[int, int, int]) -> tuple[LayerInputs, list[torch.Tensor]]:
+    """Inputs of (queries, keys, last queries), and their true vertical and slash [B, H, K]."""
     q_len, k_len, last_q = shape
-    x = layer(q_len, k_len, batch=2, device=DEVICE)
-    q = x.q.transpose(1, 2).contiguous().transpose(1, 2)  # as a projection leaves it
-    for limit in (1 << 26, 1):  # all heads at once, one at a time
-        for module in ("reference", "triton_kernel"):
-            monkeypatch.setattr(f"attention_kernels.last_queries.{module}.SCORES", limit)
-        vertical, slash = (y.cpu() for y in vertical_slash(q, x.k, scale=x.scale, last_q=last_q, kernel=kernel))
-        assert vertical.dtype == slash.dtype == torch.float32
-        for b in range(2):
-            for h in range(4):
-                wanted = literal(q[b, h].cpu(), x.k[b, h // 2].cpu(), x.scale, last_q)
-                torch.testing.assert_close(vertical[b, h].double(), wanted[0], atol=1e-6, rtol=1e-4)
-                torch.testing.assert_close(slash[b, h].double(), wanted[1], atol=1e-6, rtol=1e-4)
+    x = layer(q_len, k_len, batch=2)
+    pairs = [literal(x.q[b, h], x.k[b, h // 2], x.scale, last_q) for b in range(2) for h in range(4)]
+    return x, [torch.stack(heads).view(2, 4, k_len) for heads in zip(*pairs, strict=True)]
+
+
+@pytest.mark.parametrize("kernel", ["reference", "triton"])
+@pytest.mark.parametrize(
+    ("shape", "limit"),  # all heads at once, one at a time
+    [
+        ((70, 70, 16), 1),
+        ((37, 101, 16), 1 << 26),
+        ((37, 101, 16), 1),
+        ((5, 60, 16), 1 << 26),
+        ((1, 33, 64), 1 << 26),
+        ((9, 9, 64), 1),
+        ((300, 300, 20), 1 << 26),
+    ],
+)
+def test_equals_the_sums_over_every_entry(
+    kernel: str, shape: tuple[int, int, int], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, true = sums(shape)
+    q = x.q.to(DEVICE).transpose(1, 2).contiguous().transpose(1, 2)  # as a projection leaves it
+    for module in ("reference", "triton_kernel"):
+        monkeypatch.setattr(f"attention_kernels.last_queries.{module}.SCORES", limit)
+    means = vertical_slash(q, x.k.to(DEVICE), scale=x.scale, last_q=shape[2], kernel=kernel)
+    for mean, exact in zip(means, true, strict=True):
+        assert mean.dtype == torch.float32
+        torch.testing.assert_close(mean.cpu().double(), exact, atol=1e-6, rtol=1e-4)
 
 
 def test_both_sum_to_1() -> None:
@@ -80,9 +99,9 @@ def test_groups_and_head_dims_of_real_models(group: int, kv_heads: int, dim: int
     k = torch.randn(1, kv_heads, 141, dim, generator=generator).to(DEVICE)
     vertical, slash = vertical_slash(q, k, scale=dim**-0.5, last_q=32, kernel="triton")
     for head in (0, group * kv_heads - 1):
-        wanted = literal(q[0, head].cpu(), k[0, head // group].cpu(), dim**-0.5, 32)
-        for found, true in zip((vertical[0, head], slash[0, head]), wanted, strict=True):
-            torch.testing.assert_close(found.cpu().double(), true, atol=1e-6, rtol=1e-4)
+        expected = literal(q[0, head].cpu(), k[0, head // group].cpu(), dim**-0.5, 32)
+        for mean, true in zip((vertical[0, head], slash[0, head]), expected, strict=True):
+            torch.testing.assert_close(mean.cpu().double(), true, atol=1e-6, rtol=1e-4)
 
 
 def test_the_fast_kernel_says_how_many_queries_it_takes() -> None:

@@ -9,14 +9,7 @@ from attention_kernels.pool import Pool, pool
 from torch import Tensor
 
 GPU = pytest.mark.gpu
-KERNELS = [
-    ("reference", "cpu", torch.float64),
-    ("reference", "cpu", torch.float32),
-    pytest.param("triton", "cpu", torch.float32, marks=pytest.mark.skipif(torch.cuda.is_available(), reason="interpreter")),
-    pytest.param("triton", "cpu", torch.float16, marks=pytest.mark.skipif(torch.cuda.is_available(), reason="interpreter")),
-    pytest.param("triton", "cuda", torch.bfloat16, marks=GPU),
-    pytest.param("triton", "cuda", torch.float32, marks=GPU),
-]
+CPU_TRITON = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreter")
 WAYS: list[tuple[Pool, ...]] = [("mean",), ("max", "min", "mean"), ("min", "max"), ("mean", "max")]
 
 
@@ -26,7 +19,7 @@ def tables(length: int, rotary: int, scaling: float = 1.0) -> tuple[Tensor, Tens
     return angles.cos() * scaling, angles.sin() * scaling
 
 
-def wanted(x: Tensor, block: int, how: tuple[Pool, ...], cos: Tensor | None, sin: Tensor | None) -> Tensor:
+def pooled_by_loops(x: Tensor, block: int, how: tuple[Pool, ...], cos: Tensor | None, sin: Tensor | None) -> Tensor:
     """[B, H, blocks, len(how) * D] in float64, block by block."""
     x = x.cpu().double()
     if cos is not None and sin is not None:
@@ -38,24 +31,40 @@ def wanted(x: Tensor, block: int, how: tuple[Pool, ...], cos: Tensor | None, sin
     return torch.stack([torch.cat([plain[way](part) for way in how], -1) for part in parts], 2)
 
 
-@pytest.mark.parametrize(("kernel", "device", "dtype"), KERNELS)
-@pytest.mark.parametrize("how", WAYS, ids="+".join)
+SHAPES = [
+    # batch, heads, length, head dim, block, rotary elements, scaling
+    (2, 3, 36, 16, 16, 16, 1.0),
+    (1, 9, 37, 24, 24, 8, 1.3),
+    (2, 2, 64, 96, 32, 96, 1.0),
+    (2, 2, 20, 20, 8, 0, 1.0),
+    (2, 1, 5, 32, 48, 32, 0.7),
+    (1, 3, 70, 64, 64, 64, 1.0),
+]
+# The reference pools every shape in every way, Triton each shape in two of the ways in turn, the interpreter's float16 in one.
+RUNS = [
+    pytest.param(*kernel, WAYS[(i + turn) % len(WAYS)], *shape, marks=marks)
+    for kernel, turns, marks in (
+        (("reference", "cpu", torch.float64), 4, ()),
+        (("reference", "cpu", torch.float32), 4, ()),
+        (("triton", "cpu", torch.float32), 2, CPU_TRITON),
+        (("triton", "cpu", torch.float16), 1, CPU_TRITON),
+        (("triton", "cuda", torch.bfloat16), 2, GPU),
+        (("triton", "cuda", torch.float32), 2, GPU),
+    )
+    for i, shape in enumerate(SHAPES)
+    for turn in range(turns)
+]
+
+
 @pytest.mark.parametrize(
-    ("heads", "length", "dim", "block", "rotary", "scaling"),
-    [
-        (3, 100, 16, 16, 16, 1.0),
-        (9, 71, 24, 24, 8, 1.3),
-        (2, 64, 96, 32, 96, 1.0),
-        (2, 50, 20, 8, 0, 1.0),
-        (1, 5, 32, 48, 32, 0.7),
-        (14, 70, 64, 64, 64, 1.0),
-    ],
+    ("kernel", "device", "dtype", "how", "batch", "heads", "length", "dim", "block", "rotary", "scaling"), RUNS
 )
 def test_equals_the_blocks_one_by_one(
     kernel: str,
     device: str,
     dtype: torch.dtype,
     how: tuple[Pool, ...],
+    batch: int,
     heads: int,
     length: int,
     dim: int,
@@ -63,12 +72,12 @@ def test_equals_the_blocks_one_by_one(
     rotary: int,
     scaling: float,
 ) -> None:
-    x = torch.randn(2, heads, length, dim, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    x = torch.randn(batch, heads, length, dim, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     cos, sin = tables(length, rotary, scaling) if rotary else (None, None)
     given = {} if cos is None or sin is None else {"cos": cos.to(device), "sin": sin.to(device)}
-    found = pool(x, block, how, kernel=kernel, **given)
-    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(found.cpu().double(), wanted(x, block, how, cos, sin), rtol=1e-5, atol=1e-5)
+    pooled = pool(x, block, how, kernel=kernel, **given)
+    assert pooled.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(pooled.cpu().double(), pooled_by_loops(x, block, how, cos, sin), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["reference", "triton"])
@@ -78,11 +87,13 @@ def test_strided_input_and_tables(kernel: str) -> None:
     x = whole.transpose(1, 2)[..., 4:36]  # heads after tokens, elements off the start
     cos, sin = (table.to(device)[7:97] for table in tables(100, 64))  # a stretch of a longer table, half its columns
     cos, sin = cos[:, :16], sin[:, :16]
-    found = pool(x, 16, ("mean", "min"), cos=cos, sin=sin, kernel=kernel)
-    torch.testing.assert_close(found.cpu().double(), wanted(x, 16, ("mean", "min"), cos.cpu(), sin.cpu()), rtol=1e-5, atol=1e-5)
+    pooled = pool(x, 16, ("mean", "min"), cos=cos, sin=sin, kernel=kernel)
+    torch.testing.assert_close(
+        pooled.cpu().double(), pooled_by_loops(x, 16, ("mean", "min"), cos.cpu(), sin.cpu()), rtol=1e-5, atol=1e-5
+    )
     odd = whole.permute(0, 2, 3, 1)  # tokens last in memory: the last dimension isn't contiguous
-    found = pool(odd, 16, ("max",), kernel=kernel)
-    torch.testing.assert_close(found.cpu().double(), wanted(odd, 16, ("max",), None, None), rtol=1e-5, atol=1e-5)
+    pooled = pool(odd, 16, ("max",), kernel=kernel)
+    torch.testing.assert_close(pooled.cpu().double(), pooled_by_loops(odd, 16, ("max",), None, None), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["reference", "triton"])
@@ -91,11 +102,11 @@ def test_nan_and_infinity_are_passed_on(kernel: str) -> None:
     x = torch.zeros(1, 1, 48, 16, device=device)
     x[0, 0, 3, 2] = float("nan")
     x[0, 0, 20, 5], x[0, 0, 21, 5] = float("inf"), -float("inf")
-    found = pool(x, 16, ("mean", "max", "min"), kernel=kernel).cpu().unflatten(-1, (3, 16))[0, 0]
+    pooled = pool(x, 16, ("mean", "max", "min"), kernel=kernel).cpu().unflatten(-1, (3, 16))[0, 0]
     torch.testing.assert_close(
-        found, wanted(x, 16, ("mean", "max", "min"), None, None)[0, 0].unflatten(-1, (3, 16)).float(), equal_nan=True
+        pooled, pooled_by_loops(x, 16, ("mean", "max", "min"), None, None)[0, 0].unflatten(-1, (3, 16)).float(), equal_nan=True
     )
-    assert found[0, :, 2].isnan().all() and found[1, 1, 5] == float("inf") and not found[2].isnan().any()
+    assert pooled[0, :, 2].isnan().all() and pooled[1, 1, 5] == float("inf") and not pooled[2].isnan().any()
 
 
 def test_chunks_of_the_reference_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,9 +45,9 @@ def test_equals_the_formula(
     turned = torch.complex(true[..., :half], true[..., half:rotary]) * torch.complex(cos.double(), sin.double())
     true = torch.cat((turned.real, turned.imag, true[..., rotary:]), -1)
     given = {"cos": cos.to(device), "sin": sin.to(device)} if rotary else {}
-    found = project(x.to(device), weight.to(device) if linear else None, kernel=kernel, **given)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.cpu().double(), true, rtol=1e-5, atol=2e-5)
+    result = project(x.to(device), weight.to(device) if linear else None, kernel=kernel, **given)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.cpu().double(), true, rtol=1e-5, atol=2e-5)
 
 
 def test_the_reference_has_gradients() -> None:

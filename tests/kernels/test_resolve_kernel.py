@@ -30,11 +30,11 @@ def capability(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int],
 
 
 @pytest.mark.parametrize(
-    ("major", "hopper_runs", "wanted"),
+    ("major", "hopper_runs", "expected"),
     [(9, True, "hopper"), (9, False, "triton"), (8, True, "triton"), (10, True, "triton"), (12, True, "triton")],
 )
 def test_auto_goes_by_architecture_and_shape(
-    capability: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, major: int, hopper_runs: bool, wanted: str
+    capability: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, major: int, hopper_runs: bool, expected: str
 ) -> None:
     capability(major, 0)
     asked: list[dict[str, Any]] = []
@@ -44,7 +44,7 @@ def test_auto_goes_by_architecture_and_shape(
         return None if hopper_runs else "not this shape"
 
     monkeypatch.setitem(BACKENDS, "hopper", Backend(reason, BACKENDS["hopper"].run))
-    assert resolve_kernel("auto", **LLAMA, shared=4) == wanted
+    assert resolve_kernel("auto", **LLAMA, shared=4) == expected
     assert asked == ([{**LLAMA, "shared": 4}] if major == 9 else [])
 
 

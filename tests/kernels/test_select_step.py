@@ -42,13 +42,15 @@ def test_counts(kernel: str, padded: bool) -> None:
     values = scores(device)
     starts = torch.tensor(STARTS, dtype=torch.int32, device=device) if padded else None
     blocks = [-(-(LENGTH - s) // BLOCK) for s in (STARTS if padded else (0, 0, 0))]
-    for wanted in ([1, 1, 1], [7, 2, 5], blocks):
-        counts = torch.tensor(wanted, dtype=torch.int32, device=device)
-        index = select_step(values, k_block=BLOCK, k_len=LENGTH, counts=counts, width=max(wanted), starts=starts, kernel=kernel)
-        assert index.indices.shape == (BATCH, HEADS, 1, max(wanted)) and (index.q_len, index.k_len) == (1, LENGTH)
+    for expected in ([1, 1, 1], [7, 2, 5], blocks):
+        counts = torch.tensor(expected, dtype=torch.int32, device=device)
+        index = select_step(
+            values, k_block=BLOCK, k_len=LENGTH, counts=counts, width=max(expected), starts=starts, kernel=kernel
+        )
+        assert index.indices.shape == (BATCH, HEADS, 1, max(expected)) and (index.q_len, index.k_len) == (1, LENGTH)
         for b in range(BATCH):
             for h in range(HEADS):
-                assert lists(index)[b][h] == best(values[b, h].tolist(), blocks[b], wanted[b])
+                assert lists(index)[b][h] == best(values[b, h].tolist(), blocks[b], expected[b])
         if not padded:
             index.validate()
 
@@ -65,9 +67,9 @@ def test_threshold(kernel: str, padded: bool) -> None:
         blocks = -(-(LENGTH - (STARTS[b] if padded else 0)) // BLOCK)
         for h in range(HEADS):
             probs = values[b, h, :blocks].double().softmax(-1).tolist()
-            wanted = [j for j in range(blocks) if probs[j] > 0.03 or j == blocks - 1]
-            assert lists(index)[b][h] == wanted
-            sizes.add(len(wanted))
+            expected = [j for j in range(blocks) if probs[j] > 0.03 or j == blocks - 1]
+            assert lists(index)[b][h] == expected
+            sizes.add(len(expected))
     assert len(sizes) > 1, "a threshold spends as much as each list needs"
 
 

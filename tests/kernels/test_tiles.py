@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from attention_kernels.tiles import stages
+from attention_kernels.tiles import prefetch_depth
 
 H100, A100 = 227 << 10, 163 << 10
 
 
 def test_deep_where_there_is_room() -> None:
-    assert stages(64, 2 * 64, 64, 2, H100) == 3
-    assert stages(128, 2 * 128, 128, 2, H100) == 3
-    assert stages(128, 2 * 128, 128, 2, A100) == 2
-    assert stages(128, 2 * 128, 256, 2, H100) == 1
+    assert prefetch_depth(64, 2 * 64, 64, 2, H100) == 3
+    assert prefetch_depth(128, 2 * 128, 128, 2, H100) == 3
+    assert prefetch_depth(128, 2 * 128, 128, 2, A100) == 2
+    assert prefetch_depth(128, 2 * 128, 256, 2, H100) == 1
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"384 KiB of shared memory .* the GPU has 227; use smaller blocks"):
-        stages(128, 2 * 128, 256, 4, H100)
+        prefetch_depth(128, 2 * 128, 256, 4, H100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import KERNELS, pick
+from attention_kernels.backends import KERNELS, resolve_backend
 from attention_kernels.block_map.reference import block_map_reference, log_sum_exp_reference
 from attention_kernels.block_map.tuning import MOST_DIM
 
@@ -26,7 +26,7 @@ def block_map(
     kernel: str = "auto",
     lse: Tensor | None = None,
 ) -> Tensor:
-    """Pooled causal attention probabilities of q [B, Hq, Q, D] over k [B, Hkv, K, D]: float32 [B, Hq, Mq, Nk].
+    """Return the pooled causal attention probabilities of q [B, Hq, Q, D] over k [B, Hkv, K, D]: float32 [B, Hq, Mq, Nk].
 
     pool "max": the largest probability inside the block (SeerAttention, arXiv 2410.13276, §3.2); "mass": the sum over the
     block, divided by its query rows, so that a row of the map sums to one; "mean": the sum over the block, divided by the
@@ -62,8 +62,8 @@ def block_map(
 
 
 def log_sum_exp(q: Tensor, k: Tensor, *, scale: float | None = None, kernel: str = "auto") -> Tensor:
-    """Natural log-sum-exp of each query's scaled causal scores, float32 [B, Hq, Q]: the first pass of `block_map`, to be
-    shared where one layer's map is pooled more than once."""
+    """Return the natural log-sum-exp of each query's scaled causal scores, float32 [B, Hq, Q]: the first pass of `block_map`,
+    to be shared where one layer's map is pooled more than once."""
     kernel, scale = _resolve(q, k, kernel, scale)
     if kernel == "triton":
         from attention_kernels.block_map.triton_kernel import log_sum_exp_triton  # imported late: needs triton
@@ -73,7 +73,8 @@ def log_sum_exp(q: Tensor, k: Tensor, *, scale: float | None = None, kernel: str
 
 
 def _resolve(q: Tensor, k: Tensor, kernel: str, scale: float | None) -> tuple[str, float]:
-    """The kernel that will run and the scale. ValueError unless q [B, Hq, Q, D] and k [B, Hkv, K, D] go together."""
+    """Return the name of the kernel that will run and the scale. Raises ValueError unless q [B, Hq, Q, D] and k
+    [B, Hkv, K, D] go together."""
     if q.ndim != 4 or k.ndim != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.dtype != k.dtype:
         raise ValueError(f"q {q.dtype} {tuple(q.shape)}, k {k.dtype} {tuple(k.shape)}: expected [B,Hq,Q,D] and [B,Hkv,K,D]")
     if q.shape[1] % k.shape[1]:
@@ -83,26 +84,26 @@ def _resolve(q: Tensor, k: Tensor, kernel: str, scale: float | None) -> tuple[st
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not scale > 0:
         raise ValueError(f"scale={scale}: must be above 0")
-    kernel = pick(kernel, q)
+    kernel = resolve_backend(kernel, q)
     if kernel == "triton" and q.shape[-1] > MOST_DIM:
         raise ValueError(f"kernel=triton takes head dims up to {MOST_DIM}, not {q.shape[-1]}; use kernel=reference")
     return kernel, scale
 
 
 def _queries(q_len: int, q_block: int, device: torch.device) -> Tensor:
-    """Queries in each query block, int64 [Mq]."""
+    """Return how many queries each query block has, int64 [Mq]."""
     return (q_len - torch.arange(0, q_len, q_block, device=device)).clamp(max=q_block)
 
 
 def _pairs(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device) -> Tensor:
-    """Visible pairs of a query and a key in each block, int64 [Mq, Nk]."""
+    """Return how many pairs of a query and a key are visible in each block, int64 [Mq, Nk]."""
     start = torch.arange(0, k_len, k_block, device=device)
     keys = (k_len - start).clamp(max=k_block)
     # query t of a block sees clamp(seen + t, 0, keys) of a block's keys; the sum over t is a difference of two sums
     seen = (torch.arange(0, q_len, q_block, device=device) + (k_len - q_len))[:, None] - start + 1
 
     def summed(x: Tensor) -> Tensor:
-        """Sum of clamp(i, 0, keys) over i <= x."""
+        """Return the sum of clamp(i, 0, keys) over i <= x."""
         rising = torch.minimum(x.clamp(min=0), keys)
         return rising * (rising + 1) // 2 + (x - keys).clamp(min=0) * keys
 

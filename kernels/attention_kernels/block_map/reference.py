@@ -13,7 +13,7 @@ CHUNK_BYTES = 128 << 20
 def block_map_reference(
     q: Tensor, k: Tensor, *, q_block: int, k_block: int, scale: float, largest: bool, lse: Tensor | None
 ) -> Tensor:
-    """Largest probability of each block, or their sum: see `attention_kernels.block_map.block_map`."""
+    """Compute `attention_kernels.block_map.block_map` in plain PyTorch: the largest probability of each block, or their sum."""
     batch, heads, q_len, _ = q.shape
     k_len = k.shape[2]
     out = torch.zeros(batch, heads, -(-q_len // q_block), -(-k_len // k_block), dtype=_accurate(q), device=q.device)
@@ -31,7 +31,7 @@ def block_map_reference(
 
 
 def log_sum_exp_reference(q: Tensor, k: Tensor, *, scale: float) -> Tensor:
-    """See `attention_kernels.block_map.log_sum_exp`."""
+    """Run `attention_kernels.block_map.log_sum_exp` in plain PyTorch."""
     return torch.cat([scores.logsumexp(-1) for _, _, scores in _causal_scores(q, k, scale, 64)], -1).float()
 
 
@@ -40,7 +40,8 @@ def _accurate(x: Tensor) -> torch.dtype:
 
 
 def _causal_scores(q: Tensor, k: Tensor, scale: float, q_block: int) -> Iterator[tuple[int, int, Tensor]]:
-    """(start, stop, scores [B,Hq,stop-start,keys up to the last query]) for some query blocks at a time, -inf in the future."""
+    """Return (start, stop, scores [B,Hq,stop-start,keys up to the last query]) for some query blocks at a time, -inf in the
+    future."""
     accurate = _accurate(q)
     batch, heads, q_len, _ = q.shape
     k_len = k.shape[2]

@@ -32,7 +32,8 @@ def _load_queries(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """batch, head, first row, queries [BLOCK_M, BLOCK_D]; the longest rows start first. In pieces: pointers to the first."""
+    """Return batch, head, first row, queries [BLOCK_M, BLOCK_D]; the longest rows start first. In pieces: pointers to the
+    first."""
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
@@ -61,7 +62,8 @@ def _product(
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """q · k [BLOCK_M, BLOCK_N] of keys from `start` on, in pieces of the head dim; q and k_base point to the first piece."""
+    """Return q · k [BLOCK_M, BLOCK_N] of keys from `start` on, in pieces of the head dim; q and k_base point to the first
+    piece."""
     offs_n = tl.arange(0, BLOCK_N)
     rows = tl.cast(start, tl.int64)
     if MASKED:  # keys past the end read the last one: they are in the future of every row
@@ -96,7 +98,8 @@ def _scores(
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Scores [BLOCK_M, BLOCK_N], not scaled, of keys from `start` on; row i sees keys up to offset + i. -inf in the future."""
+    """Return scores [BLOCK_M, BLOCK_N], not scaled, of keys from `start` on; row i sees keys up to offset + i. -inf in the
+    future."""
     offs_n = tl.arange(0, BLOCK_N)
     if D > BLOCK_D:
         s = _product(q, k_base, skn, start, k_len, D, BLOCK_D, BLOCK_M, BLOCK_N, MASKED, PRECISION)
@@ -148,14 +151,14 @@ def _log_sum_exp(
     b, h, first, q = _load_queries(Q, sqb, sqh, sqm, heads, q_len, D, BLOCK_D, BLOCK_M)
     k_base = K + b * skb + (h // group) * skh + tl.arange(0, BLOCK_N)[:, None] * skn + tl.arange(0, BLOCK_D)[None, :]
     offset = first + (k_len - q_len)
-    whole = (offset + 1) // BLOCK_N * BLOCK_N  # keys before are seen by every row
+    unmasked = (offset + 1) // BLOCK_N * BLOCK_N  # keys before are seen by every row
     end = tl.minimum(offset + BLOCK_M, k_len)
     best = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    for start in range(0, whole, BLOCK_N):
+    for start in range(0, unmasked, BLOCK_N):
         s = _scores(q, k_base, skn, start, offset, k_len, D, BLOCK_D, BLOCK_M, BLOCK_N, False, PRECISION)
         best, total = _fold(best, total, s, scale_log2e)
-    for start in range(whole, end, BLOCK_N):  # every row has seen key 0 in its first tile: best is finite
+    for start in range(unmasked, end, BLOCK_N):  # every row has seen key 0 in its first tile: best is finite
         s = _scores(q, k_base, skn, start, offset, k_len, D, BLOCK_D, BLOCK_M, BLOCK_N, True, PRECISION)
         best, total = _fold(best, total, s, scale_log2e)
     offs_m = first + tl.arange(0, BLOCK_M)
@@ -173,7 +176,8 @@ def _reduce(
     K_BLOCK: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
-    """Scores [BLOCK_M, BLOCK_N] and log2-sum-exp [BLOCK_M] to one number a block, [BLOCK_M // Q_BLOCK, BLOCK_N // K_BLOCK]."""
+    """Reduce scores [BLOCK_M, BLOCK_N] and log2-sum-exp [BLOCK_M] to one number a block, [BLOCK_M // Q_BLOCK, BLOCK_N //
+    K_BLOCK]."""
     if LARGEST:  # scale is positive and exp2 rises: the maximum of the scores first
         rows = tl.max(tl.reshape(s, [BLOCK_M, BLOCK_N // K_BLOCK, K_BLOCK]), 2) * scale_log2e - lse[:, None]
         return tl.exp2(tl.max(tl.reshape(rows, [BLOCK_M // Q_BLOCK, Q_BLOCK, BLOCK_N // K_BLOCK]), 1))
@@ -215,7 +219,7 @@ def _pool(
     b, h, first, q = _load_queries(Q, sqb, sqh, sqm, heads, q_len, D, BLOCK_D, BLOCK_M)
     k_base = K + b * skb + (h // group) * skh + tl.arange(0, BLOCK_N)[:, None] * skn + tl.arange(0, BLOCK_D)[None, :]
     offset = first + (k_len - q_len)
-    whole = (offset + 1) // BLOCK_N * BLOCK_N
+    unmasked = (offset + 1) // BLOCK_N * BLOCK_N
     end = tl.minimum(offset + BLOCK_M, k_len)
     offs_m = first + tl.arange(0, BLOCK_M)
     # rows past the end weigh nothing
@@ -224,18 +228,18 @@ def _pool(
     cols = tl.arange(0, BLOCK_N // K_BLOCK)
     line = Out + ((b * heads + h) * rows_total + rows)[:, None] * cols_total + cols[None, :]
     in_rows = (rows < rows_total)[:, None]
-    for start in range(0, whole, BLOCK_N):
+    for start in range(0, unmasked, BLOCK_N):
         s = _scores(q, k_base, skn, start, offset, k_len, D, BLOCK_D, BLOCK_M, BLOCK_N, False, PRECISION)
-        found = _reduce(s, lse, scale_log2e, BLOCK_M, BLOCK_N, Q_BLOCK, K_BLOCK, LARGEST)
-        tl.store(line + start // K_BLOCK, found, mask=in_rows)
-    for start in range(whole, end, BLOCK_N):
+        pooled = _reduce(s, lse, scale_log2e, BLOCK_M, BLOCK_N, Q_BLOCK, K_BLOCK, LARGEST)
+        tl.store(line + start // K_BLOCK, pooled, mask=in_rows)
+    for start in range(unmasked, end, BLOCK_N):
         s = _scores(q, k_base, skn, start, offset, k_len, D, BLOCK_D, BLOCK_M, BLOCK_N, True, PRECISION)
-        found = _reduce(s, lse, scale_log2e, BLOCK_M, BLOCK_N, Q_BLOCK, K_BLOCK, LARGEST)
-        tl.store(line + start // K_BLOCK, found, mask=in_rows & (start // K_BLOCK + cols < cols_total)[None, :])
+        pooled = _reduce(s, lse, scale_log2e, BLOCK_M, BLOCK_N, Q_BLOCK, K_BLOCK, LARGEST)
+        tl.store(line + start // K_BLOCK, pooled, mask=in_rows & (start // K_BLOCK + cols < cols_total)[None, :])
 
 
 def log_sum_exp_triton(q: Tensor, k: Tensor, *, scale: float) -> Tensor:
-    """See `attention_kernels.block_map.log_sum_exp`."""
+    """Run `attention_kernels.block_map.log_sum_exp` in Triton."""
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     batch, heads, q_len, dim = q.shape
     tile = tile_for(LOG_SUM_EXP, q.device, q.element_size(), triton.next_power_of_2(dim))
@@ -266,7 +270,7 @@ def log_sum_exp_triton(q: Tensor, k: Tensor, *, scale: float) -> Tensor:
 def block_map_triton(
     q: Tensor, k: Tensor, *, q_block: int, k_block: int, scale: float, largest: bool, lse: Tensor | None
 ) -> Tensor:
-    """Largest probability of each block, or their sum: see `attention_kernels.block_map.block_map`."""
+    """Compute `attention_kernels.block_map.block_map` in Triton: the largest probability of each block, or their sum."""
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     batch, heads, q_len, dim = q.shape
     k_len = k.shape[2]
@@ -305,7 +309,7 @@ def block_map_triton(
 
 
 def _join(parts: Tensor, down: int, across: int, largest: bool) -> Tensor:
-    """The maximum, or the sum, of every `down` × `across` parts of a map [B, H, R, C]."""
+    """Return the maximum, or the sum, of every `down` × `across` parts of a map [B, H, R, C]."""
     if down == across == 1:
         return parts
     rows, cols = parts.shape[2:]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from attention_kernels.tiles import shared_bytes, stages
+from attention_kernels.tiles import prefetch_depth, shared_bytes
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,27 @@ WIDE_FLOAT32 = Tile(64, 64, 8, 2, piece=32)
 WIDE_INTERPRETED = Tile(32, 32, 4, 1, piece=128)
 
 
-def tile_for(wanted: Tile, device: torch.device, itemsize: int, dim: int) -> Tile:
-    """`wanted`, or what stands in for it in float32, in the interpreter and for wide heads, with as many rows and as deep as
-    shared memory allows. `dim`: head dim, padded. Raises ValueError where it does not fit at all."""
+def tile_for(tile: Tile, device: torch.device, itemsize: int, dim: int) -> Tile:
+    """Return `tile`, or what stands in for it in float32, in the interpreter and for wide heads, with as many rows and as deep
+    as shared memory allows. `dim`: head dim, padded. Raises ValueError where it does not fit at all."""
     if dim > WHOLE_DIM:
         return _wide_tile(device, itemsize)
     if device.type != "cuda":
-        wanted = INTERPRETED
+        tile = INTERPRETED
     elif itemsize == 4:
-        wanted = FLOAT32
-    room, rows = shared_bytes(device), wanted.rows
-    while rows > 32 and (rows + 2 * wanted.cols) * dim * itemsize > room:
+        tile = FLOAT32
+    room, rows = shared_bytes(device), tile.rows
+    while rows > 32 and (rows + 2 * tile.cols) * dim * itemsize > room:
         rows //= 2
-    return replace(wanted, rows=rows, depth=stages(rows, wanted.cols, dim, itemsize, room, wanted.depth), piece=dim)
+    return replace(tile, rows=rows, depth=prefetch_depth(rows, tile.cols, dim, itemsize, room, tile.depth), piece=dim)
 
 
 def _wide_tile(device: torch.device, itemsize: int) -> Tile:
-    """The tile of a head dim read in pieces, with fewer keys where shared memory has no room for two of its stages."""
-    wanted = WIDE_FLOAT32 if itemsize == 4 else WIDE
+    """Return the tile of a head dim read in pieces, with fewer keys where shared memory has no room for two of its stages."""
+    tile = WIDE_FLOAT32 if itemsize == 4 else WIDE
     if device.type != "cuda":
-        wanted = WIDE_INTERPRETED
-    room, cols = shared_bytes(device), wanted.cols
-    while cols > 32 and 2 * (wanted.rows + cols) * wanted.piece * itemsize > room:
+        tile = WIDE_INTERPRETED
+    room, cols = shared_bytes(device), tile.cols
+    while cols > 32 and 2 * (tile.rows + cols) * tile.piece * itemsize > room:
         cols //= 2
-    return replace(wanted, cols=cols, depth=stages(0, wanted.rows + cols, wanted.piece, itemsize, room, wanted.depth))
+    return replace(tile, cols=cols, depth=prefetch_depth(0, tile.rows + cols, tile.piece, itemsize, room, tile.depth))

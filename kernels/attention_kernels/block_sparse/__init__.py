@@ -17,8 +17,8 @@ KERNELS = tuple(BACKENDS)
 def resolve_kernel(
     kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int = 1
 ) -> str:
-    """The kernel that will run. An explicit name is checked. "auto" takes the first that runs here: on Hopper `hopper`, else
-    `triton`; on other GPUs `triton`; on a CPU `sdpa`.
+    """Return the name of the kernel that will run. An explicit name is checked. "auto" takes the first that runs here: on
+    Hopper `hopper`, else `triton`; on other GPUs `triton`; on a CPU `sdpa`.
 
     shared: query heads that have one index, Hq ÷ index heads. Raises ValueError where the name is unknown or the kernel does
     not support the device, type or shape.
@@ -43,8 +43,8 @@ def _resolve(
 
 
 def as_run(index: BlockIndex, kernel: str) -> BlockIndex:
-    """The index that `kernel` (a resolved name) runs when it is given `index`: the same, or one of merged blocks. Density and
-    FLOPs are to be taken from it. No host sync."""
+    """Return the index that `kernel` (a resolved name) runs when it is given `index`: the same, or one of merged blocks.
+    Density and FLOPs are to be taken from it. No host sync."""
     size = BACKENDS[kernel].merges
     return index if size is None else merge_blocks(index, size // index.q_block, size // index.k_block)
 
@@ -52,7 +52,7 @@ def as_run(index: BlockIndex, kernel: str) -> BlockIndex:
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float | None = None, kernel: str = "auto"
 ) -> Tensor:
-    """Causal attention of q [B, Hq, Q, D] to k, v [B, Hkv, K, D] over the key blocks of `index`. Returns [B, Hq, Q, D].
+    """Compute causal attention of q [B, Hq, Q, D] to k, v [B, Hkv, K, D] over the key blocks of `index`. Returns [B, Hq, Q, D].
 
     Query head h reads KV head h // (Hq // Hkv); the causal diagonal is at the bottom right (Q < K: a chunk of a prompt).
     `scale` is 1/√D unless given; triton and hopper take positive ones only. A kernel that merges blocks attends to all of
@@ -84,7 +84,7 @@ def block_sparse_attention(
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """ValueError unless q [B, Hq, Q, D] and k, v [B, Hkv, K, D] go together."""
+    """Raise ValueError unless q [B, Hq, Q, D] and k, v [B, Hkv, K, D] go together."""
     if q.ndim != 4 or k.shape != v.shape or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected [B,Hq,Q,D], [B,Hkv,K,D] twice")
     if q.shape[1] % k.shape[1]:

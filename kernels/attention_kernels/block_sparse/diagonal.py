@@ -43,7 +43,7 @@ def split_diagonal(index: BlockIndex, width: int | None = None) -> BlockLists:
 
 
 def per_query_head(index: BlockIndex, heads: int) -> BlockIndex:
-    """The index with a list for each of `heads` query heads, repeated where a group shares one."""
+    """Return the index with a list for each of `heads` query heads, repeated where a group shares one."""
     shared = heads // index.counts.shape[1]
     if shared == 1:
         return index
@@ -58,7 +58,7 @@ def _widen(indices: Tensor, width: int) -> Tensor:
 def _own_blocks(
     batch: int, heads: int, shape: tuple[int, int, int, int], width: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """int32 [Mq], [B, H, Mq] and [B, H, Mq, W']: how many blocks lie over a row's own tokens, and which. Read only."""
+    """Return int32 [Mq], [B, H, Mq] and [B, H, Mq, W']: how many blocks lie over a row's own tokens, and which. Read only."""
     with torch.inference_mode(False):  # kept for later calls, which may train
         most = int((causal_blocks(*shape) - diagonal_start(*shape)).max())  # on the host; all else on the device
         first = diagonal_start(*shape, device)

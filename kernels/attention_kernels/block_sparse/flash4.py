@@ -29,7 +29,7 @@ block lists and silently ignores them (flash-attention issue 2897)."""
 def flash4_reason(
     *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int
 ) -> str | None:
-    """None where the kernel runs, else the reason why not. shared: query heads that have one index."""
+    """Return None where the kernel runs, else the reason why not. shared: query heads that have one index."""
     major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
     if major not in TILE_ROWS:
         return f"it runs on GPUs of compute capability {' and '.join(f'{m}.x' for m in TILE_ROWS)} only"
@@ -51,14 +51,14 @@ def flash4_reason(
 
 
 def packed_heads(major: int, q_block: int, shared: int) -> int:
-    """Query heads to pack into one sequence: all that share an index, where one head's query block fills no tile and theirs
-    together do; else 1."""
+    """Return how many query heads to pack into one sequence: all that share an index, where one head's query block fills no
+    tile and theirs together do; else 1."""
     rows = TILE_ROWS[major]
     return shared if q_block % rows and q_block * shared % rows == 0 else 1
 
 
 def block_sparse_flash4(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
-    """See `attention_kernels.block_sparse.block_sparse_attention`."""
+    """Run `attention_kernels.block_sparse.block_sparse_attention` with FlashAttention-4."""
     from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
     from flash_attn.cute.interface import _flash_attn_fwd
 
@@ -76,7 +76,7 @@ def block_sparse_flash4(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, s
     )
     with torch.cuda.device_of(q):
         out = _flash_attn_fwd(
-            pack(q, group),
+            pack_heads(q, group),
             k.transpose(1, 2),
             v.transpose(1, 2),
             softmax_scale=scale,
@@ -84,11 +84,11 @@ def block_sparse_flash4(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, s
             block_sparse_tensors=blocks,
             pack_gqa=False,
         )[0]
-    return unpack(out, group)
+    return unpack_heads(out, group)
 
 
-def pack(q: Tensor, group: int) -> Tensor:
-    """[B, G·H, Q, D] -> [B, Q·G, H, D]: the G heads of a group follow each other token by token. A view where G is 1."""
+def pack_heads(q: Tensor, group: int) -> Tensor:
+    """Turn [B, G·H, Q, D] into [B, Q·G, H, D]: the G heads of a group follow each other token by token. A view where G is 1."""
     if group == 1:
         return q.transpose(1, 2)
     batch, heads, tokens, dim = q.shape
@@ -96,8 +96,8 @@ def pack(q: Tensor, group: int) -> Tensor:
     return grouped.reshape(batch, heads // group, tokens * group, dim).transpose(1, 2)
 
 
-def unpack(out: Tensor, group: int) -> Tensor:
-    """[B, Q·G, H, D] -> [B, G·H, Q, D], the inverse of `pack`."""
+def unpack_heads(out: Tensor, group: int) -> Tensor:
+    """Turn [B, Q·G, H, D] into [B, G·H, Q, D], the inverse of `pack_heads`."""
     if group == 1:
         return out.transpose(1, 2)
     return out.unflatten(1, (-1, group)).permute(0, 3, 2, 1, 4).flatten(1, 2)

@@ -9,7 +9,7 @@ from flash_attn.cute.utils import Int32, cute, scalar_to_ssa
 
 @lru_cache
 def causal_mask(group: int) -> Any:
-    """A mask_mod that is True where a query may see a key, the diagonal at the bottom right. Row r of the queries is of
+    """Return a mask_mod that is True where a query may see a key, the diagonal at the bottom right. Row r of the queries is of
     token r // group: `group` heads are packed into one (see `flash4`). The same object for the same group, as the library
     caches compiled kernels by it."""
 

@@ -27,7 +27,7 @@ it the call fails: it never falls back to flex_attention's dense form."""
 def flex_reason(
     *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int
 ) -> str | None:
-    """None where the kernel runs, else the reason why not. shared doesn't matter: each head gets its list."""
+    """Return None where the kernel runs, else the reason why not. shared doesn't matter: each head gets its list."""
     if device.type not in ("cuda", "cpu"):
         return f"it runs on CUDA and on a CPU, not on {device.type}"
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
@@ -42,7 +42,7 @@ def flex_reason(
 
 
 def block_sparse_flex(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
-    """See `attention_kernels.block_sparse.block_sparse_attention`. Forward only."""
+    """Run `attention_kernels.block_sparse.block_sparse_attention` with flex_attention. Forward only."""
     q, k, v = (x.detach() for x in (q, k, v))
     q_len, k_len, dim = q.shape[2], k.shape[2], q.shape[3]
     attend, lengths = _aligned(), (q_len, k_len)
@@ -62,7 +62,7 @@ def block_sparse_flex(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, sca
 
 
 def padded_length(length: int) -> int:
-    """The next length that gets a kernel on a GPU: a multiple of 128, and of an eighth of the next power of two."""
+    """Return the next length that gets a kernel on a GPU: a multiple of 128, and of an eighth of the next power of two."""
     step = max(ALIGNED, 1 << (length - 1).bit_length() >> 3)
     return -(-length // step) * step
 
@@ -72,8 +72,8 @@ def _pad(x: Tensor, length: int) -> Tensor:
 
 
 def block_mask(index: BlockIndex, heads: int, lengths: tuple[int, int] | None = None) -> Any:
-    """The BlockMask of an index, for `heads` query heads, and for queries and keys of `lengths` where they are padded at their
-    end: what is added has no blocks and is in the future of all. Nothing of size Q × K is made, and nothing waits for the
+    """Return the BlockMask of an index, for `heads` query heads, and for queries and keys of `lengths` where they are padded at
+    their end: what is added has no blocks and is in the future of all. Nothing of size Q × K is made, and nothing waits for the
     device."""
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -99,8 +99,8 @@ def block_mask(index: BlockIndex, heads: int, lengths: tuple[int, int] | None = 
 
 
 def kernel_options(device: torch.device, dtype: torch.dtype, dim: int, q_block: int, k_block: int) -> dict[str, Any]:
-    """Tiles for torch's Triton template: its own where they divide the blocks, else the largest powers of two that do and
-    whose stages fit into shared memory."""
+    """Return tiles for torch's Triton template: its own where they divide the blocks, else the largest powers of two that do
+    and whose stages fit into shared memory."""
     if device.type != "cuda":
         return {}
     # A row's first block is one over its own tokens, which it sees: no row is ever wholly masked.
@@ -113,8 +113,8 @@ def kernel_options(device: torch.device, dtype: torch.dtype, dim: int, q_block: 
 
 
 def _width(index: BlockIndex, k_len: int) -> int:
-    """Columns of the lists. The C++ kernel asks for one a key block; on CUDA they may be fewer, in steps of an eighth, as
-    each width of an aligned length is a kernel of its own."""
+    """Return how many columns the lists have. The C++ kernel asks for one a key block; on CUDA they may be fewer, in steps
+    of an eighth, as each width of an aligned length is a kernel of its own."""
     cols, width = -(-k_len // index.k_block), index.indices.shape[-1]
     if index.counts.device.type == "cpu":
         return cols
@@ -128,8 +128,8 @@ def _causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _shifted(offset: int, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The causal mask of queries that stand `offset` tokens further than their number. A tensor, so that another offset is
-    not another kernel."""
+    """Return the causal mask of queries that stand `offset` tokens further than their number. A tensor, so that another offset
+    is not another kernel."""
     with torch.inference_mode(False):
         shift = torch.full((), offset, device=device)  # torch.tensor would wait for the device
 

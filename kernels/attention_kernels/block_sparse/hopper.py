@@ -23,7 +23,7 @@ NEAR = 32 << 20
 def hopper_reason(
     *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int
 ) -> str | None:
-    """None where the kernel runs, else the reason why not. shared: query heads that have one index."""
+    """Return None where the kernel runs, else the reason why not. shared: query heads that have one index."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         return "it runs on Hopper GPUs (compute capability 9.0) only"
     if not _has_gluon():
@@ -46,7 +46,7 @@ def hopper_reason(
 
 @lru_cache
 def _has_gluon() -> bool:
-    """Whether triton is there, and 3.6 or newer: what came before has no Gluon, or not all that the kernel uses."""
+    """Say whether triton is there, and 3.6 or newer: what came before has no Gluon, or not all that the kernel uses."""
     try:
         import triton
     except ImportError:
@@ -55,12 +55,13 @@ def _has_gluon() -> bool:
 
 
 def block_sparse_hopper(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
-    """See `attention_kernels.block_sparse.block_sparse_attention`. Raises ValueError for a scale that is not positive."""
+    """Run `attention_kernels.block_sparse.block_sparse_attention` on `hopper_kernel`. Raises ValueError for a scale that is not
+    positive."""
     return _launch(q, k, v, index, scale, _config(q.shape[-1]))
 
 
 def _config(dim: int) -> dict[str, Any]:
-    """Keys of a step, slots of keys and values, and where queries and output live."""
+    """Return the keys of a step, slots of keys and values, and where queries and output live."""
     if dim == 256:  # queries and accumulator would not fit into registers, queries and output not both into shared memory
         return {"N": 64, "SLOTS": 5, "Q_IN_REGISTERS": False, "OWN_OUT": False}
     return {"N": 128, "SLOTS": 5 if dim == 128 else 8, "Q_IN_REGISTERS": True, "OWN_OUT": True}
@@ -108,21 +109,24 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, scale: float, co
 
 
 def _bundle(k: Tensor) -> int:
-    """KV heads whose tiles run side by side: as many as L2 holds the keys and values of. Rows of a short prompt differ much in
-    length within one turn of all programs; those of several heads fill it with rows of one length."""
+    """Return how many KV heads have their tiles run side by side: as many as L2 holds the keys and values of.
+
+    Rows of a short prompt differ much in length within one turn of all programs; those of several heads fill it with rows of
+    one length.
+    """
     heads = k.shape[0] * k.shape[1]
     most = max(1, NEAR // (2 * k.shape[2] * k.shape[3] * k.element_size()))
     return max(n for n in range(1, min(most, heads) + 1) if heads % n == 0)
 
 
 def _addressable(x: Tensor) -> Tensor:
-    """A tensor that TMA can read, a copy where x isn't; `contiguous` would hand back x itself where it starts off 16 bytes, or
-    has an odd stride in a dimension of one element."""
+    """Return a tensor that TMA can read, a copy where x isn't; `contiguous` would hand back x itself where it starts off 16
+    bytes, or has an odd stride in a dimension of one element."""
     return x if describable(x) else x.clone(memory_format=torch.contiguous_format)
 
 
 def _descriptor(x: Tensor, rows: int) -> Any:
-    """TMA descriptor of [B, H, N, D] for copies of `rows` tokens by 64 elements."""
+    """Return a TMA descriptor of [B, H, N, D] for copies of `rows` tokens by 64 elements."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, 64], _layout())
@@ -130,7 +134,7 @@ def _descriptor(x: Tensor, rows: int) -> Any:
 
 @lru_cache
 def _layout() -> Any:
-    """Rows of 128 bytes, swizzled as wgmma reads them. Made once: making one takes longer than a launch."""
+    """Return the layout of rows of 128 bytes, swizzled as wgmma reads them. Made once, as that takes longer than a launch."""
     from triton.experimental.gluon.language import NVMMASharedLayout
 
     return NVMMASharedLayout(128, 16, 4)

@@ -20,155 +20,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from attention_kernels.block_sparse.hopper_producer_kernel import produce, program_turns, row_list, tile_at
+
 ROWS = 128
 """Query rows of a tile, 64 for each consumer warpgroup."""
 
 
 @gluon.jit
-def _turns(tiles):
-    """How many tiles this program takes."""
-    me = gl.program_id(0)
-    programs = gl.num_programs(0)
-    whole = tiles // programs
-    return whole + (gl.where(whole % 2 == 0, me, programs - 1 - me) < tiles % programs).to(gl.int32)
-
-
-@gluon.jit
-def _tile(turn, rows, units, heads_kv, bundle, PACK: gl.constexpr):
-    """Turn of this program -> batch, KV head, first query head, query block. Programs take tiles in turns, back and forth, so
-    that none always gets the longer rows. The query heads of `bundle` KV heads run side by side, so that their keys stay in
-    L2, and of each bundle the longest rows come first."""
-    me = gl.program_id(0)
-    programs = gl.num_programs(0)
-    t = turn * programs + gl.where(turn % 2 == 0, me, programs - 1 - me)
-    unit = t % units
-    rest = t // units
-    head = rest % bundle
-    rest = rest // bundle
-    row = rows - 1 - rest % rows
-    head += rest // rows * bundle
-    kv = head % heads_kv
-    return head // heads_kv, kv, kv * units * PACK + unit * PACK, row
-
-
-@gluon.jit
-def _list(Counts, Indices, scb, sch, sib, sih, sim, b, h, row, PER_STEP: gl.constexpr):
-    """The list of a row and its length, the steps it takes, and how many of its blocks the first step has: it is walked from
-    its end, where the diagonal is."""
-    count = gl.load(Counts + b.to(gl.int64) * scb + h.to(gl.int64) * sch + row)
-    lists = Indices + b.to(gl.int64) * sib + h.to(gl.int64) * sih + row.to(gl.int64) * sim
-    steps = (count + PER_STEP - 1) // PER_STEP
-    return lists, count, steps, count - (steps - 1) * PER_STEP
-
-
-@gluon.jit
-def _gather(
-    desc,
-    ring,
-    full,
-    empty,
-    at,
-    b,
-    kv,
-    lists,
-    base,
-    count,
-    KB: gl.constexpr,
-    N: gl.constexpr,
-    D: gl.constexpr,
-    SLOTS: gl.constexpr,
-):
-    """Load number `at` of the ring: the N keys (or values) of one step, a TMA copy for each block and 64 elements."""
-    PER_STEP: gl.constexpr = N // KB
-    CHUNKS: gl.constexpr = D // 64
-    slot = at % SLOTS
-    mbarrier.wait(empty.index(slot), ((at // SLOTS) & 1) ^ 1)
-    mbarrier.expect(full.index(slot), N * D * 2)
-    for p in gl.static_range(PER_STEP):
-        entry = gl.minimum(base + p, count - 1)  # past the list: the last block once more, masked by the consumers
-        start = gl.load(lists + entry) * KB
-        for c in gl.static_range(CHUNKS):
-            tma.async_copy_global_to_shared(
-                desc, [b, kv, start, c * 64], full.index(slot), ring.index((slot * CHUNKS + c) * PER_STEP + p)
-            )
-
-
-@gluon.jit
-def _load_queries(desc, tiles, bar, b, h, row, FIRST: gl.constexpr, QB: gl.constexpr, D: gl.constexpr):
-    """The 64 rows of a tile from FIRST on, 64 elements at a time."""
-    QR: gl.constexpr = QB if QB < 64 else 64  # query rows of one copy
-    for part in gl.static_range(64 // QR):
-        for c in gl.static_range(D // 64):
-            tma.async_copy_global_to_shared(
-                desc,
-                [b, h + (FIRST + part * QR) // QB, row * QB + (FIRST + part * QR) % QB, c * 64],
-                bar,
-                tiles.index(c * (64 // QR) + part),
-            )
-
-
-@gluon.jit
-def _produce(
-    qd,
-    kd,
-    vd,
-    q0,
-    q1,
-    ring,
-    q_full,
-    q_empty,
-    full,
-    empty,
-    Counts,
-    Indices,
-    scb,
-    sch,
-    sib,
-    sih,
-    sim,
-    tiles,
-    rows,
-    units,
-    heads_kv,
-    bundle,
-    QB: gl.constexpr,
-    KB: gl.constexpr,
-    N: gl.constexpr,
-    D: gl.constexpr,
-    SLOTS: gl.constexpr,
-    PACK: gl.constexpr,
-    SHARED: gl.constexpr,
-):
-    """The producer warp: the queries of every tile, then keys and values of its steps, as far ahead as the ring has slots.
-
-    In the order in which they are used up: K0, K1, V0, K2, V1, …, so that one ring serves both.
-    """
-    PER_STEP: gl.constexpr = N // KB
-    at = 0
-    q_phase = 0
-    for turn in range(_turns(tiles)):
-        b, kv, h, row = _tile(turn, rows, units, heads_kv, bundle, PACK)
-        lists, count, steps, first = _list(Counts, Indices, scb, sch, sib, sih, sim, b, kv if SHARED else h, row, PER_STEP)
-        mbarrier.wait(q_empty, q_phase ^ 1)
-        mbarrier.expect(q_full, 128 * D * 2)
-        _load_queries(qd, q0, q_full, b, h, row, 0, QB, D)
-        _load_queries(qd, q1, q_full, b, h, row, 64, QB, D)
-        base = count - first
-        _gather(kd, ring, full, empty, at, b, kv, lists, base, count, KB, N, D, SLOTS)
-        at += 1
-        for _ in range(1, steps):
-            _gather(kd, ring, full, empty, at, b, kv, lists, base - PER_STEP, count, KB, N, D, SLOTS)
-            _gather(vd, ring, full, empty, at + 1, b, kv, lists, base, count, KB, N, D, SLOTS)
-            base -= PER_STEP
-            at += 2
-        _gather(vd, ring, full, empty, at, b, kv, lists, base, count, KB, N, D, SLOTS)
-        at += 1
-        q_phase ^= 1
-
-
-@gluon.jit
 def _mask(s, lists, base, count, position, KB: gl.constexpr, N: gl.constexpr, S: gl.constexpr):
-    """-inf where a key lies in the future of its query, or past the end of the list."""
+    """Return the scores s with -inf where a key lies in the future of its query, or past the end of the list."""
     col = gl.arange(0, N, layout=gl.SliceLayout(0, S))
     entry = base + col // KB
     block = gl.load(lists + gl.minimum(entry, count - 1))
@@ -211,7 +71,7 @@ def _consume(
     Q_IN_REGISTERS: gl.constexpr,
     OWN_OUT: gl.constexpr,
 ):
-    """One consumer warpgroup: rows 64·W to 64·W + 63 of every tile."""
+    """Run one consumer warpgroup: rows 64·W to 64·W + 63 of every tile."""
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
@@ -226,9 +86,9 @@ def _consume(
     rr = 64 * W + gl.arange(0, 64, layout=gl.SliceLayout(1, S))
     at = 0
     q_phase = 0
-    for turn in range(_turns(tiles)):
-        b, kv, h, row = _tile(turn, rows, units, heads_kv, bundle, PACK)
-        lists, count, steps, first = _list(Counts, Indices, scb, sch, sib, sih, sim, b, kv if SHARED else h, row, PER_STEP)
+    for turn in range(program_turns(tiles)):
+        b, kv, h, row = tile_at(turn, rows, units, heads_kv, bundle, PACK)
+        lists, count, steps, first = row_list(Counts, Indices, scb, sch, sib, sih, sim, b, kv if SHARED else h, row, PER_STEP)
         start = row * QB + offset  # position of the first query
         position = start + rr % QB
         # blocks that reach into some query's future: those over the query block's own tokens, all of them listed, at the end
@@ -336,8 +196,8 @@ def block_sparse_hopper_kernel(
     Q_IN_REGISTERS: gl.constexpr,
     OWN_OUT: gl.constexpr,
 ):
-    """See `attention_kernels.block_sparse.hopper`. Four warps (the first consumer), to which four (the second) and one (the producer)
-    are added."""
+    """Run one persistent program, as `hopper.py` launches it. Four warps (the first consumer), to which four (the second) and
+    one (the producer) are added."""
     QR: gl.constexpr = QB if QB < 64 else 64
     CHUNKS: gl.constexpr = D // 64
     HALF: gl.constexpr = CHUNKS * (64 // QR)
@@ -438,7 +298,7 @@ def block_sparse_hopper_kernel(
                 ),
             ),
             (
-                _produce,
+                produce,
                 (
                     qd,
                     kd,

@@ -13,7 +13,8 @@ call at 4k tokens went into fresh pages."""
 
 
 def block_sparse_reference(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
-    """Rows of like length are gathered together: K and V of their blocks [rows, width · k_block, D], one batched product.
+    """Compute `attention_kernels.block_sparse.block_sparse_attention` in plain PyTorch. Rows of like length are gathered
+    together: K and V of their blocks [rows, width · k_block, D], one batched product.
 
     Softmax in float32, or float64 for float64 inputs.
     """

@@ -15,8 +15,9 @@ CHUNK_BYTES = 4 << 20
 
 
 def block_sparse_sdpa(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
-    """See `attention_kernels.block_sparse.block_sparse_attention`. Rows that keep equally many blocks go together, as a batch of short
-    attentions over K and V of their blocks [rows, 1, count · k_block, D]; scores are never stored."""
+    """Run `attention_kernels.block_sparse.block_sparse_attention` with torch's SDPA. Rows that keep equally many blocks go
+    together, as a batch of short attentions over K and V of their blocks [rows, 1, count · k_block, D]; scores are never
+    stored."""
     batch, heads, q_len, dim = q.shape
     kv_heads, k_len, mb, nb = k.shape[1], k.shape[2], index.q_block, index.k_block
     rows, cols = index.counts.shape[-1], -(-k_len // nb)
@@ -30,16 +31,16 @@ def block_sparse_sdpa(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, sca
     position = (torch.arange(rows, device=q.device) * mb + (k_len - q_len)).repeat(batch * heads)
     aligned = mb == nb and (k_len - q_len) % nb == 0  # then the last block is the diagonal one, the same triangle for all
     for count, chosen in _groups(counts, CHUNK_BYTES // (2 * nb * dim * q.element_size())):
-        kept = lists[chosen, :count]
-        at = (first[chosen, None] + kept).flatten()
+        blocks = lists[chosen, :count]
+        at = (first[chosen, None] + blocks).flatten()
         keys, values = (x.index_select(0, at).view(len(chosen), 1, count * nb, dim) for x in (kb, vb))
-        mask = _triangle(mb, count * nb, q.device) if aligned else _visible(kept, position[chosen], mb, nb)
+        mask = _triangle(mb, count * nb, q.device) if aligned else _visible(blocks, position[chosen], mb, nb)
         out[chosen] = scaled_dot_product_attention(qb[chosen], keys, values, attn_mask=mask, scale=scale)
     return out.view(batch, heads, rows * mb, dim)[:, :, :q_len]
 
 
 def _groups(counts: Tensor, blocks: int) -> Iterator[tuple[int, Tensor]]:
-    """(count, rows that keep so many blocks), at most about `blocks` blocks at a time."""
+    """Return (count, rows that keep so many blocks), at most about `blocks` blocks at a time."""
     order = torch.argsort(counts, stable=True)
     values, sizes = torch.unique_consecutive(counts[order], return_counts=True)
     start = 0
@@ -51,13 +52,13 @@ def _groups(counts: Tensor, blocks: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def _triangle(queries: int, keys: int, device: torch.device) -> Tensor:
-    """bool [1,1,queries,keys]: all keys but the future of the last `queries` of them."""
+    """Return bool [1,1,queries,keys]: all keys but the future of the last `queries` of them."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None, None]
 
 
-def _visible(kept: Tensor, position: Tensor, mb: int, nb: int) -> Tensor:
-    """bool [rows,1,mb,count·nb]: keys that are not in a query's future, for blocks `kept` [rows,count] and queries from
+def _visible(blocks: Tensor, position: Tensor, mb: int, nb: int) -> Tensor:
+    """Return bool [rows,1,mb,count·nb]: keys that are not in a query's future, for `blocks` [rows,count] and queries from
     `position` [rows] on."""
-    token = (kept[..., None] * nb + torch.arange(nb, device=kept.device)).flatten(1)
-    query = position[:, None] + torch.arange(mb, device=kept.device)
+    token = (blocks[..., None] * nb + torch.arange(nb, device=blocks.device)).flatten(1)
+    query = position[:, None] + torch.arange(mb, device=blocks.device)
     return (token[:, None, :] <= query[..., None])[:, None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import TRITON_DTYPES, interpreting
+from attention_kernels.backends import TRITON_DTYPES, in_interpreter
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse.flash4 import block_sparse_flash4, flash4_reason
 from attention_kernels.block_sparse.flex import block_sparse_flex, flex_reason
@@ -39,20 +39,21 @@ class Backend:
 
 
 def preferred(device: torch.device) -> tuple[str, ...]:
-    """What kernel=auto tries, best first. The own kernels only: what auto takes must not depend on what else is installed."""
+    """Return what kernel=auto tries, best first. The own kernels only: what auto takes must not depend on what else is
+    installed."""
     if device.type != "cuda":
         return ("sdpa",)
     return ("hopper", "triton") if torch.cuda.get_device_capability(device)[0] == 9 else ("triton",)
 
 
 def _anywhere(**_: object) -> None:
-    """The plain PyTorch kernels take every device, type and shape."""
+    """Return None: the plain PyTorch kernels take every device, type and shape."""
 
 
 def _triton_reason(
     *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int
 ) -> str | None:
-    if device.type != "cuda" and not interpreting():
+    if device.type != "cuda" and not in_interpreter():
         return f"it needs a CUDA device, not {device.type}"
     if dtype not in TRITON_DTYPES:
         return f"it takes float16, bfloat16 and float32, not {dtype}"

@@ -140,7 +140,8 @@ def _forward(
 
 @triton.jit
 def _find(blocks, step, end, k_len, offs_n, K_BLOCK: tl.constexpr, UNIT: tl.constexpr, JOIN: tl.constexpr, TAIL: tl.constexpr):
-    """The first key of a step (JOIN == 1), or every key of its blocks [BLOCK_N]; with TAIL the list may end inside the step."""
+    """Return the first key of a step (JOIN == 1), or every key of its blocks [BLOCK_N]; with TAIL the list may end inside the
+    step."""
     SPLIT: tl.constexpr = K_BLOCK // UNIT
     entry = step * JOIN + offs_n // K_BLOCK
     if JOIN == 1:
@@ -170,7 +171,7 @@ def _load(
     DESCRIBED: tl.constexpr,
     BOUND: tl.constexpr,
 ):
-    """Keys or values [BLOCK_N, BLOCK_D] of a step; with BOUND some may lie past the last key, and are zero."""
+    """Load keys or values [BLOCK_N, BLOCK_D] of a step; with BOUND some may lie past the last key, and are zero."""
     if DESCRIBED:
         x = tl.reshape(X.load([b, hk, at, 0]), [BLOCK_N, BLOCK_D])
     else:
@@ -191,7 +192,7 @@ def _load(
 
 @triton.jit
 def _update(s, v, best, total, acc, scale_log2e, PRECISION: tl.constexpr):
-    """One step of the running softmax; scores are scaled inside the exponent."""
+    """Take one step of the running softmax; scores are scaled inside the exponent."""
     top = tl.maximum(best, tl.max(s, 1) * scale_log2e)
     p = tl.exp2(s * scale_log2e - top[:, None])
     alpha = tl.exp2(best - top)
@@ -201,7 +202,7 @@ def _update(s, v, best, total, acc, scale_log2e, PRECISION: tl.constexpr):
 
 
 def block_sparse_triton(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
-    """See `attention_kernels.block_sparse.block_sparse_attention`. ValueError unless `scale` is positive."""
+    """Run `attention_kernels.block_sparse.block_sparse_attention` in Triton. Raises ValueError unless `scale` is positive."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     tile = choose_tile(
         q.device,
@@ -216,12 +217,13 @@ def block_sparse_triton(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, s
 
 
 def shared_heads(q: Tensor, k: Tensor, index: BlockIndex) -> int:
-    """Query heads of one KV head that have one list."""
+    """Return how many query heads of one KV head have one list."""
     return q.shape[1] // index.counts.shape[1]
 
 
 def run_tile(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float, tile: Tile) -> Tensor:
-    """The same with a tile of the caller's choice, for tuning and tests; the last dimension of q, k and v is contiguous."""
+    """Run the kernel with a tile of the caller's choice, for tuning and tests; the last dimension of q, k and v is
+    contiguous."""
     if not scale > 0:
         raise ValueError(f"scale={scale} must be positive: the kernel takes a row's maximum before it scales")
     if tile.described and tile.cols > index.k_block:

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from attention_kernels.tiles import shared_bytes, stages
+from attention_kernels.tiles import prefetch_depth, shared_bytes
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ TUNED: dict[tuple[str, int, int, int], Tile] = {
 def choose_tile(
     device: torch.device, dtype: torch.dtype, *, dim: int, q_block: int, k_block: int, shared: int, described: bool
 ) -> Tile:
-    """The tile for query blocks of `q_block` rows in `shared` heads with one list, and key blocks of `k_block`.
+    """Return the tile for query blocks of `q_block` rows in `shared` heads with one list, and key blocks of `k_block`.
 
     `described`: K and V may be read through tensor descriptors (see `describable`). Raises ValueError where no tile fits
     into the GPU's shared memory.
@@ -63,12 +63,13 @@ def _choose(capability: tuple[int, int], room: int, itemsize: int, dim: int, q_b
     pad = 1 << (dim - 1).bit_length()
     rows_shared = q_block << (shared - 1).bit_length()  # heads fill a tile in powers of two
     key = (f"sm{capability[0]}{capability[1]}", pad, min(rows_shared, 256), k_block)
-    found = TUNED.get(key) if itemsize == 2 else None
-    return found or default_tile(capability, room, itemsize, pad, rows_shared, k_block)
+    tuned = TUNED.get(key) if itemsize == 2 else None
+    return tuned or default_tile(capability, room, itemsize, pad, rows_shared, k_block)
 
 
 def default_tile(capability: tuple[int, int], room: int, itemsize: int, dim: int, rows_shared: int, k_block: int) -> Tile:
-    """A tile from arithmetic alone: 128 rows by 64 keys where shared memory holds two stages of it, else the next smaller.
+    """Return a tile from arithmetic alone: 128 rows by 64 keys where shared memory holds two stages of it, else the next
+    smaller.
 
     Float32 is multiplied outside the tensor cores, with all operands in registers: it gets 64 rows by 16 keys.
     """
@@ -76,11 +77,12 @@ def default_tile(capability: tuple[int, int], room: int, itemsize: int, dim: int
     while (rows + 2 * 2 * cols) * dim * itemsize > room and max(rows, cols) > 16:
         rows, cols = (rows, cols // 2) if 2 * cols > rows or rows <= 16 else (rows // 2, cols)
     full = rows * dim >= 128 * 128 if itemsize == 2 else rows >= 64
-    depth = stages(rows, 2 * cols, dim, itemsize, room, most=3 if itemsize == 2 else 2)
+    depth = prefetch_depth(rows, 2 * cols, dim, itemsize, room, most=3 if itemsize == 2 else 2)
     return Tile(rows, cols, 8 if full else 4, depth, described=capability[0] == 9 and itemsize == 2 and cols <= k_block)
 
 
 def describable(x: Tensor) -> bool:
-    """Whether a tensor descriptor can address x [B, H, N, D]: rows that are contiguous and start on multiples of 16 bytes."""
+    """Say whether a tensor descriptor can address x [B, H, N, D]: rows that are contiguous and start on multiples of 16
+    bytes."""
     aligned = all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
     return x.stride(-1) == 1 and aligned and x.data_ptr() % 16 == 0

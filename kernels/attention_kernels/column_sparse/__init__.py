@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import TRITON_DTYPES, interpreting
+from attention_kernels.backends import TRITON_DTYPES, in_interpreter
 from attention_kernels.block_sparse import check_shapes
 from attention_kernels.block_sparse.table import TRITON_BLOCKS, TRITON_DIMS
 from attention_kernels.column_index import ColumnIndex
@@ -15,8 +15,8 @@ KERNELS = ("reference", "triton")
 
 
 def resolve_kernel(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int) -> str:
-    """The kernel that will run: a name is checked, "auto" takes triton on CUDA and reference elsewhere. Raises ValueError
-    where the name is none of these, or triton does not support the device, type or shape."""
+    """Return the name of the kernel that will run: a name is checked, "auto" takes triton on CUDA and reference elsewhere.
+    Raises ValueError where the name is none of these, or triton does not support the device, type or shape."""
     if kernel == "auto":
         kernel = "triton" if device.type == "cuda" and dtype != torch.float64 else "reference"
     if kernel not in KERNELS:
@@ -24,7 +24,7 @@ def resolve_kernel(kernel: str, *, device: torch.device, dtype: torch.dtype, hea
     if kernel == "reference":
         return kernel
     where = f"kernel={kernel} can't run here: it"
-    if device.type != "cuda" and not interpreting():
+    if device.type != "cuda" and not in_interpreter():
         raise ValueError(f"{where} needs a CUDA device, not {device.type}; kernel=reference runs everywhere")
     if dtype not in TRITON_DTYPES:
         raise ValueError(f"{where} takes float16, bfloat16 and float32, not {dtype}; kernel=reference takes every type")
@@ -39,8 +39,8 @@ def resolve_kernel(kernel: str, *, device: torch.device, dtype: torch.dtype, hea
 def column_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, index: ColumnIndex, *, scale: float | None = None, kernel: str = "auto"
 ) -> Tensor:
-    """Causal attention of q [B, Hq, Q, D] to k, v [B, Hkv, K, D] over the kept blocks and open columns of `index`, whose heads
-    are Hq or Hkv. Returns [B, Hq, Q, D].
+    """Compute causal attention of q [B, Hq, Q, D] to k, v [B, Hkv, K, D] over the kept blocks and open columns of `index`,
+    whose heads are Hq or Hkv. Returns [B, Hq, Q, D].
 
     Query head h reads KV head h // (Hq // Hkv); the causal diagonal is at the bottom right (Q < K: a chunk of a prompt).
     `scale` is 1/√D unless given; triton takes positive ones only, and is forward only. Raises ValueError for shapes that

@@ -147,7 +147,7 @@ def _forward(
 
 @triton.jit
 def _gather(start, at, stride, offs_d, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Keys or values [BLOCK_N, BLOCK_D] at the given positions, all of which exist."""
+    """Load keys or values [BLOCK_N, BLOCK_D] at the given positions, all of which exist."""
     where = start + at.to(tl.int64)[:, None] * stride
     if D != BLOCK_D:
         x = tl.load(where, mask=(offs_d < D)[None, :], other=0.0)
@@ -158,7 +158,7 @@ def _gather(start, at, stride, offs_d, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def _update(s, v, best, total, acc, scale_log2e, PRECISION: tl.constexpr):
-    """One step of the running softmax; scores are scaled inside the exponent."""
+    """Take one step of the running softmax; scores are scaled inside the exponent."""
     top = tl.maximum(best, tl.max(s, 1) * scale_log2e)
     p = tl.exp2(s * scale_log2e - top[:, None])
     alpha = tl.exp2(best - top)
@@ -168,7 +168,7 @@ def _update(s, v, best, total, acc, scale_log2e, PRECISION: tl.constexpr):
 
 
 def choose_tile(device: torch.device, dtype: torch.dtype, *, dim: int, q_block: int, k_block: int, described: bool) -> Tile:
-    """The tile of one head's query block: the rule of the block-sparse kernel, in steps of at most a key block.
+    """Return the tile of one head's query block: the rule of the block-sparse kernel, in steps of at most a key block.
 
     described: K and V may be read through tensor descriptors. Raises ValueError where no tile fits into the GPU's shared
     memory.
@@ -186,7 +186,7 @@ def _tile(capability: tuple[int, int], room: int, itemsize: int, dim: int, q_blo
 
 
 def column_sparse_triton(q: Tensor, k: Tensor, v: Tensor, index: ColumnIndex, *, scale: float) -> Tensor:
-    """See `attention_kernels.column_sparse.column_sparse_attention`. ValueError unless `scale` is positive."""
+    """Run `attention_kernels.column_sparse.column_sparse_attention` in Triton. Raises ValueError unless `scale` is positive."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     tile = choose_tile(
         q.device,
@@ -200,7 +200,8 @@ def column_sparse_triton(q: Tensor, k: Tensor, v: Tensor, index: ColumnIndex, *,
 
 
 def run_tile(q: Tensor, k: Tensor, v: Tensor, index: ColumnIndex, *, scale: float, tile: Tile) -> Tensor:
-    """The same with a tile of the caller's choice, for tuning and tests; the last dimension of q, k and v is contiguous."""
+    """Run the kernel with a tile of the caller's choice, for tuning and tests; the last dimension of q, k and v is
+    contiguous."""
     if not scale > 0:
         raise ValueError(f"scale={scale} must be positive: the kernel takes a row's maximum before it scales")
     (batch, heads, q_len, dim), kv_heads = q.shape, k.shape[1]

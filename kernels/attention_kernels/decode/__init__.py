@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import KERNELS, TRITON_DTYPES, interpreting
+from attention_kernels.backends import KERNELS, TRITON_DTYPES, in_interpreter
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse import check_shapes
 from attention_kernels.decode.reference import sparse_decode_reference
@@ -29,7 +29,7 @@ def sparse_decode(
     starts: Tensor | None = None,
     kernel: str = "auto",
 ) -> Tensor:
-    """Attention of q [B, Hq, Q, D], the last Q <= 8 tokens, to the key blocks of `index` in k, v [B, Hkv, K, D].
+    """Compute attention of q [B, Hq, Q, D], the last Q <= 8 tokens, to the key blocks of `index` in k, v [B, Hkv, K, D].
 
     Returns [B, Hq, Q, D]. `scale` is 1/√D unless given. The index has one query block (q_len = Q <= q_block) and Hkv heads,
     so that the query heads of a group share their blocks and each block is read once for all of them; with Hq heads every
@@ -76,14 +76,14 @@ def sparse_decode(
 
 
 def resolve_decode(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, k_block: int, rows: int = 1) -> str:
-    """The kernel that will run; `rows`: query heads that share a list of blocks × queries. Raises ValueError where the name
-    is unknown or the kernel does not support the device, type or shape."""
+    """Return the kernel that will run; `rows`: query heads that share a list of blocks × queries. Raises ValueError where the
+    name is unknown or the kernel does not support the device, type or shape."""
     if kernel == "auto":
         kernel = "triton" if device.type == "cuda" and dtype != torch.float64 else "reference"
     if kernel not in KERNELS:
         raise ValueError(f"kernel={kernel} is not known; choose one of: auto, {', '.join(KERNELS)}")
     if kernel == "triton":
-        if device.type != "cuda" and not interpreting():
+        if device.type != "cuda" and not in_interpreter():
             raise ValueError(f"kernel=triton needs a CUDA device, not {device.type}; use kernel=reference")
         if dtype not in TRITON_DTYPES:
             raise ValueError(f"kernel=triton takes float16, bfloat16 and float32, not {dtype}; use kernel=reference")

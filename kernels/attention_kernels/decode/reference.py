@@ -11,8 +11,8 @@ from attention_kernels.block_index import BlockIndex
 def sparse_decode_reference(
     q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float, starts: Tensor | None = None
 ) -> Tensor:
-    """See `attention_kernels.decode.sparse_decode`. Softmax in float32, or float64 for float64 inputs. Copies the selected K and V of
-    each head of the index."""
+    """Run `attention_kernels.decode.sparse_decode` in plain PyTorch. Softmax in float32, or float64 for float64 inputs. Copies
+    the selected K and V of each head of the index."""
     accurate = torch.float64 if q.dtype == torch.float64 else torch.float32
     batch, heads, q_len, dim = q.shape
     k_len, lists = k.shape[2], index.counts.shape[1]
@@ -36,7 +36,7 @@ def sparse_decode_reference(
 
 
 def _rows(x: Tensor, token: Tensor) -> Tensor:
-    """x [B,Hkv,K,D] at token [B,H,T], list h reading KV head h // (H // Hkv): [B,H,T,D]."""
+    """Gather x [B,Hkv,K,D] at token [B,H,T], list h reading KV head h // (H // Hkv): [B,H,T,D]."""
     shared = token.shape[1] // x.shape[1]
     b = torch.arange(x.shape[0], device=x.device)[:, None, None]
     h = torch.arange(token.shape[1], device=x.device)[:, None] // shared

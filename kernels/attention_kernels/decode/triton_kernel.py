@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.decode.splits import program_slots, split_count
-from attention_kernels.tiles import shared_bytes, stages
+from attention_kernels.tiles import prefetch_depth, shared_bytes
 
 TILE_BYTES = {2: 16 << 10, 4: 8 << 10}
 """Of K, and of V, that a program reads at a time, by the size of an element: 64 keys at head dim 128 in bfloat16. Two such
@@ -25,7 +25,8 @@ tiles are under way while a third is worked on, and three programs share a Hoppe
 
 @triton.jit
 def _place(tile, offs_n, BLOCK_N: tl.constexpr, TILE: tl.constexpr):
-    """Where the keys of a tile lie: entry of the list, offset in the block. Scalar entry unless a tile holds several blocks."""
+    """Return where the keys of a tile lie: entry of the list, offset in the block. Scalar entry unless a tile holds several
+    blocks."""
     if TILE > BLOCK_N:
         return tile * (TILE // BLOCK_N) + offs_n // BLOCK_N, offs_n % BLOCK_N
     else:
@@ -73,8 +74,8 @@ def _attend(
     PADDED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """One split of one list: rows are the query heads of the group × queries. Out gets the result where there is one split,
-    else Part gets [parts, D] float32 results, and behind them their log2-sum-exp [parts]."""
+    """Compute one split of one list: rows are the query heads of the group × queries. Out gets the result where there is one
+    split, else Part gets [parts, D] float32 results, and behind them their log2-sum-exp [parts]."""
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()  # the combining kernel may be put on the GPU now, and waits there
     split, splits = tl.program_id(0), tl.num_programs(0)
@@ -152,7 +153,7 @@ def _combine(
     CHUNK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """One row of the output: the splits' results, weighted by their share of the softmax's denominator."""
+    """Compute one row of the output: the splits' results, weighted by their share of the softmax's denominator."""
     row = tl.program_id(0).to(tl.int64)
     start = row // ROWS * splits * ROWS + row % ROWS
     sums = Part + parts.to(tl.int64) * D + start
@@ -180,7 +181,7 @@ def _combine(
 
 @lru_cache
 def can_overlap(device: torch.device) -> bool:
-    """Whether a kernel can be launched while the one it depends on still runs (CUDA, compute capability 9 and later)."""
+    """Say whether a kernel can be launched while the one it depends on still runs (CUDA, compute capability 9 and later)."""
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 9
 
 
@@ -195,7 +196,8 @@ def sparse_decode_triton(
     splits: int | None = None,
     overlap: bool | None = None,
 ) -> Tensor:
-    """See `attention_kernels.decode.sparse_decode`. `splits` of each list and `overlap` of the two kernels: chosen unless given."""
+    """Run `attention_kernels.decode.sparse_decode` in Triton. `splits` of each list and `overlap` of the two kernels: chosen
+    unless given."""
     if k.stride(-1) != 1 or v.stride(-1) != 1:
         raise ValueError("k and v must be contiguous along the head dim; a copy would cost more than the attention")
     q = q if q.stride(-1) == 1 else q.contiguous()
@@ -246,7 +248,7 @@ def sparse_decode_triton(
             PADDED=starts is not None,
             OVERLAP=overlap,
             num_warps=8 if block_m > 64 else 4,
-            num_stages=stages(block_m, 2 * tile, pad, itemsize, shared_bytes(q.device), 2 if itemsize == 4 else 3),
+            num_stages=prefetch_depth(block_m, 2 * tile, pad, itemsize, shared_bytes(q.device), 2 if itemsize == 4 else 3),
         )
         if splits > 1:
             block_s = max(16, triton.next_power_of_2(splits))  # few of them, so that little is compiled as keys grow

@@ -16,7 +16,7 @@ KERNELS = (*BACKENDS, *LIBRARIES, "reference")
 
 
 def _runs(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """None where `kernel` can run, else the reason why not."""
+    """Return None where `kernel` can run, else the reason why not."""
     if kernel == "reference":
         return None
     if kernel in BACKENDS:
@@ -32,14 +32,14 @@ def _runs(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) 
 
 
 def available_dense(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
-    """Fast dense kernels that can run here (the naive reference and torch's own choice left out)."""
+    """Return the fast dense kernels that can run here (the naive reference and torch's own choice left out)."""
     named = [k for k in KERNELS if k not in ("sdpa", "sdpa_math", "reference")]
-    found = [k for k in named if _runs(k, device, dtype, head_dim) is None]
-    return found or ["sdpa"]
+    runnable = [k for k in named if _runs(k, device, dtype, head_dim) is None]
+    return runnable or ["sdpa"]
 
 
 def resolve_dense(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """The kernel that will run: "auto" takes fa3 where it is installed, else torch's choice ("sdpa").
+    """Return the name of the kernel that will run: "auto" takes fa3 where it is installed, else torch's choice ("sdpa").
 
     Raises ValueError where the name is unknown, or says why the kernel can't run.
     """
@@ -56,7 +56,8 @@ def resolve_dense(kernel: str, *, device: torch.device, dtype: torch.dtype, head
 def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, kernel: str = "auto", key_mask: Tensor | None = None
 ) -> Tensor:
-    """Causal attention of q [B, Hq, Q, D] to k, v [B, Hkv, K, D], the diagonal at the bottom right. Returns [B, Hq, Q, D].
+    """Compute causal attention of q [B, Hq, Q, D] to k, v [B, Hkv, K, D], the diagonal at the bottom right. Returns [B, Hq, Q,
+    D].
 
     `key_mask` bool [B, K]: False where there is no key (padding); only for the sdpa kernels torch has a mask for, and the
     reference. Raises ValueError where the kernel can't run.

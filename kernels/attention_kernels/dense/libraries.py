@@ -18,7 +18,7 @@ LIBRARY_GPUS = {"fa3": (9,), "fa4": (9, 10)}
 
 @lru_cache
 def find_library(name: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor] | None:
-    """A function (q, k, v, scale) -> out for the library, or None where no package has it."""
+    """Return a function (q, k, v, scale) -> out for the library, or None where no package has it."""
     for module in LIBRARIES[name]:
         try:
             function: Any = import_module(module).flash_attn_func

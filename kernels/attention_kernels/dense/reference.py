@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def dense_reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float, key_mask: Tensor | None = None) -> Tensor:
-    """See `attention_kernels.dense.dense_attention`. Stores the whole map."""
+    """Run `attention_kernels.dense.dense_attention` in plain PyTorch. Stores the whole map."""
     accurate = torch.float64 if q.dtype == torch.float64 else torch.float32
     group = q.shape[1] // k.shape[1]
     keys, values = (x.to(accurate).repeat_interleave(group, 1) for x in (k, v))

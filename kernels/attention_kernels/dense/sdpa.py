@@ -21,7 +21,7 @@ NO_GQA = ("sdpa_efficient",)
 
 
 def sdpa_runs(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """None where the back end can run, else the reason why not."""
+    """Return None where the back end can run, else the reason why not."""
     if kernel in ("sdpa", "sdpa_math"):
         return None
     if device.type != "cuda":
@@ -37,7 +37,7 @@ def sdpa_runs(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: i
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, backend: str, key_mask: Tensor | None = None) -> Tensor:
-    """Causal attention, the diagonal at the bottom right (torch's own is_causal puts it at the top left)."""
+    """Compute causal attention, the diagonal at the bottom right (torch's own is_causal puts it at the top left)."""
     q_len, k_len = q.shape[2], k.shape[2]
     gqa = q.shape[1] != k.shape[1]
     if gqa and backend in NO_GQA:
@@ -59,7 +59,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, backend: st
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, scale: float, key_mask: Tensor | None, gqa: bool, step: int = 2048) -> Tensor:
-    """With an explicit mask, `step` queries at a time so that it stays small."""
+    """Compute attention with an explicit mask, `step` queries at a time so that it stays small."""
     q_len, k_len = q.shape[2], k.shape[2]
     out = []
     for start in range(0, q_len, step):

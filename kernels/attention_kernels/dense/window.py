@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def sliding_window_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float | None = None) -> Tensor:
-    """Query i of q [B, Hq, Q, D] sees the last `window` keys up to its own position; memory O(Q · window)."""
+    """Compute attention in which query i of q [B, Hq, Q, D] sees the last `window` keys up to its own position; memory O(Q ·
+    window)."""
     if window < 1:
         raise ValueError(f"window={window}: must be at least 1")
     q_len, k_len, gqa = q.shape[2], k.shape[2], q.shape[1] != k.shape[1]

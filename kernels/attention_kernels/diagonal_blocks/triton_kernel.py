@@ -16,23 +16,23 @@ def _list_blocks(
 ):
     row = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
-    whole = ((row + 1) * BLOCK - 1 + offset) // BLOCK
+    row_end = ((row + 1) * BLOCK - 1 + offset) // BLOCK
     last = (tl.minimum((row + 1) * BLOCK, q_len) - 1 + offset) // BLOCK
     nearer = Nearer + head * (entries + 1)
-    up_to = tl.load(nearer + whole + 1)
-    count = up_to - tl.load(nearer + whole - last)
+    up_to = tl.load(nearer + row_end + 1)
+    count = up_to - tl.load(nearer + row_end - last)
     tl.store(Counts + head * rows + row, count)
     for first in range(0, width, AT_ONCE):
         place = first + tl.arange(0, AT_ONCE)
         far = tl.load(Distances + head * entries + up_to - 1 - place, mask=place < count, other=0)
-        listed = tl.where(place < count, whole - far, 0)
+        listed = tl.where(place < count, row_end - far, 0)
         tl.store(Indices + (head * rows + row) * width + place, listed, mask=place < width)
 
 
 def list_blocks_triton(
     distances: Tensor, nearer: Tensor, block: int, q_len: int, k_len: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """See `attention_kernels.diagonal_blocks.reference.list_blocks_reference`."""
+    """Run `attention_kernels.diagonal_blocks.reference.list_blocks_reference` in Triton."""
     distances, nearer = distances.contiguous(), nearer.contiguous()
     batch, heads, entries = distances.shape
     rows = -(-q_len // block)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attention_kernels.backends import KERNELS, pick
+from attention_kernels.backends import KERNELS, resolve_backend
 from attention_kernels.key_mean_map.reference import key_mean_map_reference
 
 __all__ = ["KERNELS", "key_mean_map"]
@@ -16,7 +16,8 @@ MOST_BLOCK, MOST_DIM = 128, 256
 def key_mean_map(
     q: Tensor, means: Tensor, *, q_block: int, k_block: int, k_len: int, scale: float | None = None, kernel: str = "auto"
 ) -> Tensor:
-    """log Σ exp(scale · q_t · mean_j) over the queries t of block i for which key block j has ended: float32 [B,Hq,Mq,Nk].
+    """Return log Σ exp(scale · q_t · mean_j) over the queries t of block i for which key block j has ended: float32
+    [B,Hq,Mq,Nk].
 
     q [B,Hq,Q,D], the last Q of `k_len` positions; means [B,Hkv,Nk,D] of the same type, one vector for each key block. A block
     has ended for a query that stands at its last position or later, so none reads a later key; -inf where there is no such
@@ -39,7 +40,7 @@ def key_mean_map(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if not scale > 0:
         raise ValueError(f"scale={scale}: must be above 0")
-    if pick(kernel, q) == "triton":
+    if resolve_backend(kernel, q) == "triton":
         if q_block > MOST_BLOCK or q.shape[3] > MOST_DIM:
             raise ValueError(
                 f"kernel=triton takes query blocks of at most {MOST_BLOCK} tokens and heads of at most {MOST_DIM} elements, "

@@ -9,7 +9,7 @@ CHUNK_BYTES = 128 << 20
 
 
 def key_mean_map_reference(q: Tensor, means: Tensor, *, q_block: int, k_block: int, k_len: int, scale: float) -> Tensor:
-    """See `attention_kernels.key_mean_map.key_mean_map`."""
+    """Run `attention_kernels.key_mean_map.key_mean_map` in plain PyTorch."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     batch, heads, q_len, _ = q.shape
     cols = means.shape[2]

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from attention_kernels.tiles import shared_bytes, stages
+from attention_kernels.tiles import prefetch_depth, shared_bytes
 
 LOG2E = tl.constexpr(math.log2(math.e))
 
@@ -35,7 +35,8 @@ def _columns(
     MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Log-sum-exp [BLOCK_N] down the columns of one tile; `own` are the rows that exist, `ended` columns exist for one."""
+    """Return log-sum-exp [BLOCK_N] down the columns of one tile; `own` are the rows that exist, `ended` columns exist for
+    one."""
     cols = start + tl.arange(0, BLOCK_N)
     inside = (tl.arange(0, BLOCK_D) < D)[None, :]
     if MASKED:
@@ -97,26 +98,26 @@ def _key_mean_map(
     first = row * Q_BLOCK + (k_len - q_len)
     last = tl.minimum(row * Q_BLOCK + Q_BLOCK, q_len) - 1 + (k_len - q_len)
     ended = (last + 1) // K_BLOCK  # key blocks that some row sees
-    whole = (first + 1) // K_BLOCK // BLOCK_N * BLOCK_N  # in tiles before, every row sees all
-    for start in range(0, whole, BLOCK_N):
-        found = _columns(
+    unmasked = (first + 1) // K_BLOCK // BLOCK_N * BLOCK_N  # in tiles before, every row sees all
+    for start in range(0, unmasked, BLOCK_N):
+        scores = _columns(
             q, k_base, skn, start, ended, own, position, scale_log2e, D, BLOCK_D, BLOCK_N, K_BLOCK, False, PRECISION
         )
-        tl.store(line + start, found)
-    for start in range(whole, ended, BLOCK_N):
-        found = _columns(
+        tl.store(line + start, scores)
+    for start in range(unmasked, ended, BLOCK_N):
+        scores = _columns(
             q, k_base, skn, start, ended, own, position, scale_log2e, D, BLOCK_D, BLOCK_N, K_BLOCK, True, PRECISION
         )
-        tl.store(line + start, found, mask=start + tl.arange(0, BLOCK_N) < ended)
+        tl.store(line + start, scores, mask=start + tl.arange(0, BLOCK_N) < ended)
 
 
 def key_mean_map_triton(q: Tensor, means: Tensor, *, q_block: int, k_block: int, k_len: int, scale: float) -> Tensor:
-    """See `attention_kernels.key_mean_map.key_mean_map`."""
+    """Run `attention_kernels.key_mean_map.key_mean_map` in Triton."""
     q, means = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, means))
     batch, heads, q_len, dim = q.shape
     rows, cols, pad = -(-q_len // q_block), means.shape[2], max(16, triton.next_power_of_2(dim))
     tile_rows, tile_cols = max(16, triton.next_power_of_2(q_block)), 16 if q.dtype == torch.float32 else 64
-    depth = stages(tile_rows, tile_cols, pad, q.element_size(), shared_bytes(q.device))
+    depth = prefetch_depth(tile_rows, tile_cols, pad, q.element_size(), shared_bytes(q.device))
     out = torch.full((batch, heads, rows, cols), -float("inf"), dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _key_mean_map[(rows, batch * heads)](

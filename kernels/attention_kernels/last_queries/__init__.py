@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attention_kernels.backends import pick
+from attention_kernels.backends import resolve_backend
 from attention_kernels.last_queries.reference import vertical_slash_reference
 
 MOST_ROWS = 128
@@ -15,7 +15,7 @@ MOST_ROWS = 128
 
 
 def vertical_slash(q: Tensor, k: Tensor, *, scale: float, last_q: int, kernel: str = "auto") -> tuple[Tensor, Tensor]:
-    """Column and diagonal means of softmax(causal(q kᵀ · scale)) over the last `last_q` queries (all, where fewer).
+    """Return column and diagonal means of softmax(causal(q kᵀ · scale)) over the last `last_q` queries (all, where fewer).
 
     q [B,Hq,Q,D], k [B,Hkv,K,D] -> vertical, slash [B,Hq,K] in float32 (float64 stays), each summing to 1. vertical[j] is
     the attention to key j; slash[j] that on the diagonal which the last query meets at key j, so slash[K-1] is what
@@ -26,7 +26,7 @@ def vertical_slash(q: Tensor, k: Tensor, *, scale: float, last_q: int, kernel: s
     if last_q < 1:
         raise ValueError(f"last_q={last_q}: must be at least 1 query")
     rows, auto = min(last_q, q.shape[2]), kernel == "auto"
-    if pick(kernel, q) == "triton" and not (auto and rows > MOST_ROWS):
+    if resolve_backend(kernel, q) == "triton" and not (auto and rows > MOST_ROWS):
         if rows > MOST_ROWS:
             raise ValueError(f"last_q={last_q}: kernel=triton takes at most {MOST_ROWS} queries; use kernel=reference")
         from attention_kernels.last_queries.triton_kernel import vertical_slash_triton  # imported late: needs triton

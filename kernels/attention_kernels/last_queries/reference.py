@@ -11,7 +11,7 @@ SCORES = 1 << 26
 
 
 def vertical_slash_reference(q: Tensor, k: Tensor, *, scale: float, rows: int) -> tuple[Tensor, Tensor]:
-    """See `attention_kernels.last_queries.vertical_slash`; rows is the number of queries."""
+    """Run `attention_kernels.last_queries.vertical_slash` in plain PyTorch. `rows` is the number of queries."""
     (batch, heads, q_len, dim), (kv_heads, k_len) = q.shape, k.shape[1:3]
     group = heads // kv_heads
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32

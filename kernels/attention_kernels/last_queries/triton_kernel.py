@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from attention_kernels.last_queries.reference import SCORES
-from attention_kernels.tiles import shared_bytes, stages
+from attention_kernels.tiles import prefetch_depth, shared_bytes
 
 LOWEST = tl.constexpr(-1.0e30)
 """Where a maximum starts: below every score, and finite, so that a span of keys that a query doesn't see makes no NaN."""
@@ -40,7 +40,7 @@ def _scores(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Scores in base 2 [BLOCK_R, BLOCK_N], -inf where there is no query, no key, or a key of the future."""
+    """Return scores in base 2 [BLOCK_R, BLOCK_N], -inf where there is no query, no key, or a key of the future."""
     offs_d = tl.arange(0, BLOCK_D)
     q_at = (q_len - rows + row).to(tl.int64)
     q = tl.load(Q + q_at[:, None] * stride_q + offs_d[None, :], mask=(row < rows)[:, None] & (offs_d < D)[None, :], other=0.0)
@@ -163,14 +163,14 @@ def _columns(
 def _diagonals(Laid, Slash, rows, k_len, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr):
     row = tl.arange(0, BLOCK_R)
     distance = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    there = (row < rows)[:, None] & (distance[None, :] <= (k_len - rows + row)[:, None])  # what no query laid down is not read
+    inside = (row < rows)[:, None] & (distance[None, :] <= (k_len - rows + row)[:, None])  # what no query laid down is not read
     laid = Laid + (tl.program_id(0).to(tl.int64) * rows + row)[:, None] * k_len + distance[None, :]
-    total = tl.sum(tl.load(laid, mask=there, other=0.0), 0) / rows
+    total = tl.sum(tl.load(laid, mask=inside, other=0.0), 0) / rows
     tl.store(Slash + tl.program_id(0).to(tl.int64) * k_len + (k_len - 1 - distance), total, mask=distance < k_len)
 
 
 def vertical_slash_triton(q: Tensor, k: Tensor, *, scale: float, rows: int) -> tuple[Tensor, Tensor]:
-    """See `attention_kernels.last_queries.vertical_slash`; rows is the number of queries."""
+    """Run `attention_kernels.last_queries.vertical_slash` in Triton. `rows` is the number of queries."""
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     (batch, heads, q_len, dim), (kv_heads, k_len) = q.shape, k.shape[1:3]
     group, block_r = heads // kv_heads, max(16, triton.next_power_of_2(rows))
@@ -188,7 +188,7 @@ def vertical_slash_triton(q: Tensor, k: Tensor, *, scale: float, rows: int) -> t
         "BLOCK_N": keys,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         "num_warps": 4 if block_r <= 64 else 8,
-        "num_stages": stages(block_r, keys, triton.next_power_of_2(dim), q.dtype.itemsize, shared_bytes(q.device)),
+        "num_stages": prefetch_depth(block_r, keys, triton.next_power_of_2(dim), q.dtype.itemsize, shared_bytes(q.device)),
     }
     strides, log2e = (*q.stride()[:3], *k.stride()[:3]), scale * math.log2(math.e)
     with torch.cuda.device_of(q):  # Triton launches on the current device
@@ -200,16 +200,16 @@ def vertical_slash_triton(q: Tensor, k: Tensor, *, scale: float, rows: int) -> t
         for b in range(batch):
             for first in range(0, kv_heads, step):
                 kv = slice(first, first + step)
-                some = slice(first * group, (first + step) * group)
-                mine, tiles = vertical[b, some], -(-k_len // keys)
-                _columns[(len(mine), tiles)](
-                    q[b, some],
+                heads_now = slice(first * group, (first + step) * group)
+                sums, tiles = vertical[b, heads_now], -(-k_len // keys)
+                _columns[(len(sums), tiles)](
+                    q[b, heads_now],
                     k[b, kv],
-                    lse[b, some],
-                    mine,
+                    lse[b, heads_now],
+                    sums,
                     laid,
                     *strides,
-                    len(mine),
+                    len(sums),
                     group,
                     rows,
                     q_len,
@@ -217,7 +217,7 @@ def vertical_slash_triton(q: Tensor, k: Tensor, *, scale: float, rows: int) -> t
                     log2e,
                     **shape,
                 )
-                _diagonals[(len(mine), -(-k_len // KEYS))](
-                    laid, slash[b, some], rows, k_len, BLOCK_R=block_r, BLOCK_N=KEYS, num_warps=4
+                _diagonals[(len(sums), -(-k_len // KEYS))](
+                    laid, slash[b, heads_now], rows, k_len, BLOCK_R=block_r, BLOCK_N=KEYS, num_warps=4
                 )
     return vertical, slash

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import pick
+from attention_kernels.backends import resolve_backend
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.column_index import ColumnIndex
 from attention_kernels.open_columns.reference import open_columns_reference
 
 
 def with_columns(blocks: BlockIndex, columns: Tensor, column_counts: Tensor, *, kernel: str = "auto") -> ColumnIndex:
-    """Columns int32 [B, H, V], ascending and compact, k_len past their counts [B, H], beside `blocks` of H heads.
+    """Put columns, int32 [B, H, V], ascending and compact, k_len past their counts [B, H], beside `blocks` of H heads.
 
     kernel: reference, triton, or auto (triton on CUDA). Never waits for the device. Raises ValueError for shapes that don't
     fit.
@@ -24,7 +24,7 @@ def with_columns(blocks: BlockIndex, columns: Tensor, column_counts: Tensor, *, 
         )
     if columns.dtype != torch.int32 or column_counts.dtype != torch.int32:
         raise ValueError(f"columns and their counts must be int32, not {columns.dtype} and {column_counts.dtype}")
-    if pick(kernel, columns.new_empty(0, dtype=torch.float32)) == "triton":
+    if resolve_backend(kernel, columns.new_empty(0, dtype=torch.float32)) == "triton":
         from attention_kernels.open_columns.triton_kernel import open_columns_triton  # imported late: needs triton
 
         return ColumnIndex(blocks, columns, column_counts, *open_columns_triton(blocks, columns, column_counts))

@@ -15,7 +15,7 @@ LOOKUPS = 1 << 24
 
 
 def open_columns_reference(blocks: BlockIndex, columns: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`open`, `open_counts` and `reach` of a ColumnIndex. A few query blocks at a time."""
+    """Return `open`, `open_counts` and `reach` of a ColumnIndex. A few query blocks at a time."""
     batch, heads, width = columns.shape
     rows, cols, words = blocks.counts.shape[-1], -(-blocks.k_len // blocks.k_block), -(-width // 32)
     at = (columns // blocks.k_block).clamp(max=cols - 1).long()[:, :, None]
@@ -26,9 +26,9 @@ def open_columns_reference(blocks: BlockIndex, columns: Tensor, counts: Tensor) 
     parts = []
     step = max(1, LOOKUPS // max(1, batch * heads * max(width, cols)))
     for first in range(0, rows, step):
-        some = slice(first, first + step)
-        mask = replace(blocks, counts=blocks.counts[:, :, some], indices=blocks.indices[:, :, some]).to_mask()
-        open_ = before[:, :, some] & ~mask.gather(-1, at.expand(-1, -1, mask.shape[2], -1))
+        chunk = slice(first, first + step)
+        mask = replace(blocks, counts=blocks.counts[:, :, chunk], indices=blocks.indices[:, :, chunk]).to_mask()
+        open_ = before[:, :, chunk] & ~mask.gather(-1, at.expand(-1, -1, mask.shape[2], -1))
         word = (pad(open_, (0, words * 32 - width)).unflatten(-1, (words, 32)) * power).sum(-1)
         reach = (open_ * (place + 1)).amax(-1) if width else open_.sum(-1)
         parts.append((word - (word >> 31 << 32), open_.sum(-1), reach))  # bit 31 is the sign of an int32

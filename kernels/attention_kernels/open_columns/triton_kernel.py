@@ -38,7 +38,7 @@ def _open_columns(
     blocks = Indices + (head * rows + row) * list_width
     limit = tl.load(ColumnCounts + head)
     start = (row * Q_BLOCK + offset) // K_BLOCK * K_BLOCK  # from here on every block is kept
-    found = tl.zeros([AT_ONCE], tl.int32)
+    open_count = tl.zeros([AT_ONCE], tl.int32)
     reach = tl.zeros([AT_ONCE], tl.int32)
     for first in range(0, width, AT_ONCE):
         place = first + tl.arange(0, AT_ONCE)
@@ -53,25 +53,25 @@ def _open_columns(
             below = (tl.load(blocks + middle, mask=seen, other=0) < block) & seen
             low = tl.where(below, middle + 1, low)
             high = tl.where(below, high, middle)
-        kept = tl.load(blocks + low, mask=low < count, other=-1) == block
-        is_open = (column < start) & (kept == 0)
-        found += is_open.to(tl.int32)
+        in_list = tl.load(blocks + low, mask=low < count, other=-1) == block
+        is_open = (column < start) & (in_list == 0)
+        open_count += is_open.to(tl.int32)
         reach = tl.maximum(reach, tl.where(is_open, place + 1, 0))
         bits = tl.reshape(is_open.to(tl.int32), [AT_ONCE // 32, 32]) << tl.arange(0, 32)[None, :]
         word = first // 32 + tl.arange(0, AT_ONCE // 32)
         tl.store(Open + (head * rows + row) * words + word, tl.sum(bits, 1), mask=word < words)
-    tl.store(OpenCounts + head * rows + row, tl.sum(found, 0))
+    tl.store(OpenCounts + head * rows + row, tl.sum(open_count, 0))
     tl.store(Reach + head * rows + row, tl.max(reach, 0))
 
 
 def open_columns_triton(blocks: BlockIndex, columns: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`open`, `open_counts` and `reach` of a ColumnIndex."""
+    """Return `open`, `open_counts` and `reach` of a ColumnIndex."""
     batch, heads, width = columns.shape
     rows, words = blocks.counts.shape[-1], -(-width // 32)
     listed, indices = blocks.counts.contiguous(), blocks.indices.contiguous()
     columns, counts = columns.contiguous(), counts.contiguous()
-    made = (torch.empty(batch, heads, rows, n, dtype=torch.int32, device=columns.device) for n in (words, 1, 1))
-    open_, open_counts, reach = made
+    outputs = (torch.empty(batch, heads, rows, n, dtype=torch.int32, device=columns.device) for n in (words, 1, 1))
+    open_, open_counts, reach = outputs
     with torch.cuda.device_of(columns):  # Triton launches on the current device
         _open_columns[(rows, batch * heads)](
             listed,

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from attention_kernels.backends import pick
+from attention_kernels.backends import resolve_backend
 from attention_kernels.pool.reference import pool_reference
 from attention_kernels.rope import check_tables
 
@@ -38,7 +38,7 @@ def pool(
     if block < 1:
         raise ValueError(f"block={block}: must be at least 1 token")
     check_tables(cos, sin, x.shape[2], x.shape[3])
-    if pick(kernel, x) == "triton":
+    if resolve_backend(kernel, x) == "triton":
         if block > MOST_BLOCK or x.shape[3] > MOST_DIM:
             raise ValueError(
                 f"kernel=triton pools blocks of at most {MOST_BLOCK} tokens and heads of at most {MOST_DIM} elements, "

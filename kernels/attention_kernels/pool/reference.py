@@ -34,17 +34,18 @@ _POOLS: dict[str, Callable[[Tensor], Tensor]] = {"mean": _mean, "max": _max, "mi
 
 
 def pool_one(x: Tensor, block: int, how: str) -> Tensor:
-    """x [..., P, D] -> [..., ceil(P/block), D] in float32 (float64 stays); a partial last block pools the tokens it has."""
+    """Pool x [..., P, D] -> [..., ceil(P/block), D] in float32 (float64 stays); a partial last block pools the tokens it
+    has."""
     reduce = _POOLS[how]
-    whole = x.shape[-2] // block * block
-    parts = [reduce(x[..., :whole, :].unflatten(-2, (-1, block)))] if whole else []
-    if whole < x.shape[-2]:
-        parts.append(reduce(x[..., whole:, :]).unsqueeze(-2))
+    full_blocks = x.shape[-2] // block * block
+    parts = [reduce(x[..., :full_blocks, :].unflatten(-2, (-1, block)))] if full_blocks else []
+    if full_blocks < x.shape[-2]:
+        parts.append(reduce(x[..., full_blocks:, :]).unsqueeze(-2))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
 def pool_reference(x: Tensor, block: int, how: Sequence[str], cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """See `attention_kernels.pool.pool`."""
+    """Run `attention_kernels.pool.pool` in plain PyTorch."""
     if cos is None or sin is None:
         return torch.cat([pool_one(x, block, way) for way in how], dim=-1) if len(how) > 1 else pool_one(x, block, how[0])
     step = max(1, CHUNK_ELEMENTS // (x[:, :, 0].numel() * block)) * block

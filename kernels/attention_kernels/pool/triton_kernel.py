@@ -86,11 +86,11 @@ def _pool(
     top3 = tl.full([TURN, PAD_REST], -float("inf"), tl.float32)
     low3 = tl.full([TURN, PAD_REST], float("inf"), tl.float32)
     for start in range(0, tokens, TURN):
-        here = start + offs_p < tokens
+        in_block = start + offs_p < tokens
         p = (block * BLOCK + start + offs_p).to(tl.int64)
         source = X + b * sxb + h * sxh + p[:, None] * sxp
         if HALF > 0:
-            half = here[:, None] & in_half[None, :]
+            half = in_block[:, None] & in_half[None, :]
             one = tl.load(source + offs_h[None, :], mask=half, other=0.0).to(tl.float32)
             two = tl.load(source + HALF + offs_h[None, :], mask=half, other=0.0).to(tl.float32)
             cos = tl.load(Cos + p[:, None] * scp + offs_h[None, :], mask=half, other=1.0)
@@ -101,7 +101,7 @@ def _pool(
             total1, top1, low1 = _gather(one * cos + two * sin, half, total1, top1, low1, MEAN, MAX, MIN)
             total2, top2, low2 = _gather(two * cos - one * sin, half, total2, top2, low2, MEAN, MAX, MIN)
         if D > 2 * HALF:
-            rest = here[:, None] & in_rest[None, :]
+            rest = in_block[:, None] & in_rest[None, :]
             x = tl.load(source + 2 * HALF + offs_r[None, :], mask=rest, other=0.0).to(tl.float32)
             total3, top3, low3 = _gather(x, rest, total3, top3, low3, MEAN, MAX, MIN)
     line = Out + b * sob + h * soh + block.to(tl.int64) * soi
@@ -113,7 +113,7 @@ def _pool(
 
 
 def pool_triton(x: Tensor, block: int, how: tuple[str, ...], cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """See `attention_kernels.pool.pool`."""
+    """Run `attention_kernels.pool.pool` in Triton."""
     if len(set(how)) < len(how):
         raise ValueError(f"how={how}: kernel=triton pools each way once; use kernel=reference")
     x = x if x.stride(-1) == 1 else x.contiguous()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attention_kernels.backends import pick
+from attention_kernels.backends import resolve_backend
 from attention_kernels.project.reference import project_reference
 from attention_kernels.rope import check_tables
 
@@ -14,10 +14,10 @@ MOST_DIM = 256
 def project(
     x: Tensor, weight: Tensor | None, *, cos: Tensor | None = None, sin: Tensor | None = None, kernel: str = "auto"
 ) -> Tensor:
-    """x [B, Hx, M, I] -> rotate(x @ weight) [B, H, M, D] in float32 (float64 stays).
+    """Map and rotate x [B, Hx, M, I] -> rotate(x @ weight) [B, H, M, D] in float32 (float64 stays).
 
     weight [H, I, D], H a multiple of Hx: head h maps x's head h // (H // Hx); None maps nothing, and H is Hx, D is I.
-    cos, sin: float32 [M, R/2], tables of the RoPE that is applied (attention_kernels.rope); None applies none. kernel: "reference"
+    cos, sin: float32 [M, R/2], tables of the RoPE that is applied (`rope.py`); None applies none. kernel: "reference"
     is plain PyTorch and differentiable; "triton" is one launch and is not; "auto" takes triton on CUDA, but for float64.
     """
     if x.ndim != 4:
@@ -28,7 +28,7 @@ def project(
         )
     dim = x.shape[3] if weight is None else weight.shape[2]
     check_tables(cos, sin, x.shape[2], dim)
-    if pick(kernel, x) == "triton":
+    if resolve_backend(kernel, x) == "triton":
         if dim > MOST_DIM:
             raise ValueError(f"kernel=triton projects to at most {MOST_DIM} elements, not {dim}; use kernel=reference")
         from attention_kernels.project.triton_kernel import project_triton  # imported late: needs triton

@@ -9,7 +9,7 @@ from attention_kernels.rope import rotate
 
 
 def project_reference(x: Tensor, weight: Tensor | None, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """See `attention_kernels.project.project`."""
+    """Run `attention_kernels.project.project` in plain PyTorch."""
     if weight is not None:
         x = (x.unsqueeze(2) @ weight.unflatten(0, (x.shape[1], -1))).flatten(1, 2)
     if cos is None or sin is None:

@@ -45,7 +45,7 @@ def _project(
     b = (tl.program_id(1) // heads).to(tl.int64)
     h = (tl.program_id(1) % heads).to(tl.int64)
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    here = (m < length)[:, None]
+    in_rows = (m < length)[:, None]
     offs_h = tl.arange(0, PAD_HALF)
     offs_r = tl.arange(0, PAD_REST)
     in_half = (offs_h < HALF)[None, :]
@@ -58,7 +58,7 @@ def _project(
         for start in range(0, INNER, BLOCK_I):
             i = start + tl.arange(0, BLOCK_I)
             in_i = i < INNER
-            x = tl.load(rows + i[None, :], mask=here & in_i[None, :], other=0.0)
+            x = tl.load(rows + i[None, :], mask=in_rows & in_i[None, :], other=0.0)
             w = W + h * swh + i[:, None] * swi
             if HALF > 0:
                 w_one = tl.load(w + offs_h[None, :], mask=in_i[:, None] & in_half, other=0.0)
@@ -70,22 +70,22 @@ def _project(
                 rest = tl.dot(x, w_rest, rest, input_precision=PRECISION)
     else:
         if HALF > 0:
-            one = tl.load(rows + offs_h[None, :], mask=here & in_half, other=0.0).to(tl.float32)
-            two = tl.load(rows + HALF + offs_h[None, :], mask=here & in_half, other=0.0).to(tl.float32)
+            one = tl.load(rows + offs_h[None, :], mask=in_rows & in_half, other=0.0).to(tl.float32)
+            two = tl.load(rows + HALF + offs_h[None, :], mask=in_rows & in_half, other=0.0).to(tl.float32)
         if D > 2 * HALF:
-            rest = tl.load(rows + 2 * HALF + offs_r[None, :], mask=here & in_rest, other=0.0).to(tl.float32)
+            rest = tl.load(rows + 2 * HALF + offs_r[None, :], mask=in_rows & in_rest, other=0.0).to(tl.float32)
     line = Out + ((b * heads + h) * length + m.to(tl.int64)[:, None]) * D
     if HALF > 0:
-        cos = tl.load(Cos + m.to(tl.int64)[:, None] * scm + offs_h[None, :], mask=here & in_half, other=1.0)
-        sin = tl.load(Sin + m.to(tl.int64)[:, None] * ssm + offs_h[None, :], mask=here & in_half, other=0.0)
-        tl.store(line + offs_h[None, :], one * cos - two * sin, mask=here & in_half)
-        tl.store(line + HALF + offs_h[None, :], two * cos + one * sin, mask=here & in_half)
+        cos = tl.load(Cos + m.to(tl.int64)[:, None] * scm + offs_h[None, :], mask=in_rows & in_half, other=1.0)
+        sin = tl.load(Sin + m.to(tl.int64)[:, None] * ssm + offs_h[None, :], mask=in_rows & in_half, other=0.0)
+        tl.store(line + offs_h[None, :], one * cos - two * sin, mask=in_rows & in_half)
+        tl.store(line + HALF + offs_h[None, :], two * cos + one * sin, mask=in_rows & in_half)
     if D > 2 * HALF:
-        tl.store(line + 2 * HALF + offs_r[None, :], rest, mask=here & in_rest)
+        tl.store(line + 2 * HALF + offs_r[None, :], rest, mask=in_rows & in_rest)
 
 
 def project_triton(x: Tensor, weight: Tensor | None, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """See `attention_kernels.project.project`."""
+    """Run `attention_kernels.project.project` in Triton."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, own, length, inner = x.shape
     heads, dim = (own, inner) if weight is None else (weight.shape[0], weight.shape[2])

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from attention_kernels.backends import pick
+from attention_kernels.backends import resolve_backend
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.selection.budget import kept_counts, row_budget
 from attention_kernels.selection.reference import select_from_pooled_reference, select_mass, select_threshold, select_topk
@@ -37,7 +37,7 @@ def select_from_pooled(
     max_blocks: int | None = None,
     kernel: str = "auto",
 ) -> BlockIndex:
-    """The key blocks that score highest, scores being q [B, Hq, Mq, D] · k [B, Hk, Nk, D] × scale in float32.
+    """Choose the key blocks that score highest, scores being q [B, Hq, Mq, D] · k [B, Hk, Nk, D] × scale in float32.
 
     One vector stands for each block; query head h reads key head h // (Hq // Hk). Give one rule:
       budget: blocks of each row, Mq numbers; the index is as wide as the largest.
@@ -65,7 +65,7 @@ def select_from_pooled(
             raise ValueError("max_blocks is for threshold and mass: a budget says itself how wide the index is")
         if max_blocks < needed:
             raise ValueError(f"max_blocks={max_blocks}: must be at least {needed}, room for the diagonal")
-    if pick(kernel, q) == "triton":
+    if resolve_backend(kernel, q) == "triton":
         from attention_kernels.selection.triton_kernel import select_triton  # imported late: needs triton
 
         counts = None if budget is None else kept_counts(budget, shape, q.device)

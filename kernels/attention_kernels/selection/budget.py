@@ -12,22 +12,24 @@ from attention_kernels.block_index import causal_blocks, diagonal_mask
 
 @lru_cache(maxsize=256)
 def row_budget(density: float, q_len: int, k_len: int, q_block: int, k_block: int) -> tuple[int, ...]:
-    """Blocks to keep in each of the Mq rows: the running total follows density × causal blocks so far, and a row keeps at
-    least one. What that floor overspends in the first rows, later rows save."""
-    kept: list[int] = []
+    """Return the blocks to keep in each of the Mq rows: the running total follows density × causal blocks so far, and a row
+    keeps at least one. What that floor overspends in the first rows, later rows save."""
+    budget: list[int] = []
     seen = used = 0
     for blocks in causal_blocks(q_len, k_len, q_block, k_block).tolist():
         seen += blocks
         k = min(blocks, max(1, round(density * seen) - used))
         used += k
-        kept.append(k)
-    return tuple(kept)
+        budget.append(k)
+    return tuple(budget)
 
 
 @lru_cache(maxsize=64)
 def kept_counts(budget: tuple[int, ...], shape: tuple[int, int, int, int], device: torch.device) -> tuple[Tensor, int]:
-    """Blocks a row keeps, the forced ones included and no more than are causal: int32 [Mq] on the device, and the largest
-    of them. Made once for all layers: small tensors made on the host at every call cost more than the selection itself.
+    """Return the number of blocks that a row keeps, int32 [Mq] on the device, and the largest of them.
+
+    The forced ones are included, and there are no more than are causal. Made once for all layers: small tensors made on the
+    host at every call cost more than the selection itself.
 
     shape: q_len, k_len, q_block, k_block.
     """

@@ -23,52 +23,53 @@ MASS = tl.constexpr(2)
 
 @triton.jit
 def _key(x):
-    """float32 -> int32 that orders the same."""
+    """Turn float32 into int32 that orders the same."""
     bits = x.to(tl.int32, bitcast=True)
     return tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
 
 
 @triton.jit
 def _value(key):
-    """The inverse of _key."""
+    """Return the inverse of _key."""
     return tl.where(key >= 0, key, key ^ 0x7FFFFFFF).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _under(score, x):
-    """1 where score [R, W] is under x [R], else 0: the sign bit of the difference, as comparing takes more instructions. So
-    neither may be NaN, score and x not both infinite, and score not -0.0."""
+    """Return 1 where score [R, W] is under x [R], else 0: the sign bit of the difference, as comparing takes more instructions.
+    So neither may be NaN, score and x not both infinite, and score not -0.0."""
     return ((score - x[:, None]).to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
 
 
 @triton.jit
-def _cut(score, weight, wanted, free, guess, reach, RULE: tl.constexpr):
-    """Where to cut each row of scores [R, W]: its score without those that aren't kept, the cut [R], kept [R], guess, reach.
+def _cut(score, weight, target, free, guess, reach, RULE: tl.constexpr):
+    """Find where to cut each row of scores [R, W]: its score without those that aren't kept, the cut [R], kept [R], guess,
+    reach.
 
-    Kept, and at least the cut, are the `wanted` best (top-k, which reads no weight), or the fewest whose `weight` reaches
-    `wanted` (mass); of equal ones the first. free [R]: blocks to choose from, all others being minus infinity. guess, reach:
+    Kept, and at least the cut, are the `target` best (top-k, which reads no weight), or the fewest whose `weight` reaches
+    `target` (mass); of equal ones the first. free [R]: blocks to choose from, all others being minus infinity. guess, reach:
     where to look first, and how far to go from there for twice or half as many; returned for the next row.
     """
     low = tl.full(free.shape, -2139095039, tl.int32)  # keys below and above all scores, which lie within 3e38
     high = tl.full(free.shape, 2139095039, tl.int32)
     n_low = free  # blocks of at least low, and of at least high
     n_high = tl.zeros_like(free)
-    some = wanted > 0  # False for NaN
+    nonempty = target > 0  # False for NaN
     if RULE == MASS:
         w_low = tl.sum(weight, 1)
         w_high = tl.zeros_like(w_low)
-        wanted = tl.minimum(wanted, w_low)  # a mass of one: no more than there is, whatever the rounding
-        active = some & (n_low > 1)
+        target = tl.minimum(target, w_low)  # a mass of one: no more than there is, whatever the rounding
+        active = nonempty & (n_low > 1)
     else:
         w_low = n_low.to(tl.float32)
         w_high = tl.zeros_like(w_low)
-        active = some & (n_low > wanted)
-    goal = tl.log2(tl.maximum(wanted.to(tl.float32), 1e-30))
+        active = nonempty & (n_low > target)
+    goal = tl.log2(tl.maximum(target.to(tl.float32), 1e-30))
     over = tl.zeros_like(w_low)  # doublings that low has too many
     under = tl.zeros_like(w_low)  # that high has too few, negative
     x = tl.full(free.shape, 0.0, tl.float32) + guess
     step = tl.zeros_like(x) + reach
-    both = some & (free < 0)  # whether low and high have both been counted
+    both = nonempty & (free < 0)  # whether low and high have both been counted
     turn = 0
     while tl.max(active.to(tl.int32), 0) > 0:
         middle = (low >> 1) + (high >> 1) + (low & high & 1)
@@ -80,8 +81,8 @@ def _cut(score, weight, wanted, free, guess, reach, RULE: tl.constexpr):
             w = tl.sum(tl.where(score >= at[:, None], weight, 0.0), 1)
         else:
             w = n.to(tl.float32)
-        enough = active & (w >= wanted)
-        short = active & (w < wanted)
+        enough = active & (w >= target)
+        short = active & (w < target)
         far = tl.log2(tl.maximum(w, 0.5 if RULE != MASS else 1e-30)) - goal
         low = tl.where(enough, probe, low)
         n_low = tl.where(enough, n, n_low)
@@ -99,32 +100,32 @@ def _cut(score, weight, wanted, free, guess, reach, RULE: tl.constexpr):
         if RULE == MASS:
             active = active & (n_low - n_high > 1) & (low < high - 1)
         else:
-            active = active & (n_low > wanted) & (low < high - 1)
+            active = active & (n_low > target) & (low < high - 1)
         turn += 1
-    cut = tl.where(some, _value(low), float("inf"))  # no score is infinite
+    cut = tl.where(nonempty, _value(low), float("inf"))  # no score is infinite
     span = tl.max(tl.where(both & (low < high - 1) & (step < 1e30), step, 0.0), 0)  # equal scores tell nothing of a spread
     reach = tl.where(span > 0.0, span, reach)
-    found = tl.max(tl.where(some & (low > -2139095039), cut, LEAST), 0)
-    guess = tl.where(found > LEAST, found, guess)
-    kept = n_low
+    latest = tl.max(tl.where(nonempty & (low > -2139095039), cut, LEAST), 0)
+    guess = tl.where(latest > LEAST, latest, guess)
+    n_kept = n_low
     if RULE == MASS:
         # more than one between means equal ones, or that all are needed: as many as fill what is missing
         between = n_low - n_high
-        each = (w_low - w_high) / tl.maximum(between, 1).to(tl.float32)
-        missing = tl.ceil((wanted - w_high) / each)
+        unit = (w_low - w_high) / tl.maximum(between, 1).to(tl.float32)
+        missing = tl.ceil((target - w_high) / unit)
         room = tl.where(missing < between.to(tl.float32), tl.maximum(missing, 1.0).to(tl.int32), between)
-        kept = n_high + tl.where(low < high - 1, between, room)
+        n_kept = n_high + tl.where(low < high - 1, between, room)
     else:
-        kept = tl.minimum(n_low, wanted)
-    kept = tl.where(some, kept, 0)
-    if tl.max((some & (kept < n_low)).to(tl.int32), 0) > 0:
-        score = _first_of_equal(score, cut, kept - n_high)
-    return score, cut, kept, guess, reach
+        n_kept = tl.minimum(n_low, target)
+    n_kept = tl.where(nonempty, n_kept, 0)
+    if tl.max((nonempty & (n_kept < n_low)).to(tl.int32), 0) > 0:
+        score = _first_of_equal(score, cut, n_kept - n_high)
+    return score, cut, n_kept, guess, reach
 
 
 @triton.jit
 def _first_of_equal(score, cut, room):
-    """Score [R, W] with all but the first `room` [R] of those that equal the cut [R] set to minus infinity."""
+    """Return score [R, W] with all but the first `room` [R] of those that equal the cut [R] set to minus infinity."""
     cols = tl.arange(0, score.shape[1])[None, :]
     equal = score == cut[:, None]
     start = tl.zeros_like(room)  # fewer than room lie before start; before end there are enough
@@ -176,8 +177,8 @@ def select_rows(
     clean = tl.minimum(tl.where(scores > LEAST, scores, LEAST), -LEAST)  # NaN is above nothing
     score = tl.where(free, clean + 0.0, -float("inf"))  # adding zero makes -0.0 zero
     if RULE == TOPK:
-        wanted = tl.load(Budget + row, mask=inside, other=0) - forced
-        score, cut, kept, guess, reach = _cut(score, score, wanted, own, guess, reach, TOPK)
+        target = tl.load(Budget + row, mask=inside, other=0) - forced
+        score, cut, n_kept, guess, reach = _cut(score, score, target, own, guess, reach, TOPK)
     else:
         # a NaN anywhere makes the whole softmax NaN, and no comparison with it is true
         scores = tl.where(cols < causal[:, None], scores, -float("inf"))
@@ -186,20 +187,20 @@ def select_rows(
         total = tl.sum(weight, 1)
         if RULE == THRESHOLD:
             above = free & (weight / total[:, None] > level)
-            kept = tl.sum(above.to(tl.int32), 1)
+            n_kept = tl.sum(above.to(tl.int32), 1)
             if CAPPED:
-                kept = tl.minimum(kept, width - forced)
-                score, cut, kept, guess, reach = _cut(score, weight, kept, own, guess, reach, TOPK)
+                n_kept = tl.minimum(n_kept, width - forced)
+                score, cut, n_kept, guess, reach = _cut(score, weight, n_kept, own, guess, reach, TOPK)
             else:
                 score = tl.where(above, 0.0, -float("inf"))
                 cut = tl.zeros_like(total)
         else:
             chosen = tl.where(free, weight, 0.0)
-            wanted = level * total - tl.sum(weight - chosen, 1)
-            score, cut, kept, guess, reach = _cut(score, chosen, wanted, own, guess, reach, MASS)
+            target = level * total - tl.sum(weight - chosen, 1)
+            score, cut, n_kept, guess, reach = _cut(score, chosen, target, own, guess, reach, MASS)
             if CAPPED:
-                kept = tl.minimum(kept, width - forced)
-                score, cut, kept, guess, reach = _cut(score, weight, kept, own, guess, reach, TOPK)
+                n_kept = tl.minimum(n_kept, width - forced)
+                score, cut, n_kept, guess, reach = _cut(score, weight, n_kept, own, guess, reach, TOPK)
     # Four neighbours are one thread's: counted together, the running sum has a fourth of the steps between threads
     even, odd = tl.split(tl.reshape(1 - _under(score, cut), [R, W // 4, 2, 2]))
     one, three = tl.split(even)
@@ -217,8 +218,8 @@ def select_rows(
     tl.store(out + place, line, mask=one > 0)
     DIAGONAL: tl.constexpr = triton.next_power_of_2((Q_BLOCK + K_BLOCK - 1) // K_BLOCK + 1)
     last = tl.arange(0, DIAGONAL)[None, :]
-    tl.store(out + kept[:, None] + last, own[:, None] + last, mask=last < forced[:, None])
-    count = kept + forced
+    tl.store(out + n_kept[:, None] + last, own[:, None] + last, mask=last < forced[:, None])
+    count = n_kept + forced
     tl.store(Counts + row, count, mask=inside)
     tail = tl.arange(0, FILL)[None, :]
     for start in range(tl.min(tl.where(inside, count, width), 0) // FILL * FILL, width, FILL):

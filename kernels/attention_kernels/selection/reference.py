@@ -16,22 +16,22 @@ Shape = tuple[int, int, int, int]
 
 
 def _ranks(scores: Tensor, shape: Shape) -> Tensor:
-    """Scores to rank by, float32: the diagonal above all, blocks in the future below all, NaN with the lowest."""
+    """Return the scores to rank by, float32: the diagonal above all, blocks in the future below all, NaN with the lowest."""
     causal, diagonal = causal_mask(*shape, scores.device), diagonal_mask(*shape, scores.device)
     scores = torch.nan_to_num(scores.float(), nan=-3e38, posinf=3e38, neginf=-3e38).clamp(-3e38, 3e38)
     return scores.masked_fill(diagonal, float("inf")).masked_fill(~causal, -float("inf"))
 
 
 def _best(ranks: Tensor, counts: Tensor, width: int, shape: Shape) -> BlockIndex:
-    """The best `counts` [..., Mq] (at most `width`) columns of each row; of equal ones the earlier."""
+    """Return the best `counts` [..., Mq] (at most `width`) columns of each row; of equal ones the earlier."""
     q_len, k_len, q_block, k_block = shape
     counts = counts.expand(ranks.shape[:-1])
     top = torch.topk(ranks, width, dim=-1).values
     last = top.gather(-1, counts.long().unsqueeze(-1) - 1)
-    kept, equal = ranks > last, ranks == last
-    room = counts - kept.sum(-1)
-    kept = kept | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room.unsqueeze(-1)))
-    place = torch.where(kept, kept.cumsum(-1, dtype=torch.int32) - 1, width).long()
+    selected, equal = ranks > last, ranks == last
+    room = counts - selected.sum(-1)
+    selected = selected | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room.unsqueeze(-1)))
+    place = torch.where(selected, selected.cumsum(-1, dtype=torch.int32) - 1, width).long()
     columns = torch.arange(ranks.shape[-1], dtype=torch.int32, device=ranks.device).expand(ranks.shape)
     indices = torch.zeros(*ranks.shape[:-1], width + 1, dtype=torch.int32, device=ranks.device)
     indices = indices.scatter_(-1, place, columns)[..., :width]
@@ -39,8 +39,8 @@ def _best(ranks: Tensor, counts: Tensor, width: int, shape: Shape) -> BlockIndex
 
 
 def select_topk(scores: Tensor, budget: tuple[int, ...], *, q_block: int, k_block: int, q_len: int, k_len: int) -> BlockIndex:
-    """The `budget[i]` best causal blocks of each row i of scores [B, H, Mq, Nk]; the diagonal is kept and counts inside the
-    budget. Of equal scores the earlier block is kept. The index is as wide as its longest row."""
+    """Choose the `budget[i]` best causal blocks of each row i of scores [B, H, Mq, Nk]; the diagonal is kept and counts inside
+    the budget. Of equal scores the earlier block is kept. The index is as wide as its longest row."""
     shape = (q_len, k_len, q_block, k_block)
     if len(budget) != scores.shape[-2]:
         raise ValueError(f"budget has {len(budget)} rows, scores have {scores.shape[-2]}")
@@ -49,36 +49,36 @@ def select_topk(scores: Tensor, budget: tuple[int, ...], *, q_block: int, k_bloc
 
 
 def select_threshold(probs: Tensor, threshold: float, *, q_block: int, k_block: int, q_len: int, k_len: int) -> BlockIndex:
-    """Blocks of probs [B, H, Mq, Nk] above `threshold`, and the diagonal."""
+    """Choose the blocks of probs [B, H, Mq, Nk] above `threshold`, and the diagonal."""
     return BlockIndex.from_mask(probs > threshold, q_block=q_block, k_block=k_block, q_len=q_len, k_len=k_len)
 
 
 def select_mass(probs: Tensor, mass: float, *, q_block: int, k_block: int, q_len: int, k_len: int) -> BlockIndex:
-    """The smallest set of blocks, best first after the diagonal, whose share of the row's probs reaches `mass`."""
+    """Choose the smallest set of blocks, best first after the diagonal, whose share of the row's probs reaches `mass`."""
     shape = (q_len, k_len, q_block, k_block)
     ranks = _ranks(probs, shape)
     return _best(ranks, _mass_counts(ranks, probs, mass, shape), probs.shape[-1], shape)
 
 
 def _mass_counts(ranks: Tensor, probs: Tensor, mass: float, shape: Shape) -> Tensor:
-    """Blocks that reach `mass` of probs [..., Mq, Nk], taken in the order of `ranks`: int64 [..., Mq]."""
+    """Return how many blocks reach `mass` of probs [..., Mq, Nk], taken in the order of `ranks`: int64 [..., Mq]."""
     causal = causal_mask(*shape, probs.device)
     order = ranks.sort(dim=-1, descending=True, stable=True).indices
-    kept = probs.float().masked_fill(~causal, 0).nan_to_num().gather(-1, order)
-    before = kept.cumsum(-1) - kept
-    counts = (before < mass * kept.sum(-1, keepdim=True)).sum(-1)
+    selected = probs.float().masked_fill(~causal, 0).nan_to_num().gather(-1, order)
+    before = selected.cumsum(-1) - selected
+    counts = (before < mass * selected.sum(-1, keepdim=True)).sum(-1)
     forced = diagonal_mask(*shape, probs.device).sum(-1)
     return torch.minimum(torch.maximum(counts, forced), causal_blocks(*shape, probs.device))
 
 
 def one_key_head(q_heads: int, k_heads: int, share: int) -> bool:
-    """Whether query heads that share an index read the same keys. The mean of their scores is then the score of their mean,
+    """Say whether query heads that share an index read the same keys. The mean of their scores is then the score of their mean,
     which costs a part of it."""
     return (q_heads // k_heads) % share == 0
 
 
 def pooled_scores(q: Tensor, k: Tensor, *, scale: float, share: int = 1, combine: str = "mean") -> Tensor:
-    """q [B, Hq, Mq, D] · k [B, Hk, Nk, D] × scale -> [B, Hq / share, Mq, Nk] in float32 (float64 stays)."""
+    """Return the products q [B, Hq, Mq, D] · k [B, Hk, Nk, D] × scale -> [B, Hq / share, Mq, Nk] in float32 (float64 stays)."""
     if q.dtype != torch.float64:
         q, k = q.float(), k.float()
     if combine == "mean" and one_key_head(q.shape[1], k.shape[1], share):
@@ -103,7 +103,7 @@ def select_from_pooled_reference(
     combine: str,
     max_blocks: int | None,
 ) -> BlockIndex:
-    """See `attention_kernels.selection.select_from_pooled`."""
+    """Run `attention_kernels.selection.select_from_pooled` in plain PyTorch."""
     q_len, k_len, q_block, k_block = shape
     grid = {"q_block": q_block, "k_block": k_block, "q_len": q_len, "k_len": k_len}
     scores = pooled_scores(q, k, scale=scale, share=share, combine=combine)

@@ -104,8 +104,8 @@ def _split(
         _split_rows(K, KHigh, KLow, KUnit, tile - q_tiles, skb, skh, skm, k_heads, k_rows, k_total, D, PAD_D, BLOCK_M, 1)
 
 
-def split(q: Tensor, k: Tensor, share: int = 1) -> tuple[Halves, Halves]:
-    """q [B, Hq, M, D] and k [B, Hk, N, D] with unit last stride, in one launch. Of q the mean of every `share` heads."""
+def split_halves(q: Tensor, k: Tensor, share: int = 1) -> tuple[Halves, Halves]:
+    """Split q [B, Hq, M, D] and k [B, Hk, N, D] with unit last stride, in one launch. Of q the mean of every `share` heads."""
     heads = q.shape[1] // share
     shapes = [(q.shape[0], heads, *q.shape[2:]), tuple(k.shape)]
     halves = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import pick
+from attention_kernels.backends import resolve_backend
 from attention_kernels.block_index import BlockIndex
 
 MOST_COLUMNS = 65535
@@ -23,7 +23,7 @@ def select_step(
     starts: Tensor | None = None,
     kernel: str = "auto",
 ) -> BlockIndex:
-    """The key blocks that score highest for the newest token: scores float32 [B, H, Nk], Nk = ⌈k_len / k_block⌉.
+    """Choose the key blocks that score highest for the newest token: scores float32 [B, H, Nk], Nk = ⌈k_len / k_block⌉.
 
     Give one rule:
       counts, width: int32 [B], blocks that the lists of each sequence keep, at least 1 and at most its own blocks and `width`,
@@ -40,7 +40,7 @@ def select_step(
         raise ValueError(f"scores have {blocks} blocks; {k_len} keys in blocks of {k_block} make {-(-k_len // k_block)}")
     if counts is not None and (counts.shape != (batch,) or counts.dtype != torch.int32):
         raise ValueError(f"counts is {counts.dtype} {tuple(counts.shape)}: must be int32 ({batch},)")
-    if pick(kernel, scores) == "triton":
+    if resolve_backend(kernel, scores) == "triton":
         if blocks > MOST_COLUMNS:
             raise ValueError(f"kernel=triton selects from {MOST_COLUMNS} key blocks at most, not {blocks}")
         from attention_kernels.selection.step_kernel import select_step_triton  # imported late: needs triton
@@ -52,31 +52,31 @@ def select_step(
     if counts is None:
         assert threshold is not None
         probs = scores.masked_fill(~own, float("-inf")).softmax(-1)
-        kept = ((probs > threshold) & own) | (column == last)
-        return _compact(kept, blocks, k_block, k_len)
+        selected = ((probs > threshold) & own) | (column == last)
+        return _compact(selected, blocks, k_block, k_len)
     assert width is not None
     ranks = scores.nan_to_num(nan=-3e38, posinf=3e38, neginf=-3e38).clamp(-3e38, 3e38)
     ranks = ranks.masked_fill(column == last, float("inf")).masked_fill(~own, float("-inf"))
-    wanted = counts[:, None, None].expand(batch, heads, 1).long()
-    cut = ranks.topk(width, dim=-1).values.gather(-1, wanted - 1)
+    budget = counts[:, None, None].expand(batch, heads, 1).long()
+    cut = ranks.topk(width, dim=-1).values.gather(-1, budget - 1)
     equal = (ranks == cut) & own
     better = ranks > cut
-    room = wanted - better.sum(-1, keepdim=True)
+    room = budget - better.sum(-1, keepdim=True)
     return _compact(better | (equal & (equal.cumsum(-1) <= room)), width, k_block, k_len)
 
 
 def _last_block(k_block: int, k_len: int, starts: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """The newest block of each sequence, int64 [B]."""
+    """Return the newest block of each sequence, int64 [B]."""
     if starts is None:
         return torch.full((batch,), (k_len - 1) // k_block, dtype=torch.int64, device=device)
     return (k_len - 1 - starts.long()) // k_block
 
 
-def _compact(kept: Tensor, width: int, k_block: int, k_len: int) -> BlockIndex:
-    """bool [B, H, Nk], at most `width` True in each row -> its index."""
-    columns = torch.arange(kept.shape[-1], dtype=torch.int32, device=kept.device).expand(kept.shape)
-    place = torch.where(kept, kept.cumsum(-1) - 1, width)
-    indices = torch.zeros(*kept.shape[:-1], width + 1, dtype=torch.int32, device=kept.device)
+def _compact(selected: Tensor, width: int, k_block: int, k_len: int) -> BlockIndex:
+    """Return bool [B, H, Nk], at most `width` True in each row -> its index."""
+    columns = torch.arange(selected.shape[-1], dtype=torch.int32, device=selected.device).expand(selected.shape)
+    place = torch.where(selected, selected.cumsum(-1) - 1, width)
+    indices = torch.zeros(*selected.shape[:-1], width + 1, dtype=torch.int32, device=selected.device)
     indices = indices.scatter_(-1, place, columns)[..., :width].contiguous()
-    counts = kept.sum(-1, dtype=torch.int32)
+    counts = selected.sum(-1, dtype=torch.int32)
     return BlockIndex(counts[..., None], indices[..., None, :], q_block=1, k_block=k_block, q_len=1, k_len=k_len)

@@ -63,19 +63,19 @@ def _select_step(
 def select_step_triton(
     scores: Tensor, k_block: int, k_len: int, counts: Tensor | None, width: int, threshold: float | None, starts: Tensor | None
 ) -> BlockIndex:
-    """See `attention_kernels.selection.step.select_step`."""
+    """Run `attention_kernels.selection.step.select_step` in Triton."""
     scores = scores if scores.stride(-1) == 1 else scores.contiguous()
     batch, heads, columns = scores.shape
     wide = max(16, triton.next_power_of_2(columns))
-    kept = torch.empty(batch, heads, 1, dtype=torch.int32, device=scores.device)
+    out_counts = torch.empty(batch, heads, 1, dtype=torch.int32, device=scores.device)
     indices = torch.empty(batch, heads, 1, width, dtype=torch.int32, device=scores.device)
     with torch.cuda.device_of(scores):  # Triton launches on the current device
         _select_step[(batch * heads,)](
             scores,
-            kept if counts is None else counts.contiguous(),
-            kept,
+            out_counts if counts is None else counts.contiguous(),
+            out_counts,
             indices,
-            kept if starts is None else starts.contiguous(),
+            out_counts if starts is None else starts.contiguous(),
             *scores.stride()[:2],
             heads,
             k_len,
@@ -88,4 +88,4 @@ def select_step_triton(
             PADDED=starts is not None,
             num_warps=min(16, max(1, wide // 512)),
         )
-    return BlockIndex(kept, indices, q_block=1, k_block=k_block, q_len=1, k_len=k_len)
+    return BlockIndex(out_counts, indices, q_block=1, k_block=k_block, q_len=1, k_len=k_len)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import KERNELS, interpreting
+from attention_kernels.backends import KERNELS, in_interpreter
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse import check_shapes
 from attention_kernels.skip_softmax.reference import skip_softmax_reference
@@ -21,8 +21,8 @@ TRITON_DIMS = (16, 32, 64, 96, 128, 256)
 
 
 def resolve_skip(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int) -> str:
-    """The kernel that will run: "auto" takes triton where it runs on a GPU, else reference. Raises ValueError where the name
-    is unknown or says why the kernel can't run."""
+    """Return the name of the kernel that will run: "auto" takes triton where it runs on a GPU, else reference. Raises
+    ValueError where the name is unknown or says why the kernel can't run."""
     if kernel not in ("auto", *KERNELS):
         raise ValueError(f"kernel={kernel} has no skipping of tiles inside it; choose one of: auto, {', '.join(KERNELS)}")
     reason = _triton_reason(device, dtype, head_dim, q_block, k_block)
@@ -34,9 +34,9 @@ def resolve_skip(kernel: str, *, device: torch.device, dtype: torch.dtype, head_
 
 
 def _triton_reason(device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int) -> str | None:
-    """None where the Triton kernel runs, else why not. Its tiles are the rule's, so it can't take smaller ones where these
-    don't fit, as float32 would need on a GPU."""
-    if device.type != "cuda" and not interpreting():
+    """Return None where the Triton kernel runs, else why not. Its tiles are the rule's, so it can't take smaller ones where
+    these don't fit, as float32 would need on a GPU."""
+    if device.type != "cuda" and not in_interpreter():
         return f"it needs a CUDA device, not {device.type}"
     if dtype.itemsize > (2 if device.type == "cuda" else 4):
         return f"it takes float16 and bfloat16, not {dtype}"
@@ -50,8 +50,8 @@ def _triton_reason(device: torch.device, dtype: torch.dtype, head_dim: int, q_bl
 def skip_softmax_attention(
     q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, scale: float | None = None, kernel: str = "auto"
 ) -> tuple[Tensor, BlockIndex]:
-    """Causal attention of q [B,Hq,Q,D] to k, v [B,Hkv,K,D] with the rule's tiles left out: [B,Hq,Q,D], and the tiles whose
-    P·V was computed, for each query head (`counts` int32 [B,Hq,Mq]; `indices` as wide as there are key tiles).
+    """Compute causal attention of q [B,Hq,Q,D] to k, v [B,Hkv,K,D] with the rule's tiles left out: [B,Hq,Q,D], and the tiles
+    whose P·V was computed, for each query head (`counts` int32 [B,Hq,Mq]; `indices` as wide as there are key tiles).
 
     Query head h reads KV head h // (Hq // Hkv); the causal diagonal is at the bottom right. scale is 1/√D unless given, above
     0. Scores and softmax in float32 (float64 for float64 inputs), as the kernel's dense kin have them. Never waits for the

@@ -11,8 +11,8 @@ from attention_kernels.skip_softmax.rule import SkipRule
 
 
 def skip_softmax_reference(q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, scale: float) -> tuple[Tensor, BlockIndex]:
-    """See `attention_kernels.skip_softmax.skip_softmax_attention`. Only the query blocks that keep a tile exponentiate its scores and
-    read its values."""
+    """Run `attention_kernels.skip_softmax.skip_softmax_attention` in plain PyTorch. Only the query blocks that keep a tile
+    exponentiate its scores and read its values."""
     (batch, heads, q_len, _), (kv_heads, k_len), mb, nb = q.shape, k.shape[1:3], rule.q_block, rule.k_block
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     group, shift = heads // kv_heads, k_len - q_len
@@ -23,7 +23,7 @@ def skip_softmax_reference(q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, s
     token = torch.arange(rows * mb, device=q.device).unflatten(0, (rows, mb))
     best = torch.full(blocks.shape[:-1], -float("inf"), dtype=wide, device=q.device)  # [B,Hq,Mq,mb], as all below
     total, acc = torch.zeros_like(best), torch.zeros_like(blocks)
-    kept = torch.zeros(batch, heads, rows, cols, dtype=torch.bool, device=q.device)
+    computed = torch.zeros(batch, heads, rows, cols, dtype=torch.bool, device=q.device)
     for tile in range(cols):
         first = max(0, tile * nb - shift) // mb  # the first query block that sees a key of it
         keys, values = (x[:, :, tile * nb : (tile + 1) * nb].to(wide) for x in (k, v))
@@ -36,7 +36,7 @@ def skip_softmax_reference(q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, s
         matters = (top - best[:, :, first:]).nan_to_num(-float("inf"), float("inf"), -float("inf")) >= rule.log
         matters &= token[first:] < q_len
         chosen = ((matters.any(-1) | diagonal[first:, tile]) & causal[first:, tile]).nonzero(as_tuple=True)
-        kept[:, :, first:, tile][chosen] = True
+        computed[:, :, first:, tile][chosen] = True
         b, h, row = chosen[0], chosen[1], chosen[2] + first
         high = torch.maximum(best[b, h, row], top[chosen])
         seen = high > -float("inf")  # a query may see nothing of the first tiles: of those on the diagonal
@@ -46,4 +46,4 @@ def skip_softmax_reference(q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, s
         acc[b, h, row] = acc[b, h, row] * decay.unsqueeze(-1) + probs @ values[b, h // group]
         best[b, h, row] = high
     out = (acc / total.unsqueeze(-1)).flatten(2, 3)[:, :, :q_len].to(q.dtype)
-    return out, BlockIndex.from_mask(kept, **grid, wait=False)
+    return out, BlockIndex.from_mask(computed, **grid, wait=False)

@@ -28,9 +28,9 @@ class SkipRule:
 
     @property
     def log(self) -> float:
-        """Natural logarithm of the threshold, -inf for 0."""
+        """Return natural logarithm of the threshold, -inf for 0."""
         return math.log(self.threshold) if self.threshold else -math.inf
 
     def grid(self, q: Tensor, k: Tensor) -> dict[str, int]:
-        """The tiles of q [B,Hq,Q,D] and k [B,Hkv,K,D], as BlockIndex takes them."""
+        """Return the tiles of q [B,Hq,Q,D] and k [B,Hkv,K,D], as BlockIndex takes them."""
         return {"q_block": self.q_block, "k_block": self.k_block, "q_len": q.shape[2], "k_len": k.shape[2]}

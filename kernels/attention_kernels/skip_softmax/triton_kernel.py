@@ -17,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse.triton_tuning import describable
 from attention_kernels.skip_softmax.rule import SkipRule
-from attention_kernels.tiles import shared_bytes, stages
+from attention_kernels.tiles import prefetch_depth, shared_bytes
 
 FAR = tl.constexpr(1.0e30)
 """Beyond every score: where a row's maximum starts (below), and where that of a row past the end stays (above), so that such a
@@ -126,7 +126,7 @@ def _load(
     DESCRIBED: tl.constexpr,
     BOUND: tl.constexpr,
 ):
-    """Keys or values [BLOCK_N, BLOCK_D] of a tile; with BOUND some may lie past the last key, and are zero."""
+    """Load keys or values [BLOCK_N, BLOCK_D] of a tile; with BOUND some may lie past the last key, and are zero."""
     if DESCRIBED:
         x = tl.reshape(X.load([b.to(tl.int32), hk.to(tl.int32), tile * BLOCK_N, 0]), [BLOCK_N, BLOCK_D])
     else:
@@ -142,7 +142,8 @@ def _load(
 
 @triton.jit
 def _update(s, top, v, best, total, acc, scale_log2e, PRECISION: tl.constexpr):
-    """One step of the running softmax; `top` are the rows' largest scaled scores, the others are scaled in the exponent."""
+    """Take one step of the running softmax; `top` are the rows' largest scaled scores, the others are scaled in the
+    exponent."""
     high = tl.maximum(best, top)
     p = tl.exp2(s * scale_log2e - high[:, None])
     alpha = tl.exp2(best - high)
@@ -152,16 +153,16 @@ def _update(s, top, v, best, total, acc, scale_log2e, PRECISION: tl.constexpr):
 
 
 def skip_softmax_triton(q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, scale: float) -> tuple[Tensor, BlockIndex]:
-    """See `attention_kernels.skip_softmax.skip_softmax_attention`."""
+    """Run `attention_kernels.skip_softmax.skip_softmax_attention` in Triton."""
     pad = triton.next_power_of_2(q.shape[-1])
     # V has one place. K comes two tiles ahead: where a tile is skipped, nothing else hides the next one's way from L2.
     rows = rule.q_block + rule.k_block
-    depth = stages(rows, rule.k_block, pad, q.element_size(), shared_bytes(q.device), most=3)
+    depth = prefetch_depth(rows, rule.k_block, pad, q.element_size(), shared_bytes(q.device), most=3)
     return run_with(q, k, v, rule, scale=scale, num_warps=8 if rule.q_block == 128 else 4, num_stages=depth)
 
 
 def run_with(q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, scale: float, **options: int) -> tuple[Tensor, BlockIndex]:
-    """The same with the compiler's options (num_warps, num_stages, maxnreg) of the caller's choice, for tuning."""
+    """Run the kernel with the compiler's options (num_warps, num_stages, maxnreg) of the caller's choice, for tuning."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     (batch, heads, q_len, dim), (kv_heads, k_len) = q.shape, k.shape[1:3]
     rows, cols = -(-q_len // rule.q_block), -(-k_len // rule.k_block)

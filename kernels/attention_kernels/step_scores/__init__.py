@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attention_kernels.backends import pick
+from attention_kernels.backends import resolve_backend
 from attention_kernels.step_scores.reference import step_scores_reference
 
 MOST_DIM = 512
 
 
 def step_scores(q: Tensor, keys: Tensor, *, scale: float = 1.0, kernel: str = "auto") -> Tensor:
-    """q [B, H, E] · keys [B, Hk, Nk, E] × scale -> [B, H, Nk] in float32 (float64 stays); head h reads key head h // (H // Hk).
+    """Return the products q [B, H, E] · keys [B, Hk, Nk, E] × scale -> [B, H, Nk] in float32 (float64 stays); head h reads key
+    head h // (H // Hk).
 
     A thin product, of as many rows as query heads share a key head: its floor is one read of `keys`. In float32 whatever the
     inputs: rounded to bfloat16, many of thousands of blocks would be equal. kernel: "triton" is one launch that reads keys
@@ -23,7 +24,7 @@ def step_scores(q: Tensor, keys: Tensor, *, scale: float = 1.0, kernel: str = "a
         )
     if q.shape[1] % keys.shape[1]:
         raise ValueError(f"{q.shape[1]} heads are no multiple of {keys.shape[1]} key heads")
-    if pick(kernel, q) == "triton":
+    if resolve_backend(kernel, q) == "triton":
         if q.shape[2] > MOST_DIM:
             raise ValueError(
                 f"kernel=triton takes vectors of at most {MOST_DIM} elements, not {q.shape[2]}; use kernel=reference"

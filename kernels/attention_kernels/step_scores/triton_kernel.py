@@ -54,7 +54,7 @@ def _step_scores(
 
 
 def step_scores_triton(q: Tensor, keys: Tensor, scale: float) -> Tensor:
-    """See `attention_kernels.step_scores.step_scores`."""
+    """Run `attention_kernels.step_scores.step_scores` in Triton."""
     q, keys = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, keys))
     batch, heads, dim = q.shape
     key_heads, blocks = keys.shape[1:3]
