@@ -45,8 +45,8 @@ def download(hub_id: str) -> Path:
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"can't get {release_format.FILE} of {hub_id} from the hub: {first} — download it and its {release_format.CONFIG} and give "
-            "their folder (model.gates=FOLDER), or train gates (job=distill)"
+            f"can't get {release_format.FILE} of {hub_id} from the hub: {first} — download it and its "
+            f"{release_format.CONFIG} and give their folder (model.gates=FOLDER), or train gates (job=distill)"
         ) from error
 
 
