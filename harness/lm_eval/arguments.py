@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from harness.arms.build import baseline_name
-from harness.core.conf_files import conf_dir
+from harness.core.compose import compose_settings
 from harness.core.errors import UserError
-from harness.core.hydra_text import explain
-from harness.core.settings import Settings, read_settings
+from harness.core.settings import Settings
 
 CONFIG = ("sparsity", "seed", "block_size", "dtype", "kernel", "dense_kernel", "decode_kernel")
 """Settings of conf/config.yaml that --model_args may give."""
@@ -54,18 +48,14 @@ def _settings(arguments: Mapping[str, Any]) -> Settings:
     groups = {"model": "bundled" if path == "bundled" else "hf", "method": arguments.get("method", baseline_name())}
     if "decode" in arguments:
         groups["decode"] = arguments["decode"]
+    values = {"model.path": path, "model.gates": arguments.get("gates")}
+    for name, value in arguments.items():
+        if name in (*CONFIG, "device") or name.startswith(("method.", "decode.")):
+            values[name] = value
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            cfg = compose("config", [f"{group}={choice}" for group, choice in groups.items()])
-        if path != "bundled":
-            cfg.model.path = path
-        cfg.model.gates = arguments.get("gates")
-        for name, value in arguments.items():
-            if name in (*CONFIG, "device") or name.startswith(("method.", "decode.")):
-                OmegaConf.update(cfg, name, value)
-        return read_settings(cfg)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"--model_args: {explain(error)}") from error
+        return compose_settings(groups, values)
+    except UserError as error:
+        raise UserError(f"--model_args: {error}") from error
 
 
 def overlong(value: Any) -> str:

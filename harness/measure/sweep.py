@@ -17,16 +17,20 @@ class SweepCache:
     """The holder that whoever runs the jobs of a sweep (`-m`) hands to each of them; a single job makes its own.
 
     tokens: the token ids of prompts; contexts: how many of them come before the question. Both by the model's revision hash
-    and the sample. Only the model that was asked for last is held.
+    and the sample. Only the model that was asked for last is held. in_memory: a model that is there already, which all jobs run
+    on, whatever their settings name.
     """
 
     tokens: dict[tuple[str, Sample], array[int]] = field(default_factory=dict)
     contexts: dict[tuple[str, Sample], int] = field(default_factory=dict)
+    in_memory: LoadedModel | None = None
     _config: ModelConfig | None = None
     _loaded: LoadedModel | None = None
 
     def model(self, settings: Settings) -> LoadedModel:
         """Return the model of the settings, loaded where it isn't the one of the job before. Raises UserError."""
+        if self.in_memory is not None:
+            return self.in_memory
         config = model_config(settings)
         if self._loaded is None or config != self._config:
             self._loaded = None  # let go of the other one first: a device may not hold both

@@ -110,7 +110,6 @@ def _cpu_model() -> str:
 
 def run_record(device: torch.device) -> RunRecord:
     """Return the record of this process on this device; its id is new every time."""
-    """The record of this process on this device; its id is new every time."""
     import torch
 
     return RunRecord(

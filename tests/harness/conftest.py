@@ -82,4 +82,4 @@ def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw pictures without rendering them, which takes most of a short run's time; tests of their own look at pictures."""
     from matplotlib.figure import Figure
 
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b""))
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)

@@ -34,8 +34,7 @@ WORDS = "The grass is green. The sky is blue. One of the numbers for apple is: "
 @pytest.fixture(autouse=True)
 def nothing_remembered() -> None:
     """Texts and tokens are held for all jobs of a process, which tests are not."""
-    documents._texts.clear()
-    documents._tokens.clear()
+    documents.forget()
 
 
 @pytest.fixture
@@ -279,7 +278,7 @@ def test_a_cut_document_has_the_tokens_of_the_whole_one(books: Path, toy_folder:
     assert [d.name for d in whole] == ["0.txt", "1.txt", "2.txt", "3.txt"]
     for start in (1, 8, 100):
         monkeypatch.setattr(documents, "CHARACTERS", start)
-        documents._tokens.clear()
+        documents._last_cut.clear()
         cut = documents.cut_documents(text, tokenizer, 100, 100, 9, whole=False)
         assert [d.ids for d in cut] == [d.ids[:100] for d in whole]
 

@@ -245,7 +245,7 @@ def test_a_task_that_cannot_be_made_fails_alone(command: Command, toy: list[str]
 def test_an_unsound_sample_gates_its_cell(
     command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generating.tasks, "check_sample", lambda *_: "2 BOS tokens in the prompt; there must be one")
+    monkeypatch.setattr("harness.measure.accuracy.check_sample", lambda *_: "2 BOS tokens in the prompt; there must be one")
     assert command(*toy) == 0
     rows = board(tmp_path / "results" / "toy")
     assert {r["status"] for r in rows} == {"gated"}

@@ -236,7 +236,10 @@ def test_errors_say_what_would_be_right(tokenizer: Any, tmp_path: Path, folder: 
     with pytest.raises(UserError, match=r"without network, name its folder: data\.dir=FOLDER"):
         files.find.cache_clear()
         files.find(None)  # the tests are offline
-    with pytest.raises(UserError, match=r"task longbench_qaspr is not known; choose from: .*longbench_qasper, .*longbench_e,"):
+    with pytest.raises(
+        UserError,
+        match=r"task longbench_qaspr is not known .did you mean longbench_qasper.*; choose from: .*longbench_e,",
+    ):
         registry.get("longbench_qaspr")
 
 

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from harness.arms.weights import model_overrides, weights_folder
+from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
-from harness.core.settings import conf_dir
 from harness.training.gates import distill_command
 from harness.training.gates.rows import row_sources
 

@@ -1,0 +1,35 @@
+"""Settings from Python, by the files of conf/ and the same checks as the command line's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.core.conf_files import conf_dir
+from harness.core.errors import UserError
+from harness.core.hydra_text import explain, unknown_setting
+from harness.core.settings import Settings, read_settings
+
+
+def compose_settings(groups: Mapping[str, str], values: Mapping[str, Any]) -> Settings:
+    """Return the settings of `python -m harness` with these choices of groups, then with these values by dotted name.
+
+    Raises UserError, one line, for a choice or a name that is not known and for a value out of range.
+    """
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+            cfg = compose("config", [f"{group}={choice}" for group, choice in groups.items()])
+        for name, value in values.items():
+            group, _, key = name.rpartition(".")
+            known = OmegaConf.select(cfg, group).keys() if group else cfg.keys()
+            if key not in known:  # OmegaConf's own error leaves the group out
+                raise UserError(unknown_setting(name))
+            OmegaConf.update(cfg, name, value)
+        return read_settings(cfg)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
