@@ -70,7 +70,7 @@ class Attached:
 @contextmanager
 def attach(
     loaded: LoadedModel,
-    method: str = "seer",
+    method: str,
     *,
     sparsity: float | None = 0.9,
     block_size: int = 64,
@@ -109,9 +109,9 @@ def attach(
 
 def evaluate(
     loaded: LoadedModel,
-    method: str = "seer",
+    method: str,
     *,
-    task: str | Sequence[str] = "demo",
+    task: str | Sequence[str] | None = None,
     study: str = "notebook",
     decode: str = "dense",
     knobs: Mapping[str, Any] | None = None,
@@ -121,12 +121,14 @@ def evaluate(
     """Measure a method beside dense attention on tasks, as the command does, and return the rows of both as a frame.
 
     settings: those of conf/config.yaml by name, such as length=4096, sparsity=0.9, samples=4, latency=False, results="results".
-    What the study has recorded already is not measured again. A failed cell is a row with status "failed" and its reason.
+    task: a task, a group of tasks, or a list of both; None: the command's default. What the study has recorded already is not
+    measured again. A failed cell is a row with status "failed" and its reason.
     Raises UserError for bad input.
     """
     groups = {"method": method, "decode": decode}
     values = settings | _knob_values(knobs, decode_knobs)
-    checked = _settings(loaded, groups, {**values, "task": task, "study": study})
+    tasks = {} if task is None else {"task": task}
+    checked = _settings(loaded, groups, {**values, **tasks, "study": study})
     checked = replace(checked, tasks=tuple(expand_tasks(checked.tasks)))
     store = Store(checked.folder)
     with _as_command(checked, groups, values):

@@ -33,7 +33,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str,
 
 def test_the_page_runs_and_prints_what_it_shows(page: tuple[dict[str, Any], str, Path]) -> None:
     names, printed, _ = page
-    assert "method=seerr is not known (did you mean seer?)" in printed
+    assert "sparsity=1.5: must be at least 0 (keep every block) and below 1" in printed
     assert list(names["frame"].task) == ["niah_single_1", "vt", "avg"] * 2
     assert set(names["rows"].columns) >= {"method", "density", "accuracy", "accuracy_low", "accuracy_high"}
     assert all(abs(density - 0.2) < 0.01 for density in names["frame"].density[3:])
