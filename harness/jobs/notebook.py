@@ -75,7 +75,7 @@ def attach(
     sparsity: float | None = 0.9,
     block_size: int = 64,
     knobs: Mapping[str, Any] | None = None,
-    decode: str = "dense",
+    decode: str | None = None,
     decode_knobs: Mapping[str, Any] | None = None,
     gates: str | None = None,
     calibration_prompts: Sequence[Sequence[int]] = (),
@@ -90,7 +90,7 @@ def attach(
     times of every layer. Prompts go in one at a time, without padding. Raises UserError for what this model, device or method
     can't do, among it a method without a formula that is given no prompts.
     """
-    groups = {"method": method, "decode": decode}
+    groups = _groups(method, decode)
     values = {"sparsity": sparsity, "block_size": block_size, "kernel": kernel, **_knob_values(knobs, decode_knobs)}
     settings = _settings(loaded, groups, values | {"model.gates": gates})
     arm = build_arms(settings, loaded)[-1]
@@ -113,7 +113,7 @@ def evaluate(
     *,
     task: str | Sequence[str] | None = None,
     study: str = "notebook",
-    decode: str = "dense",
+    decode: str | None = None,
     knobs: Mapping[str, Any] | None = None,
     decode_knobs: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -125,7 +125,7 @@ def evaluate(
     measured again. A failed cell is a row with status "failed" and its reason.
     Raises UserError for bad input.
     """
-    groups = {"method": method, "decode": decode}
+    groups = _groups(method, decode)
     values = settings | _knob_values(knobs, decode_knobs)
     tasks = {} if task is None else {"task": task}
     checked = _settings(loaded, groups, {**values, **tasks, "study": study})
@@ -142,6 +142,11 @@ def read_rows(study: str, results: str | Path = "results") -> pd.DataFrame:
     if not any(file.exists() for file in store.files()):
         raise UserError(f"study={study}: no records in {store.folder}; measure something with that study")
     return _frame(leaderboard_rows(store))
+
+
+def _groups(method: str, decode: str | None) -> dict[str, str]:
+    """Return the choices of the groups; decode None: every token attends to all keys."""
+    return {"method": method} | ({} if decode is None else {"decode": decode})
 
 
 def _frame(rows: Iterator[Row] | Sequence[Row]) -> pd.DataFrame:

@@ -46,7 +46,7 @@ def test_records_name_the_command_that_measures_the_same(page: tuple[dict[str, A
         json.loads(line) for line in (folder / "results" / "notebook" / "records" / "runs.jsonl").read_text().splitlines()
     ]
     assert run["command"] == (
-        "python -m harness model=bundled method=seer decode=dense 'task=[vt,niah_single_1]' study=notebook "
+        "python -m harness model=bundled method=seer 'task=[vt,niah_single_1]' study=notebook "
         "length=1024 samples=2 sparsity=0.8 latency=false"
     )
 
