@@ -22,13 +22,13 @@ def each_of(paths: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(ROOT))) for path in paths])
 
 
-@each_of(DOCUMENTS)
+@each_of([*DOCUMENTS, *STUDIES])
 def test_lines_are_short(path: Path) -> None:
     lines = [(number, re.sub(r"\S*://\S*", "", line)) for number, line in prose(path.read_text())]
     assert [f"{number}: {len(line)} characters" for number, line in lines if len(line) >= LINE] == []
 
 
-@each_of(DOCUMENTS)
+@each_of([*DOCUMENTS, *STUDIES])
 def test_sentences_are_short(path: Path) -> None:
     long = [(number, len(words(s)), s) for number, s in sentences(path.read_text()) if len(words(s)) > SENTENCE]
     assert [f"{number}: {count} words: {s}" for number, count, s in long] == []
