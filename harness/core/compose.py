@@ -7,9 +7,10 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.core import checks
 from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
 from harness.core.hydra_text import explain, unknown_setting
@@ -21,14 +22,16 @@ def compose_settings(groups: Mapping[str, str], values: Mapping[str, Any]) -> Se
 
     Raises UserError, one line, for a choice or a name that is not known and for a value out of range.
     """
+    for group, choice in groups.items():
+        checks.text(group, choice)
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             cfg = compose("config", [f"{group}={choice}" for group, choice in groups.items()])
         for name, value in values.items():
-            group, _, key = name.rpartition(".")
-            known = OmegaConf.select(cfg, group).keys() if group else cfg.keys()
-            if key not in known:  # OmegaConf's own error leaves the group out
-                raise UserError(unknown_setting(name))
+            parent, _, key = name.rpartition(".")
+            section = OmegaConf.select(cfg, parent) if parent else cfg
+            if not isinstance(section, DictConfig) or key not in section.keys():  # noqa: SIM118  # `in` leaves out what is missing
+                raise UserError(unknown_setting(name))  # OmegaConf's own error leaves the group out
             OmegaConf.update(cfg, name, value)
         return read_settings(cfg)
     except (HydraException, OmegaConfBaseException) as error:

@@ -31,12 +31,14 @@ def check_dtype(value: Any) -> str:
 
 
 def torch_device(choice: str) -> torch.device:
-    """Return the device of a checked setting; "auto" is CUDA where there is one. Raises UserError for CUDA that isn't there."""
+    """Return the device of a checked setting; "auto" is CUDA where there is one. Raises UserError for one that isn't there."""
     import torch
 
     if choice == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(choice)
+    if device.type not in ("cpu", "cuda") and not getattr(torch, device.type).is_available():
+        raise UserError(f"device={choice}: torch finds no such device here; use device=cpu or device=auto")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={choice}: torch finds no CUDA device here; use device=cpu or device=auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

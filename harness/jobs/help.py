@@ -68,7 +68,7 @@ def _settings(settings: Mapping[str, Any], choices: Mapping[str, str]) -> Iterat
     for group in SHOWN_GROUPS:
         yield f"\n{group}:"
         for line in _stripped(conf_lines(conf_file(group, choices[group]))):
-            yield f"  {_with_value(line, settings[group])}".rstrip()
+            yield f"  {_with_value(line, settings.get(group, {}))}".rstrip()
 
 
 def _stripped(lines: Sequence[ConfLine]) -> Sequence[ConfLine]:
@@ -83,6 +83,8 @@ def _with_value(line: ConfLine, settings: Mapping[str, Any]) -> str:
         return line.text
     value: Any = settings
     for key in line.name.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return line.text  # taken out, or replaced by a value: a run says what is wrong with that
         value = value[key]
     written: Any = OmegaConf.to_container(OmegaConf.create(f"value: {line.value}"))
     if written["value"] == value:

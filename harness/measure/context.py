@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -80,6 +81,8 @@ class RunContext:
         """Return what generated samples are made of, by content. Asked for only where a task needs it: data.dir may be the zip
         of another."""
         words = self.data.get("words")
+        if words and not Path(words).expanduser().is_file():
+            raise UserError(f"data.words={words}: no such file; name a file of words, or leave it out for wonderwords")
         return {"haystack": load_haystack(haystack_source(self.data)).name, "words": file_hash(words) if words else None}
 
     @cached_property

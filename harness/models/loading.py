@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class ModelConfig:
 class LoadedModel:
     """A model ready to run: eval mode, no gradients, on its device. `heads` are query heads, `head_dim` elements.
 
-    path: the folder it was read from (None if it came from none). revision_hash: the hub commit, or the SHA-256 of
+    source: what it was asked for by: "bundled", a folder, or a hub id (None for a model made in memory). path: the folder it was
+    read from (None if it came from none). revision_hash: the hub commit, or the SHA-256 of
     config.json and the weights. max_length: tokens its positions reach.
     """
 
@@ -48,6 +49,7 @@ class LoadedModel:
     head_dim: int
     device: torch.device
     dtype: torch.dtype
+    source: str | None = None
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -71,7 +73,8 @@ def load_model(config: ModelConfig) -> LoadedModel:
     if folder is None:
         folder, commit = _snapshot(config.path, model)
     revision = commit or revision_hash(folder)
-    return wrap_model(model, tokenizer, name=config.name, device=device, dtype=dtype, path=folder, revision=revision)
+    loaded = wrap_model(model, tokenizer, name=config.name, device=device, dtype=dtype, path=folder, revision=revision)
+    return replace(loaded, source=config.path)
 
 
 def load_tokenizer(path: str) -> Any:
