@@ -75,7 +75,7 @@ def _share_shapes(interpreter: Any, core: Any, semantic: Any) -> None:
         else:
             self.__dict__.update(known)
 
-    def init_tensor(self: Any, handle: Any, type: Any) -> None:  # noqa: A002, Triton's name
+    def init_tensor(self: Any, handle: Any, type: Any) -> None:
         shape = type.shape if type.is_block() else None
         known = shapes.get(id(shape))
         if known is None:
