@@ -73,7 +73,7 @@ def _share_shapes(interpreter: Any, core: Any, semantic: Any) -> None:
             make_type(self, element_ty, shape)
             types[element_ty.name, sizes] = dict(self.__dict__)
         else:
-            self.__dict__.update(known)
+            self.__dict__.update(known, element_ty=element_ty)
 
     def init_tensor(self: Any, handle: Any, type: Any) -> None:
         shape = type.shape if type.is_block() else None
