@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 for _variable, _folder in (("MPLCONFIGDIR", "matplotlib"), ("HF_HOME", "huggingface"), ("TRITON_CACHE_DIR", "triton")):
@@ -25,29 +24,14 @@ import torch  # noqa: E402
 CUDA = torch.cuda.is_available()
 
 
-def _keep_the_language_patched() -> None:
-    """Make Triton's interpreter patch `triton.language` once, for good.
-
-    It patches the language anew at every launch and at every call of one @triton.jit function by another, by looking
-    through all its members, which is a third of the time that these tests take. Nothing needs the unpatched language here.
-    A release whose interpreter works otherwise is left as it is, and is slower.
-    """
-    try:
-        from triton.runtime import interpreter
-
-        patch, scope = interpreter._patch_lang, interpreter._LangPatchScope
-        patch(SimpleNamespace(__globals__={"tl": interpreter.tl, "core": interpreter.tl.core}))
-    except (ImportError, AttributeError):
-        return
-    interpreter._patch_lang = lambda function: scope()  # has nothing to restore
-
-
 if not CUDA:
     # Triton reads it when a kernel is defined, so it must stand before the first kernel module is imported.
     assert not [name for name in sys.modules if name.startswith("attention_kernels.")], "a kernel was imported before conftest"
     os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), os.cpu_count() or 1))
-    _keep_the_language_patched()
+    from tests.kernels.interpreter import make_cheap
+
+    make_cheap()
 
 
 @pytest.fixture(scope="session")

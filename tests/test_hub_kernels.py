@@ -51,6 +51,7 @@ use_kernel_func_from_hub = use_kernel_forward_from_hub
 PROBE = """
 import importlib.metadata, json, os, sys, traceback
 import huggingface_hub.dataclasses, jinja2, safetensors.torch, tokenizers, torch, torch._dynamo, torch.distributed.tensor
+import accelerate, huggingface_hub.file_download, regex, scipy.optimize, scipy.spatial, torch.distributed.checkpoint, yaml
 import torch.distributed.fsdp
 
 def places():

@@ -19,14 +19,14 @@ def literal(q: torch.Tensor, k: torch.Tensor, scale: float, last_q: int) -> tupl
     """vertical, slash [K] of one head, float64, entry by entry."""
     (q_len, _), k_len = q.shape, k.shape[0]
     rows = min(last_q, q_len)
-    vertical, slash = torch.zeros(2, k_len, dtype=torch.float64)
+    vertical, slash = [0.0] * k_len, [0.0] * k_len
     for i in range(q_len - rows, q_len):
         position = i + k_len - q_len
         probs = (q[i].double() @ k[: position + 1].double().T * scale).softmax(-1)
         for j, prob in enumerate((probs / rows).tolist()):
             vertical[j] += prob
             slash[k_len - 1 - (position - j)] += prob
-    return vertical, slash
+    return torch.tensor(vertical, dtype=torch.float64), torch.tensor(slash, dtype=torch.float64)
 
 
 @lru_cache
