@@ -22,11 +22,10 @@ def compose_settings(groups: Mapping[str, str], values: Mapping[str, Any]) -> Se
 
     Raises UserError, one line, for a choice or a name that is not known and for a value out of range.
     """
-    for group, choice in groups.items():
-        checks.text(group, choice)
+    choices = [f"{group}={checks.text(group, choice)}" for group, choice in groups.items()]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            cfg = compose("config", [f"{group}={choice}" for group, choice in groups.items()])
+            cfg = compose("config", choices)
         for name, value in values.items():
             parent, _, key = name.rpartition(".")
             section = OmegaConf.select(cfg, parent) if parent else cfg
@@ -34,5 +33,9 @@ def compose_settings(groups: Mapping[str, str], values: Mapping[str, Any]) -> Se
                 raise UserError(unknown_setting(name))  # OmegaConf's own error leaves the group out
             OmegaConf.update(cfg, name, value)
         return read_settings(cfg)
+    except UserError:
+        raise
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+    except ValueError as error:  # Hydra's own for a number in place of a name
+        raise UserError(f"{', '.join(choices)}: not known") from error

@@ -36,7 +36,7 @@ def check_choices(arguments: Sequence[str]) -> None:
     several experiments: Hydra sweeps over their names, but not over what each of them sweeps over."""
     for argument in arguments:
         group, choice = _name(argument), argument.partition("=")[2]
-        if argument.startswith("="):
+        if argument.startswith(("=", "@")):
             raise UserError(f"can't read '{argument}' on the command line: settings are written name=value, e.g. sparsity=0.9")
         if group not in groups():
             if choice.startswith("glob("):

@@ -66,6 +66,8 @@ def _settings(settings: Mapping[str, Any], choices: Mapping[str, str]) -> Iterat
     for line in _stripped(lines):
         yield _with_value(line, settings)
     for group in SHOWN_GROUPS:
+        if group not in choices:  # ~group: a run says what is wrong with that
+            continue
         yield f"\n{group}:"
         for line in _stripped(conf_lines(conf_file(group, choices[group]))):
             yield f"  {_with_value(line, settings.get(group, {}))}".rstrip()

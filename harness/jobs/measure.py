@@ -11,11 +11,16 @@ from harness.measure.run import measure
 
 def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Measure what the settings ask for and the study lacks. Returns how many cells failed. Raises UserError for bad input."""
-    if study.store.kernels.exists():
-        raise UserError(f"study={settings.study} is a study of kernels: name another one, for example study=mine")
-    study.check_records()
+    check_study(settings, study)
     done = measure(settings, study.store, command.console, command.sweep)
     if settings.report:
         study.add_arms(done.arms)
         study.refresh_leaderboard()
     return done.failed
+
+
+def check_study(settings: Settings, study: OpenStudy) -> None:
+    """Raise UserError for a study that arms can't be added to: one of kernels, or one with a corrupt record."""
+    if study.store.kernels.exists():
+        raise UserError(f"study={settings.study} is a study of kernels: name another one, for example study=mine")
+    study.check_records()

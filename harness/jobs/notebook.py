@@ -12,36 +12,54 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
 from harness.arms.build import RunnableArm, build_arms, with_knob
 from harness.arms.calibration import calibrate
+from harness.core import checks
 from harness.core.compose import compose_settings
 from harness.core.devices import check_device, check_dtype, torch_device, torch_dtype
 from harness.core.errors import UserError
-from harness.core.settings import Settings
+from harness.core.settings import RESERVED, Settings
+from harness.jobs.measure import check_study
+from harness.jobs.studies import OpenStudy
 from harness.measure.run import measure
 from harness.measure.sweep import SweepCache, load_quietly
 from harness.models.bridge import Bridge
-from harness.models.loading import BUNDLED, LoadedModel, ModelConfig
+from harness.models.loading import LoadedModel, ModelConfig
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.leaderboard_csv import row_columns
 from harness.study.store import Store
 from harness.tasks.names import expand_tasks
 
 if TYPE_CHECKING:
+    import torch
+
     from harness.report.rows import Row
 
+OF_THE_MODEL = ("device", "dtype")
+"""Settings that a loaded model has already."""
+NOT_HERE = ("job", "experiment", "hydra")
+"""Groups of the command that a call of `evaluate` or `attach` has no use for."""
 
-def load_model(path: str = "bundled", *, name: str | None = None, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+
+def load_model(
+    path: str | Path = "bundled",
+    *,
+    name: str | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> LoadedModel:
     """Load a model with its tokenizer: "bundled", a folder, or a hub id of any decoder of transformers.
 
-    name: what rows call it, its path where none is given. device and dtype: as the settings of the same names. The
-    transformers model is `.model` of what is returned, its tokenizer `.tokenizer`. Raises UserError where it can't be loaded.
+    name: what rows call it, its path where none is given. device and dtype: as the settings of the same names, or torch's own.
+    `.model` of what is returned is the transformers model, `.tokenizer` its tokenizer. Raises UserError where that can't be.
     """
-    chosen_device = torch_device(check_device(device))
-    chosen_dtype = torch_dtype(check_dtype(dtype), chosen_device)
+    path = checks.text("path", str(path) if isinstance(path, Path) else path)
+    chosen_device = torch_device(check_device(str(device)))
+    chosen_dtype = torch_dtype(check_dtype(str(dtype).removeprefix("torch.")), chosen_device)
     return load_quietly(ModelConfig(name=name or path, path=path, dtype=chosen_dtype, device=chosen_device))
 
 
@@ -96,13 +114,14 @@ def attach(
     arm = build_arms(settings, loaded)[-1]
     knob = None if arm.method is None else arm.method.calibrates()
     if arm.method is not None and knob is not None:
-        if not calibration_prompts:
+        prompts = _token_ids(calibration_prompts)
+        if not prompts:
             raise UserError(
                 f"method {method} has no formula for sparsity={sparsity}: give calibration_prompts=[token ids, …] on which its "
                 f"{knob.name} is found, or knobs={{'{knob.name}': …}} with sparsity=None"
             )
         target = 1 - (arm.method.sparsity or 0.0)
-        arm = with_knob(settings, arm, knob, calibrate(loaded, arm.method, knob, calibration_prompts, target).value)
+        arm = with_knob(settings, arm, knob, calibrate(loaded, arm.method, knob, prompts, target).value)
     with Bridge(loaded, arm.method, sparse_kernel=kernel, timer=times, decoding=arm.decoding) as bridge:
         yield Attached(arm, bridge)
 
@@ -130,15 +149,16 @@ def evaluate(
     tasks = {} if task is None else {"task": task}
     checked = _settings(loaded, groups, {**values, **tasks, "study": study})
     checked = replace(checked, tasks=tuple(expand_tasks(checked.tasks)))
-    store = Store(checked.folder)
+    study_of_rows = OpenStudy(Store(checked.folder), checked.margin)
+    check_study(checked, study_of_rows)
     with _as_command(checked, groups, values):
-        done = measure(checked, store, Console(), SweepCache(in_memory=loaded))
-    return _frame(row for row in leaderboard_rows(store, checked.margin) if row.arm in done.arms)
+        done = measure(checked, study_of_rows.store, Console(), SweepCache(in_memory=loaded))
+    return _frame(row for row in leaderboard_rows(study_of_rows.store, checked.margin) if row.arm in done.arms)
 
 
 def read_rows(study: str, results: str | Path = "results") -> pd.DataFrame:
     """Return all rows of a study as a frame, with the columns of its leaderboard. Raises UserError where it has no records."""
-    store = Store(Path(results) / study)
+    store = Store(Path(checks.text("results", str(results))) / checks.text("study", study))
     if not any(file.exists() for file in store.files()):
         raise UserError(f"study={study}: no records in {store.folder}; measure something with that study")
     return _frame(leaderboard_rows(store))
@@ -154,27 +174,58 @@ def _frame(rows: Iterator[Row] | Sequence[Row]) -> pd.DataFrame:
 
 
 def _knob_values(knobs: Mapping[str, Any] | None, decode_knobs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return knobs as settings, by dotted name."""
-    prefill = {f"method.{name}": value for name, value in (knobs or {}).items()}
-    return prefill | {f"decode.{name}": value for name, value in (decode_knobs or {}).items()}
+    """Return knobs as settings, by dotted name. Raises UserError for what is no mapping of knobs."""
+    values: dict[str, Any] = {}
+    for group, chosen in (("method", knobs), ("decode", decode_knobs)):
+        if chosen is not None and not isinstance(chosen, Mapping):
+            raise UserError(f"knobs={chosen}: must be a dict of a knob's name and its value, such as {{'last': 2}}")
+        for name, value in (chosen or {}).items():
+            if name in RESERVED:
+                raise UserError(f"knobs: {name} is no knob of a {group}; it belongs to its configuration")
+            values[f"{group}.{name}"] = value
+    return values
+
+
+def _token_ids(prompts: Any) -> list[list[int]]:
+    """Return prompts, a list of lists or a tensor [prompts, tokens], as lists of token ids. Raises UserError for others."""
+    try:
+        ids = [[int(token) for token in prompt] for prompt in prompts]
+    except (TypeError, ValueError, RuntimeError):
+        ids = [[]]
+    if not all(len(prompt) > 1 for prompt in ids):
+        raise UserError("calibration_prompts: must be prompts of at least two token ids each, [[id, id, …], …]")
+    return ids
 
 
 def _settings(loaded: LoadedModel, groups: Mapping[str, str], values: Mapping[str, Any]) -> Settings:
     """Return the settings that name a model which is loaded already. Raises UserError for bad input."""
-    bundled = loaded.path == BUNDLED
-    if not bundled:
-        folder = loaded.path if loaded.path is not None and Path(loaded.name).expanduser().is_dir() else loaded.name
-        values = {"model.path": str(folder), "model.chat_template": bool(loaded.tokenizer.chat_template), **values}
-    model = {"model": "bundled" if bundled else "hf"}
-    device, dtype = str(loaded.device), str(loaded.dtype).removeprefix("torch.")
-    return compose_settings({**model, **groups}, {"model.name": loaded.name, "device": device, "dtype": dtype, **values})
+    if not isinstance(loaded, LoadedModel):
+        raise UserError(f"a {type(loaded).__name__} is no loaded model: give what harness.load_model(…) returned")
+    for name in values:
+        if name in OF_THE_MODEL or name.partition(".")[0] in NOT_HERE or (name.startswith("model.") and name != "model.gates"):
+            raise UserError(f"{name}= can't be set here: it belongs to load_model, or to the command")
+    numbers = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+    chosen = {"model": "bundled" if loaded.source == "bundled" else "hf", **groups}
+    return compose_settings(chosen, _of_model(loaded) | numbers)
+
+
+def _of_model(loaded: LoadedModel) -> dict[str, Any]:
+    """Return the settings that load the same model."""
+    return {
+        "model.path": loaded.source or loaded.name,
+        "model.name": loaded.name,
+        "model.chat_template": bool(getattr(loaded.tokenizer, "chat_template", None)),
+        "device": str(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+    }
 
 
 @contextmanager
 def _as_command(checked: Settings, groups: Mapping[str, str], values: Mapping[str, Any]) -> Iterator[None]:
     """Let records name the command that measures the same, in place of the notebook's own. values: settings that were given."""
-    path, name = checked.model["path"], checked.model["name"]
-    model = {"model": "bundled"} if path == "bundled" else {"model": "hf", "model.path": path, "model.name": name}
+    model = {"model": "bundled" if checked.model["path"] == "bundled" else "hf"}
+    model |= {f"model.{key}": checked.model[key] for key in ("path", "name", "chat_template")}
+    model |= {"device": checked.device_choice, "dtype": checked.dtype_choice}
     choices = {**model, **groups, "task": list(checked.tasks), "study": checked.study}
     before = sys.argv
     sys.argv = ["harness", *(f"{name}={_text(value)}" for name, value in (choices | dict(values)).items())]

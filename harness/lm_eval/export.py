@@ -13,6 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.settings import Settings, read_settings
 from harness.lm_eval.exported import SPLIT
@@ -45,7 +46,7 @@ HEADER = "# The prompts are whole: no --apply_chat_template, --system_instructio
 def main(cfg: DictConfig) -> None:
     """Write the tasks of one command. Raises UserError for samples that can't be built or aren't sound."""
     settings = read_settings(cfg)
-    written = export(settings, Path(str(settings.options["out"])).expanduser())
+    written = export(settings, Path(checks.text("job.out", settings.options["out"])).expanduser())
     console = Console()
     for path in written:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)

@@ -32,8 +32,8 @@ class ModelConfig:
 class LoadedModel:
     """A model ready to run: eval mode, no gradients, on its device. `heads` are query heads, `head_dim` elements.
 
-    source: what it was asked for by: "bundled", a folder, or a hub id (None for a model made in memory). path: the folder it was
-    read from (None if it came from none). revision_hash: the hub commit, or the SHA-256 of
+    source: what it was asked for by: "bundled", a folder, or a hub id (None for a model made in memory). path: the folder it
+    was read from (None if it came from none). revision_hash: the hub commit, or the SHA-256 of
     config.json and the weights. max_length: tokens its positions reach.
     """
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,7 +47,8 @@ def test_records_name_the_command_that_measures_the_same(page: tuple[dict[str, A
         json.loads(line) for line in (folder / "results" / "notebook" / "records" / "runs.jsonl").read_text().splitlines()
     ]
     assert run["command"] == (
-        "python -m harness model=bundled method=seer 'task=[vt,niah_single_1]' study=notebook "
+        "python -m harness model=bundled model.path=bundled model.name=bundled model.chat_template=false device=cpu "
+        "dtype=float32 method=seer 'task=[vt,niah_single_1]' study=notebook "
         "length=1024 samples=2 sparsity=0.8 latency=false"
     )
 
@@ -82,6 +84,12 @@ def test_the_model_is_as_it_was_after_the_block(page: tuple[dict[str, Any], str,
         ({"method": "xattention", "sparsity": 0.5}, "has no formula for sparsity=0.5: give calibration_prompts="),
         ({"method": "block_topk", "sparsity": 1.5}, "sparsity=1.5: must be at least 0"),
         ({"method": "block_topk", "knobs": {"lasst": 2}}, "unknown setting 'method.lasst'"),
+        ({"method": "block_topk", "knobs": {"a.b": 2}}, "unknown setting 'method.a.b'"),
+        ({"method": "block_topk", "knobs": {"name": "oracle"}}, "name is no knob of a method"),
+        ({"method": "block_topk", "knobs": [2]}, "must be a dict of a knob's name and its value"),
+        ({"method": 3}, "method=3: not known"),
+        ({"method": "xattention", "sparsity": 0.5, "calibration_prompts": [[]]}, "at least two token ids each"),
+        ({"method": "xattention", "sparsity": 0.5, "calibration_prompts": "text"}, "at least two token ids each"),
         ({"method": "dense", "decode": "quest", "decode_knobs": {"bugdet": 2}}, "unknown setting 'decode.bugdet'"),
     ],
 )
@@ -90,6 +98,30 @@ def test_bad_input_is_one_line(page: tuple[dict[str, Any], str, Path], arguments
     with pytest.raises(harness.UserError) as caught, harness.attach(names["loaded"], **arguments):
         pass
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["device", "dtype", "model.name", "job.name", "experiment"])
+def test_what_the_model_or_the_command_decides_is_refused(page: tuple[dict[str, Any], str, Path], setting: str) -> None:
+    names, *_ = page
+    with pytest.raises(harness.UserError, match=f"{setting}= can't be set here"):
+        harness.evaluate(names["loaded"], "seer", **{setting: "x"})
+
+
+def test_a_transformers_model_is_no_loaded_model(page: tuple[dict[str, Any], str, Path]) -> None:
+    names, *_ = page
+    with (
+        pytest.raises(harness.UserError, match=r"give what harness\.load_model"),
+        harness.attach(names["loaded"].model, "seer"),
+    ):
+        pass
+
+
+def test_numbers_of_numpy_and_prompts_in_a_tensor_do(page: tuple[dict[str, Any], str, Path]) -> None:
+    names, *_ = page
+    arguments: dict[str, Any] = {"sparsity": np.float64(0.5), "block_size": np.int64(64)}
+    with harness.attach(names["loaded"], "xattention", calibration_prompts=names["ids"][:, :600], **arguments) as attached:
+        names["loaded"].model(names["ids"][:, :600])
+    assert abs(attached.densities[0] - 0.5) < 0.1
 
 
 def test_sparse_decoding_goes_through_generate(page: tuple[dict[str, Any], str, Path]) -> None:
