@@ -1,12 +1,46 @@
-"""A toy model in a folder, as a user would name one, and the command run on it."""
+"""A toy model in a folder, as a user would name one, loaded once; and the command run on it, its samples made once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import omegaconf._utils
 import pytest
 import torch
+import yaml
+from hydra._internal.hydra import Hydra
+
+from harness.measure import sweep
+from tests.harness.settings import toy_arguments
+
+STOPS = 8
+"""One token in so many ends an answer: random models would otherwise go on to the limit of their task."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_yaml() -> Iterator[None]:
+    """libyaml reads the files of conf/, where PyYAML comes with it: in Python it takes a third of a command's time. What the
+    values are is OmegaConf's own loader's to say, as before."""
+    loader = omegaconf._utils.get_yaml_loader()
+    if not yaml.__with_libyaml__:
+        yield
+        return
+    from yaml.cyaml import CParser
+
+    class QuickLoader(CParser, loader):
+        def __init__(self, stream: Any) -> None:
+            CParser.__init__(self, stream)
+            yaml.constructor.SafeConstructor.__init__(self)
+            yaml.resolver.Resolver.__init__(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(omegaconf._utils, "get_yaml_loader", lambda: QuickLoader)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -43,36 +77,55 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def toy(toy_folder: Path) -> list[str]:
-    """The arguments of a short run on the toy model."""
-    return [
-        "model=hf",
-        f"model.path={toy_folder}",
-        "model.name=toy",
-        "model.chat_template=false",
-        "device=cpu",
-        "length=1024",
-        "samples=2",
-        "task=niah_single_1",
-        "method=block_topk",
-        "sparsity=0.5",
-        "latency=false",
-        "batch_tokens=1",
-        "study=toy",
-    ]
+@pytest.fixture(scope="session")
+def brief_folder(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy model, with more tokens that end an answer."""
+    folder = tmp_path_factory.mktemp("brief") / "toy"
+    shutil.copytree(toy_folder, folder)
+    path = folder / "generation_config.json"
+    config = json.loads(path.read_text())
+    tokens = json.loads((folder / "config.json").read_text())["vocab_size"]
+    path.write_text(json.dumps(config | {"eos_token_id": list(range(1, tokens, STOPS))}))
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """One load of each model serves all tests of a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "load_quietly", lru_cache(maxsize=2)(sweep.load_quietly))
+        yield
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `.cache/samples` of all commands: samples are made once."""
+    return tmp_path_factory.mktemp("samples")
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The command in this process, in an empty folder; takes arguments, returns the exit code. Later ones win."""
+def toy(brief_folder: Path) -> list[str]:
+    """The arguments of a short run on the toy model: dense and block_topk, two samples."""
+    return toy_arguments(brief_folder)
+
+
+@pytest.fixture
+def command(cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command in this process, in a folder that is empty but for the samples that others have made. It takes arguments, of
+    which later ones win, and returns the exit code. Where nothing is swept over, Hydra composes the settings once: the first
+    time it would only look for a mode, and conf/ sets none."""
     from harness.__main__ import main
 
+    (tmp_path / ".cache").mkdir(exist_ok=True)
+    (tmp_path / ".cache" / "samples").symlink_to(cache_folder)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> int:
         last = {a.partition("=")[0] if "=" in a else a: a for a in arguments}
-        return main(list(last.values()))
+        with pytest.MonkeyPatch.context() as patch:
+            if "-m" not in last:
+                patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+            return main(list(last.values()))
 
     return run
 

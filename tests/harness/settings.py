@@ -24,3 +24,22 @@ def composed(*overrides: str) -> Settings:
 def with_options(settings: Settings, **options: Any) -> Settings:
     """The settings with other options of the job."""
     return replace(settings, options=settings.options | options)
+
+
+def toy_arguments(folder: Path) -> list[str]:
+    """The arguments of a short run on the toy model in a folder."""
+    return [
+        "model=hf",
+        f"model.path={folder}",
+        "model.name=toy",
+        "model.chat_template=false",
+        "device=cpu",
+        "length=1024",
+        "samples=2",
+        "task=niah_single_1",
+        "method=block_topk",
+        "sparsity=0.5",
+        "latency=false",
+        "batch_tokens=1",
+        "study=toy",
+    ]

@@ -42,13 +42,13 @@ def said(settings: Settings, loaded: LoadedModel) -> list[str]:
 
 
 def test_the_command_says_what_is_missing_and_not_once_it_is_there(
-    command: Command, toy: list[str], toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, toy: list[str], brief_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = [*toy, *SHORT, "method=minference"]
     assert command(*run, "job=kept_mass") == 0
     out = capsys.readouterr().out
-    assert out.count("is not there, so toy's heads count as not searched") == 1 and str(toy_folder) in out
-    assert f"job=search_heads method=minference model=hf model.path={toy_folder}`" in out
+    assert out.count("is not there, so toy's heads count as not searched") == 1 and str(brief_folder) in out
+    assert f"job=search_heads method=minference model=hf model.path={brief_folder}`" in out
     assert command(*run, "job=search_heads", f"job.out={tmp_path / 'searched'}", "job.prompts=1") == 0
     capsys.readouterr()
     assert command(*run, f"model.gates={tmp_path / 'searched'}", "study=searched", "job=kept_mass") == 0

@@ -6,6 +6,7 @@ import csv
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,13 @@ RECORDED_TASKS |= {"pareto": "ruler", "gate_truths": "ruler", "ruler": "ruler", 
 
 def tasks_of(arguments: Sequence[str]) -> tuple[str, ...]:
     """The tasks that the settings of a command name; sweeps over anything else are left out."""
-    single = [a for a in prepare(arguments) if not a.startswith("-") and ("," not in a or a.startswith("task"))]
+    return composed_tasks(*(a for a in prepare(arguments) if not a.startswith("-") and ("," not in a or a.startswith("task"))))
+
+
+@cache
+def composed_tasks(*arguments: str) -> tuple[str, ...]:
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return read_settings(compose("config", single)).tasks
+        return read_settings(compose("config", list(arguments))).tasks
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,10 @@ from harness.models.loading import ModelConfig, load_model
 from harness.tasks.tokens import encode
 from tests.harness.lm_eval.lm_eval_tools import ENVIRONMENT, answers, evaluate
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.xdist_group("lm_eval"),  # one process evaluates what the tests compare with
+]
 
 SENTENCES = "The grass is green. The sky is blue. One of the special magic numbers for apple is: 1234567. "
 HALF = {"method": "block_topk", "sparsity": 0.5, "block_size": 16}

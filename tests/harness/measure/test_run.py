@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -28,7 +26,6 @@ from harness.study.schema import RunRecord
 from harness.study.store import Store
 
 Command = Callable[..., int]
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def lines(study: Path, kind: str) -> list[dict[str, Any]]:
@@ -131,26 +128,33 @@ def test_a_sweep_over_lengths_loads_the_model_once(
     assert len(loads) == 1 and len(lines(tmp_path / "results" / "toy", "samples")) == 4
 
 
+def _slowly(command: Command, arguments: list[str]) -> None:
+    """The command in a process of its own, which can be killed between two samples."""
+    torch.set_num_threads(1)  # the threads of the process before are not in this one
+    real = generating.generate
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.1)
+        return real(*args, **kwargs)
+
+    generating.generate = slow
+    command(*arguments)
+
+
 def test_killed_and_run_again_nothing_is_lost_or_doubled(command: Command, toy: list[str], tmp_path: Path) -> None:
     arguments = [*(a for a in toy if not a.startswith("samples=")), "samples=8", "report=false"]
     path = tmp_path / "results" / "toy" / "records" / "samples.jsonl"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "harness", *arguments],
-        cwd=tmp_path,
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = multiprocessing.get_context("fork").Process(target=_slowly, args=(command, arguments), daemon=True)
+    process.start()  # forked off this one: importing torch takes another seconds
     deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.is_alive():
         if path.exists() and path.read_bytes().count(b"\n") >= 3:
             break
         time.sleep(0.01)
-    assert process.poll() is None, "it ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.is_alive(), "it ended before it could be killed"
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     recorded = path.read_bytes()
     assert 3 <= recorded.count(b"\n") < 16
     with open(path, "ab") as file:  # the worst moment: in the middle of a line

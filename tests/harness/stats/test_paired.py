@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -12,6 +13,12 @@ from scipy.special import xlogy
 from harness.stats import paired
 from harness.stats.paired import Z95, difference_interval, is_noninferior, score_interval, score_statistic
 from harness.stats.scores import holm_adjusted
+
+
+@pytest.fixture
+def bounds_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search for the bound of the same counts once, however often a simulation draws them."""
+    monkeypatch.setattr(paired, "_bound", lru_cache(maxsize=None)(paired._bound))
 
 
 def test_no_difference_is_as_wide_as_the_samples_are_few() -> None:
@@ -59,6 +66,7 @@ def test_many_small_tasks_weigh_the_same() -> None:
     assert low == pytest.approx(score_interval(0, 0.25 * 7.5, 7.5)[0]) and low > alone[0]
 
 
+@pytest.mark.usefixtures("bounds_once")
 @pytest.mark.parametrize(
     ("tasks", "n", "lost", "gained"),
     [(1, 50, 0.02, 0.0), (1, 200, 0.03, 0.02), (11, 50, 0.01, 0.005), (1, 200, 0.3, 0.1), (11, 20, 0.2, 0.15)],
@@ -77,6 +85,7 @@ def test_the_interval_holds_the_truth(tasks: int, n: int, lost: float, gained: f
     assert false / trials < 0.05
 
 
+@pytest.mark.usefixtures("bounds_once")
 def test_fractions_are_never_too_narrow() -> None:
     rng = np.random.default_rng(1)
     held = 0

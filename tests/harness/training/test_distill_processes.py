@@ -100,9 +100,12 @@ def start_two(out: Path, kind: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # both are forked off one server that has imported this module: torch and transformers take seconds of each
-    mp.get_context("forkserver").set_forkserver_preload([__name__])
-    mp.start_processes(_process, args=(port, out, kind), nprocs=2, start_method="forkserver")
+    # torch and transformers take seconds to import: both are forked off this process, which has done so, or where CUDA, which
+    # can't be forked, may be in use, off one server that has imported this module
+    method = "forkserver" if torch.cuda.is_available() else "fork"
+    if method == "forkserver":
+        mp.get_context(method).set_forkserver_preload([__name__])
+    mp.start_processes(_process, args=(port, out, kind), nprocs=2, start_method=method)
 
 
 def test_two_processes_train_the_gates_of_one(alone: Distilled, tmp_path: Path) -> None:
