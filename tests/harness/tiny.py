@@ -52,7 +52,7 @@ def _heads(heads: int, kv_heads: int) -> dict[str, Any]:
 def build(family: str, seed: int = 0) -> Any:
     """A random model of the family in eval mode, float32. Weights are large so that attention is far from uniform."""
     torch.manual_seed(seed)
-    made: Any = {
+    model: Any = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(head_dim=16, **_COMMON)),
         "llama_group3": lambda: LlamaForCausalLM(LlamaConfig(head_dim=16, **_heads(9, 3))),  # as SmolLM2-135M
         "qwen2_group7": lambda: Qwen2ForCausalLM(Qwen2Config(**_heads(7, 1))),  # groups as Qwen2.5-0.5B's
@@ -71,7 +71,7 @@ def build(family: str, seed: int = 0) -> Any:
             )
         ),
     }[family]()
-    return made.eval()
+    return model.eval()
 
 
 def load(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> LoadedModel:

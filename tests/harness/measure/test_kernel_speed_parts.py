@@ -117,9 +117,9 @@ def test_pictures_show_real_indices_before_random_ones(tmp_path: Path) -> None:
         for method, ms in (("uniform", 10.0), ("seer", 20.0)):
             own = {"method": method, "index": method, "shared": False, "sparsity": 0.9, "block_size": 64, "k_block": 64}
             rows.append(planted("sparse", "quick", n, ms, pct_ideal=50.0, **own))
-    made = pictures._by_length(rows, pictures.BLOCKS)
-    assert made is not None
-    texts = [t.get_text().strip() for t in made.axes[0].texts]
+    figure = pictures._by_length(rows, pictures.BLOCKS)
+    assert figure is not None
+    texts = [t.get_text().strip() for t in figure.axes[0].texts]
     assert texts == ["FlashAttention-3  200", "quick  20"]
     assert [p.name for p in pictures.write(rows, tmp_path)] == ["time_by_length.png"], "one sparsity is no curve"
     gated = [replace(r, status=Status.GATED) for r in rows]
@@ -132,6 +132,6 @@ def test_pictures_take_the_length_where_most_was_timed_and_two_panels() -> None:
         planted("sparse", "quick", 4096, 1.0, sparsity=s, block_size=b, **own) for s in (0.5, 0.8, 0.9) for b in (32, 64, 128)
     ]
     rows += [planted("sparse", "quick", 8192, 1.0, sparsity=s, block_size=32, **own) for s in (0.5, 0.9)]  # a run that was cut
-    made = pictures._by_sparsity(rows)
-    assert made is not None and "at 4k tokens" in made.get_suptitle()
-    assert [axes.get_title("left") for axes in made.axes] == ["blocks of 32", "blocks of 128"]
+    figure = pictures._by_sparsity(rows)
+    assert figure is not None and "at 4k tokens" in figure.get_suptitle()
+    assert [axes.get_title("left") for axes in figure.axes] == ["blocks of 32", "blocks of 128"]

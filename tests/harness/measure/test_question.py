@@ -49,8 +49,8 @@ def masked(loaded: LoadedModel, prompt: list[int], context: int, steps: int = NE
     try:
         for _ in range(steps):
             row, column = torch.arange(len(ids))[:, None], torch.arange(len(ids))[None]
-            kept = (row >= context) | (column < BLOCK) | (column // BLOCK == row // BLOCK)
-            mask = torch.where(kept & (column <= row), 0.0, float("-inf"))[None, None].to(loaded.dtype)
+            attended = (row >= context) | (column < BLOCK) | (column // BLOCK == row // BLOCK)
+            mask = torch.where(attended & (column <= row), 0.0, float("-inf"))[None, None].to(loaded.dtype)
             with torch.no_grad():
                 logits = loaded.model(input_ids=torch.tensor([ids]), attention_mask=mask, use_cache=False).logits
             ids.append(int(logits[0, -1].argmax()))
@@ -90,14 +90,14 @@ def test_the_context_is_the_methods_and_the_question_sees_everything(batch_token
 def test_a_question_read_again_differs_in_what_the_selection_saw() -> None:
     loaded = load("llama", dtype=torch.float64)
     prompt, context = prompts()[:1], CONTEXTS[:1]
-    found = {}
+    generations = {}
     for reread in (False, True):
         with Bridge(loaded, ByLength(block_size=BLOCK)) as bridge:
             split = Split(context, bridge.in_full, reread)
-            (found[reread],) = generate(loaded, prompt, NEW, stop_ids=set(), batch_tokens=1, split=split)
+            (generations[reread],) = generate(loaded, prompt, NEW, stop_ids=set(), batch_tokens=1, split=split)
             assert bridge.prefill_densities() == [pytest.approx(1.0 if reread else 7 / 10)]
-    assert found[False].ids == masked(loaded, prompt[0], context[0])
-    assert found[True].ids == one_by_one(loaded, prompt[0], NEW, set())
+    assert generations[False].ids == masked(loaded, prompt[0], context[0])
+    assert generations[True].ids == one_by_one(loaded, prompt[0], NEW, set())
     with Bridge(loaded, Fixed(block_size=BLOCK)) as bridge:
         (out,) = generate(loaded, prompt, NEW, stop_ids=set(), batch_tokens=1, split=Split(context, bridge.in_full, True))
     assert out.ids == masked(loaded, prompt[0], context[0]), "the keys of its first reading are gone"
@@ -107,8 +107,8 @@ def test_a_question_read_again_differs_in_what_the_selection_saw() -> None:
 def test_every_methods_context_is_that_of_a_prefill_without_question(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its keys and values, bit by bit, whatever the method keeps between layers and prompts; the model's own attention reads
     the question."""
-    made: list[BatchCache] = []
-    monkeypatch.setattr(generate_module, "BatchCache", lambda *a, **kw: made.append(BatchCache(*a, **kw)) or made[-1])
+    caches: list[BatchCache] = []
+    monkeypatch.setattr(generate_module, "BatchCache", lambda *a, **kw: caches.append(BatchCache(*a, **kw)) or caches[-1])
     loaded, method = load("llama"), built(name, sparsity=0.7)
     given, contexts = [tokens(n, seed=n).tolist() for n in (299, 231)], (280, 213)
     alone = []
@@ -116,17 +116,17 @@ def test_every_methods_context_is_that_of_a_prefill_without_question(name: str, 
         for prompt, context in zip(given, contexts, strict=True):
             alone.append(loaded.model(input_ids=torch.tensor([prompt[:context]]), use_cache=True).past_key_values)
     with Bridge(loaded, method) as bridge:
-        found = generate(loaded, given, 1, stop_ids=set(), batch_tokens=10_000, split=Split(contexts, bridge.in_full))
+        generations = generate(loaded, given, 1, stop_ids=set(), batch_tokens=10_000, split=Split(contexts, bridge.in_full))
         assert max(bridge.prefill_densities()) < 1, "it left something out, or nothing was compared"
-    (cache,) = made
-    for row, (prompt, context, kept) in enumerate(zip(given, contexts, alone, strict=True)):
-        for layer, other in zip(cache.layers, kept.layers, strict=True):
+    (cache,) = caches
+    for row, (prompt, context, alone_cache) in enumerate(zip(given, contexts, alone, strict=True)):
+        for layer, other in zip(cache.layers, alone_cache.layers, strict=True):
             start = len(given[0]) - len(prompt)
             assert torch.equal(layer.keys[row, :, start : start + context], other.keys[0])  # type: ignore[index]
             assert torch.equal(layer.values[row, :, start : start + context], other.values[0])  # type: ignore[index]
         with torch.inference_mode():
-            logits = loaded.model(input_ids=torch.tensor([prompt[context:]]), past_key_values=kept).logits
-        assert found[row].ids == [int(logits[0, -1].argmax())]
+            logits = loaded.model(input_ids=torch.tensor([prompt[context:]]), past_key_values=alone_cache).logits
+        assert generations[row].ids == [int(logits[0, -1].argmax())]
 
 
 def test_densities_are_of_the_context_alone() -> None:
@@ -145,7 +145,7 @@ def test_densities_are_of_the_context_alone() -> None:
 @pytest.mark.parametrize("name", ["quest", "streaming", "oracle"])
 def test_sparse_decoding_begins_after_the_question(name: str) -> None:
     loaded = load("llama", dtype=torch.float64)
-    steps, found = {}, {}
+    steps, answers = {}, {}
     for budget in (16, 512):
         method = decode.build(name, block_size=16, budget=budget, **({"dense_layers": 0} if name == "quest" else {}))
         with Bridge(loaded, None, decoding=method) as bridge:
@@ -153,12 +153,14 @@ def test_sparse_decoding_begins_after_the_question(name: str) -> None:
             out = generate(loaded, prompts(), NEW, stop_ids=set(), batch_tokens=10_000, split=split)
             assert bridge.decoder is not None
             steps[budget] = bridge.decoder.take_densities()
-        found[budget] = [g.ids for g in out]
+        answers[budget] = [g.ids for g in out]
         with Bridge(loaded, None, decoding=method):
             whole = generate(loaded, prompts(), NEW, stop_ids=set(), batch_tokens=10_000)
-        assert found[budget] == [g.ids for g in whole], "a dense prefill is one in two pieces"
-    assert found[512] == [one_by_one(loaded, prompt, NEW, set()) for prompt in prompts()]
-    assert [ids[0] for ids in found[16]] == [ids[0] for ids in found[512]], "the question, of one token too, is read in full"
+        assert answers[budget] == [g.ids for g in whole], "a dense prefill is one in two pieces"
+    assert answers[512] == [one_by_one(loaded, prompt, NEW, set()) for prompt in prompts()]
+    assert [ids[0] for ids in answers[16]] == [ids[0] for ids in answers[512]], (
+        "the question, of one token too, is read in full"
+    )
     assert len(steps[16]) == NEW - 1 and len(steps[16][0]) == len(LENGTHS), "and is no step of decoding"
 
 

@@ -41,30 +41,30 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def chatting(tokenizer: Any) -> Any:
     """The bundled tokenizer with a chat template that has a BOS and trims what it wraps."""
-    made = copy.deepcopy(tokenizer)
-    made.chat_template = CHAT
-    return made
+    chat_tokenizer = copy.deepcopy(tokenizer)
+    chat_tokenizer.chat_template = CHAT
+    return chat_tokenizer
 
 
 @pytest.fixture(scope="module")
 def threes() -> Any:
     """A tokenizer of three characters a token, so that questions begin inside of one."""
-    made = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.FixedLength(length=3)
-    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]")
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.FixedLength(length=3)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files for the tasks that read any: RULER's documents, and two rows of every data set of LongBench."""
-    made = tmp_path_factory.mktemp("data")
+    data_folder = tmp_path_factory.mktemp("data")
     squad = [{"title": a, "paragraphs": [paragraph(a, n) for n in range(9)]} for a in ("Normans", "Saxons", "Franks")]
-    (made / "dev-v2.0.json").write_text(json.dumps({"version": "v2.0", "data": squad}))
-    (made / "hotpotqa.json").write_text(json.dumps([hotpot_row(n) for n in range(12)]))
+    (data_folder / "dev-v2.0.json").write_text(json.dumps({"version": "v2.0", "data": squad}))
+    (data_folder / "hotpotqa.json").write_text(json.dumps([hotpot_row(n) for n in range(12)]))
     for dataset, language in LANGUAGES.items():
         asked = "何をしますか?" if language == "zh" else f"question about {dataset}?"
-        write(made, f"{dataset}.jsonl", [line(dataset, n) | {"input": f"{asked} {n}"} for n in (0, 1)])
-    return made
+        write(data_folder, f"{dataset}.jsonl", [line(dataset, n) | {"input": f"{asked} {n}"} for n in (0, 1)])
+    return data_folder
 
 
 def rulers(name: str, tokenizer: Any, folder: Path, *, chat: bool = False, length: int = 1024) -> list[Sample]:
@@ -108,13 +108,13 @@ def test_rulers_question_begins_after_its_context(tokenizer: Any, chatting: Any,
 
 def test_rulers_words(tokenizer: Any, folder: Path) -> None:
     begins = {name: rulers(name, tokenizer, folder)[0] for name in RULER}
-    found = {name: s.prompt[s.context :][:40] for name, s in begins.items()}
-    assert found["niah_single_1"] == "What is the special magic number for " + found["niah_single_1"][37:]
-    assert found["niah_multiquery"] == found["niah_multivalue"] == "What are all the special magic numbers f"
-    assert found["vt"] == "Question: Find all variables that are as"
-    assert found["cwe"] == "Question: What are the 10 most common wo"
-    assert found["fwe"] == "Question: Do not provide any explanation"
-    assert found["qa_1"] == found["qa_2"] == "Answer the question based on the given d", "the repeated rule comes with it"
+    openings = {name: s.prompt[s.context :][:40] for name, s in begins.items()}
+    assert openings["niah_single_1"] == "What is the special magic number for " + openings["niah_single_1"][37:]
+    assert openings["niah_multiquery"] == openings["niah_multivalue"] == "What are all the special magic numbers f"
+    assert openings["vt"] == "Question: Find all variables that are as"
+    assert openings["cwe"] == "Question: What are the 10 most common wo"
+    assert openings["fwe"] == "Question: Do not provide any explanation"
+    assert openings["qa_1"] == openings["qa_2"] == "Answer the question based on the given d", "the repeated rule comes with it"
 
 
 @pytest.mark.parametrize("name", ["niah_multikey_1", "vt", "qa_2"])
@@ -129,17 +129,17 @@ def test_a_token_of_both_is_the_questions(threes: Any, folder: Path, name: str) 
 def test_bytes_of_one_character_stay_together(trim: bool, bos: str) -> None:
     """A token a byte, offsets with and without blanks as families have them, and BOS from the tokenizer and from the text."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({token: i for i, token in enumerate(["<s>", *letters])}, []))
-    made.add_special_tokens(["<s>"])
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(["<s>", *letters])}, []))
+    backend.add_special_tokens(["<s>"])
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     begin = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    made.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=trim), begin])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>")
+    backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=trim), begin])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
     context, question = "文章:猫在睡觉。\n \n", "请问:谁在睡觉?\n回答:"
     ids = encode_all(tokenizer, [bos + context + question])[0]
     assert ids.count(0) == 1
-    found = context_tokens(tokenizer, bos + context + question, ids, len(bos + context))
-    assert found == 1 + len(context.encode()), "not a byte of the question, and all of the context's"
+    context_length = context_tokens(tokenizer, bos + context + question, ids, len(bos + context))
+    assert context_length == 1 + len(context.encode()), "not a byte of the question, and all of the context's"
 
 
 def test_only_the_last_question_counts() -> None:
@@ -150,12 +150,12 @@ def test_only_the_last_question_counts() -> None:
 
 
 def test_the_samples_on_disk_are_what_they_were(tokenizer: Any, tmp_path: Path) -> None:
-    made = get_samples("vt", tokenizer, 1024, 2, cache_dir=tmp_path)
+    samples = get_samples("vt", tokenizer, 1024, 2, cache_dir=tmp_path)
     (file,) = tmp_path.iterdir()
     rows = [json.loads(row) for row in file.read_text().splitlines()]
     assert all(list(row)[-1] == "evidence" and "context" not in row for row in rows), "files are the same as before"
-    assert get_samples("vt", tokenizer, 1024, 2, cache_dir=tmp_path) == made
-    assert all(sample.context is not None for sample in made)
+    assert get_samples("vt", tokenizer, 1024, 2, cache_dir=tmp_path) == samples
+    assert all(sample.context is not None for sample in samples)
 
 
 @pytest.mark.parametrize("chat", [False, True])
