@@ -23,7 +23,7 @@ class Mean:
 
     @property
     def value(self) -> float | None:
-        """The mean, None before the first value."""
+        """Return the mean, None before the first value."""
         return self.total / self.weight if self.weight else None
 
 

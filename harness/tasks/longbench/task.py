@@ -34,17 +34,17 @@ class LongBenchTask:
 
     @property
     def dataset(self) -> str:
-        """The data set's own name."""
+        """Return the data set's own name."""
         return self.name.removeprefix(PREFIX) if self.bucket is None else self.name[len(PREFIX_E) : -len(self.bucket) - 1]
 
     @property
     def bucket(self) -> str | None:
-        """The bucket in LongBench-E, None in LongBench."""
+        """Return the bucket in LongBench-E, None in LongBench."""
         return self.name.rpartition("_")[2] if self.name in TASKS_E else None
 
     @property
     def file(self) -> str:
-        """The file of the data set, as distributed."""
+        """Return the file of the data set, as distributed."""
         return f"{self.dataset}.jsonl" if self.bucket is None else f"{self.dataset}_e.jsonl"
 
     @property
@@ -54,7 +54,7 @@ class LongBenchTask:
 
     @property
     def asks(self) -> bool:
-        """Whether the template has a question after its context."""
+        """Return whether the template has a question after its context."""
         return self.dataset not in WITHOUT_QUESTION
 
     @property

@@ -27,7 +27,7 @@ class DocumentQA:
 
     @property
     def source(self) -> str:
-        """What rows call the documents: the data set and a hash of its file."""
+        """Return what rows call the documents: the data set and a hash of its file."""
         return self.data.name
 
     def question(self, seed: int, index: int | str) -> Question:
@@ -53,7 +53,7 @@ class OneQuestion:
 
     @property
     def evidence(self) -> tuple[str, ...]:
-        """The documents without which the question can't be answered."""
+        """Return the documents without which the question can't be answered."""
         return tuple(self.data.documents[i] for i in self.question.own[: self.question.golden])
 
     def build(self, rng: random.Random, size: int, prose: Haystack | None = None) -> tuple[str, str, list[str]]:

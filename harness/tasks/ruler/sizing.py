@@ -53,7 +53,7 @@ class Sizer:
 
     @property
     def size(self) -> int:
-        """The largest size at which a sizing sample fits: a false-position search, since tokens grow almost linearly.
+        """Return the largest size at which a sizing sample fits: a false-position search, since tokens grow almost linearly.
 
         Raises UserError where not even the smallest fits.
         """

@@ -30,7 +30,7 @@ class CommonWords:
 
     @property
     def most(self) -> int:
-        """The most distinct words there are."""
+        """Return the most distinct words there are."""
         return max(len(self.words or vocabulary()), len(self.more_words))
 
     def build(self, rng: random.Random, size: int, prose: Haystack | None = None) -> tuple[str, str, list[str]]:

@@ -18,7 +18,7 @@ class _Wording:
 
     @property
     def kind(self) -> str:
-        """The values' name as the questions have it."""
+        """Return the values' name as the questions have it."""
         return f" {self.unit}s" if self.plural else f" {self.unit}"
 
     def head(self) -> list[int]:

@@ -26,17 +26,17 @@ class GateSpec:
 
     @property
     def file_name(self) -> str:
-        """The file's name for this block size."""
+        """Return the file's name for this block size."""
         return self.file.format(block_size=self.block_size)
 
     @property
     def suffix(self) -> str:
-        """What tells the files of one training from another's in a study: block size and name."""
+        """Return what tells the files of one training from another's in a study: block size and name."""
         return self.file_name.partition(".")[0].removeprefix("gates-")
 
     @property
     def options(self) -> dict[str, bool]:
-        """The options that gates of this kind are built with."""
+        """Return the options that gates of this kind are built with."""
         return {"q_linear": True} if self.q_linear else {}
 
 
