@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -74,6 +75,7 @@ def _process(rank: int, port: int, out: Path, kind: str) -> None:
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one is forked off, which ran alone
     processes = join(torch.device(kind))
     assert (processes.rank, processes.count) == (rank, 2)
     assert processes.device == torch.device(kind, rank) or kind == "cpu"
