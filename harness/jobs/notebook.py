@@ -6,6 +6,7 @@ Everything goes by the settings of conf/ and their checks, so a call means what 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import pandas as pd
 from rich.console import Console
 
 from harness.arms.build import RunnableArm, build_arms, with_knob
-from harness.arms.calibration import calibrate
+from harness.arms.calibration import TOLERANCE, calibrate
 from harness.core import checks
 from harness.core.compose import compose_settings
 from harness.core.devices import check_device, check_dtype, torch_device, torch_dtype
@@ -106,7 +107,7 @@ def attach(
     conf/method/METHOD.yaml and conf/decode/DECODE.yaml by name. gates: folder of trained weights that don't lie beside the
     model. calibration_prompts: token ids of prompts on which a knob without a formula is found for the sparsity. times: take
     times of every layer. Prompts go in one at a time, without padding. Raises UserError for what this model, device or method
-    can't do, among it a method without a formula that is given no prompts.
+    can't do, among it a method without a formula that is given no prompts. Warns of a sparsity that is out of reach.
     """
     groups = _groups(method, decode)
     values = {"sparsity": sparsity, "block_size": block_size, "kernel": kernel, **_knob_values(knobs, decode_knobs)}
@@ -121,7 +122,11 @@ def attach(
                 f"{knob.name} is found, or knobs={{'{knob.name}': …}} with sparsity=None"
             )
         target = 1 - (arm.method.sparsity or 0.0)
-        arm = with_knob(settings, arm, knob, calibrate(loaded, arm.method, knob, prompts, target).value)
+        calibrated = calibrate(loaded, arm.method, knob, prompts, target, sparse_kernel=kernel)
+        if abs(calibrated.density - target) > TOLERANCE:
+            text = f"density {target:.3g} is out of reach, the nearest is {calibrated.density:.3g} at {knob.name}="
+            warnings.warn(f"{method}: {text}{calibrated.value:.4g}", stacklevel=3)
+        arm = with_knob(settings, arm, knob, calibrated.value)
     with Bridge(loaded, arm.method, sparse_kernel=kernel, timer=times, decoding=arm.decoding) as bridge:
         yield Attached(arm, bridge)
 

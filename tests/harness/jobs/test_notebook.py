@@ -125,6 +125,16 @@ def test_numbers_of_numpy_and_prompts_in_a_tensor_do(page: tuple[dict[str, Any],
     assert abs(attached.densities[0] - 0.5) < 0.1
 
 
+def test_a_density_out_of_reach_is_warned_of(page: tuple[dict[str, Any], str, Path]) -> None:
+    names, *_ = page
+    prompt = [names["ids"][0, :200].tolist()]  # four blocks, of which a row's own is always kept
+    with (
+        pytest.warns(UserWarning, match=r"xattention: density 0\.05 is out of reach, the nearest is 0\.\d+ at threshold="),
+        harness.attach(names["loaded"], "xattention", sparsity=0.95, calibration_prompts=prompt),
+    ):
+        pass
+
+
 def test_sparse_decoding_goes_through_generate(page: tuple[dict[str, Any], str, Path]) -> None:
     names, *_ = page
     with harness.attach(names["loaded"], "dense", decode="quest", decode_knobs={"budget": 64}) as attached:
