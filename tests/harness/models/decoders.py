@@ -43,6 +43,8 @@ NEW_TOKENS = 5
 TOLERANCE = 1e-3
 """How far logits may be from the model's own, relative to their norm, at any position."""
 
+MOST_PARAMETERS = 20_000_000
+
 _HEADS, _KV_HEADS, _HEAD_DIM, _LAYERS, _VOCABULARY = 4, 2, 16, 4, 160
 
 _SIZES: dict[str, Any] = {
@@ -54,6 +56,13 @@ _SIZES: dict[str, Any] = {
     "d_model": _HEADS * _HEAD_DIM,
     "embedding_size": _HEADS * _HEAD_DIM,
     "word_embed_proj_dim": _HEADS * _HEAD_DIM,
+    "decoder_layers": _LAYERS,
+    "encoder_layers": 1,
+    "decoder_attention_heads": _HEADS,
+    "encoder_attention_heads": _HEADS,
+    "decoder_ffn_dim": 96,
+    "encoder_ffn_dim": 96,
+    "is_decoder": True,
     "intermediate_size": 96,
     "ffn_dim": 96,
     "n_inner": 96,
@@ -131,8 +140,13 @@ def config_of(kind: str, **sizes: Any) -> Any:
 
 def build(kind: str, **sizes: Any) -> Any:
     """Return the toy model of a type, of random weights, with eager attention."""
+    config = config_of(kind, **sizes)
+    with torch.device("meta"):
+        parameters = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    if parameters > MOST_PARAMETERS:
+        raise ValueError(f"the smallest toy has {parameters / 1e6:.0f} million parameters: its config has sizes of other names")
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(config_of(kind, **sizes), attn_implementation="eager")
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     return model.float().eval()
 
 
