@@ -19,6 +19,7 @@ from harness.measure.context import RunContext
 from harness.models.bridge import Bridge
 from harness.models.decoder import mean_density
 from harness.models.generate import Generation, Split, batches, generate
+from harness.models.layer_shapes import column_bytes
 from harness.models.loading import LoadedModel
 from harness.study.identity import Cell
 from harness.study.resume import Attempt
@@ -119,9 +120,8 @@ def suitable_batch_tokens(loaded: LoadedModel) -> int:
     """Return how many columns of KV cache to decode together where the user doesn't say: what suits the device."""
     if loaded.device.type != "cuda":
         return CPU_BATCH_TOKENS
-    column_bytes = 2 * loaded.layers * loaded.kv_heads * loaded.head_dim * loaded.dtype.itemsize
     free_bytes, _ = torch.cuda.mem_get_info(loaded.device)
-    return max(1, int(GPU_MEMORY_SHARE * free_bytes / column_bytes))
+    return max(1, int(GPU_MEMORY_SHARE * free_bytes / column_bytes(loaded.layer_shapes, loaded.dtype.itemsize)))
 
 
 def _bridge(context: RunContext, arm: RunnableArm) -> Bridge:

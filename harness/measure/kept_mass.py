@@ -10,13 +10,14 @@ from statistics import fmean
 import torch
 from attention_kernels.kept_mass import kept_mass
 from attention_kernels.skip_softmax import SkipRule
-from attention_kernels.sparse_attention import Choice, SparseIndex, attend, resolve_kernel
+from attention_kernels.sparse_attention import Choice, SparseIndex, attend
 from torch import Tensor
 
 from harness.arms.build import RunnableArm
 from harness.core.errors import UserError
 from harness.measure.context import RunContext
 from harness.models.bridge import Bridge
+from harness.models.kernel_choice import sparse_kernel_of
 from harness.models.loading import LoadedModel
 from harness.models.rope import ModelRope
 from harness.study.identity import digest
@@ -65,9 +66,7 @@ def what_runs(
     """Return what a choice comes to in one layer: itself, or of a rule that the kernel decides by what the kernel kept."""
     if not isinstance(choice, SkipRule):
         return choice
-    kernel = resolve_kernel(
-        kernel, choice, device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim, heads=q.shape[1]
-    )
+    kernel = sparse_kernel_of(loaded, kernel, choice, heads=q.shape[1], head_dim=q.shape[3])
     return attend(q, k, v, choice, scale=scale, kernel=kernel)[1]
 
 

@@ -1,19 +1,19 @@
 """One attention function and one mask function that transformers calls for a model that is attached to a runner (a Bridge).
 
 Both are registered once, as IMPLEMENTATION. Which runner a layer belongs to is looked up by its module (`attached`), so several
-models can have one each at the same time. Whatever these functions can't honour (padding at prefill, softcap, sinks, …) raises
-UserError: never a wrong answer.
+models can have one each at the same time. What a layer's mask asks for comes to it as a LayerMask (`harness.models.masks`).
+Whatever these functions can't honour (padding at prefill, softcap, sinks, …) raises UserError: never a wrong answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
+from harness.models.masks import LayerMask, MaskFunction, window_of
 
 IMPLEMENTATION = "sparse_attention_harness"
 """The attention implementation's name. transformers reads meaning into "flash", "sdpa", "flex_attention" and "/"."""
@@ -28,6 +28,28 @@ _UNSUPPORTED = {
     "output_attentions": "output_attentions (the attention matrix is never formed)",
 }
 """Keyword arguments of transformers' attention functions that change the result, and what they stand for."""
+
+_NEUTRAL = frozenset(
+    {
+        "cache_position",
+        "deterministic",
+        "is_causal",
+        "labels",
+        "logits_to_keep",
+        "max_length_k",
+        "max_length_q",
+        "num_items_in_batch",
+        "output_hidden_states",
+        "output_router_logits",
+        "past_key_values",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "sliding_window",
+        "use_cache",
+    }
+)
+"""Keyword arguments that change nothing, or that are looked at by name. Any other one that says something is refused."""
 
 
 class AttentionRunner(Protocol):
@@ -113,28 +135,30 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: LayerMask | Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Run transformers' attention function: q [B,Hq,Q,D], k/v [B,Hkv,K,D] -> ([B,Q,Hq,D], None)."""
+    """Run transformers' attention function: q [B,Hq,Q,D], k/v [B,Hkv,K,D] -> ([B,Q,Hq,D] contiguous, None)."""
     runner = attached.get(module)
     if runner is None:
         raise UserError(
             f"{type(module).__name__} is set to {IMPLEMENTATION} but no Bridge is attached to its model: use `with Bridge(…)`, "
             "and a config object of its own for every model"
         )
-    step = query.shape[2] == 1 and not runner.full  # a question of a single token is no step of decoding
-    _check_call(module, query, key, value, attention_mask, dropout, kwargs, step=step)
+    _check_call(module, query, key, value, dropout, kwargs)
+    mask = _layer_mask(module, query, key, attention_mask)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    window = kwargs.get("sliding_window")
+    window = _window(module, mask, kwargs.get("sliding_window"))
     layer = int(getattr(module, "layer_idx", 0))
-    if step:
-        out = runner.decode(layer, query, key, value, scale=scale, window=window, key_mask=attention_mask)
-    else:
+    if query.shape[2] == 1 and not runner.full:  # a question of a single token is no step of decoding
+        out = runner.decode(layer, query, key, value, scale=scale, window=window, key_mask=mask.key_mask)
+    elif mask.key_mask is None:
         out = runner.attend(layer, query, key, value, scale=scale, window=window)
-    return out.transpose(1, 2), None
+    else:
+        raise UserError("padding before a question of a single token is not supported: run prompts one by one")
+    return out.transpose(1, 2).contiguous(), None  # as transformers' own do: some models call .view on it
 
 
 def _mask(
@@ -143,17 +167,23 @@ def _mask(
     kv_length: int,
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
-    mask_function: Callable[..., Any] | None = None,
+    mask_function: MaskFunction | None = None,
     attention_mask: Tensor | None = None,
     allow_is_causal_skip: bool = True,
-    use_vmap: bool = False,
     **_: Any,
-) -> Tensor | None:
-    """Return transformers' mask: None, or at decode the 2-D mask [B,K] of the keys that are there."""
+) -> LayerMask:
+    """Return what transformers' mask asks for; at decode, with the 2-D mask [B,K] of the keys that are there."""
     if isinstance(q_offset, Tensor) or q_offset + q_length != kv_offset + kv_length:
         raise UserError("the keys reach past the last token, as in a StaticCache: use the default DynamicCache")
-    if use_vmap or not allow_is_causal_skip:
-        raise UserError("a mask other than causal (packed sequences, image tokens, …) is not supported")
+    window = window_of(mask_function, q_offset + q_length)
+    if not allow_is_causal_skip:
+        raise UserError("the model needs its attention mask written out (for an indexer, say): not supported")
+    return LayerMask(kv_length, window, _key_mask(attention_mask, q_length, kv_length))
+
+
+def _key_mask(attention_mask: Tensor | None, q_length: int, kv_length: int) -> Tensor | None:
+    """Return which keys are there [B,K] where that is to be honoured, at a step of decoding. Raises UserError for padding in a
+    prompt."""
     if attention_mask is None:
         return None
     attention_mask = attention_mask[:, -kv_length:]
@@ -169,21 +199,39 @@ def _mask(
     return None
 
 
+def _layer_mask(module: nn.Module, q: Tensor, k: Tensor, mask: LayerMask | Tensor | None) -> LayerMask:
+    """Return the mask of a layer. Raises UserError for one that is not of `_mask`, or not for these keys."""
+    if isinstance(mask, Tensor):
+        raise UserError(f"an attention mask of shape {list(mask.shape)} for {q.shape[2]} queries is not supported")
+    if mask is None:
+        raise UserError(f"{type(module).__name__} attends without a mask of transformers' masking_utils: not supported")
+    if mask.keys != k.shape[2]:
+        raise UserError(f"{type(module).__name__} has a mask for {mask.keys} keys and {k.shape[2]} keys: not supported")
+    return mask
+
+
+def _window(module: nn.Module, mask: LayerMask, argument: Any) -> int | None:
+    """Return the window of a layer: what its mask asks for. Raises UserError where the argument for kernels that get no mask,
+    sliding_window, is another."""
+    if argument is not None and argument != mask.window:
+        raise UserError(
+            f"{type(module).__name__} has sliding_window={argument} but a mask of {mask.window or 'all'} keys: which is meant?"
+        )
+    return mask.window
+
+
 def _check_call(
     module: nn.Module,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | None,
     dropout: float,
     kwargs: dict[str, Any],
-    *,
-    step: bool,
 ) -> None:
     """Raise UserError for a call whose result the runner would not compute as transformers does."""
-    for name, meaning in _UNSUPPORTED.items():
-        value = kwargs.get(name)
-        if value is not None and value is not False:
+    for name, value in kwargs.items():
+        if value is not None and value is not False and name not in _NEUTRAL:
+            meaning = _UNSUPPORTED.get(name, "an argument of attention that may change it")
             raise UserError(f"{meaning} ({name}) in {type(module).__name__} is not supported")
     if dropout > 0:
         raise UserError(f"attention dropout {dropout} is not supported: put the model in eval mode")
@@ -193,5 +241,3 @@ def _check_call(
         raise UserError(f"{q.shape[2]} queries and {k.shape[2]} keys: cross-attention is not supported")
     if v.shape[-1] != q.shape[-1]:
         raise UserError(f"value heads of {v.shape[-1]} and key heads of {q.shape[-1]} elements: they must be equal")
-    if mask is not None and (mask.ndim != 2 or not step):
-        raise UserError(f"an attention mask of shape {list(mask.shape)} for {q.shape[2]} queries is not supported")

@@ -79,6 +79,7 @@ class Bridge:
         self.method = None if method is None else method.to(loaded.device)
         self.sparse_kernel = sparse_kernel
         self.dense_kernel = dense_kernel_of(loaded, dense_kernel)
+        self._dense_name, self._dense_kernels = dense_kernel, {loaded.head_dim: self.dense_kernel}
         self.decoder = None if decoding is None else Decoder(loaded, decoding, kernel=decode_kernel, record=record)
         self.decode_kernels: set[str] = set()
         self.full = False
@@ -128,8 +129,9 @@ class Bridge:
         if self.decoder is not None:
             self.decoder.forget(layer)  # its cache takes more than one token
         if self.full:
-            self._log(layer).kernels[self.dense_kernel] += 1
-            return dense_attention(q, k, v, scale=scale, kernel=self.dense_kernel)
+            kernel = self._dense_kernel(q)
+            self._log(layer).kernels[kernel] += 1
+            return dense_attention(q, k, v, scale=scale, kernel=kernel)
         if self._observer is not None:
             self._observer(layer, q, k, v, scale)
         start = self._mark()
@@ -137,10 +139,10 @@ class Bridge:
         selected = self._mark()
         index: SparseIndex | None
         if choice is None:
-            kernel, index = self.dense_kernel, None
+            kernel, index = self._dense_kernel(q), None
             out = dense_attention(q, k, v, scale=scale, kernel=kernel)
         else:
-            kernel = sparse_kernel_of(self.loaded, self.sparse_kernel, choice, heads=q.shape[1])
+            kernel = sparse_kernel_of(self.loaded, self.sparse_kernel, choice, heads=q.shape[1], head_dim=q.shape[3])
             out, index = attend(q, k, v, choice, scale=scale, kernel=kernel)
         end = self._mark()
         log = self._log(layer)
@@ -174,11 +176,20 @@ class Bridge:
             rope = self._ropes[layer] if self.decoder.method.needs_rope else None
             index, starts = self.decoder.select(layer, q, k, scale=scale, key_mask=key_mask, rope=rope)
             if index is not None:
-                self.decode_kernels.add(f"sparse {self.decoder.kernel}")
+                self.decode_kernels.add(f"sparse {self.decoder.kernel_for(q, k)}")
                 return self.decoder.attend(q, k, v, index, starts, scale=scale)
-        kernel = self.dense_kernel if key_mask is None or self.dense_kernel in MASKED else "sdpa"
+        kernel = self._dense_kernel(q)
+        if key_mask is not None and kernel not in MASKED:
+            kernel = "sdpa"
         self.decode_kernels.add(kernel)
         return dense_attention(q, k, v, scale=scale, kernel=kernel, key_mask=key_mask)
+
+    def _dense_kernel(self, q: Tensor) -> str:
+        """Return the dense kernel of a layer with queries q [B,Hq,Q,D], resolved once for each D."""
+        head_dim = q.shape[3]
+        if head_dim not in self._dense_kernels:
+            self._dense_kernels[head_dim] = dense_kernel_of(self.loaded, self._dense_name, head_dim)
+        return self._dense_kernels[head_dim]
 
     # -- what ran ----------------------------------------------------------------------------------------------------
 

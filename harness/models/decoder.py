@@ -46,20 +46,27 @@ class Decoder:
     def __init__(self, loaded: LoadedModel, method: DecodeMethod, *, kernel: str = "auto", record: bool = True) -> None:
         self.loaded = loaded
         self.method = method.to(loaded.device)
-        self.kernel = resolve_decode(
-            kernel,
-            device=loaded.device,
-            dtype=loaded.dtype,
-            head_dim=loaded.head_dim,
-            k_block=method.block_size,
-            rows=loaded.heads // loaded.kv_heads,
-        )
+        self._kernel_name, self._kernels = kernel, dict[tuple[int, int], str]()
+        self._resolve(loaded.head_dim, loaded.heads // loaded.kv_heads)  # what can't run is said before anything does
         self._record = record
         self._states: WeakKeyDictionary[Any, dict[int, _LayerState]] = WeakKeyDictionary()
         self._cache: ref[Any] | None = None
         self._starts: tuple[Tensor, Tensor] | None = None
         self._passes = 0
         self._densities: dict[int, list[Tensor]] = defaultdict(list)
+
+    def _resolve(self, head_dim: int, group: int) -> str:
+        """Return the kernel for heads of `head_dim` elements, `group` query heads to a KV head; resolved once for each."""
+        if (head_dim, group) not in self._kernels:
+            site = {"device": self.loaded.device, "dtype": self.loaded.dtype, "head_dim": head_dim}
+            self._kernels[head_dim, group] = resolve_decode(
+                self._kernel_name, **site, k_block=self.method.block_size, rows=group
+            )
+        return self._kernels[head_dim, group]
+
+    def kernel_for(self, q: Tensor, k: Tensor) -> str:
+        """Return the kernel of a layer with queries q [B,Hq,1,D] and keys k [B,Hkv,K,D]. Raises ValueError without one."""
+        return self._resolve(q.shape[3], q.shape[1] // k.shape[1])
 
     # -- which cache --------------------------------------------------------------------------------------------------
 
@@ -110,7 +117,7 @@ class Decoder:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, starts: Tensor | None, *, scale: float) -> Tensor:
         """Return the attention [B,Hq,1,D] of the newest tokens to the blocks of the index."""
-        return sparse_decode(q, k, v, index, scale=scale, starts=starts, kernel=self.kernel)
+        return sparse_decode(q, k, v, index, scale=scale, starts=starts, kernel=self.kernel_for(q, k))
 
     def _find_starts(self, key_mask: Tensor | None, k: Tensor) -> Tensor | None:
         """Return the column of each sequence's first key [B], from the mask of a batch padded on the left, once for all layers.

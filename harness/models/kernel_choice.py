@@ -20,19 +20,23 @@ class KernelSite(TypedDict):
     head_dim: int
 
 
-def kernel_site(loaded: LoadedModel) -> KernelSite:
-    """Return what decides which kernels can run on the attention of a model."""
-    return KernelSite(device=loaded.device, dtype=loaded.dtype, head_dim=loaded.head_dim)
+def kernel_site(loaded: LoadedModel, head_dim: int | None = None) -> KernelSite:
+    """Return what decides which kernels can run on the attention of a model. head_dim: of a layer, None for a global one's."""
+    return KernelSite(device=loaded.device, dtype=loaded.dtype, head_dim=head_dim or loaded.head_dim)
 
 
-def dense_kernel_of(loaded: LoadedModel, kernel: str) -> str:
-    """Return the dense kernel that runs where `kernel` (a name, or "auto") is asked for. Raises ValueError where it can't."""
-    return resolve_dense(kernel, **kernel_site(loaded))
+def dense_kernel_of(loaded: LoadedModel, kernel: str, head_dim: int | None = None) -> str:
+    """Return the dense kernel that runs where `kernel` (a name, or "auto") is asked for. Raises ValueError where it can't.
+
+    head_dim: of a layer, None for a global one's.
+    """
+    return resolve_dense(kernel, **kernel_site(loaded, head_dim))
 
 
-def sparse_kernel_of(loaded: LoadedModel, kernel: str, choice: Choice, *, heads: int) -> str:
-    """Return the kernel that runs `choice` for `heads` query heads where `kernel` (a name, or "auto") is asked for.
+def sparse_kernel_of(loaded: LoadedModel, kernel: str, choice: Choice, *, heads: int, head_dim: int) -> str:
+    """Return the kernel that runs `choice` for `heads` query heads of `head_dim` elements where `kernel` (a name, or "auto") is
+    asked for.
 
     Raises ValueError where it can't run what was chosen.
     """
-    return sparse_attention.resolve_kernel(kernel, choice, heads=heads, **kernel_site(loaded))
+    return sparse_attention.resolve_kernel(kernel, choice, heads=heads, **kernel_site(loaded, head_dim))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from harness.core.errors import UserError
+from harness.models.layer_shapes import LayerShape, global_shapes, probe_layers
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 """The folder of the small model that ships with the package."""
@@ -30,8 +31,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run: eval mode, no gradients, on its device. `heads` are query heads, `head_dim` elements.
+    """A model ready to run: eval mode, no gradients, on its device.
 
+    layer_shapes: the attention of each layer. heads (of queries), kv_heads and head_dim (elements): those of the first layer
+    that attends to everything; other layers may have others.
     source: what it was asked for by: "bundled", a folder, or a hub id (None for a model made in memory). path: the folder it
     was read from (None if it came from none). revision_hash: the hub commit, or the SHA-256 of
     config.json and the weights. max_length: tokens its positions reach.
@@ -47,6 +50,7 @@ class LoadedModel:
     heads: int
     kv_heads: int
     head_dim: int
+    layer_shapes: tuple[LayerShape, ...]
     device: torch.device
     dtype: torch.dtype
     source: str | None = None
@@ -100,7 +104,8 @@ def wrap_model(
 ) -> LoadedModel:
     """Wrap a transformers model that is in memory already: it is moved to device and dtype, and set to eval.
 
-    name: what rows call it. path, revision: see LoadedModel. Raises UserError where model and tokenizer are no pair.
+    name: what rows call it. path, revision: see LoadedModel. Raises UserError where model and tokenizer are no pair, and for a
+    model whose attention is of a kind that can't be measured.
     """
     device = torch.device(device)
     config = model.config.get_text_config(decoder=True)
@@ -108,7 +113,8 @@ def wrap_model(
     if vocabulary > config.vocab_size:
         raise UserError(f"{name}: the tokenizer has {vocabulary} tokens, the model {config.vocab_size}: not a pair")
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    heads = int(config.num_attention_heads)
+    shapes = probe_layers(model, name)
+    shape = global_shapes(shapes)[0]
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -117,30 +123,39 @@ def wrap_model(
         revision_hash=revision,
         max_length=_max_length(config),
         layers=int(config.num_hidden_layers),
-        heads=heads,
-        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        layer_shapes=shapes,
         device=device,
         dtype=dtype,
     )
 
 
 def model_shape(loaded: LoadedModel) -> dict[str, int]:
-    """Return the sizes by which a method knows whether a file is of this model: layers, heads, KV heads, elements of a head."""
+    """Return the sizes by which a method knows whether a file is of this model: layers, heads, KV heads, elements of a head.
+
+    Raises UserError for a model whose global layers differ in these: what is trained or searched is of one size.
+    """
+    sizes = {shape.heads_text for shape in global_shapes(loaded.layer_shapes)}
+    if len(sizes) > 1:
+        raise UserError(
+            f"the layers of {loaded.name} differ ({', '.join(sorted(sizes))}): trained weights and searched heads are for "
+            "models whose layers are alike; choose a method that needs neither"
+        )
     return {"layers": loaded.layers, "heads": loaded.heads, "kv_heads": loaded.kv_heads, "head_dim": loaded.head_dim}
 
 
 def local_layers(loaded: LoadedModel) -> frozenset[int]:
     """Return the layers of a sliding window in a model that has global ones too: past the window they are never sparse."""
-    kinds = getattr(loaded.model.config.get_text_config(decoder=True), "layer_types", None) or []
-    local = frozenset(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
-    return local if len(local) < loaded.layers else frozenset()
+    local = frozenset(shape.layer for shape in loaded.layer_shapes if shape.window is not None)
+    return local if len(local) < len(loaded.layer_shapes) else frozenset()
 
 
 def local_window(loaded: LoadedModel) -> int:
-    """Return the tokens that local layers look back; 0 where the model has none."""
-    config = loaded.model.config.get_text_config(decoder=True)
-    return int(getattr(config, "sliding_window", None) or 0) if local_layers(loaded) else 0
+    """Return the tokens that local layers look back, the most of any; 0 where the model has none."""
+    local = local_layers(loaded)
+    return max((shape.window or 0 for shape in loaded.layer_shapes if shape.layer in local), default=0)
 
 
 def revision_hash(folder: Path) -> str:

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
+from harness.models.rope_lengths import switch_lengths
 from methods.parts.rope import rope_apply
+
+__all__ = ["LayerRopes", "ModelRope", "switch_lengths"]
 
 _HIDDEN_NOPE = {"afmoe", "cohere2", "cohere2_moe", "exaone4", "exaone4_5", "exaone_moe", "granite_swa", "granitemoe_swa"}
 """Models that leave RoPE out of some layers in a way that the layer itself does not show."""

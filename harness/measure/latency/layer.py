@@ -80,9 +80,9 @@ def time_layer(
 
     choice = select()
     if choice is None:
-        kernel = dense_kernel_of(loaded, timer.dense_kernel)
+        kernel = dense_kernel_of(loaded, timer.dense_kernel, q.shape[3])
     else:
-        kernel = sparse_kernel_of(loaded, timer.sparse_kernel, choice, heads=q.shape[1])
+        kernel = sparse_kernel_of(loaded, timer.sparse_kernel, choice, heads=q.shape[1], head_dim=q.shape[3])
 
     def attend(choice: Choice | None) -> tuple[Tensor, SparseIndex | None]:
         if choice is None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from harness.core.files import write_atomically
+from harness.models.layer_shapes import global_shapes
 from harness.models.loading import LoadedModel
 from methods.gates.attn_gate import AttnGate
 from methods.gates.gate import Gate
@@ -26,8 +27,10 @@ def new_gates(loaded: LoadedModel, kind: type[Any] = AttnGate, *, block_size: in
     """Return untrained gates for every layer of a model, on its device; the same numbers for the same seed on every device."""
     generator = torch.Generator().manual_seed(seed)
     gates = []
-    for _ in range(loaded.layers):
-        gate = kind(loaded.heads, loaded.kv_heads, loaded.head_dim, block_size=block_size, **options)
+    usual = global_shapes(loaded.layer_shapes)[0]
+    shapes = dict.fromkeys(range(loaded.layers), usual) | {shape.layer: shape for shape in loaded.layer_shapes}
+    for shape in shapes.values():
+        gate = kind(shape.heads, shape.kv_heads, shape.head_dim, block_size=block_size, **options)
         gate.reset_parameters(generator)
         gates.append(gate.to(loaded.device))
     return gates

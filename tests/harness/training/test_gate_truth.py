@@ -130,7 +130,7 @@ def test_capture_refuses_padding(loaded: LoadedModel) -> None:
     tokens = rows_of(1, seed=3)[0]
     mask = torch.ones_like(tokens)
     mask[:, 0] = 0
-    with Capture(loaded.model, lambda *_: None), pytest.raises(UserError, match="without padding"):
+    with Capture(loaded.model, lambda *_: None), pytest.raises(UserError, match="padding in the prompt"):
         loaded.model(tokens, attention_mask=mask)
 
 
