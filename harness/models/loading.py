@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from harness.core.errors import UserError
+from harness.models.rope_lengths import separate_rows
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 """The folder of the small model that ships with the package."""
@@ -108,6 +109,7 @@ def wrap_model(
     if vocabulary > config.vocab_size:
         raise UserError(f"{name}: the tokenizer has {vocabulary} tokens, the model {config.vocab_size}: not a pair")
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    separate_rows(model)
     heads = int(config.num_attention_heads)
     return LoadedModel(
         model=model,
