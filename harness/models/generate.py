@@ -21,6 +21,7 @@ from harness.core.clock import Mark, elapsed_ms, mark, sync
 from harness.core.errors import UserError
 from harness.models.batch_cache import BatchCache
 from harness.models.loading import LoadedModel
+from harness.models.max_length import check_length
 from harness.models.recompute import recomputed_lengths
 from harness.models.rope_lengths import frequencies_of
 
@@ -118,11 +119,8 @@ def _check(
     for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
         if not prompt or limit < 1:
             raise UserError(f"prompt {i}: {len(prompt)} tokens and max_new={limit}; both must be at least 1")
-        if len(prompt) + limit > loaded.max_length:
-            raise UserError(
-                f"prompt {i}: {len(prompt)} tokens and {limit} new ones exceed the {loaded.max_length} positions of "
-                f"{loaded.name}; use a smaller length= or a model made for longer text"
-            )
+        advice = "use a smaller length= or a model made for longer text"
+        check_length(loaded, len(prompt) + limit, f"prompt {i}: {len(prompt)} tokens and {limit} new ones", advice=advice)
         if split is not None and not 0 < split.contexts[i] < len(prompt):
             raise UserError(f"prompt {i}: a context of {split.contexts[i]} of {len(prompt)} tokens; both parts need at least 1")
 
