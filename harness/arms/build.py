@@ -54,6 +54,7 @@ def build_arms(settings: Settings, loaded: LoadedModel) -> list[RunnableArm]:
             dtype=str(loaded.dtype).removeprefix("torch."),
             device_type=loaded.device.type,
             dense_kernel=dense_kernel_of(loaded, settings.dense_kernel),
+            max_length=loaded.asked_length,
         )
         arms = [RunnableArm(ArmIdentity(setting, baseline_name(), 0.0), None)]
         decoding, decoder = _build_decode_arm(settings, loaded)

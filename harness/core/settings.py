@@ -173,6 +173,7 @@ def _model(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": checks.text("model.name", settings["name"]),
         "path": checks.text("model.path", settings["path"]),
+        "max_length": checks.whole_number_or_null("model.max_length", settings["max_length"], 1),
         "chat_template": checks.true_or_false("model.chat_template", settings["chat_template"]),
         "gates": checks.text_or_null("model.gates", settings["gates"]),
         "released_gates": {phase: checks.text_or_null(f"model.released_gates.{phase}", i) for phase, i in ids.items()},

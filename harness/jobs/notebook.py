@@ -52,16 +52,19 @@ def load_model(
     name: str | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
+    max_length: int | None = None,
 ) -> LoadedModel:
     """Load a model with its tokenizer: "bundled", a folder, or a hub id of any decoder of transformers.
 
     name: what rows call it, its path where none is given. device and dtype: as the settings of the same names, or torch's own.
+    max_length: tokens of the longest text, where that is not what the model's config says.
     `.model` of what is returned is the transformers model, `.tokenizer` its tokenizer. Raises UserError where that can't be.
     """
     path = checks.text("path", str(path) if isinstance(path, Path) else path)
     chosen_device = torch_device(check_device(str(device)))
     chosen_dtype = torch_dtype(check_dtype(str(dtype).removeprefix("torch.")), chosen_device)
-    return load_quietly(ModelConfig(name=name or path, path=path, dtype=chosen_dtype, device=chosen_device))
+    max_length = checks.whole_number_or_null("max_length", max_length, 1)
+    return load_quietly(ModelConfig(name or path, path, chosen_dtype, chosen_device, max_length))
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,7 @@ def _of_model(loaded: LoadedModel) -> dict[str, Any]:
     return {
         "model.path": loaded.source or loaded.name,
         "model.name": loaded.name,
+        "model.max_length": loaded.asked_length,
         "model.chat_template": bool(getattr(loaded.tokenizer, "chat_template", None)),
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
@@ -230,6 +234,8 @@ def _as_command(checked: Settings, groups: Mapping[str, str], values: Mapping[st
     """Let records name the command that measures the same, in place of the notebook's own. values: settings that were given."""
     model = {"model": "bundled" if checked.model["path"] == "bundled" else "hf"}
     model |= {f"model.{key}": checked.model[key] for key in ("path", "name", "chat_template")}
+    if checked.model["max_length"] is not None:
+        model["model.max_length"] = checked.model["max_length"]
     model |= {"device": checked.device_choice, "dtype": checked.dtype_choice}
     choices = {**model, **groups, "task": list(checked.tasks), "study": checked.study}
     before = sys.argv

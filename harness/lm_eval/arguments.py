@@ -12,6 +12,8 @@ from harness.core.settings import Settings
 
 CONFIG = ("sparsity", "seed", "block_size", "dtype", "kernel", "dense_kernel", "decode_kernel")
 """Settings of conf/config.yaml that --model_args may give."""
+OF_THE_MODEL = ("model.max_length",)
+"""Settings of conf/model that --model_args may give; pretrained= and gates= give the others."""
 HFLM = (
     "max_length",
     "add_bos_token",
@@ -35,10 +37,11 @@ def parse(arguments: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
     if not isinstance(arguments.get("pretrained"), str):
         raise UserError("--model_args: pretrained= has no value: give a folder, a hub id, or bundled")
     for name in arguments:
-        if name not in (*CONFIG, *HFLM, *BUILT_FROM, "device") and not name.startswith(("method.", "decode.")):
+        if name not in (*CONFIG, *OF_THE_MODEL, *HFLM, *BUILT_FROM, "device") and not name.startswith(("method.", "decode.")):
+            known = ", ".join((*BUILT_FROM, *CONFIG, *OF_THE_MODEL))
             raise UserError(
                 f"--model_args: {name}= is not known or can't be honoured under a sparse method; "
-                f"choose from: {', '.join((*BUILT_FROM, *CONFIG))}, method.KNOB, decode.KNOB, and of HFLM's: {', '.join(HFLM)}"
+                f"choose from: {known}, method.KNOB, decode.KNOB, and of HFLM's: {', '.join(HFLM)}"
             )
     return _settings(arguments), {name: arguments[name] for name in HFLM if name in arguments}
 
@@ -50,7 +53,7 @@ def _settings(arguments: Mapping[str, Any]) -> Settings:
         groups["decode"] = arguments["decode"]
     values = {"model.path": path, "model.gates": arguments.get("gates")}
     for name, value in arguments.items():
-        if name in (*CONFIG, "device") or name.startswith(("method.", "decode.")):
+        if name in (*CONFIG, *OF_THE_MODEL, "device") or name.startswith(("method.", "decode.")):
             values[name] = value
     try:
         return compose_settings(groups, values)

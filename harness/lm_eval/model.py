@@ -37,6 +37,7 @@ from harness.models.bridge import Bridge
 from harness.models.decoder import mean_density
 from harness.models.generate import Generation, generate
 from harness.models.loading import LoadedModel
+from harness.models.max_length import check_length
 from harness.study.identity import digest
 from harness.study.provenance import commit
 from harness.tasks.tokens import stop_ids
@@ -74,8 +75,7 @@ class SparseLM(HFLM):
             decode_kernel=settings.decode_kernel,
         )
         max_length = hflm_arguments.setdefault("max_length", self.loaded.max_length)
-        if max_length > self.loaded.max_length:
-            raise UserError(f"max_length={max_length}: {self.loaded.name} reaches {self.loaded.max_length} tokens")
+        check_length(self.loaded, max_length, f"max_length={max_length}")
         tokenizer = copy.deepcopy(self.loaded.tokenizer)  # HFLM gives it a padding token; the harness's own stays as it is
         with _without_warnings():
             batch = arguments.batch_size(batch_size)

@@ -27,6 +27,7 @@ from harness.measure.kept_mass import what_runs
 from harness.measure.knob_values import with_calibrated_knob
 from harness.measure.sweep import load_model_of
 from harness.models.loading import LoadedModel
+from harness.models.max_length import check_length
 from harness.models.observe import dense_prefill, global_layers, layer_inputs
 from harness.study.provenance import command, commit, device_name
 from harness.study.store import Store
@@ -93,8 +94,7 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
     if not decodes_densely(settings.decode):
         raise UserError("job=maps draws a prefill, which decode= does not change: leave decode out")
     loaded = load_model_of(settings)
-    if settings.length > loaded.max_length:
-        raise UserError(f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens")
+    check_length(loaded, settings.length, f"length={settings.length}")
     context = RunContext(settings, loaded, store, console)
     names = expand_tasks(settings.tasks)
     arm = with_calibrated_knob(context, settings, build_arms(settings, loaded)[-1], names)

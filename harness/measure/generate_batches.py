@@ -97,17 +97,17 @@ def generate_batches(context: RunContext, arm: RunnableArm, todo: Todo) -> Itera
     """Generate for all of `todo`, in its order; yields each batch when it is done, and each sample that failed by itself.
     RecordError passes."""
     device, batch_tokens = context.loaded.device, context.batch_tokens or suitable_batch_tokens(context.loaded)
-    bridge, prefilled = _bridge(context, arm), 0
+    bridge = _bridge(context, arm)
     while todo.pairs:
         longest, count = todo.first_batch(batch_tokens)
         with Attempt() as attempt:
-            batch = _generate(context, bridge, todo[:count], prefilled)
+            batch = _generate(context, bridge, todo[:count])
         if attempt.error is None:
             yield batch
-            todo, prefilled = todo[count:], prefilled + count
+            todo = todo[count:]
             continue
         release_frames(attempt.error, device)
-        bridge, prefilled = _bridge(context, arm), 0  # the old one has seen half a batch
+        bridge = _bridge(context, arm)  # the old one has seen half a batch
         if count > 1 and is_out_of_memory(attempt.error):
             batch_tokens = longest * count // 2
             continue
@@ -139,17 +139,19 @@ def _bridge(context: RunContext, arm: RunnableArm) -> Bridge:
 def _generate_alone(context: RunContext, arm: RunnableArm, todo: Todo) -> Batch:
     """Return the answer to a single sample, or its error."""
     with Attempt() as attempt:
-        return _generate(context, _bridge(context, arm), todo, 0)
+        return _generate(context, _bridge(context, arm), todo)
     assert attempt.error is not None
     release_frames(attempt.error, context.loaded.device)
     return Batch(error=attempt.error, failed_cell=todo.pairs[0][0].id)
 
 
-def _generate(context: RunContext, bridge: Bridge, todo: Todo, prefilled: int) -> Batch:
-    """Return the answers to samples that are decoded together. prefilled: prompts that the bridge has seen before them."""
+def _generate(context: RunContext, bridge: Bridge, todo: Todo) -> Batch:
+    """Return the answers to samples that are decoded together. The first density of a sequence is its prompt's: one that is
+    prefilled anew while it grows has others after all of these."""
     loaded = context.loaded
     samples = [sample for _, sample in todo.pairs]
     reread = context.question == QUESTION_REREAD
+    bridge.reset()  # of the batch before
     with bridge:
         began = time.perf_counter()
         generations = generate(
@@ -162,8 +164,8 @@ def _generate(context: RunContext, bridge: Bridge, todo: Todo, prefilled: int) -
             split=None if todo.contexts is None else Split(todo.contexts, bridge.in_full, reread=reread),
         )
         seconds = time.perf_counter() - began  # generation has waited for the device
-    densities = bridge.prefill_densities()[prefilled:]
-    token_densities = bridge.prefill_densities(tokens=True)[prefilled:]
+    densities = bridge.prefill_densities()
+    token_densities = bridge.prefill_densities(tokens=True)
     kernels = sorted({name for layer in bridge.stats() for name in layer["kernel"].split("+")})
     steps = [] if bridge.decoder is None else bridge.decoder.take_densities()
     answers = [

@@ -24,6 +24,7 @@ from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
 from harness.measure.sweep import load_model_of
 from harness.models.loading import LoadedModel, model_shape
+from harness.models.max_length import check_length
 from harness.models.observe import dense_prefill, layer_inputs
 from harness.study.provenance import command, commit, device_name, now, versions
 from harness.study.store import Store
@@ -40,8 +41,7 @@ def main(cfg: DictConfig) -> Path:
     settings, console = read_settings(cfg), Console()
     method = _searching_method(settings)
     loaded = load_model_of(settings)
-    if settings.length > loaded.max_length:
-        raise UserError(f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens")
+    check_length(loaded, settings.length, f"length={settings.length}")
     path = _output_path(settings, loaded, str(method.searched))
     context = RunContext(settings, loaded, Store(settings.folder), console)
     names = expand_tasks(settings.tasks)

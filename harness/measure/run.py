@@ -28,6 +28,7 @@ from harness.measure.self_check import check_arm, is_checked
 from harness.measure.sweep import SweepCache
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel
+from harness.models.max_length import check_length
 from harness.study.resume import Attempt
 from harness.study.store import Store
 from harness.tasks import registry
@@ -75,11 +76,8 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
 
 def check_request(settings: Settings, loaded: LoadedModel, task_names: Sequence[str]) -> None:
     """Raise UserError for what this model, or this job, can't be asked."""
-    if settings.length > loaded.max_length:
-        raise UserError(
-            f"length={settings.length}: {loaded.name} has a context of {loaded.max_length} tokens; "
-            f"choose length={loaded.max_length} or less"
-        )
+    advice = f"choose length={loaded.max_length} or less"
+    check_length(loaded, settings.length, f"length={settings.length}", advice=advice)
     if settings.job in ("latency", "perplexity") and not decodes_densely(settings.decode):
         raise UserError(
             f"job={settings.job} measures prefill, which decode={settings.decode} does not change: leave decode out"

@@ -26,6 +26,7 @@ from harness.measure.context import Kernels, RunContext
 from harness.models.batch_cache import BatchCache
 from harness.models.bridge import Bridge, LayerChoices
 from harness.models.loading import LoadedModel
+from harness.models.rope_lengths import frequencies_of
 from harness.study import identity
 from harness.study.provenance import commit, device_name, now, versions
 from harness.study.resume import recorded
@@ -172,10 +173,11 @@ def hidden_of_question(bridge: Bridge, ids: Tensor, context_tokens: int, *, rere
     loaded, tokens = bridge.loaded, ids.shape[1]
     decoder, cache = loaded.model.get_decoder(), BatchCache(loaded.layers, rows=1, prompt=tokens, columns=tokens)
     cache.prefill(0, tokens)
-    decoder(input_ids=ids if reread else ids[:, :context_tokens], past_key_values=cache, use_cache=True)
-    cache.crop_prompt(context_tokens)
-    with bridge.in_full():
-        return decoder(input_ids=ids[:, context_tokens:], past_key_values=cache, use_cache=True).last_hidden_state.float()
+    with frequencies_of(loaded.model, tokens):
+        decoder(input_ids=ids if reread else ids[:, :context_tokens], past_key_values=cache, use_cache=True)
+        cache.crop_prompt(context_tokens)
+        with bridge.in_full():
+            return decoder(input_ids=ids[:, context_tokens:], past_key_values=cache, use_cache=True).last_hidden_state.float()
 
 
 def other_tokens(ids: Tensor, start: int, loaded: LoadedModel) -> Tensor:

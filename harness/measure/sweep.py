@@ -43,7 +43,7 @@ def model_config(settings: Settings) -> ModelConfig:
     from harness.models.loading import ModelConfig
 
     name, path = str(settings.model["name"]), str(settings.model["path"])
-    return ModelConfig(name=name, path=path, dtype=settings.dtype, device=settings.device)
+    return ModelConfig(name, path, settings.dtype, settings.device, settings.model["max_length"])
 
 
 def load_quietly(config: ModelConfig) -> LoadedModel:

@@ -13,15 +13,15 @@ class _BatchLayer(DynamicLayer):
     """One layer's keys and values [rows, Hkv, columns, D], allocated at the first prefill and written in place. row: of the
     prompt that is being prefilled, None while decoding; `seen` of its tokens lie from column `start` on.
 
-    At prefill of row r, the prompt goes to the columns that end at `prompt`, and attention sees the prompt alone, as far as
-    it is there; at decode, each token goes to the next column of all rows, and attention sees a view of the columns filled so
-    far.
+    At prefill of row r, the prompt goes to the columns that end where all rows end so far, and attention sees the prompt
+    alone, as far as it is there; at decode, each token goes to the next column of all rows, and attention sees a view of the
+    columns filled so far.
     """
 
     def __init__(self, rows: int, prompt: int, columns: int) -> None:
         super().__init__()
         self.rows, self.columns = rows, columns
-        self.filled = self.prompt = prompt
+        self.filled = prompt
         self.row: int | None = None
         self.start = self.seen = 0
 
@@ -68,13 +68,13 @@ class BatchCache(Cache):
 
     def __init__(self, layers: int, *, rows: int, prompt: int, columns: int) -> None:
         self._all = [_BatchLayer(rows, prompt, columns) for _ in range(layers)]
-        self._prompt = prompt
         super().__init__(layers=list(self._all))
 
     def prefill(self, row: int, length: int) -> None:
-        """Take the next forward passes for the prompt of `row`: `length` tokens, in one piece or several."""
+        """Take the next forward passes for the prompt of `row`: `length` tokens, in one piece or several. After some steps of
+        decoding these are the tokens of the prompt and of the steps, whose keys and values are made anew."""
         for layer in self._all:
-            layer.row, layer.start, layer.seen = row, self._prompt - length, 0
+            layer.row, layer.start, layer.seen = row, layer.filled - length, 0
 
     def crop_prompt(self, tokens: int) -> None:
         """Keep the first `tokens` of the prompt that is being prefilled: the next piece follows those."""

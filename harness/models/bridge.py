@@ -90,7 +90,7 @@ class Bridge:
         self._logs: dict[int, LayerLog] = {}
         self._ropes = LayerRopes(loaded.model)
         self._previous: Implementation | None = None
-        self._hook: Any = None
+        self._hooks: list[Any] = []
 
     # -- attaching ---------------------------------------------------------------------------------------------------
 
@@ -98,13 +98,15 @@ class Bridge:
         model = self.loaded.model
         self._previous = attach(model, self, self.loaded.name)
         if self.decoder is not None:
-            self._hook = self.decoder.follow(model.get_decoder())
+            self._hooks.append(self.decoder.follow(model.get_decoder()))
+        if any(method.needs_rope for method in (self.method, self.decoder and self.decoder.method) if method is not None):
+            self._hooks.append(self._ropes.follow())
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        while self._hooks:
+            if (hook := self._hooks.pop()) is not None:
+                hook.remove()
         if self._previous is not None:
             detach(self.loaded.model, self, self._previous)
             self._previous = None

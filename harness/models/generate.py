@@ -1,8 +1,9 @@
 """Greedy generation: every prompt is prefilled alone, then many are decoded together.
 
 Alone, because a selection must never see padding, and because the accuracy of a prompt must not depend on its
-neighbours. Each prefill writes its keys and values straight into the batch's cache, right-aligned, so decoding needs
-no copy: the newest token of every sequence lies in the same column, and a key mask hides the columns before its first.
+neighbours (where RoPE depends on the length, `harness.models.rope_lengths` sees to that). Each prefill writes its keys
+and values straight into the batch's cache, right-aligned, so decoding needs no copy: the newest token of every sequence
+lies in the same column, and a key mask hides the columns before its first.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from harness.core.clock import Mark, elapsed_ms, mark, sync
 from harness.core.errors import UserError
 from harness.models.batch_cache import BatchCache
 from harness.models.loading import LoadedModel
+from harness.models.max_length import check_length
+from harness.models.recompute import recomputed_lengths
+from harness.models.rope_lengths import frequencies_of
 
 CHECK_EVERY = 8
 """Decode steps on a GPU between two looks at whether all samples have stopped: each look waits for the device."""
@@ -115,11 +119,8 @@ def _check(
     for i, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
         if not prompt or limit < 1:
             raise UserError(f"prompt {i}: {len(prompt)} tokens and max_new={limit}; both must be at least 1")
-        if len(prompt) + limit > loaded.max_length:
-            raise UserError(
-                f"prompt {i}: {len(prompt)} tokens and {limit} new ones exceed the {loaded.max_length} positions of "
-                f"{loaded.name}; use a smaller length= or a model made for longer text"
-            )
+        advice = "use a smaller length= or a model made for longer text"
+        check_length(loaded, len(prompt) + limit, f"prompt {i}: {len(prompt)} tokens and {limit} new ones", advice=advice)
         if split is not None and not 0 < split.contexts[i] < len(prompt):
             raise UserError(f"prompt {i}: a context of {split.contexts[i]} of {len(prompt)} tokens; both parts need at least 1")
 
@@ -154,8 +155,15 @@ def _generate_batch(
     cache = BatchCache(loaded.layers, rows=len(prompts), prompt=longest, columns=longest + steps - 1)
     stops = _stop_tensor([stop_ids | own for own in own_stops], loaded.device)
     not_first = [sorted(stop_ids | own) if own else [] for own in own_stops]
-    first, finite, marks = _prefill(loaded, prompts, cache, not_first, split)
-    out, finite = _decode(loaded, cache, first, finite, lengths, limits, stops, ended)
+    ids = _to_device([token for prompt in prompts for token in prompt], loaded.device).split(lengths)
+    first, finite, marks = _prefill(loaded, ids, cache, not_first, split)
+
+    def again(row: int, new: Tensor) -> tuple[Tensor, Tensor]:
+        result = _prefill_row(loaded, torch.cat((ids[row], new)), cache, row, None, split)
+        cache.decode()
+        return result
+
+    out, finite = _decode(loaded, cache, first, finite, lengths, limits, stops, ended, again)
     sync(loaded.device)
     return [
         _trim(row[:limit], stop_ids | own, elapsed_ms(start, end) / 1e3, ok)
@@ -164,31 +172,35 @@ def _generate_batch(
 
 
 def _prefill(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], cache: BatchCache, not_first: list[list[int]], split: Split | None
+    loaded: LoadedModel, ids: Sequence[Tensor], cache: BatchCache, not_first: list[list[int]], split: Split | None
 ) -> tuple[Tensor, Tensor, list[tuple[Mark, Mark]]]:
     """Run each prompt by itself, in one piece or as `split` says. Returns the first new token of each [B], which is none of
     `not_first`, whether its logit is finite [B], and the marks around each prefill."""
-    ids = _to_device([token for prompt in prompts for token in prompt], loaded.device)
-    first, finite, marks, start = [], [], [], 0
-    for row, prompt in enumerate(prompts):
-        cache.prefill(row, len(prompt))
+    first, finite, marks = [], [], []
+    for row, prompt in enumerate(ids):
         began = mark(loaded.device)
         banned = _to_device(not_first[row], loaded.device) if not_first[row] else None
-        prompt_ids = ids[None, start : start + len(prompt)]
-        if split is None:
-            token, is_finite = _next(loaded, prompt_ids, cache, banned)
-        else:
-            context = split.contexts[row]
-            # for the keys and values that it leaves in the cache
-            _next(loaded, prompt_ids if split.reread else prompt_ids[:, :context], cache)
-            cache.crop_prompt(context)
-            with split.in_full():
-                token, is_finite = _next(loaded, prompt_ids[:, context:], cache, banned)
+        token, is_finite = _prefill_row(loaded, prompt, cache, row, banned, split)
         first.append(token)
         finite.append(is_finite)
         marks.append((began, mark(loaded.device)))
-        start += len(prompt)
     return torch.cat(first), torch.cat(finite), marks
+
+
+def _prefill_row(
+    loaded: LoadedModel, ids: Tensor, cache: BatchCache, row: int, banned: Tensor | None, split: Split | None
+) -> tuple[Tensor, Tensor]:
+    """Run one prompt, ids [N], in one piece or as `split` says. Returns what `_next` does."""
+    cache.prefill(row, len(ids))
+    if split is None:
+        return _next(loaded, ids[None], cache, banned)
+    context = split.contexts[row]
+    with frequencies_of(loaded.model, len(ids)):  # a question after its context is one prompt
+        # for the keys and values that it leaves in the cache
+        _next(loaded, ids[None] if split.reread else ids[None, :context], cache)
+        cache.crop_prompt(context)
+        with split.in_full():
+            return _next(loaded, ids[None, context:], cache, banned)
 
 
 def _decode(
@@ -200,16 +212,19 @@ def _decode(
     limits: list[int],
     stops: Tensor,
     ended: Callable[[list[int]], bool] | None,
+    again: Callable[[int, Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
     """Decode step by step. Returns tokens [B, steps that were run], the first of them being `token`, and whether all logits
     were finite [B], as `finite` says of the first.
 
     What follows one of its row's stop ids (`stops` [B, S]) or a limit is meaningless, and does not count as finite or not.
+    again(row, new tokens) prefills a whole sequence anew, where transformers' generate would, and returns what `_next` does.
     """
     device, longest, steps = loaded.device, max(lengths), max(limits)
     cache.decode()
     out = torch.zeros(len(lengths), steps, dtype=torch.int64, device=device)
     position, limit = _to_device(lengths, device), _to_device(limits, device)
+    recomputed = recomputed_lengths(loaded.model)
     key_mask = None
     if min(lengths) < longest:
         columns = torch.arange(longest + steps, device=device)
@@ -229,6 +244,8 @@ def _decode(
         mask = None if key_mask is None else key_mask[:, : longest + step + 1]
         mask_and_positions = {"attention_mask": mask, "position_ids": (position + step)[:, None]}
         token, is_finite = _next(loaded, token[:, None], cache, **mask_and_positions)
+        for row in [row for row, length in enumerate(lengths) if length + step in recomputed and not done[row]]:
+            token[row : row + 1], is_finite[row : row + 1] = again(row, out[row, : step + 1])
         finite = finite & (is_finite | done)
     return out[:, : step + 1], finite
 

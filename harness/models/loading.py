@@ -11,6 +11,8 @@ import torch
 
 from harness.core.errors import UserError
 from harness.models.layer_shapes import LayerShape, global_shapes, probe_layers
+from harness.models.max_length import max_length as longest_text
+from harness.models.rope_lengths import separate_rows
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 """The folder of the small model that ships with the package."""
@@ -20,13 +22,15 @@ BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 class ModelConfig:
     """Which model, and how to hold it. `path` is "bundled", a folder, or a hub id; `name` is what the rows call it.
 
-    dtype None: float32 on a CPU, bfloat16 on CUDA. device None: CUDA where there is one.
+    dtype None: float32 on a CPU, bfloat16 on CUDA. device None: CUDA where there is one. max_length: tokens of the longest
+    text, None for what the model's config says.
     """
 
     name: str
     path: str
     dtype: torch.dtype | None = None
     device: torch.device | str | None = None
+    max_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class LoadedModel:
     that attends to everything; other layers may have others.
     source: what it was asked for by: "bundled", a folder, or a hub id (None for a model made in memory). path: the folder it
     was read from (None if it came from none). revision_hash: the hub commit, or the SHA-256 of
-    config.json and the weights. max_length: tokens its positions reach.
+    config.json and the weights. max_length: tokens its positions reach; asked_length: the same where the user has set it.
     """
 
     model: Any
@@ -54,6 +58,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     source: str | None = None
+    asked_length: int | None = None
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -77,7 +82,16 @@ def load_model(config: ModelConfig) -> LoadedModel:
     if folder is None:
         folder, commit = _snapshot(config.path, model)
     revision = commit or revision_hash(folder)
-    loaded = wrap_model(model, tokenizer, name=config.name, device=device, dtype=dtype, path=folder, revision=revision)
+    loaded = wrap_model(
+        model,
+        tokenizer,
+        name=config.name,
+        device=device,
+        dtype=dtype,
+        path=folder,
+        revision=revision,
+        max_length=config.max_length,
+    )
     return replace(loaded, source=config.path)
 
 
@@ -101,11 +115,13 @@ def wrap_model(
     dtype: torch.dtype = torch.float32,
     path: Path | None = None,
     revision: str = "none",
+    max_length: int | None = None,
 ) -> LoadedModel:
     """Wrap a transformers model that is in memory already: it is moved to device and dtype, and set to eval.
 
-    name: what rows call it. path, revision: see LoadedModel. Raises UserError where model and tokenizer are no pair, and for a
-    model whose attention is of a kind that can't be measured.
+    name: what rows call it. path, revision: see LoadedModel; max_length: see ModelConfig. Raises UserError where model and
+    tokenizer are no pair, for a model whose attention is of a kind that can't be measured, and for a length that its positions
+    don't reach.
     """
     device = torch.device(device)
     config = model.config.get_text_config(decoder=True)
@@ -115,13 +131,14 @@ def wrap_model(
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     shapes = probe_layers(model, name)
     shape = global_shapes(shapes)[0]
+    separate_rows(model)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         name=name,
         path=path,
         revision_hash=revision,
-        max_length=_max_length(config),
+        max_length=longest_text(config, max_length, name),
         layers=int(config.num_hidden_layers),
         heads=shape.heads,
         kv_heads=shape.kv_heads,
@@ -129,6 +146,7 @@ def wrap_model(
         layer_shapes=shapes,
         device=device,
         dtype=dtype,
+        asked_length=max_length,
     )
 
 
@@ -211,15 +229,3 @@ def _why(path: str, folder: Path | None, error: BaseException) -> str:
             "it and give its folder: model=hf model.path=FOLDER"
         )
     return f"can't load the model in {folder}: {first}"
-
-
-def _max_length(config: Any) -> int:
-    """Return the positions that the model was made for; where RoPE is stretched by a factor, the stretched number."""
-    length = int(getattr(config, "max_position_embeddings", None) or 0)
-    if length <= 0:
-        raise UserError("the model's config has no max_position_embeddings: its longest prompt is unknown")
-    rope = getattr(config, "rope_parameters", None) or {}
-    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
-    if original and factor and rope.get("rope_type") == "yarn":
-        return max(length, int(original * factor))
-    return length

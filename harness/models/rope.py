@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
-from harness.models.rope_lengths import switch_lengths
+from harness.models.key_frequencies import KeyFrequencies
+from harness.models.rope_lengths import passes, switch_lengths, switches
 from methods.parts.rope import rope_apply
 
 __all__ = ["LayerRopes", "ModelRope", "switch_lengths"]
@@ -26,10 +27,10 @@ TABLE_STEP = 4096
 
 @dataclass(frozen=True)
 class _Table:
-    """cos, sin [P,R/2], and the frequencies and attention scaling they were made from."""
+    """cos, sin [P,R/2], and what they were made from: the frequencies; the pass that left those and the attention scaling."""
 
     frequencies: Tensor
-    scaling: float
+    origin: tuple[int, float]
     cos: Tensor
     sin: Tensor
 
@@ -75,11 +76,12 @@ class ModelRope:
         key = (self._layer_type, self._rotates, self._dtype, device)
         frequencies, scaling = getattr(self._rotary, self._name("inv_freq")), self._scaling(self._rotary)
         table = tables.get(key)
-        # dynamic types put other frequencies in place of the old ones: another tensor, not another content
-        if table is None or table.frequencies is not frequencies or table.scaling != scaling or len(table.cos) < length:
+        # where they depend on the length, other frequencies may be in the same tensor after every pass
+        origin = (passes(self._rotary), scaling)
+        if table is None or table.frequencies is not frequencies or table.origin != origin or len(table.cos) < length:
             with torch.inference_mode(False), torch.no_grad():  # training may use what an evaluation made
                 positions = torch.arange(-(-length // TABLE_STEP) * TABLE_STEP, device=device)
-                table = _Table(frequencies, scaling, *self._waves(self._rotary, positions))
+                table = _Table(frequencies, origin, *self._waves(self._rotary, positions))
             tables[key] = table
         return table.cos[:length], table.sin[:length]
 
@@ -102,13 +104,20 @@ class ModelRope:
 
 
 class LayerRopes:
-    """The RoPE of each layer of a model, made and checked when it is first asked for. Raises UserError as `ModelRope` does."""
+    """The RoPE of each layer of a model, made and checked when it is first asked for. Raises UserError as `ModelRope` does, and
+    where keys in the cache were turned by other frequencies than those that a layer has now."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
         self._ropes: dict[int, ModelRope] = {}
+        self._key_frequencies = KeyFrequencies(model)
+
+    def follow(self) -> Any:
+        """Note the lengths of every forward pass from now on; returns what `remove()` ends it, None where there's no need."""
+        return self._key_frequencies.follow()
 
     def __getitem__(self, layer: int) -> ModelRope:
+        self._key_frequencies.check()
         if layer not in self._ropes:
             self._ropes[layer] = ModelRope(self._model, layer)
         return self._ropes[layer]
@@ -131,16 +140,22 @@ def _check(rope: ModelRope, attention: nn.Module, kind: str) -> None:
     if apply is None:
         raise UserError(f"the module of {kind} has no apply_rotary_pos_emb: its kind of RoPE is not supported")
     rotary = copy.deepcopy(rope._rotary).to("cpu")
-    positions = torch.tensor([0, 1, 7])
+    switch = switches(rotary).get(rope._layer_type) if hasattr(rotary, "rope_type") else None
+    last_positions = [7] if switch is None else [7, switch.length + 7]
+    if not all(_agrees(rope, rotary, apply, torch.tensor([0, 1, last])) for last in last_positions):
+        raise UserError(f"the RoPE of {kind} is not the rotate-half kind: methods that undo RoPE can't run on it")
+
+
+def _agrees(rope: ModelRope, rotary: Any, apply: Any, positions: Tensor) -> bool:
+    """Return whether `rope` on a copy of its rotary module is the model's own RoPE at a few positions."""
     extra = () if rope._layer_type is None else (rope._layer_type,)
     reference = rotary(torch.zeros(1, dtype=rope._dtype), positions[None], *extra)
     cos_sin = rope._cos_sin(rotary, positions)
-    same = isinstance(reference, tuple) and all(
+    if not isinstance(reference, tuple) or not all(
         torch.equal(expected.float(), wave[None]) for expected, wave in zip(reference, cos_sin, strict=True)
-    )
-    if same:  # the same angles; now which elements turn together (only the rotary ones: some models split the rest off)
-        x = torch.randn(1, 1, len(positions), cos_sin[0].shape[-1], generator=torch.Generator().manual_seed(0))
-        rotated, _ = apply(x, x, *(wave.float() for wave in reference))
-        same = torch.allclose(rotated, rope_apply(x, *cos_sin), atol=1e-5)
-    if not same:
-        raise UserError(f"the RoPE of {kind} is not the rotate-half kind: methods that undo RoPE can't run on it")
+    ):
+        return False
+    # the same angles; now which elements turn together (only the rotary ones: some models split the rest off)
+    x = torch.randn(1, 1, len(positions), cos_sin[0].shape[-1], generator=torch.Generator().manual_seed(0))
+    rotated, _ = apply(x, x, *(wave.float() for wave in reference))
+    return torch.allclose(rotated, rope_apply(x, *cos_sin), atol=1e-5)

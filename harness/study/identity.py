@@ -26,7 +26,8 @@ def digest(value: Any) -> str:
 @dataclass(frozen=True)
 class Setting:
     """What a method and the dense baseline beside it have in common: the model with the hash of its weights, the length of
-    prompts in tokens, the seed of the samples, the dtype, the type of device, and the kernel of dense attention."""
+    prompts in tokens, the seed of the samples, the dtype, the type of device, and the kernel of dense attention. max_length:
+    tokens of the longest text, where the user has set it."""
 
     model: str
     model_hash: str
@@ -35,6 +36,11 @@ class Setting:
     dtype: str
     device_type: str
     dense_kernel: str
+    max_length: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields that determine numbers. A length that is the config's own has no entry: arms keep their ids."""
+        return {k: v for k, v in asdict(self).items() if (k, v) != ("max_length", None)}
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class ArmIdentity:
         """Return everything that determines the arm's numbers, flat. Full attention at decode has no entry: arms keep the ids
         they had before there was another."""
         own = {k: v for k, v in asdict(self).items() if k != "setting" and (k, v) != ("decode", None)}
-        return {**asdict(self.setting), **own}
+        return {**self.setting.as_dict(), **own}
 
     def prefill(self) -> ArmIdentity:
         """Return what the arm is at prefill, which its decoding doesn't change."""
@@ -114,4 +120,4 @@ class Cell:
     @property
     def pair(self) -> str:
         """Return an id that is equal for the cells of all methods that must see the same samples, dense among them."""
-        return digest({**asdict(self.arm.setting), **self.samples.as_dict()})
+        return digest({**self.arm.setting.as_dict(), **self.samples.as_dict()})

@@ -21,6 +21,7 @@ from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.measure.kernel_speed.cases import SHARED, UNIFORM
 from harness.models.loading import LoadedModel
+from harness.models.max_length import check_length
 from harness.models.observe import dense_prefill, layer_inputs
 from harness.tasks.haystack import haystack_source, load_haystack
 from methods.parts.base import Method
@@ -88,10 +89,7 @@ class ModelIndices:
 
     def prefill(self, length: int, wishes: Sequence[Wish]) -> None:
         """Make the indices of one length. Raises UserError where the model can't read so much."""
-        if length > self.loaded.max_length:
-            raise UserError(
-                f"{self.loaded.name} has a context of {self.loaded.max_length} tokens: it selects no blocks at {length}"
-            )
+        check_length(self.loaded, length, f"no blocks are selected at {length} tokens")
         self._length, self._selected = length, {wish: [] for wish in wishes}
         methods = {wish: self._method(wish) for wish in wishes}
 

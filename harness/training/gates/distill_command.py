@@ -23,6 +23,7 @@ from harness.core.files import writable_folder
 from harness.core.settings import Settings, read_settings
 from harness.measure.sweep import load_model_of
 from harness.models.loading import LoadedModel, ModelConfig, load_model
+from harness.models.max_length import check_length
 from harness.report.figures.gates import draw_gate_curves
 from harness.tasks.haystack import haystack_source
 from harness.training.gates import recall_tables
@@ -54,8 +55,7 @@ def main(cfg: DictConfig) -> Path:
     processes = join(settings.device)
     settings = replace(settings, device_choice=str(processes.device or settings.device))
     loaded = _model(settings, processes, shard=bool(job.shard))
-    if max(lengths) > loaded.max_length:
-        raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
+    check_length(loaded, max(lengths), f"job.lengths={lengths}")
     out = _out(job.out, spec, settings, loaded, overwrite=bool(job.overwrite))
     kind = row_kind(loaded, settings.data, str(job.rows))
     about = _about(job, spec, recipe, settings, loaded, kind, lengths)
@@ -118,7 +118,7 @@ def _model(settings: Settings, processes: Processes, *, shard: bool) -> LoadedMo
 
     logging.disable_progress_bar()  # of the weights, in every process
     name, path = str(settings.model["name"]), str(settings.model["path"])
-    config = ModelConfig(name=name, path=path, dtype=settings.dtype, device="cpu")
+    config = ModelConfig(name, path, settings.dtype, "cpu", settings.model["max_length"])
     return load_sharded(lambda: load_model(config), processes)  # not the one that the jobs of a sweep share
 
 

@@ -14,6 +14,7 @@ from harness.arms.weights import model_overrides, released_id, weights_folder
 from harness.core.errors import UserError
 from harness.core.settings import read_settings
 from harness.measure.sweep import load_model_of
+from harness.models.max_length import check_length
 from harness.training.gates import recall_tables
 from harness.training.gates.gate_spec import gate_spec
 from harness.training.gates.job_settings import read_lengths, whole_number
@@ -32,8 +33,7 @@ def main(cfg: DictConfig) -> Path:
     spec, console = gate_spec(settings), Console()
     lengths, sequences = read_lengths(job.lengths, spec.block_size), whole_number(job, "sequences", 1)
     loaded = load_model_of(settings)
-    if max(lengths) > loaded.max_length:
-        raise UserError(f"job.lengths={lengths}: {loaded.name} has a context of {loaded.max_length} tokens")
+    check_length(loaded, max(lengths), f"job.lengths={lengths}")
     group = "method" if decodes_densely(settings.decode) else "decode"
     folder, name = weights_folder(settings.model, loaded), spec.file_name
     training = settings.method_knobs.get("gates") if group == "method" else None

@@ -207,7 +207,7 @@ def test_texts_end_before_their_stop_words(lm: SparseLM) -> None:
         ({"sparsity": 1.5}, "sparsity=1.5: must be"),
         ({"method": "xattention"}, "method.threshold=VALUE"),
         ({"batch_size": "auto"}, "--batch_size auto: give a number"),
-        ({"max_length": 4096}, "reaches 2048 tokens"),
+        ({"max_length": 4096}, "has a context of 2048 tokens; model.max_length=4096 allows more"),
         ({"overlong": "middle"}, "must be one of error, left"),
     ],
 )

@@ -154,7 +154,7 @@ def test_batches() -> None:
         ({"max_new": 0}, "at least 1"),
         ({"prompts": [[]]}, "at least 1"),
         ({"max_new": [1, 2]}, "2 values for 1 prompts"),
-        ({"max_new": 480}, "512 positions"),
+        ({"max_new": 480}, "context of 512 tokens"),
         ({"batch_tokens": 0}, "batch_tokens"),
     ],
 )

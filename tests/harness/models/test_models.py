@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from harness.core.errors import UserError
 from harness.models import loading
-from harness.models.loading import ModelConfig, _max_length, load_model, revision_hash
+from harness.models.loading import ModelConfig, load_model, revision_hash
 from tests.harness.tiny import VOCAB, build, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -104,9 +104,3 @@ class TestErrors:
     def test_no_decoder(self, folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5Model"]}))
         self.fails(folder, "can't load the model in")
-
-
-def test_max_length_of_stretched_positions() -> None:
-    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1000, "rope_theta": 1e4}
-    assert _max_length(LlamaConfig(max_position_embeddings=1000, rope_parameters=yarn)) == 4000
-    assert _max_length(LlamaConfig(max_position_embeddings=1000)) == 1000
