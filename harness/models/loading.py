@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from harness.core.errors import UserError
+from harness.models.weight_checks import CHECKED_HERE, check_finite, check_stored_types, check_tensors, without_load_report
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 """The folder of the small model that ships with the package."""
@@ -63,17 +64,18 @@ def load_model(config: ModelConfig) -> LoadedModel:
     source = config.path if folder is None else str(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        with without_load_report():
+            model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **CHECKED_HERE)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(_why(config.path, folder, error)) from error
-    if info["missing_keys"]:  # transformers would go on with random weights there
-        names = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(f"{source}: the weights lack {len(info['missing_keys'])} tensors of the model ({names}, …)")
+    check_tensors(model, info, source)
     commit = None
     if folder is None:
         folder, commit = _snapshot(config.path, model)
+    check_stored_types(model, folder)
     revision = commit or revision_hash(folder)
     loaded = wrap_model(model, tokenizer, name=config.name, device=device, dtype=dtype, path=folder, revision=revision)
+    check_finite(loaded.model, source)
     return replace(loaded, source=config.path)
 
 
@@ -147,6 +149,8 @@ def revision_hash(folder: Path) -> str:
     """Return the SHA-256 (hex) over config.json and the *.safetensors that transformers reads, in the order of their names.
 
     Files of other things beside the model (trained gates, say) don't count: they don't change what the model computes.
+    It is of the files' bytes, and not of the tensors alone: models are downloaded, not written anew, and what save_pretrained
+    writes has one key of metadata, so that saving again gives the same bytes.
     """
     digest = hashlib.sha256()
     for file in (folder / "config.json", *_weights(folder)):
