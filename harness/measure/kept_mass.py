@@ -123,6 +123,7 @@ def measure_mass(context: RunContext, arm: RunnableArm, task_names: Sequence[str
             kept=mass.by_head(),
             density=mass.by_layer(),
             date=now(),
+            notices=list(arm.notices),
         )
     )
     return 0
