@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> Path:
 def to_harness(source: Path, spec: GateSpec, out: Path, *, overwrite: bool = False) -> Path:
     """Write a release's weights into folder `out` under the name that the method looks for, its settings as metadata.
 
-    Return the path. Raises UserError where that file is there and `overwrite` isn't set.
+    The release's hash is that of its file, as the hub's page shows it. Return the path. Raises UserError where that file is there and `overwrite` isn't set.
     """
     state, config = _read_all(source, spec), gate_files.read_config(source)
     settings = {key: value for key, value in config.items() if key.startswith("seerattn_")}
