@@ -77,8 +77,8 @@ class DuoAttention(Method):
 
     def load_search(self, result: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         try:
-            needs = [[float(number) for number in layer] for layer in result["heads"]]
-        except (KeyError, TypeError, ValueError):
+            needs = [[_number(number) for number in layer] for layer in result["heads"]]
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise ValueError('it has no "heads": a list of numbers for each layer, one for each KV head') from None
         if len(needs) != layers or not any(needs) or any(len(layer) not in (0, kv_heads) for layer in needs):
             sizes = ", ".join(map(str, sorted({len(layer) for layer in needs})))
@@ -136,6 +136,13 @@ class DuoAttention(Method):
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         heads = None if self.heads is None else Path(self.heads).name  # a row tells the file by its hash
         return {"streaming": self.streaming, "sinks": self.sinks, "recent": self.recent, "heads": heads}
+
+
+def _number(value: Any) -> float:
+    """Return a number of JSON. Raises ValueError for a word or a truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
 
 
 @lru_cache(maxsize=64)

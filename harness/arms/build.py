@@ -13,7 +13,7 @@ from attention_kernels.skip_softmax import resolve_skip
 
 import methods
 from harness.arms.head_files import load_head_file
-from harness.arms.weights import load_weights
+from harness.arms.weights import FileIdentity, load_weights
 from harness.core.errors import UserError
 from harness.core.method_facts import method_facts
 from harness.core.settings import Settings
@@ -27,11 +27,17 @@ from methods.parts.base import Knob, Method
 
 @dataclass(frozen=True)
 class RunnableArm:
-    """An arm and what runs it; method None is dense attention at prefill, decoding None dense attention at decode."""
+    """An arm and what runs it; method None is dense attention at prefill, decoding None dense attention at decode.
+
+    former: the identity that older records have for it, where its weights are known by the bytes of their files. notices: a
+    line for each thing that had to be assumed of its weights.
+    """
 
     identity: ArmIdentity
     method: Method | None
     decoding: DecodeMethod | None = None
+    former: ArmIdentity | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> bool:
@@ -57,12 +63,11 @@ def build_arms(settings: Settings, loaded: LoadedModel) -> list[RunnableArm]:
             max_length=loaded.asked_length,
         )
         arms = [RunnableArm(ArmIdentity(setting, baseline_name(), 0.0), None)]
-        decoding, decoder = _build_decode_arm(settings, loaded)
+        decoding, decoder, decode_file = _build_decode_arm(settings, loaded)
         if family != "none":
-            arm = _build_prefill_arm(settings, loaded, setting)
-            arms.append(replace(arm, identity=replace(arm.identity, decode=decoding), decoding=decoder))
+            arms.append(_with_decoding(_build_prefill_arm(settings, loaded, setting), decoding, decoder, decode_file))
         elif decoder is not None:
-            arms.append(RunnableArm(replace(arms[0].identity, decode=decoding), None, decoder))
+            arms.append(_with_decoding(arms[0], decoding, decoder, decode_file))
     except UserError:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each, for what they can't do
@@ -74,11 +79,29 @@ def _build_prefill_arm(settings: Settings, loaded: LoadedModel, setting: Setting
     """Build the arm of a sparse method at prefill, with its kernel and its weights."""
     method = build_method(settings)
     kernel = prefill_kernel(settings.kernel, loaded, method)
-    hashes = [load_weights(method, "method", settings, loaded), load_head_file(method, settings.model, loaded)]
-    weights_hash = "+".join(digest for digest in hashes if digest is not None) or None
+    weights, heads = load_weights(method, "method", settings, loaded), load_head_file(method, settings.model, loaded)
+    files = [file for file in (weights, heads) if file is not None]
+    weights_hash = "+".join(file.content for file in files) or None
     knobs = _knobs(settings, method)
     identity = ArmIdentity(setting, method.name, method.sparsity, knobs, method.block_size, kernel, weights_hash)
-    return RunnableArm(identity, method.to(loaded.device))
+    former = replace(identity, weights_hash="+".join(file.former for file in files)) if files else None
+    notices = tuple(notice for file in files for notice in file.notices)
+    return RunnableArm(identity, method.to(loaded.device), former=former, notices=notices)
+
+
+def _with_decoding(
+    arm: RunnableArm, decoding: Decoding | None, decoder: DecodeMethod | None, file: FileIdentity | None
+) -> RunnableArm:
+    """Return an arm that decodes by a method (None: with full attention); file: of that method's weights."""
+    identity, former, notices = replace(arm.identity, decode=decoding), arm.former, arm.notices
+    if former is not None:
+        former = replace(former, decode=decoding)
+    if file is not None and decoding is not None:
+        former, notices = (
+            replace(former or identity, decode=replace(decoding, weights_hash=file.former)),
+            (*notices, *file.notices),
+        )
+    return RunnableArm(identity, arm.method, decoder, former, notices)
 
 
 def with_knob(settings: Settings, arm: RunnableArm, knob: Knob, value: float) -> RunnableArm:
@@ -88,15 +111,19 @@ def with_knob(settings: Settings, arm: RunnableArm, knob: Knob, value: float) ->
     return replace(arm, identity=replace(arm.identity, knobs=_knobs(settings, arm.method)))
 
 
-def _build_decode_arm(settings: Settings, loaded: LoadedModel) -> tuple[Decoding | None, DecodeMethod | None]:
-    """Build the method that decodes, for the arm's identity and as it runs; None twice for full attention."""
+def _build_decode_arm(
+    settings: Settings, loaded: LoadedModel
+) -> tuple[Decoding | None, DecodeMethod | None, FileIdentity | None]:
+    """Build the method that decodes, for the arm's identity and as it runs, and say what its weights are; None for what is not
+    there, all of it under full attention."""
     method = build_decode_method(settings)
     if method.family == "none":
-        return None, None
+        return None, None, None
     group = loaded.heads // loaded.kv_heads
     kernel = resolve_decode(settings.decode_kernel, **kernel_site(loaded), k_block=method.block_size, rows=group)
-    weights_hash = load_weights(method, "decode", settings, loaded)
-    return Decoding(method.name, method.knobs(), kernel, weights_hash), method.to(loaded.device)
+    file = load_weights(method, "decode", settings, loaded)
+    decoding = Decoding(method.name, method.knobs(), kernel, None if file is None else file.content)
+    return decoding, method.to(loaded.device), file
 
 
 def build_method(settings: Settings) -> Method:

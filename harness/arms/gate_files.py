@@ -3,8 +3,9 @@ method (methods.gates.release_format)."""
 
 from __future__ import annotations
 
+import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from harness.core.files import read_json_object
 from harness.models.loading import LoadedModel, local_layers, local_window
 from methods.gates import release_format
 from methods.gates.gate import Gate
+from methods.gates.weights import check_values
 
 
 def find(folder: Path, name: str, gate: type[Gate] | None, hub_id: str | None, *, training: Any = None) -> Path | None:
@@ -53,22 +55,62 @@ def download(hub_id: str) -> Path:
 def read(path: Path, gate: type[Gate] | None, *, block_size: int | None = None) -> dict[str, Tensor]:
     """Read the weights in a file, to the CPU, by the names that Gate gives them.
 
-    block_size: that a release must be of, None for any. Raises UserError for a file that is broken, and for a release of other
-    gates or of another block size.
+    block_size: that the gates must be of, None for any. Raises UserError for a file that is broken, for weights that are no
+    finite floats, and for gates of another kind or block size than the file's settings or metadata say.
     """
-    if path.suffix != ".pth":
-        return _safetensors(path)
-    assert gate is not None  # only a gate that is released is looked for under this name
-    settings = read_config(path)
+    released = path.suffix == ".pth"
+    state = _pickled(path) if released else _safetensors(path)
     try:
-        release_format.check_config(settings, gate, block_size)
-    except ValueError as error:
-        raise UserError(f"{path} doesn't fit: {error}") from error
-    state = _pickled(path)
-    try:
+        check_values(state)
+        if not released:
+            _check_block_size(path, block_size)
+            return state
+        assert gate is not None  # only a gate that is released is looked for under this name
+        release_format.check_config(read_config(path), gate, block_size)
         return release_format.from_released(state, gate)
     except ValueError as error:
         raise UserError(f"{path} doesn't fit: {error}") from error
+
+
+def assumptions(path: Path, gate: type[Gate] | None) -> tuple[str, ...]:
+    """Return a line for what must be assumed of gates because neither settings nor metadata say it; none where nothing must.
+
+    Raises UserError where the name of the file or its folder contradicts what would be assumed.
+    """
+    if gate is None or not gate.released:
+        return ()
+    released = path.suffix == ".pth"
+    if released:
+        settings: Any = read_config(path)
+    else:
+        metadata = read_metadata(path)
+        settings = metadata.get("release") if metadata else {}  # gates that were trained here have other metadata
+    if not isinstance(settings, Mapping):
+        return ()
+    try:
+        assumed = release_format.assumed_settings(settings, gate, _names(path))
+    except ValueError as error:
+        raise UserError(f"{path} doesn't fit: {error}") from error
+    if released and release_format.BLOCK_SIZE_KEY not in settings:
+        assumed.append(f"{release_format.BLOCK_SIZE_KEY}={release_format.BLOCK_SIZE}")
+    if not assumed:
+        return ()
+    says = f"no {release_format.CONFIG} beside it says" if released else "its metadata don't say"
+    where = f"{path.absolute().parent.name}/{path.name}"  # a record holds the line, and is published
+    return (f"{where}: {says} what its gates are, assumed {', '.join(assumed)}",)
+
+
+def _names(path: Path) -> list[str]:
+    """Return the names that may tell what a file of gates is: its own, its folder's, and in the hub's cache the release's."""
+    cached = [part for part in path.parts if part.startswith("models--")]
+    return [path.stem, path.absolute().parent.name, *cached]
+
+
+def _check_block_size(path: Path, block_size: int | None) -> None:
+    """Raise ValueError where the metadata of gates say another block size."""
+    recorded = read_metadata(path).get("block_size", block_size)
+    if block_size is not None and recorded != block_size:
+        raise ValueError(f"its gates are for blocks of {recorded} tokens, not {block_size}, whatever it is called")
 
 
 def for_all_layers(state: dict[str, Tensor], path: Path, loaded: LoadedModel, shortest: int) -> dict[str, Tensor]:
@@ -104,6 +146,25 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read the settings beside a release's weights; none where the weights lie alone. Raises UserError for a broken file."""
     file = path.with_name(release_format.CONFIG)
     return read_json_object(file) if file.is_file() else {}
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Read the metadata of a safetensors file, each value as JSON or else as it is. Raises UserError for a broken file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no safetensors file ({error}); train the weights again with job=distill") from error
+    return {key: _json_or_text(value) for key, value in metadata.items()}
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.arms.weights import model_overrides, weights_folder
+from harness.arms.weights import FileIdentity, model_overrides, weights_folder
 from harness.core.errors import UserError
 from harness.core.files import read_json_object
 from harness.models.loading import LoadedModel, model_shape
-from harness.study.provenance import file_hash
+from harness.study.provenance import file_hash, json_hash
 from methods.parts.base import Method
 
 AGAIN = "; search again with job=search_heads"
+MADE = "made"
+"""The key under which a file says how and when it was searched: it is no part of the result."""
 
 
-def load_head_file(method: Method, model: Mapping[str, Any], loaded: LoadedModel) -> str | None:
-    """Give a method what a search found out about this model's heads. Returns the file's hash; None where the method takes no
-    such file, or goes without.
+def load_head_file(method: Method, model: Mapping[str, Any], loaded: LoadedModel) -> FileIdentity | None:
+    """Give a method what a search found out about this model's heads. Returns what tells it from others; None where the method
+    takes no such file, or goes without.
 
     model: the settings of its group, as `Settings.model`; the file lies in its `weights_folder`, or where the method's knob
     says. Raises UserError where the method can't go without, or where the file is broken or another model's.
@@ -36,22 +39,46 @@ def load_head_file(method: Method, model: Mapping[str, Any], loaded: LoadedModel
                 f"search them with `{search_command(method.name, model)}`"
             )
         return None
+    result = read_head_file(path)
     try:
-        method.load_search(read_head_file(path), **model_shape(loaded))
+        method.load_search(result, **model_shape(loaded))
     except ValueError as error:
         raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
-    return file_hash(path)
+    searched = {name: value for name, value in result.items() if name != MADE}
+    return FileIdentity(json_hash(searched), file_hash(path))
 
 
 def read_head_file(path: Path) -> dict[str, Any]:
-    """Read a file: JSON, or a table of numbers (.tsv: rows are layers, columns heads) as {"heads": rows}. Raises UserError."""
+    """Read a file: JSON, or a table of numbers (.tsv: rows are layers, columns heads) as {"heads": rows}.
+
+    Raises UserError for what is neither, for numbers that are not finite, and for a key that stands there twice.
+    """
     if path.suffix != ".tsv":
-        return read_json_object(path, AGAIN)
+        content = read_json_object(path, AGAIN)
+        try:
+            json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
+        except ValueError as error:
+            raise UserError(f"{path} can't be taken: {error}{AGAIN}") from error
+        return content
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         return {"heads": [[float(number) for number in line.split()] for line in lines if line.strip()]}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}{AGAIN}") from error
+
+
+def _refuse_constant(word: str) -> None:
+    """Raise ValueError for NaN and the infinities, which Python's JSON would take."""
+    raise ValueError(f"it holds {word}: numbers must be finite")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs. Raises ValueError where a key comes twice: JSON would take the last."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)} twice")
+    return content
 
 
 def search_command(method: str, model: Mapping[str, Any]) -> str:

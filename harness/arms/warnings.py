@@ -1,4 +1,5 @@
-"""What a user should hear of an arm before it runs: that it goes without a search, or can't be as sparse as was asked for."""
+"""What a user should hear of an arm before it runs: what was assumed of its weights, that it goes without a search, or that it
+can't be as sparse as was asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from harness.models.loading import LoadedModel
 
 def arm_warnings(arm: RunnableArm, model: Mapping[str, Any], loaded: LoadedModel) -> list[str]:
     """Return a line for each thing that a user should know of an arm, none for the baseline. model: as `Settings.model`."""
-    lines = _missing_head_file(arm, model, loaded), _density_out_of_reach(arm)
+    lines = *arm.notices, _missing_head_file(arm, model, loaded), _density_out_of_reach(arm)
     return [line for line in lines if line is not None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,23 @@ from harness.arms import gate_files
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.models.loading import LoadedModel, model_shape
-from harness.study.provenance import file_hash
+from harness.study.provenance import file_hash, tensors_hash
 from methods.decode.parts.base import DecodeMethod
 from methods.parts.base import Method
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """What a file gave a method, for the method's identity.
+
+    content: the hash of what was read, however the file was written. former: the SHA-256 of the file's bytes, by which records
+    of before know it. notices: a line for each thing that had to be assumed.
+    """
+
+    content: str
+    former: str
+    notices: tuple[str, ...] = ()
+
 
 OWN_GATES = "gates"
 """Folder (below the working folder) for trained weights of a model whose own folder is not ours to write into."""
@@ -33,8 +48,8 @@ def weights_folder(model: Mapping[str, Any], loaded: LoadedModel) -> Path:
     return Path(OWN_GATES) / re.sub(r"[^\w.-]+", "-", path)
 
 
-def load_weights(method: Method | DecodeMethod, group: str, settings: Settings, loaded: LoadedModel) -> str | None:
-    """Load the trained weights of a method. Returns the hash of their file, None where the method needs none.
+def load_weights(method: Method | DecodeMethod, group: str, settings: Settings, loaded: LoadedModel) -> FileIdentity | None:
+    """Load the trained weights of a method. Returns what tells them from others, None where the method needs none.
 
     group: of the command line that names the method, "method" or "decode". Raises UserError where there is no file, or one
     that does not fit the model.
@@ -52,13 +67,14 @@ def load_weights(method: Method | DecodeMethod, group: str, settings: Settings, 
             f"`python -m harness job=distill {group}={method.name} {model_overrides(settings.model)}"
             f"{size}={method.block_size}{'' if training is None else f' method.gates={training}'}`"
         )
-    state = gate_files.read(path, method.gate, block_size=method.block_size)
-    state = gate_files.for_all_layers(state, path, loaded, settings.length)
+    stored = gate_files.read(path, method.gate, block_size=method.block_size)
+    notices = gate_files.assumptions(path, method.gate)
+    state = gate_files.for_all_layers(stored, path, loaded, settings.length)
     try:
         method.load(state, **model_shape(loaded))
     except ValueError as error:
         raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
-    return file_hash(path)
+    return FileIdentity(tensors_hash(stored), file_hash(path), tuple(f"{method.name}: {notice}" for notice in notices))
 
 
 def released_id(model: Mapping[str, Any], group: str) -> str | None:

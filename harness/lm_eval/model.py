@@ -108,15 +108,17 @@ class SparseLM(HFLM):
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.loaded.dtype),
             "model_sha": self.loaded.revision_hash,
-            "sparse_attention": identity | {"commit": commit(), "tasks": totals},
+            "sparse_attention": identity | {"commit": commit(), "tasks": totals, "notices": list(self.arm.notices)},
         }
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Refuse a cache of answers (--use_cache) that another model or method gave: lm-eval's keys don't tell them apart."""
         answers = cache_hook.dbdict
         if answers is not None:
-            fingerprint = digest(self.arm.identity.as_dict() | {"max_length": self.max_length, "overlong": self.overlong})
-            if len(answers) and answers.get(CACHE_KEY) != fingerprint:
+            setting = {"max_length": self.max_length, "overlong": self.overlong}
+            known = (self.arm.identity, self.arm.former or self.arm.identity)  # files may be older than this version
+            fingerprint, former = (digest(identity.as_dict() | setting) for identity in known)
+            if len(answers) and answers.get(CACHE_KEY) not in (fingerprint, former):
                 raise UserError("--use_cache: the file holds answers of another model, method or setting; name another file")
             answers[CACHE_KEY] = fingerprint
         super().set_cache_hook(cache_hook)
@@ -273,6 +275,8 @@ def _arm(settings: Settings, loaded: LoadedModel) -> RunnableArm:
     Raises UserError for a knob that must be found: lm-eval has no prompts of one length to find it on.
     """
     arm = build_arms(settings, loaded)[-1]
+    for notice in arm.notices:
+        log.warning(notice)
     knob = None if arm.method is None else arm.method.calibrates()
     if knob is not None:
         raise UserError(

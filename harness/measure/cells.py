@@ -36,6 +36,7 @@ def record_state(
             knobs=arm.identity.knobs,
             haystack=haystack,
             summary=summary or {},
+            notices=list(arm.notices),
         )
     )
 

@@ -24,6 +24,7 @@ from harness.study.store import Store
 from harness.tasks import registry
 from harness.tasks.context import context_tokens
 from harness.tasks.haystack import haystack_source, load_haystack
+from harness.tasks.ruler.samples import check_words
 from harness.tasks.sample import Sample
 from harness.tasks.tokenizer_hash import tokenizer_hash
 from harness.tasks.tokens import encode_all
@@ -83,6 +84,8 @@ class RunContext:
         words = self.data.get("words")
         if words and not Path(words).expanduser().is_file():
             raise UserError(f"data.words={words}: no such file; name a file of words, or leave it out for wonderwords")
+        if words:
+            check_words(words, self.length)
         return {"haystack": load_haystack(haystack_source(self.data)).name, "words": file_hash(words) if words else None}
 
     @cached_property

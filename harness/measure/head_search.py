@@ -15,6 +15,7 @@ from torch import Tensor
 
 import methods
 from harness.arms.build import build_method
+from harness.arms.head_files import MADE
 from harness.arms.weights import weights_folder
 from harness.core import checks
 from harness.core.errors import UserError
@@ -62,7 +63,7 @@ def main(cfg: DictConfig) -> Path:
         "seed": settings.seed,
         "text": context.text_of(names) | context.files(*names),
     }
-    text = one_line_a_key({"method": method.name, **result, "made": provenance})
+    text = one_line_a_key({"method": method.name, **result, MADE: provenance})
     write_atomically(path, lambda file: file.write(text.encode()))
     console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     if path.parent != weights_folder(settings.model, loaded):

@@ -122,6 +122,7 @@ def measure_mass(context: RunContext, arm: RunnableArm, task_names: Sequence[str
             kept=mass.by_head(),
             density=mass.by_layer(),
             date=now(),
+            notices=list(arm.notices),
         )
     )
     return 0

@@ -19,6 +19,7 @@ from harness.core.settings import Settings
 from harness.measure.accuracy import SELF_CHECK_FAILED, fail, finish, open_cells, score
 from harness.measure.cells import arm_label
 from harness.measure.context import RunContext
+from harness.measure.former_identity import as_recorded
 from harness.measure.generate_batches import generate_batches, todo_of
 from harness.measure.kept_mass import measure_mass
 from harness.measure.knob_values import with_calibrated_knob
@@ -53,7 +54,8 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     loaded = sweep.model(settings)
     check_request(settings, loaded, task_names)
     context = RunContext(settings, loaded, store, console, sweep)
-    arms = [with_calibrated_knob(context, settings, arm, task_names) for arm in build_arms(settings, loaded)]
+    built = [as_recorded(store, arm) for arm in build_arms(settings, loaded)]
+    arms = [with_calibrated_knob(context, settings, arm, task_names) for arm in built]
     with Bridge(loaded, None, dense_kernel=settings.dense_kernel):
         pass  # a model whose attention can't be changed stops here, not in every cell
     texts = read_texts(context, settings.options) if settings.job == "perplexity" else None

@@ -13,6 +13,7 @@ from harness.core.errors import UserError
 from harness.models.layer_shapes import LayerShape, global_shapes, probe_layers
 from harness.models.max_length import max_length as longest_text
 from harness.models.rope_lengths import separate_rows
+from harness.models.weight_checks import CHECKED_HERE, check_finite, check_stored_types, check_tensors, without_load_report
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 """The folder of the small model that ships with the package."""
@@ -72,15 +73,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
     source = config.path if folder is None else str(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        with without_load_report():
+            model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **CHECKED_HERE)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(_why(config.path, folder, error)) from error
-    if info["missing_keys"]:  # transformers would go on with random weights there
-        names = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(f"{source}: the weights lack {len(info['missing_keys'])} tensors of the model ({names}, …)")
+    check_tensors(model, info, source)
     commit = None
     if folder is None:
         folder, commit = _snapshot(config.path, model)
+    check_stored_types(model, folder)
     revision = commit or revision_hash(folder)
     loaded = wrap_model(
         model,
@@ -92,6 +93,7 @@ def load_model(config: ModelConfig) -> LoadedModel:
         revision=revision,
         max_length=config.max_length,
     )
+    check_finite(loaded.model, source)
     return replace(loaded, source=config.path)
 
 
@@ -180,6 +182,8 @@ def revision_hash(folder: Path) -> str:
     """Return the SHA-256 (hex) over config.json and the *.safetensors that transformers reads, in the order of their names.
 
     Files of other things beside the model (trained gates, say) don't count: they don't change what the model computes.
+    It is of the files' bytes, and not of the tensors alone: models are downloaded, not written anew, and what save_pretrained
+    writes has one key of metadata, so that saving again gives the same bytes.
     """
     digest = hashlib.sha256()
     for file in (folder / "config.json", *_weights(folder)):

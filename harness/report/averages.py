@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.report.rows import Row
-from harness.report.study_records import StudyRecords, arm_row, mean_known, mean_of_all, origin_of, with_times
+from harness.report.study_records import StudyRecords, arm_row, mean_known, mean_of_all, noticed, origin_of, with_times
 from harness.stats.scores import average_interval
 from harness.study import verdict
 from harness.study.columns import AVERAGE
@@ -45,7 +45,8 @@ def average_row(group: str, members: Sequence[tuple[Record, Row]], records: Stud
         return replace(row, status=Status.FAILED, reason=f"no accuracy for {', '.join(failed)}")
     score = replace(mean_score(rows), comparison=_comparison(cells, records, row.seed))
     status, reason = _verdict(rows, score)
-    return replace(row, score=score, status=status, reason=reason)
+    notices = noticed(*cells) if status == Status.OK else ""
+    return replace(row, score=score, status=status, reason=f"{reason}; {notices}" if notices else reason)
 
 
 def mean_score(rows: Sequence[Row]) -> verdict.Score:

@@ -26,6 +26,7 @@ from harness.report.study_records import (
     mean_known,
     mean_mass,
     mean_of_all,
+    noticed,
     origin_of,
     question_of,
     read_study,
@@ -114,7 +115,7 @@ def _task_row(cell: Record, records: StudyRecords) -> Row:
         dense = records.dense_of(cell)
         score = verdict.accuracy(samples, None if dense is None else records.samples_of(dense), cell["identity"]["seed"])
         status, reason = verdict.verdict(samples, score, records.checks.get(verdict.arm_as_run(cell), ""))
-        row = replace(row, score=score, status=status, reason=reason)
+        row = replace(row, score=score, status=status, reason=reason or noticed(cell))
     return with_times(row, records.timings.get((row.arm, row.device)))
 
 
@@ -144,6 +145,7 @@ def mass_row(mass: Record, records: StudyRecords) -> Row:
         arm_row(mass, records.study, origin),
         density=mean_known(mass["density"]),
         kept_mass=mean_mass(mass),
+        reason=noticed(mass),
     )
 
 

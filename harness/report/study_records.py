@@ -101,11 +101,16 @@ def cell_row(cell: Record, records: StudyRecords, measured: Sequence[Record]) ->
         samples=len(measured),
         kernels=tuple(sorted({kernel for record in measured for kernel in record["kernels"]})),
         status=cell["status"],
-        reason=cell["reason"],
+        reason=cell["reason"] or noticed(cell),
     )
     if cell["identity"]["kernel"] is None:
         row = replace(row, density=1.0, token_density=1.0, dense_kernel=cell["identity"]["dense_kernel"])
     return row
+
+
+def noticed(*records: Record) -> str:
+    """Return what records of an arm say had to be assumed of its weights, "" for nothing; older records don't say it."""
+    return "; ".join(dict.fromkeys(notice for record in records for notice in record.get("notices", [])))
 
 
 def _decode(identity: Mapping[str, Any]) -> Decode:

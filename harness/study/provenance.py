@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.study.schema import RunRecord
 
 if TYPE_CHECKING:
     import torch  # takes seconds, which what reads records doesn't need
+    from torch import Tensor
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "numpy", "flash-attn", "flash-attn-4", "fa3-fwd")
 """The packages whose version can change a number; those not installed are left out."""
@@ -90,7 +93,6 @@ def _installed_versions() -> tuple[tuple[str, str], ...]:
 
 def device_name(device: torch.device) -> str:
     """Return the model name of the device: "NVIDIA H100 80GB HBM3", or "cpu (Intel(R) Xeon(R) …, 2 threads)"."""
-    """The model name of the device: "NVIDIA H100 80GB HBM3", or "cpu (Intel(R) Xeon(R) …, 2 threads)"."""
     import torch
 
     if device.type == "cuda":
@@ -124,8 +126,33 @@ def run_record(device: torch.device) -> RunRecord:
     )
 
 
+def tensors_hash(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 (hex) of tensors by name: of their names, types, shapes and bytes, in the order of the names.
+
+    However often the same tensors are saved, in whatever file, with whatever metadata, it is the same: a file's own hash isn't,
+    as safetensors writes metadata in another order at every save.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        weight = state[name].detach().cpu().contiguous()
+        dtype = str(weight.dtype).removeprefix("torch.")
+        digest.update(json.dumps([name, dtype, list(weight.shape)]).encode() + b"\0")
+        digest.update(weight.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def json_hash(content: Any) -> str:
+    """Return the SHA-256 (hex) of what JSON says: the order of keys, the indentation and the escapes don't count."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def file_hash(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 (hex) of a file's content."""
+    """Return the SHA-256 (hex) of a file's bytes: for text that a user gives, and for what others publish, whose pages say it.
+
+    What is written anew here has another one every time: see `tensors_hash` and `json_hash`.
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

@@ -104,7 +104,8 @@ class PerplexityRecord:
 class CellRecord:
     """The state of one cell. `identity` is what its id is the hash of (see `harness.study.identity`); `arm` and `pair` are the
     ids of its arm (all tasks together) and of the comparison with dense it belongs to. `summary` holds what the cell's end
-    printed, and `model_share`: of the time that the process spent on the arm's cells, what was spent generating."""
+    printed, and `model_share`: of the time that the process spent on the arm's cells, what was spent generating. `notices` says
+    in a line each what had to be assumed of the arm's weights."""
 
     cell: str
     arm: str
@@ -117,6 +118,7 @@ class CellRecord:
     knobs: dict[str, Any] = field(default_factory=dict)
     haystack: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
 
@@ -239,7 +241,7 @@ class MassRecord:
     of the true attention on what the method selects in at most 16 query blocks, evenly spaced from the first to the last, mean
     over `prompts`; `density` that of each layer; `layers` their
     numbers (those of a sliding window are never sparse); `tokens` the mean length of the prompts; `identity` what `mass` is
-    the hash of."""
+    the hash of; `notices` as in `CellRecord`."""
 
     mass: str
     arm: str
@@ -252,6 +254,7 @@ class MassRecord:
     kept: list[list[float]]
     density: list[float]
     date: str
+    notices: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
 

@@ -75,7 +75,10 @@ def _download(file: DataFile, path: Path, needed_by: str) -> None:
 
 
 def short_hash(path: Path) -> str:
-    """Return sha256 (8 digits) of the file's content, read again only where the file has changed."""
+    """Return sha256 (8 digits) of the file's content, read again only where the file has changed.
+
+    It is of the bytes: such files are as others distribute them, and never written anew.
+    """
     return _short_hash(path, path.stat().st_mtime_ns)
 
 

@@ -53,7 +53,7 @@ def load_haystack(source: str | None) -> Haystack:
 
     None or "pydoc": pydoc_data.topics, which every CPython has (its text differs between versions, so the name says which).
     "hub": baber/paul_graham_essays. Else a file: plain text, or RULER's PaulGrahamEssays.json. Raises UserError where it can't
-    be read or has fewer than a hundred words.
+    be read or has fewer than a hundred words. A file's name has a hash of its bytes: it is the user's, or as RULER has it.
     """
     if source in (None, "pydoc"):
         from pydoc_data.topics import topics
@@ -76,7 +76,7 @@ def load_haystack(source: str | None) -> Haystack:
 
 
 def _named(name: str, text: str) -> Haystack:
-    words = tuple(re.sub(r"\s+", " ", text).strip().split(" "))
+    words = tuple(re.sub(r"\s+", " ", text).strip().split(" ")) if text.strip() else ()
     if len(words) < 100:
         raise UserError(f"haystack {name} has {len(words)} words; give at least 100")
     return Haystack(name, words)

@@ -12,7 +12,8 @@ _hashes: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Return sha256 (12 digits) of the tokenizer's whole definition.
+    """Return sha256 (12 digits) of the tokenizer's whole definition, but for how its last call cut and padded: a call sets that
+    anew.
 
     It is taken once for each tokenizer, and anew where tokens were added: writing out a large vocabulary takes half a second,
     and every task of every arm asks.
@@ -20,10 +21,24 @@ def tokenizer_hash(tokenizer: Any) -> str:
     tokens, digest = _hashes.get(tokenizer, (-1, ""))
     if tokens != len(tokenizer):
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        definition = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+        definition = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else _definition(backend)
         digest = hashlib.sha256(definition.encode()).hexdigest()[:12]
         _hashes[tokenizer] = len(tokenizer), digest
     return digest
+
+
+def _definition(backend: Any) -> str:
+    """Return the JSON of a tokenizer that neither cuts nor pads, and leave it as it was."""
+    truncation, padding = backend.truncation, backend.padding
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        return str(backend.to_str())
+    finally:
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)
 
 
 def template_hash(tokenizer: Any) -> str:

@@ -41,6 +41,7 @@ class DecodeGate(Gate):
         "seerattn_use_rope": True,
         "seerattn_use_qk_norm": True,
     }
+    told_by_weights: ClassVar[frozenset[str]] = frozenset(released_config) - {"seerattn_use_rope"}
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, *, block_size: int) -> None:
         super().__init__(block_size=block_size, q_block=1)

@@ -24,6 +24,8 @@ class Gate(nn.Module, ABC):
     """Names of the weights in their authors' release, by their names here (see methods.gates.release_format)."""
     released_config: ClassVar[Mapping[str, Any]] = {}
     """Settings in a release's config.json that tell it is this gate."""
+    told_by_weights: ClassVar[frozenset[str]] = frozenset()
+    """Those of the settings that the names and shapes of the weights tell too."""
 
     def __init__(self, *, block_size: int, q_block: int) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ the names.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,10 @@ CONFIG = "config.json"
 BLOCK_SIZE = 64
 """Block size of the gates that were released, where no settings say another."""
 
+BLOCK_SIZE_KEY = "seerattn_gate_block_size"
+"""The setting of a release that holds its block size."""
+
+_POOLING = re.compile(r"(?<![A-Za-z])Q(?:max|min|avg|mean|proj|orig)+_K(?:max|min|avg|mean)+(?![A-Za-z])", re.IGNORECASE)
 _RELEASED_NAME = re.compile(r"(?:.*\.)?layers\.(\d+)\.self_attn\.attn_gate\.(\w+?)(?:\.weight)?")
 _NAME = re.compile(r"layers\.(\d+)\.gate\.(\w+)")
 
@@ -84,9 +88,9 @@ def check_whole(state: Mapping[str, Tensor]) -> int:
 
 def block_size_of(config: Mapping[str, Any]) -> int:
     """Return the block size in a release's settings, or that of all known releases. Raises ValueError unless it is one."""
-    block_size = config.get("seerattn_gate_block_size", BLOCK_SIZE)
+    block_size = config.get(BLOCK_SIZE_KEY, BLOCK_SIZE)
     if type(block_size) is not int or block_size < 1:
-        raise ValueError(f"its {CONFIG} says seerattn_gate_block_size={block_size}: must be a whole number of at least 1")
+        raise ValueError(f"its {CONFIG} says {BLOCK_SIZE_KEY}={block_size}: must be a whole number of at least 1")
     return block_size
 
 
@@ -98,3 +102,27 @@ def check_config(config: Mapping[str, Any], gate: type[Gate], block_size: int | 
     released_size = block_size_of(config)
     if block_size is not None and released_size != block_size:
         raise ValueError(f"its gates are for blocks of {released_size} tokens, not {block_size}: set that block_size")
+
+
+def pooling_of(gate: type[Gate]) -> str:
+    """Return how gates of a kind pool queries and keys, as releases are named: Qavg_Kmaxminavg, say."""
+    return "_".join(value for value in gate.released_config.values() if isinstance(value, str))
+
+
+def assumed_settings(config: Mapping[str, Any], gate: type[Gate], names: Sequence[str]) -> list[str]:
+    """Return, as NAME=VALUE, what must be assumed of a release because neither its settings nor its weights say it.
+
+    names: of its file and folders; one of them may tell the pooling. Raises ValueError where it tells another one than gates
+    of this kind have.
+    """
+    known = {*config, *gate.told_by_weights}
+    missing = {name: value for name, value in gate.released_config.items() if name not in known}
+    poolings = {name for name, value in missing.items() if isinstance(value, str)}
+    named = [match[0] for name in names for match in _POOLING.finditer(name)] if poolings else []
+    for pooling in named:
+        if pooling.lower().replace("mean", "avg") != pooling_of(gate).lower():
+            raise ValueError(
+                f"its name says that it pools as {pooling}, gates here as {pooling_of(gate)}; where the name is wrong, put a "
+                f"{CONFIG} beside it that says {', '.join(f'{name}: {missing[name]}' for name in sorted(poolings))}"
+            )
+    return [f"{name}={value}" for name, value in missing.items() if not (named and name in poolings)]

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.gates.gate import Gate
+from methods.gates.gate import POOLED_K, Gate
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Types that weights of gates may have in a file; gates compute in float32."""
 
 
 def with_training_name(file: str, training: Any) -> str:
@@ -34,10 +37,27 @@ def gate_state(gates: Sequence[Gate]) -> dict[str, Tensor]:
     }
 
 
+def check_values(state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the tensor, unless all weights are floats of 16 to 64 bits and finite in float32."""
+    for name, weight in state.items():
+        if weight.dtype not in DTYPES or weight.layout != torch.strided:
+            allowed = ", ".join(_named(dtype) for dtype in DTYPES)
+            layout = "" if weight.layout == torch.strided else f", {_named(weight.layout)}"
+            raise ValueError(f"{name} is of type {_named(weight.dtype)}{layout}: weights of gates must be one of {allowed}")
+        if not bool(weight.detach().float().isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinite values: a training that failed, or a damaged file")
+
+
+def _named(part: torch.dtype | torch.layout) -> str:
+    """Return what torch calls a type or layout, without the module."""
+    return str(part).removeprefix("torch.")
+
+
 def fill_gates(gates: Sequence[Gate], state: Mapping[str, Tensor], model: str) -> None:
     """Copy weights into the gates of a model, and freeze them.
 
-    model: a description of the model for messages. Raises ValueError, one line, unless all names and shapes fit.
+    model: a description of the model for messages. Raises ValueError, one line, unless all names, shapes and types fit and
+    all numbers are finite.
     """
     weights = gate_state(gates)
     missing, unknown = sorted(weights.keys() - state.keys()), sorted(state.keys() - weights.keys())
@@ -49,13 +69,24 @@ def fill_gates(gates: Sequence[Gate], state: Mapping[str, Tensor], model: str) -
         if state[name].shape != weight.shape:
             raise ValueError(
                 f"gate weight {name} has shape {list(state[name].shape)}, not {list(weight.shape)}: {model}; "
-                "it was made for another model"
+                f"{_other_pooling(name, state[name].shape, weight.shape) or 'it was made for another model'}"
             )
+    check_values(state)
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(state[name])
     for gate in gates:
         gate.requires_grad_(False)
+
+
+def _other_pooling(name: str, shape: torch.Size, expected: torch.Size) -> str | None:
+    """Return a line where a weight of pooled keys differs from what is expected in the number of poolings alone, else None."""
+    if not name.endswith(".k") or len(shape) != len(expected) or (shape[0], shape[2:]) != (expected[0], expected[2:]):
+        return None
+    ways, rest = divmod(shape[1] * len(POOLED_K), expected[1])
+    if rest or not ways:
+        return None
+    return f"it pools keys in {ways} way{'' if ways == 1 else 's'}, gates here in {len(POOLED_K)} ({', '.join(POOLED_K)})"
 
 
 def first_names(names: Sequence[str], most: int = 4) -> str:

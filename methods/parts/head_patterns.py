@@ -18,6 +18,7 @@ from attention_kernels.selection import select_from_pooled
 from torch import Tensor
 
 from methods.parts.base import Grid, LayerInputs
+from methods.parts.whole_numbers import whole
 
 Kind = Literal["vertical_slash", "a_shape", "block_sparse"]
 LAST_Q = 64
@@ -59,13 +60,13 @@ def parse_patterns(data: Any, *, layers: int, heads: int) -> tuple[tuple[Pattern
     Raises ValueError, one line, where they are no patterns, or not those of so many layers and heads.
     """
     try:
-        patterns = tuple(tuple(Pattern(kind, int(a), int(b)) for kind, a, b in layer) for layer in data)
+        patterns = tuple(tuple(Pattern(kind, whole(a), whole(b)) for kind, a, b in layer) for layer in data)
     except (TypeError, ValueError):
-        raise ValueError("patterns must be lists of [kind, first, second], a list for each layer") from None
+        raise ValueError("patterns must be lists of [kind, first, second], a list for each layer, in whole numbers") from None
     if len(patterns) != layers or any(len(layer) != heads for layer in patterns):
         sizes = sorted({len(layer) for layer in patterns})
         raise ValueError(f"patterns of {len(patterns)} layers of {', '.join(map(str, sizes))} heads, not {layers} of {heads}")
-    for pattern in {p for layer in patterns for p in layer}:
+    for pattern in (p for layer in patterns for p in layer):
         if pattern.kind not in get_args(Kind):
             raise ValueError(f"pattern {pattern.kind} is not known; it must be one of {', '.join(get_args(Kind))}")
         if min(pattern.first, pattern.second) < 0 or pattern.first + pattern.second < 1:

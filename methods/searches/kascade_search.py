@@ -12,6 +12,7 @@ from attention_kernels.selection import row_budget, select_topk
 from torch import Tensor
 
 from methods.parts.base import LayerInputs
+from methods.parts.whole_numbers import whole
 
 MOST_ANCHORS = 8
 """Numbers of anchors that one search answers for, from 1 on, more where `usual_anchors` is; the release prints 3 to 8."""
@@ -48,15 +49,17 @@ def parse_plan(result: Mapping[str, Any], number: int | None, *, layers: int, kv
     line, where the result doesn't fit the model.
     """
     try:
-        shape = int(result["layers"]), int(result["kv_heads"])
+        shape = whole(result["layers"]), whole(result["kv_heads"])
         choices: Mapping[str, Any] = result["choices"]
         numbers = ", ".join(choices)
         if number is None:
             number = min(usual_anchors(layers), max(map(int, choices)))
         choice = choices.get(str(number))
         if choice is not None:
-            heads = {int(layer): tuple(map(int, layer_heads)) for layer, layer_heads in choice["heads"].items()}
-            plan = Plan(tuple(map(int, choice["anchors"])), heads)
+            heads = {int(layer): tuple(map(whole, layer_heads)) for layer, layer_heads in choice["heads"].items()}
+            plan = Plan(tuple(map(whole, choice["anchors"])), heads)
+            if len(heads) < len(choice["heads"]):
+                raise ValueError("a layer comes twice")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"not what a search for anchor layers writes: {error!r} is wrong; search again") from error
     if shape != (layers, kv_heads):
@@ -70,6 +73,11 @@ def parse_plan(result: Mapping[str, Any], number: int | None, *, layers: int, kv
             raise ValueError(f"layer {layer} takes the blocks of heads {taken}: not {kv_heads} of 0 to {kv_heads - 1}")
     if not plan.anchors or list(plan.anchors) != sorted(set(plan.anchors)):
         raise ValueError(f"anchors={list(plan.anchors)}: must ascend, at least one")
+    if not (plan.anchors[0] >= 0 and plan.anchors[-1] < layers):
+        raise ValueError(f"anchors={list(plan.anchors)}: must be layers of the model, 0 to {layers - 1}")
+    for layer in sorted(plan.heads):
+        if layer in plan.anchors or layer < plan.anchors[0]:
+            raise ValueError(f"layer {layer} takes blocks, but is an anchor or before the first: anchors={list(plan.anchors)}")
     return plan
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from methods.parts.base import LayerInputs, Method
 from methods.parts.top_p import top_p_mask
+from methods.parts.whole_numbers import whole
 
 LEVELS = (1.0, 0.995, 0.98, 0.96, 0.93, *(0.9**step for step in range(1, 41)))
 """A head's thresholds, one step after the other: from 0.9 on each is 10 % lower, as in the paper, which starts there; above,
@@ -129,8 +130,8 @@ def steps_for(mass: Tensor, path: Sequence[int], least: float) -> int:
 def parse_path(result: Mapping[str, Any], *, layers: int, heads: int) -> tuple[list[int], int]:
     """Return the path and the steps of a search's result. Raises ValueError, one line, where it doesn't fit the model."""
     try:
-        shape = int(result["layers"]), int(result["heads"])
-        path, steps = [int(head) for head in result["path"]], int(result["steps"])
+        shape = whole(result["layers"]), whole(result["heads"])
+        path, steps = [whole(head) for head in result["path"]], whole(result["steps"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not what a search for thresholds writes: {error!r} is wrong; search again") from error
     if shape != (layers, heads):

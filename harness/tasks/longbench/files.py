@@ -81,7 +81,10 @@ class Contents:
 
 @lru_cache(maxsize=8)
 def contents(source: Source, files: Iterable[str]) -> Contents:
-    """Return what a source holds of `files` (a tuple of names). Raises UserError if it is none of them."""
+    """Return what a source holds of `files` (a tuple of names). Raises UserError if it is none of them.
+
+    The digest is of each file as it is distributed, packed into a zip or not.
+    """
     digest, lines = hashlib.sha256(), {}
     for file in files:
         if (raw := source.read(file)) is not None:

@@ -13,7 +13,7 @@ from harness.tasks.ruler.niah import Niah
 from harness.tasks.ruler.qa import DocumentQA
 from harness.tasks.ruler.question_sets import HOTPOTQA, SQUAD, Questions
 from harness.tasks.ruler.variable_tracking import VariableTracking
-from harness.tasks.ruler.word_counts import CommonWords, FrequentWords
+from harness.tasks.ruler.word_counts import SHORT, CommonWords, FrequentWords
 from harness.tasks.ruler.wording import COMMON_WORDS, FREQUENT_WORDS, NIAH, QUESTION_ANSWERING, VARIABLE_TRACKING, singular
 
 
@@ -45,7 +45,7 @@ NEEDLES: dict[str, Niah] = {
 }
 OTHERS: dict[str, Callable[[int, Words, Words], Builder]] = {
     "vt": lambda length, words, more_words: VariableTracking(),
-    "cwe": lambda length, words, more_words: CommonWords(words, short=length < 4096, more_words=more_words or ()),
+    "cwe": lambda length, words, more_words: CommonWords(words, short=length < SHORT, more_words=more_words or ()),
     "fwe": lambda length, words, more_words: FrequentWords(vocab=max(8, (length - 50) // 50)),
 }
 DOCUMENTS: dict[str, DataFile] = {"qa_1": SQUAD, "qa_2": HOTPOTQA}

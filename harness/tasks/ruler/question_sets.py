@@ -64,6 +64,9 @@ def _read(path: Path, _: int) -> Questions:
     except (ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: neither SQuAD 2.0's JSON nor HotpotQA's ({why}); download it again") from None
+    for question in questions:
+        if not question.answers or not all(isinstance(answer, str) and answer.strip() for answer in question.answers):
+            raise UserError(f"{path}: a question has no answer, or a blank one ({question.query[:60]!r}); download it again")
     if not questions:
         raise UserError(f"{path}: no question that has an answer; download it again")
     return Questions(f"{'squad' if squad else 'hotpotqa'}-{short_hash(path)}", documents, questions)

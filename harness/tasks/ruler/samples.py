@@ -15,6 +15,7 @@ from harness.tasks.haystack import load_haystack
 from harness.tasks.names import check_name
 from harness.tasks.ruler import builders, question_sets
 from harness.tasks.ruler.sizing import Sizer
+from harness.tasks.ruler.word_counts import least_words
 from harness.tasks.sample import Sample
 from harness.tasks.tokenizer_hash import template_hash, tokenizer_hash
 
@@ -41,6 +42,8 @@ def get_samples(
     """
     check_name(task)
     own_words, words_hash = _words(words)
+    if words is not None:
+        check_words(words, length)
     data_file = builders.DOCUMENTS.get(task)
     questions = None if data_file is None else question_sets.read(files.locate(data_file, folder, task))
     long_list = _long_word_list(task, folder)
@@ -72,7 +75,24 @@ def data_files(task: str, folder: str | None) -> dict[str, str]:
         data_file = builders.DOCUMENTS[task]
         return {data_file.names[0]: question_sets.read(files.locate(data_file, folder, task)).name}
     long_list = _long_word_list(task, folder)
-    return {} if long_list is None else {long_list.name: files.short_hash(long_list)}
+    if long_list is None:
+        return {}
+    if not _words(str(long_list))[0]:
+        raise UserError(f"{long_list}: holds no words; take it out, or get it again from where RULER has it")
+    return {long_list.name: files.short_hash(long_list)}
+
+
+def check_words(path: str, length: int) -> None:
+    """Raise UserError where a file of words (data.words) can't fill the lists of samples of `length` tokens: nothing stands in
+    for it, whatever the task."""
+    words, least = _words(path)[0] or (), least_words(length)
+    if any(not word.strip() for word in words):
+        raise UserError(f"data.words={path}: one of its words is blank; take it out")
+    if len(words) < least:
+        counted = f"{len(words)} different word{'' if len(words) == 1 else 's'}" if words else "no words"
+        raise UserError(
+            f"data.words={path}: it has {counted}, and lists of length={length} need {least} different ones at least"
+        )
 
 
 def _long_word_list(task: str, folder: str | None) -> Path | None:

@@ -115,7 +115,7 @@ class Sizer:
             size = max(smallest, min(size - 1, int(size * (1 - 1.2 * over))))
         haystack = self.prose.name if self.prose is not None else getattr(self.builder, "source", "synthetic")
         if self.most is not None and size >= self.most:
-            haystack = "wonderwords-capped"
+            haystack = getattr(self.builder, "capped", haystack)
         return Sample(
             self.task,
             self.length,

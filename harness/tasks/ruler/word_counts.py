@@ -13,6 +13,16 @@ from harness.tasks.haystack import Haystack
 from harness.tasks.ruler.vocabulary import vocabulary
 from harness.tasks.ruler.wording import COMMON_WORDS, FREQUENT_WORDS
 
+SHORT = 4096
+"""Tokens below which RULER's lists of common words are shorter."""
+EXAMPLE_WORDS = {True: 20, False: 40}
+"""Different words in the list of the worked example, short or not."""
+
+
+def least_words(length: int) -> int:
+    """Return how many different words the shortest list at a length is made of."""
+    return EXAMPLE_WORDS[length < SHORT]
+
 
 @dataclass(frozen=True)
 class CommonWords:
@@ -31,11 +41,21 @@ class CommonWords:
     @property
     def most(self) -> int:
         """Return the most distinct words there are."""
-        return max(len(self.words or vocabulary()), len(self.more_words))
+        return max(len(self._few), len(self.more_words))
+
+    @property
+    def capped(self) -> str:
+        """Return what rows call the words where a list holds all that there are."""
+        return "wonderwords-capped" if self.words is None else "words-capped"
+
+    @property
+    def _few(self) -> tuple[str, ...]:
+        """Return the words that lists are drawn from as long as there are enough."""
+        return vocabulary() if self.words is None else self.words
 
     def build(self, rng: random.Random, size: int, prose: Haystack | None = None) -> tuple[str, str, list[str]]:
         """Return (text, answer prefix, answers) with `size` distinct words, after one worked example."""
-        listed, common = self._list(rng, *((20, 3, 1) if self.short else (40, 10, 3)))
+        listed, common = self._list(rng, EXAMPLE_WORDS[self.short], *((3, 1) if self.short else (10, 3)))
         example = COMMON_WORDS.template.format(context=listed) + COMMON_WORDS.answer_prefix
         example += " " + " ".join(f"{i + 1}. {word}" for i, word in enumerate(common))
         listed, common = self._list(rng, size, *((6, 1) if self.short else (30, 3)))
@@ -43,8 +63,7 @@ class CommonWords:
 
     def _list(self, rng: random.Random, distinct: int, common: int, rare: int) -> tuple[str, list[str]]:
         """Return a numbered list of `distinct` words, ten of them `common` times and the others `rare` times, and the ten."""
-        few = self.words or vocabulary()
-        chosen = rng.sample(few if distinct <= len(few) else self.more_words, distinct)
+        chosen = rng.sample(self._few if distinct <= len(self._few) else self.more_words, distinct)
         words = chosen[:10] * common + chosen[10:] * rare
         rng.shuffle(words)
         return " ".join(f"{i + 1}. {word}" for i, word in enumerate(words)), chosen[:10]

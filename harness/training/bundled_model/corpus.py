@@ -33,11 +33,15 @@ class Corpus:
 
 
 def read_texts(folder: str | Path) -> dict[str, str]:
-    """Return every .txt below `folder` by name, sorted, its white space collapsed. Raises UserError where there is none."""
+    """Return every .txt below `folder` by name, sorted, its white space collapsed. Raises UserError where there is none, or
+    no text in any."""
     paths = sorted(Path(folder).expanduser().rglob("*.txt"))
     if not paths:
         raise UserError(f"data.text_dir={folder}: no .txt file there; name a folder of plain-text books")
-    return {p.name: re.sub(r"\s+", " ", p.read_text(encoding="utf-8", errors="replace")).strip() for p in paths}
+    texts = {p.name: re.sub(r"\s+", " ", p.read_text(encoding="utf-8", errors="replace")).strip() for p in paths}
+    if not any(texts.values()):
+        raise UserError(f"data.text_dir={folder}: no .txt file there has any text; name a folder of plain-text books")
+    return texts
 
 
 def build_corpus(texts: dict[str, str], tokenizer: PreTrainedTokenizerBase, max_words: int = 20000) -> Corpus:

@@ -22,6 +22,7 @@ from harness.core.files import write_atomically
 from harness.core.settings import Settings, read_settings
 from harness.study.provenance import file_hash
 from harness.training.gates.gate_spec import GateSpec, gate_spec
+from harness.training.gates.weights import safetensors_bytes
 from methods.gates import release_format
 
 FORMATS = ("harness", "release")
@@ -37,6 +38,8 @@ def main(cfg: DictConfig) -> Path:
         raise UserError("the gates of this method have never been released: there is nothing to convert")
     out = Path(str(settings.options["out"])).expanduser()
     source, overwrite = _source(settings, spec, to), bool(settings.options["overwrite"])
+    for notice in gate_files.assumptions(source, spec.kind):
+        Console(stderr=True).print(notice, style="red", markup=False, highlight=False, soft_wrap=True)
     if to == "harness":
         path = to_harness(source, spec, out, overwrite=overwrite)
     else:
@@ -48,10 +51,8 @@ def main(cfg: DictConfig) -> Path:
 def to_harness(source: Path, spec: GateSpec, out: Path, *, overwrite: bool = False) -> Path:
     """Write a release's weights into folder `out` under the name that the method looks for, its settings as metadata.
 
-    Return the path. Raises UserError where that file is there and `overwrite` isn't set.
+    The release's hash is that of its file, as the hub's page shows it. Return the path. Raises UserError where that file is there and `overwrite` isn't set.
     """
-    from safetensors.torch import save
-
     state, config = _read_all(source, spec), gate_files.read_config(source)
     settings = {key: value for key, value in config.items() if key.startswith("seerattn_")}
     block_size = release_format.block_size_of(config)
@@ -63,7 +64,7 @@ def to_harness(source: Path, spec: GateSpec, out: Path, *, overwrite: bool = Fal
     }
     metadata = {key: json.dumps(value) for key, value in recipe.items()}
     path = _free(out / spec.file.format(block_size=block_size), overwrite)
-    content = save({name: weight.contiguous() for name, weight in state.items()}, metadata=metadata)
+    content = safetensors_bytes({name: weight.contiguous() for name, weight in state.items()}, metadata)
     return write_atomically(path, lambda file: file.write(content))
 
 
@@ -78,11 +79,13 @@ def to_release(source: Path, spec: GateSpec, out: Path, *, model: str, overwrite
     if block_size != spec.block_size:
         raise UserError(f"{source} has gates for blocks of {block_size} tokens, not {spec.block_size}: set that block_size")
     renamed = {key: weight.clone() for key, weight in release_format.to_released(state, spec.kind).items()}
+    settings = gate_files.read_metadata(source).get("release", spec.kind.released_config)  # of gates trained here, all
+    known = {*settings, *spec.kind.told_by_weights}  # what was assumed of another release is not said of this one
     config = {
         "base_model": model,
         "seerattn_gate_block_size": spec.block_size,
         "seerattn_gate_hidden_size": state["layers.0.gate.k"].shape[-1],
-        **spec.kind.released_config,
+        **{name: value for name, value in spec.kind.released_config.items() if name in known},
     }
     path, config_path = _free(out / release_format.FILE, overwrite), _free(out / release_format.CONFIG, overwrite)
     write_atomically(config_path, lambda file: file.write(json.dumps(config, indent=2).encode() + b"\n"))

@@ -44,6 +44,8 @@ def main(cfg: DictConfig) -> Path:
             f"them with `python -m harness job=distill {model_overrides(settings.model)}…`"
         )
     state = gate_files.for_all_layers(gate_files.read(path, spec.kind, block_size=spec.block_size), path, loaded, min(lengths))
+    for notice in gate_files.assumptions(path, spec.kind):
+        console.print(notice, style="red", markup=False, highlight=False, soft_wrap=True)
     gates = new_gates(loaded, spec.kind, block_size=spec.block_size, **spec.options)
     try:
         fill_gates(gates, state, f"the model has {loaded.layers} layers, {loaded.heads} heads of {loaded.head_dim} elements")

@@ -78,7 +78,10 @@ def row_kind(loaded: LoadedModel, data: dict[str, Any], kind: str) -> str:
 
 
 def text_id(folder: str) -> str:
-    """Return a hash of the names and sizes of a folder's .txt files: it tells the same text without reading it."""
+    """Return a hash of the names and sizes of a folder's .txt files: it tells the same text without reading it.
+
+    It guards a checkpoint against another folder, and is no identity of rows: reading gigabytes of text would take minutes.
+    """
     root = Path(folder).expanduser()
     names_and_sizes = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in root.rglob("*.txt"))
     return hashlib.sha256(repr(names_and_sizes).encode()).hexdigest()[:16]

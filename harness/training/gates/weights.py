@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.core.files import write_atomically
 from harness.models.layer_shapes import global_shapes
@@ -47,12 +48,24 @@ def save_gates(
     gates: Sequence[Gate], path: Path, *, dtype: torch.dtype, recipe: dict[str, object], local: Collection[int] = ()
 ) -> Path:
     """Write the file whole or not at all; each item of `recipe` as JSON in its metadata. local: layers that are left out."""
-    from safetensors.torch import save  # not save_file: in some releases what it writes is for its owner alone
-
     state = {
         name: weight.to("cpu", dtype).contiguous()
         for name, weight in gate_state(gates).items()
         if int(name.split(".")[1]) not in local
     }
-    content = save(state, metadata={key: json.dumps(value) for key, value in recipe.items()})
+    content = safetensors_bytes(state, {key: json.dumps(value) for key, value in recipe.items()})
     return write_atomically(path, lambda file: file.write(content))
+
+
+def safetensors_bytes(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return tensors as a safetensors file holds them, the same bytes every time: the library writes metadata in another order
+    at every call."""
+    from safetensors.torch import save  # not save_file: in some releases what it writes is for its owner alone
+
+    content = save(dict(state), metadata=dict(metadata))
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]

@@ -23,7 +23,9 @@ from harness.core.errors import UserError
 from harness.models.loading import LoadedModel, ModelConfig, load_model, wrap_model
 from harness.models.observe import dense_prefill
 from harness.models.rope import ModelRope
-from harness.study.provenance import file_hash
+from harness.report.leaderboard import leaderboard_rows
+from harness.study.provenance import file_hash, tensors_hash
+from harness.study.store import Store
 from methods.gates.attn_gate import AttnGate
 from methods.gates.decode_gate import DecodeGate, load_decode_gates
 from methods.parts.base import LayerInputs
@@ -197,7 +199,15 @@ def test_a_release_in_a_folder_runs(command: Command, toy: list[str], tmp_path: 
     write(tmp_path / "gates", PREFILL)
     assert command(*toy, *SEER, f"model.gates={tmp_path / 'gates'}") == 0
     cells = (tmp_path / "results" / "toy" / "records" / "cells.jsonl").read_text()
-    assert file_hash(tmp_path / "gates" / "attn_gate_weights.pth") in cells
+    (cell, *_) = (json.loads(line) for line in cells.splitlines() if '"method":"seer"' in line)
+    state = gate_files.read(tmp_path / "gates" / "attn_gate_weights.pth", AttnGate)
+    assert cell["identity"]["weights_hash"] == tensors_hash(state)
+    assumed = "seer: gates/attn_gate_weights.pth: no config.json beside it says what its gates are, assumed "
+    assert cell["notices"] == [f"{assumed}seerattn_gate_type=Qavg_Kmaxminavg"]
+    rows = leaderboard_rows(Store(tmp_path / "results" / "toy"))
+    reasons = {row.task: row.reason for row in rows if row.method == "seer"}
+    assert reasons["niah_single_1"].startswith(assumed) and reasons["avg"].startswith(f"mean of 1 tasks; {assumed}")
+    assert not any(assumed in row.reason for row in rows if row.method != "seer")
 
 
 def test_a_release_on_the_hub_runs(command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,12 +321,15 @@ def test_converted_there_and_back(
     assert {path.stat().st_mode & 0o044 for path in (converted, *(tmp_path / "c").iterdir())} == {0o044}
     group = "decode" if shapes is DECODE else "method"
     settings = replace(composed("device=cpu", "block_size=16", "sparsity=0.5", "length=512", *arguments), seed=0)
+    digests = set()
     for folder in ("b", "c"):
         model = {"name": "toy", "path": str(toy_model.path), "gates": folder}
         arm = build_arms(replace(settings, model=model), toy_model)[-1]
-        digest = arm.identity.weights_hash if group == "method" else arm.identity.decode.weights_hash  # type: ignore[union-attr]
+        now, former = (x.weights_hash if group == "method" else x.decode.weights_hash for x in (arm.identity, arm.former))  # type: ignore[union-attr]
         (weights,) = (path for path in (tmp_path / folder).iterdir() if path.suffix != ".json")
-        assert digest == file_hash(weights)
+        assert former == file_hash(weights)
+        digests.add(now)
+    assert len(digests) == 1, "the same weights, in another file"
 
 
 def test_what_can_not_be_converted(
