@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from attention_kernels.block_index import BlockIndex, causal_blocks
@@ -59,7 +60,10 @@ def parse_patterns(data: Any, *, layers: int, heads: int) -> tuple[tuple[Pattern
     Raises ValueError, one line, where they are no patterns, or not those of so many layers and heads.
     """
     try:
-        patterns = tuple(tuple(Pattern(kind, int(a), int(b)) for kind, a, b in layer) for layer in data)
+        patterns = tuple(
+            tuple(Pattern(cast(Kind, str(kind)), operator.index(a), operator.index(b)) for kind, a, b in layer)
+            for layer in data
+        )
     except (TypeError, ValueError):
         raise ValueError("patterns must be lists of [kind, first, second], a list for each layer") from None
     if len(patterns) != layers or any(len(layer) != heads for layer in patterns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,15 +49,15 @@ def parse_plan(result: Mapping[str, Any], number: int | None, *, layers: int, kv
     line, where the result doesn't fit the model.
     """
     try:
-        shape = int(result["layers"]), int(result["kv_heads"])
+        shape = operator.index(result["layers"]), operator.index(result["kv_heads"])
         choices: Mapping[str, Any] = result["choices"]
         numbers = ", ".join(choices)
         if number is None:
             number = min(usual_anchors(layers), max(map(int, choices)))
         choice = choices.get(str(number))
         if choice is not None:
-            heads = {int(layer): tuple(map(int, layer_heads)) for layer, layer_heads in choice["heads"].items()}
-            plan = Plan(tuple(map(int, choice["anchors"])), heads)
+            heads = {int(layer): tuple(map(operator.index, layer_heads)) for layer, layer_heads in choice["heads"].items()}
+            plan = Plan(tuple(map(operator.index, choice["anchors"])), heads)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"not what a search for anchor layers writes: {error!r} is wrong; search again") from error
     if shape != (layers, kv_heads):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -129,8 +130,8 @@ def steps_for(mass: Tensor, path: Sequence[int], least: float) -> int:
 def parse_path(result: Mapping[str, Any], *, layers: int, heads: int) -> tuple[list[int], int]:
     """Return the path and the steps of a search's result. Raises ValueError, one line, where it doesn't fit the model."""
     try:
-        shape = int(result["layers"]), int(result["heads"])
-        path, steps = [int(head) for head in result["path"]], int(result["steps"])
+        shape = operator.index(result["layers"]), operator.index(result["heads"])
+        path, steps = [operator.index(head) for head in result["path"]], operator.index(result["steps"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not what a search for thresholds writes: {error!r} is wrong; search again") from error
     if shape != (layers, heads):
