@@ -51,6 +51,8 @@ def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}{advice}") from error
+    except RecursionError:
+        raise UserError(f"{path} can't be read: it is nested too deep{advice}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object{advice}")
     return content

@@ -14,7 +14,7 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     store = study.store
     if store.cells.exists() or store.latency.exists() or store.mass.exists():
         raise UserError(f"study={settings.study} holds other measurements: name another one, study=kernel_speed say")
-    study.check_records()
+    study.check_records(command.console)
     failed = Study(settings, store, command.console, command.sweep).go()
     study.report_due = True
     return failed

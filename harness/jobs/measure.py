@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.jobs.command_state import CommandState
@@ -11,7 +13,7 @@ from harness.measure.run import measure
 
 def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Measure what the settings ask for and the study lacks. Returns how many cells failed. Raises UserError for bad input."""
-    check_study(settings, study)
+    check_can_measure(settings, study, command.console)
     done = measure(settings, study.store, command.console, command.sweep)
     if settings.report:
         study.add_arms(done.arms)
@@ -19,8 +21,8 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     return done.failed
 
 
-def check_study(settings: Settings, study: OpenStudy) -> None:
+def check_can_measure(settings: Settings, study: OpenStudy, console: Console) -> None:
     """Raise UserError for a study that arms can't be added to: one of kernels, or one with a corrupt record."""
     if study.store.kernels.exists():
         raise UserError(f"study={settings.study} is a study of kernels: name another one, for example study=mine")
-    study.check_records()
+    study.check_records(console)

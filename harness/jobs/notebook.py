@@ -24,7 +24,7 @@ from harness.core.compose import compose_settings
 from harness.core.devices import check_device, check_dtype, torch_device, torch_dtype
 from harness.core.errors import UserError
 from harness.core.settings import RESERVED, Settings
-from harness.jobs.measure import check_study
+from harness.jobs.measure import check_can_measure
 from harness.jobs.studies import OpenStudy
 from harness.measure.run import measure
 from harness.measure.sweep import SweepCache, load_quietly
@@ -158,7 +158,7 @@ def evaluate(
     checked = _settings(loaded, groups, {**values, **tasks, "study": study})
     checked = replace(checked, tasks=tuple(expand_tasks(checked.tasks)))
     study_of_rows = OpenStudy(Store(checked.folder), checked.margin)
-    check_study(checked, study_of_rows)
+    check_can_measure(checked, study_of_rows, Console())
     with _as_command(checked, groups, values):
         done = measure(checked, study_of_rows.store, Console(), SweepCache(in_memory=loaded))
     return _frame(row for row in leaderboard_rows(study_of_rows.store, checked.margin) if row.arm in done.arms)

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from harness.core.errors import UserError
 from harness.core.settings import Settings
-from harness.study.store import Store
+from harness.study.integrity import check_records, check_study, lost
+from harness.study.store import RecordError, Store
 
 REFRESH_SHARE = 20
 """A leaderboard is written again between the jobs of a sweep after this many times the seconds that it took the last time."""
@@ -29,16 +30,31 @@ class OpenStudy:
     report_due: bool = False
     next_refresh: float = 0.0
 
-    def check_has_records(self, settings: Settings) -> None:
-        """Raise UserError where nothing was ever recorded."""
-        if not any(file.exists() for file in self.store.files()):
-            folder = self.store.folder
+    def check_has_records(self, settings: Settings, console: Console) -> None:
+        """Raise UserError where nothing was ever measured, or where what was can't be read whole."""
+        store, folder = self.store, self.store.folder
+        if not any(file.exists() for file in store.files()):
             raise UserError(f"study={settings.study}: no records in {folder}; measure something with that study")
+        check_study(store)
+        self._say_torn(console)
+        if not any(file.read() for file in store.files() if file is not store.runs):
+            raise UserError(
+                f"study={settings.study}: nothing but {store.runs.path} in {store.runs.path.parent}: restore what was measured "
+                "(a backup, git checkout), or measure something with that study"
+            )
 
-    def check_records(self) -> None:
-        """Read all records. Raises UserError for a corrupt line: that stops a command before hours of work, not after."""
+    def check_records(self, console: Console) -> None:
+        """Read all records. Raises UserError for a corrupt line: that stops a command before hours of work, not after. What is
+        lost is only said: the command may be the one that brings it back."""
+        check_records(self.store)
+        self._say_torn(console)
+        if problem := lost(self.store):
+            _warn(console, f"no leaderboard can be written as yet: {problem}")
+
+    def _say_torn(self, console: Console) -> None:
         for file in self.store.files():
-            file.read()
+            if file.torn:
+                _warn(console, f"{file.path} ends within a line, which is left out: a run was killed, or the file was cut")
 
     def add_arms(self, arms: Iterable[str]) -> None:
         """Note that a report is due, which shows these arms."""
@@ -52,7 +68,11 @@ class OpenStudy:
         began = time.monotonic()
         if began < self.next_refresh:
             return
-        write_leaderboard(self.store, self.margin)
+        try:
+            write_leaderboard(self.store, self.margin)
+        except RecordError:
+            self.report_due = False  # it would end in the same line
+            raise
         ended = time.monotonic()
         self.next_refresh = ended + REFRESH_SHARE * (ended - began)
 
@@ -61,3 +81,7 @@ class OpenStudy:
         from harness.report.study_report import report_study
 
         return report_study(self.store, console, margin=self.margin, arms=self.arms)
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)

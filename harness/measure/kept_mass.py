@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -106,6 +107,9 @@ def measure_mass(context: RunContext, arm: RunnableArm, task_names: Sequence[str
             bar = progress.add_task(f"mass kept by {arm.identity.method}", total=len(prompts))
             advance = partial(progress.advance, bar)
             mass = keep(context.loaded, arm.method, prompts, sparse_kernel=context.kernels.sparse, advance=advance)
+        kept = mass.by_head()
+        if not all(math.isfinite(share) for heads in kept for share in heads):
+            raise UserError("the attention is NaN or infinite: a kernel, the dtype or the weights are at fault")
     if attempt.error is not None:
         context.complain(f"failed: mass kept by {arm.identity.method}: {attempt.reason}")
         return 1
@@ -119,7 +123,7 @@ def measure_mass(context: RunContext, arm: RunnableArm, task_names: Sequence[str
             prompts=len(prompts),
             tokens=fmean(map(len, prompts)),
             layers=sorted(mass.mass),
-            kept=mass.by_head(),
+            kept=kept,
             density=mass.by_layer(),
             date=now(),
             notices=list(arm.notices),

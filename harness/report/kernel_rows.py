@@ -12,6 +12,7 @@ from harness.report.rows import Origin
 from harness.report.study_records import origin_of
 from harness.study.columns import KERNEL_COLUMNS
 from harness.study.identity import digest
+from harness.study.integrity import check_study
 from harness.study.store import Record, Store
 
 OPS = (FULL, BLOCK_MAP, SELECTION, SPARSE)
@@ -85,6 +86,7 @@ class KernelRow:
 def kernel_rows(store: Store) -> list[KernelRow]:
     """Return a row for each case and device, from its last record, short lengths first. Raises RecordError for corrupt
     records."""
+    check_study(store)
     runs = {run["run"]: run for run in store.runs.read()}
     latest = {(digest(record["identity"]), record["device"]): record for record in store.kernels.read()}
     return sorted((_row(record, runs[record["run"]], store.folder.name) for record in latest.values()), key=_order)

@@ -14,6 +14,7 @@ from harness.core.settings import Settings
 from harness.report.csv_file import write_csv
 from harness.stats.power import independent_discordance, power_differs, power_noninferior, samples_for
 from harness.study import verdict
+from harness.study.integrity import check_study
 from harness.study.store import Record, Store
 
 
@@ -135,6 +136,7 @@ def discordances(options: Mapping[str, Any], store: Store, margin: float) -> lis
 def arm_discordances(store: Store, margin: float) -> list[ArmDiscordance]:
     """Return the discordance of each arm of a study with dense attention. Of arms that lose less than `margin`, where there are
     any: the others need no more samples. Arms that always agreed are left out, since they say only that it is small."""
+    check_study(store)
     samples, cells = store.samples_of(), verdict.finished(store.cells.read())
     dense = {c["pair"]: c for c in cells.values() if verdict.is_baseline(c)}
     by_arm: dict[tuple[str, str], list[tuple[float, float]]] = {}

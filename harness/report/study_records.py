@@ -11,6 +11,7 @@ from harness.core.question import QUESTION_SEEN
 from harness.report.rows import Decode, Origin, Row, Times
 from harness.study import verdict
 from harness.study.columns import PERPLEXITY
+from harness.study.integrity import check_study
 from harness.study.store import Record, Store
 
 
@@ -51,7 +52,8 @@ class StudyRecords:
 
 
 def read_study(store: Store) -> StudyRecords:
-    """Read the records of a study. Raises RecordError where a line is corrupt."""
+    """Read the records of a study. Raises RecordError where a line is corrupt, or where something that was finished is lost."""
+    check_study(store)
     cells = verdict.finished(store.cells.read())
     documents: dict[str, list[Record]] = {}
     for record in sorted(store.perplexity.read(), key=lambda record: record["index"]):

@@ -10,6 +10,7 @@ from rich.console import Console
 from harness.report import leaderboard_csv, mass_rows
 from harness.report.significance import MARGIN
 from harness.report.terminal.accuracy_table import show_rows
+from harness.study.integrity import check_study
 from harness.study.store import Store
 
 
@@ -19,6 +20,7 @@ def report_study(store: Store, console: Console, *, margin: float = MARGIN, arms
     margin: as in `leaderboard_rows`. arms: ids of those that the table is of; empty: all. A study of kernels has rows of its
     own; one that holds the steps of a training alone has none. Raises RecordError for corrupt records.
     """
+    check_study(store)  # also where a lost file leaves nothing to report
     if store.kernels.exists():
         return _report_kernels(store, console)
     if not any(file.exists() for file in (store.cells, store.latency, store.perplexity, store.mass)):

@@ -14,6 +14,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.study.fields import (
+    Amount,
+    ArmFields,
+    CaseFields,
+    CellFields,
+    CellSummary,
+    CheckFields,
+    Count,
+    FinalState,
+    KernelTimes,
+    KnobValues,
+    PositiveAmount,
+    PositiveCount,
+    Share,
+    State,
+    SummedShare,
+)
+
 SCHEMA = 1
 """The version written into every record; raised when a field changes its meaning."""
 
@@ -41,7 +59,7 @@ class RunRecord:
     versions: dict[str, str]
     device: str
     device_type: str
-    threads: int
+    threads: Count
     schema: int = SCHEMA
 
 
@@ -58,22 +76,22 @@ class SampleRecord:
 
     cell: str
     run: str
-    index: int
+    index: Count
     prediction: str
     answers: list[str]
-    score: float
-    tokens: int
-    prefill_s: float
-    density: float | None
+    score: Share
+    tokens: Count
+    prefill_s: Amount
+    density: SummedShare | None
     kernels: list[str]
-    status: str
+    status: FinalState
     reason: str
     date: str
     decode_kernels: list[str] = field(default_factory=list)
-    decode_density: float | None = None
-    token_density: float | None = None
-    cut: int = 0
-    context: int | None = None
+    decode_density: SummedShare | None = None
+    token_density: SummedShare | None = None
+    cut: Count = 0
+    context: Count | None = None
     schema: int = SCHEMA
 
 
@@ -85,19 +103,23 @@ class PerplexityRecord:
 
     cell: str
     run: str
-    index: int
+    index: Count
     document: str
-    tokens: int
-    nll: float
-    read: int
-    seconds: float
-    density: float | None
-    token_density: float | None
+    tokens: PositiveCount
+    nll: Amount | None
+    read: PositiveCount
+    seconds: PositiveAmount
+    density: SummedShare | None
+    token_density: SummedShare | None
     kernels: list[str]
-    status: str
+    status: FinalState
     reason: str
     date: str
     schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.nll is None and self.status == Status.OK:
+            raise ValueError("nll: null, although the status is ok")
 
 
 @dataclass(frozen=True)
@@ -112,10 +134,10 @@ class CellRecord:
     pair: str
     run: str
     identity: dict[str, Any]
-    status: str
+    status: State
     reason: str
     date: str
-    knobs: dict[str, Any] = field(default_factory=dict)
+    knobs: KnobValues = field(default_factory=dict)
     haystack: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
@@ -136,31 +158,31 @@ class LatencyRecord:
     arm: str
     run: str
     identity: dict[str, Any]
-    knobs: dict[str, Any]
+    knobs: KnobValues
     device: str
     kernel: str
-    density: float
-    selection_ms: float
-    attention_ms: float
-    total_ms: float
-    total_low: float
-    total_high: float
-    dense_ms: float
+    density: SummedShare
+    selection_ms: Amount
+    attention_ms: Amount
+    total_ms: PositiveAmount
+    total_low: Amount
+    total_high: Amount
+    dense_ms: PositiveAmount
     dense_kernel: str
-    dense: dict[str, float]
+    dense: dict[str, Amount]
     dense_failed: dict[str, str]
-    repeats: int
-    tflops: float
-    ttft_ms: float
-    ttft_low: float
-    ttft_high: float
-    peak_mib: float | None
-    tokens: int
+    repeats: Count
+    tflops: Amount
+    ttft_ms: Amount
+    ttft_low: Amount
+    ttft_high: Amount
+    peak_mib: Amount | None
+    tokens: Count
     date: str
-    dense_ttft_ms: float | None = None
-    kept_mass: float | None = None
-    kept_by_layer: list[float] = field(default_factory=list)
-    token_density: float | None = None
+    dense_ttft_ms: Amount | None = None
+    kept_mass: SummedShare | None = None
+    kept_by_layer: list[SummedShare | None] = field(default_factory=list)
+    token_density: SummedShare | None = None
     schema: int = SCHEMA
 
 
@@ -178,19 +200,19 @@ class KernelRecord:
     run: str
     identity: dict[str, Any]
     device: str
-    status: str
+    status: State
     reason: str
     date: str
-    times: dict[str, list[float]] = field(default_factory=dict)
-    density: float | None = None
-    flop: float | None = None
-    kv_bytes: float | None = None
-    q_block: int | None = None
-    k_block: int | None = None
-    error: float | None = None
-    dense_ms: float | None = None
+    times: dict[str, KernelTimes] = field(default_factory=dict)
+    density: SummedShare | None = None
+    flop: Amount | None = None
+    kv_bytes: Amount | None = None
+    q_block: PositiveCount | None = None
+    k_block: PositiveCount | None = None
+    error: Amount | None = None
+    dense_ms: PositiveAmount | None = None
     dense_kernel: str | None = None
-    peak_mib: float | None = None
+    peak_mib: Amount | None = None
     timing: str = "events"
     about: dict[str, Any] = field(default_factory=dict)
     final: bool = False
@@ -207,10 +229,10 @@ class CalibrationRecord:
     identity: dict[str, Any]
     knob: str
     value: float
-    target: float
-    density: float
-    layers: list[float]
-    tried: int
+    target: Share
+    density: SummedShare
+    layers: list[SummedShare]
+    tried: Count
     date: str
     schema: int = SCHEMA
 
@@ -225,12 +247,12 @@ class CheckRecord:
     arm: str
     run: str
     identity: dict[str, Any]
-    status: str
+    status: FinalState
     reason: str
-    found: dict[str, list[float | None]]
-    tokens: int
-    density: float | None
-    seconds: float
+    found: dict[str, list[Amount | None]]
+    tokens: Count
+    density: SummedShare | None
+    seconds: Amount
     date: str
     schema: int = SCHEMA
 
@@ -247,15 +269,19 @@ class MassRecord:
     arm: str
     run: str
     identity: dict[str, Any]
-    knobs: dict[str, Any]
-    prompts: int
-    tokens: float
-    layers: list[int]
-    kept: list[list[float]]
-    density: list[float]
+    knobs: KnobValues
+    prompts: PositiveCount
+    tokens: Amount
+    layers: list[Count]
+    kept: list[list[SummedShare]]
+    density: list[SummedShare]
     date: str
     notices: list[str] = field(default_factory=list)
     schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if not len(self.layers) == len(self.kept) == len(self.density) or not all(self.kept):
+            raise ValueError("layers, kept and density: one of each layer, and in kept one number of each head")
 
 
 @dataclass(frozen=True)
@@ -265,31 +291,41 @@ class GateStepRecord:
 
     training: str
     run: str
-    step: int
-    loss: float
-    recall: float
-    lr: float
-    tokens: int
-    grad_norm: float
-    seconds: float
+    step: Count
+    loss: float | None
+    recall: SummedShare | None
+    lr: Amount
+    tokens: Count
+    grad_norm: Amount | None
+    seconds: Amount
     about: dict[str, Any] | None
     date: str
     schema: int = SCHEMA
 
 
-REQUIRED: dict[str, tuple[str, ...]] = {
-    "runs": ("schema", "run", "date", "command", "commit", "versions", "device"),
-    "samples": ("schema", "cell", "run", "index", "prediction", "answers", "score", "tokens", "status", "date"),
-    "cells": ("schema", "cell", "arm", "pair", "run", "identity", "status", "reason", "date"),
-    "latency": ("schema", "latency", "arm", "run", "identity", "device", "kernel", "total_ms", "dense_ms", "date"),
-    "calibrations": ("schema", "calibration", "run", "identity", "knob", "value", "density", "date"),
-    "kernels": ("schema", "case", "run", "identity", "device", "status", "reason", "date"),
-    "perplexity": ("schema", "cell", "run", "index", "tokens", "nll", "status", "date"),
-    "mass": ("schema", "mass", "arm", "run", "identity", "layers", "kept", "density", "date"),
-    "checks": ("schema", "check", "arm", "run", "identity", "status", "reason", "found", "date"),
-    "gate_steps": ("schema", "training", "run", "step", "loss", "date"),
+RECORDS: dict[str, type] = {
+    "runs": RunRecord,
+    "samples": SampleRecord,
+    "cells": CellRecord,
+    "latency": LatencyRecord,
+    "calibrations": CalibrationRecord,
+    "kernels": KernelRecord,
+    "perplexity": PerplexityRecord,
+    "mass": MassRecord,
+    "checks": CheckRecord,
+    "gate_steps": GateStepRecord,
 }
-"""The fields without which a line of that file is refused as corrupt."""
+"""What a line of each file is. Fields without a default are in every record."""
+
+NESTED: dict[str, dict[str, type]] = {
+    "cells": {"identity": CellFields, "summary": CellSummary},
+    "latency": {"identity": ArmFields},
+    "calibrations": {"identity": ArmFields},
+    "mass": {"identity": ArmFields},
+    "checks": {"identity": CheckFields},
+    "kernels": {"identity": CaseFields},
+}
+"""What is read of the objects in a line, by its field."""
 
 KEYS: dict[str, tuple[str, ...]] = {
     "runs": ("run",),

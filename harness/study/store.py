@@ -2,53 +2,31 @@
 
 Every append takes an exclusive `flock`, reads what other processes added, drops records whose key is already there,
 writes the lines with one `write` and syncs them to the disk. A process killed in the middle of that write leaves
-a last line without a newline: the next append moves it to `FILE.torn` and goes on. Any other line that can't be read
-is an error that names file and line; nothing is repaired by guessing.
+a last line without a newline: the next append moves it to `FILE.torn` and goes on. Any other line that is no record of its
+kind (`harness.study.lines`) is an error that names file and line, as is a second one of the same key that says something
+else; nothing is repaired by guessing.
 
-The lines of a finished study may lie compressed in `FILE.xz`, read before those of FILE itself (`RecordFile.archive`).
+The lines of a finished study may lie compressed in `FILE.xz`, read before those of FILE itself (`RecordFile.archive`). It is
+written whole, so one without its end is an error.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 import lzma
 import math
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
-from harness.study.schema import KEYS, REQUIRED, SCHEMA
+from harness.study.lines import LineError, Record, check_record, parse_line, to_line
+from harness.study.record_io import RESTORE, RecordError, decompress, locked, open_file, signature_of, unreadable, write_lines
+from harness.study.schema import KEYS, RECORDS
 
-Record = dict[str, Any]
-
-
-class RecordError(UserError):
-    """A record file that can't be read on: nothing more may be written to it."""
-
-
-@contextmanager
-def _locked(fd: int, how: int) -> Iterator[None]:
-    fcntl.flock(fd, how)
-    try:
-        yield
-    finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)
-
-
-def _write(fd: int, lines: bytes, path: Path) -> None:
-    """Write lines in one piece and sync them. Raises RecordError where the disk doesn't take them, as when it is full."""
-    try:
-        written = os.write(fd, lines)
-        os.fsync(fd)
-    except OSError as error:
-        raise RecordError(f"{path}: can't append ({error.strerror}); what is recorded is safe") from error
-    if written != len(lines):
-        raise RecordError(f"{path}: the disk took only a part, is it full? What is recorded is safe")
+__all__ = ("Record", "RecordError", "RecordFile", "Store")
 
 
 def _finite(value: Any) -> Any:
@@ -60,20 +38,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return value
-
-
-def _line(data: Record) -> bytes:
-    """Return a record as its line of JSON, the newline included."""
-    return (json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n").encode()
-
-
-def _signature(path: Path) -> tuple[int, int] | None:
-    """Return what changes when a file is replaced, its inode and time; None where there is no file."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns
 
 
 class RecordFile:
@@ -90,32 +54,46 @@ class RecordFile:
 
     def _forget(self) -> None:
         self._records: list[Record] = []
-        self._keys: set[tuple[Any, ...]] = set()
+        self._places: list[str] = []
+        self._by_key: dict[tuple[Any, ...], int] = {}
+        self._torn = False
         self._offset = 0
         self._line = 0
         self._archive_read: tuple[int, int] | None = None
 
     def exists(self) -> bool:
         """Return whether anything was ever recorded."""
-        return self.path.exists() or self.archived.exists()
+        return os.path.lexists(self.path) or os.path.lexists(self.archived)
+
+    @property
+    def torn(self) -> bool:
+        """Return whether the last line was unfinished at the last read: a kill, or a copy that was cut."""
+        return self._torn
+
+    def place(self, position: int) -> str:
+        """Return "FILE:LINE" of the record at this position of what `read` returns."""
+        return self._places[position]
 
     def read(self) -> list[Record]:
         """Return all complete records, oldest first. Raises RecordError at a line that is no record of this kind."""
         try:
-            fd = os.open(self.path, os.O_RDONLY)
+            fd = open_file(self.path, os.O_RDONLY)
         except FileNotFoundError:
+            self._torn = False
             self._refresh_archive()
             return list(self._records)
         try:
-            with _locked(fd, fcntl.LOCK_SH):
+            with locked(fd, fcntl.LOCK_SH):
                 self._refresh(fd)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
         finally:
             os.close(fd)
         return list(self._records)
 
     def has(self, *key: Any) -> bool:
         """Return whether a record with this key was there at the last read or append."""
-        return key in self._keys
+        return key in self._by_key
 
     def append(self, record: Any) -> bool:
         """Append one record (a dataclass of `harness.study.schema`). Returns False where its key was there already: nothing is
@@ -123,23 +101,29 @@ class RecordFile:
         return self.append_all([record]) == 1
 
     def append_all(self, records: Iterable[Any]) -> int:
-        """Append records with one lock, one write and one sync; returns how many had a key that wasn't there yet."""
-        rows = [_finite(dataclasses.asdict(record)) for record in records]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        """Append records with one lock, one write and one sync; returns how many had a key that wasn't there yet.
+
+        Raises UserError for a record that no reader would accept: nothing is written then.
+        """
+        rows = [self._checked(record) for record in records]
         try:
-            with _locked(fd, fcntl.LOCK_EX):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(f"{self.path.parent} can't be made ({error.strerror}): records go into that folder") from error
+        fd = open_file(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        try:
+            with locked(fd, fcntl.LOCK_EX):
                 torn = self._refresh(fd)
                 if torn:
                     self._set_aside(fd, torn)
-                new = list({self.key(data): data for data in rows if self.key(data) not in self._keys}.values())
+                new = list({self.key(data): data for data in rows if self.key(data) not in self._by_key}.values())
                 if new:
-                    lines = b"".join(map(_line, new))
-                    _write(fd, lines, self.path)
+                    lines = b"".join(map(to_line, new))
+                    write_lines(fd, lines, self.path)
                     for data in new:
-                        self._take(data)
+                        self._line += 1
+                        self._take(data, f"{self.path}:{self._line}")
                     self._offset += len(lines)
-                    self._line += len(new)
         finally:
             os.close(fd)
         return len(new)
@@ -149,9 +133,9 @@ class RecordFile:
         the new archive replaces the old one whole, and lines that are still in both count once."""
         if not self.exists():
             return 0
-        fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        fd = open_file(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
-            with _locked(fd, fcntl.LOCK_EX):
+            with locked(fd, fcntl.LOCK_EX):
                 torn = self._refresh(fd)
                 if torn:
                     self._set_aside(fd, torn)
@@ -159,6 +143,7 @@ class RecordFile:
                     self._write_archive()
                     os.ftruncate(fd, 0)
                     self._offset = self._line = 0
+                    self._places = [f"{self.archived}:{number}" for number in range(1, len(self._records) + 1)]
         finally:
             os.close(fd)
         return len(self._records)
@@ -167,31 +152,27 @@ class RecordFile:
         partial = self.archived.with_name(f".{self.archived.name}.{os.getpid()}")
         try:
             with open(partial, "wb") as file:
-                file.write(lzma.compress(b"".join(map(_line, self._records)), preset=6))
+                file.write(lzma.compress(b"".join(map(to_line, self._records)), preset=6))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, self.archived)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise RecordError(f"{self.archived}: can't write ({error.strerror}); what is recorded is safe") from error
-        self._archive_read = _signature(self.archived)
+        self._archive_read = signature_of(self.archived)
 
     def _refresh_archive(self) -> None:
         """Read the archive if it isn't the one known; then everything in the file itself is new, too."""
-        signature = _signature(self.archived)
+        signature = signature_of(self.archived)
         if signature == self._archive_read:
             return
         self._forget()
         if signature is not None:
-            try:
-                text = lzma.decompress(self.archived.read_bytes())
-            except (lzma.LZMAError, EOFError) as error:
-                raise RecordError(
-                    f"{self.archived}: not readable as xz ({error}); restore it (git checkout), or move it aside and "
-                    "measure again"
-                ) from None
-            for number, raw in enumerate(text.split(b"\n")[:-1], 1):
-                self._take(self._parse(raw, number, self.archived))
+            *lines, torn = decompress(self.archived).split(b"\n")
+            for number, raw in enumerate(lines, 1):
+                self._take(self._parse(raw, number, self.archived), f"{self.archived}:{number}")
+            if torn:
+                raise RecordError(f"{self.archived}:{len(lines) + 1}: ends within a line: {RESTORE}")
         self._archive_read = signature
 
     def _refresh(self, fd: int) -> bytes:
@@ -204,36 +185,48 @@ class RecordFile:
         text = b"".join(chunks)
         *lines, torn = text.split(b"\n")
         for raw in lines:
-            self._take(self._parse(raw, self._line + 1, self.path))
+            self._take(self._parse(raw, self._line + 1, self.path), f"{self.path}:{self._line + 1}")
             self._line += 1
             self._offset += len(raw) + 1
+        self._torn = bool(torn)
         return torn
 
     def _parse(self, raw: bytes, line: int, path: Path) -> Record:
-        where = f"{path}:{line}"
-        cure = f"Move it aside (mv {path} {path}.bad), or mend that line, and run the same command again"
         try:
-            data = json.loads(raw)
-        except ValueError as error:
-            raise RecordError(f"{where}: corrupt record, not JSON ({error}). {cure}.") from None
-        if not isinstance(data, dict):
-            raise RecordError(f"{where}: corrupt record, {type(data).__name__} instead of an object. {cure}.")
-        missing = [name for name in REQUIRED[self.kind] if name not in data]
-        if missing:
-            raise RecordError(f"{where}: corrupt record, {', '.join(missing)} missing. {cure}.")
-        if data["schema"] != SCHEMA:
-            raise RecordError(f"{where}: record of schema {data['schema']}, this version reads {SCHEMA}. {cure}.")
+            return parse_line(raw, self.kind)
+        except LineError as error:
+            raise RecordError(f"{path}:{line}: corrupt record, {error}. {self._cure(path)}.") from None
+
+    def _cure(self, path: Path) -> str:
+        """Return what helps where a line is damaged. Rows can't do without the process that they come from."""
+        if self.kind == "runs":
+            return f"Mend that line, or restore {path} (a backup, git checkout)"
+        return f"Move it aside (mv {path} {path}.bad), or mend that line, and run the same command again"
+
+    def _checked(self, record: Any) -> Record:
+        """Return a record as it is written. Raises UserError where it couldn't be read again."""
+        data: Record = _finite(dataclasses.asdict(record))
+        try:
+            check_record(data, self.kind)
+        except LineError as error:
+            name = RECORDS[self.kind].__name__
+            raise UserError(f"{self.path}: a {name} was measured that can't be recorded, {error}") from None
         return data
 
     def key(self, data: Record) -> tuple[Any, ...]:
         """Return what tells a line from others: its fields of KEYS; where the kind has none, the whole line."""
-        return tuple(data[name] for name in KEYS[self.kind]) if self.kind in KEYS else (_line(data),)
+        return tuple(data[name] for name in KEYS[self.kind]) if self.kind in KEYS else (to_line(data),)
 
-    def _take(self, data: Record) -> None:
-        key = self.key(data)
-        if key not in self._keys:
-            self._keys.add(key)
+    def _take(self, data: Record, place: str) -> None:
+        position = self._by_key.setdefault(self.key(data), len(self._records))
+        if position == len(self._records):
             self._records.append(data)
+            self._places.append(place)
+        elif self._records[position] != data:
+            names = ", ".join(f"{name}={data[name]}" for name in KEYS[self.kind])
+            raise RecordError(
+                f"{place}: corrupt record, {names} is recorded otherwise in {self._places[position]}. Delete one of the two."
+            )
 
     def _set_aside(self, fd: int, torn: bytes) -> None:
         """Move an unfinished last line to FILE.torn; the sample it stood for runs again."""
@@ -257,7 +250,7 @@ class Store:
 
         self.runs, self.samples, self.cells, self.latency = (file(k) for k in ("runs", "samples", "cells", "latency"))
         self.calibrations, self.mass, self.checks = (file(k) for k in ("calibrations", "mass", "checks"))
-        self.perplexity, self.kernels = (file(k) for k in ("perplexity", "kernels"))
+        self.perplexity, self.kernels, self.gate_steps = (file(k) for k in ("perplexity", "kernels", "gate_steps"))
 
     def files(self) -> tuple[RecordFile, ...]:
         """Return all files of the study."""
@@ -271,6 +264,7 @@ class Store:
             self.checks,
             self.perplexity,
             self.kernels,
+            self.gate_steps,
         )
 
     def samples_of(self) -> dict[str, list[Record]]:

@@ -8,6 +8,8 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
+
 from harness.core.files import write_atomically
 from harness.tasks.sample import Sample
 
@@ -29,13 +31,11 @@ def read(path: Path) -> dict[int, Sample]:
     samples: dict[int, Sample] = {}
     if not path.is_file():
         return samples
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):  # of text, prose could hold separators of lines
         try:
-            row = json.loads(line)
-            texts = {name: tuple(row[name]) for name in ("answers", "classes", "evidence") if name in row}
-            sample = Sample(**(row | texts))
+            sample = msgspec.json.decode(line, type=Sample)
             samples[sample.index] = sample
-        except (ValueError, TypeError, KeyError):
+        except (msgspec.DecodeError, RecursionError):
             log.warning("%s:%d is damaged; that sample is made again", path, number)
     return samples
 

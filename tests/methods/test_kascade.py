@@ -260,6 +260,7 @@ def test_searched_anchors_keep_more_mass_than_random_ones_and_searched_heads_tha
             r"layer 1 takes the blocks of heads \[0, 2\]: not 2 of 0 to 1",
         ),
         ({"layers": 6, "kv_heads": 2, "choices": {"2": {"anchors": [3, 0], "heads": {}}}}, "must ascend"),
+        ({"layers": 6, "kv_heads": 2, "choices": {"2": {"anchors": [float("inf")], "heads": {}}}}, "not what a search"),
     ],
 )
 def test_a_search_that_does_not_fit_is_one_clear_line(result: dict[str, Any], message: str) -> None:

@@ -166,6 +166,9 @@ def test_more_is_kept_as_the_factor_rises() -> None:
         ({"patterns": [[["vertical_slash", -1, 2]] * 4] * 2}, "they must be positive"),
         ({"patterns": [[["vertical_slash", 1]] * 4] * 2}, "patterns must be lists of"),
         ({"patterns": 3}, "patterns must be lists of"),
+        ({"patterns": [[["vertical_slash", 1, float("inf")]] * 4] * 2}, "patterns must be lists of"),
+        ({"patterns": [[["vertical_slash", 1, 1.5]] * 4] * 2}, "patterns must be lists of"),
+        ({"patterns": [[[["a_shape"], 1, 2]] * 4] * 2}, "is not known; it must be one of vertical_slash"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_line(result: dict[str, Any], message: str) -> None:

@@ -151,6 +151,8 @@ def test_the_curves_are_those_of_the_selection() -> None:
         ({"layers": 2, "heads": 4, "path": [8], "steps": 1}, "1 steps along a path of 1 through 8 heads: not a path"),
         ({"layers": 2, "heads": 4, "path": [1], "steps": 2}, "2 steps along a path of 1"),
         ({"layers": 2, "heads": 4, "path": [1] * 45, "steps": 2}, "2 steps along a path of 45"),
+        ({"layers": float("inf"), "heads": 4, "path": [1], "steps": 1}, "not what a search for thresholds writes"),
+        ({"layers": 2, "heads": 4, "path": ["1"], "steps": 1}, "not what a search for thresholds writes"),
     ],
 )
 def test_a_search_that_does_not_fit_is_one_clear_line(result: dict[str, Any], message: str) -> None:

@@ -128,7 +128,12 @@ def _recorded(source: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(str(source), framework="pt") as file:
-        return {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key == "block_size"}
+        size = (file.metadata() or {}).get("block_size")
+    if size is None:
+        return {}
+    if not size.isdecimal():
+        raise UserError(f"{source}: its metadata say block_size={size[:40]}, which is no whole number: train the gates again")
+    return {"block_size": int(size)}
 
 
 def _free(path: Path, overwrite: bool) -> Path:

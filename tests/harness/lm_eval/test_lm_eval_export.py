@@ -105,6 +105,14 @@ def test_every_task_can_be_exported(command: Command, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "harness_1024.yaml").is_file() and (tmp_path / "out" / "harness_2048.yaml").is_file()
     with pytest.raises(UserError, match="missing: write it again"):
         exported.load(tmp_path / "out" / "no.jsonl")
+    file = tmp_path / "out" / "harness_niah_single_1_1024.jsonl"
+    row = json.loads(file.read_text())
+    file.write_text(json.dumps(row | {"prompt": "a\u2028b"}, ensure_ascii=False) + "\n")
+    assert exported.load(file)["test"][0]["prompt"] == "a\u2028b", "a separator of lines in a text ends no line of the file"
+    for damaged in (json.dumps(row | {"answers": 5}), json.dumps(row)[:90], "[" * 100_000):
+        file.write_text(f"{json.dumps(row)}\n{damaged}\n")
+        with pytest.raises(UserError, match=rf"{file.name}:2: no sample of a task \(.*write it again"):
+            exported.load(file)
 
 
 def test_a_chat_template_is_in_the_prompt_once(command: Command, toy_folder: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def record_cell(store: Store, arm: ArmIdentity, task: str, scores: list[float], 
     """Record a cell with the scores of its samples. more: what isn't as usual, of the cell or of its samples."""
     text, reason = more.get("text", "pydoc"), more.get("reason", "")
     cell = Cell(arm, Samples(task, "1", {"haystack": text}, False)) if "text" in more else cell_of(arm, task)
-    cell = more.get("cell", cell)
+    cell, summary = more.get("cell", cell), more.get("summary", {})
     sample_status, sample_reason = more.get("sample_status", Status.OK), more.get("sample_reason", "")
     kernel, density = ("sdpa", None) if arm is DENSE else ("reference", more.get("density", 0.1))
     store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
@@ -50,7 +50,9 @@ def record_cell(store: Store, arm: ArmIdentity, task: str, scores: list[float], 
                 token_density=more.get("token_density"),
             )
         )
-    store.cells.append(CellRecord(cell.id, arm.id, cell.pair, "r1", cell.as_dict(), status, reason, DATE, arm.knobs, text))
+    store.cells.append(
+        CellRecord(cell.id, arm.id, cell.pair, "r1", cell.as_dict(), status, reason, DATE, arm.knobs, text, summary)
+    )
 
 
 def record_times(store: Store, arm: ArmIdentity) -> None:

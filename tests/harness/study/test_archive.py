@@ -10,6 +10,7 @@ import pytest
 
 from harness.study.schema import CellRecord, SampleRecord
 from harness.study.store import RecordError, RecordFile
+from tests.harness.report.support import SPARSE, cell_of
 
 
 def sample(index: int) -> SampleRecord:
@@ -31,9 +32,8 @@ def sample(index: int) -> SampleRecord:
 
 
 def cell(status: str) -> CellRecord:
-    return CellRecord(
-        cell="c", arm="a", pair="p", run="r", identity={}, status=status, reason="", date="2026-01-01T00:00:00+00:00"
-    )
+    identity = cell_of(SPARSE, "vt").as_dict()
+    return CellRecord("c", "a", "p", "r", identity, status, reason="", date="2026-01-01T00:00:00+00:00")
 
 
 def filled(path: Path, n: int = 3) -> RecordFile:

@@ -10,10 +10,11 @@ from harness.core.errors import UserError
 from harness.study.resume import LONGEST_REASON, Attempt, is_settled, missing_indices, one_line, recorded
 from harness.study.schema import MassRecord
 from harness.study.store import RecordError, Store
+from tests.harness.report.support import SPARSE
 
 
 def mass(key: str) -> MassRecord:
-    return MassRecord(key, "arm", "run", {}, {}, 1, 9.0, [0], [[1.0]], [1.0], "2026-01-01T00:00:00+00:00")
+    return MassRecord(key, "arm", "run", SPARSE.as_dict(), {}, 1, 9.0, [0], [[1.0]], [1.0], "2026-01-01T00:00:00+00:00")
 
 
 def test_an_error_is_held_and_what_ends_a_command_passes() -> None:

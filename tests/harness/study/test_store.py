@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,17 @@ def test_round_trip_and_no_doubles(tmp_path: Path) -> None:
 
 def test_unknown_numbers_are_null_not_nan(tmp_path: Path) -> None:
     file = RecordFile(tmp_path / "samples.jsonl", "samples")
-    file.append(sample(0, score=float("nan")))
-    assert json.loads(file.path.read_text())["score"] is None
+    file.append(replace(sample(0), density=float("nan")))
+    assert json.loads(file.path.read_text())["density"] is None
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    file = RecordFile(tmp_path / "samples.jsonl", "samples")
+    with pytest.raises(
+        UserError, match=r"samples\.jsonl: a SampleRecord was measured that can't be recorded, score: expected a "
+    ):
+        file.append_all([sample(0), sample(1, score=float("nan"))])
+    assert not file.path.exists()
 
 
 def test_torn_last_line_is_set_aside(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -166,10 +167,11 @@ def test_cache_grows_and_mends_itself(tokenizer, tmp_path: Path, caplog, monkeyp
     grown = get_samples("vt", n=4, **ask)
     assert grown[:2] == first and len(file.read_text().splitlines()) == 4
     lines = file.read_text().splitlines()
-    file.write_text("\n".join([lines[0], lines[1][:50], *lines[2:]]) + "\n")
+    wrong_type = json.dumps(json.loads(lines[3]) | {"prompt": 5})
+    file.write_bytes("\n".join([lines[0], lines[1][:50], "[" * 100_000, wrong_type]).encode() + b"\n\xff\n")
     with caplog.at_level(logging.WARNING):
         assert get_samples("vt", n=4, **ask) == grown
-    assert f"{file}:2 is damaged" in caplog.text
+    assert all(f"{file}:{line} is damaged" in caplog.text for line in (2, 3, 4, 5)) and f"{file}:1 " not in caplog.text
     monkeypatch.setattr("harness.tasks.ruler.sizing.Sizer.sample", lambda *a: pytest.fail("made again"))
     assert get_samples("vt", n=4, **ask) == grown
 

@@ -1,0 +1,77 @@
+"""Whether the files of a study belong together: every line is of a process, every sample of a cell, nothing finished is lost.
+
+A file that was deleted, emptied or cut leaves lines behind that name what it held. A leaderboard made without it would be of
+less than was measured, and look like any other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from harness.study import verdict
+from harness.study.columns import PERPLEXITY
+from harness.study.record_io import RecordError
+from harness.study.schema import Status
+from harness.study.store import RecordFile, Store
+
+RESTORED = "restore that file (a backup, git checkout)"
+
+
+def check_study(store: Store) -> None:
+    """Read all records of a study. Raises RecordError where one is corrupt, where no leaderboard can be made of them, or where
+    something that was finished is lost."""
+    check_records(store)
+    if problem := lost(store):
+        raise RecordError(problem)
+
+
+def check_records(store: Store) -> None:
+    """Read all records of a study. Raises RecordError where one is corrupt, or of a process that isn't recorded, which can't be
+    measured again."""
+    for file in store.files():
+        file.read()
+    runs = {run["run"] for run in store.runs.read()}
+    for file in (store.cells, store.samples, store.perplexity, store.latency, store.mass, store.kernels):
+        for position, record in enumerate(file.read()):
+            if record["run"] not in runs:
+                raise RecordError(
+                    f"{file.place(position)}: run {record['run'][:40]} is not in {store.runs.path}: {RESTORED}, mend that line, or move "
+                    f"{store.runs.path.parent} aside and measure again"
+                )
+
+
+def lost(store: Store) -> str:
+    """Return what was recorded once and is gone, in one line; "" where nothing is. What measured it brings it back."""
+    cells, counts = store.cells.read(), Counter[str]()
+    known = {cell["cell"] for cell in cells}
+    for file in (store.samples, store.perplexity):
+        for position, record in enumerate(file.read()):
+            if record["cell"] not in known:
+                return _line(store, file, position, f"cell {record['cell'][:40]} is not in {store.cells.path}")
+            counts[record["cell"]] += 1
+    checked = {verdict.arm_as_run(record) for record in store.checks.read()}
+    finished = {cell["cell"]: position for position, cell in enumerate(cells) if cell["status"] != Status.RUNNING}
+    for position in finished.values():
+        cell = cells[position]
+        if cell["status"] == Status.FAILED:
+            continue
+        file = store.perplexity if cell["identity"]["task"] == PERPLEXITY else store.samples
+        lines, least = counts[cell["cell"]], cell.get("summary", {}).get("samples", 1)
+        if lines < least:
+            return _line(
+                store,
+                store.cells,
+                position,
+                f"cell {cell['cell'][:40]} had {least} or more lines in {file.path}, which holds {lines}",
+            )
+        if cell["reason"].startswith(verdict.SELF_CHECK) and verdict.arm_as_run(cell) not in checked:
+            return _line(store, store.cells, position, f"the self-check that gated this cell is not in {store.checks.path}")
+    return ""
+
+
+def _line(store: Store, file: RecordFile, position: int, problem: str) -> str:
+    """Return a problem with where it shows and what helps."""
+    run = file.read()[position]["run"]
+    commands = (record["command"] for record in store.runs.read() if record["run"] == run)
+    again = next((f", or measure again: {command}" for command in commands), "")
+    return f"{file.place(position)}: {problem}: {RESTORED}{again}"
