@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from harness.core.conf_files import MAIN, conf_dir
 from harness.core.errors import UserError
 from harness.core.hydra_text import COMPOSING_ERRORS, explain
+from harness.core.terminal import error_line
 from harness.jobs.arguments import check_choices, prepare
 from harness.jobs.command_state import CommandState
 from harness.jobs.run import run_job
@@ -86,9 +87,9 @@ def _guarded(action: Callable[[], int], shown: set[str] | None = None) -> int:
     try:
         return action()
     except UserError as error:
-        line = f"error: {error}"
+        line = error_line(error)
     except COMPOSING_ERRORS as error:
-        line = f"error: {explain(error)}"
+        line = error_line(explain(error))
     if shown is None or line not in shown:
         print(line, file=sys.stderr)
     if shown is not None:

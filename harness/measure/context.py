@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from harness.core.errors import UserError
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
+from harness.core.terminal import progress_bar
 from harness.measure.sweep import SweepCache
 from harness.models.loading import LoadedModel
 from harness.study import identity
@@ -165,18 +166,3 @@ class RunContext:
     def complain(self, text: str) -> None:
         """Say what went wrong; the command goes on."""
         self.console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def progress_bar(console: Console, show: bool) -> Progress:
-    """Return a bar for the terminal, gone when it is done; one that shows nothing where nobody looks."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (show and console.is_terminal),
-    )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import Tensor
 
 import methods
@@ -20,6 +19,7 @@ from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.files import writable_folder, write_atomically
 from harness.core.settings import Settings, read_settings
+from harness.core.terminal import Terminal
 from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
 from harness.measure.sweep import load_model_of
@@ -37,7 +37,7 @@ OWN_BUNDLED = Path("gates/bundled")
 def main(cfg: DictConfig) -> Path:
     """Search and write the file. Returns its path. Raises UserError for a method that searches nothing, a file that exists
     already, or bad input."""
-    settings, console = read_settings(cfg), Console()
+    settings, console = read_settings(cfg), Terminal()
     method = _searching_method(settings)
     loaded = load_model_of(settings)
     if settings.length > loaded.max_length:

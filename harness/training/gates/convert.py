@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import Tensor
 
 from harness.arms import gate_files
@@ -20,6 +19,7 @@ from harness.arms.weights import released_id
 from harness.core.errors import UserError
 from harness.core.files import write_atomically
 from harness.core.settings import Settings, read_settings
+from harness.core.terminal import Terminal
 from harness.study.provenance import file_hash
 from harness.training.gates.gate_spec import GateSpec, gate_spec
 from methods.gates import release_format
@@ -41,7 +41,9 @@ def main(cfg: DictConfig) -> Path:
         path = to_harness(source, spec, out, overwrite=overwrite)
     else:
         path = to_release(source, spec, out, model=str(settings.model["path"]), overwrite=overwrite)
-    Console().print(f"wrote {path}\nto use it: model.gates={out}", highlight=False, soft_wrap=True)
+    console = Terminal()
+    for line in (f"wrote {path}", f"to use it: model.gates={out}"):
+        console.print(line, highlight=False, soft_wrap=True)
     return path
 
 
