@@ -67,6 +67,7 @@ class Settings:
     report: bool
     margin: float
     checks: bool
+    debug: bool = False
     data: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -124,6 +125,7 @@ def read_settings(cfg: DictConfig) -> Settings:
         report=checks.true_or_false("report", raw["report"]),
         margin=checks.share("margin", raw["margin"]),
         checks=checks.true_or_false("checks", raw["checks"]),
+        debug=checks.true_or_false("debug", raw["debug"]),
         data={name: checks.text_or_null(f"data.{name}", value) for name, value in raw["data"].items()},
         options={name: value for name, value in job.items() if name != "name"},
     )

@@ -18,6 +18,7 @@ from harness.arms.weights import weights_folder
 from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.files import writable_folder, write_atomically
+from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
 from harness.measure.context import RunContext
@@ -88,7 +89,7 @@ def search(
             dense_prefill(loaded, prompts, observe, dense_kernel=dense_kernel)
         return head_search.result()
     except ValueError as error:  # methods/ raise plain ValueErrors, one line each
-        raise UserError(str(error)) from error
+        raise as_user_error(error) from error
 
 
 def one_line_a_key(content: dict[str, Any]) -> str:

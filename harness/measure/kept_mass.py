@@ -108,7 +108,7 @@ def measure_mass(context: RunContext, arm: RunnableArm, task_names: Sequence[str
             advance = partial(progress.advance, bar)
             mass = keep(context.loaded, arm.method, prompts, sparse_kernel=context.kernels.sparse, advance=advance)
     if attempt.error is not None:
-        context.complain(f"failed: mass kept by {arm.identity.method}: {attempt.reason}")
+        context.complain(f"failed: mass kept by {arm.identity.method}: {attempt.reason}", attempt.error)
         return 1
     context.store.mass.append(
         MassRecord(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypedDict
 
 import torch
 from attention_kernels import sparse_attention
+from attention_kernels.backends import INTERPRETER, triton_problem
 from attention_kernels.dense import resolve_dense
 from attention_kernels.sparse_attention import Choice
 
+from harness.core.errors import UserError
 from harness.models.loading import LoadedModel
 
 
@@ -28,6 +31,15 @@ def kernel_site(loaded: LoadedModel) -> KernelSite:
 def dense_kernel_of(loaded: LoadedModel, kernel: str) -> str:
     """Return the dense kernel that runs where `kernel` (a name, or "auto") is asked for. Raises ValueError where it can't."""
     return resolve_dense(kernel, **kernel_site(loaded))
+
+
+def check_interpreter(kernels: Mapping[str, str], dtype: torch.dtype, device: torch.device) -> None:
+    """Raise UserError where a setting asks for a Triton kernel, which "auto" does on a GPU, that would run in Triton's
+    interpreter in a dtype which that gets wrong. kernels: what is asked for, by setting."""
+    for setting, kernel in kernels.items():
+        asked = kernel == "triton" or (kernel == "auto" and device.type == "cuda")
+        if asked and triton_problem(device, dtype) == INTERPRETER:
+            raise UserError(f"{setting}={kernel} with dtype={str(dtype).removeprefix('torch.')}: {INTERPRETER}")
 
 
 def sparse_kernel_of(loaded: LoadedModel, kernel: str, choice: Choice, *, heads: int) -> str:
