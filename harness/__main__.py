@@ -17,6 +17,9 @@ from omegaconf import DictConfig
 from harness.core.conf_files import MAIN, conf_dir
 from harness.core.errors import UserError
 from harness.core.hydra_text import COMPOSING_ERRORS, explain
+from harness.core.mistakes import in_words, origin
+from harness.core.printable import printable
+from harness.core.terminal import error_line
 from harness.jobs.arguments import check_choices, prepare
 from harness.jobs.command_state import CommandState
 from harness.jobs.run import run_job
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program name (default: the process's own). Returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        return _guarded(lambda: _run(prepare(arguments)))
+        return _guarded(lambda: _run(prepare(arguments)), debug=_debugs(arguments))
     except KeyboardInterrupt:
         print("interrupted: what is finished is recorded, the same command carries on", file=sys.stderr)
         return INTERRUPTED
@@ -50,7 +53,7 @@ def _run(arguments: list[str]) -> int:
 
     def run_one(cfg: DictConfig) -> None:
         """Run one job of a sweep; its bad input does not stop the others."""
-        codes.append(_guarded(lambda: _run_one(cfg, command), shown))
+        codes.append(_guarded(lambda: _run_one(cfg, command), shown, debug=_debugs(arguments)))
 
     with _arguments_of_process(arguments):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=MAIN)(run_one)()
@@ -80,17 +83,30 @@ def _arguments_of_process(arguments: list[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def _guarded(action: Callable[[], int], shown: set[str] | None = None) -> int:
+def _debugs(arguments: Sequence[str]) -> bool:
+    """Return whether the command asks for tracebacks. Known before its settings are read, which may fail."""
+    return any(argument.lower() == "debug=true" for argument in arguments)
+
+
+def _guarded(action: Callable[[], int], shown: set[str] | None = None, *, debug: bool) -> int:
     """Run `action` and return its exit code. A user's error becomes one line on stderr, unless that is among those `shown`
-    before; anything else is a bug and keeps its traceback."""
+    before, and so does a mistake in a method's code, with its place; debug shows the traceback below. Anything else is a bug
+    of this project and keeps its traceback."""
     try:
         return action()
     except UserError as error:
-        line = f"error: {error}"
+        line, told = error_line(error), origin(error).traceback
     except COMPOSING_ERRORS as error:
-        line = f"error: {explain(error)}"
+        line, told = error_line(explain(error)), origin(error).traceback
+    except Exception as error:
+        if not origin(error).author or isinstance(error, AssertionError):  # which whoever wrote it wants to see whole
+            raise
+        hint = "" if debug else "; debug=true shows the traceback"
+        line, told = error_line(in_words(error) + hint), origin(error).traceback
     if shown is None or line not in shown:
         print(line, file=sys.stderr)
+        if debug:
+            print(printable(told, keep="\n"), file=sys.stderr, end="")
     if shown is not None:
         shown.add(line)
     return BAD_INPUT

@@ -16,6 +16,7 @@ from harness.arms.head_files import load_head_file
 from harness.arms.weights import FileIdentity, load_weights
 from harness.core.errors import UserError
 from harness.core.method_facts import method_facts
+from harness.core.mistakes import as_user_error, origin
 from harness.core.settings import Settings
 from harness.models.kernel_choice import dense_kernel_of, kernel_site
 from harness.models.loading import LoadedModel
@@ -71,7 +72,7 @@ def build_arms(settings: Settings, loaded: LoadedModel) -> list[RunnableArm]:
     except UserError:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each, for what they can't do
-        raise UserError(str(error)) from error
+        raise as_user_error(error) from error
     return arms
 
 
@@ -134,7 +135,7 @@ def build_method(settings: Settings) -> Method:
         return methods.build(settings.method, **(shared | settings.method_knobs))
     except TypeError as error:  # a word where a number belongs, say
         knobs = ", ".join(f"method.{name}={value}" for name, value in settings.method_knobs.items())
-        raise UserError(f"method {settings.method} can't be made with {knobs}: {error}") from error
+        raise UserError(f"method {settings.method} can't be made with {knobs}: {error} ({origin(error).place})") from error
 
 
 def build_decode_method(settings: Settings) -> DecodeMethod:
@@ -143,7 +144,8 @@ def build_decode_method(settings: Settings) -> DecodeMethod:
         return decode.build(settings.decode, **{"seed": settings.seed} | settings.decode_knobs)
     except TypeError as error:  # a word where a number belongs, say
         knobs = ", ".join(f"decode.{name}={value}" for name, value in settings.decode_knobs.items())
-        raise UserError(f"decode method {settings.decode} can't be made with {knobs}: {error}") from error
+        what = f"decode method {settings.decode} can't be made with {knobs}"
+        raise UserError(f"{what}: {error} ({origin(error).place})") from error
 
 
 def build_at_zero_sparsity(settings: Settings, loaded: LoadedModel) -> Method | None:
@@ -175,7 +177,7 @@ def decodes_densely(name: str) -> bool:
     try:
         return decode.get(name).family == "none"
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise as_user_error(error) from error
 
 
 def _knobs(settings: Settings, method: Method) -> dict[str, Any]:

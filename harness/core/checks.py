@@ -82,4 +82,8 @@ def text(name: str, value: Any) -> str:
     """Return `value` as a text, if it is one or a number. Raises UserError for null, nothing, a list or a group of settings."""
     if value is None or value == "" or isinstance(value, bool | list | dict):
         raise UserError(f"{name}={'null' if value is None else value}: must be a name or a path")
+    if not str(value).strip():
+        raise UserError(f"{name}={value}: must be a name or a path, and is nothing but blanks")
+    if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in str(value)):  # no file system and no record takes them
+        raise UserError(f"{name}={value}: must be a name or a path in UTF-8, without NUL")
     return str(value)

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from harness.core.conf_files import ABOUT, conf_dir
+from harness.core.conf_files import ABOUT, conf_file, groups
 from harness.core.errors import UserError
 
 
@@ -30,9 +30,9 @@ class MethodFacts:
 def method_facts(name: str) -> MethodFacts:
     """Return the facts of a method, the defaults where its file states none or there is no such file: recorded rows may be of a
     method of another version. Raises UserError for facts that are not known."""
-    path = conf_dir() / "method" / f"{name}.yaml"
-    if not path.is_file():
+    if name not in groups().get("method", []):  # never a path made of it: a record may call a method anything
         return MethodFacts()
+    path = conf_file("method", name)
     config: Any = OmegaConf.to_container(OmegaConf.load(path))
     about = (config or {}).get(ABOUT) or {}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from harness.core import checks, devices
 from harness.core.conf_files import ABOUT, MAIN, groups, setting_names
 from harness.core.errors import UserError
 from harness.core.hydra_text import TASK_IS_A_VALUE, explain, unknown_setting
+from harness.core.printable import cut
 from harness.core.question import check_question
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 RESERVED = ("name", "paper", ABOUT)
 """Keys of a conf/method or conf/decode file that are no knobs of the method."""
+LONGEST_STUDY = 128
+"""Letters of a study's name: the files in its folder have names of their own, and paths an end."""
+STUDY = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{LONGEST_STUDY - 1}}}")
+"""What a study may be called: a name that a shell, a file system, a spreadsheet and a page all take as it is."""
 CHECKED_BY_THE_METHOD = ("method", "decode")
 """Groups whose settings the method checks that takes them."""
 
@@ -61,6 +67,7 @@ class Settings:
     report: bool
     margin: float
     checks: bool
+    debug: bool = False
     data: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -118,6 +125,7 @@ def read_settings(cfg: DictConfig) -> Settings:
         report=checks.true_or_false("report", raw["report"]),
         margin=checks.share("margin", raw["margin"]),
         checks=checks.true_or_false("checks", raw["checks"]),
+        debug=checks.true_or_false("debug", raw["debug"]),
         data={name: checks.text_or_null(f"data.{name}", value) for name, value in raw["data"].items()},
         options={name: value for name, value in job.items() if name != "name"},
     )
@@ -191,6 +199,9 @@ def _tasks(value: Any) -> tuple[str, ...]:
 
 def _study(value: Any) -> str:
     name = checks.text("study", value)
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UserError(f"study={name}: must be the name of a folder below results=, for example study=mine")
+    if not STUDY.fullmatch(name):
+        raise UserError(
+            f"study={cut(name, LONGEST_STUDY)}: must be the name of a folder below results=, for example study=mine: at most "
+            f"{LONGEST_STUDY} letters, digits and any of _ - + . that begin with a letter, a digit or _"
+        )
     return name

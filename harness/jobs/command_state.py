@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from harness.core.settings import Settings
+from harness.core.terminal import Terminal
 from harness.jobs.studies import OpenStudy
 from harness.measure.sweep import SweepCache
 from harness.study.store import Store
@@ -19,7 +20,7 @@ class CommandState:
     """The state of a command that runs one job or a sweep of them. `studies` are those opened so far, by their folders,
     `sweep` holds the model and the tokens that the jobs share."""
 
-    console: Console = field(default_factory=Console)
+    console: Console = field(default_factory=Terminal)
     studies: dict[Path, OpenStudy] = field(default_factory=dict)
     sweep: SweepCache = field(default_factory=SweepCache)
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
 from harness.arms.build import RunnableArm, build_arms, with_knob
 from harness.arms.calibration import TOLERANCE, calibrate
@@ -24,6 +23,7 @@ from harness.core.compose import compose_settings
 from harness.core.devices import check_device, check_dtype, torch_device, torch_dtype
 from harness.core.errors import UserError
 from harness.core.settings import RESERVED, Settings
+from harness.core.terminal import Terminal
 from harness.jobs.measure import check_can_measure
 from harness.jobs.studies import OpenStudy
 from harness.measure.run import measure
@@ -158,9 +158,9 @@ def evaluate(
     checked = _settings(loaded, groups, {**values, **tasks, "study": study})
     checked = replace(checked, tasks=tuple(expand_tasks(checked.tasks)))
     study_of_rows = OpenStudy(Store(checked.folder), checked.margin)
-    check_can_measure(checked, study_of_rows, Console())
+    check_can_measure(checked, study_of_rows, Terminal())
     with _as_command(checked, groups, values):
-        done = measure(checked, study_of_rows.store, Console(), SweepCache(in_memory=loaded))
+        done = measure(checked, study_of_rows.store, Terminal(), SweepCache(in_memory=loaded))
     return _frame(row for row in leaderboard_rows(study_of_rows.store, checked.margin) if row.arm in done.arms)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from harness.core.errors import UserError
+from harness.core.terminal import print_error
 from harness.lm_eval import register
 
 BAD_INPUT = 2
@@ -23,13 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     own_argv = sys.argv
     sys.argv = ["lm-eval", *(_with_device(arguments) or ["--help"])]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        print("error: --model sparse runs in one process: start it without accelerate or torchrun", file=sys.stderr)
+        print_error("--model sparse runs in one process: start it without accelerate or torchrun")
         return BAD_INPUT
     register()
     try:
         cli_evaluate()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return BAD_INPUT
     finally:
         sys.argv = own_argv

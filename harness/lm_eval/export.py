@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.settings import Settings, read_settings
+from harness.core.terminal import Terminal
 from harness.lm_eval.exported import SPLIT
 from harness.models.loading import load_tokenizer
 from harness.study.provenance import command, commit
@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
     """Write the tasks of one command. Raises UserError for samples that can't be built or aren't sound."""
     settings = read_settings(cfg)
     written = export(settings, Path(checks.text("job.out", settings.options["out"])).expanduser())
-    console = Console()
+    console = Terminal()
     for path in written:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     group, folder = group_name(settings.length), written[0].parent

@@ -22,16 +22,15 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
-from rich.console import Console
 from torch import Tensor
 
 from harness.arms.build import RunnableArm, build_arms
 from harness.core.errors import UserError
 from harness.core.settings import Settings
+from harness.core.terminal import Terminal, progress_bar
 from harness.lm_eval import arguments
 from harness.lm_eval.greedy import GreedySettings, read_generation
 from harness.lm_eval.run_totals import RunTotals
-from harness.measure.context import progress_bar
 from harness.measure.sweep import load_model_of
 from harness.models.bridge import Bridge
 from harness.models.decoder import mean_density
@@ -156,7 +155,7 @@ class SparseLM(HFLM):
             lengths[length].append(place)
         answers: list[Any] = [None] * len(requests)
         quiet = disable_tqdm or override_bs is not None  # a rolling likelihood comes here a batch at a time
-        with progress_bar(Console(stderr=True), not quiet) as progress:
+        with progress_bar(Terminal(stderr=True), not quiet) as progress:
             bar = progress.add_task(f"log-likelihoods of {self._task}", total=len(requests))
             for length, places in sorted(lengths.items(), reverse=True):
                 batch = [requests[place] for place in places]
@@ -194,7 +193,7 @@ class SparseLM(HFLM):
         for place in sorted(range(len(requests)), key=lambda place: -len(prompts[place])):  # equal lengths side by side
             by_stop[settings[place].until].append(place)
         texts = [""] * len(requests)
-        with progress_bar(Console(stderr=True), not disable_tqdm) as progress:
+        with progress_bar(Terminal(stderr=True), not disable_tqdm) as progress:
             bar = progress.add_task(f"generating for {self._task}", total=len(requests))
             for places in by_stop.values():
                 for place, text in self._continue(places, prompts, settings, partial(progress.advance, bar)):

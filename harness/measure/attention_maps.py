@@ -21,6 +21,7 @@ from torch.nn.functional import avg_pool1d, avg_pool2d, max_pool2d
 
 from harness.arms.build import RunnableArm, build_arms, decodes_densely
 from harness.core.errors import UserError
+from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings
 from harness.measure.context import RunContext
 from harness.measure.kept_mass import what_runs
@@ -116,7 +117,7 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
     except UserError:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each
-        raise UserError(str(error)) from error
+        raise as_user_error(error) from error
     variant = [f"{name} {value}" for name, value in _word_knobs(arm)]
     title = ", ".join([arm.identity.method, *variant, f"blocks of {arm.method.block_size}"])
     title += "" if settings.sparsity is None else f", sparsity {settings.sparsity:g}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.arms.build import RunnableArm
+from harness.core.mistakes import origin
 from harness.measure.context import RunContext
 from harness.study.identity import Cell
 from harness.study.provenance import now
@@ -21,8 +22,10 @@ def record_state(
     *,
     haystack: str = "",
     summary: dict[str, Any] | None = None,
+    traceback: str = "",
 ) -> None:
-    """Append a state of a cell, whose last one counts. haystack: what rows call its text; summary: its numbers."""
+    """Append a state of a cell, whose last one counts. haystack: what rows call its text; summary: its numbers; traceback: of
+    the error that it failed with."""
     context.store.cells.append(
         CellRecord(
             cell=cell.id,
@@ -37,6 +40,7 @@ def record_state(
             haystack=haystack,
             summary=summary or {},
             notices=list(arm.notices),
+            traceback=traceback,
         )
     )
 
@@ -47,8 +51,8 @@ def record_failure(
     """Record a cell as failed and say so by its `label`; the next run of the same command tries it again. Returns 1, the
     count of failed cells. where: what the reason begins with."""
     reason = where + one_line(error)
-    record_state(context, arm, cell, Status.FAILED, reason, haystack=haystack)
-    context.complain(f"failed: {label}: {reason}")
+    record_state(context, arm, cell, Status.FAILED, reason, haystack=haystack, traceback=origin(error).traceback)
+    context.complain(f"failed: {label}: {reason}", error)
     return 1
 
 

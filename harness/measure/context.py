@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
+from rich.text import Text
 
 from harness.core.errors import UserError
+from harness.core.mistakes import origin
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
+from harness.core.terminal import progress_bar
 from harness.measure.sweep import SweepCache
 from harness.models.loading import LoadedModel
 from harness.study import identity
@@ -55,7 +58,7 @@ class RunContext:
 
     length: of prompts, in tokens; sample_count: samples a task; chat: whether prompts go through the model's chat template;
     question: when it is asked (`harness.core.question`); data: the settings of the group `data`; batch_tokens: columns of KV
-    cache decoded together, None for what suits the device.
+    cache decoded together, None for what suits the device; debug: whether tracebacks are shown.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class RunContext:
         self.kernels = Kernels(settings.kernel, settings.dense_kernel, settings.decode_kernel)
         self.timing = TimingLimits(settings.latency_repeats, settings.latency_seconds)
         self.batch_tokens, self.calibration_prompts = settings.batch_tokens, settings.calibration_prompts
-        self._show_progress = settings.progress
+        self.debug, self._show_progress = settings.debug, settings.progress
         self._samples: dict[str, list[Sample]] = {}
 
     @cached_property
@@ -165,21 +168,8 @@ class RunContext:
         """Return a bar for the terminal, gone when it is done."""
         return progress_bar(self.console, self._show_progress)
 
-    def complain(self, text: str) -> None:
-        """Say what went wrong; the command goes on."""
+    def complain(self, text: str, error: BaseException | None = None) -> None:
+        """Say what went wrong; the command goes on. error: whose traceback debug=true shows below it."""
         self.console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def progress_bar(console: Console, show: bool) -> Progress:
-    """Return a bar for the terminal, gone when it is done; one that shows nothing where nobody looks."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (show and console.is_terminal),
-    )
+        if error is not None and self.debug:
+            self.console.print(Text(origin(error).traceback), soft_wrap=True)

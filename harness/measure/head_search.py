@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import Tensor
 
 import methods
@@ -20,7 +19,9 @@ from harness.arms.weights import weights_folder
 from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.files import writable_folder, write_atomically
+from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings, read_settings
+from harness.core.terminal import Terminal
 from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
 from harness.measure.sweep import load_model_of
@@ -39,7 +40,7 @@ OWN_BUNDLED = Path("gates/bundled")
 def main(cfg: DictConfig) -> Path:
     """Search and write the file. Returns its path. Raises UserError for a method that searches nothing, a file that exists
     already, or bad input."""
-    settings, console = read_settings(cfg), Console()
+    settings, console = read_settings(cfg), Terminal()
     method = _searching_method(settings)
     loaded = load_model_of(settings)
     check_length(loaded, settings.length, f"length={settings.length}")
@@ -89,7 +90,7 @@ def search(
             dense_prefill(loaded, prompts, observe, dense_kernel=dense_kernel)
         return head_search.result()
     except ValueError as error:  # methods/ raise plain ValueErrors, one line each
-        raise UserError(str(error)) from error
+        raise as_user_error(error) from error
 
 
 def one_line_a_key(content: dict[str, Any]) -> str:

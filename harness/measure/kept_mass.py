@@ -111,7 +111,7 @@ def measure_mass(context: RunContext, arm: RunnableArm, task_names: Sequence[str
         if not all(math.isfinite(share) for heads in kept for share in heads):
             raise UserError("the attention is NaN or infinite: a kernel, the dtype or the weights are at fault")
     if attempt.error is not None:
-        context.complain(f"failed: mass kept by {arm.identity.method}: {attempt.reason}")
+        context.complain(f"failed: mass kept by {arm.identity.method}: {attempt.reason}", attempt.error)
         return 1
     context.store.mass.append(
         MassRecord(

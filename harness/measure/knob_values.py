@@ -12,6 +12,7 @@ from functools import partial
 from harness.arms import calibration
 from harness.arms.build import RunnableArm, with_knob
 from harness.core.errors import UserError
+from harness.core.mistakes import as_user_error
 from harness.core.question import QUESTION_LATER
 from harness.core.settings import Settings
 from harness.measure.context import RunContext
@@ -34,7 +35,7 @@ def with_calibrated_knob(context: RunContext, settings: Settings, arm: RunnableA
     except UserError:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each, for what they can't do
-        raise UserError(str(error)) from error
+        raise as_user_error(error) from error
 
 
 def knob_value(context: RunContext, arm: RunnableArm, knob: Knob, task_names: Sequence[str]) -> float:
@@ -63,7 +64,9 @@ def knob_value(context: RunContext, arm: RunnableArm, knob: Knob, task_names: Se
                 sparse_kernel=context.kernels.sparse,
                 dense_kernel=context.kernels.dense,
             )
-        except RuntimeError as error:  # out of memory, a kernel that fails: the next job of a sweep goes on
+        except (ValueError, AssertionError):
+            raise
+        except Exception as error:  # a full memory, a kernel that fails, a mistake in the method: the next job goes on
             raise UserError(f"can't calibrate {arm.identity.method} at {context.length}: {one_line(error)}") from error
     if abs(calibrated.density - target) > calibration.TOLERANCE:
         context.complain(

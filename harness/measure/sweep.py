@@ -39,9 +39,12 @@ class SweepCache:
 
 
 def model_config(settings: Settings) -> ModelConfig:
-    """Return which model the settings name, and how to hold it."""
+    """Return which model the settings name, and how to hold it. Raises UserError for kernels that can't run in its dtype, which
+    is said before the model is loaded."""
+    from harness.models.kernel_choice import check_interpreter
     from harness.models.loading import ModelConfig
 
+    check_interpreter({"kernel": settings.kernel, "decode_kernel": settings.decode_kernel}, settings.dtype, settings.device)
     name, path = str(settings.model["name"]), str(settings.model["path"])
     return ModelConfig(name, path, settings.dtype, settings.device, settings.model["max_length"])
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypedDict
 
 import torch
 from attention_kernels import sparse_attention
+from attention_kernels.backends import INTERPRETER, triton_problem
 from attention_kernels.dense import resolve_dense
 from attention_kernels.sparse_attention import Choice
 
+from harness.core.errors import UserError
 from harness.models.loading import LoadedModel
 
 
@@ -31,6 +34,15 @@ def dense_kernel_of(loaded: LoadedModel, kernel: str, head_dim: int | None = Non
     head_dim: of a layer, None for a global one's.
     """
     return resolve_dense(kernel, **kernel_site(loaded, head_dim))
+
+
+def check_interpreter(kernels: Mapping[str, str], dtype: torch.dtype, device: torch.device) -> None:
+    """Raise UserError where a setting asks for a Triton kernel, which "auto" does on a GPU, that would run in Triton's
+    interpreter in a dtype which that gets wrong. kernels: what is asked for, by setting."""
+    for setting, kernel in kernels.items():
+        asked = kernel == "triton" or (kernel == "auto" and device.type == "cuda")
+        if asked and triton_problem(device, dtype) == INTERPRETER:
+            raise UserError(f"{setting}={kernel} with dtype={str(dtype).removeprefix('torch.')}: {INTERPRETER}")
 
 
 def sparse_kernel_of(loaded: LoadedModel, kernel: str, choice: Choice, *, heads: int, head_dim: int) -> str:

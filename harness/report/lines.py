@@ -12,9 +12,12 @@ from harness.core.method_facts import method_facts
 from harness.report.csv_file import value_text
 from harness.report.row_texts import FULL
 from harness.report.rows import KnobValue, Row, is_number
+from harness.study.identity import digest
 
 Along = Literal["sparsity", "length", "block_size", "decode_density"]
 """What moves along a line: the field of its rows on the x axis."""
+LONGEST = 120
+"""Letters of a line's name at most."""
 SETTINGS = ("block_size", "dtype", "seed", "kernel")
 """What lines of one method may differ in beside the native knobs."""
 DECODE = "decode."
@@ -41,8 +44,13 @@ def rows_by_line(rows: Sequence[Row], *, along: Along = "sparsity") -> dict[str,
     for method, members in by_method.items():
         parts = _split_by_settings({(): members}, along)
         parts = _split_by_knobs(parts, method, members, along)
-        lines |= {f"{method} ({', '.join(texts)})" if texts else method: part for texts, part in parts.items()}
+        lines |= {_short(f"{method} ({', '.join(texts)})" if texts else method): part for texts, part in parts.items()}
     return lines
+
+
+def _short(name: str) -> str:
+    """Return a line's name as pictures and tables have room for it; of a longer one its beginning, and a hash of it all."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}…{digest(name)[:8]}"
 
 
 def line_names(rows: Sequence[Row]) -> dict[int, str]:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from harness.core.errors import UserError
+from harness.core.mistakes import note_origin, origin
 from harness.study.schema import Status
 from harness.study.store import Record, RecordError, RecordFile
 
@@ -41,6 +42,7 @@ class Attempt:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None) -> bool:
         if not isinstance(error, Exception) or isinstance(error, RecordError):
             return False
+        note_origin(error)
         self.error = error
         return True
 
@@ -70,9 +72,14 @@ def missing_indices(recorded_indices: set[int], count: int) -> list[int]:
 
 
 def one_line(error: Exception) -> str:
-    """Return an error in one line: a UserError as it is, any other with its type and at most LONGEST_REASON characters."""
+    """Return an error in one line: a UserError as it is, any other with its type, at most LONGEST_REASON characters, and where
+    in the code of the method's author it happened, else where in this project. A full memory and a kernel that refuses what the
+    harness gives it are no mistakes: no line is to blame."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, UserError):
         return first
     text = f"{type(error).__name__}: {first}"
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
+    text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
+    came_from = origin(error)
+    refused = isinstance(error, ValueError) and not came_from.author
+    return text if refused or not came_from.place or "out of memory" in str(error).lower() else f"{text} ({came_from.place})"

@@ -127,7 +127,8 @@ class CellRecord:
     """The state of one cell. `identity` is what its id is the hash of (see `harness.study.identity`); `arm` and `pair` are the
     ids of its arm (all tasks together) and of the comparison with dense it belongs to. `summary` holds what the cell's end
     printed, and `model_share`: of the time that the process spent on the arm's cells, what was spent generating. `notices` says
-    in a line each what had to be assumed of the arm's weights."""
+    in a line each what had to be assumed of the arm's weights. `traceback` is that of the error which `reason` says in a line,
+    empty without one."""
 
     cell: str
     arm: str
@@ -141,6 +142,7 @@ class CellRecord:
     haystack: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    traceback: str = ""
     schema: int = SCHEMA
 
 
@@ -194,7 +196,8 @@ class KernelRecord:
     "selection" and "total" (both timed as one; of dense attention, a selection alone or a block map: the call). `density`,
     `flop`, `q_block` and `k_block` are of the index that ran, which a kernel that merges blocks makes coarser than the one it
     was given (`identity["block"]`). `error` is relative, against float32 attention over that index. `dense_ms` is the fastest
-    dense kernel of the same process at this length. `final`: a failure that the next run need not try again."""
+    dense kernel of the same process at this length. `final`: a failure that the next run need not try again. `traceback`: of
+    the error that `reason` says in a line."""
 
     case: str
     run: str
@@ -216,6 +219,7 @@ class KernelRecord:
     timing: str = "events"
     about: dict[str, Any] = field(default_factory=dict)
     final: bool = False
+    traceback: str = ""
     schema: int = SCHEMA
 
 

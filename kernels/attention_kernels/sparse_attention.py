@@ -21,7 +21,11 @@ Choice = SparseIndex | SkipRule
 def resolve_kernel(kernel: str, choice: Choice, *, device: torch.device, dtype: torch.dtype, head_dim: int, heads: int) -> str:
     """Return the name of the kernel that will run `choice` for `heads` query heads, by the rules of its kind:
     `attention_kernels.block_sparse`, or `attention_kernels.column_sparse` and `attention_kernels.skip_softmax`, which have
-    fewer kernels. Raises ValueError where it can't run."""
+    fewer kernels. Raises ValueError where it can't run, TypeError for what is no choice."""
+    if not isinstance(choice, Choice):
+        raise TypeError(
+            f"select returned a {type(choice).__name__}: it must be a BlockIndex, a ColumnIndex, a SkipRule or None"
+        )
     blocks = {"q_block": choice.q_block, "k_block": choice.k_block}
     if isinstance(choice, SkipRule):
         return resolve_skip(kernel, device=device, dtype=dtype, head_dim=head_dim, **blocks)

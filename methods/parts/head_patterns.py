@@ -80,7 +80,7 @@ def select_patterns(
     """Return what each query head keeps by its own pattern; single columns come beside blocks where a head is vertical-slash.
 
     grid: square blocks. forced: share of the forced columns and diagonals. Heads of one kind are selected together. Never waits
-    for the device but the first time that a shape is met.
+    for the device but the first time that a shape is met. Raises ValueError for another kind of pattern.
     """
     by_kind: dict[Kind, list[int]] = {}
     for head, pattern in enumerate(patterns):
@@ -95,8 +95,10 @@ def select_patterns(
             parts.append((heads, blocks))
         elif kind == "a_shape":
             parts.append((heads, _a_shape(x, grid, kind_patterns)))
-        else:
+        elif kind == "block_sparse":
             parts.append((heads, _block_sparse(x, grid, tuple(heads), kind_patterns)))
+        else:
+            raise ValueError(f"pattern {kind} is not known; it must be one of {', '.join(get_args(Kind))}")
     if len(parts) == 1:
         return parts[0][1] if columns is None else with_columns(parts[0][1], *columns)
     blocks = merge_heads(parts, len(patterns))

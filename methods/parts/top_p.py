@@ -10,8 +10,10 @@ def top_p_mask(scores: Tensor, forced: Tensor, share: float | Tensor) -> Tensor:
     """Return bool [..., Mq, Nk]: `forced` [Mq, Nk], then the best other blocks of each row until `share` of its score is kept.
 
     scores [..., Mq, Nk] are at least 0. share: of the row's sum, one number or [H, 1, 1] by head. The block that crosses it is
-    kept; of equal blocks the earlier comes first. Never waits for the device.
+    kept; of equal blocks the earlier comes first. Never waits for the device. Raises ValueError for a number that is no share.
     """
+    if not isinstance(share, Tensor) and not 0 <= share <= 1:
+        raise ValueError(f"share={share}: must be at least 0 and at most 1, the share of a row's score to keep")
     target = share * scores.sum(-1, keepdim=True)
     others = scores.masked_fill(forced, 0)
     best, order = others.sort(dim=-1, descending=True, stable=True)

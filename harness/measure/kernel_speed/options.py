@@ -12,6 +12,7 @@ from attention_kernels.block_sparse.table import BACKENDS
 import methods
 from harness.arms.build import baseline_name
 from harness.core.errors import UserError
+from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings
 from harness.measure.kernel_speed.cases import SHAPES, SHARED, UNIFORM, Grid, Shape
 from methods.parts.base import Method
@@ -52,11 +53,14 @@ def grid(settings: Settings) -> Grid:
 
 
 def left_out(settings: Settings, grid: Grid) -> dict[str, str]:
-    """Return why "auto" left sparse kernels out of a grid, by name."""
-    if settings.options["kernels"] != "auto":
-        return {}
-    missing = [name for name in _known_kernels(grid.phase) if name not in grid.kernels]
-    return {name: _refusal(settings, grid.phase, name, grid.shape) or "made for the CPU" for name in missing}
+    """Return why "auto" left kernels out of a grid, by name: sparse ones, and dense ones whose library is there and fails."""
+    reasons: dict[str, str] = {}
+    if settings.options["kernels"] == "auto":
+        missing = [name for name in _known_kernels(grid.phase) if name not in grid.kernels]
+        reasons |= {name: _refusal(settings, grid.phase, name, grid.shape) or "made for the CPU" for name in missing}
+    if settings.options["dense_kernels"] == "auto":
+        reasons |= dense.broken_dense(device=settings.device, dtype=settings.dtype, head_dim=grid.shape.head_dim)
+    return reasons
 
 
 def _known_kernels(phase: str) -> Sequence[str]:
@@ -97,8 +101,9 @@ def _refusal(settings: Settings, phase: str, kernel: str, shape: Shape) -> str |
 def _dense_kernels(settings: Settings, head_dim: int) -> tuple[str, ...]:
     if settings.options["dense_kernels"] != "auto":
         return _names("dense_kernels", settings.options, dense.KERNELS)
-    available = dense.available_dense(device=settings.device, dtype=settings.dtype, head_dim=head_dim)
-    return tuple(name for name in available if name not in SLOW_DENSE)
+    site: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "head_dim": head_dim}
+    fails = dense.broken_dense(**site)
+    return tuple(name for name in dense.available_dense(**site) if name not in (*SLOW_DENSE, *fails))
 
 
 def _indices(options: dict[str, Any], phase: str) -> tuple[str, ...]:
@@ -142,7 +147,7 @@ def _check_buildable(grid: Grid) -> None:
                 for sparsity in grid.sparsities:
                     build_with_standard_knobs(name, block, sparsity, shared)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise as_user_error(error) from error
 
 
 def build_with_standard_knobs(name: str, block: int, sparsity: float, shared: bool) -> Method:

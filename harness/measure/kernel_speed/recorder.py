@@ -99,6 +99,7 @@ class Recorder:
             timing=result.timing,
             about=about,
             final=result.final,
+            traceback=result.traceback,
             q_block=result.q_block,
             k_block=result.k_block,
         )

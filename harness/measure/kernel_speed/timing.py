@@ -13,6 +13,7 @@ import torch
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.sparse_attention import SparseIndex
 
+from harness.core.mistakes import origin
 from harness.measure.kernel_speed.cases import Case
 from harness.measure.kernel_speed.correctness import TOLERANCE, relative_error
 from harness.measure.kernel_speed.cuda_graph import captured
@@ -34,7 +35,7 @@ TIMES_OF_ONE = "total"
 @dataclass(frozen=True)
 class Result:
     """The outcome of one case; its fields are those of `harness.study.schema.KernelRecord`. reason: why it failed, or must be
-    held back (`wrong`)."""
+    held back (`wrong`); traceback: of the error that it failed with."""
 
     times: Mapping[str, Times] = field(default_factory=dict)
     density: float | None = None
@@ -46,6 +47,7 @@ class Result:
     peak_mib: float | None = None
     timing: str = "events"
     reason: str = ""
+    traceback: str = ""
     final: bool = False
     wrong: bool = False
 
@@ -82,12 +84,13 @@ class Timer:
 def failed(error: Exception, device: torch.device) -> Result:
     """Return the result of a case that raised, and give memory back. Raises what the device raises where it is lost."""
     reason, final = one_line(error).removeprefix("ValueError: "), isinstance(error, REFUSALS)
+    came_from = origin(error).traceback
     error.__traceback__ = None  # its frames hold the tensors that were too many
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
-    return Result(reason=reason, final=final)
+    return Result(reason=reason, final=final, traceback=came_from)
 
 
 def time_dense(cases: list[Case], work: Work, timer: Timer) -> dict[Case, Result]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from attention_kernels.dense import available_dense
+from attention_kernels.dense import available_dense, broken_dense
 from torch import Tensor
 
 from harness.core.errors import UserError
@@ -97,7 +97,7 @@ def time_attention(
         dense_kernel,
         _raced_kernels(loaded, dense_kernels),
         repeats,
-        failures={},
+        failures={} if dense_kernels is not None else broken_dense(**kernel_site(loaded)),
     )
     timings: dict[int, LayerTiming] = {}
     deadline = time.perf_counter() + max_seconds

@@ -28,7 +28,7 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
         prompt = context.first_prompt(task_names)
         attention, prefill = _times(context, arm, prompt)
     if attempt.error is not None:
-        context.complain(f"failed: timing {arm.identity.method}: {attempt.reason}")
+        context.complain(f"failed: timing {arm.identity.method}: {attempt.reason}", attempt.error)
         return 1
     context.store.latency.append(
         LatencyRecord(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from statistics import fmean
 
@@ -20,6 +21,8 @@ COLUMNS = 3
 """Lengths beside each other before a new pair of panel rows begins."""
 LEGEND = 0.9
 """Inches of what stands beside the names next to the panels: line, marker and margins."""
+LONGEST_SLUG = 60
+"""Letters that a name has in the name of a file."""
 LONGEST = 26
 """Letters of a name that leave a panel room for its lines."""
 
@@ -32,11 +35,11 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     device, whose names the files then carry. Rows without accuracy are left out; gated ones are hollow. A study of dense
     attention alone, or of block sizes at one sparsity (see `by_block_size`), has no curves and gets none."""
     sets = picture_rows.by_model(rows)
-    paths = []
+    paths, suffixes = [], _suffixes(list(sets))
     for (model, device), members in sets.items():
         if not _has_curves(members):
             continue
-        suffix = f"_{_slug(model)}_{_slug(device)}" if len(sets) > 1 else ""
+        suffix = suffixes[model, device]
         lengths = sorted({row.length for row in members})
         paths.append(style.save(draw(members, lengths, model, device), folder / f"pareto{suffix}.png"))
         for length in lengths if len(lengths) > 1 else []:
@@ -52,10 +55,22 @@ def _has_curves(rows: Sequence[Row]) -> bool:
     return bool(sparse) and not only_blocks
 
 
+def _suffixes(sets: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return what the files of each model and device are called by, nothing where there is one. Two whose names differ in what
+    file names leave out alone are numbered from the second on."""
+    suffixes: dict[tuple[str, str], str] = {}
+    for model, device in sets:
+        suffix = f"_{_slug(model)}_{_slug(device)}" if len(sets) > 1 else ""
+        twins = list(suffixes.values())
+        number = next(number for number in count(1) if (f"{suffix}-{number}" if number > 1 else suffix) not in twins)
+        suffixes[model, device] = f"{suffix}-{number}" if number > 1 else suffix
+    return suffixes
+
+
 def _slug(text: str) -> str:
     """Return a name as file names have it, without what stands in brackets."""
     words = "".join(c if c.isalnum() else " " for c in text.split("(")[0]).split()
-    return "-".join(words).lower()
+    return "-".join(words).lower()[:LONGEST_SLUG].strip("-") or "unnamed"
 
 
 def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -> Figure:
@@ -119,7 +134,8 @@ def _draw_legend(figure: Figure, rows: Sequence[Row], axis: Axis, looks: Looks, 
     for name in points_only:
         colour, marker = looks[name]
         handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=6))
-    figure.legend(handles, names + points_only, loc="outside right upper", frameon=False, fontsize=9, handlelength=4)
+    labels = [f" {name}" if name.startswith("_") else name for name in names + points_only]  # matplotlib hides those
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9, handlelength=4)
 
 
 def _title(rows: Sequence[Row], lengths: Sequence[int], model: str) -> str:

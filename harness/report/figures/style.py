@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter
 
 from harness.core.files import write_atomically
+from harness.core.printable import cut, printable
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 """Okabe & Ito (2008) in the order that keeps neighbours apart, and two more; black is dense."""
@@ -32,6 +38,12 @@ NARROWEST = 6.4
 """Inches that title and small print need in lines that one likes to read."""
 TITLE_LETTER, NAME_LETTER, SMALL_LETTER = 0.105, 0.08, 0.063
 """Inches of an average letter: bold of 12 points, of 9, of 8."""
+WIDEST = 100.0
+"""Inches of a picture at most: names of any length must not make one that no program opens."""
+LONGEST_LINE = 300
+"""Letters of a line of text at most."""
+LONGEST_TITLE = 400
+"""Letters of a title at most."""
 INK, GREY = "#222222", "#6b6b6b"
 RC = {
     "font.family": "DejaVu Sans",
@@ -50,6 +62,7 @@ RC = {
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
     "savefig.dpi": 160,
+    "text.usetex": False,
 }
 """Settings of matplotlib for a picture of lines."""
 HEATMAP_RC = RC | {"axes.grid": False}
@@ -59,7 +72,7 @@ HEATMAP_RC = RC | {"axes.grid": False}
 def new_figure(width: float, height: float) -> Figure:
     """Return a figure of width × height inches that needs no display; as wide as the text around a picture needs at least."""
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(max(width, NARROWEST), height), layout="constrained")
+        figure = Figure(figsize=(min(max(width, NARROWEST), WIDEST), min(height, WIDEST)), layout="constrained")
         FigureCanvasAgg(figure)
     return figure
 
@@ -67,22 +80,56 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure in one step: readers see the old picture or the new one. Raises UserError where it can't be written."""
     picture = io.BytesIO()
-    with matplotlib.rc_context(RC):
+    show_as_written(figure)
+    with matplotlib.rc_context(RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box stands for a letter that the font lacks
         figure.savefig(picture, format="png")
     return write_atomically(path, lambda file: file.write(picture.getvalue()))
+
+
+def show_as_written(figure: Figure) -> None:
+    """Have all texts of a figure shown as they are: names are data. No dollar sign begins a formula, a control character is
+    shown as its escape, and a line ends before it makes the picture wide. The one exit of text into pictures: nothing that
+    draws has to think of it."""
+    for text in _texts(figure):
+        text.set_parse_math(False)
+        if (shown := _as_shown(text.get_text())) != text.get_text():
+            text.set_text(shown)
+
+
+def _as_shown(text: str) -> str:
+    """Return a text with nothing in it that is acted on, and no line that is too long."""
+    return "\n".join(cut(line, LONGEST_LINE) for line in printable(text, keep="\n").split("\n"))
+
+
+def _texts(artist: Artist) -> Iterator[Text]:
+    """Yield the texts below an artist, without the numbers that an axis writes by itself: some of those are formulas."""
+    if isinstance(artist, Axis):
+        yield artist.label
+        formatter = artist.get_major_formatter()
+        if isinstance(formatter, FuncFormatter):  # as names along an axis are held, too
+            written = formatter.func
+            formatter.func = lambda value, place=None: _as_shown(written(value, place))
+            for tick in artist.get_major_ticks():
+                yield from (tick.label1, tick.label2)
+        return
+    if isinstance(artist, Text):
+        yield artist
+    for child in artist.get_children():
+        yield from _texts(child)
 
 
 def set_title(figure: Figure, text: str, *, beside: float = 0.0) -> None:
     """Write the picture's title at its left, in as many lines as its width needs; `beside` inches at the right stay free."""
     columns = int((figure.get_figwidth() - beside) / TITLE_LETTER)
-    lines = textwrap.fill(text, max(20, columns))
+    lines = textwrap.fill(cut(printable(text), LONGEST_TITLE), max(20, columns))
     figure.suptitle(lines, x=0.01, ha="left", fontsize=12, fontweight="bold")
 
 
 def set_small_print(figure: Figure, text: str) -> None:
     """Write small print at the picture's lower left, its lines folded to the width."""
     columns = int(figure.get_figwidth() / SMALL_LETTER)
-    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, columns)]
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(cut(printable(line), 4 * LONGEST_LINE), columns)]
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from rich.console import Console
+from rich.text import Text
 
 from harness.report.common_tasks import comparable
 from harness.report.lines import line_names
@@ -96,7 +97,7 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     console.print()
 
 
-def _cells(row: Row, *, with_count: bool) -> tuple[str, ...]:
+def _cells(row: Row, *, with_count: bool) -> tuple[str | Text, ...]:
     """Return the cells of an arm between its name and its kept mass. with_count: means of other tasks stand beside each
     other."""
     times = row.times
@@ -132,22 +133,22 @@ def _show_tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) 
     for row in groups.values():
         length = f"{formats.tokens(row.length)} tokens" if full else formats.tokens(row.length)
         sparsity = f" {row.sparsity:g}" if row.sparsity else ""
-        table.add_column(f"{names[id(row)]}{sparsity}\n{length}", justify="right", no_wrap=True)
+        table.add_column(formats.heading(f"{names[id(row)]}{sparsity}", length), justify="right", no_wrap=True)
     by_task = {(row.group, row.task): row for row in rows} | {(row.group, AVERAGE): row for row in groups.values()}
     for task in [*tasks, AVERAGE]:
         cells = [by_task.get((group, task)) for group in groups]
-        texts = ["" if row is None else _accuracy(row) for row in cells]
+        texts = [Text() if row is None else _accuracy(row) for row in cells]
         style = "bold" if task == AVERAGE else None
         table.add_row(task, *(text if full else text.split(" ")[0] for text in texts), style=style)
     console.print(table)
     console.print()
 
 
-def _accuracy(row: Row) -> str:
+def _accuracy(row: Row) -> Text:
     if row.score is None:
-        return row.status if row.task else ""
+        return Text(row.status if row.task else "")
     low, high = (f"{100 * bound:.0f}" for bound in (row.score.accuracy_low, row.score.accuracy_high))
-    return f"{row.score.percent:.1f} [dim]{f'{low}–{high}':>6}[/]"
+    return formats.with_interval(f"{row.score.percent:.1f}", f"{f'{low}–{high}':>6}")
 
 
 def _difference(row: Row) -> str:

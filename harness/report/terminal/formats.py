@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from rich.console import RenderableType
+from rich.style import Style
 from rich.table import Table
+from rich.text import Text
+
+from harness.core.printable import printable
 
 
-def plain_table(title: str) -> Table:
+class PlainTable(Table):
+    """A table whose cells are shown as they are, each in one line: names are data. A cell of several styles is a Text."""
+
+    def add_row(self, *cells: RenderableType | None, style: str | Style | None = None, end_section: bool = False) -> None:
+        """Add a row."""
+        texts = (Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*texts, style=style, end_section=end_section)
+
+
+def plain_table(title: str) -> PlainTable:
     """Return a table without lines, so that it fits a terminal of 80 columns."""
-    return Table(title=title, box=None, padding=(0, 1, 0, 0), title_justify="left", title_style="bold", header_style="dim")
+    return PlainTable(
+        title=Text(printable(title), style="bold"), box=None, padding=(0, 1, 0, 0), title_justify="left", header_style="dim"
+    )
+
+
+def with_interval(value: str, interval: str) -> Text:
+    """Return a cell that holds a number and, dim beside it, its interval."""
+    return Text.assemble(value, " ", (interval, "dim"))
+
+
+def heading(name: str, detail: str) -> Text:
+    """Return the heading of a column that is called by a name, with something about it below."""
+    return Text(f"{printable(name)}\n{printable(detail)}")
 
 
 def number(value: float | None, form: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.text import Text
 
 from harness.report.lines import line_names
 from harness.report.rows import Row
@@ -28,17 +29,16 @@ def show_perplexities(console: Console, rows: Sequence[Row]) -> None:
     console.print()
 
 
-def _cells(row: Row) -> list[str]:
-    cells = [str(row.length), formats.number(row.density, ".3f"), str(row.samples)]
+def _cells(row: Row) -> list[str | Text]:
+    cells: list[str | Text] = [str(row.length), formats.number(row.density, ".3f"), str(row.samples)]
     measured = row.perplexity
     if measured is None:
         return [*cells, row.status, "", "", ""]
-    low, high = measured.perplexity_low, measured.perplexity_high
-    interval = "" if low is None else f" [dim]{low:.4g}–{high:.4g}[/]"
+    number, low, high = f"{measured.perplexity:.4g}", measured.perplexity_low, measured.perplexity_high
     ratio = None if measured.comparison is None else measured.comparison.perplexity_ratio
     return [
         *cells,
-        f"{measured.perplexity:.4g}{interval}",
+        number if low is None else formats.with_interval(number, f"{low:.4g}–{high:.4g}"),
         formats.number(ratio, ".4f"),
         formats.p_value(row.p_value),
         formats.number(measured.tokens_s, ",.0f"),

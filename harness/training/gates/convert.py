@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import Tensor
 
 from harness.arms import gate_files
@@ -20,6 +19,7 @@ from harness.arms.weights import released_id
 from harness.core.errors import UserError
 from harness.core.files import write_atomically
 from harness.core.settings import Settings, read_settings
+from harness.core.terminal import Terminal
 from harness.study.provenance import file_hash
 from harness.training.gates.gate_spec import GateSpec, gate_spec
 from harness.training.gates.weights import safetensors_bytes
@@ -39,19 +39,22 @@ def main(cfg: DictConfig) -> Path:
     out = Path(str(settings.options["out"])).expanduser()
     source, overwrite = _source(settings, spec, to), bool(settings.options["overwrite"])
     for notice in gate_files.assumptions(source, spec.kind):
-        Console(stderr=True).print(notice, style="red", markup=False, highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(notice, style="red", highlight=False, soft_wrap=True)
     if to == "harness":
         path = to_harness(source, spec, out, overwrite=overwrite)
     else:
         path = to_release(source, spec, out, model=str(settings.model["path"]), overwrite=overwrite)
-    Console().print(f"wrote {path}\nto use it: model.gates={out}", highlight=False, soft_wrap=True)
+    console = Terminal()
+    for line in (f"wrote {path}", f"to use it: model.gates={out}"):
+        console.print(line, highlight=False, soft_wrap=True)
     return path
 
 
 def to_harness(source: Path, spec: GateSpec, out: Path, *, overwrite: bool = False) -> Path:
     """Write a release's weights into folder `out` under the name that the method looks for, its settings as metadata.
 
-    The release's hash is that of its file, as the hub's page shows it. Return the path. Raises UserError where that file is there and `overwrite` isn't set.
+    The release's hash is that of its file, as the hub's page shows it. Return the path. Raises UserError where that file is
+    there and `overwrite` isn't set.
     """
     state, config = _read_all(source, spec), gate_files.read_config(source)
     settings = {key: value for key, value in config.items() if key.startswith("seerattn_")}

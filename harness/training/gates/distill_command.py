@@ -14,13 +14,13 @@ from typing import Any
 import pandas as pd
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import Tensor
 
 from harness.arms.weights import weights_folder
 from harness.core.errors import UserError
 from harness.core.files import writable_folder
 from harness.core.settings import Settings, read_settings
+from harness.core.terminal import Terminal
 from harness.measure.sweep import load_model_of
 from harness.models.loading import LoadedModel, ModelConfig, load_model
 from harness.models.max_length import check_length
@@ -168,7 +168,7 @@ def _report(distilled: Distilled, settings: Settings, loaded: LoadedModel, spec:
     steps.to_csv(settings.folder / f"gate_steps_{spec.suffix}.csv", index=False)
     recall_tables.write(distilled.recall, settings.folder, spec.suffix, recall_tables.title(loaded.name))
     draw_gate_curves(steps, recall_tables.by_layer(distilled.recall), settings.folder / f"gates_{spec.suffix}.png")
-    console = Console()
+    console = Terminal()
     console.print(f"{distilled.parameters:,} gate parameters, {distilled.seconds:.0f} s", highlight=False)
     recall_tables.show(distilled.recall, console)
     console.print(f"wrote {distilled.path}", highlight=False)

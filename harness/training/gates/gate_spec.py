@@ -9,6 +9,7 @@ from typing import Any
 import methods
 from harness.arms.build import build_decode_method, decodes_densely
 from harness.core.errors import UserError
+from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings
 from methods import decode
 from methods.gates.gate import Gate
@@ -52,7 +53,7 @@ def gate_spec(settings: Settings) -> GateSpec:
         kind, file = _gates("method", methods.get(settings.method), methods)
         file = with_training_name(file, settings.method_knobs.get("gates"))
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise as_user_error(error) from error
     return GateSpec(kind, file, settings.block_size, bool(settings.method_knobs.get("q_linear", False)))
 
 

@@ -6,13 +6,13 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from harness.arms import gate_files
 from harness.arms.build import decodes_densely
 from harness.arms.weights import model_overrides, released_id, weights_folder
 from harness.core.errors import UserError
 from harness.core.settings import read_settings
+from harness.core.terminal import Terminal
 from harness.measure.sweep import load_model_of
 from harness.models.max_length import check_length
 from harness.training.gates import recall_tables
@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> Path:
     Raises UserError where the gates aren't there or don't fit, or for text that is too short.
     """
     settings, job = read_settings(cfg), cfg.job
-    spec, console = gate_spec(settings), Console()
+    spec, console = gate_spec(settings), Terminal()
     lengths, sequences = read_lengths(job.lengths, spec.block_size), whole_number(job, "sequences", 1)
     loaded = load_model_of(settings)
     check_length(loaded, max(lengths), f"job.lengths={lengths}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from rich.text import Text
 
 from harness.report.figures.gates import draw_head_recall
 from harness.training.gates.recall import Recall
@@ -65,4 +66,4 @@ def show(recall: Sequence[Recall], console: Console) -> None:
     """Print the means over layers."""
     if recall:
         shown = by_layer(recall).groupby("density")[["recall", "chance", "kept_mass", "oracle_mass", "kept_ratio"]].mean()
-        console.print(shown.round(3).to_string(), highlight=False)
+        console.print(Text(shown.round(3).to_string()))

@@ -20,7 +20,10 @@ from torch import Tensor
 
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse.diagonal import per_query_head, split_diagonal
+from attention_kernels.optional import problem_of
 
+LIBRARY = ("flash_attn.cute.interface", "_flash_attn_fwd")
+"""The module and the function that are called."""
 TILE_ROWS = {9: 128, 10: 256}
 """Query rows of a full tile, by major compute capability. Elsewhere there is no such kernel: on Ampere the library takes the
 block lists and silently ignores them (flash-attention issue 2897)."""
@@ -47,7 +50,7 @@ def flash4_reason(
     rows = q_block * packed_heads(major, q_block, shared)
     if major == 10 and rows % TILE_ROWS[10]:
         return f"a tile is {TILE_ROWS[10]} query rows: query blocks of {q_block} need an index that heads share to fill it"
-    return None if _installed() else "its package is not installed: pip install 'sparse-attention-harness[cuda]'"
+    return None if _installed() else problem_of(*LIBRARY) or "its package is not installed"
 
 
 def packed_heads(major: int, q_block: int, shared: int) -> int:
@@ -105,8 +108,5 @@ def unpack_heads(out: Tensor, group: int) -> Tensor:
 
 @lru_cache
 def _installed() -> bool:
-    try:
-        from flash_attn.cute.interface import _flash_attn_fwd
-    except ImportError:
-        return False
-    return callable(_flash_attn_fwd)
+    """Return whether the library is there and can be imported."""
+    return problem_of(*LIBRARY) is None

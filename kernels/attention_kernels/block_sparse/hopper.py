@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse.triton_tuning import describable
+from attention_kernels.optional import Unusable, load
 
 ROWS = 128
 """Query rows of a tile: q_block × the query heads that are packed into it."""
@@ -48,10 +49,10 @@ def hopper_reason(
 def _has_gluon() -> bool:
     """Say whether triton is there, and 3.6 or newer: what came before has no Gluon, or not all that the kernel uses."""
     try:
-        import triton
-    except ImportError:
+        version = load("triton", "__version__")
+    except Unusable:
         return False
-    return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
+    return tuple(map(int, version.split(".")[:2])) >= (3, 6)
 
 
 def block_sparse_hopper(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:

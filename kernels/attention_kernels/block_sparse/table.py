@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import TRITON_DTYPES, in_interpreter
+from attention_kernels.backends import TRITON_DTYPES, triton_problem
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse.flash4 import block_sparse_flash4, flash4_reason
 from attention_kernels.block_sparse.flex import block_sparse_flex, flex_reason
@@ -53,8 +53,8 @@ def _anywhere(**_: object) -> None:
 def _triton_reason(
     *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int
 ) -> str | None:
-    if device.type != "cuda" and not in_interpreter():
-        return f"it needs a CUDA device, not {device.type}"
+    if reason := triton_problem(device, dtype):
+        return reason
     if dtype not in TRITON_DTYPES:
         return f"it takes float16, bfloat16 and float32, not {dtype}"
     if q_block not in TRITON_BLOCKS or k_block not in TRITON_BLOCKS:

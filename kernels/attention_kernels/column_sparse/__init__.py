@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import TRITON_DTYPES, in_interpreter
+from attention_kernels.backends import TRITON_DTYPES, triton_problem
 from attention_kernels.block_sparse import check_shapes
 from attention_kernels.block_sparse.table import TRITON_BLOCKS, TRITON_DIMS
 from attention_kernels.column_index import ColumnIndex
@@ -24,8 +24,8 @@ def resolve_kernel(kernel: str, *, device: torch.device, dtype: torch.dtype, hea
     if kernel == "reference":
         return kernel
     where = f"kernel={kernel} can't run here: it"
-    if device.type != "cuda" and not in_interpreter():
-        raise ValueError(f"{where} needs a CUDA device, not {device.type}; kernel=reference runs everywhere")
+    if reason := triton_problem(device, dtype):
+        raise ValueError(f"{where} {reason.removeprefix('it ')}; kernel=reference runs everywhere")
     if dtype not in TRITON_DTYPES:
         raise ValueError(f"{where} takes float16, bfloat16 and float32, not {dtype}; kernel=reference takes every type")
     if q_block not in TRITON_BLOCKS or k_block not in TRITON_BLOCKS or head_dim not in TRITON_DIMS:

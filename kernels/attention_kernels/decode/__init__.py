@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import KERNELS, TRITON_DTYPES, in_interpreter
+from attention_kernels.backends import KERNELS, check_triton
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse import check_shapes
 from attention_kernels.decode.reference import sparse_decode_reference
@@ -83,10 +83,7 @@ def resolve_decode(kernel: str, *, device: torch.device, dtype: torch.dtype, hea
     if kernel not in KERNELS:
         raise ValueError(f"kernel={kernel} is not known; choose one of: auto, {', '.join(KERNELS)}")
     if kernel == "triton":
-        if device.type != "cuda" and not in_interpreter():
-            raise ValueError(f"kernel=triton needs a CUDA device, not {device.type}; use kernel=reference")
-        if dtype not in TRITON_DTYPES:
-            raise ValueError(f"kernel=triton takes float16, bfloat16 and float32, not {dtype}; use kernel=reference")
+        check_triton(device, dtype)
         if k_block not in TRITON_BLOCKS:
             raise ValueError(f"kernel=triton: key block size {k_block} is not supported; choose one of {TRITON_BLOCKS}")
         if head_dim % 16 or not 16 <= head_dim <= 256:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.dense.libraries import LIBRARIES, LIBRARY_GPUS, find_library
+from attention_kernels.dense.libraries import LIBRARIES, LIBRARY_GPUS, call_problem, find_library, library_problem
 from attention_kernels.dense.reference import dense_reference
 from attention_kernels.dense.sdpa import BACKENDS, sdpa_attention, sdpa_runs
 from attention_kernels.dense.window import sliding_window_attention
+from attention_kernels.optional import is_broken
 
-__all__ = ["available_dense", "dense_attention", "resolve_dense", "sliding_window_attention"]
+__all__ = ["available_dense", "broken_dense", "dense_attention", "resolve_dense", "sliding_window_attention"]
 
 KERNELS = (*BACKENDS, *LIBRARIES, "reference")
+AUTO = "fa3"
+"""The library that "auto" takes where it works."""
 
 
 def _runs(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
@@ -26,9 +29,7 @@ def _runs(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) 
         return f"it runs on GPUs of compute capability {' and '.join(f'{m}.x' for m in majors)} only"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it takes float16 and bfloat16, not {dtype}"
-    if find_library(kernel) is None:
-        return "its package is not installed: pip install 'sparse-attention-harness[cuda]'"
-    return None
+    return library_problem(kernel)
 
 
 def available_dense(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
@@ -38,13 +39,28 @@ def available_dense(*, device: torch.device, dtype: torch.dtype, head_dim: int) 
     return runnable or ["sdpa"]
 
 
+def broken_dense(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> dict[str, str]:
+    """Return why libraries of dense attention that are installed can't be used, by name: half an installation, or one for
+    another torch. What is not installed, or not for this device, is not among them."""
+    reasons = {name: _works(name, device, dtype, head_dim) for name in LIBRARIES}
+    return {name: reason for name, reason in reasons.items() if reason is not None and is_broken(reason)}
+
+
+def _works(library: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Return None where a library runs, else the reason why not. One that is called where none is named ("auto") is tried;
+    another one compiles for seconds at its first call, which tells the same."""
+    reason = _runs(library, device, dtype, head_dim)
+    return call_problem(library, device, dtype, head_dim) if reason is None and library == AUTO else reason
+
+
 def resolve_dense(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """Return the name of the kernel that will run: "auto" takes fa3 where it is installed, else torch's choice ("sdpa").
+    """Return the name of the kernel that will run: "auto" takes fa3 where it is installed and works, else torch's choice
+    ("sdpa"); `broken_dense` says where it doesn't.
 
     Raises ValueError where the name is unknown, or says why the kernel can't run.
     """
     if kernel == "auto":
-        return "fa3" if _runs("fa3", device, dtype, head_dim) is None else "sdpa"
+        return AUTO if _works(AUTO, device, dtype, head_dim) is None else "sdpa"
     if kernel not in KERNELS:
         raise ValueError(f"dense kernel {kernel} is not known; choose one of: auto, {', '.join(KERNELS)}")
     reason = _runs(kernel, device, dtype, head_dim)

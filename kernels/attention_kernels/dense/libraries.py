@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from attention_kernels.optional import Unusable, broken, is_broken, load
 
 LIBRARIES = {"fa3": ("flash_attn_interface", "fa3_fwd_interface"), "fa4": ("flash_attn.cute",)}
 """Modules that may hold `flash_attn_func`, first found wins."""
@@ -18,11 +20,14 @@ LIBRARY_GPUS = {"fa3": (9,), "fa4": (9, 10)}
 
 @lru_cache
 def find_library(name: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor] | None:
-    """Return a function (q, k, v, scale) -> out for the library, or None where no package has it."""
+    """Return a function (q, k, v, scale) -> out for the library, or None where no package has one that can be imported:
+    `library_problem` says why."""
+    problems = []
     for module in LIBRARIES[name]:
         try:
-            function: Any = import_module(module).flash_attn_func
-        except (ImportError, AttributeError):
+            function: Any = load(module, "flash_attn_func")
+        except Unusable as problem:
+            problems.append(str(problem))
             continue
 
         def run(q: Tensor, k: Tensor, v: Tensor, scale: float, function: Any = function) -> Tensor:
@@ -33,4 +38,30 @@ def find_library(name: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]
             return out[0] if isinstance(out, tuple) else out
 
         return run
+    _problems[name] = next(filter(is_broken, problems), problems[0])
+    return None
+
+
+_problems: dict[str, str] = {}
+"""Why `find_library` found none, by library."""
+
+
+def library_problem(name: str) -> str | None:
+    """Return why a library can't be called: no package has it, or its package fails at import. None where it can."""
+    return None if find_library(name) is not None else _problems[name]
+
+
+@lru_cache(maxsize=64)
+def call_problem(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Return why a library fails when it is called, for sixteen tokens; None where it works. Only where `library_problem` is
+    None. Raises what a device raises that has no memory left: that says nothing of the library."""
+    library = find_library(name)
+    assert library is not None
+    tokens = torch.zeros(1, 16, 1, head_dim, device=device, dtype=dtype)
+    try:
+        library(tokens, tokens, tokens, 1.0)
+    except Exception as error:
+        if "out of memory" in str(error).lower():
+            raise
+        return broken(LIBRARIES[name][0], error)
     return None

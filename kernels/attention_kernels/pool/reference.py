@@ -35,7 +35,13 @@ _POOLS: dict[str, Callable[[Tensor], Tensor]] = {"mean": _mean, "max": _max, "mi
 
 def pool_one(x: Tensor, block: int, how: str) -> Tensor:
     """Pool x [..., P, D] -> [..., ceil(P/block), D] in float32 (float64 stays); a partial last block pools the tokens it
-    has."""
+    has. Raises ValueError for another `how` than mean, max and min, no token, or a block of none."""
+    if how not in _POOLS:
+        raise ValueError(f"how={how}: must be one of {', '.join(_POOLS)}")
+    if x.ndim < 2 or x.shape[-2] < 1:
+        raise ValueError(f"x has shape {tuple(x.shape)}: expected [...,P,D] with at least one token")
+    if block < 1:
+        raise ValueError(f"block={block}: must be at least 1 token")
     reduce = _POOLS[how]
     full_blocks = x.shape[-2] // block * block
     parts = [reduce(x[..., :full_blocks, :].unflatten(-2, (-1, block)))] if full_blocks else []

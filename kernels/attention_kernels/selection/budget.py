@@ -13,7 +13,10 @@ from attention_kernels.block_index import causal_blocks, diagonal_mask
 @lru_cache(maxsize=256)
 def row_budget(density: float, q_len: int, k_len: int, q_block: int, k_block: int) -> tuple[int, ...]:
     """Return the blocks to keep in each of the Mq rows: the running total follows density × causal blocks so far, and a row
-    keeps at least one. What that floor overspends in the first rows, later rows save."""
+    keeps at least one. What that floor overspends in the first rows, later rows save. Raises ValueError for a density that is
+    no share."""
+    if not 0 <= density <= 1:
+        raise ValueError(f"density={density}: must be at least 0 and at most 1, the share of causal blocks to keep")
     budget: list[int] = []
     seen = used = 0
     for blocks in causal_blocks(q_len, k_len, q_block, k_block).tolist():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import KERNELS, in_interpreter
+from attention_kernels.backends import KERNELS, triton_problem
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse import check_shapes
 from attention_kernels.skip_softmax.reference import skip_softmax_reference
@@ -36,8 +36,8 @@ def resolve_skip(kernel: str, *, device: torch.device, dtype: torch.dtype, head_
 def _triton_reason(device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int) -> str | None:
     """Return None where the Triton kernel runs, else why not. Its tiles are the rule's, so it can't take smaller ones where
     these don't fit, as float32 would need on a GPU."""
-    if device.type != "cuda" and not in_interpreter():
-        return f"it needs a CUDA device, not {device.type}"
+    if reason := triton_problem(device, dtype):
+        return reason
     if dtype.itemsize > (2 if device.type == "cuda" else 4):
         return f"it takes float16 and bfloat16, not {dtype}"
     if q_block not in TRITON_TILES or k_block not in TRITON_TILES:

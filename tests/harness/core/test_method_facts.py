@@ -33,12 +33,13 @@ def test_facts_are_no_knobs() -> None:
 
 
 def test_a_method_of_another_version_has_none() -> None:
-    assert method_facts("of_another_version") == MethodFacts()
+    assert method_facts("of_another_version") == method_facts("../job/maps") == method_facts("x" * 5000) == MethodFacts()
 
 
 def test_a_fact_that_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine_here.yaml").write_text("name: mine_here\nabout: {bond: true}\n")
-    monkeypatch.setattr(module, "conf_dir", lambda: tmp_path)
+    monkeypatch.setattr(module, "groups", lambda: {"method": ["mine_here"]})
+    monkeypatch.setattr(module, "conf_file", lambda group, name: tmp_path / group / f"{name}.yaml")
     with pytest.raises(UserError, match=r"mine_here\.yaml: about holds bond; it may hold: bound, added_knobs"):
         method_facts("mine_here")
