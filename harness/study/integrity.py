@@ -35,8 +35,8 @@ def check_records(store: Store) -> None:
         for position, record in enumerate(file.read()):
             if record["run"] not in runs:
                 raise RecordError(
-                    f"{file.place(position)}: run {record['run'][:40]} is not in {store.runs.path}: {RESTORED}, mend that line, "
-                    f"or move {store.runs.path.parent} aside and measure again"
+                    f"{file.place(position)}: run {record['run'][:40]} is not in {store.runs.path}: {RESTORED}, mend that "
+                    f"line, or move {store.runs.path.parent} aside and measure again"
                 )
 
 
