@@ -79,7 +79,7 @@ def check_stored_types(model: Any, folder: Path) -> None:
     buffers = {name.rpartition(".")[2] for name, _ in model.named_buffers()}
     patterns = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq"]
     ignored = re.compile("|".join(f"({pattern})" for pattern in patterns))
-    for file in sorted(folder.glob("model*.safetensors")):
+    for file in _files_read(folder):
         for name, kind in stored_types(file).items():
             if kind not in FLOATS and name.rpartition(".")[2] not in buffers and not ignored.search(name):
                 raise UserError(
@@ -123,6 +123,14 @@ def stored_types(file: Path) -> dict[str, str]:
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     return {name: entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _files_read(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder that transformers reads: one, else those of the index, else none."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
+        return [single] if single.is_file() else []
+    return [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
 
 
 def _is_quantised(model: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.core.errors import UserError
 from harness.models.loading import ModelConfig, load_model, revision_hash
-from harness.models.weight_checks import check_finite, check_tensors, first_not_finite
+from harness.models.weight_checks import check_finite, check_stored_types, check_tensors, first_not_finite
 from tests.harness.tiny import build
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -114,6 +114,20 @@ def test_quantised_weights_and_computed_buffers_are_left_alone() -> None:
     module.register_buffer("scales", torch.tensor([NAN]))
     with pytest.raises(UserError, match="here: scales holds NaN"):
         check_finite(module, "here")
+
+
+def test_the_types_of_all_shards_are_looked_at_and_of_no_other_file(toy_folder: Path, tmp_path: Path) -> None:
+    loaded = load_model(ModelConfig("toy", str(toy_folder), dtype=torch.float32, device="cpu"))
+    loaded.model.save_pretrained(tmp_path, max_shard_size="20KB")
+    save_file({UP: torch.ones(2, dtype=torch.int8)}, tmp_path / "model-int8.safetensors")
+    assert len(list(tmp_path.glob("model-0*.safetensors"))) > 1
+    check_stored_types(loaded.model, tmp_path)
+    last = max(tmp_path.glob("model-0*.safetensors"))
+    state = load_file(last)
+    name = sorted(state)[-1]
+    save_file(state | {name: state[name].int()}, last)
+    with pytest.raises(UserError, match=rf"{last.name}: {name} is of type I32"):
+        check_stored_types(loaded.model, tmp_path)
 
 
 def test_a_model_that_is_saved_again_keeps_its_hash(toy_folder: Path, tmp_path: Path) -> None:
