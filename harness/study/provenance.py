@@ -139,7 +139,7 @@ def tensors_hash(state: Mapping[str, Tensor]) -> str:
         weight = state[name].detach().cpu().contiguous()
         dtype = str(weight.dtype).removeprefix("torch.")
         digest.update(json.dumps([name, dtype, list(weight.shape)]).encode() + b"\0")
-        digest.update(weight.reshape(-1).view(torch.uint8).numpy())
+        digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
