@@ -114,6 +114,17 @@ def test_neighbours_and_what_came_before_change_nothing(kind: str) -> None:
     assert run(kind, prompts()) == expected_of(kind), "side by side"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_neighbours_change_nothing_on_a_gpu(kind: str) -> None:
+    model = copy.deepcopy(new_model(kind))
+    loaded = wrap_model(model, None, name=kind, device="cuda", dtype=torch.float64, max_length=512)
+    with Bridge(loaded, None, dense_kernel="reference"):
+        for batch_tokens in (1, 10_000):
+            generations = generate(loaded, prompts(), STEPS, stop_ids=set(), batch_tokens=batch_tokens)
+            assert [g.ids for g in generations] == expected_of(kind)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_question_after_its_context_is_one_prompt(kind: str) -> None:
     """The context alone would have the frequencies of a short text, where the whole has those of a long one."""
