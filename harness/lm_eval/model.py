@@ -35,8 +35,8 @@ from harness.measure.sweep import load_model_of
 from harness.models.bridge import Bridge
 from harness.models.decoder import mean_density
 from harness.models.generate import Generation, generate
+from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
-from harness.models.max_length import check_length
 from harness.study.identity import digest
 from harness.study.provenance import commit
 from harness.tasks.tokens import stop_ids

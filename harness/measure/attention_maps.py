@@ -27,8 +27,8 @@ from harness.measure.context import RunContext
 from harness.measure.kept_mass import what_runs
 from harness.measure.knob_values import with_calibrated_knob
 from harness.measure.sweep import load_model_of
+from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
-from harness.models.max_length import check_length
 from harness.models.observe import dense_prefill, global_layers, layer_inputs
 from harness.study.provenance import command, commit, device_name
 from harness.study.store import Store

@@ -25,8 +25,8 @@ from harness.core.terminal import Terminal
 from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
 from harness.measure.sweep import load_model_of
+from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel, model_shape
-from harness.models.max_length import check_length
 from harness.models.observe import dense_prefill, layer_inputs
 from harness.study.provenance import command, commit, device_name, now, versions
 from harness.study.store import Store

@@ -28,8 +28,8 @@ from harness.measure.perplexity import measure_perplexity, read_texts
 from harness.measure.self_check import check_arm, is_checked
 from harness.measure.sweep import SweepCache
 from harness.models.bridge import Bridge
+from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
-from harness.models.max_length import check_length
 from harness.study.resume import Attempt
 from harness.study.store import Store
 from harness.tasks import registry

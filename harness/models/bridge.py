@@ -99,7 +99,8 @@ class Bridge:
         self._previous = attach(model, self, self.loaded.name)
         if self.decoder is not None:
             self._hooks.append(self.decoder.follow(model.get_decoder()))
-        if any(method.needs_rope for method in (self.method, self.decoder and self.decoder.method) if method is not None):
+        decoding = None if self.decoder is None else self.decoder.method
+        if (self.method is not None and self.method.needs_rope) or (decoding is not None and decoding.needs_rope):
             self._hooks.append(self._ropes.follow())
         return self
 

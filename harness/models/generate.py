@@ -20,8 +20,8 @@ from transformers import Cache
 from harness.core.clock import Mark, elapsed_ms, mark, sync
 from harness.core.errors import UserError
 from harness.models.batch_cache import BatchCache
+from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
-from harness.models.max_length import check_length
 from harness.models.recompute import recomputed_lengths
 from harness.models.rope_lengths import frequencies_of
 

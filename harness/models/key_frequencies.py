@@ -41,7 +41,7 @@ class KeyFrequencies:
         positions = kwargs.get("position_ids")
         lengths = [past + tokens]
         if rows > 1 and positions is not None and positions.ndim > 1 and positions.shape[-2] == rows:
-            lengths = (positions.flatten(0, -3).amax((0, -1)) + 1).tolist()  # waits for the device
+            lengths = (positions.reshape(-1, rows, tokens).amax((0, 2)) + 1).tolist()  # waits for the device
         before: set[tuple[int, ...]] = set()
         if past > 0:  # of a cache that was filled by others: as one prompt
             before = self._of_caches.get(cache) or {self._frequencies(past)}

@@ -130,7 +130,7 @@ def wrap_model(
     vocabulary = 0 if tokenizer is None else len(tokenizer)
     if vocabulary > config.vocab_size:
         raise UserError(f"{name}: the tokenizer has {vocabulary} tokens, the model {config.vocab_size}: not a pair")
-    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    model = _with_dtype(model, dtype).to(device).eval().requires_grad_(False)
     shapes = probe_layers(model, name)
     shape = global_shapes(shapes)[0]
     separate_rows(model)
@@ -150,6 +150,16 @@ def wrap_model(
         dtype=dtype,
         asked_length=max_length,
     )
+
+
+def _with_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """Return the model with its weights in a dtype, as from_pretrained would hold it: what is no weight keeps its own. RoPE's
+    frequencies are float32 in any dtype; in bfloat16 they would turn the last tokens of a long text by other angles."""
+    if model.dtype != dtype:
+        for tensor in model.state_dict(keep_vars=True).values():
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
+    return model
 
 
 def model_shape(loaded: LoadedModel) -> dict[str, int]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.core.errors import UserError
-
-if TYPE_CHECKING:  # which imports this
-    from harness.models.loading import LoadedModel
 
 STRETCHED = ("yarn", "longrope", "linear", "dynamic")
 """RoPE types whose factor is the longest text ÷ that of pretraining. Llama 3's own type writes the longest text itself, and its
@@ -19,12 +16,12 @@ def max_length(config: Any, asked: int | None, name: str) -> int:
     """Return how many tokens a text may have: `asked` where that is given, else what the config says.
 
     The config says max_position_embeddings, or original_max_position_embeddings × factor where that is more. Without the
-    original length, max_position_embeddings may be either of the two, and is taken as it is: see `longer`.
+    original length, max_position_embeddings may be either of the two, and is taken as it is: see `check_length`.
     name: of the model. Raises UserError where the config says nothing, or positions end at what it says: without RoPE they are
     a table of that size.
     """
     length = int(getattr(config, "max_position_embeddings", None) or 0)
-    scaled = list(_scaled(config))
+    scaled = list(scaled_ropes(config))
     stretched = [int(original * factor) for _, factor, original in scaled if original]
     length = max(length, min(stretched, default=0)) if length > 0 else 0
     if asked is None and length == 0:
@@ -36,29 +33,7 @@ def max_length(config: Any, asked: int | None, name: str) -> int:
     return length if asked is None else asked
 
 
-def longer(loaded: LoadedModel, tokens: int) -> str:
-    """Return by which setting a text of `tokens` tokens is allowed that the model's config does not allow."""
-    if loaded.asked_length is not None:
-        return f"model.max_length={loaded.asked_length} says so"
-    config = loaded.model.config.get_text_config(decoder=True)
-    for kind, factor, original in _scaled(config):
-        if not original and factor > 1:
-            return (
-                f"its {kind} RoPE has the factor {factor:g}: if {loaded.max_length} is the length before that, "
-                f"say model.max_length={int(loaded.max_length * factor)}"
-            )
-    return f"model.max_length={tokens} allows more than its config says"
-
-
-def check_length(loaded: LoadedModel, tokens: int, what: str, *, advice: str = "") -> None:
-    """Raise UserError where a text of `tokens` tokens doesn't fit. what: the setting or prompt that has it, the line's start.
-    advice: what else would be right."""
-    if tokens > loaded.max_length:
-        reach = f"{loaded.name} has a context of {loaded.max_length} tokens"
-        raise UserError(f"{what}: {'; '.join(filter(None, (reach, advice, longer(loaded, tokens))))}")
-
-
-def _scaled(config: Any) -> Iterator[tuple[str, float, int]]:
+def scaled_ropes(config: Any) -> Iterator[tuple[str, float, int]]:
     """Yield type, factor and length before scaling (0 where it isn't given) of each of a config's ropes that is scaled."""
     ropes = getattr(config, "rope_parameters", None) or {}
     by_type = [rope for rope in ropes.values() if isinstance(rope, dict)]

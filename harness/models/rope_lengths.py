@@ -156,8 +156,7 @@ def _separate(rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output
 
     if rows == 1:
         return waves(positions)
-    lengths = positions.flatten(0, -3).amax(0) if positions.ndim > 2 else positions
-    lengths = (lengths.amax(-1) + 1).clamp(min=state.least)
+    lengths = (positions.reshape(-1, *positions.shape[-2:]).amax((0, 2)) + 1).clamp(min=state.least)
     if switch.kind == LONGROPE:
         is_long = (lengths > switch.length)[:, None, None]
         longer = positions.new_full((*positions.shape[:-1], 1), switch.length)

@@ -20,8 +20,8 @@ from harness.arms.build import build_arms
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.measure.kernel_speed.cases import SHARED, UNIFORM
+from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
-from harness.models.max_length import check_length
 from harness.models.observe import dense_prefill, layer_inputs
 from harness.tasks.haystack import haystack_source, load_haystack
 from methods.parts.base import Method

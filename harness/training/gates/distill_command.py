@@ -22,8 +22,8 @@ from harness.core.files import writable_folder
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
 from harness.measure.sweep import load_model_of
+from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel, ModelConfig, load_model
-from harness.models.max_length import check_length
 from harness.report.figures.gates import draw_gate_curves
 from harness.tasks.haystack import haystack_source
 from harness.training.gates import recall_tables

@@ -14,7 +14,7 @@ from harness.core.errors import UserError
 from harness.core.settings import read_settings
 from harness.core.terminal import Terminal
 from harness.measure.sweep import load_model_of
-from harness.models.max_length import check_length
+from harness.models.length_check import check_length
 from harness.training.gates import recall_tables
 from harness.training.gates.gate_spec import gate_spec
 from harness.training.gates.job_settings import read_lengths, whole_number

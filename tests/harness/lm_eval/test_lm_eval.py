@@ -208,6 +208,7 @@ def test_texts_end_before_their_stop_words(lm: SparseLM) -> None:
         ({"method": "xattention"}, "method.threshold=VALUE"),
         ({"batch_size": "auto"}, "--batch_size auto: give a number"),
         ({"max_length": 4096}, "has a context of 2048 tokens; model.max_length=4096 allows more"),
+        ({"max_length": 4096, "model.max_length": 3000}, "has a context of 3000 tokens; model.max_length=3000 says so"),
         ({"overlong": "middle"}, "must be one of error, left"),
     ],
 )

@@ -9,8 +9,9 @@ import pytest
 from transformers import GPT2Config, LlamaConfig, Phi3Config, PreTrainedConfig
 
 from harness.core.errors import UserError
+from harness.models.length_check import check_length
 from harness.models.loading import wrap_model
-from harness.models.max_length import check_length, max_length
+from harness.models.max_length import max_length
 from harness.study.identity import ArmIdentity, Cell, Samples, Setting
 from tests.harness.tiny import build, shared
 

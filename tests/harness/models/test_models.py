@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from harness.core.errors import UserError
 from harness.models import loading
-from harness.models.loading import ModelConfig, load_model, revision_hash
+from harness.models.loading import ModelConfig, load_model, revision_hash, wrap_model
 from tests.harness.tiny import VOCAB, build, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -44,6 +44,12 @@ def test_folder(folder: Path) -> None:
 def test_dtype(folder: Path) -> None:
     loaded = load_model(ModelConfig("tiny", str(folder), dtype=torch.bfloat16, device=torch.device("cpu")))
     assert {p.dtype for p in loaded.model.parameters()} == {torch.bfloat16}
+    assert loaded.model.model.rotary_emb.inv_freq.dtype == torch.float32, "as transformers loads it: positions would be rounded"
+    in_memory = wrap_model(build("llama"), None, name="tiny", dtype=torch.bfloat16)
+    ids = tokens(1, 300)
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)(ids).logits
+    assert torch.equal(loaded.model(ids).logits, expected)
+    assert torch.equal(in_memory.model(ids).logits, expected)
 
 
 def test_revision_hash_follows_the_model_alone(folder: Path) -> None:
