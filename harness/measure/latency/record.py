@@ -63,6 +63,7 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
             kept_mass=attention.kept_mass,
             kept_by_layer=list(attention.kept_by_layer),
             token_density=attention.token_density,
+            paired=True,
         )
     )
     return 0
