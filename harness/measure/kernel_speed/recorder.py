@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from harness.core.settings import Settings
 from harness.measure.kernel_speed.cases import SPARSE, Case, Grid
@@ -118,6 +119,8 @@ class Recorder:
             self._said.add(text)
             style = "dim" if result.final else "red"
             self.console.print(f"{text} ({title(case)})", style=style, markup=False, highlight=False, soft_wrap=True)
+            if result.traceback and self.settings.debug:
+                self.console.print(Text(result.traceback), soft_wrap=True)
 
 
 def title(case: Case) -> str:
