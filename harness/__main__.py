@@ -90,8 +90,8 @@ def _debugs(arguments: Sequence[str]) -> bool:
 
 def _guarded(action: Callable[[], int], shown: set[str] | None = None, *, debug: bool) -> int:
     """Run `action` and return its exit code. A user's error becomes one line on stderr, unless that is among those `shown`
-    before, and so does a mistake in a method's code, with its place; debug shows the traceback below. Anything else is a bug
-    of this project and keeps its traceback."""
+    before; so does a mistake in a method's code, with its place, and a package that can't be imported. debug shows the
+    traceback below. Anything else is a bug of this project and keeps its traceback."""
     try:
         return action()
     except UserError as error:
@@ -99,10 +99,11 @@ def _guarded(action: Callable[[], int], shown: set[str] | None = None, *, debug:
     except COMPOSING_ERRORS as error:
         line, told = error_line(explain(error)), origin(error).traceback
     except Exception as error:
-        if not origin(error).author or isinstance(error, AssertionError):  # which whoever wrote it wants to see whole
+        came_from = origin(error)
+        if isinstance(error, AssertionError) or not (came_from.author or came_from.library):
             raise
         hint = "" if debug else "; debug=true shows the traceback"
-        line, told = error_line(in_words(error) + hint), origin(error).traceback
+        line, told = error_line(in_words(error) + hint), came_from.traceback
     if shown is None or line not in shown:
         print(line, file=sys.stderr)
         if debug:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from harness.core.errors import UserError
+from harness.core.printable import cut
+
+LONGEST_STUDY = 128
+"""Letters of a study's name: the files in its folder have names of their own, and paths an end."""
+STUDY = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{LONGEST_STUDY - 1}}}")
+"""What a study may be called."""
 
 
 def whole_number(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
@@ -71,6 +78,18 @@ def sparsity(name: str, value: Any) -> float | None:
     if not _is_number(value) or not 0 <= value < 1:
         raise UserError(f"{name}={value}: must be at least 0 (keep every block) and below 1, for example 0.9")
     return float(value)
+
+
+def study_name(name: str, value: Any) -> str:
+    """Return `value` if a study may be called so: in letters that a shell, a file system, a spreadsheet and a page all take as
+    they are. Raises UserError otherwise."""
+    study = text(name, value)
+    if not STUDY.fullmatch(study):
+        raise UserError(
+            f"{name}={cut(study, LONGEST_STUDY)}: must be the name of a folder below results=, for example study=mine: at most "
+            f"{LONGEST_STUDY} letters, digits and any of _ - + . that begin with a letter, a digit or _"
+        )
+    return study
 
 
 def text_or_null(name: str, value: Any) -> str | None:

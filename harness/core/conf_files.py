@@ -11,8 +11,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from harness.core.errors import UserError
 
+FILE_NAME = re.compile(r"[A-Za-z0-9_.+-]+")
+"""Letters that the names of files may have everywhere."""
+OmegaConf.register_new_resolver("file_name", lambda text: "-".join(FILE_NAME.findall(str(text))), replace=True)
+"""`${file_name:TEXT}` in a file of conf/: a name that is anyone's choice, such as a hub's ID, as a part of a file's name."""
 PACKAGE = Path(__file__).resolve().parents[1]
 MAIN = "config"
 """The file of the settings that are in no group."""

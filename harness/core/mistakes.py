@@ -28,9 +28,10 @@ LONGEST = 20_000
 
 @dataclass(frozen=True)
 class Frame:
-    """One call on the way to an error: its module, and its place as FILE:LINE."""
+    """One call on the way to an error: its module, what is called in it, and its place as FILE:LINE."""
 
     module: str
+    function: str
     place: str
     library: bool
 
@@ -43,10 +44,12 @@ class Frame:
 @dataclass(frozen=True)
 class Origin:
     """Where an error comes from. author: FILE:LINE in the code of a method's author, or of another user of this project, empty
-    where none is on the way. place: the same, else the innermost line of this project. traceback: as text."""
+    where none is on the way. place: the same, else the innermost line of this project. library: the package that can't be
+    imported, empty for any other error. traceback: as text."""
 
     author: str
     place: str
+    library: str
     traceback: str
 
 
@@ -68,10 +71,19 @@ def _noted(error: BaseException) -> Origin | None:
 
 
 def in_words(error: BaseException) -> str:
-    """Return an error in one line with its type, and the line of the code that it comes from."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    """Return an error in one line with its type, the package that can't be imported, if that is it, and the line of the code
+    that it comes from."""
     place = origin(error).place
-    return f"{type(error).__name__}: {first}" + (f" ({place})" if place else "")
+    return first_line(error) + (f" ({place})" if place else "")
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's type and its first line, after the name of the package that can't be imported, if there is one."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    library = origin(error).library
+    missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == library
+    about = f"the package {library} is {'not installed' if missing else 'installed and fails'}: " if library else ""
+    return f"{about}{type(error).__name__}: {first}"
 
 
 def as_user_error(error: ValueError) -> UserError:
@@ -91,10 +103,23 @@ def _raised_on_purpose(error: BaseException) -> bool:
 def _read(error: BaseException) -> Origin:
     frames = _frames(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:  # of a module that could not even be imported
-        frames.append(Frame("methods.", f"{_short(error.filename)}:{error.lineno}", library=False))
-    author = _author(frames)
+        frames.append(Frame("methods.", "<module>", f"{_short(error.filename)}:{error.lineno}", library=False))
+    library = _library(error, frames)
+    author = "" if library else _author(frames)
     own = [frame.place for frame in frames if frame.package in OWN]
-    return Origin(author, author or (own[-1] if own else ""), _text(error))
+    return Origin(author, author or (own[-1] if own else ""), library, _text(error))
+
+
+def _library(error: BaseException, frames: list[Frame]) -> str:
+    """Return the package, none of this project's, that failed while it was imported; empty for an error of another kind."""
+    last_own = max((place for place, frame in enumerate(frames) if frame.package in OWN), default=None)
+    if last_own is None:
+        return ""
+    imported = [frame.package for frame in frames[last_own + 1 :] if frame.function == "<module>"]
+    if imported:
+        return imported[0]
+    name = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    return "" if name in OWN else name
 
 
 def _author(frames: list[Frame]) -> str:
@@ -115,8 +140,10 @@ def _frames(frames: TracebackType | None) -> list[Frame]:
     read = []
     while frames is not None:
         code, module = frames.tb_frame.f_code, str(frames.tb_frame.f_globals.get("__name__", ""))
+        folder = _short(code.co_filename).partition("/")[0]
+        module = f"{folder}.{module}" if module == "__main__" and folder in OWN else module  # as python -m runs it
         library = code.co_filename.startswith(("<frozen", "<string>", *_library_folders()))
-        read.append(Frame(module, f"{_short(code.co_filename)}:{frames.tb_lineno}", library))
+        read.append(Frame(module, code.co_name, f"{_short(code.co_filename)}:{frames.tb_lineno}", library))
         frames = frames.tb_next
     return read
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,6 @@ from harness.core import checks, devices
 from harness.core.conf_files import ABOUT, MAIN, groups, setting_names
 from harness.core.errors import UserError
 from harness.core.hydra_text import TASK_IS_A_VALUE, explain, unknown_setting
-from harness.core.printable import cut
 from harness.core.question import check_question
 
 if TYPE_CHECKING:
@@ -24,10 +22,6 @@ if TYPE_CHECKING:
 
 RESERVED = ("name", "paper", ABOUT)
 """Keys of a conf/method or conf/decode file that are no knobs of the method."""
-LONGEST_STUDY = 128
-"""Letters of a study's name: the files in its folder have names of their own, and paths an end."""
-STUDY = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{LONGEST_STUDY - 1}}}")
-"""What a study may be called: a name that a shell, a file system, a spreadsheet and a page all take as it is."""
 CHECKED_BY_THE_METHOD = ("method", "decode")
 """Groups whose settings the method checks that takes them."""
 
@@ -97,7 +91,7 @@ def read_settings(cfg: DictConfig) -> Settings:
     model, method, decode, job = raw["model"], raw["method"], raw["decode"], raw["job"]
     return Settings(
         job=checks.text("job.name", job["name"]),
-        study=_study(raw["study"]),
+        study=checks.study_name("study", raw["study"]),
         results=Path(checks.text("results", raw["results"])),
         model=_model(model),
         method=checks.text("method.name", method["name"]),
@@ -195,13 +189,3 @@ def _tasks(value: Any) -> tuple[str, ...]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise UserError(f"task={'null' if names is None else names}: {TASK_IS_A_VALUE}")
     return tuple(names)
-
-
-def _study(value: Any) -> str:
-    name = checks.text("study", value)
-    if not STUDY.fullmatch(name):
-        raise UserError(
-            f"study={cut(name, LONGEST_STUDY)}: must be the name of a folder below results=, for example study=mine: at most "
-            f"{LONGEST_STUDY} letters, digits and any of _ - + . that begin with a letter, a digit or _"
-        )
-    return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from harness.core import checks
 from harness.core.conf_files import groups
 from harness.core.errors import UserError
 
@@ -19,6 +20,7 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     """Return the arguments as Hydra is to read them. Raises UserError for a choice of a group that Hydra would misread."""
     arguments = tasks_as_values(arguments)
     check_choices(arguments)
+    check_studies(arguments)
     return knobs_as_sweeps(arguments)
 
 
@@ -55,6 +57,14 @@ def check_choices(arguments: Sequence[str]) -> None:
             raise UserError(
                 f"{argument}: {group}= takes one choice, not a list; to run several, one after the other: -m {group}={names}"
             )
+
+
+def check_studies(arguments: Sequence[str]) -> None:
+    """Raise UserError for a study that can't be called so: a sweep makes a folder of that name before its jobs read it."""
+    for argument in arguments:
+        for name in argument.partition("=")[2].split(",") if _name(argument) == "study" else ():
+            if name not in ("", "null") and not set(name) & set("$()[]{}"):  # what Hydra makes a value of is checked then
+                checks.study_name("study", name.strip("'\""))
 
 
 def knobs_as_sweeps(arguments: Sequence[str]) -> list[str]:

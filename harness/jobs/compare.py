@@ -11,6 +11,9 @@ from harness.report.compare import compare_lines, write_pairs
 from harness.report.figures import compare as figure
 from harness.report.terminal.comparison_table import show_pairs
 
+LONGEST_NAME = 80
+"""Letters that a line has in the names of files."""
+
 
 def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Print the table, and write CSV and figure into the study's folder. Returns 0. Raises UserError without records,
@@ -18,7 +21,7 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     study.check_has_records(settings, command.console)
     pairs = compare_lines(study.store, str(settings.options["to"] or settings.method))
     show_pairs(command.console, pairs)
-    name = re.sub(r"[^a-z0-9]+", "-", pairs[0].beside.lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", pairs[0].beside.lower()).strip("-")[:LONGEST_NAME] or "line"
     path = write_pairs(study.store.folder / f"compare_{name}.csv", pairs)
     command.print_written([path, *figure.write(pairs, study.store.folder, name)])
     return 0

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from harness.core.errors import UserError
+from harness.core.mistakes import in_words
 from harness.core.terminal import print_error
 from harness.lm_eval import register
 
@@ -18,7 +19,11 @@ BAD_INPUT = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run lm-eval's command line; `argv` without the program name (default: the process's own). Return the exit code."""
-    from lm_eval.__main__ import cli_evaluate
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except Exception as error:  # half an installation raises whatever it likes
+        print_error(in_words(error))
+        return BAD_INPUT
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     own_argv = sys.argv

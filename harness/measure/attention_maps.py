@@ -130,7 +130,7 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
 
 def _stem(arm: RunnableArm, length: int) -> str:
     sparsity = "native" if arm.identity.sparsity is None else f"{arm.identity.sparsity:g}"
-    variant = [value for _, value in _word_knobs(arm)]
+    variant = [value[:60] for _, value in _word_knobs(arm)]
     return "_".join([arm.identity.method, *variant, str(arm.identity.block_size), sparsity, str(length)])
 
 

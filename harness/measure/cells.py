@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.arms.build import RunnableArm
+from harness.core.errors import UserError
 from harness.core.mistakes import origin
 from harness.measure.context import RunContext
 from harness.study.identity import Cell
@@ -51,7 +52,8 @@ def record_failure(
     """Record a cell as failed and say so by its `label`; the next run of the same command tries it again. Returns 1, the
     count of failed cells. where: what the reason begins with."""
     reason = where + one_line(error)
-    record_state(context, arm, cell, Status.FAILED, reason, haystack=haystack, traceback=origin(error).traceback)
+    told = "" if isinstance(error, UserError) else origin(error).traceback  # a user's mistake is in no line of code
+    record_state(context, arm, cell, Status.FAILED, reason, haystack=haystack, traceback=told)
     context.complain(f"failed: {label}: {reason}", error)
     return 1
 

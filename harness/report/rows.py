@@ -45,7 +45,8 @@ class Origin:
 @dataclass(frozen=True)
 class Times:
     """Times of an arm: milliseconds per attention layer call, `ttft_ms` and `dense_ttft_ms` of a whole prefill. `dense_ms` is
-    of the fastest dense kernel, `density` that of the prompt that was timed, `peak_mib` in MiB, `tflops` reached."""
+    of the fastest dense kernel, `density` that of the prompt that was timed, `peak_mib` in MiB, `tflops` reached. paired:
+    all are of the same rounds (`harness.study.schema.LatencyRecord`)."""
 
     selection_ms: float
     attention_ms: float
@@ -56,6 +57,7 @@ class Times:
     ttft_ms: float
     dense_ttft_ms: float | None
     peak_mib: float | None
+    paired: bool = False
 
     @property
     def speedup(self) -> float:

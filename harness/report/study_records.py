@@ -168,6 +168,7 @@ def with_times(row: Row, timing: Record | None) -> Row:
         ttft_ms=timing["ttft_ms"],
         dense_ttft_ms=timing.get("dense_ttft_ms"),
         peak_mib=timing["peak_mib"],
+        paired=bool(timing.get("paired")),
     )
     return replace(row, times=times, dense_kernel=timing["dense_kernel"], kept_mass=timing.get("kept_mass"))
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from harness.core.mistakes import in_words, origin
 from harness.report import leaderboard_csv, mass_rows
+from harness.report.rows import Row
 from harness.report.significance import MARGIN
 from harness.report.terminal.accuracy_table import show_rows
 from harness.study.integrity import check_study
 from harness.study.store import Store
+
+if TYPE_CHECKING:
+    from harness.report.kernel_rows import KernelRow
 
 
 def report_study(store: Store, console: Console, *, margin: float = MARGIN, arms: Set[str] = frozenset()) -> list[Path]:
@@ -25,22 +31,50 @@ def report_study(store: Store, console: Console, *, margin: float = MARGIN, arms
         return _report_kernels(store, console)
     if not any(file.exists() for file in (store.cells, store.latency, store.perplexity, store.mass)):
         return []
-    from harness.report.figures import kept_mass, write_figures  # matplotlib takes a second to import
-
     path, rows = leaderboard_csv.write_leaderboard(store, margin)
-    paths = [path, *write_figures(rows, store.folder)]
+    paths = [path, *_drawn(console, lambda: _figures(rows, store.folder))]
     show_rows(console, rows, arms)
     if masses := mass_rows.mass_rows(store):
-        paths += [mass_rows.write_masses(store.folder / "kept_mass.csv", masses), *kept_mass.write(masses, store.folder)]
+        paths.append(mass_rows.write_masses(store.folder / "kept_mass.csv", masses))
+        paths += _drawn(console, lambda: _mass_figures(masses, store.folder))
     return paths
+
+
+def _figures(rows: Sequence[Row], folder: Path) -> list[Path]:
+    from harness.report.figures import write_figures  # matplotlib takes a second to import
+
+    return write_figures(rows, folder)
+
+
+def _mass_figures(masses: Sequence[mass_rows.MassRow], folder: Path) -> list[Path]:
+    from harness.report.figures import kept_mass
+
+    return kept_mass.write(masses, folder)
+
+
+def _kernel_figures(rows: Sequence[KernelRow], folder: Path) -> list[Path]:
+    from harness.report.figures import kernel_speed
+
+    return kernel_speed.write(rows, folder)
+
+
+def _drawn(console: Console, draw: Callable[[], list[Path]]) -> list[Path]:
+    """Return the paths of pictures. Where what draws them can't be imported there are none, and a line says so: leaderboard and
+    table need nothing of it."""
+    try:
+        return draw()
+    except Exception as error:
+        if not origin(error).library:
+            raise
+        console.print(f"no pictures: {in_words(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return []
 
 
 def _report_kernels(store: Store, console: Console) -> list[Path]:
     from harness.report import kernel_rows
-    from harness.report.figures import kernel_speed
     from harness.report.terminal.kernel_table import show_kernels
 
     path, rows = kernel_rows.write_kernel_leaderboard(store)
-    paths = [path, *kernel_speed.write(rows, store.folder)]
+    paths = [path, *_drawn(console, lambda: _kernel_figures(rows, store.folder))]
     show_kernels(console, rows)
     return paths

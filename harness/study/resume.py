@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from harness.core.errors import UserError
-from harness.core.mistakes import note_origin, origin
+from harness.core.mistakes import first_line, note_origin, origin
 from harness.study.schema import Status
 from harness.study.store import Record, RecordError, RecordFile
 
@@ -75,10 +75,9 @@ def one_line(error: Exception) -> str:
     """Return an error in one line: a UserError as it is, any other with its type, at most LONGEST_REASON characters, and where
     in the code of the method's author it happened, else where in this project. A full memory and a kernel that refuses what the
     harness gives it are no mistakes: no line is to blame."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, UserError):
-        return first
-    text = f"{type(error).__name__}: {first}"
+        return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    text = first_line(error)
     text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
     came_from = origin(error)
     refused = isinstance(error, ValueError) and not came_from.author

@@ -153,8 +153,9 @@ class LatencyRecord:
     `dense_failed` why others could not be; `dense_kernel` is the fastest. `peak_mib` is of a prefill, weights included;
     `tokens` is the length of the prompt they were taken on; `dense_ttft_ms` is the whole prefill with dense attention, timed
     in turns with the method's; `kept_mass` is the share of the true attention on the kept blocks of that prompt (see
-    `MassRecord`), and `kept_by_layer` that of each layer; `token_density` is attended ÷ causal (query, key) pairs. Of several
-    records of one arm and device the last counts."""
+    `MassRecord`), and `kept_by_layer` that of each layer; `token_density` is attended ÷ causal (query, key) pairs.
+    `paired`: all times of a layer are its total × the median ratio of the rounds that they share; else (older records) each is
+    a median by itself. Of several records of one arm and device the last counts."""
 
     latency: str
     arm: str
@@ -185,6 +186,7 @@ class LatencyRecord:
     kept_mass: SummedShare | None = None
     kept_by_layer: list[SummedShare | None] = field(default_factory=list)
     token_density: SummedShare | None = None
+    paired: bool = False
     schema: int = SCHEMA
 
 
@@ -196,8 +198,9 @@ class KernelRecord:
     "selection" and "total" (both timed as one; of dense attention, a selection alone or a block map: the call). `density`,
     `flop`, `q_block` and `k_block` are of the index that ran, which a kernel that merges blocks makes coarser than the one it
     was given (`identity["block"]`). `error` is relative, against float32 attention over that index. `dense_ms` is the fastest
-    dense kernel of the same process at this length. `final`: a failure that the next run need not try again. `traceback`: of
-    the error that `reason` says in a line."""
+    dense kernel, of dense and sparse cases in the rounds of the case itself (`paired`); in older records, and of selections and
+    block maps, of the same process at this length. `final`: a failure that the next run need not try again. `traceback`: of the
+    error that `reason` says in a line."""
 
     case: str
     run: str
@@ -220,6 +223,7 @@ class KernelRecord:
     about: dict[str, Any] = field(default_factory=dict)
     final: bool = False
     traceback: str = ""
+    paired: bool = False
     schema: int = SCHEMA
 
 

@@ -13,16 +13,22 @@ _T = TypeVar("_T")
 _C = TypeVar("_C", bound=type[Any])
 
 
+class TakenName(ValueError):
+    """Two classes have one name: which of them a row is of, nobody could say."""
+
+
 class Registry(Generic[_T]):
     """The classes that register themselves in the modules of a package.
 
     kind: what messages call one of them. package: its import name. folder: its `__path__`, whose modules are imported when
-    names are first asked for; its sub-packages are not, since helpers lie there.
+    names are first asked for; its sub-packages are not, since helpers lie there. broken: what modules raised that could not be
+    imported, by their names: that costs what is in them alone.
     """
 
     def __init__(self, kind: str, package: str, folder: Iterable[str]) -> None:
         self.kind, self.package, self.folder = kind, package, folder
         self.classes: dict[str, type[_T]] = {}
+        self.broken: dict[str, Exception] = {}
         self._imported = False
 
     def register(self, name: str) -> Callable[[_C], _C]:
@@ -37,7 +43,7 @@ class Registry(Generic[_T]):
                 return cls  # `names` imports its module again under its own name, and that class is the one to know
             if name in self.classes:
                 both = f"{self.classes[name].__module__} and {cls.__module__}"
-                raise ValueError(f"{self.kind} {name} is registered twice: {both}")
+                raise TakenName(f"{self.kind} {name} is registered twice: {both}")
             self.classes[name] = cls
             return cls
 
@@ -48,14 +54,18 @@ class Registry(Generic[_T]):
         if not self._imported:
             for module in pkgutil.iter_modules(self.folder):
                 if not module.ispkg:
-                    importlib.import_module(f"{self.package}.{module.name}")
+                    self._import(module.name)
             self._imported = True
         return sorted(self.classes)
 
     def get(self, name: str) -> type[_T]:
-        """Return the class of a name. Raises ValueError listing all names where there is none."""
+        """Return the class of a name. Raises ValueError listing all names where there is none, and what the module of that name
+        raised where it could not be imported."""
+        if name not in self.names() and name in self.broken:
+            raise self.broken[name]
         if name not in self.names():
-            raise ValueError(f"unknown {self.kind} {name}; choose one of: {', '.join(self.names())}")
+            failed = f" (can't be imported: {', '.join(sorted(self.broken))})" if self.broken else ""
+            raise ValueError(f"unknown {self.kind} {name}; choose one of: {', '.join(self.names())}{failed}")
         return self.classes[name]
 
     def knobs(self, name: str) -> list[str]:
@@ -77,6 +87,15 @@ class Registry(Generic[_T]):
             if knob not in known:
                 raise ValueError(f"{self.kind} {name} has no knob {knob}; it has: {', '.join(known)}")
         return cls(**knobs)
+
+    def _import(self, module: str) -> None:
+        """Import a module of the folder, and keep what it raises. Raises TakenName."""
+        try:
+            importlib.import_module(f"{self.package}.{module}")
+        except TakenName:
+            raise
+        except Exception as error:
+            self.broken[module] = error
 
     def _runs_as_demo(self, cls: type[Any]) -> bool:
         """Return whether a class is of a module of the package that runs as `python -m` (a user's own `__main__` is not)."""

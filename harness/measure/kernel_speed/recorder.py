@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from harness.core.settings import Settings
 from harness.measure.kernel_speed.cases import SPARSE, Case, Grid
@@ -63,8 +64,8 @@ class Recorder:
         return [case for case in cases if not is_settled(states.get(self.id(case)))]
 
     def write(self, results: Mapping[Case, Result], fastest: tuple[float, str] | None) -> None:
-        """Record results beside the fastest dense kernel (milliseconds, name); a failure that is known already is not
-        written again."""
+        """Record results beside the fastest dense kernel of their rounds, else of this length (`fastest`: milliseconds, name).
+        A failure that is known already is not written again."""
         states = self._states()
         records = []
         for case, result in results.items():
@@ -80,6 +81,7 @@ class Recorder:
         about = dict(self.about) if _of_model(case) else {}
         if case.selection and draws_weights(case.selection):
             about["selection"] = DRAWN
+        paired = result.dense_ms is not None
         return KernelRecord(
             case=self.id(case),
             run=self.run.run,
@@ -93,8 +95,9 @@ class Recorder:
             kv_bytes=result.kv_bytes,
             times={name: [t.median, t.low, t.high, float(t.repeats)] for name, t in result.times.items()},
             error=result.error,
-            dense_ms=fastest[0] if fastest else None,
-            dense_kernel=fastest[1] if fastest else None,
+            dense_ms=fastest[0] if fastest and not paired else result.dense_ms,
+            dense_kernel=fastest[1] if fastest and not paired else result.dense_kernel,
+            paired=paired,
             peak_mib=result.peak_mib,
             timing=result.timing,
             about=about,
@@ -116,6 +119,8 @@ class Recorder:
             self._said.add(text)
             style = "dim" if result.final else "red"
             self.console.print(f"{text} ({title(case)})", style=style, markup=False, highlight=False, soft_wrap=True)
+            if result.traceback and self.settings.debug:
+                self.console.print(Text(result.traceback), soft_wrap=True)
 
 
 def title(case: Case) -> str:

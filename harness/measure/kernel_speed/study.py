@@ -32,6 +32,10 @@ from harness.study.resume import Attempt, one_line
 from harness.study.store import Store
 from methods.parts.base import Method
 
+RIVAL = 1.25
+"""How many times as long as the fastest dense kernel another may take and still be timed beside every sparse case: which is the
+fastest is said anew in each."""
+
 
 class Study:
     """One command's work on a study of kernels. sweep: what the jobs of the command share, among it the model."""
@@ -90,6 +94,7 @@ class Study:
         ran = {c.kernel: r.times[timing.TIMES_OF_ONE].median for c, r in results.items() if r.times and not r.wrong}
         if ran:
             fastest = min((ms, kernel) for kernel, ms in ran.items())
+        rivals = [kernel for kernel, ms in ran.items() if ms <= RIVAL * min(ran.values())]
         self.log.write(results, fastest)
         yield dense, results
         no_model = self._model_prefill(length, others)
@@ -97,7 +102,7 @@ class Study:
             turn = list(group)
             say(description=title(turn[0]))
             with Attempt() as attempt:
-                results = self._turn(turn, work, no_model)
+                results = self._turn(turn, work, no_model, rivals)
             if attempt.error is not None:
                 results = dict.fromkeys(turn, self._failed(attempt.error))
             self.log.write(results, fastest)
@@ -121,8 +126,8 @@ class Study:
             self._failed(attempt.error)
         return attempt.error
 
-    def _turn(self, cases: list[Case], work: Work, no_model: Exception | None) -> dict[Case, Result]:
-        """Return the results of cases that share their turn."""
+    def _turn(self, cases: list[Case], work: Work, no_model: Exception | None, rivals: Sequence[str]) -> dict[Case, Result]:
+        """Return the results of cases that share their turn; sparse ones beside the dense kernels `rivals`."""
         first = cases[0]
         with torch.inference_mode():
             if first.op == BLOCK_MAP:
@@ -136,7 +141,7 @@ class Study:
             if of_model(first.index) and no_model is not None:
                 raise no_model
             select = self._selection(first, work) if first.selection else None
-            return timing.time_sparse(cases, work, self._index(first, work), select, self.timer)
+            return timing.time_sparse(cases, work, self._index(first, work), select, self.timer, rivals)
 
     def _selection(self, case: Case, work: Work) -> Callable[[], SparseIndex]:
         """Return the call that a method's selection is timed by."""

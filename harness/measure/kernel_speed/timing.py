@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isfinite
@@ -35,7 +36,8 @@ TIMES_OF_ONE = "total"
 @dataclass(frozen=True)
 class Result:
     """The outcome of one case; its fields are those of `harness.study.schema.KernelRecord`. reason: why it failed, or must be
-    held back (`wrong`); traceback: of the error that it failed with."""
+    held back (`wrong`); traceback: of the error that it failed with. dense_ms, dense_kernel:
+    the fastest dense kernel in the rounds of the case; None where none took part."""
 
     times: Mapping[str, Times] = field(default_factory=dict)
     density: float | None = None
@@ -46,6 +48,8 @@ class Result:
     error: float | None = None
     peak_mib: float | None = None
     timing: str = "events"
+    dense_ms: float | None = None
+    dense_kernel: str | None = None
     reason: str = ""
     traceback: str = ""
     final: bool = False
@@ -110,13 +114,32 @@ def time_dense(cases: list[Case], work: Work, timer: Timer) -> dict[Case, Result
         except Exception as error:
             results[case] = failed(error, timer.device)
     times = timer.turns(functions) if functions else {}
-    return {c: replace(r, times={TIMES_OF_ONE: times[c.kernel]}) if c.kernel in times else r for c, r in results.items()}
+    sound = {c.kernel: times[c.kernel] for c, r in results.items() if c.kernel in times and not r.wrong}
+    return {
+        c: replace(r, times={TIMES_OF_ONE: times[c.kernel]}, **_fastest(sound, times[c.kernel])) if c.kernel in times else r
+        for c, r in results.items()
+    }
+
+
+def _fastest(dense: Mapping[str, Times], base: Times) -> dict[str, Any]:
+    """Return `dense_ms` and `dense_kernel` of a result: the fastest dense kernel as it goes with the times of the case."""
+    beside = {kernel: times.beside(base).median for kernel, times in dense.items()}
+    if not beside:
+        return {}
+    kernel = min(beside, key=beside.__getitem__)
+    return {"dense_ms": beside[kernel], "dense_kernel": kernel}
 
 
 def time_sparse(
-    cases: list[Case], work: Work, index: BlockIndex, select: Callable[[], Any] | None, timer: Timer
+    cases: list[Case],
+    work: Work,
+    index: BlockIndex,
+    select: Callable[[], Any] | None,
+    timer: Timer,
+    dense: Sequence[str] = (),
 ) -> dict[Case, Result]:
-    """Time every sparse kernel over one index: alone, and with a selection before it (None: without one, as at decode).
+    """Time every sparse kernel over one index: alone, and with a selection before it (None: without one, as at decode); beside
+    the dense kernels named in `dense`, so that a speed-up is of one pairing.
 
     The selection runs on random activations, so what it selects is thrown away and the given index is attended to: the same
     work as in a model, on an index that is known.
@@ -131,6 +154,9 @@ def time_sparse(
         except Exception as error:  # the attention alone is still worth knowing
             failure = failed(error, timer.device)
             unselected = replace(failure, reason=f"no total, the selection failed: {failure.reason}")
+    for kernel in dense:
+        with suppress(Exception):  # it ran before; where it doesn't now, the others are still to be timed
+            functions[f"dense {kernel}"] = timer.ready(work.dense(kernel))
     for case in cases:
         try:
             call = work.sparse(case.kernel, index)
@@ -158,15 +184,19 @@ def time_sparse(
             results[case] = failed(error, timer.device)
     times = timer.turns(functions) if any(r.density is not None for r in results.values()) else {}
 
-    def timed(case: Case) -> dict[str, Times]:
-        attention = times[f"attention {case.kernel}"]
-        if select is None:
-            return {"attention": attention, "total": attention}
-        if "selection" not in times:
-            return {"attention": attention}
-        return {"selection": times["selection"], "attention": attention, "total": times[f"total {case.kernel}"]}
+    dense_times = {kernel: times[f"dense {kernel}"] for kernel in dense if f"dense {kernel}" in times}
 
-    return {c: r if r.density is None else replace(r, times=timed(c)) for c, r in results.items()}
+    def timed(case: Case) -> dict[str, Any]:
+        attention = times[f"attention {case.kernel}"]
+        own = {"attention": attention}
+        if select is None:
+            own = {"attention": attention, "total": attention}
+        elif "selection" in times:
+            own = {"selection": times["selection"], "attention": attention, "total": times[f"total {case.kernel}"]}
+        base = own.get("total", attention)
+        return {"times": {name: t.beside(base) for name, t in own.items()}, **_fastest(dense_times, base)}
+
+    return {c: r if r.density is None else replace(r, **timed(c)) for c, r in results.items()}
 
 
 def time_calls(functions: Mapping[Case, Callable[[], Any]], timer: Timer) -> dict[Case, Result]:

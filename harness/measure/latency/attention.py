@@ -28,7 +28,8 @@ ORACLES = ("reference", "sdpa_math")
 
 @dataclass(frozen=True)
 class AttentionTiming:
-    """The attention of one prompt: means over `layers` of per-layer medians, in milliseconds per layer call.
+    """The attention of one prompt: means over `layers` of per-layer medians, in milliseconds per layer call. All times of a
+    layer are of the same rounds and go together (`Times.beside`), and so do their means and ratios.
 
     density: kept ÷ causal blocks of the index that ran, which a kernel that merges blocks made coarser (its attention_ms
     holds the merging). token_density: the same of (query, key) pairs. attention_ms: the kernel alone, given the method's

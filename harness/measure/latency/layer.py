@@ -15,7 +15,7 @@ from attention_kernels.sparse_attention import Choice, SparseIndex
 from torch import Tensor
 
 from harness.core.errors import UserError
-from harness.measure.latency.timing import Times, extra_mib, take_turns
+from harness.measure.latency.timing import Times, extra_mib, nothing_timed, take_turns
 from harness.models.kernel_choice import dense_kernel_of, sparse_kernel_of
 from harness.models.loading import LoadedModel
 from harness.models.observe import layer_inputs
@@ -42,7 +42,8 @@ class LayerTimer:
 
 @dataclass(frozen=True)
 class LayerTiming:
-    """What was measured in one layer. times: of "selection", "attention", "total" and "dense KERNEL", a call of each.
+    """What was measured in one layer. times: of "selection", "attention", "total" and "dense KERNEL", a call of each, medians
+    that go together (`Times.beside` the total).
 
     density, token_density, kept_mass: of the index that ran, the mean over heads; 1 for dense attention. flop: of the
     attention. kernel: what ran. peak_mib: see AttentionTiming.
@@ -91,8 +92,13 @@ def time_layer(
         return sparse_attention.attend(q, k, v, choice, scale=scale, kernel=kernel)
 
     peak = extra_mib(lambda: attend(select()), loaded.device)
-    functions |= {"selection": select, "attention": lambda: attend(choice), "total": lambda: attend(select())}
+    raced = f"dense {kernel}"
+    if method is not None or raced not in functions:
+        functions |= {"selection": select, "attention": lambda: attend(choice), "total": lambda: attend(select())}
     times = take_turns(functions, loaded.device, repeats=timer.repeats, max_seconds=max_seconds)
+    if "total" not in times:  # dense attention itself is one of those that it is raced with
+        times |= {"selection": nothing_timed(times[raced]), "attention": times[raced], "total": times[raced]}
+    times = {name: measured.beside(times["total"]) for name, measured in times.items()}
     index = attend(choice)[1]
     if choice is None or index is None:
         return LayerTiming(times, 1.0, 1.0, _dense_flop(q, k), kernel, 1.0, peak)

@@ -20,7 +20,7 @@ class PrefillTiming:
     """Milliseconds from prompt to first token: median, 10th and 90th percentile of `repeats` runs.
 
     peak_mib: the most GPU memory allocated during a prefill, weights included; None on a CPU, which keeps no count.
-    dense_ttft_ms: median with dense attention, the runs taking turns with the method's.
+    dense_ttft_ms: with dense attention, the runs taking turns with the method's (`Times.beside`).
     """
 
     ttft_ms: float
@@ -69,7 +69,8 @@ def time_prefill(
         functions = {"method": sparse} if method is None else {"baseline": dense, "method": sparse}
         times = take_turns(functions, device, repeats=repeats, max_seconds=max_seconds, head_start=False)
     ttft = times["method"]
-    return PrefillTiming(ttft.median, ttft.low, ttft.high, peak, ttft.repeats, times.get("baseline", ttft).median)
+    dense_ttft = times.get("baseline", ttft).beside(ttft)
+    return PrefillTiming(ttft.median, ttft.low, ttft.high, peak, ttft.repeats, dense_ttft.median)
 
 
 def _peak_mib(function: Callable[[], None], device: torch.device) -> float | None:

@@ -30,6 +30,8 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
     if attempt.error is not None:
         context.complain(f"failed: timing {arm.identity.method}: {attempt.reason}", attempt.error)
         return 1
+    for name, reason in attention.dense_failed.items():
+        context.console.print(f"dense kernel {name} is not timed: {reason}", style="dim", markup=False, highlight=False)
     context.store.latency.append(
         LatencyRecord(
             latency=key,
@@ -61,6 +63,7 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
             kept_mass=attention.kept_mass,
             kept_by_layer=list(attention.kept_by_layer),
             token_density=attention.token_density,
+            paired=True,
         )
     )
     return 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -32,19 +32,39 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of repeated calls: the median, and the 10th and 90th percentile as the spread."""
+    """Milliseconds of repeated calls: the median, and the 10th and 90th percentile as the spread. samples: those of each round,
+    in which the functions that are timed together take turns."""
 
     median: float
     low: float
     high: float
     repeats: int
+    samples: tuple[float, ...] = field(default=(), compare=False)
 
     @staticmethod
     def of(samples: list[float]) -> Times:
         """Summarise the samples of one function, at least one."""
         ordered = sorted(samples)
         last = len(ordered) - 1
-        return Times(median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered))
+        return Times(median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered), tuple(samples))
+
+    def beside(self, base: Times) -> Times:
+        """Return these times with the median that goes with `base`, which was timed in the same rounds: base's median × the
+        median of the rounds' ratios.
+
+        A clock that drifts, or other work on the machine, slows all calls of a round, and so leaves the ratio alone; of two
+        medians each may be of a round of its own. So speed-ups made of these numbers are those of the rounds. Spread and
+        samples stay. Raises ValueError for times of other rounds.
+        """
+        if len(self.samples) != len(base.samples) or not base.samples:
+            raise ValueError(f"{len(self.samples)} and {len(base.samples)} rounds: only times of the same rounds go together")
+        ratios = [own / other for own, other in zip(self.samples, base.samples, strict=True) if other > 0]
+        return replace(self, median=base.median * median(ratios)) if ratios else self
+
+
+def nothing_timed(times: Times) -> Times:
+    """Return the times of nothing at all, in the rounds of others."""
+    return Times(0.0, 0.0, 0.0, times.repeats, (0.0,) * len(times.samples))
 
 
 def take_turns(

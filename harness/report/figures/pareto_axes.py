@@ -35,13 +35,23 @@ TOTAL = Axis(
     log=True,
 )
 
+RELATIVE = Axis(
+    lambda row: None if row.times is None else 1 / row.times.speedup,
+    lambda row: None if row.times is None else 1.0,
+    "attention time ÷ dense attention's, in the same rounds",
+    log=True,
+)
+"""The time of rows whose dense attention was timed with them: what their speed-up says, whatever the machine did in between."""
+
 
 def axes_of(rows: Sequence[Row]) -> tuple[Axis, ...]:
-    """Return the costs to show: of a study of decoding alone, density at decode; of one without times, density alone."""
+    """Return the costs to show: of a study of decoding alone, density at decode; of one without times, density alone. Times are
+    shown as the rows' own speed-ups, in milliseconds where one was recorded before there were pairs."""
     sparse = [row for row in rows if not row.is_baseline]
     if sparse and all(row.block_size is None for row in sparse):
         return (DECODE,)
-    return (DENSITY, TOTAL) if any(row.total_ms is not None for row in sparse) else (DENSITY,)
+    timed = [row.times for row in sparse if row.times is not None]
+    return (DENSITY, RELATIVE if all(times.paired for times in timed) else TOTAL) if timed else (DENSITY,)
 
 
 def set_limits(axes: Axes, costs: Sequence[float], axis: Axis, names: float) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -108,8 +109,7 @@ def _texts(artist: Artist) -> Iterator[Text]:
         yield artist.label
         formatter = artist.get_major_formatter()
         if isinstance(formatter, FuncFormatter):  # as names along an axis are held, too
-            written = formatter.func
-            formatter.func = lambda value, place=None: _as_shown(written(value, place))
+            formatter.func = partial(_label, formatter.func)
             for tick in artist.get_major_ticks():
                 yield from (tick.label1, tick.label2)
         return
@@ -117,6 +117,11 @@ def _texts(artist: Artist) -> Iterator[Text]:
         yield artist
     for child in artist.get_children():
         yield from _texts(child)
+
+
+def _label(written: Callable[..., str], value: float, place: int | None = None) -> str:
+    """Return what an axis writes at a place, as it is shown."""
+    return _as_shown(written(value, place))
 
 
 def set_title(figure: Figure, text: str, *, beside: float = 0.0) -> None:

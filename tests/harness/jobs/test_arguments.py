@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from harness.core.errors import UserError
 from harness.jobs.arguments import knobs_as_sweeps, prepare, tasks_as_values
+from tests.harness.settings import composed
 
 
 def test_one_value_of_a_knob_for_several_methods_is_swept_with_them() -> None:
@@ -36,3 +38,16 @@ def test_recorded_lists_of_tasks_are_values(arguments: list[str], expected: list
 def test_what_needs_nothing_stays_as_it_is() -> None:
     arguments = ["-m", "experiment=pareto", "method=seer,oracle", "task=[vt,cwe],ruler", "data.dir=[a]", "~hydra/launcher"]
     assert prepare(arguments) == arguments
+
+
+@pytest.mark.parametrize("study", ["../x", "/tmp/x", "mine,../x", "'a b'", "-x", "."])
+def test_a_study_is_checked_before_a_sweep_makes_its_folder(study: str) -> None:
+    with pytest.raises(UserError, match=r"study=.*: must be the name of a folder below results="):
+        prepare(["-m", "method=a,b", f"study={study}"])
+    assert prepare(["study=mine,yours", "study=null", "study=x_${model.name}"])
+
+
+def test_the_study_of_an_experiment_is_called_after_any_model() -> None:
+    arguments = ("experiment=pareto", "model=hf", "sparsity=0.5", "method=block_topk")
+    assert composed(*arguments, "model.path=Qwen/Qwen3-0.6B").study == "pareto_Qwen-Qwen3-0.6B"
+    assert composed(*arguments, "model.path=/tmp/a", "model.name=/a/@b").study == "pareto_a-b"

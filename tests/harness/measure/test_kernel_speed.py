@@ -113,7 +113,9 @@ def test_rows_hold_the_times_and_what_they_are_of(finished: Path) -> None:
         for column in ("kernel", "dense_kernel", "commit", "command", "torch", "device", "date", "total_low", "repeats"):
             assert row[column] != "", column
     dense_rows = {r["length"]: r for r in rows if r["op"] == "full"}
-    assert all(r["dense_ms"] == dense_rows[r["length"]]["total_ms"] for r in rows)
+    paired = {record["identity"]["op"] for record in records(finished) if record["paired"]}
+    assert paired == {"full", "sparse"} == {r["op"] for r in rows if r["speedup"]}
+    assert all(r["dense_ms"] == dense_rows[r["length"]]["total_ms"] for r in rows if r["op"] != "sparse")
     (selection, *_) = [r for r in rows if r["op"] == "selection"]
     assert selection["selection_ms"] and not selection["total_ms"] and not selection["speedup"]
     height, width = imread(finished / "time_by_length.png").shape[:2]

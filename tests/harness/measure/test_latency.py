@@ -9,7 +9,7 @@ import torch
 
 from harness.core.errors import UserError
 from harness.measure.latency import time_attention, time_prefill
-from harness.measure.latency.timing import Times, take_turns
+from harness.measure.latency.timing import Times, nothing_timed, take_turns
 from harness.models.attention_interface import attached
 from harness.models.loading import wrap_model
 from tests.harness.tiny import Fixed, build, load, tokens
@@ -22,6 +22,16 @@ def test_times() -> None:
     times = Times.of([float(x) for x in range(11)])
     assert (times.median, times.low, times.high, times.repeats) == (5, 1, 9, 11)
     assert Times.of([3.0]) == Times(3, 3, 3, 1)
+
+
+def test_times_of_the_same_rounds_go_together() -> None:
+    """A machine that slows down slows both calls of a round: of a median each, one may be of a slow round and one of a fast."""
+    total, dense = Times.of([1.0, 1.0, 10.0]), Times.of([3.0, 30.0, 30.0])
+    assert dense.median / total.median == 30 and dense.beside(total).median / total.median == 3
+    assert (dense.beside(total).low, dense.beside(total).repeats, total.beside(total)) == (dense.low, 3, total)
+    assert nothing_timed(total).beside(total).median == 0 and total.beside(nothing_timed(total)) == total
+    with pytest.raises(ValueError, match="3 and 2 rounds: only times of the same rounds go together"):
+        dense.beside(Times.of([1.0, 2.0]))
 
 
 def test_turns_measure_sleep_and_keep_to_their_time() -> None:
@@ -70,6 +80,9 @@ def test_dense(method: Fixed | None) -> None:
     timing = time_attention(load("llama"), method, tokens(64).tolist(), repeats=2, max_seconds=2)
     assert timing.density == 1
     assert timing.kernel in timing.dense_all
+    if method is None:  # it is one of the kernels that it is raced with, not timed a second time
+        assert timing.total_ms == timing.attention_ms == timing.dense_all[timing.kernel]
+        assert (timing.selection_ms, timing.speedup, timing.pct_ideal) == (0, 1, 100)
     assert timing.tflops == pytest.approx(4 * 16 * 4 * (64 * 65 / 2) / (timing.attention_ms * 1e9))
 
 

@@ -25,7 +25,7 @@ from harness.report.figures import (
 from harness.report.figures.by_length import LENGTHS
 from harness.report.figures.pareto import draw
 from harness.report.rows import Row
-from tests.harness.report.support import decoded, row
+from tests.harness.report.support import TIMES, decoded, row
 
 
 def study(lengths: list[int]) -> list[Row]:
@@ -51,6 +51,20 @@ def test_panels_name_the_methods_and_use_a_log_time_axis() -> None:
     for axes in (density, time):
         assert {"a", "b", "full"} <= {t.get_text() for t in axes.texts}
     assert (density.get_xscale(), time.get_xscale()) == ("linear", "log")
+
+
+def test_times_that_go_together_are_drawn_as_the_rows_say_them() -> None:
+    """Two rows that were timed while the machine was fast and slow, at a speed-up of 2 both: they stand at one place."""
+    fast, slow = ((10.0, 5.0), (40.0, 20.0))
+    rows = [
+        replace(row(m, s, 4096, 0.9), times=replace(TIMES, dense_ms=dense, total_ms=total, paired=True))
+        for m, s, (dense, total) in (("full", 0.0, (fast[0], fast[0])), ("a", 0.5, fast), ("b", 0.5, slow))
+    ]
+    time = draw(rows, [4096], "tiny", "cpu").axes[1]
+    assert {float(x) for line in time.lines if line.get_marker() != "None" for x in line.get_xdata()} == {0.5, 1.0}
+    assert "÷ dense" in time.get_xlabel()
+    mixed = [replace(r, times=replace(r.times, paired=r.method != "b")) for r in rows]
+    assert "(ms)" in draw(mixed, [4096], "tiny", "cpu").axes[1].get_xlabel()
 
 
 def test_gated_points_are_hollow_and_failed_rows_absent() -> None:
