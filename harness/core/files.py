@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.core.errors import UserError
+from harness.core.partial_files import partial_path, remove_abandoned
 
 
 def writable_folder(folder: Path) -> Path:
@@ -27,11 +28,13 @@ def writable_folder(folder: Path) -> Path:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
     """Let `write` fill a file beside `path` that takes its place once it is on the disk, with the permissions of any new file.
 
-    Returns `path`. Raises UserError where it can't be written; what was at `path` is then still there.
+    What killed processes were writing in that folder is removed. Returns `path`. Raises UserError where it can't be written;
+    what was at `path` is then still there.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned([path.parent])
         with partial.open("wb") as file:
             write(file)
             file.flush()

@@ -19,7 +19,7 @@ from harness.training.gates import recall_tables
 from harness.training.gates.gate_spec import gate_spec
 from harness.training.gates.job_settings import read_lengths, whole_number
 from harness.training.gates.recall import gate_recall
-from harness.training.gates.rows import row_kind, row_sources
+from harness.training.gates.rows import TextNeeds, row_kind, row_sources
 from harness.training.gates.weights import new_gates
 from methods.gates.weights import fill_gates
 
@@ -52,8 +52,11 @@ def main(cfg: DictConfig) -> Path:
     except ValueError as error:
         raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
     kind = row_kind(loaded, settings.data, str(job.rows))
-    _, test = row_sources(loaded, settings.data, settings.seed, kind=kind, train_tokens=max(lengths) * sequences, hub=job.hub)
-    recalls = gate_recall(loaded, gates, [test(length)[None] for length in islice(cycle(lengths), sequences)])
+    test_lengths = list(islice(cycle(lengths), sequences))
+    console.print(f"reading text: rows={kind}", style="dim", highlight=False)
+    needs = TextNeeds(0, test_lengths)
+    _, test = row_sources(loaded, settings.data, settings.seed, kind=kind, needs=needs, hub=job.hub)
+    recalls = gate_recall(loaded, gates, [test(length)[None] for length in test_lengths])
     recall_tables.show(recalls, console)
     for written in recall_tables.write(recalls, settings.folder, spec.suffix, recall_tables.title(loaded.name)):
         console.print(f"wrote {written}", highlight=False, soft_wrap=True)
