@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +47,25 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
         with suppress(OSError):
             partial.unlink()
     return path
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """Make a folder beside `path` for files that belong together, and remove it, and what is left in it, at the end.
+
+    What killed processes were writing beside `path` is removed. Raises UserError where it can't be made.
+    """
+    folder = partial_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned([path.parent])
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror or error}): make room, or name another folder") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -31,14 +32,23 @@ def partial_path(path: Path) -> Path:
 
 
 def remove_abandoned(folders: Iterable[Path]) -> None:
-    """Delete the files in `folders` that dead processes were writing, and nothing else. What can't be deleted stays."""
+    """Delete the files, and folders of files, in `folders` that dead processes were writing, and nothing else. What can't be
+    deleted stays."""
     for folder in folders:
         with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 match = NAME.fullmatch(entry.name)
                 if match and _is_abandoned(entry, match["host"], int(match["process"])):
-                    with suppress(OSError):
-                        os.unlink(entry.path)
+                    _remove(entry)
+
+
+def _remove(entry: os.DirEntry[str]) -> None:
+    """Delete a file or folder, if that can be."""
+    if entry.is_dir(follow_symlinks=False):
+        shutil.rmtree(entry.path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        os.unlink(entry.path)
 
 
 def _is_abandoned(entry: os.DirEntry[str], host: str, process: int) -> bool:

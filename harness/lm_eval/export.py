@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.core import checks
 from harness.core.errors import UserError
+from harness.core.files import write_atomically
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
 from harness.lm_eval.exported import SPLIT
@@ -73,15 +74,18 @@ def export(settings: Settings, out: Path) -> list[Path]:
         "commit": commit(),
         "command": command(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    files = {f"{PREFIX}_tasks.py": SHIM, f"{group_name(settings.length)}.yaml": _group(settings.length, list(samples))}
+    files = {f"{PREFIX}_tasks.py": SHIM}
     for name, rows in samples.items():
         stem = task_name(name, settings.length)
         files[f"{stem}.jsonl"] = "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in rows)
         files[f"{stem}.yaml"] = _task(name, rows, origin)
-    for file, text in files.items():
-        (out / file).write_text(text, encoding="utf-8")
-    return [out / file for file in files]
+    files[f"{group_name(settings.length)}.yaml"] = _group(settings.length, list(samples))  # last: it names the others
+    return [_write(out / file, text) for file, text in files.items()]
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file, whole or not at all; return its path. Raises UserError where it can't be written."""
+    return write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def task_name(name: str, length: int) -> str:
