@@ -25,7 +25,7 @@ from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
 from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
-from harness.measure.sweep import load_model_of
+from harness.measure.sweep import load_model_of, say
 from harness.models.loading import LoadedModel, model_shape
 from harness.models.max_length import check_length
 from harness.models.observe import dense_prefill, layer_inputs
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> Path:
     already, or bad input."""
     settings, console = read_settings(cfg), Terminal()
     method = _searching_method(settings)
-    loaded = load_model_of(settings)
+    loaded = load_model_of(settings, console)
     check_length(loaded, settings.length, f"length={settings.length}")
     path = _output_path(settings, loaded, str(method.searched))
     if path.exists() and not settings.options.get("overwrite"):
@@ -52,6 +52,7 @@ def main(cfg: DictConfig) -> Path:
         return path
     context = RunContext(settings, loaded, Store(settings.folder), console)
     names = expand_tasks(settings.tasks)
+    say(console, settings, f"making prompts of {settings.length} tokens")
     prompts = calibration_prompts(context, names, checks.whole_number("job.prompts", settings.options["prompts"], 1))
     result = search(context, method, prompts, dense_kernel=settings.dense_kernel)
     provenance = {

@@ -18,7 +18,7 @@ from harness.arms.weights import weights_folder
 from harness.core.files import writable_folder
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
-from harness.measure.sweep import load_model_of
+from harness.measure.sweep import load_model_of, say
 from harness.models.loading import LoadedModel, ModelConfig, load_model
 from harness.models.max_length import check_length
 from harness.report.figures.gates import draw_gate_curves
@@ -56,7 +56,7 @@ def main(cfg: DictConfig) -> Path:
     console = Terminal()
     console.quiet = not processes.main
     settings = replace(settings, device_choice=str(processes.device or settings.device))
-    loaded = _model(settings, processes, shard=bool(job.shard))
+    loaded = _model(settings, processes, console, shard=bool(job.shard))
     check_length(loaded, max(lengths), f"job.lengths={lengths}")
     out = _out(job.out, settings, loaded)
     kind = row_kind(loaded, settings.data, str(job.rows))
@@ -67,14 +67,14 @@ def main(cfg: DictConfig) -> Path:
         console.print(f"{out / spec.file_name} is there, trained with these settings: job.overwrite=true trains it anew")
         return out / spec.file_name
     writable_folder(out)
-    console.print(f"reading text: rows={kind}", style="dim", highlight=False)
+    say(console, settings, f"reading text: rows={kind}")
     test_lengths = list(islice(cycle(lengths), sequences))
     needs = TextNeeds(recipe.steps * max(tokens, *lengths), test_lengths)
     train, test = row_sources(loaded, settings.data, settings.seed, kind=kind, needs=needs, hub=job.hub)
     held_out = [test(length)[None] for length in test_lengths]
     checkpoint, done = enter(checkpoint, start, processes, overwrite=overwrite)
     begins = f"goes on after step {done} of {recipe.steps}" if start is Start.GO_ON else f"{recipe.steps} steps"
-    console.print(f"{begins}, state in {checkpoint.path}", style="dim", highlight=False, soft_wrap=True)
+    say(console, settings, f"{begins}, state in {checkpoint.path}")
     log = StepLog(settings.folder, loaded.device, checkpoint.training, about) if processes.main else None
     with step_progress(recipe.steps, console, done) if log and settings.progress else nullcontext(_no_bar) as bar:
 
@@ -114,9 +114,9 @@ def batches(rows: Rows, lengths: list[int], tokens: int) -> Iterator[Tensor]:
             yield torch.stack([rows(length) for _ in range(max(1, tokens // length))])
 
 
-def _model(settings: Settings, processes: Processes, *, shard: bool) -> LoadedModel:
+def _model(settings: Settings, processes: Processes, console: Terminal, *, shard: bool) -> LoadedModel:
     if not shard:
-        return load_model_of(settings)
+        return load_model_of(settings, console)
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of the weights, in every process
