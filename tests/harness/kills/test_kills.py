@@ -2,8 +2,8 @@
 
     python -m pytest -m slow -n0 -s tests/harness/kills
 
-prints the counts. HARNESS_KILLS sets how many kills there are, HARNESS_KILLS_SEED other moments, HARNESS_KILLS_ONLY cases, by parts of their
-names, a semicolon between.
+prints the counts. HARNESS_KILLS sets how many kills there are, HARNESS_KILLS_SEED other moments, HARNESS_KILLS_ONLY cases, by
+parts of their names with a semicolon between.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from harness.jobs.table import JOBS
 from tests.harness.kills.cases import Case, all_cases
 from tests.harness.kills.outputs import Difference, compare, snapshot
 from tests.harness.kills.trial import Ended, draw_death, run
@@ -54,11 +58,16 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 def test_the_same_command_ends_what_was_killed(
-    brief_folder: Path, books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    brief_folder: Path,
+    books: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    blank_pictures: None,
 ) -> None:
     monkeypatch.setenv("HARNESS_COMMIT", "0" * 12)  # git is asked once a process otherwise
     cases = [case for case in all_cases(brief_folder, books) if any(name in case.name for name in ONLY)]
-    warm_up(cases, tmp_path)
+    import_all()
     tallies = {case.name: Tally() for case in cases}
     for place, case in enumerate(cases):
         count = KILLS // len(cases) + (place < KILLS % len(cases))
@@ -70,24 +79,23 @@ def test_the_same_command_ends_what_was_killed(
     assert sum(tally.kills for tally in tallies.values()) == KILLS
 
 
-def warm_up(cases: list[Case], tmp_path: Path) -> None:
+def import_all(modules: Iterable[str] = ()) -> None:
     """Import here, once, what the commands import, which are forked off this process. Nothing is run that starts threads."""
-    from harness.jobs.table import JOBS
-
     for job in JOBS.values():
         job.load()
-    import matplotlib.pyplot
-    import transformers.models.llama.modeling_llama
-
-    assert matplotlib.pyplot and transformers.models.llama.modeling_llama and tmp_path.is_dir() and cases
+    for name in modules:
+        with suppress(Exception):
+            import_module(name)
 
 
 def kill_case(case: Case, count: int, folder: Path, tally: Tally) -> None:
     """Kill a command `count` times, each time in a folder of its own, run it again, and compare."""
-    prepared, whole = folder / "prepared", folder / "whole"
+    prepared, warm, whole = folder / "prepared", folder / "warm", folder / "whole"
     prepared.mkdir(parents=True)
     for command in case.before:
         assert run(case, command, prepared, processes=1).codes == [0], log_of(prepared)
+    shutil.copytree(prepared, warm)
+    import_all(run(case, case.command, warm).modules)
     shutil.copytree(prepared, whole)
     unharmed = run(case, case.command, whole)
     if set(unharmed.codes) != {0}:

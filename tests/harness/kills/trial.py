@@ -6,6 +6,7 @@ moments between two writes, which the former rarely does.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -39,11 +40,13 @@ class Death:
 
 @dataclass(frozen=True)
 class Ended:
-    """How the processes of a command ended: their exit codes (-9: killed), seconds, and changes of files of the first."""
+    """How the processes of a command ended: their exit codes (-9: killed), seconds, and of the first, unless it was killed, its
+    changes of files and the modules that it imported."""
 
     codes: list[int]
     seconds: float
-    changes: int
+    changes: int = 0
+    modules: tuple[str, ...] = ()
 
 
 def draw_death(rng: random.Random, case: Case, whole: Ended, number: int) -> Death:
@@ -66,8 +69,9 @@ def run(case: Case, command: tuple[str, ...], folder: Path, death: Death | None 
             os.kill(child, signal.SIGKILL)
     codes = wait_for(children, began + LONGEST, all_die=case.joined)
     seconds = time.monotonic() - began
-    counted = folder.parent / f"{folder.name}.changes"
-    return Ended(codes, seconds, int(counted.read_text()) if counted.exists() else 0)
+    counted = folder.parent / f"{folder.name}.counted"
+    changes, modules = json.loads(counted.read_text()) if counted.exists() else (0, [])
+    return Ended(codes, seconds, changes, tuple(modules))
 
 
 def wait_for(children: list[int], until: float, *, all_die: bool) -> list[int]:
@@ -97,6 +101,7 @@ def fork(command: tuple[str, ...], folder: Path, rank: int, count: int, port: in
         log = os.open(folder.parent / f"{folder.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)  # not what a test captures
         os.chdir(folder)
         if port:
             where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
@@ -108,7 +113,7 @@ def fork(command: tuple[str, ...], folder: Path, rank: int, count: int, port: in
         code = main(list(last_of_each(command)))
         sys.stdout.flush()
         if rank == 0:
-            (folder.parent / f"{folder.name}.changes").write_text(str(changes[0]))
+            (folder.parent / f"{folder.name}.counted").write_text(json.dumps([changes[0], list(sys.modules)]))
     except BaseException:
         traceback.print_exc()
     finally:
