@@ -57,12 +57,13 @@ def main(cfg: DictConfig) -> None:
 
 def export(settings: Settings, out: Path) -> list[Path]:
     """Write samples, task files, their group and the module they call into `out`. Return the paths."""
-    console = Console(quiet=not settings.progress)
+    console = Terminal()
+    console.quiet = not settings.progress
     tokenizer = load_tokenizer(str(settings.model["path"]))
     data = {**settings.data, "chat_template": bool(settings.model.get("chat_template"))}
     samples: dict[str, list[Sample]] = {}
     for name in expand_tasks(settings.tasks):
-        console.print(f"making {settings.samples} samples of {name}", style="dim", markup=False, highlight=False)
+        console.print(f"making {settings.samples} samples of {name}", style="dim", highlight=False, soft_wrap=True)
         samples[name] = registry.get(name).samples(tokenizer, settings.length, settings.samples, settings.seed, data)
         for sample in samples[name]:
             if reason := check_sample(sample, tokenizer):

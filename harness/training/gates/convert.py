@@ -84,8 +84,8 @@ def to_release(source: Path, spec: GateSpec, out: Path, *, model: str, overwrite
     UserError for gates of another block size, or a file of something else that is there where `overwrite` isn't set.
     """
     state = _read_all(source, spec)
-    block_size = _recorded(source).get("block_size", spec.block_size)
-    if block_size != spec.block_size:
+    block_size = _recorded_block_size(source)
+    if block_size not in (None, spec.block_size):
         raise UserError(f"{source} has gates for blocks of {block_size} tokens, not {spec.block_size}: set that block_size")
     renamed = {key: weight.clone() for key, weight in release_format.to_released(state, spec.kind).items()}
     settings = gate_files.read_metadata(source).get("release", spec.kind.released_config)  # of gates trained here, all
@@ -139,17 +139,17 @@ def _read_all(source: Path, spec: GateSpec) -> dict[str, Tensor]:
     return state
 
 
-def _recorded(source: Path) -> dict[str, Any]:
-    """Return the block size that a file of the harness records, if it does."""
+def _recorded_block_size(source: Path) -> int | None:
+    """Return the block size that a file of the harness records, None where it doesn't."""
     from safetensors import safe_open
 
     with safe_open(str(source), framework="pt") as file:
         size = (file.metadata() or {}).get("block_size")
     if size is None:
-        return {}
+        return None
     if not size.isdecimal():
         raise UserError(f"{source}: its metadata say block_size={size[:40]}, which is no whole number: train the gates again")
-    return {"block_size": int(size)}
+    return int(size)
 
 
 def _holds(path: Path, spec: GateSpec, state: dict[str, Tensor]) -> bool:

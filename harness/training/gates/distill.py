@@ -104,6 +104,10 @@ def distill(
                 on_step(history[-1])
             if checkpoint is not None and processes.main and checkpoint.due(number + 1, recipe.steps):
                 checkpoint.save(gates, optimizer, history)
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        raise UserError(
+            f"step {recipe.steps} of {recipe.steps}: the gates are not finite any more: lower lr. None were written"
+        )
     for gate in gates:
         gate.requires_grad_(False)
     trained = {layer for layer, gate in enumerate(gates) if any(w in optimizer.state for w in gate.parameters())}
