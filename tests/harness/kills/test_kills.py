@@ -8,6 +8,7 @@ parts of their names with a semicolon between.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -86,6 +87,8 @@ def import_all(modules: Iterable[str] = ()) -> None:
     for name in modules:
         with suppress(Exception):
             import_module(name)
+    gc.collect()
+    gc.freeze()  # a fork would copy all that is looked through for garbage
 
 
 def kill_case(case: Case, count: int, folder: Path, tally: Tally) -> None:
