@@ -108,8 +108,12 @@ def fork(command: tuple[str, ...], folder: Path, rank: int, count: int, port: in
             os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in where.items()}
         victim = death is not None and rank < death.victims
         changes = count_changes(folder, death.change if victim and death is not None else None)
+        from hydra._internal.hydra import Hydra
+
         from harness.__main__ import main
 
+        if "-m" not in command:
+            Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign, assignment]  # composes all once more
         code = main(list(last_of_each(command)))
         sys.stdout.flush()
         if rank == 0:
