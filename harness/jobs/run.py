@@ -7,6 +7,7 @@ from dataclasses import replace
 from omegaconf import DictConfig
 
 from harness.core.devices import torch_device
+from harness.core.partial_files import remove_abandoned
 from harness.core.settings import read_settings
 from harness.jobs.command_state import CommandState
 from harness.jobs.table import Does, check_question_fits, find_job
@@ -21,6 +22,7 @@ def run_job(cfg: DictConfig, command: CommandState) -> int:
     settings = replace(settings, tasks=tuple(expand_tasks(settings.tasks)))
     if job.does is not Does.READS:
         torch_device(settings.device_choice)  # a device that isn't there is an error before any work
+    remove_abandoned([settings.folder, settings.folder / "records", settings.folder / "maps"])
     function = job.load()
     if job.does is Does.TRAINS:
         function(cfg)

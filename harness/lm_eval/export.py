@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.core import checks
 from harness.core.errors import UserError
+from harness.core.files import write_atomically
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
 from harness.lm_eval.exported import SPLIT
@@ -56,10 +57,13 @@ def main(cfg: DictConfig) -> None:
 
 def export(settings: Settings, out: Path) -> list[Path]:
     """Write samples, task files, their group and the module they call into `out`. Return the paths."""
+    console = Terminal()
+    console.quiet = not settings.progress
     tokenizer = load_tokenizer(str(settings.model["path"]))
     data = {**settings.data, "chat_template": bool(settings.model.get("chat_template"))}
     samples: dict[str, list[Sample]] = {}
     for name in expand_tasks(settings.tasks):
+        console.print(f"making {settings.samples} samples of {name}", style="dim", highlight=False, soft_wrap=True)
         samples[name] = registry.get(name).samples(tokenizer, settings.length, settings.samples, settings.seed, data)
         for sample in samples[name]:
             if reason := check_sample(sample, tokenizer):
@@ -73,15 +77,18 @@ def export(settings: Settings, out: Path) -> list[Path]:
         "commit": commit(),
         "command": command(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    files = {f"{PREFIX}_tasks.py": SHIM, f"{group_name(settings.length)}.yaml": _group(settings.length, list(samples))}
+    files = {f"{PREFIX}_tasks.py": SHIM}
     for name, rows in samples.items():
         stem = task_name(name, settings.length)
         files[f"{stem}.jsonl"] = "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in rows)
         files[f"{stem}.yaml"] = _task(name, rows, origin)
-    for file, text in files.items():
-        (out / file).write_text(text, encoding="utf-8")
-    return [out / file for file in files]
+    files[f"{group_name(settings.length)}.yaml"] = _group(settings.length, list(samples))  # last: it names the others
+    return [_write(out / file, text) for file, text in files.items()]
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file, whole or not at all; return its path. Raises UserError where it can't be written."""
+    return write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def task_name(name: str, length: int) -> str:

@@ -26,7 +26,7 @@ from harness.core.settings import Settings
 from harness.measure.context import RunContext
 from harness.measure.kept_mass import what_runs
 from harness.measure.knob_values import with_calibrated_knob
-from harness.measure.sweep import load_model_of
+from harness.measure.sweep import load_model_of, say
 from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
 from harness.models.observe import dense_prefill, global_layers, layer_inputs
@@ -94,7 +94,7 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
     """Measure the maps that a command asks for. Raises UserError for what has none to show."""
     if not decodes_densely(settings.decode):
         raise UserError("job=maps draws a prefill, which decode= does not change: leave decode out")
-    loaded = load_model_of(settings)
+    loaded = load_model_of(settings, console)
     check_length(loaded, settings.length, f"length={settings.length}")
     context = RunContext(settings, loaded, store, console)
     names = expand_tasks(settings.tasks)
@@ -104,11 +104,14 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
             f"job=maps draws what a method keeps, and {arm.identity.method} keeps everything: name another, method=…"
         )
     heads = choose("heads", settings.options["heads"], range(loaded.heads))
+    say(console, settings, f"making a prompt of {settings.length} tokens")
+    prompt = context.first_prompt(names)
+    say(console, settings, f"prefilling it, {loaded.layers} layers")
     try:
         layers = maps_of_prompt(
             loaded,
             arm.method,
-            context.first_prompt(names),
+            prompt,
             settings.options["layers"],
             heads,
             sparse_kernel=settings.kernel,

@@ -168,6 +168,11 @@ class RunContext:
         """Return a bar for the terminal, gone when it is done."""
         return progress_bar(self.console, self._show_progress)
 
+    def say(self, text: str) -> None:
+        """Say what begins now and may take long, where progress is shown."""
+        if self._show_progress:
+            self.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+
     def complain(self, text: str, error: BaseException | None = None) -> None:
         """Say what went wrong; the command goes on. error: whose traceback debug=true shows below it."""
         self.console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from harness.arms.head_files import MADE
 from harness.arms.weights import weights_folder
 from harness.core import checks
 from harness.core.errors import UserError
-from harness.core.files import writable_folder, write_atomically
+from harness.core.files import read_json_object, writable_folder, write_atomically
 from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
 from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
-from harness.measure.sweep import load_model_of
+from harness.measure.sweep import load_model_of, say
 from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel, model_shape
 from harness.models.observe import dense_prefill, layer_inputs
@@ -42,11 +43,16 @@ def main(cfg: DictConfig) -> Path:
     already, or bad input."""
     settings, console = read_settings(cfg), Terminal()
     method = _searching_method(settings)
-    loaded = load_model_of(settings)
+    loaded = load_model_of(settings, console)
     check_length(loaded, settings.length, f"length={settings.length}")
     path = _output_path(settings, loaded, str(method.searched))
+    if path.exists() and not settings.options.get("overwrite"):
+        _check_is_of_this_command(path, loaded)
+        console.print(f"{path} is there, written by this command: job.overwrite=true searches anew", soft_wrap=True)
+        return path
     context = RunContext(settings, loaded, Store(settings.folder), console)
     names = expand_tasks(settings.tasks)
+    say(console, settings, f"making prompts of {settings.length} tokens")
     prompts = calibration_prompts(context, names, checks.whole_number("job.prompts", settings.options["prompts"], 1))
     result = search(context, method, prompts, dense_kernel=settings.dense_kernel)
     provenance = {
@@ -107,11 +113,19 @@ def _searching_method(settings: Settings) -> Method:
 
 
 def _output_path(settings: Settings, loaded: LoadedModel, name: str) -> Path:
-    """Return where the file goes. Raises UserError where it exists and is not to be replaced, or can't be written."""
+    """Return where the file goes. Raises UserError where it can't be written."""
     out = settings.options.get("out")
     own = OWN_BUNDLED if str(settings.model["path"]) == "bundled" else weights_folder(settings.model, loaded)
     path = (Path(str(out)).expanduser() if out else own) / name
-    if path.exists() and not settings.options.get("overwrite"):
-        raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
     writable_folder(path.parent)
     return path
+
+
+def _check_is_of_this_command(path: Path, loaded: LoadedModel) -> None:
+    """Raise UserError unless a file was written by the same command, code and model, as where it was killed at its very end."""
+    with suppress(UserError):
+        origin = read_json_object(path).get("made")
+        current = {"command": command(), "commit": commit(), "model_hash": loaded.revision_hash}
+        if isinstance(origin, dict) and all(origin.get(name) == value for name, value in current.items()):
+            return
+    raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")

@@ -101,6 +101,7 @@ def measure_mass(context: RunContext, arm: RunnableArm, task_names: Sequence[str
     key = digest(identity)
     if recorded(context.store.mass, key) is not None:
         return 0
+    context.say(f"mass kept by {arm.identity.method} on {context.sample_count} prompts of {context.length} tokens")
     with Attempt() as attempt:
         prompts = prompts_in_turn(context, task_names, context.sample_count)
         with context.progress() as progress:

@@ -50,6 +50,7 @@ def knob_value(context: RunContext, arm: RunnableArm, knob: Knob, task_names: Se
     key = digest(identity)
     if (record := recorded(context.store.calibrations, key)) is not None:
         return float(record["value"])
+    context.say(f"calibrating {arm.identity.method} on prompts of {context.length} tokens")
     prompts = calibration_prompts(context, task_names, context.calibration_prompts)
     with context.progress() as progress:
         bar = progress.add_task(f"calibrating {arm.identity.method}", total=calibration.MAX_TRIES)

@@ -51,13 +51,15 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     Raises UserError for bad input.
     """
     sweep, task_names = sweep or SweepCache(), expand_tasks(settings.tasks)
-    loaded = sweep.model(settings)
+    loaded = sweep.model(settings, console)
     check_request(settings, loaded, task_names)
     context = RunContext(settings, loaded, store, console, sweep)
     built = [as_recorded(store, arm) for arm in build_arms(settings, loaded)]
     arms = [with_calibrated_knob(context, settings, arm, task_names) for arm in built]
     with Bridge(loaded, None, dense_kernel=settings.dense_kernel):
         pass  # a model whose attention can't be changed stops here, not in every cell
+    if settings.job == "perplexity":
+        context.say("reading documents")
     texts = read_texts(context, settings.options) if settings.job == "perplexity" else None
     for arm in arms:
         for warning in arm_warnings(arm, settings.model, loaded):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a job that only reports needs neither
+    from rich.console import Console
+
     from harness.core.settings import Settings
     from harness.models.loading import LoadedModel, ModelConfig
     from harness.tasks.sample import Sample
@@ -27,15 +29,23 @@ class SweepCache:
     _config: ModelConfig | None = None
     _loaded: LoadedModel | None = None
 
-    def model(self, settings: Settings) -> LoadedModel:
-        """Return the model of the settings, loaded where it isn't the one of the job before. Raises UserError."""
+    def model(self, settings: Settings, console: Console | None = None) -> LoadedModel:
+        """Return the model of the settings, loaded where it isn't the one of the job before; the console says so. Raises
+        UserError."""
         if self.in_memory is not None:
             return self.in_memory
         config = model_config(settings)
         if self._loaded is None or config != self._config:
             self._loaded = None  # let go of the other one first: a device may not hold both
+            say(console, settings, f"loading {config.name}")
             self._config, self._loaded = config, load_quietly(config)
         return self._loaded
+
+
+def say(console: Console | None, settings: Settings, text: str) -> None:
+    """Say what begins now and may take long, where the settings show progress."""
+    if console is not None and settings.progress:
+        console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def model_config(settings: Settings) -> ModelConfig:
@@ -59,6 +69,8 @@ def load_quietly(config: ModelConfig) -> LoadedModel:
     return loading.load_model(config)
 
 
-def load_model_of(settings: Settings) -> LoadedModel:
-    """Load the model of the settings, for a job that shares it with no other. Raises UserError."""
-    return load_quietly(model_config(settings))
+def load_model_of(settings: Settings, console: Console | None = None) -> LoadedModel:
+    """Load the model of the settings, for a job that shares it with no other; the console says so. Raises UserError."""
+    config = model_config(settings)
+    say(console, settings, f"loading {config.name}")
+    return load_quietly(config)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
+from harness.core.files import write_atomically
 from harness.study.lines import LineError, Record, check_record, parse_line, to_line
 from harness.study.record_io import RESTORE, RecordError, decompress, locked, open_file, signature_of, unreadable, write_lines
 from harness.study.schema import KEYS, RECORDS
@@ -149,16 +150,11 @@ class RecordFile:
         return len(self._records)
 
     def _write_archive(self) -> None:
-        partial = self.archived.with_name(f".{self.archived.name}.{os.getpid()}")
+        content = lzma.compress(b"".join(map(to_line, self._records)), preset=6)
         try:
-            with open(partial, "wb") as file:
-                file.write(lzma.compress(b"".join(map(to_line, self._records)), preset=6))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.archived)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise RecordError(f"{self.archived}: can't write ({error.strerror}); what is recorded is safe") from error
+            write_atomically(self.archived, lambda file: file.write(content))
+        except UserError as error:
+            raise RecordError(f"{error}; what is recorded is safe") from error
         self._archive_read = signature_of(self.archived)
 
     def _refresh_archive(self) -> None:

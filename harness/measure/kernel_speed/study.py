@@ -71,7 +71,7 @@ class Study:
     def _prepare(self, missing: Sequence[Case]) -> None:
         """Load the model that must select indices; a missing gate stops here and not in the middle."""
         if wishes := _wishes(missing):
-            self.models = ModelIndices(self.settings, self.sweep.model(self.settings))
+            self.models = ModelIndices(self.settings, self.sweep.model(self.settings, self.console))
             self.models.check(wishes)
             self.log.about = self.models.about()
 

@@ -7,13 +7,14 @@ where `max_seconds` ends the run first.
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing as mp
 import os
 import time
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import fields
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaForCausalLM
 
 from harness.core.errors import UserError
+from harness.core.files import writable_folder
 from harness.report.figures.training import draw_training_curve
-from harness.training.bundled_model.batches import Stream, loader, longest
+from harness.training.bundled_model.batches import Batch, Stream, loader, longest
 from harness.training.bundled_model.corpus import Corpus, build_corpus, read_stdlib, read_texts
 from harness.training.bundled_model.mixture import Mixture
 from harness.training.bundled_model.model import ATTENTION, build_model, losses
 from harness.training.bundled_model.muon import BatchedMuon
 from harness.training.bundled_model.probe import probe
 from harness.training.bundled_model.recipe import PretrainRecipe
-from harness.training.bundled_model.tokenizer import save_tokenizer, train_tokenizer
+from harness.training.bundled_model.save import save_model
+from harness.training.bundled_model.tokenizer import train_tokenizer
+from harness.training.bundled_model.train_log import TrainLog
 
+UNFINISHED_LOG = "train_log.unfinished.jsonl"
+"""The log while the training goes on: train_log.jsonl is of the model that is there."""
+LOG_SECONDS = 10
+"""Seconds of training between two lines of the log."""
 KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -70,33 +78,19 @@ def optimizers(model: LlamaForCausalLM, recipe: PretrainRecipe) -> list[torch.op
 
 
 def prepare(recipe: PretrainRecipe) -> tuple[Any, Corpus]:
-    """Return the tokenizer (trained, and saved to `out`) and the tokenised corpus."""
+    """Return a tokenizer trained on the recipe's text, and the tokenised corpus."""
     texts = read_texts(recipe.text_dir)
     if recipe.stdlib:
         texts |= read_stdlib()
     tokenizer = train_tokenizer(
         (text[i : i + 20_000] for text in texts.values() for i in range(0, len(text), 60_000)), recipe.vocab_size
     )
-    save_tokenizer(tokenizer, Path(recipe.out))
     return tokenizer, build_corpus(texts, tokenizer, recipe.books_for_words)
 
 
 def probed_lengths(progress: float, final: int) -> list[int]:
     """Return the lengths, in tokens, that are probed at this point of training."""
     return [n for n in (1024, 4096, 16384, 32768, 65536, 131072) if n <= longest(progress, final) and n <= final]
-
-
-@dataclass(frozen=True)
-class TrainLog:
-    """The log of a training, a JSON object a line, which is printed as well."""
-
-    path: Path
-
-    def write(self, **row: Any) -> None:
-        """Append a row."""
-        print(json.dumps(row), flush=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 def rate(progress: float, warmup: float) -> float:
@@ -107,13 +101,14 @@ def rate(progress: float, warmup: float) -> float:
 def pretrain(recipe: PretrainRecipe) -> Path:
     """Run the recipe; write model.safetensors (bf16), config, tokenizer and train_log.jsonl into `out`, and return it.
 
-    Raises UserError for a GPU that isn't there.
+    What is in `out` stays until the new model is there; killed before, the same command begins anew. Raises UserError for a
+    GPU that isn't there, or a folder that can't be written to.
     """
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise UserError("job=pretrain needs a GPU; device=cpu is for trying the code at toy size")
+    out = writable_folder(Path(recipe.out))
+    print(f"reading {recipe.text_dir} and training the tokenizer", flush=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    out = Path(recipe.out)
-    out.mkdir(parents=True, exist_ok=True)
     tokenizer, corpus = prepare(recipe)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     progress = mp.Value("d", 0.0)
@@ -123,23 +118,39 @@ def pretrain(recipe: PretrainRecipe) -> Path:
     if recipe.compile:
         for layer in model.model.layers:
             layer.compile(dynamic=True)
+    log = TrainLog(out / UNFINISHED_LOG)
+    log.begin(recipe, model, corpus)
+    held_out = Mixture(tokenizer, corpus, seed=10**9 + recipe.seed)
+    with sdpa_kernel(KERNELS, set_priority=True):
+        step, tokens = train(model, batches, progress, recipe, log, held_out)
+        model.eval().to(torch.bfloat16)
+        model.set_attn_implementation("sdpa")
+        save_model(model, tokenizer, out)
+        log.write(saved=out.name, step=step, tokens=tokens)
+        model.set_attn_implementation(ATTENTION)
+        log.write(step=step, probe=probe(model, held_out, probed_lengths(1.0, recipe.max_length), 2 * recipe.probe_rows))
+    log.path.replace(out / "train_log.jsonl")
+    draw_training_curve(out / "train_log.jsonl", out / "training.png")
+    return out
+
+
+def train(
+    model: LlamaForCausalLM,
+    batches: Iterator[Batch],
+    progress: Synchronized[float],
+    recipe: PretrainRecipe,
+    log: TrainLog,
+    held_out: Mixture,
+) -> tuple[int, int]:
+    """Train a model until the recipe's steps or seconds are over; return the steps done and the tokens seen.
+
+    progress: set to the share that is done, which the source of `batches` goes by. held_out: rows for the probes on the way.
+    Raises UserError where the loss is not finite.
+    """
     opts = optimizers(model, recipe)
     peak = [g["lr"] for o in opts for g in o.param_groups]
-    held_out = Mixture(tokenizer, corpus, seed=10**9 + recipe.seed)
     amp = torch.autocast(recipe.device, dtype=torch.bfloat16) if recipe.device == "cuda" else nullcontext()
-    kernels = ExitStack()
-    kernels.enter_context(sdpa_kernel(KERNELS, set_priority=True))
-    log = TrainLog(out / "train_log.jsonl")
-    log.write(
-        recipe=asdict(recipe) | {"text_dir": Path(recipe.text_dir).name, "out": out.name},
-        parameters=sum(p.numel() for p in model.parameters()),
-        corpus_tokens=len(corpus.tokens),
-        corpus_files=len(corpus.files),
-        corpus_sha256=corpus.sha256,
-        torch=torch.__version__,
-        gpu=torch.cuda.get_device_name() if recipe.device == "cuda" else "cpu",
-    )
-    started, last_log, last_probe = time.time(), time.time(), time.time()
+    started = last_log = last_probe = time.time()
     tokens = step = 0
     running: list[torch.Tensor] = []
     done = 0.0
@@ -162,17 +173,8 @@ def pretrain(recipe: PretrainRecipe) -> Path:
         now = time.time()
         done = max(step / recipe.steps, (now - started) / recipe.max_seconds)
         progress.value = min(done, 1.0)
-        if now - last_log > 10 or done >= 1:
-            mean = torch.stack(running).mean(0).tolist()
-            log.write(
-                step=step,
-                seconds=round(now - started, 1),
-                progress=round(done, 4),
-                loss=round(mean[0], 4),
-                answer_loss=round(mean[1], 4),
-                tokens=tokens,
-                length=batch.ids.shape[1],
-            )
+        if now - last_log > LOG_SECONDS or done >= 1 or step == 1:
+            log.write_losses(running, step=step, seconds=now - started, done=done, tokens=tokens, length=batch.ids.shape[1])
             running, last_log = [], now
         if now - last_probe > recipe.probe_every and done < 1:
             model.eval()
@@ -181,12 +183,4 @@ def pretrain(recipe: PretrainRecipe) -> Path:
             model.train()
             last_probe = time.time()
             started += last_probe - now  # probes do not count as training time
-    model.eval().to(torch.bfloat16)
-    model.set_attn_implementation("sdpa")
-    model.save_pretrained(out)
-    log.write(saved=out.name, step=step, tokens=tokens)
-    model.set_attn_implementation(ATTENTION)
-    log.write(step=step, probe=probe(model, held_out, probed_lengths(1.0, recipe.max_length), 2 * recipe.probe_rows))
-    kernels.close()
-    draw_training_curve(log.path, out / "training.png")
-    return out
+    return step, tokens

@@ -40,32 +40,38 @@ class Step:
 class Checkpoint:
     """Where the state of a training is written, every `every` steps, and what it is of.
 
+    The file is there from before the first step until everything that a training gives is written: it says that there is
+    something to go on with.
+
     about: all that changes the result, by the names of the settings; a state of anything else is refused. training: the
-    name of this training in the records, the same after a restart.
+    name of this training in the records, the same after a restart. replaces: the training began with job.overwrite=true.
     """
 
     path: Path
     every: int
     about: dict[str, Any]
     training: str = ""
+    replaces: bool = False
 
-    def due(self, done: int) -> bool:
-        """Tell whether the state is to be written after `done` steps."""
-        return self.every > 0 and done % self.every == 0
+    def due(self, done: int, steps: int) -> bool:
+        """Tell whether the state is to be written after `done` of so many steps."""
+        return self.every > 0 and (done % self.every == 0 or done == steps)
+
+    def begin(self) -> None:
+        """Write the state before the first step, in place of any other: gates and optimiser are as new ones."""
+        self._write(None, None, [])
 
     def save(self, gates: Sequence[nn.Module], optimizer: torch.optim.Optimizer, steps: Sequence[Step]) -> None:
         """Write the state, whole or not at all."""
-        state = {
-            "about": self.about,
-            "training": self.training,
-            "gates": [gate.state_dict() for gate in gates],
-            "optimizer": optimizer.state_dict(),
-            "steps": [asdict(step) for step in steps],
-        }
+        self._write([gate.state_dict() for gate in gates], optimizer.state_dict(), [asdict(step) for step in steps])
+
+    def _write(self, gates: list[Any] | None, optimizer: dict[str, Any] | None, steps: list[dict[str, Any]]) -> None:
+        state = {"about": self.about, "training": self.training, "replaces": self.replaces}
+        state |= {"gates": gates, "optimizer": optimizer, "steps": steps}
         write_atomically(self.path, lambda file: torch.save(state, file))
 
     def read(self) -> dict[str, Any] | None:
-        """Return the state in the file, on the CPU; None where there is none.
+        """Return the state in the file, on the CPU; None where there is none, or none of other settings that is worth keeping.
 
         Raises UserError where it can't be read or is of another training.
         """
@@ -74,12 +80,14 @@ class Checkpoint:
         cure = "remove it, or say job.overwrite=true, to begin anew"
         try:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-            about, _, _, _, _ = (state[key] for key in ("about", "training", "gates", "optimizer", "steps"))
+            about, steps, *_ = (state[key] for key in ("about", "steps", "training", "replaces", "gates", "optimizer"))
         except (RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise UserError(f"{self.path} is no checkpoint of gates ({type(error).__name__}): {cure}") from None
         for name in sorted(about.keys() | self.about.keys()):
             recorded, current = about.get(name), self.about.get(name)
             if recorded != current:
+                if not steps:  # it had only begun
+                    return None
                 raise UserError(
                     f"{self.path} is of a training with {name}={recorded}, not {current}: go on with that, or {cure}"
                 )
@@ -92,6 +100,8 @@ class Checkpoint:
 
 def restore(state: dict[str, Any], gates: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> list[Step]:
     """Put a state into new gates and their optimiser; return the steps that were done."""
+    if not state["steps"]:
+        return []
     for gate, weights in zip(gates, state["gates"], strict=True):
         gate.load_state_dict(weights)
     optimizer.load_state_dict(state["optimizer"])

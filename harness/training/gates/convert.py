@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -29,7 +28,10 @@ FORMATS = ("harness", "release")
 
 
 def main(cfg: DictConfig) -> Path:
-    """Convert and save; return the path. Raises UserError for a file that is there, or one that can't be converted."""
+    """Convert and save; return the path. What is there with the same content stays, as after a kill.
+
+    Raises UserError for a file of something else that is there, or one that can't be converted.
+    """
     settings = read_settings(cfg)
     spec, to = gate_spec(settings), settings.options["to"]
     if to not in FORMATS:
@@ -53,8 +55,8 @@ def main(cfg: DictConfig) -> Path:
 def to_harness(source: Path, spec: GateSpec, out: Path, *, overwrite: bool = False) -> Path:
     """Write a release's weights into folder `out` under the name that the method looks for, its settings as metadata.
 
-    The release's hash is that of its file, as the hub's page shows it. Return the path. Raises UserError where that file is
-    there and `overwrite` isn't set.
+    The release's hash is that of its file, as the hub's page shows it. Return the path. Raises UserError where a file of
+    something else is there and `overwrite` isn't set.
     """
     state, config = _read_all(source, spec), gate_files.read_config(source)
     settings = {key: value for key, value in config.items() if key.startswith("seerattn_")}
@@ -66,8 +68,12 @@ def to_harness(source: Path, spec: GateSpec, out: Path, *, overwrite: bool = Fal
         "release_hash": file_hash(source),
     }
     metadata = {key: json.dumps(value) for key, value in recipe.items()}
-    path = _free(out / spec.file.format(block_size=block_size), overwrite)
+    path = out / spec.file.format(block_size=block_size)
     content = safetensors_bytes({name: weight.contiguous() for name, weight in state.items()}, metadata)
+    if not overwrite and path.exists():
+        if path.read_bytes() == content:
+            return path
+        raise _exists(path)
     return write_atomically(path, lambda file: file.write(content))
 
 
@@ -75,11 +81,11 @@ def to_release(source: Path, spec: GateSpec, out: Path, *, model: str, overwrite
     """Write the harness's weights into folder `out` as a release has them; return the path.
 
     The seerattn_ settings lie beside them: the original's loader looks for those in the model's own config.json. Raises
-    UserError for gates of another block size, or a file that is there where `overwrite` isn't set.
+    UserError for gates of another block size, or a file of something else that is there where `overwrite` isn't set.
     """
     state = _read_all(source, spec)
-    block_size = _recorded(source).get("block_size", spec.block_size)
-    if block_size != spec.block_size:
+    block_size = _recorded_block_size(source)
+    if block_size not in (None, spec.block_size):
         raise UserError(f"{source} has gates for blocks of {block_size} tokens, not {spec.block_size}: set that block_size")
     renamed = {key: weight.clone() for key, weight in release_format.to_released(state, spec.kind).items()}
     settings = gate_files.read_metadata(source).get("release", spec.kind.released_config)  # of gates trained here, all
@@ -90,8 +96,15 @@ def to_release(source: Path, spec: GateSpec, out: Path, *, model: str, overwrite
         "seerattn_gate_hidden_size": state["layers.0.gate.k"].shape[-1],
         **{name: value for name, value in spec.kind.released_config.items() if name in known},
     }
-    path, config_path = _free(out / release_format.FILE, overwrite), _free(out / release_format.CONFIG, overwrite)
-    write_atomically(config_path, lambda file: file.write(json.dumps(config, indent=2).encode() + b"\n"))
+    path, config_path = out / release_format.FILE, out / release_format.CONFIG
+    config_text = json.dumps(config, indent=2).encode() + b"\n"
+    if not overwrite and config_path.exists() and config_path.read_bytes() != config_text:
+        raise _exists(config_path)
+    if not overwrite and path.exists():
+        if config_path.exists() and _holds(path, spec, state):
+            return path
+        raise _exists(path)
+    write_atomically(config_path, lambda file: file.write(config_text))
     return write_atomically(path, lambda file: torch.save(renamed, file))
 
 
@@ -126,21 +139,26 @@ def _read_all(source: Path, spec: GateSpec) -> dict[str, Tensor]:
     return state
 
 
-def _recorded(source: Path) -> dict[str, Any]:
-    """Return the block size that a file of the harness records, if it does."""
+def _recorded_block_size(source: Path) -> int | None:
+    """Return the block size that a file of the harness records, None where it doesn't."""
     from safetensors import safe_open
 
     with safe_open(str(source), framework="pt") as file:
         size = (file.metadata() or {}).get("block_size")
     if size is None:
-        return {}
+        return None
     if not size.isdecimal():
         raise UserError(f"{source}: its metadata say block_size={size[:40]}, which is no whole number: train the gates again")
-    return {"block_size": int(size)}
+    return int(size)
 
 
-def _free(path: Path, overwrite: bool) -> Path:
-    """Return `path`. Raises UserError where it exists and is not to be replaced."""
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
-    return path
+def _holds(path: Path, spec: GateSpec, state: dict[str, Tensor]) -> bool:
+    """Return whether a file has exactly these weights, under the names of the harness."""
+    weights = gate_files.read(path, spec.kind)
+    same_names = weights.keys() == state.keys()
+    return same_names and all(weights[name].dtype == w.dtype and torch.equal(weights[name], w) for name, w in state.items())
+
+
+def _exists(path: Path) -> UserError:
+    """Return the error of a file that is there and is not to be replaced."""
+    return UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")

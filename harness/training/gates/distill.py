@@ -64,7 +64,8 @@ def distill(
     tokens: the batches of all processes together, the same in each, from the first step on (where a checkpoint is found,
     those that it has seen are drawn and dropped). held_out: sequences on which recall is measured at the end. kind: of
     gate. The file is named by the pattern `file`, with how it was trained, and `about`, in its metadata; the first of several
-    `processes` writes it. on_step: called after each step, in every process.
+    `processes` writes it. on_step: called after each step, in every process. checkpoint: stays there when all is done, for
+    the caller to remove once nothing of the training is left to write.
     Raises UserError where `tokens` ends early, or rows can't be shared among the processes.
     """
     began = time.perf_counter()
@@ -76,7 +77,10 @@ def distill(
     state = checkpoint.read() if checkpoint is not None else None
     history = restore(state, gates, optimizer) if state is not None else []
     processes.agree(len(history))
-    seen = sum(_next(tokens, step, recipe.steps).numel() for step in range(len(history)))
+    if len(history) < recipe.steps:  # a random source is where it was once the same rows are drawn again
+        for step in range(len(history)):
+            _next(tokens, step, recipe.steps)
+    seen = history[-1].tokens if history else 0
     trainer = GateTrainer(loaded, gates, recipe, processes)
     with Capture(loaded.model, trainer.visit) as capture:
         batch = _next(tokens, len(history), recipe.steps) if len(history) < recipe.steps else None
@@ -92,14 +96,18 @@ def distill(
                 capture.run(part.to(loaded.device))
             # while a GPU is still at it, the host has time to draw text
             batch = _next(tokens, number + 1, recipe.steps) if number + 1 < recipe.steps else None
-            loss, recall, norm = trainer.finish()
+            loss, recall, norm = trainer.finish(number)
             optimizer.step()
             seconds = time.perf_counter() - started
             history.append(Step(step=number, loss=loss, recall=recall, lr=rate, tokens=seen, grad_norm=norm, seconds=seconds))
             if on_step is not None:
                 on_step(history[-1])
-            if checkpoint is not None and processes.main and checkpoint.due(number + 1):
+            if checkpoint is not None and processes.main and checkpoint.due(number + 1, recipe.steps):
                 checkpoint.save(gates, optimizer, history)
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        raise UserError(
+            f"step {recipe.steps} of {recipe.steps}: the gates are not finite any more: lower lr. None were written"
+        )
     for gate in gates:
         gate.requires_grad_(False)
     trained = {layer for layer, gate in enumerate(gates) if any(w in optimizer.state for w in gate.parameters())}
@@ -122,10 +130,7 @@ def distill(
             "loss": history[-1].loss,
             "recall": mean_recall(recalls),
         }
-        del metadata["dtype"]  # the file says it
         save_gates(gates, path, dtype=dtype, recipe=metadata, local=local)
-        if checkpoint is not None:
-            checkpoint.remove()
     processes.wait()
     return Distilled(path, gates, history, recalls, parameters, time.perf_counter() - began)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -17,11 +15,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from harness.arms.weights import weights_folder
-from harness.core.errors import UserError
 from harness.core.files import writable_folder
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
-from harness.measure.sweep import load_model_of
+from harness.measure.sweep import load_model_of, say
 from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel, ModelConfig, load_model
 from harness.report.figures.gates import draw_gate_curves
@@ -33,8 +30,10 @@ from harness.training.gates.gate_spec import GateSpec, gate_spec
 from harness.training.gates.job_settings import read_lengths, read_recipe, whole_number
 from harness.training.gates.processes import Processes, join, load_sharded
 from harness.training.gates.recipe import Recipe
-from harness.training.gates.rows import Rows, row_kind, row_sources, text_id
+from harness.training.gates.rows import Rows, TextNeeds, row_kind, row_sources, text_id
 from harness.training.gates.step_log import StepLog
+from harness.training.gates.step_progress import step_progress
+from harness.training.gates.training_start import Start, enter, find_start
 
 OWN_BUNDLED = Path("gates/bundled")
 """Where gates trained here for the bundled model go: those that ship lie in the installed package."""
@@ -44,27 +43,40 @@ def main(cfg: DictConfig) -> Path:
     """Train and save the gates; return the path of their file.
 
     Writes gate_steps.csv, gate_recall.csv and gates.png into the study's folder, and every step into its records as it is
-    done. Raises UserError for settings that are out of range, before anything is loaded.
+    done. Killed at any moment, the same command goes on. Raises UserError for settings that are out of range, before anything
+    is loaded.
     """
     settings = read_settings(cfg)
-    job = cfg.job
+    job, overwrite = cfg.job, bool(cfg.job.overwrite)
     spec = gate_spec(settings)
     recipe = read_recipe(job, spec, settings.seed)
     lengths, tokens = read_lengths(job.lengths, spec.block_size), whole_number(job, "tokens", 1)
     sequences, every = whole_number(job, "recall_sequences", 0), whole_number(job, "checkpoint_every", 0)
     processes = join(settings.device)
+    console = Terminal()
+    console.quiet = not processes.main
     settings = replace(settings, device_choice=str(processes.device or settings.device))
-    loaded = _model(settings, processes, shard=bool(job.shard))
+    loaded = _model(settings, processes, console, shard=bool(job.shard))
     check_length(loaded, max(lengths), f"job.lengths={lengths}")
-    out = _out(job.out, spec, settings, loaded, overwrite=bool(job.overwrite))
+    out = _out(job.out, settings, loaded)
     kind = row_kind(loaded, settings.data, str(job.rows))
     about = _about(job, spec, recipe, settings, loaded, kind, lengths)
-    checkpoint = _checkpoint(out, spec, about, processes, every=every, overwrite=bool(job.overwrite))
-    most_tokens = recipe.steps * max(tokens, *lengths)
-    train, test = row_sources(loaded, settings.data, settings.seed, kind=kind, train_tokens=most_tokens, hub=job.hub)
-    held_out = [test(length)[None] for length in islice(cycle(lengths), sequences)]
+    checkpoint = Checkpoint(out / f"{Path(spec.file_name).stem}.checkpoint", every, about)
+    start = find_start(checkpoint, out / spec.file_name, _tables(settings, spec), overwrite=overwrite)
+    if start is Start.NOTHING:
+        console.print(f"{out / spec.file_name} is there, trained with these settings: job.overwrite=true trains it anew")
+        return out / spec.file_name
+    writable_folder(out)
+    say(console, settings, f"reading text: rows={kind}")
+    test_lengths = list(islice(cycle(lengths), sequences))
+    needs = TextNeeds(recipe.steps * max(tokens, *lengths), test_lengths)
+    train, test = row_sources(loaded, settings.data, settings.seed, kind=kind, needs=needs, hub=job.hub)
+    held_out = [test(length)[None] for length in test_lengths]
+    checkpoint, done = enter(checkpoint, start, processes, overwrite=overwrite)
+    begins = f"goes on after step {done} of {recipe.steps}" if start is Start.GO_ON else f"{recipe.steps} steps"
+    say(console, settings, f"{begins}, state in {checkpoint.path}")
     log = StepLog(settings.folder, loaded.device, checkpoint.training, about) if processes.main else None
-    with progress_bar(recipe.steps) if log and settings.progress else nullcontext(_no_bar) as bar:
+    with step_progress(recipe.steps, console, done) if log and settings.progress else nullcontext(_no_bar) as bar:
 
         def on_step(step: Step) -> None:
             if log:
@@ -85,19 +97,10 @@ def main(cfg: DictConfig) -> Path:
             about=about,
         )
     if processes.main:
-        _report(distilled, settings, loaded, spec)
+        _report(distilled, settings, loaded, spec, console)
+        checkpoint.remove()  # last of all: where it is, the same command goes on
+    processes.wait()
     return distilled.path
-
-
-@contextmanager
-def progress_bar(steps: int) -> Iterator[Callable[[Step], None]]:
-    """Show a bar in the terminal with loss and recall. What it yields is called with each step."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    text = TextColumn("KL {task.fields[loss]:.4f}  recall {task.fields[recall]:.1%}")
-    with Progress(TextColumn("gates"), BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn()) as bar:
-        task = bar.add_task("gates", total=steps, loss=math.nan, recall=math.nan)
-        yield lambda step: bar.update(task, completed=step.step + 1, loss=step.loss, recall=step.recall)
 
 
 def _no_bar(_: Step) -> None:
@@ -111,9 +114,9 @@ def batches(rows: Rows, lengths: list[int], tokens: int) -> Iterator[Tensor]:
             yield torch.stack([rows(length) for _ in range(max(1, tokens // length))])
 
 
-def _model(settings: Settings, processes: Processes, *, shard: bool) -> LoadedModel:
+def _model(settings: Settings, processes: Processes, console: Terminal, *, shard: bool) -> LoadedModel:
     if not shard:
-        return load_model_of(settings)
+        return load_model_of(settings, console)
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of the weights, in every process
@@ -145,30 +148,19 @@ def _about(
     }
 
 
-def _checkpoint(
-    out: Path, spec: GateSpec, about: dict[str, Any], processes: Processes, *, every: int, overwrite: bool
-) -> Checkpoint:
-    """Return where the state of the training is written, every `every` steps.
-
-    Raises UserError where there is one of other settings; with `overwrite` it is removed.
-    """
-    path = out / f"{Path(spec.file_name).stem}.checkpoint"
-    checkpoint = Checkpoint(path, every, about, uuid.uuid4().hex[:12])
-    if overwrite and processes.main:
-        checkpoint.remove()
-    processes.wait()
-    state = checkpoint.read()
-    return checkpoint if state is None else replace(checkpoint, training=state["training"])
+def _tables(settings: Settings, spec: GateSpec) -> list[Path]:
+    """Return what a training writes into the study's folder, whatever it finds: its steps, recall by layer, and curves."""
+    names = (f"gate_steps_{spec.suffix}.csv", f"gate_recall_{spec.suffix}.csv", f"gates_{spec.suffix}.png")
+    return [settings.folder / name for name in names]
 
 
-def _report(distilled: Distilled, settings: Settings, loaded: LoadedModel, spec: GateSpec) -> None:
+def _report(distilled: Distilled, settings: Settings, loaded: LoadedModel, spec: GateSpec, console: Terminal) -> None:
     """Write the tables and the picture of a training, and print its recall and where its file lies."""
-    settings.folder.mkdir(parents=True, exist_ok=True)
+    steps_path, _, picture = _tables(settings, spec)
     steps = pd.DataFrame([asdict(step) for step in distilled.steps])
-    steps.to_csv(settings.folder / f"gate_steps_{spec.suffix}.csv", index=False)
+    recall_tables.write_table(steps_path, steps)
     recall_tables.write(distilled.recall, settings.folder, spec.suffix, recall_tables.title(loaded.name))
-    draw_gate_curves(steps, recall_tables.by_layer(distilled.recall), settings.folder / f"gates_{spec.suffix}.png")
-    console = Terminal()
+    draw_gate_curves(steps, recall_tables.by_layer(distilled.recall), picture)
     console.print(f"{distilled.parameters:,} gate parameters, {distilled.seconds:.0f} s", highlight=False)
     recall_tables.show(distilled.recall, console)
     console.print(f"wrote {distilled.path}", highlight=False)
@@ -176,16 +168,8 @@ def _report(distilled: Distilled, settings: Settings, loaded: LoadedModel, spec:
         console.print(f"to use them: model.gates={distilled.path.parent}", highlight=False)
 
 
-def _out(folder: Any, spec: GateSpec, settings: Settings, loaded: LoadedModel, *, overwrite: bool) -> Path:
-    """Return the folder for the gates.
-
-    Raises UserError where the file is there already, or none can be, before any training.
-    """
+def _out(folder: Any, settings: Settings, loaded: LoadedModel) -> Path:
+    """Return the folder for the gates."""
     if folder:
-        out = Path(folder).expanduser()
-    else:
-        out = OWN_BUNDLED if str(settings.model["path"]) == "bundled" else weights_folder(settings.model, loaded)
-    path = out / spec.file_name
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
-    return writable_folder(out)
+        return Path(folder).expanduser()
+    return OWN_BUNDLED if str(settings.model["path"]) == "bundled" else weights_folder(settings.model, loaded)

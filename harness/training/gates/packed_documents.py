@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +14,54 @@ from torch import Tensor
 
 from harness.core.errors import UserError
 from harness.tasks.tokens import sets_bos
+from harness.training.gates.text_folder import HELD_OUT, held_out, text_folder
 
 PIECE = 100_000
-"""Characters that are tokenised at once."""
-
-HELD_OUT = 20
-"""One part in so many, the last, is held out from training to measure recall on."""
+"""Characters that are tokenised as one text, and"""
+PIECES = 8
+"""so many of these at once, by several threads."""
 
 SHUFFLED = 10_000
 """Documents of the hub among which the next one is drawn."""
 
-
-def from_folder(folder: str | Path, seed: int) -> Iterator[str]:
-    """Yield every .txt below `folder` as it is, in an order drawn from the seed. Raises UserError where there is none."""
-    paths = sorted(Path(folder).expanduser().rglob("*.txt"))
-    if not paths:
-        raise UserError(f"data.text_dir={folder}: no .txt file there; name a folder of plain-text documents")
-    random.Random(seed).shuffle(paths)
-    for path in paths:
-        yield path.read_text(encoding="utf-8", errors="replace")
+Document = tuple[bool, str | Path]
+"""Whether a document is held out from training, and its text or the file that holds it."""
 
 
-def from_hub(name: str, seed: int) -> Iterator[str]:
-    """Yield the documents of a data set of the hub that has a column "text", streamed: no more is downloaded than is used."""
+def from_folder(folder: str | Path, seed: int) -> Iterator[Document]:
+    """Yield every .txt below `folder` as it is, in an order drawn from the seed, those held out first.
+
+    The last of them in that order are held out, one byte in HELD_OUT; a file in which that begins is cut in two. Raises
+    UserError where there is none.
+    """
+    text = text_folder(folder, seed)
+    cut = held_out(text)[0].stop
+    begins = (0, *text.ends[:-1])
+    spans = list(zip(text.paths, begins, text.ends, strict=True))
+    halves: tuple[str, str] | None = None
+    for path, begin, end in spans:
+        if begin < cut < end:
+            words = path.read_text(encoding="utf-8", errors="replace")
+            place = len(words) * (cut - begin) // (end - begin)
+            halves = words[:place], words[place:]
+            yield True, halves[1]
+    yield from ((True, path) for path, begin, _ in spans if begin >= cut)
+    yield from ((False, path) for path, _, end in spans if end <= cut)
+    if halves is not None:
+        yield False, halves[0]
+
+
+def from_hub(name: str, seed: int) -> Iterator[Document]:
+    """Yield the documents of a data set of the hub that has a column "text", streamed: no more is downloaded than is used.
+
+    One in HELD_OUT is held out.
+    """
     try:
         from datasets import load_dataset
 
         rows = load_dataset(name, split="train", streaming=True).shuffle(seed=seed, buffer_size=SHUFFLED)
-        for row in rows:
-            yield row["text"]
+        for number, row in enumerate(rows, 1):
+            yield number % HELD_OUT == 0, row["text"]
     except Exception as error:
         first = str(error).strip().partition("\n")[0]
         raise UserError(
@@ -51,26 +70,37 @@ def from_hub(name: str, seed: int) -> Iterator[str]:
         ) from None
 
 
-def pack(texts: Iterable[str], tokenizer: Any, train_tokens: int) -> np.ndarray:
-    """Return the documents' token ids, int32 [N], the end-of-text token after each.
+def pack(documents: Iterable[Document], tokenizer: Any, train_tokens: int, test_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the token ids of the documents to train on, and of those held out, int32 [N], the end-of-text token after each.
 
-    Stops once there are `train_tokens` to train on, beside those held out. Raises UserError for a tokenizer without that token.
+    Reads, and tokenises, no more than gives so many tokens of either kind. Raises UserError for a tokenizer without that token.
     """
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError(
             "job.rows: documents are joined by the end-of-text token, and the tokenizer has none; use job.rows=books"
         )
-    ids = array("i")
-    for text in texts:
-        pieces = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
-        if pieces:
-            for part in tokenizer(pieces, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]:
-                ids.extend(part)
-            ids.append(end)
-        if len(ids) * (HELD_OUT - 1) >= train_tokens * HELD_OUT:
+    ids, needed = {True: array("i"), False: array("i")}, {True: test_tokens, False: train_tokens}
+    for is_held_out, document in documents:
+        part, enough = ids[is_held_out], needed[is_held_out]
+        if len(part) < enough:
+            text = document if isinstance(document, str) else document.read_text(encoding="utf-8", errors="replace")
+            if text and _add_tokens(part, text, tokenizer, enough):
+                part.append(end)
+        if all(len(ids[kind]) >= needed[kind] for kind in ids):
             break
-    return np.frombuffer(ids, dtype=np.int32)
+    return np.frombuffer(ids[False], dtype=np.int32), np.frombuffer(ids[True], dtype=np.int32)
+
+
+def _add_tokens(ids: array[int], text: str, tokenizer: Any, enough: int) -> bool:
+    """Append the tokens of a text until there are `enough` of all; return whether it was added whole."""
+    pieces = (text[i : i + PIECE] for i in range(0, len(text), PIECE))
+    while batch := list(islice(pieces, PIECES)):
+        if len(ids) >= enough:
+            return False
+        for part in tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]:
+            ids.extend(part)
+    return True
 
 
 class Chunks:
@@ -102,13 +132,9 @@ class Chunks:
         return row
 
 
-def held_out(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens to train on, and the last part, to measure recall on."""
-    cut = len(tokens) - len(tokens) // HELD_OUT
-    return tokens[:cut], tokens[cut:]
-
-
-def chunk_sources(texts: Iterable[str], tokenizer: Any, seeds: tuple[int, int], train_tokens: int) -> tuple[Chunks, Chunks]:
+def chunk_sources(
+    documents: Iterable[Document], tokenizer: Any, seeds: tuple[int, int], train_tokens: int, test_tokens: int
+) -> tuple[Chunks, Chunks]:
     """Return a source to train on, of about `train_tokens` tokens, and one of other text to measure recall on."""
-    train, test = held_out(pack(texts, tokenizer, train_tokens))
+    train, test = pack(documents, tokenizer, train_tokens, test_tokens)
     return Chunks(train, tokenizer, seeds[0]), Chunks(test, tokenizer, seeds[1])

@@ -13,13 +13,13 @@ from harness.arms.weights import model_overrides, released_id, weights_folder
 from harness.core.errors import UserError
 from harness.core.settings import read_settings
 from harness.core.terminal import Terminal
-from harness.measure.sweep import load_model_of
+from harness.measure.sweep import load_model_of, say
 from harness.models.length_check import check_length
 from harness.training.gates import recall_tables
 from harness.training.gates.gate_spec import gate_spec
 from harness.training.gates.job_settings import read_lengths, whole_number
 from harness.training.gates.recall import gate_recall
-from harness.training.gates.rows import row_kind, row_sources
+from harness.training.gates.rows import TextNeeds, row_kind, row_sources
 from harness.training.gates.weights import new_gates
 from methods.gates.weights import fill_gates
 
@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> Path:
     settings, job = read_settings(cfg), cfg.job
     spec, console = gate_spec(settings), Terminal()
     lengths, sequences = read_lengths(job.lengths, spec.block_size), whole_number(job, "sequences", 1)
-    loaded = load_model_of(settings)
+    loaded = load_model_of(settings, console)
     check_length(loaded, max(lengths), f"job.lengths={lengths}")
     group = "method" if decodes_densely(settings.decode) else "decode"
     folder, name = weights_folder(settings.model, loaded), spec.file_name
@@ -52,8 +52,11 @@ def main(cfg: DictConfig) -> Path:
     except ValueError as error:
         raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
     kind = row_kind(loaded, settings.data, str(job.rows))
-    _, test = row_sources(loaded, settings.data, settings.seed, kind=kind, train_tokens=max(lengths) * sequences, hub=job.hub)
-    recalls = gate_recall(loaded, gates, [test(length)[None] for length in islice(cycle(lengths), sequences)])
+    test_lengths = list(islice(cycle(lengths), sequences))
+    say(console, settings, f"reading text: rows={kind}")
+    needs = TextNeeds(0, test_lengths)
+    _, test = row_sources(loaded, settings.data, settings.seed, kind=kind, needs=needs, hub=job.hub)
+    recalls = gate_recall(loaded, gates, [test(length)[None] for length in test_lengths])
     recall_tables.show(recalls, console)
     for written in recall_tables.write(recalls, settings.folder, spec.suffix, recall_tables.title(loaded.name)):
         console.print(f"wrote {written}", highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from harness.core.files import write_atomically
 from harness.report.figures.gates import draw_head_recall
 from harness.training.gates.recall import Recall
 
@@ -49,17 +50,20 @@ def by_head(recall: Sequence[Recall]) -> pd.DataFrame:
 
 def write(recall: Sequence[Recall], folder: Path, suffix: str, title: str) -> list[Path]:
     """Write gate_recall_SUFFIX.csv and, where there are rows, gate_recall_heads_SUFFIX.csv and .png; return the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"gate_recall_{suffix}.csv"]
-    by_layer(recall).to_csv(paths[0], index=False)
+    paths = [write_table(folder / f"gate_recall_{suffix}.csv", by_layer(recall))]
     if recall:
         heads = by_head(recall)
-        paths.append(folder / f"gate_recall_heads_{suffix}.csv")
-        heads.to_csv(paths[1], index=False)
+        paths.append(write_table(folder / f"gate_recall_heads_{suffix}.csv", heads))
         density = min(heads["density"].unique(), key=lambda density: abs(density - SHOWN))
         shown = heads[heads["density"] == density]
         paths.append(draw_head_recall(shown, title, folder / f"gate_recall_heads_{suffix}.png"))
     return paths
+
+
+def write_table(path: Path, table: pd.DataFrame) -> Path:
+    """Write a table as CSV, whole or not at all; return `path`. Raises UserError where it can't be written."""
+    text = table.to_csv(index=False)
+    return write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def show(recall: Sequence[Recall], console: Console) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,51 +20,74 @@ from harness.tasks.haystack import haystack_source
 from harness.tasks.names import expand_tasks
 from harness.tasks.ruler.samples import get_samples
 from harness.tasks.tokens import encode, sets_bos
-from harness.training.bundled_model.corpus import build_corpus, read_texts
+from harness.training.bundled_model.corpus import Corpus, build_corpus
 from harness.training.bundled_model.mixture import Mixture, fits_mixture
-from harness.training.gates.packed_documents import HELD_OUT, chunk_sources, from_folder, from_hub, held_out
+from harness.training.gates.packed_documents import chunk_sources, from_folder, from_hub
+from harness.training.gates.text_folder import HELD_OUT, TextPart, held_out, text_folder
 
 TRAINING_SEED = 1_000_003
 """Added to the seed of generated samples, so that no gate learns from a sample that a method is tested on."""
+
+TOKEN_BYTES = 6
+"""Bytes of text that are read at first for every token that is needed."""
+CORPUS_BYTES = 1 << 20
+"""Bytes at least that prose and words of a mixture are drawn from."""
+STRETCH_BYTES = 100_000
+"""Bytes of a stretch of that text."""
 
 Rows = Callable[[int], Tensor]
 KINDS = ("auto", "mixture", "books", "documents", "hub", "samples")
 
 
+@dataclass(frozen=True)
+class TextNeeds:
+    """How much text is read: tokens to train on, and the lengths of the rows that recall is measured on."""
+
+    train_tokens: int
+    test_lengths: Sequence[int]
+
+    @property
+    def test_tokens(self) -> int:
+        """Return how many tokens the held-out rows have."""
+        return sum(self.test_lengths)
+
+
 def row_sources(
-    loaded: LoadedModel, data: dict[str, Any], seed: int, *, kind: str = "auto", train_tokens: int = 0, hub: str | None = None
+    loaded: LoadedModel, data: dict[str, Any], seed: int, *, needs: TextNeeds, kind: str = "auto", hub: str | None = None
 ) -> tuple[Rows, Rows]:
     """Return two sources of rows, int64 [length] each: one to train on, and one to measure recall on.
 
-    The second is of text held out, or where rows are generated (mixture, samples) of other draws.
+    The second is of text held out, or where rows are generated (mixture, samples) of other draws. Which rows it gives does not
+    depend on how much is trained. Of the text, no more is tokenised than `needs` says.
 
     kind: "mixture" (the bundled model's, of data.text_dir), "books" (stretches of data.text_dir from anywhere), "documents"
-    (its files joined by EOS and cut), "hub" (so the data set `hub`; both read about `train_tokens` tokens), "samples"
-    (generated), or "auto": the mixture where the tokenizer allows it, else books; samples without a text_dir.
+    (its files joined by EOS and cut), "hub" (so the data set `hub`), "samples" (generated), or "auto": the mixture where the
+    tokenizer allows it, else books; samples without a text_dir.
     Raises UserError for an unknown kind, and where the text is missing or the tokenizer doesn't suit it.
     """
     kind = row_kind(loaded, data, kind)
-    seeds = (TRAINING_SEED + seed, 2 * TRAINING_SEED + seed)
+    seeds, tokenizer = (TRAINING_SEED + seed, 2 * TRAINING_SEED + seed), loaded.tokenizer
     if kind == "samples":
         first, second = (partial(from_samples, loaded, data, count(s)) for s in seeds)
         return first, second
-    if kind == "hub":
-        if not hub:
-            raise UserError("job.rows=hub needs a data set: job.hub=OWNER/NAME")
-        return chunk_sources(from_hub(hub, seed), loaded.tokenizer, seeds, train_tokens)
-    if not data.get("text_dir"):
+    if kind == "hub" and not hub:
+        raise UserError("job.rows=hub needs a data set: job.hub=OWNER/NAME")
+    if kind != "hub" and not data.get("text_dir"):
         raise UserError(f"job.rows={kind} needs text: name a folder of .txt files, data.text_dir=FOLDER")
-    if kind == "documents":
-        return chunk_sources(from_folder(data["text_dir"], seed), loaded.tokenizer, seeds, train_tokens)
-    texts = read_texts(str(data["text_dir"]))
+    if kind in ("hub", "documents"):
+        documents = from_hub(str(hub), seed) if kind == "hub" else from_folder(data["text_dir"], seed)
+        return chunk_sources(documents, tokenizer, seeds, needs.train_tokens, needs.test_tokens)
+    text = text_folder(data["text_dir"])
     if kind == "mixture":
-        if not fits_mixture(loaded.tokenizer):
+        if not fits_mixture(tokenizer):
             raise UserError(f"job.rows=mixture: the tokenizer of {loaded.name} doesn't suit it; use job.rows=books")
-        corpus = build_corpus(texts, loaded.tokenizer)
-        first, second = (partial(from_mixture, Mixture(loaded.tokenizer, corpus, seed=s)) for s in seeds)
+        corpora = corpora_of(text, tokenizer, (needs.train_tokens, needs.test_tokens), seeds)
+        first, second = (
+            partial(from_mixture, Mixture(tokenizer, corpus, seed=s)) for corpus, s in zip(corpora, seeds, strict=True)
+        )
     else:
-        parts = zip(held_out(book_tokens(texts, loaded.tokenizer)), seeds, strict=True)
-        first, second = (partial(from_books, loaded.tokenizer, part, random.Random(s)) for part, s in parts)
+        parts = zip(held_out(text), seeds, strict=True)
+        first, second = (partial(from_books, tokenizer, part, random.Random(s)) for part, s in parts)
     return first, second
 
 
@@ -92,22 +115,33 @@ def from_mixture(mixture: Mixture, length: int) -> Tensor:
     return torch.from_numpy(mixture.row(length)[0].astype("int64"))
 
 
-def book_tokens(texts: dict[str, str], tokenizer: Any) -> np.ndarray:
-    """Return all texts as one array of token ids, int64 [N], for any tokenizer."""
-    chunks = [text[i : i + 100_000] for text in texts.values() for i in range(0, len(text), 100_000)]
-    encoded = tokenizer(chunks, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    return np.fromiter((token for ids in encoded for token in ids), dtype=np.int64)
+def corpora_of(text: TextPart, tokenizer: Any, tokens: tuple[int, int], seeds: tuple[int, int]) -> list[Corpus]:
+    """Return what two mixtures of so many tokens draw their prose and words from: all of the text, or stretches of it."""
+    sizes = [max(CORPUS_BYTES, TOKEN_BYTES * count) for count in tokens]
+    if text.size <= min(sizes):
+        return [build_corpus(text.stretches(text.size, STRETCH_BYTES, random.Random()), tokenizer)] * 2
+    stretches = (text.stretches(size, STRETCH_BYTES, random.Random(s)) for size, s in zip(sizes, seeds, strict=True))
+    return [build_corpus(texts, tokenizer) for texts in stretches]
 
 
-def from_books(tokenizer: Any, tokens: np.ndarray, rng: random.Random, length: int) -> Tensor:
-    """Return a stretch of the books, from a random place on, with BOS first where the tokenizer sets one."""
-    if len(tokens) < length:
-        raise UserError(
-            f"data.text_dir holds {len(tokens)} tokens here (one part in {HELD_OUT} is held out), too few for rows of "
-            f"{length}: give more text, or shorter job.lengths"
-        )
-    start = rng.randrange(len(tokens) - length + 1)
-    row = torch.from_numpy(tokens[start : start + length].copy())
+def from_books(tokenizer: Any, text: TextPart, rng: random.Random, length: int) -> Tensor:
+    """Return a stretch of the books, from a random place on, with BOS first where the tokenizer sets one.
+
+    Raises UserError where the text has too few tokens.
+    """
+    place, size, ids = rng.randrange(max(1, text.size)), TOKEN_BYTES * length, list[int]()
+    while len(ids) < length:
+        words = text.read(place, size)
+        if size < text.size:  # a place is rarely where a word begins
+            words = words.partition(" ")[2]
+        ids = tokenizer(words, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        if len(ids) < length and size >= text.size:
+            raise UserError(
+                f"data.text_dir holds {len(ids)} tokens here (one part in {HELD_OUT} is held out), too few for rows of "
+                f"{length}: give more text, or shorter job.lengths"
+            )
+        size *= 2
+    row = torch.tensor(ids[:length])
     if sets_bos(tokenizer):
         row[0] = tokenizer.bos_token_id
     return row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ class StepLog:
     def __init__(self, folder: Path, device: torch.device, training: str, about: dict[str, Any]) -> None:
         self.file = RecordFile(folder / "records" / "gate_steps.jsonl", "gate_steps")
         self.file.read()  # a corrupt record stops the command before the training, not after
-        run = run_record(device)
-        Store(folder).runs.append(run)
-        self.run, self.training, self.about = run.run, training, about
+        self.folder, self.device, self.training, self.about = folder, device, training, about
+
+    @cached_property
+    def run(self) -> str:
+        """Return the name of this process in the records; it is written when the first step needs it."""
+        run = run_record(self.device)
+        Store(self.folder).runs.append(run)
+        return run.run
 
     def __call__(self, step: Step) -> None:
         about = self.about if step.step == 0 else None

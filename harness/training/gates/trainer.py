@@ -59,8 +59,8 @@ class GateTrainer:
         values = torch.stack((loss.detach(), recall)) * self._weight
         self._sums[layer] = self._sums[layer] + values if layer in self._sums else values
 
-    def finish(self) -> tuple[float, float, float]:
-        """Return loss and recall of the step, means over the layers that were seen, and the norm of the gradient.
+    def finish(self, step: int) -> tuple[float, float, float]:
+        """Return loss and recall of step 0, 1, …, means over the layers that were seen, and the norm of the gradient.
 
         The gradient is that of all processes then, and clipped if the recipe says so; the norm is from before. Waits for the
         device. Raises UserError where no layer was seen, or a number is not finite.
@@ -74,6 +74,19 @@ class GateTrainer:
         norm = torch.nn.utils.clip_grad_norm_(weights, self.recipe.clip or math.inf)  # inf multiplies by exactly 1
         loss, recall, gradient_norm = torch.cat((means, norm[None])).tolist()
         if not math.isfinite(loss + gradient_norm):
-            problem = f"the loss of the gates is {loss}, the norm of its gradient {gradient_norm}"
-            raise UserError(f"{problem}: lower lr, or load the model in float32 or bfloat16")
+            raise UserError(self._not_finite(step, loss, gradient_norm))
         return loss, recall, gradient_norm
+
+    def _not_finite(self, step: int, loss: float, gradient_norm: float) -> str:
+        """Return what to say of a step whose loss or gradient is not finite, and what is probably at fault."""
+        what = (
+            f"step {step + 1} of {self.recipe.steps}: the loss of the gates is {loss}, the norm of its gradient {gradient_norm}"
+        )
+        if step == 0 and not math.isfinite(loss):  # new gates are finite: what the model shows them is not
+            dtype = str(self.loaded.dtype).removeprefix("torch.")
+            cause = (
+                f"the queries or keys of {self.loaded.name} are not finite in {dtype}: check its weights, or set another dtype"
+            )
+        else:
+            cause = "the gates took too large a step: lower lr, or set a clip"
+        return f"{what}; probably {cause}. No gates were written"

@@ -312,6 +312,9 @@ def test_converted_there_and_back(
     with safe_open(str(converted), framework="pt") as opened:
         recorded = {key: json.loads(value) for key, value in opened.metadata().items()}
     assert (recorded["block_size"], recorded["model"]) == (16, "owner/model")
+    for _ in range(2):  # the second time as after a kill at the very end
+        assert command(*job, "job.source=b", "job.out=c", "job.to=release") == 0
+    (tmp_path / "c" / "attn_gate_weights.pth").unlink()  # killed between config.json and the weights
     assert command(*job, "job.source=b", "job.out=c", "job.to=release") == 0
     back = torch.load(tmp_path / "c" / "attn_gate_weights.pth", weights_only=True)
     assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
@@ -349,7 +352,11 @@ def test_what_can_not_be_converted(
         assert command(*job, *arguments) == 2
         assert message in capsys.readouterr().err
     assert command(*job, "job.source=a") == 0
+    before = (tmp_path / "b" / "gates-16.safetensors").read_bytes()
+    assert command(*job, "job.source=a") == 0  # as after a kill at the very end
+    write(tmp_path / "a", PREFILL, base_model="another")
     assert command(*job, "job.source=a") == 2
+    assert (tmp_path / "b" / "gates-16.safetensors").read_bytes() == before
     assert "exists: add job.overwrite=true" in capsys.readouterr().err
     assert command(*job, "job.source=b/gates-16.safetensors", "job.to=release", "job.out=c", "block_size=64") == 2
     assert "has gates for blocks of 16 tokens, not 64" in capsys.readouterr().err

@@ -65,6 +65,14 @@ def test_the_first_search_is_not_replaced_unasked(
     assert (tmp_path / FILES["duo_attention"]).read_text() == before
     assert command(*search_again, "seed=1", "job.overwrite=true") == 0
     assert (tmp_path / FILES["duo_attention"]).read_text() != before
+    (tmp_path / FILES["duo_attention"]).unlink()
+    capsys.readouterr()
+    assert command(*search_again) == 0
+    written = (tmp_path / FILES["duo_attention"]).read_text()
+    assert command(*search_again) == 0  # as after a kill at the very end
+    assert "is there, written by this command" in capsys.readouterr().out.replace("\n", " ")
+    assert (tmp_path / FILES["duo_attention"]).read_text() == written
+    assert command(*search_again, "seed=2") == 2
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -25,9 +27,9 @@ from harness.models.rope import ModelRope
 from harness.training.gates.capture import Capture
 from harness.training.gates.checkpoint import Step
 from harness.training.gates.distill import Distilled, distill
-from harness.training.gates.distill_command import progress_bar
 from harness.training.gates.recall import gate_recall, mean_recall
 from harness.training.gates.recipe import Recipe
+from harness.training.gates.step_progress import step_progress
 from harness.training.gates.weights import new_gates
 from methods.gates.attn_gate import AttnGate
 from methods.parts.base import LayerInputs
@@ -201,7 +203,8 @@ def test_the_file_has_the_dtype_asked_for(loaded: LoadedModel, tmp_path: Path) -
 
 def test_steps_are_reported(loaded: LoadedModel, tmp_path: Path) -> None:
     seen: list[Step] = []
-    with progress_bar(3) as bar:
+    shown = Console(file=io.StringIO(), width=120)
+    with step_progress(3, shown) as bar:
 
         def both(step: Step) -> None:
             bar(step)
@@ -213,6 +216,16 @@ def test_steps_are_reported(loaded: LoadedModel, tmp_path: Path) -> None:
     assert seen[0].lr == pytest.approx(5e-4)
     assert seen[1].lr == pytest.approx(1e-3)
     assert 0 < seen[-1].recall < 1
+    lines = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines == [f"step {s.step + 1} of 3: KL {s.loss:.4f}  recall {s.recall:.1%}" for s in seen]
+
+
+def test_a_bar_has_no_numbers_before_the_first_step() -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with step_progress(3, terminal, done=1):
+        pass
+    text = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "no step is done yet" in text and "1/3" in text and "nan" not in text
 
 
 def test_rate_warms_up_and_falls_to_nothing() -> None:
@@ -236,8 +249,21 @@ class Broken(AttnGate):
 
 
 def test_a_gradient_that_is_not_finite_stops_the_training(loaded: LoadedModel, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the loss of the gates is \d.*, the norm of its gradient nan: lower lr"):
+    (tmp_path / "gates-16.safetensors").write_text("good ones")
+    message = r"step 1 of 2: the loss of the gates is \d.*, the norm of its gradient nan; probably .*: lower lr"
+    with pytest.raises(UserError, match=message):
         train(loaded, topics(), out=tmp_path, steps=2, block_size=BLOCK, kind=Broken)
+    assert (tmp_path / "gates-16.safetensors").read_text() == "good ones"
+
+
+def test_a_model_that_is_not_finite_is_blamed(tmp_path: Path) -> None:
+    model = sharp_llama()
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[0, 0] = float("nan")
+    broken = wrap_model(model, None, name="tiny", revision="abc")
+    with pytest.raises(UserError, match=r"step 1 of 2: .* is nan.*the queries or keys of tiny are not finite in float32"):
+        train(broken, topics(), out=tmp_path, steps=2, block_size=BLOCK)
+    assert not list(tmp_path.iterdir())
 
 
 def test_others_may_read_the_file(loaded: LoadedModel, tmp_path: Path) -> None:

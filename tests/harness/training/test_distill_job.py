@@ -22,9 +22,10 @@ from harness.arms.weights import model_overrides, weights_folder
 from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
 from harness.training.gates import distill_command
-from harness.training.gates.rows import row_sources
+from harness.training.gates.rows import TextNeeds, row_sources
 
 Command = Callable[..., int]
+NEEDS = TextNeeds(2000, [100])
 JOB = (
     "job=distill",
     "method=seer",
@@ -215,7 +216,7 @@ def metaspace() -> PreTrainedTokenizerFast:
 def test_books_make_rows_for_any_tokenizer(make_tokenizer: Callable[[], Any], first: int | None, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the moon the sun shone. " * 2000)
     loaded = SimpleNamespace(tokenizer=make_tokenizer(), name="other")
-    train, test = row_sources(loaded, {"text_dir": str(tmp_path)}, 0)  # type: ignore[arg-type]
+    train, test = row_sources(loaded, {"text_dir": str(tmp_path)}, 0, needs=NEEDS)  # type: ignore[arg-type]
     rows = [train(256), train(256), test(256)]
     assert all(row.shape == (256,) and row.dtype == torch.int64 for row in rows)
     assert not torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
@@ -224,13 +225,13 @@ def test_books_make_rows_for_any_tokenizer(make_tokenizer: Callable[[], Any], fi
     with pytest.raises(UserError, match="too few for rows of 100000"):
         train(100_000)
     with pytest.raises(UserError, match=r"job\.rows=mixture: the tokenizer of other doesn't suit it"):
-        row_sources(loaded, {"text_dir": str(tmp_path)}, 0, kind="mixture")  # type: ignore[arg-type]
+        row_sources(loaded, {"text_dir": str(tmp_path)}, 0, kind="mixture", needs=NEEDS)  # type: ignore[arg-type]
 
 
 def test_books_that_measure_recall_are_not_trained_on(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("the sun " * 1900 + "the moon " * 100)
+    (tmp_path / "a.txt").write_text("the sun " * 1900 + "the moon " * 88)  # a twentieth of the bytes, and one
     loaded: Any = SimpleNamespace(tokenizer=metaspace(), name="other")
-    train, test = row_sources(loaded, {"text_dir": str(tmp_path)}, 0, kind="books")
+    train, test = row_sources(loaded, {"text_dir": str(tmp_path)}, 0, kind="books", needs=NEEDS)
     assert not any(4 in train(50) for _ in range(400))  # no moon
     assert all(4 in test(50) for _ in range(20))
 
@@ -239,13 +240,13 @@ def test_a_row_of_samples_has_one_bos(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = SimpleNamespace(prompt="the moon the sun", answers=["the moon"])
     monkeypatch.setattr("harness.training.gates.rows.get_samples", lambda *_, **__: [sample])
     loaded: Any = SimpleNamespace(tokenizer=metaspace(), name="other")
-    train, _ = row_sources(loaded, {}, 0, kind="samples")
+    train, _ = row_sources(loaded, {}, 0, kind="samples", needs=NEEDS)
     assert train(20).tolist() == [1, *([3, 4, 3, 5, 3, 4] * 4)][:20]
 
 
 def test_short_rows_are_made_of_the_tasks_that_fit(toy_folder: Path) -> None:
     loaded: Any = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(toy_folder), name="toy")
-    train, test = row_sources(loaded, {}, 0, kind="samples")
+    train, test = row_sources(loaded, {}, 0, kind="samples", needs=NEEDS)
     assert train(700).shape == test(700).shape == (700,)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ from harness.training.bundled_model.pieces import Row
 from harness.training.bundled_model.pretrain import pretrain
 from harness.training.bundled_model.probe import answers_right
 from harness.training.bundled_model.recipe import PretrainRecipe
+from harness.training.bundled_model.save import save_model
 from harness.training.bundled_model.tokenizer import train_tokenizer
+from harness.training.bundled_model.train_log import TrainLog
 
 WORDS = [
     "apple",
@@ -158,6 +162,17 @@ def test_batched_muon_is_torch_muon() -> None:
         torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-3)
 
 
+SAVED = [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "train_log.jsonl",
+    "training.png",
+]
+
+
 def test_a_toy_run_learns_and_is_saved(tmp_path) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text(prose(4000))
@@ -181,16 +196,54 @@ def test_a_toy_run_learns_and_is_saved(tmp_path) -> None:
         probe_rows=1,
         stdlib=False,
     )
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_text("of a model before")
+    (tmp_path / "out" / "train_log.unfinished.jsonl").write_text('{"step": 1, "loss": 0.0}\n')  # of a killed training
     out = pretrain(recipe)
+    assert sorted(path.name for path in out.iterdir()) == SAVED
     import json
 
     rows = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
     losses = [r["loss"] for r in rows if "loss" in r]
     assert losses[-1] < 5.6, "uniform over 400 tokens is 5.99"
+    assert [r["step"] for r in rows if "loss" in r] == [1, 25]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.dtype == torch.bfloat16 and AutoTokenizer.from_pretrained(out).eos_token_id == model.config.eos_token_id
+
+
+def test_a_model_is_never_made_of_two(tmp_path: Path) -> None:
+    class Files:
+        def __init__(self, *names: str) -> None:
+            self.names = names
+
+        def save_pretrained(self, folder: Path) -> None:
+            for name in self.names:
+                (folder / name).write_text("new")
+
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("old")
+    seen: list[dict[str, str]] = []
+
+    def replaced(path: Path, target: Path) -> None:
+        seen.append({file.name: file.read_text() for file in tmp_path.iterdir() if file.is_file()})
+        os.replace(path, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", replaced)
+        save_model(Files("model.safetensors", "config.json"), Files("tokenizer.json"), tmp_path)  # type: ignore[arg-type]
+    assert len(seen) == 3 and all("model.safetensors" not in files for files in seen)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        seen[0] | {"model.safetensors": ""}, "new"
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
+    log = TrainLog(tmp_path / "log.jsonl")
+    with pytest.raises(UserError, match="step 7: the loss is nan; probably too large a step"):
+        log.write_losses([torch.tensor([torch.nan, 1.0])], step=7, seconds=1.0, done=0.5, tokens=1, length=1)
+    assert not log.path.exists()
 
 
 def test_probe_counts_whole_answers(mixture: Mixture) -> None:
