@@ -87,8 +87,8 @@ def kernel_rows(store: Store) -> list[KernelRow]:
     """Return a row for each case and device, from its last record, short lengths first. Raises RecordError for corrupt
     records."""
     check_study(store)
-    runs = {run["run"]: run for run in store.runs.read()}
     latest = {(digest(record["identity"]), record["device"]): record for record in store.kernels.read()}
+    runs = {run["run"]: run for run in store.runs.read()}  # last: they are recorded before what they measure
     return sorted((_row(record, runs[record["run"]], store.folder.name) for record in latest.values()), key=_order)
 
 

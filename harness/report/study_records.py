@@ -64,10 +64,10 @@ def read_study(store: Store) -> StudyRecords:
         dense={cell["pair"]: cell for cell in cells.values() if verdict.is_baseline(cell)},
         samples=store.samples_of(),
         documents=documents,
-        runs={run["run"]: run for run in store.runs.read()},
         timings={(timing["arm"], timing["device"]): timing for timing in store.latency.read()},
         masses={mass["arm"]: mass for mass in store.mass.read()},
         checks=verdict.unsound(store),
+        runs={run["run"]: run for run in store.runs.read()},  # last: they are recorded before what they measure
     )
 
 

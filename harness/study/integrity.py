@@ -15,6 +15,8 @@ from harness.study.schema import Status
 from harness.study.store import RecordFile, Store
 
 RESTORED = "restore that file (a backup, git checkout)"
+UNTRACED = ("checks", "calibrations", "gate_steps")
+"""Kinds whose process no row needs: their lines may have been brought over from another study."""
 
 
 def check_study(store: Store) -> None:
@@ -28,24 +30,26 @@ def check_study(store: Store) -> None:
 def check_records(store: Store) -> None:
     """Read all records of a study. Raises RecordError where one is corrupt, or of a process that isn't recorded, which can't be
     measured again."""
-    for file in store.files():
-        file.read()
-    runs = {run["run"] for run in store.runs.read()}
-    for file in (store.cells, store.samples, store.perplexity, store.latency, store.mass, store.kernels):
-        for position, record in enumerate(file.read()):
+    records = [(file, file.read()) for file in store.files() if file is not store.runs]
+    runs = {run["run"] for run in store.runs.read()}  # read last: a process is recorded before anything that it measures
+    for file, lines in records:
+        if file.kind in UNTRACED:
+            continue
+        for position, record in enumerate(lines):
             if record["run"] not in runs:
                 raise RecordError(
-                    f"{file.place(position)}: run {record['run'][:40]} is not in {store.runs.path}: {RESTORED}, mend that "
-                    f"line, or move {store.runs.path.parent} aside and measure again"
+                    f"{file.place(position)}: run {record['run'][:40]} is not in {store.runs.path}: {RESTORED}, mend the line "
+                    f"or move {store.runs.path.parent} aside and measure again"
                 )
 
 
 def lost(store: Store) -> str:
     """Return what was recorded once and is gone, in one line; "" where nothing is. What measured it brings it back."""
-    cells, counts = store.cells.read(), Counter[str]()
-    known = {cell["cell"] for cell in cells}
-    for file in (store.samples, store.perplexity):
-        for position, record in enumerate(file.read()):
+    cells, counts = store.cells.read(), Counter[str]()  # before their samples: a cell is finished after those
+    samples = [(file, file.read()) for file in (store.samples, store.perplexity)]
+    known = {cell["cell"] for cell in store.cells.read()}  # and after them: a cell is begun before those
+    for file, lines in samples:
+        for position, record in enumerate(lines):
             if record["cell"] not in known:
                 return _line(store, file, position, f"cell {record['cell'][:40]} is not in {store.cells.path}")
             counts[record["cell"]] += 1
@@ -56,13 +60,13 @@ def lost(store: Store) -> str:
         if cell["status"] == Status.FAILED:
             continue
         file = store.perplexity if cell["identity"]["task"] == PERPLEXITY else store.samples
-        lines, least = counts[cell["cell"]], cell.get("summary", {}).get("samples", 1)
-        if lines < least:
+        count, least = counts[cell["cell"]], cell.get("summary", {}).get("samples", 1)
+        if count < least:
             return _line(
                 store,
                 store.cells,
                 position,
-                f"cell {cell['cell'][:40]} had {least} or more lines in {file.path}, which holds {lines}",
+                f"cell {cell['cell'][:40]} had {least} or more lines in {file.path}, which holds {count}",
             )
         if cell["reason"].startswith(verdict.SELF_CHECK) and verdict.arm_as_run(cell) not in checked:
             return _line(store, store.cells, position, f"the self-check that gated this cell is not in {store.checks.path}")
