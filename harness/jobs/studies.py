@@ -37,10 +37,11 @@ class OpenStudy:
             raise UserError(f"study={settings.study}: no records in {folder}; measure something with that study")
         check_study(store)
         self._say_torn(console)
-        if not any(file.read() for file in store.files() if file is not store.runs):
+        measured = [file for file in store.files() if file not in (store.runs, store.gate_steps)]
+        if (folder / "leaderboard.csv").exists() and not any(file.read() for file in measured):
             raise UserError(
-                f"study={settings.study}: nothing but {store.runs.path} in {store.runs.path.parent}: restore what was measured "
-                "(a backup, git checkout), or measure something with that study"
+                f"study={settings.study}: it has a leaderboard, and {store.runs.path.parent} holds nothing to make it of: "
+                "restore what was measured (a backup, git checkout), or measure it again"
             )
 
     def check_records(self, console: Console) -> None:

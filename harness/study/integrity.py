@@ -10,6 +10,7 @@ from collections import Counter
 
 from harness.study import verdict
 from harness.study.columns import PERPLEXITY
+from harness.study.lines import shown
 from harness.study.record_io import RecordError
 from harness.study.schema import Status
 from harness.study.store import RecordFile, Store
@@ -38,8 +39,8 @@ def check_records(store: Store) -> None:
         for position, record in enumerate(lines):
             if record["run"] not in runs:
                 raise RecordError(
-                    f"{file.place(position)}: run {record['run'][:40]} is not in {store.runs.path}: {RESTORED}, mend the line "
-                    f"or move {store.runs.path.parent} aside and measure again"
+                    f"{file.place(position)}: run {shown(record['run'])} is not in {store.runs.path}: {RESTORED}, mend the "
+                    f"line, or move {store.runs.path.parent} aside and measure again"
                 )
 
 
@@ -51,7 +52,7 @@ def lost(store: Store) -> str:
     for file, lines in samples:
         for position, record in enumerate(lines):
             if record["cell"] not in known:
-                return _line(store, file, position, f"cell {record['cell'][:40]} is not in {store.cells.path}")
+                return _line(store, file, position, f"cell {shown(record['cell'])} is not in {store.cells.path}")
             counts[record["cell"]] += 1
     checked = {verdict.arm_as_run(record) for record in store.checks.read()}
     finished = {cell["cell"]: position for position, cell in enumerate(cells) if cell["status"] != Status.RUNNING}
@@ -66,7 +67,7 @@ def lost(store: Store) -> str:
                 store,
                 store.cells,
                 position,
-                f"cell {cell['cell'][:40]} had {least} or more lines in {file.path}, which holds {count}",
+                f"cell {shown(cell['cell'])} had {least} or more lines in {file.path}, which holds {count}",
             )
         if cell["reason"].startswith(verdict.SELF_CHECK) and verdict.arm_as_run(cell) not in checked:
             return _line(store, store.cells, position, f"the self-check that gated this cell is not in {store.checks.path}")
@@ -76,6 +77,6 @@ def lost(store: Store) -> str:
 def _line(store: Store, file: RecordFile, position: int, problem: str) -> str:
     """Return a problem with where it shows and what helps."""
     run = file.read()[position]["run"]
-    commands = (record["command"] for record in store.runs.read() if record["run"] == run)
+    commands = (shown(record["command"], 1000)[1:-1] for record in store.runs.read() if record["run"] == run)
     again = next((f", or measure again: {command}" for command in commands), "")
     return f"{file.place(position)}: {problem}: {RESTORED}{again}"

@@ -36,6 +36,12 @@ class LineError(ValueError):
     """A line that is no record of its kind; says what is wrong with it."""
 
 
+def shown(value: Any, longest: int = 40) -> str:
+    """Return a value as messages show it: in one line, however long it is and whatever characters it has."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def to_line(data: Record) -> bytes:
     """Return a record as its line of JSON, the newline included."""
     return (json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n").encode()
@@ -48,7 +54,7 @@ def parse_line(raw: bytes, kind: str) -> Record:
     except (msgspec.DecodeError, RecursionError) as error:
         raise LineError(_not_json(raw, str(error))) from None
     if not isinstance(data, dict):
-        raise LineError(f"{NAMES['array'] if isinstance(data, list) else json.dumps(data)[:40]} instead of an object")
+        raise LineError(f"{NAMES['array'] if isinstance(data, list) else shown(data)} instead of an object")
     check_record(data, kind)
     return data
 
@@ -57,7 +63,7 @@ def check_record(data: Record, kind: str) -> None:
     """Raise LineError where an object is no record of a kind."""
     if "schema" in data and data["schema"] != SCHEMA:
         raise LineError(
-            f"a record of schema {json.dumps(data['schema'])[:40]}, this version reads {SCHEMA}: read it with the version "
+            f"a record of schema {shown(data['schema'])}, this version reads {SCHEMA}: read it with the version "
             "of the harness that wrote it"
         )
     fields = _fields(kind)
@@ -65,8 +71,8 @@ def check_record(data: Record, kind: str) -> None:
         raise LineError(f"{', '.join(missing)} missing{_hint(data, kind)}")
     if unknown := [name for name in data if name not in fields]:
         raise LineError(
-            f"a field that is not known, {', '.join(unknown)[:80]}: was it written by a newer version of the harness? "
-            "Read it with that version"
+            f"a field that is not known, {', '.join(map(shown, unknown[:3]))}: was it written by a newer version of the "
+            "harness? Read it with that version"
         )
     if not _is_shallow(data, DEEPEST):
         raise LineError(f"nested more than {DEEPEST} deep")
@@ -112,7 +118,7 @@ def _explain(text: str, value: Any, name: str) -> str:
     problem = re.sub(r"text matching regex '\^\((.*)\)\$'", lambda match: match[1].replace("|", " or "), problem)
     if ", got " not in problem:
         value = _at(value, path)
-        problem += f", got {json.dumps(value)[:40]}" if isinstance(value, str | int | float) else ""
+        problem += f", got {shown(value)}" if isinstance(value, str | int | float) else ""
     field = ".".join(filter(None, [name, path]))
     return f"{field}: {problem[0].lower()}{problem[1:]}" if field else problem
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from harness.core.errors import UserError
 from harness.core.files import write_atomically
-from harness.study.lines import LineError, Record, check_record, parse_line, to_line
+from harness.study.lines import LineError, Record, check_record, parse_line, shown, to_line
 from harness.study.record_io import RESTORE, RecordError, decompress, locked, open_file, signature_of, unreadable, write_lines
 from harness.study.schema import KEYS, RECORDS
 
@@ -219,7 +219,7 @@ class RecordFile:
             self._records.append(data)
             self._places.append(place)
         elif self._records[position] != data:
-            names = ", ".join(f"{name}={data[name]}" for name in KEYS[self.kind])
+            names = ", ".join(f"{name}={shown(data[name])}" for name in KEYS[self.kind])
             raise RecordError(
                 f"{place}: corrupt record, {names} is recorded otherwise in {self._places[position]}. Delete one of the two."
             )

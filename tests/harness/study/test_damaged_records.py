@@ -231,7 +231,7 @@ CASES = [
     *[field(kind, name, value, says) for kind, name, value, says in WRONG],
     field("cells", "identity.dense_kernel", DELETED, "identity: dense_kernel missing", line=4),
     field("samples", "schema", 2, "a record of schema 2, this version reads 1"),
-    field("samples", "colour", "red", "a field that is not known, colour: was it written by a newer version"),
+    field("samples", "colour", "red", 'a field that is not known, "colour": was it written by a newer version'),
     *[number("samples", "score", value) for value in ("NaN", "Infinity", "-Infinity", "1e400")],
     number("cells", "identity.sparsity", "NaN"),
     number("latency", "ttft_ms", "NaN"),
@@ -249,22 +249,23 @@ CASES = [
         of_samples,
         "perplexity.jsonl:1: document, nll, read, seconds missing: is it a line of samples.jsonl?",
     ),
-    whole("runs", "missing", unlink, "cells.jsonl:1: run r1 is not in "),
-    whole("runs", "empty", empty, "cells.jsonl:1: run r1 is not in "),
-    whole("runs", "missing of kernels", unlink, "kernels.jsonl:1: run r1 is not in ", "kernels"),
-    field("latency", "run", "zz", "run zz is not in "),
-    field("mass", "run", "zz", "run zz is not in "),
-    field("samples", "cell", "zz", "cell zz is not in "),
+    whole("runs", "missing", unlink, 'samples.jsonl:1: run "r1" is not in '),
+    whole("runs", "empty", empty, 'samples.jsonl:1: run "r1" is not in '),
+    whole("runs", "missing of kernels", unlink, 'kernels.jsonl:1: run "r1" is not in ', "kernels"),
+    field("latency", "run", "zz", 'run "zz" is not in '),
+    field("mass", "run", "zz", 'run "zz" is not in '),
+    field("samples", "cell", "zz", 'cell "zz" is not in '),
+    field("samples", "cell", "\x1b[31m\n", r': cell "\u001b[31m\n" is not in '),
     whole("cells", "missing", unlink, "samples.jsonl:1: cell "),
     whole("cells", "empty", empty, "samples.jsonl:1: cell "),
     whole("samples", "missing", unlink, "cells.jsonl:1: cell "),
     whole("samples", "empty", empty, "cells.jsonl:1: cell "),
     whole("perplexity", "missing", unlink, "cells.jsonl:2: cell "),
-    whole("kernels", "missing", unlink, "study=demo: nothing but "),
+    whole("kernels", "missing", unlink, "study=demo: it has a leaderboard, and "),
     whole("checks", "missing", gate_by_self_check, "cells.jsonl:1: the self-check that gated this cell is not in "),
     whole("samples", "cut by a line", without_last_line, "cells.jsonl:3: cell "),
     whole("samples", "twice", again_otherwise, "samples.jsonl:5: corrupt record, cell="),
-    whole("runs", "twice", again_otherwise, "runs.jsonl:2: corrupt record, run=r1 is recorded otherwise in "),
+    whole("runs", "twice", again_otherwise, 'runs.jsonl:2: corrupt record, run="r1" is recorded otherwise in '),
     *[whole(kind, "a folder", to_folder, f"{kind}.jsonl: is no file") for kind in ("runs", "cells", "samples", "kernels")],
     whole("cells", "a broken link", to_broken_link, "cells.jsonl: is a link to a file that is not there: "),
     whole("latency", "a loop", to_loop, "latency.jsonl: can't be read ("),
@@ -350,5 +351,5 @@ def test_what_can_be_measured_again_is_no_error_of_measuring(records: Callable[[
     study.check_records(console)
     assert "no leaderboard can be written as yet" in console.file.getvalue()  # type: ignore[attr-defined]
     (folder / "runs.jsonl").unlink()
-    with pytest.raises(UserError, match=r"run r1 is not in .*runs\.jsonl"):
+    with pytest.raises(UserError, match=r"run .r1. is not in .*runs\.jsonl"):
         OpenStudy(Store(folder.parent), 0.02).check_records(console)
