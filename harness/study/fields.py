@@ -15,9 +15,9 @@ SummedShare = Annotated[float, Meta(ge=0, le=1.001)]
 """A fraction that was added up in float32, where the whole may come out as a little more than 1."""
 Count = Annotated[int, Meta(ge=0)]
 PositiveCount = Annotated[int, Meta(ge=1)]
-Amount = Annotated[float, Meta(ge=0)]
-"""A time, a loss or anything else that is never below 0."""
-PositiveAmount = Annotated[float, Meta(gt=0)]
+Amount = Annotated[float, Meta(ge=0, le=1e18)]
+"""A time, a loss or anything else that is never below 0; what is larger was not measured, and can't be drawn."""
+PositiveAmount = Annotated[float, Meta(gt=0, le=1e18)]
 """An amount that others are divided by."""
 State = Annotated[str, Meta(pattern="^(running|ok|failed|gated)$")]
 """The status of a cell or of a kernel case (`schema.Status`)."""

@@ -205,6 +205,7 @@ WRONG: list[tuple[str, str, Any, str]] = [
     ("cells", "knobs", {"width": {}}, ""),
     ("cells", "date", 20270101, f"expected {TEXT}, got {WHOLE}"),
     ("latency", "total_ms", 0, f"expected {NUMBER} > 0.0, got 0"),
+    ("latency", "total_ms", 1e308, f"expected {NUMBER} <= 1e+18, got 1e+308"),
     ("latency", "dense_ms", "fast", f"expected {NUMBER}, got text"),
     ("latency", "selection_ms", -3, f"expected {NUMBER} >= 0.0, got -3"),
     ("latency", "identity.kernel", 5, f"expected {TEXT} or null, got {WHOLE}"),
