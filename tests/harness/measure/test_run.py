@@ -288,6 +288,24 @@ def test_report_makes_everything_again(command: Command, finished: Path) -> None
     assert (study / "pareto.png").exists()
 
 
+@pytest.mark.parametrize("kind", ["cells", "samples"])
+def test_what_is_lost_stops_a_report_and_is_measured_again(
+    command: Command, toy: list[str], finished: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    before = (finished / "leaderboard.csv").read_text()
+    others = {path: path.read_bytes() for path in (finished / "records").iterdir() if path.stem != kind}
+    (finished / "records" / f"{kind}.jsonl").unlink()
+    assert command("job=report", "study=toy") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{kind}.jsonl" in line and "restore that file" in line and "or measure again: python -m harness" in line
+    assert (finished / "leaderboard.csv").read_text() == before
+    assert {path: path.read_bytes() for path in others} == others
+    assert command(*toy) == 0
+    assert "no leaderboard can be written as yet" in capsys.readouterr().out
+    after = {row["task"]: row["accuracy"] for row in board(finished)}
+    assert after == {row["task"]: row["accuracy"] for row in csv.DictReader(before.splitlines())}
+
+
 def test_a_study_of_training_steps_alone_has_no_leaderboard(command: Command, tmp_path: Path) -> None:
     store = Store(tmp_path / "results" / "gates")
     store.runs.append(
