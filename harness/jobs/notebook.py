@@ -234,8 +234,8 @@ def _as_command(checked: Settings, groups: Mapping[str, str], values: Mapping[st
     """Let records name the command that measures the same, in place of the notebook's own. values: settings that were given."""
     model = {"model": "bundled" if checked.model["path"] == "bundled" else "hf"}
     model |= {f"model.{key}": checked.model[key] for key in ("path", "name", "chat_template")}
-    if checked.model["max_length"] is not None:
-        model["model.max_length"] = checked.model["max_length"]
+    if (longest := checked.model.get("max_length")) is not None:
+        model["model.max_length"] = str(longest)
     model |= {"device": checked.device_choice, "dtype": checked.dtype_choice}
     choices = {**model, **groups, "task": list(checked.tasks), "study": checked.study}
     before = sys.argv

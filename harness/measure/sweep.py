@@ -56,7 +56,7 @@ def model_config(settings: Settings) -> ModelConfig:
 
     check_interpreter({"kernel": settings.kernel, "decode_kernel": settings.decode_kernel}, settings.dtype, settings.device)
     name, path = str(settings.model["name"]), str(settings.model["path"])
-    return ModelConfig(name, path, settings.dtype, settings.device, settings.model["max_length"])
+    return ModelConfig(name, path, settings.dtype, settings.device, settings.model.get("max_length"))
 
 
 def load_quietly(config: ModelConfig) -> LoadedModel:

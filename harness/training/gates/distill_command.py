@@ -121,7 +121,7 @@ def _model(settings: Settings, processes: Processes, console: Terminal, *, shard
 
     logging.disable_progress_bar()  # of the weights, in every process
     name, path = str(settings.model["name"]), str(settings.model["path"])
-    config = ModelConfig(name, path, settings.dtype, "cpu", settings.model["max_length"])
+    config = ModelConfig(name, path, settings.dtype, "cpu", settings.model.get("max_length"))
     return load_sharded(lambda: load_model(config), processes)  # not the one that the jobs of a sweep share
 
 
