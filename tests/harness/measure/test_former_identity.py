@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
-import torch
-
-from harness.arms.build import build_arms
+from harness.arms.build import RunnableArm
 from harness.measure.former_identity import as_recorded
-from harness.measure.sweep import load_quietly
-from harness.models.loading import BUNDLED, ModelConfig
+from harness.models.loading import BUNDLED
+from harness.study.identity import ArmIdentity, Decoding, Setting
 from harness.study.provenance import file_hash
 from harness.study.store import Store
-from tests.harness.settings import composed
 
 RESULTS = Path(__file__).resolve().parents[3] / "results"
 
 
 def test_a_published_study_knows_the_gates_that_ship(tmp_path: Path) -> None:
     """Its rows are among the oldest there are: of fewer knobs than today's."""
-    config = ModelConfig(name="bundled", path="bundled", dtype=torch.float32, device=torch.device("cpu"))
-    settings = composed("device=cpu", "kernel=reference", "method=seer", "sparsity=0.95", "length=4096")
-    arm = build_arms(settings, load_quietly(config))[-1]
     store = Store(RESULTS / "bundled_cpu")
-    resumed = as_recorded(store, arm)
-    assert resumed.identity.weights_hash == file_hash(BUNDLED / "gates-64.safetensors") != arm.identity.weights_hash
-    assert resumed.identity == arm.former and resumed.method is arm.method
-    other = replace(arm, former=replace(arm.former, kernel="triton"))  # type: ignore[type-var]
-    assert as_recorded(store, other) is other and as_recorded(Store(tmp_path), arm) is arm
-    baseline = build_arms(settings, load_quietly(config))[0]
-    assert as_recorded(store, baseline) is baseline
+    recorded = next(cell["identity"] for cell in store.cells.read() if cell["identity"]["method"] == "seer")
+    setting = Setting(**{field.name: recorded[field.name] for field in fields(Setting) if field.name in recorded})
+    former = ArmIdentity(
+        setting,
+        "seer",
+        recorded["sparsity"],
+        {"threshold": 0.5},
+        recorded["block_size"],
+        recorded["kernel"],
+        file_hash(BUNDLED / "gates-64.safetensors"),
+    )
+    arm = RunnableArm(replace(former, weights_hash="of the tensors"), None, former=former)
+    assert as_recorded(store, arm).identity == former
+    for other in (
+        replace(former, kernel="triton"),
+        replace(former, weights_hash="of another file"),
+        replace(former, decode=Decoding("seer_r", {}, "reference", "of its file")),
+    ):
+        assert as_recorded(store, replace(arm, former=other)).identity == arm.identity
+    assert as_recorded(Store(tmp_path), arm) is arm
+    assert as_recorded(store, replace(arm, former=None)).identity == arm.identity

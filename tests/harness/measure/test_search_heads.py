@@ -171,6 +171,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
         data={},
         samples=2,
         progress=False,
+        debug=False,
         kernel="auto",
         dense_kernel="auto",
         decode_kernel="auto",
