@@ -40,12 +40,14 @@ class LayerMask:
     """The mask of a layer in our own words, from the mask function to the attention function, through the model's hands.
 
     keys: of the layer, as many as it must get. window: of keys that a query sees, None for all before it. key_mask [B,K]:
-    False where there is no key; None where all are there. A model that reads its mask gets a UserError.
+    False where there is no key; None where all are there. refusal: why it can't be honoured, said once a layer uses it: some
+    decoders ask for masks that they have no use for. A model that reads its mask gets a UserError.
     """
 
     keys: int
     window: int | None = None
     key_mask: Tensor | None = None
+    refusal: str | None = None
 
     def __getattr__(self, name: str) -> NoReturn:
         raise _Reads(f"the model reads its attention mask by itself (.{name}): not supported")
