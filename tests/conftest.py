@@ -44,11 +44,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` where there is no CUDA device."""
-    if CUDA:
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where there is no CUDA device, and what is marked `slow` where -m doesn't name it."""
+    skips = {
+        "gpu": None if CUDA else pytest.mark.skip(reason="needs a CUDA device"),
+        "slow": None if "slow" in config.option.markexpr else pytest.mark.skip(reason="takes minutes: -m slow"),
+    }
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        for name, skip in skips.items():
+            if skip is not None and name in item.keywords:
+                item.add_marker(skip)

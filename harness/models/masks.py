@@ -122,7 +122,7 @@ def _evaluate(mask_function: MaskFunction, query: Tensor, keys: Tensor) -> Tenso
     try:
         seen = mask_function(torch.arange(2)[:, None, None, None], torch.zeros(1, 1, 1, 1, dtype=torch.int64), query, keys)
         return torch.as_tensor(seen).expand(2, 1, 1, keys.shape[-1]) if isinstance(seen, Tensor | bool) else None
-    except (RuntimeError, TypeError, ValueError, IndexError):
+    except Exception:  # whatever a function of the model's does that it can't do on plain positions
         return None
 
 
