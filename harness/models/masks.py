@@ -55,6 +55,11 @@ class LayerMask:
     def __getitem__(self, _: Any) -> NoReturn:
         raise UserError("the model cuts its attention mask by itself: not supported")
 
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any, **__: Any) -> NoReturn:
+        name = getattr(function, "__name__", "a function of torch")
+        raise UserError(f"the model computes with its attention mask by itself ({name}): not supported")
+
 
 class _NotOfConstants(Exception):
     """A mask function that holds more than positions and constants."""

@@ -1,7 +1,7 @@
 """Every decoder type of the installed transformers at toy size: the bridge beside the model's own eager attention.
 
     python -m tests.harness.models.decoders [TYPE ...]     # prints a row for each type, all types where none is named
-    python -m tests.harness.models.decoders --write        # all types, into decoders.csv and docs/decoders.md
+    python -m tests.harness.models.decoders --write [TYPE ...]     # into decoders.csv and docs/decoders.md too
 
 A type is `equal`, or `refused` in one line, or what must not be: `wrong`, `crash`. `not run` says that transformers itself
 can't run the toy. Composite types (text and images) are tried by their text decoder.
@@ -50,12 +50,13 @@ and under a method at `sparsity=0`. Compared too are the tokens that follow in a
 transformers' own `generate`. Logits may be 0.001 apart, relative to their norm; tokens must be the same.
 
 ```sh
-python -m tests.harness.models.decoders --write           # makes this page and its table again, in ten minutes
-python -m tests.harness.models.decoders phimoe llama      # prints the rows of some types
+python -m tests.harness.models.decoders --write             # makes this page and its table again, in minutes
+python -m tests.harness.models.decoders phimoe llama        # prints the rows of some types
 python -m pytest -m slow tests/harness/models/test_decoders.py
 ```
 
-A type of text and images is tried by its text decoder. A type that is refused is so before anything is measured."""
+A type of text and images is tried by its text decoder. The kinds of layers are those of its default config. What is
+refused is so before anything is measured."""
 KINDS: tuple[str, ...] = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 
 WINDOW = 24
@@ -66,6 +67,7 @@ TOLERANCE = 1e-3
 """How far logits may be from the model's own, relative to their norm, at any position."""
 
 MOST_PARAMETERS = 100_000_000
+"""A config that makes a larger model has names for its sizes that _SIZES doesn't know."""
 
 _HEADS, _KV_HEADS, _HEAD_DIM, _LAYERS, _VOCABULARY = 4, 2, 16, 4, 160
 
@@ -136,6 +138,7 @@ _SHARED_KEYS = {
     "num_kv_shared_layers": 2,
 }
 _OWN_SIZES: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "bamba": {"attn_layer_indices": [1, 3]},
     "dbrx": {"attn_config": {"kv_n_heads": _KV_HEADS, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "gemma3n": _SHARED_KEYS,
@@ -143,6 +146,9 @@ _OWN_SIZES: dict[str, dict[str, Any]] = {
     "gemma4": {"global_head_dim": 2 * _HEAD_DIM},
     "gemma4_text": {"global_head_dim": 2 * _HEAD_DIM},
     "gpt_neo": {"attention_types": [[["global", "local"], _LAYERS // 2]]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "longcat_flash": {"head_dim": _HEAD_DIM // 2},
     "xmod": {"default_language": "en_XX"},
 }
@@ -182,24 +188,27 @@ def config_of(kind: str, **sizes: Any) -> Any:
     return type(text)(**toy | _OWN_SIZES.get(kind, {}) | sizes)
 
 
-def build(kind: str, **sizes: Any) -> Any:
-    """Return the toy model of a type, of random weights, with eager attention."""
+def build(kind: str, *, most_parameters: float = float("inf"), **sizes: Any) -> Any:
+    """Return the toy model of a type, of random weights, with eager attention. Raises ValueError where it is no toy."""
     config = config_of(kind, **sizes)
-    with torch.device("meta"):
-        parameters = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
-    if parameters > MOST_PARAMETERS:
-        raise ValueError(f"the smallest toy has {parameters / 1e6:.0f} million parameters: its config has sizes of other names")
+    if most_parameters < float("inf"):
+        with torch.device("meta"):
+            parameters = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+        if parameters > most_parameters:
+            raise ValueError(
+                f"the smallest toy has {parameters / 1e6:.0f} million parameters: its config has sizes of other names"
+            )
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     return model.float().eval()
 
 
-def try_kind(kind: str, **sizes: Any) -> Outcome:
+def try_kind(kind: str, *, most_parameters: float = MOST_PARAMETERS) -> Outcome:
     """Return what comes of a type: of its logits at prefill, in chunks and under a method that keeps everything, and of its
     tokens in a batch of unequal prompts."""
     with _quiet():
         try:
-            model = build(kind, **sizes)
+            model = build(kind, most_parameters=most_parameters)
             expected = [_logits(model, prompt) for prompt in _prompts()]
             tokens = [_own_tokens(model, prompt) for prompt in _prompts()]
         except Exception as error:  # transformers' own; whatever it is, there is nothing to compare with
@@ -300,34 +309,39 @@ def document(outcomes: Sequence[Outcome]) -> str:
         for outcome in outcomes:
             if outcome.state == state:
                 by_reason.setdefault(_general(outcome), []).append(f"`{outcome.kind}`")
-        for reason, kinds in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item)):
-            text = ", ".join(kinds)
-            item = f"- **{reason}:** {text}" if reason else f"{text}."
-            lines += textwrap.wrap(item, 116, subsequent_indent="  " if reason else "", break_on_hyphens=False)
+        for reason, kinds in sorted(by_reason.items(), key=lambda item: (state != "equal" and -len(item[1]), item)):
+            item = f"- **{reason}:** {', '.join(kinds)}" if state == "equal" else f"- {reason}. {', '.join(kinds)}"
+            lines += textwrap.wrap(item, 116, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines) + "\n"
 
 
 def _general(outcome: Outcome) -> str:
-    """Return why a type is not equal, in words that other types may share: without its own names."""
+    """Return why a type is not equal, in words that other types may share: without its own names. For an equal one, its first
+    letter."""
+    if outcome.state == "equal":
+        return outcome.kind[0]
     reason = outcome.why.removeprefix(f"{outcome.kind}: ")
     if outcome.state == "not run":
         return reason.partition(":")[0]
-    reason = re.sub(rf"^{re.escape(outcome.kind)} has", "has", reason)
+    reason = re.sub(rf"^{re.escape(outcome.kind)} has (.*); supported are.*", r"Layers of other kinds: \1", reason)
     reason = re.sub(r"\b[A-Z]\w+(ForCausalLM|LMHeadModel)\b", "the model", reason)
     reason = re.sub(r" in [A-Z]\w+Attention\b", "", reason)
-    return re.sub(r"\b[A-Z]\w+Attention\b", "the layer", reason)
+    reason = re.sub(r"\b[A-Z]\w+Attention\b", "the layer", reason)
+    reason = re.sub(r"(: | is )not supported$", "", reason)
+    return reason[0].upper() + reason[1:]
 
 
 def main(arguments: list[str]) -> None:
     """Try types and print, or write, what came of them."""
-    write = arguments == ["--write"]
-    outcomes = []
-    for kind in KINDS if write or not arguments else arguments:
+    write, outcomes = "--write" in arguments, []
+    named = [argument for argument in arguments if argument != "--write"]
+    for kind in named or KINDS:
         outcomes.append(try_kind(kind))
         print(f"{outcomes[-1].kind}: {outcomes[-1].state} {outcomes[-1].why}".strip(), flush=True)
     print(dict(Counter(outcome.state for outcome in outcomes)))
     if write:
-        write_table(outcomes)
+        by_kind = (read_table() if named else {}) | {outcome.kind: outcome for outcome in outcomes}
+        write_table([by_kind[kind] for kind in sorted(by_kind)])
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class TestWindowOf:
 def test_a_model_that_reads_its_mask_is_told() -> None:
     mask = LayerMask(5)
     assert not hasattr(mask, "dtype")
-    for read in (lambda: mask.shape, lambda: mask[:, :2]):
+    for read in (lambda: mask.shape, lambda: mask[:, :2], lambda: torch.zeros(2) + mask, lambda: torch.cat([mask, mask])):
         with pytest.raises(UserError, match="attention mask by itself"):
             read()
 
