@@ -1,5 +1,8 @@
 """The self-check of an arm: on a short prompt, before its first sample, its promises are measured instead of believed.
 
+The prompt is longer than every window of the model and every switch of its RoPE, as far as the prompts to come reach past them
+and it stays below MOST tokens; the record says which it does not pass.
+
 - dense attention through the bridge is the model's own attention (of the baseline),
 - sparsity=0 is dense attention,
 - where the question is not seen with its context, both at sparsity 0 are one dense prefill,
@@ -25,6 +28,7 @@ from harness.core.question import QUESTION_REREAD, QUESTION_SEEN
 from harness.measure.context import Kernels, RunContext
 from harness.models.batch_cache import BatchCache
 from harness.models.bridge import Bridge, LayerChoices
+from harness.models.edges import edges
 from harness.models.loading import LoadedModel
 from harness.models.rope_lengths import frequencies_of
 from harness.study import identity
@@ -37,6 +41,10 @@ from methods.parts.base import Method
 
 BLOCKS = 12
 """The length of the prompt in blocks: enough that a method leaves some out, and milliseconds on a GPU."""
+PAST = 2
+"""Blocks that the prompt goes on past a window or a switch: enough rows for a mean."""
+MOST = {"cpu": 8_192}
+"""Tokens of the prompt at most, by type of device; 32,768 where none is given."""
 SAME = {torch.float16: 0.1, torch.bfloat16: 0.1}
 """How far two kernels may be apart in the mean row's hidden state, relative to it; 1e-2 in float32, where TF32 may run."""
 STILL = {torch.float16: 5e-3, torch.bfloat16: 5e-3}
@@ -69,7 +77,7 @@ def check_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str], 
     recorded: a full memory is no verdict.
     """
     loaded = context.loaded
-    prompt = _prompt(context, arm, task_names)
+    prompt, unchecked = _prompt(context, arm, task_names)
     began = time.monotonic()  # making the samples is not the check's time
     distances, density = measure(loaded, arm, prompt, zero=zero, kernels=context.kernels, question=context.question)
     wrong = [REASONS[name].format(*pair) for name, pair in distances.items() if not pair[0] <= pair[1]]
@@ -77,6 +85,12 @@ def check_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str], 
     reason = "; ".join(filter(None, [chat, *wrong]))
     if reason:
         context.complain(f"self-check of {arm.identity.method}: {reason}; its rows will be gated")
+    reached = [length for length in unchecked if length < context.length]
+    if reached:
+        context.complain(
+            f"self-check of {arm.identity.method}: it reads {len(prompt)} tokens; what the model does past {reached[0]}, "
+            "a window or a switch of its RoPE, is not checked"
+        )
     context.store.checks.append(
         CheckRecord(
             check=check_id(context, arm),
@@ -87,6 +101,7 @@ def check_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str], 
             reason=reason,
             found={name: list(pair) for name, pair in distances.items()},
             tokens=len(prompt),
+            unchecked=unchecked,
             density=density,
             seconds=time.monotonic() - began,
             date=now(),
@@ -99,10 +114,27 @@ def _question_identity(context: RunContext) -> dict[str, str]:
     return {} if context.question == QUESTION_SEEN else {"question": context.question}
 
 
-def _prompt(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -> list[int]:
-    """Return the start of the first sample's prompt, its length off the block."""
+def _prompt(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return the start of the first sample's prompt, and the windows and switches of the model that it does not pass."""
     block = 64 if arm.method is None else arm.method.block_size
-    return list(context.first_prompt(task_names)[: BLOCKS * block + block // 2 + 3])
+    prompt, lengths = context.first_prompt(task_names), edges(context.loaded)
+    most = min(len(prompt), MOST.get(context.loaded.device.type, 32_768))
+    start = list(prompt[: prompt_tokens(block, [length for length in lengths if length < most])])
+    return start, [length for length in lengths if length >= len(start)]
+
+
+def prompt_tokens(block: int, passed: Sequence[int]) -> int:
+    """Return the tokens of the prompt for blocks of a size, past all lengths of `passed`; off the block."""
+    blocks = max([BLOCKS, *(-(-length // block) + PAST for length in passed)])
+    return blocks * block + block // 2 + 3
+
+
+def _worst_mean(distances: Tensor, lengths: Sequence[int]) -> float:
+    """Return the mean of rows' distances [1, tokens], the worst of any stretch between the lengths at which the model does
+    something else: a short stretch would be lost in the mean of all."""
+    starts = [0, *(length for length in lengths if length < distances.shape[1])]
+    ends = [*starts[1:], distances.shape[1]]
+    return torch.stack([distances[:, a:b].mean() for a, b in zip(starts, ends, strict=True)]).max().item()
 
 
 @torch.inference_mode()
@@ -120,10 +152,10 @@ def measure(
     with _bridge(loaded, None, kernels):
         dense = hidden(loaded, ids)
     if arm.method is None:
-        distances["own"] = row_distances(dense, hidden(loaded, ids)).mean().item(), same
+        distances["own"] = _worst_mean(row_distances(dense, hidden(loaded, ids)), edges(loaded)), same
     elif zero is not None:
         with _bridge(loaded, zero, kernels):
-            distances["zero"] = row_distances(hidden(loaded, ids), dense).mean().item(), same
+            distances["zero"] = _worst_mean(row_distances(hidden(loaded, ids), dense), edges(loaded)), same
     if question != QUESTION_SEEN and (arm.method is None or zero is not None):
         with _bridge(loaded, zero, kernels) as bridge:
             context_tokens = 3 * len(prompt) // 4

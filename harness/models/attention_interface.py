@@ -173,12 +173,15 @@ def _mask(
     **_: Any,
 ) -> LayerMask:
     """Return what transformers' mask asks for; at decode, with the 2-D mask [B,K] of the keys that are there."""
-    if isinstance(q_offset, Tensor) or q_offset + q_length != kv_offset + kv_length:
-        raise UserError("the keys reach past the last token, as in a StaticCache: use the default DynamicCache")
-    window = window_of(mask_function, q_offset + q_length)
-    if not allow_is_causal_skip:
-        raise UserError("the model needs its attention mask written out (for an indexer, say): not supported")
-    return LayerMask(kv_length, window, _key_mask(attention_mask, q_length, kv_length))
+    try:
+        if isinstance(q_offset, Tensor) or q_offset + q_length != kv_offset + kv_length:
+            raise UserError("the keys reach past the last token, as in a StaticCache: use the default DynamicCache")
+        window = window_of(mask_function, q_offset + q_length)
+        if not allow_is_causal_skip:
+            raise UserError("the model needs its attention mask written out (for an indexer, say): not supported")
+        return LayerMask(kv_length, window, _key_mask(attention_mask, q_length, kv_length))
+    except UserError as error:
+        return LayerMask(kv_length, refusal=str(error))
 
 
 def _key_mask(attention_mask: Tensor | None, q_length: int, kv_length: int) -> Tensor | None:
@@ -205,6 +208,8 @@ def _layer_mask(module: nn.Module, q: Tensor, k: Tensor, mask: LayerMask | Tenso
         raise UserError(f"an attention mask of shape {list(mask.shape)} for {q.shape[2]} queries is not supported")
     if mask is None:
         raise UserError(f"{type(module).__name__} attends without a mask of transformers' masking_utils: not supported")
+    if mask.refusal is not None:
+        raise UserError(mask.refusal)
     if mask.keys != k.shape[2]:
         raise UserError(f"{type(module).__name__} has a mask for {mask.keys} keys and {k.shape[2]} keys: not supported")
     return mask

@@ -14,6 +14,10 @@ from harness.models.attention_interface import attach, detach
 
 TOKENS = 4
 """Tokens of the forward pass."""
+TOKEN = 3
+"""The token that is at all of them: none that is often special."""
+NOISE = 1e-2
+"""How much rows of the same token may differ, relative to their norm, where positions are of no effect."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,21 @@ class LayerShape:
 
 
 class _Probe:
-    """An AttentionRunner that notes what attention gets, and returns zeros."""
+    """An AttentionRunner that notes what attention gets, and returns zeros. seen: the queries of each call, and what the model
+    made of them in the end."""
 
     full = True
 
     def __init__(self) -> None:
         self.shapes: dict[int, LayerShape] = {}
+        self.seen: list[Tensor] = []
         self._keys: list[Tensor] = []  # held, so that no memory is used twice
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
         """Note a layer's heads and its window."""
         shares = any(k.data_ptr() == other.data_ptr() for other in self._keys)
         self._keys.append(k)
+        self.seen.append(q)
         self.shapes.setdefault(layer, LayerShape(layer, q.shape[1], k.shape[1], q.shape[3], window, shares))
         return torch.zeros_like(q)
 
@@ -61,26 +68,63 @@ class _Probe:
 def probe_layers(model: Any, name: str) -> tuple[LayerShape, ...]:
     """Return the attention of each layer of a transformers model, in order. name: of the model, for messages.
 
-    Raises UserError where the model can't be measured at all: its attention is of another kind (see `attach`), or it does not
-    run.
+    Raises UserError where the model can't be measured at all: its attention is of another kind (see `attach`), it does not run,
+    or it does not count its positions from 0, as decoding in a batch does.
     """
+    positions = torch.arange(TOKENS, device=model.get_input_embeddings().weight.device)[None]
+    ids = torch.full_like(positions, TOKEN)
+    probe = _run(model, name, input_ids=ids)
+    if not probe.shapes:
+        raise UserError(f"{name}: no layer of {type(model).__name__} calls transformers' AttentionInterface: not supported")
+    shifted = _run(model, name, input_ids=ids, position_ids=positions + 1)
+    if not all(_follows(one, other) for one, other in zip(probe.seen, shifted.seen, strict=True)):
+        raise UserError(
+            f"{name}: {type(model).__name__} does not take position_ids that count from 0, as decoding in a batch gives them: "
+            "not supported"
+        )
+    shapes = tuple(shape for _, shape in sorted(probe.shapes.items()))
+    _check_cache(model, name, shapes)
+    return shapes
+
+
+def _check_cache(model: Any, name: str, shapes: Iterable[LayerShape]) -> None:
+    """Raise UserError where the cache that transformers makes for a model forgets keys that a layer's mask shows."""
+    from transformers import DynamicCache
+
+    layers = DynamicCache(config=model.config).layers
+    for shape in shapes:
+        cached = layers[shape.layer] if shape.layer < len(layers) else None
+        window = getattr(cached, "sliding_window", None) if getattr(cached, "is_sliding", False) else None
+        if window is not None and (shape.window is None or shape.window > window):
+            raise UserError(
+                f"{name}: layer {shape.layer} attends to {shape.window or 'all'} keys, but transformers' cache holds {window}: "
+                "which is meant? set sliding_window in its config.json right"
+            )
+
+
+def _run(model: Any, name: str, **inputs: Tensor) -> _Probe:
+    """Return what a forward pass shows."""
     probe = _Probe()
-    weight = model.get_input_embeddings().weight
-    ids = torch.arange(TOKENS, device=weight.device)[None] % weight.shape[0]
     previous = attach(model, probe, name)
     try:
-        model(input_ids=ids, use_cache=False)
+        probe.seen.append(model(**inputs, use_cache=False).logits)
     except UserError:
         raise
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError) as error:
+    except Exception as error:  # of the model's own code: its traceback stays with the line
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
         reason = f"{type(error).__name__}: {first}"
         raise UserError(f"{name}: {type(model).__name__} does not run on {TOKENS} tokens ({reason})") from error
     finally:
         detach(model, probe, previous)
-    if not probe.shapes:
-        raise UserError(f"{name}: no layer of {type(model).__name__} calls transformers' AttentionInterface: not supported")
-    return tuple(shape for _, shape in sorted(probe.shapes.items()))
+    return probe
+
+
+def _follows(seen: Tensor, shifted: Tensor) -> bool:
+    """Return whether [...,TOKENS,D] of one token at all positions moves by one place where positions are one greater. Attention
+    returns zeros, so that nothing but the position tells rows apart."""
+    next_rows, rows, moved = (x.float() for x in (seen[..., 1:, :], seen[..., :-1, :], shifted[..., :-1, :]))
+    change = (next_rows - rows).norm()
+    return not (change > NOISE * rows.norm() and (moved - next_rows).norm() > change / 2)
 
 
 def global_shapes(shapes: Iterable[LayerShape]) -> list[LayerShape]:

@@ -141,7 +141,7 @@ def wrap_model(
         path=path,
         revision_hash=revision,
         max_length=longest_text(config, max_length, name),
-        layers=int(config.num_hidden_layers),
+        layers=max(int(config.num_hidden_layers), shapes[-1].layer + 1),  # a block of some kinds has several
         heads=shape.heads,
         kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,

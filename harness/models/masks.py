@@ -40,18 +40,25 @@ class LayerMask:
     """The mask of a layer in our own words, from the mask function to the attention function, through the model's hands.
 
     keys: of the layer, as many as it must get. window: of keys that a query sees, None for all before it. key_mask [B,K]:
-    False where there is no key; None where all are there. A model that reads its mask gets a UserError.
+    False where there is no key; None where all are there. refusal: why it can't be honoured, said once a layer uses it: some
+    decoders ask for masks that they have no use for. A model that reads its mask gets a UserError.
     """
 
     keys: int
     window: int | None = None
     key_mask: Tensor | None = None
+    refusal: str | None = None
 
     def __getattr__(self, name: str) -> NoReturn:
         raise _Reads(f"the model reads its attention mask by itself (.{name}): not supported")
 
     def __getitem__(self, _: Any) -> NoReturn:
         raise UserError("the model cuts its attention mask by itself: not supported")
+
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any, **__: Any) -> NoReturn:
+        name = getattr(function, "__name__", "a function of torch")
+        raise UserError(f"the model computes with its attention mask by itself ({name}): not supported")
 
 
 class _NotOfConstants(Exception):
@@ -120,7 +127,7 @@ def _evaluate(mask_function: MaskFunction, query: Tensor, keys: Tensor) -> Tenso
     try:
         seen = mask_function(torch.arange(2)[:, None, None, None], torch.zeros(1, 1, 1, 1, dtype=torch.int64), query, keys)
         return torch.as_tensor(seen).expand(2, 1, 1, keys.shape[-1]) if isinstance(seen, Tensor | bool) else None
-    except (RuntimeError, TypeError, ValueError, IndexError):
+    except Exception:  # whatever a function of the model's does that it can't do on plain positions
         return None
 
 

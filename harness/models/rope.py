@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -157,5 +158,10 @@ def _agrees(rope: ModelRope, rotary: Any, apply: Any, positions: Tensor) -> bool
         return False
     # the same angles; now which elements turn together (only the rotary ones: some models split the rest off)
     x = torch.randn(1, 1, len(positions), cos_sin[0].shape[-1], generator=torch.Generator().manual_seed(0))
-    rotated, _ = apply(x, x, *(wave.float() for wave in reference))
-    return torch.allclose(rotated, rope_apply(x, *cos_sin), atol=1e-5)
+    names = list(inspect.signature(apply).parameters)
+    alone = names[1:2] == ["cos"]  # some models turn queries and keys one by one
+    try:
+        rotated = apply(*([x] if alone else [x, x]), *(wave.float() for wave in reference))
+    except (TypeError, RuntimeError, ValueError):  # arguments of another kind
+        return False
+    return torch.allclose(rotated if alone else rotated[0], rope_apply(x, *cos_sin), atol=1e-5)

@@ -249,7 +249,9 @@ class CalibrationRecord:
 class CheckRecord:
     """The self-check of an arm on a short prompt, before its first sample (see `harness.measure.self_check`). `found` holds
     {name: [measured, at most]}; `density` is the method's on that prompt: 1 means that its selection could not be seen at
-    work. Of several records of an arm the last counts; where it is gated, so are the arm's rows."""
+    work. `unchecked` are windows and RoPE switches of the model, in tokens, that the prompt's `tokens` don't pass: what the
+    model does past them is not checked. Of several records of an arm the last counts; where it is gated, so are the arm's
+    rows."""
 
     check: str
     arm: str
@@ -262,6 +264,7 @@ class CheckRecord:
     density: SummedShare | None
     seconds: Amount
     date: str
+    unchecked: list[Count] = field(default_factory=list)
     schema: int = SCHEMA
 
 

@@ -150,7 +150,9 @@ class SeerR(DecodeMethod):
             raise ValueError("decode method seer_r needs the model's RoPE: its gates read queries and keys from before it")
         if not 0 <= x.layer < len(self.gates):
             raise ValueError(f"layer {x.layer}: there are gates for layers 0 to {len(self.gates) - 1}")
-        return self.gates[x.layer], x.rope
+        gate = self.gates[x.layer]
+        gate.check(x.q, x.layer)
+        return gate, x.rope
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return super().knobs() | {"threshold": self.threshold, "first": self.first}

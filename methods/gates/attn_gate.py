@@ -32,7 +32,7 @@ class AttnGate(Gate):
     q: nn.Parameter | None
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, *, block_size: int, q_linear: bool = False) -> None:
-        super().__init__(block_size=block_size, q_block=block_size)
+        super().__init__(heads, head_dim, block_size=block_size, q_block=block_size)
         if heads % kv_heads:
             raise ValueError(f"{heads} query heads and {kv_heads} kv heads: the first must be a multiple of the second")
         self.kv_heads = kv_heads

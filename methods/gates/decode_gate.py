@@ -44,7 +44,7 @@ class DecodeGate(Gate):
     told_by_weights: ClassVar[frozenset[str]] = frozenset(released_config) - {"seerattn_use_rope"}
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, *, block_size: int) -> None:
-        super().__init__(block_size=block_size, q_block=1)
+        super().__init__(heads, head_dim, block_size=block_size, q_block=1)
         if heads % kv_heads:
             raise ValueError(f"{heads} query heads and {kv_heads} kv heads: the first must be a multiple of the second")
         self.kv_heads = kv_heads

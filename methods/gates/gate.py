@@ -27,8 +27,10 @@ class Gate(nn.Module, ABC):
     told_by_weights: ClassVar[frozenset[str]] = frozenset()
     """Those of the settings that the names and shapes of the weights tell too."""
 
-    def __init__(self, *, block_size: int, q_block: int) -> None:
+    def __init__(self, heads: int, head_dim: int, *, block_size: int, q_block: int) -> None:
         super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim
         self.block_size = block_size
         self.q_block = q_block
 
@@ -39,6 +41,14 @@ class Gate(nn.Module, ABC):
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, rope: Rope) -> Tensor:
         """Return logits [B,H,Mq,Nk] float32 of post-RoPE q [B,Hq,Q,D] and k [B,Hkv,K,D], -inf where nothing is predicted."""
+
+    def check(self, q: Tensor, layer: int) -> None:
+        """Raise ValueError, one line, where queries q [B,Hq,Q,D] of a layer are not of the heads that the gate is for."""
+        if (q.shape[1], q.shape[3]) != (self.heads, self.head_dim):
+            raise ValueError(
+                f"layer {layer} has {q.shape[1]} query heads of {q.shape[3]} elements, its gate is for {self.heads} of "
+                f"{self.head_dim}: layers with a sliding window may differ; take prompts longer than it"
+            )
 
     def learns_from(self, q: Tensor) -> Tensor:
         """Return the queries that the gate is trained on, the last N of a text's q [B,Hq,Q,D]: [B,Hq,N,D]."""

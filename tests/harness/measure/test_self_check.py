@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,17 +17,19 @@ from torch import Tensor
 
 import methods
 from harness.arms.build import RunnableArm
+from harness.measure import self_check
 from harness.measure.context import Kernels
-from harness.measure.self_check import measure
+from harness.measure.self_check import measure, prompt_tokens
 from harness.models import bridge as bridge_module
 from harness.models.batch_cache import BatchCache
 from harness.models.bridge import Bridge
-from harness.models.loading import LoadedModel
+from harness.models.edges import edges
+from harness.models.loading import LoadedModel, wrap_model
 from harness.study.identity import ArmIdentity, Setting
 from methods.minference import MInference
 from methods.parts.base import LayerInputs, Method
 from methods.parts.head_patterns import Pattern
-from tests.harness.tiny import VOCAB, load, tokens
+from tests.harness.tiny import VOCAB, build, load, tokens
 from tests.methods.support import layer, ready
 from tests.methods.test_selection import calibrated
 
@@ -275,3 +278,50 @@ def test_a_gated_arm_is_checked_again_at_another_commit(
     assert command(*toy) == 0
     assert ",gated," not in (study / "leaderboard.csv").read_text()
     assert (study / "records/samples.jsonl").read_text() == samples, "nothing is generated twice"
+
+
+@pytest.fixture(scope="module")
+def window_256() -> LoadedModel:
+    """A toy whose window is longer than twelve blocks of 16."""
+    model = build("mistral_window")
+    config = type(model.config)(**model.config.to_dict() | {"sliding_window": 256, "max_position_embeddings": 1024})
+    loaded = wrap_model(type(model)(config), None, name="toy")
+    object.__setattr__(loaded, "tokenizer", range(VOCAB))
+    return loaded
+
+
+class TestPastWindowsAndSwitches:
+    def test_a_window_that_is_lost_past_the_first_blocks(
+        self, window_256: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert edges(window_256) == (256,)
+        prompt = tokens(1, prompt_tokens(BLOCK, edges(window_256)), seed=5)[0].tolist()
+
+        def without_window(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float) -> Tensor:
+            return dense_attention(q, k, v, scale=scale)
+
+        for is_lost in (False, True):
+            if is_lost:
+                monkeypatch.setattr(bridge_module, "sliding_window_attention", without_window)
+            short, long = (
+                measure(window_256, arm(None), ids, zero=None, kernels=Kernels(), question="seen")
+                for ids in (prompt[:203], prompt)
+            )
+            assert wrong(short[0]) == set() and wrong(long[0]) == ({"own"} if is_lost else set())
+
+    def test_the_record_says_what_is_not_passed(self, window_256: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        def prompt_of(length: int) -> tuple[int, list[int]]:
+            context = SimpleNamespace(loaded=window_256, first_prompt=lambda _: range(length))
+            start, unchecked = self_check._prompt(context, arm(built("block_topk", sparsity=0.5)), ["any"])  # type: ignore[arg-type]
+            return len(start), unchecked
+
+        assert prompt_of(900) == (256 + 2 * BLOCK + BLOCK // 2 + 3, [])
+        assert prompt_of(230) == (12 * BLOCK + BLOCK // 2 + 3, [256])
+        monkeypatch.setattr(self_check, "MOST", {"cpu": 200})
+        assert prompt_of(900) == (12 * BLOCK + BLOCK // 2 + 3, [256])
+
+    def test_switches_of_rope_count_too(self) -> None:
+        model = build("llama")
+        parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+        config = type(model.config)(**model.config.to_dict() | {"rope_parameters": parameters})
+        assert edges(wrap_model(type(model)(config), None, name="toy", max_length=512)) == (512,)
