@@ -60,7 +60,7 @@ def all_cases(model: Path, books: Path) -> list[Case]:
         Case("maps", (*toy, "job=maps", "job.heads=[0]")),
         Case("report", (*toy, "job=report"), (evaluate,)),
         Case("compare", (*toy, "job=compare"), (sweep,)),
-        Case("power", (*toy, "job=power", "job.powers=[0.8]", "job.margins=[0.1]"), (evaluate,)),
+        Case("power", (*toy, "job=power", "job.discordance=0.1", "job.powers=[0.8]", "job.margins=[0.1]"), (evaluate,)),
         Case("archive", (*toy, "job=archive"), (evaluate,)),
         Case("distill", (*prefill, "job.checkpoint_every=1")),
         Case("distill, no checkpoints", (*prefill, "job.checkpoint_every=0")),
@@ -74,6 +74,6 @@ def all_cases(model: Path, books: Path) -> list[Case]:
             "search_heads",
             (*toy, "job=search_heads", "method=duo_attention", "job.prompts=1", "job.out=heads", "block_size=16"),
         ),
-        Case("export", (*toy, "job=export", "task=[niah_single_1,niah_single_2]")),
+        Case("export", (*toy, "job=export", "length=1024", "task=[niah_single_1,niah_single_2]")),
         Case("pretrain", pretrain),
     ]
