@@ -20,6 +20,7 @@ from harness.core.mistakes import as_user_error, origin
 from harness.core.settings import Settings
 from harness.models.kernel_choice import dense_kernel_of, kernel_site
 from harness.models.loading import LoadedModel
+from harness.models.rope_lengths import frequencies_dtype
 from harness.study.identity import ArmIdentity, Decoding, Setting
 from methods import decode
 from methods.decode.parts.base import DecodeMethod
@@ -46,6 +47,12 @@ class RunnableArm:
         return self.method is None and self.decoding is None
 
 
+def _rope_dtype(loaded: LoadedModel) -> str | None:
+    """Return the dtype of RoPE's frequencies where it is not the model's own. Earlier versions rounded them to that."""
+    dtype = frequencies_dtype(loaded.model)
+    return None if dtype in (None, loaded.dtype) else str(dtype).removeprefix("torch.")
+
+
 def build_arms(settings: Settings, loaded: LoadedModel) -> list[RunnableArm]:
     """Build the arms of one command, the dense baseline first. Raises UserError for what this model or device can't do.
 
@@ -62,6 +69,7 @@ def build_arms(settings: Settings, loaded: LoadedModel) -> list[RunnableArm]:
             device_type=loaded.device.type,
             dense_kernel=dense_kernel_of(loaded, settings.dense_kernel),
             max_length=loaded.asked_length,
+            rope_dtype=_rope_dtype(loaded),
         )
         arms = [RunnableArm(ArmIdentity(setting, baseline_name(), 0.0), None)]
         decoding, decoder, decode_file = _build_decode_arm(settings, loaded)

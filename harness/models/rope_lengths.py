@@ -188,3 +188,8 @@ def _on_tensors(change: Callable[..., Tensor], *outputs: Any) -> Any:
     if isinstance(outputs[0], Tensor):
         return change(*outputs)
     return tuple(change(*tensors) for tensors in zip(*outputs, strict=True))
+
+
+def frequencies_dtype(model: Any) -> torch.dtype | None:
+    """Return the dtype in which a model holds RoPE's frequencies; None where it has none, or computes them anew each time."""
+    return next((buffer.dtype for name, buffer in model.named_buffers() if name.endswith("inv_freq")), None)

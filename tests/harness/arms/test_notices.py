@@ -99,3 +99,12 @@ def test_a_missing_file_says_where_to_look(settings: Settings, loaded: LoadedMod
     with pytest.raises(UserError) as caught:
         build_arms(replace(settings, method="duo_attention", method_knobs={}), loaded)
     assert "heads.json is missing; name the folder that has it (model.gates=FOLDER), or search" in str(caught.value)
+
+
+def test_rope_in_another_dtype_than_the_model_is_in_the_identity(
+    settings: Settings, loaded: LoadedModel, toy_folder: Path
+) -> None:
+    """Earlier versions rounded its frequencies to 16 bits: their rows and those of today are not of one arm."""
+    model = load_model(ModelConfig(name="toy", path=str(toy_folder), dtype=torch.bfloat16, device="cpu"))
+    assert [arm.identity.as_dict().get("rope_dtype") for arm in build_arms(settings, model)] == ["float32", "float32"]
+    assert all("rope_dtype" not in arm.identity.as_dict() for arm in build_arms(settings, loaded))

@@ -47,7 +47,7 @@ def test_methods_differ_but_share_their_pair(other: Cell) -> None:
     [
         *(
             Cell(replace(ARM, setting=replace(SETTING, **{k: v})), SAMPLES)
-            for k, v in {"model_hash": "x", "length": 8192, "seed": 1, "dtype": "float16", "device_type": "cuda"}.items()
+            for k, v in {"model_hash": "x", "length": 8192, "seed": 1, "dtype": "float16", "rope_dtype": "float32"}.items()
         ),
         Cell(ARM, replace(SAMPLES, task="two")),
         Cell(ARM, replace(SAMPLES, generator="2")),
