@@ -107,7 +107,8 @@ def _run(model: Any, name: str, **inputs: Tensor) -> _Probe:
     probe = _Probe()
     previous = attach(model, probe, name)
     try:
-        probe.seen.append(model(**inputs, use_cache=False).logits)
+        # without weights no token can be looked at: beside a cache transformers does not look for packed texts
+        probe.seen.append(model(**inputs, use_cache=inputs["input_ids"].is_meta).logits)
     except UserError:
         raise
     except Exception as error:  # of the model's own code: its traceback stays with the line
