@@ -59,8 +59,8 @@ def main(cfg: DictConfig) -> Path:
     settings = replace(settings, device_choice=str(processes.device or settings.device))
     if (described := describe(settings)) is not None:
         check_length(described, max(lengths), f"job.lengths={lengths}")
-        _out(job.out, spec, settings, described, overwrite=bool(job.overwrite))
         check_text(described, settings.data, str(job.rows), job.hub)
+        writable_folder(_out(job.out, settings, described))
     loaded = _model(settings, processes, console, shard=bool(job.shard))
     check_length(loaded, max(lengths), f"job.lengths={lengths}")
     out = _out(job.out, settings, loaded)
