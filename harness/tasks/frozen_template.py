@@ -84,7 +84,8 @@ def give(tokenizer: Any, options: ChatOptions, name: str) -> Any:
 def freeze(template: str, options: ChatOptions) -> str:
     """Return a template with what it reads of `options` in front of it: the template itself where that is nothing, or was done
     before."""
-    reads, given, lines = _reads(template), {}, []
+    reads, lines = _reads(template), []
+    given: dict[str, Any] = {}
     if options.enable_thinking is not None and THINKING in reads:
         given["enable_thinking"] = options.enable_thinking
         lines.append(f"{{% set {THINKING} = {_word(options.enable_thinking)} %}}")
