@@ -20,7 +20,7 @@ from harness.core.hydra_text import COMPOSING_ERRORS, explain
 from harness.core.mistakes import in_words, origin
 from harness.core.printable import printable
 from harness.core.terminal import error_line
-from harness.jobs.arguments import check_choices, prepare
+from harness.jobs.arguments import check_choices, check_hydra_settings, given_names, prepare
 from harness.jobs.command_state import CommandState
 from harness.jobs.run import run_job
 
@@ -48,7 +48,7 @@ def _run(arguments: list[str]) -> int:
 
         print(help_text([argument for argument in arguments if argument not in HELP]))
         return DONE
-    command, codes = CommandState(), [DONE]
+    command, codes = CommandState(given_names(arguments)), [DONE]
     shown: set[str] = set()  # a sweep says once what is wrong with all of its jobs
 
     def run_one(cfg: DictConfig) -> None:
@@ -62,7 +62,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def _run_one(cfg: DictConfig, command: CommandState) -> int:
-    check_choices(HydraConfig.get().overrides.task)  # those that an experiment sweeps over too
+    overrides = HydraConfig.get().overrides
+    check_choices(overrides.task)  # those that an experiment sweeps over too
+    check_hydra_settings(overrides.hydra)
     return FAILED_CELLS if run_job(cfg, command) else DONE
 
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -87,3 +88,10 @@ def conf_lines(path: Path) -> tuple[ConfLine, ...]:
 def setting_names(group: str, choice: str) -> list[str]:
     """Return the names of the settings in a choice's file, dotted and without their group."""
     return [line.name for line in conf_lines(conf_file(group, choice)) if line.name]
+
+
+@lru_cache(maxsize=128)
+def about_of(group: str, choice: str) -> Any:
+    """Return the facts of a choice that its file holds (`ABOUT`), {} where it holds none. Not to be changed."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(conf_file(group, choice)))
+    return (content or {}).get(ABOUT) or {}

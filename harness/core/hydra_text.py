@@ -55,13 +55,29 @@ def _several_values(argument: str) -> str:
 def unknown_setting(name: str) -> str:
     """Return the line for a setting that isn't there: the one that may have been meant, and those of its level of conf/."""
     known = known_settings(name)
+    if name == "experiment":
+        return "experiment= takes the name of a file of conf/experiment, and has no settings below it"
     if name in known and "." not in name:
         return f"{name} is missing: no setting can be taken out with ~, leave it as it is or give it a value"
     if name not in known:
-        return f"unknown setting '{name}'{did_you_mean(name, known)}; known: {', '.join(known) or 'none here'}"
+        return f"unknown setting '{name}'{_near(name, known)}{_in_no_group(name)}; known: {', '.join(known) or 'none here'}"
     group, key = name.split(".", 1)
     owners = [choice for choice in groups().get(group, []) if key in setting_names(group, choice)]
     return f"unknown setting '{name}' for this {group}=; it belongs to {', '.join(owners)}"
+
+
+def _in_no_group(name: str) -> str:
+    """Return "; SETTING= is in no group" for one that was looked for in a group."""
+    group, _, last = name.rpartition(".")
+    return f"; {last}= is in no group" if group and last in setting_names("", MAIN) else ""
+
+
+def _near(name: str, known: list[str]) -> str:
+    """Return " (did you mean …?)" for the setting of the same group that is spelt most like `name`: the group's own name, which
+    all have in common, says nothing."""
+    group, _, key = name.rpartition(".")
+    hint = did_you_mean(key, [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == group])
+    return hint.replace("did you mean ", f"did you mean {group}.") if group else hint
 
 
 def known_settings(name: str) -> list[str]:

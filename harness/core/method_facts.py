@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from harness.core.conf_files import ABOUT, conf_file, groups
+from harness.core.conf_files import ABOUT, about_of, conf_file, groups
 from harness.core.errors import UserError
 
 
@@ -32,9 +30,7 @@ def method_facts(name: str) -> MethodFacts:
     method of another version. Raises UserError for facts that are not known."""
     if name not in groups().get("method", []):  # never a path made of it: a record may call a method anything
         return MethodFacts()
-    path = conf_file("method", name)
-    config: Any = OmegaConf.to_container(OmegaConf.load(path))
-    about = (config or {}).get(ABOUT) or {}
+    path, about = conf_file("method", name), about_of("method", name)
     try:
         return MethodFacts(**about)
     except TypeError:

@@ -12,9 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.core import checks, devices
-from harness.core.conf_files import ABOUT, MAIN, groups, setting_names
+from harness.core.chat_options import DEFAULT_DATE, ChatOptions, check_date
+from harness.core.conf_files import ABOUT, MAIN, about_of, groups, setting_names
 from harness.core.errors import UserError
 from harness.core.hydra_text import TASK_IS_A_VALUE, explain, unknown_setting
+from harness.core.model_name import name_of_path
 from harness.core.question import check_question
 
 if TYPE_CHECKING:
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 
 RESERVED = ("name", "paper", ABOUT)
 """Keys of a conf/method or conf/decode file that are no knobs of the method."""
-CHECKED_BY_THE_METHOD = ("method", "decode")
-"""Groups whose settings the method checks that takes them."""
+WITH_OWN_SETTINGS = ("method", "decode", "job")
+"""Groups of which every choice has settings of its own, those of its file."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Settings:
     def folder(self) -> Path:
         """Return the folder of the study."""
         return self.results / self.study
+
+    @property
+    def chat_options(self) -> ChatOptions:
+        """Return what the model's chat template is given."""
+        return ChatOptions(str(self.model.get("date", DEFAULT_DATE)), self.model.get("enable_thinking"))
 
     @cached_property
     def device(self) -> torch.device:
@@ -137,22 +144,35 @@ def _check_names(raw: Mapping[str, Any]) -> None:
     for section, names in sections.items():
         if not isinstance(raw[section], dict):
             raise UserError(f"{section}={raw[section]}: it has settings below it: {', '.join(sorted(names)) or 'name'}")
-        if section in CHECKED_BY_THE_METHOD:
-            names |= set(raw[section])
         _compare(f"{section}.", raw[section], names)
+    _check_below(raw)
 
 
 def _settings_of(group: str, raw: Mapping[str, Any]) -> set[str]:
-    """Return the names that the settings of a group must have: of a job those of its file, else those that all files have."""
+    """Return the names that the settings of a group must have: those of the chosen file, else those that all files have."""
     choices, settings = groups()[group], raw.get(group)
-    if group in CHECKED_BY_THE_METHOD:
-        return {"name"}
-    if group == "job" and isinstance(settings, dict):
-        job = settings.get("name")
-        if job not in choices:  # that is said where the job is looked up
+    if group in WITH_OWN_SETTINGS and isinstance(settings, dict):
+        choice = settings.get("name")
+        if choice not in choices:  # that is said where the job, or the method, is looked up
             return {"name", *settings}
-        choices = [job]
+        choices = [choice]
+        return {name for name in setting_names(group, choice) if "." not in name} | ({ABOUT} & set(settings))
     return {name for name in setting_names(group, choices[0]) if "." not in name}
+
+
+def _check_below(raw: Mapping[str, Any]) -> None:
+    """Raise UserError for what no setting is, further down: facts of a method (`ABOUT`) that are not those of its file, and
+    releases of gates for what is no phase."""
+    for group in WITH_OWN_SETTINGS:
+        choice = raw[group]["name"]
+        if choice in groups()[group] and raw[group].get(ABOUT, {}) != about_of(group, choice):
+            raise UserError(f"{group}.{ABOUT} is no setting: it says what {choice} is, and is in its file alone; leave it out")
+    phases = raw["model"]["released_gates"]
+    known = {
+        name.partition(".")[2] for name in setting_names("model", groups()["model"][0]) if name.startswith("released_gates.")
+    }
+    if isinstance(phases, dict):
+        _compare("model.released_gates.", phases, known)
 
 
 def _compare(prefix: str, settings: Mapping[str, Any], names: set[str]) -> None:
@@ -172,11 +192,21 @@ def _model(settings: Mapping[str, Any]) -> dict[str, Any]:
     ids = settings["released_gates"]
     if not isinstance(ids, dict):
         raise UserError(f"model.released_gates={ids}: it has settings below it: prefill, decode")
+    chat = checks.true_or_false("model.chat_template", settings["chat_template"])
+    thinking = settings["enable_thinking"]
+    if thinking is not None:
+        thinking = checks.true_or_false("model.enable_thinking", thinking)
+        if not chat:
+            raise UserError(
+                "model.enable_thinking is for a chat template, and model.chat_template=false: leave one of them out"
+            )
     return {
-        "name": checks.text("model.name", settings["name"]),
+        "name": name_of_path(checks.text("model.name", settings["name"])),
         "path": checks.text("model.path", settings["path"]),
         "max_length": checks.whole_number_or_null("model.max_length", settings["max_length"], 1),
-        "chat_template": checks.true_or_false("model.chat_template", settings["chat_template"]),
+        "chat_template": chat,
+        "date": check_date("model.date", settings["date"]),
+        "enable_thinking": thinking,
         "gates": checks.text_or_null("model.gates", settings["gates"]),
         "released_gates": {phase: checks.text_or_null(f"model.released_gates.{phase}", i) for phase, i in ids.items()},
     }

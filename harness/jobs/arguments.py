@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from hydra.conf import HydraConf
+
 from harness.core import checks
 from harness.core.conf_files import groups
-from harness.core.errors import UserError
+from harness.core.errors import UserError, did_you_mean
 
 WITH_OWN_SETTINGS = ("method", "decode")
 """Groups whose choices have settings of their own."""
@@ -80,6 +82,20 @@ def _as_sweep(argument: str, swept: set[str]) -> str:
     name, _, value = argument.partition("=")
     single = bool(value) and "," not in value and not value.endswith(")")
     return f"{name}=choice({value})" if single and name.partition(".")[0] in swept and "." in name else argument
+
+
+def given_names(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the settings and groups that the arguments set, but for Hydra's own."""
+    names = (_name(argument) for argument in arguments if not argument.startswith("-"))
+    return tuple(name for name in names if name and not name.startswith("hydra"))
+
+
+def check_hydra_settings(overrides: Sequence[str]) -> None:
+    """Raise UserError for a setting of Hydra's (+hydra.name=value) that it does not have: it adds it, and reads it nowhere."""
+    for override in overrides:
+        parts = _name(override).split(".")
+        if len(parts) > 1 and parts[1] not in HydraConf.__dataclass_fields__:
+            raise UserError(f"unknown setting '{'.'.join(parts)}'{did_you_mean(parts[1], HydraConf.__dataclass_fields__)}")
 
 
 def _name(argument: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,21 @@ from harness.study.store import Store
 
 @dataclass
 class CommandState:
-    """The state of a command that runs one job or a sweep of them. `studies` are those opened so far, by their folders,
-    `sweep` holds the model and the tokens that the jobs share."""
+    """The state of a command that runs one job or a sweep of them. `given` are the names of the settings on the command line,
+    `studies` those opened so far, by their folders, `sweep` holds the model and the tokens that the jobs share, and `said` what
+    was said once for all jobs."""
 
+    given: tuple[str, ...] = ()
     console: Console = field(default_factory=Terminal)
     studies: dict[Path, OpenStudy] = field(default_factory=dict)
     sweep: SweepCache = field(default_factory=SweepCache)
+    said: set[str] = field(default_factory=set)
+
+    def say_once(self, line: str) -> None:
+        """Say on stderr what is no error, once for all jobs of a sweep."""
+        if line not in self.said:
+            print(line, file=sys.stderr)
+            self.said.add(line)
 
     def open_study(self, settings: Settings) -> OpenStudy:
         """Return the study of the settings; the jobs of a sweep share it, with the margin of the latest."""

@@ -19,9 +19,11 @@ import pandas as pd
 from harness.arms.build import RunnableArm, build_arms, with_knob
 from harness.arms.calibration import TOLERANCE, calibrate
 from harness.core import checks
+from harness.core.chat_options import DEFAULT_DATE, ChatOptions, check_date
 from harness.core.compose import compose_settings
 from harness.core.devices import check_device, check_dtype, torch_device, torch_dtype
 from harness.core.errors import UserError
+from harness.core.model_name import name_of_path
 from harness.core.settings import RESERVED, Settings
 from harness.core.terminal import Terminal
 from harness.jobs.measure import check_can_measure
@@ -33,6 +35,7 @@ from harness.models.loading import LoadedModel, ModelConfig
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.leaderboard_csv import row_columns
 from harness.study.store import Store
+from harness.tasks.frozen_template import published_template
 from harness.tasks.names import expand_tasks
 
 if TYPE_CHECKING:
@@ -53,10 +56,13 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     max_length: int | None = None,
+    date: str = DEFAULT_DATE,
+    enable_thinking: bool | None = None,
 ) -> LoadedModel:
     """Load a model with its tokenizer: "bundled", a folder, or a hub id of any decoder of transformers.
 
-    name: what rows call it, its path where none is given. device and dtype: as the settings of the same names, or torch's own.
+    name: what rows call it; None: the folder's own name, or the hub id. device and dtype: as the settings of the same names, or
+    torch's own. date and enable_thinking: what its chat template is given, as the settings of `model` of the same names.
     max_length: tokens of the longest text, where that is not what the model's config says.
     `.model` of what is returned is the transformers model, `.tokenizer` its tokenizer. Raises UserError where that can't be.
     """
@@ -64,7 +70,11 @@ def load_model(
     chosen_device = torch_device(check_device(str(device)))
     chosen_dtype = torch_dtype(check_dtype(str(dtype).removeprefix("torch.")), chosen_device)
     max_length = checks.whole_number_or_null("max_length", max_length, 1)
-    return load_quietly(ModelConfig(name or path, path, chosen_dtype, chosen_device, max_length))
+    if enable_thinking is not None:
+        checks.true_or_false("enable_thinking", enable_thinking)
+    chat = ChatOptions(check_date("date", date), enable_thinking)
+    name = name or name_of_path(path)
+    return load_quietly(ModelConfig(name, path, chosen_dtype, chosen_device, max_length, chat))
 
 
 @dataclass(frozen=True)
@@ -224,6 +234,7 @@ def _of_model(loaded: LoadedModel) -> dict[str, Any]:
         "model.name": loaded.name,
         "model.max_length": loaded.asked_length,
         "model.chat_template": bool(getattr(loaded.tokenizer, "chat_template", None)),
+        **{f"model.{option}": value for option, value in published_template(loaded.tokenizer)[1].items()},
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
     }
@@ -236,6 +247,7 @@ def _as_command(checked: Settings, groups: Mapping[str, str], values: Mapping[st
     model |= {f"model.{key}": checked.model[key] for key in ("path", "name", "chat_template")}
     if (longest := checked.model.get("max_length")) is not None:
         model["model.max_length"] = str(longest)
+    model |= {f"model.{option}": getattr(checked.chat_options, option) for option in checked.chat_options.given}
     model |= {"device": checked.device_choice, "dtype": checked.dtype_choice}
     choices = {**model, **groups, "task": list(checked.tasks), "study": checked.study}
     before = sys.argv

@@ -10,7 +10,7 @@ from harness.core.devices import torch_device
 from harness.core.partial_files import remove_abandoned
 from harness.core.settings import read_settings
 from harness.jobs.command_state import CommandState
-from harness.jobs.table import Does, check_question_fits, find_job
+from harness.jobs.table import Does, check_question_fits, find_job, unread
 from harness.tasks.names import expand_tasks
 
 
@@ -19,13 +19,17 @@ def run_job(cfg: DictConfig, command: CommandState) -> int:
     settings = read_settings(cfg)
     job = find_job(settings.job)
     check_question_fits(job, settings.question)
+    unread_names = unread(job, command.given)
     settings = replace(settings, tasks=tuple(expand_tasks(settings.tasks)))
     if job.does is not Does.READS:
         torch_device(settings.device_choice)  # a device that isn't there is an error before any work
     remove_abandoned([settings.folder, settings.folder / "records", settings.folder / "maps"])
     function = job.load()
+    failed = 0
     if job.does is Does.TRAINS:
         function(cfg)
-        return 0
-    failed: int = function(settings, command.open_study(settings), command)
+    else:
+        failed = function(settings, command.open_study(settings), command)
+    if unread_names:  # at the end: an error before it is one line
+        command.say_once(f"job={job.name} does not read {unread_names}: it does the same without")
     return failed

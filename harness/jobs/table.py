@@ -5,7 +5,7 @@ Nothing is imported before it is needed: a report loads neither torch nor transf
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
@@ -26,14 +26,20 @@ class Does(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """A job. `function` is "module:name". That of a job that trains takes the composed config; all others take the settings,
-    the study (`harness.jobs.studies`) and what the jobs of a command share (`harness.jobs.command_state`), and return how many
-    cells failed. `takes_question` says whether the job asks the questions of prompts, or reads what such a job recorded."""
+    """A job. `reads` are the settings, and groups of them, that it takes, beside ALWAYS_READ.
+
+    `function` is "module:name". That of a job that trains takes the composed config; all others take the settings, the study
+    (`harness.jobs.studies`) and what the jobs of a command share (`harness.jobs.command_state`), and return how many cells
+    failed. `takes_question` says whether the job asks the questions of prompts, or reads what such a job recorded.
+    `whole_study` says that it compares all records of a study, of which a setting that it does not read would seem to choose.
+    """
 
     name: str
     does: Does
     function: str
+    reads: tuple[str, ...]
     takes_question: bool = False
+    whole_study: bool = False
 
     def load(self) -> Callable[..., Any]:
         """Import the job's module and return its function."""
@@ -42,23 +48,44 @@ class Job:
         return function
 
 
+ALWAYS_READ = ("job", "experiment", "study", "results", "progress", "report", "debug")
+"""Settings that no job need say anything of: which job, where it writes, and what it shows."""
+_MODEL = ("model", "device", "dtype")
+_DATA = ("data.haystack", "data.dir", "data.words")
+_PROMPTS = ("task", "length", "samples", "seed", *_DATA)
+_METHOD = (*_MODEL, "method", "decode", "sparsity", "block_size", "calibration_prompts", "kernel", "dense_kernel")
+_TIMES = ("latency_repeats", "latency_seconds")
+_GATES = (*_MODEL, "method", "decode", "block_size", "seed", *_DATA, "data.text_dir")
+_ANSWERS = ("question", "decode_kernel", "checks", "batch_tokens")
+
 _ROWS = (
-    Job("evaluate", Does.MEASURES, "harness.jobs.measure:run", takes_question=True),
-    Job("latency", Does.MEASURES, "harness.jobs.measure:run"),
-    Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run"),
-    Job("perplexity", Does.MEASURES, "harness.jobs.measure:run"),
-    Job("kernel_speed", Does.MEASURES, "harness.jobs.kernel_speed:run"),
-    Job("maps", Does.MEASURES, "harness.jobs.maps:run"),
-    Job("report", Does.READS, "harness.jobs.report:run", takes_question=True),
-    Job("compare", Does.READS, "harness.jobs.compare:run", takes_question=True),
-    Job("power", Does.READS, "harness.jobs.power:run", takes_question=True),
-    Job("archive", Does.READS, "harness.jobs.archive:run", takes_question=True),
-    Job("pretrain", Does.TRAINS, "harness.training.bundled_model.pretrain:main"),
-    Job("distill", Does.TRAINS, "harness.training.gates.distill_command:main"),
-    Job("gate_recall", Does.TRAINS, "harness.training.gates.recall_command:main"),
-    Job("convert_gates", Does.TRAINS, "harness.training.gates.convert:main"),
-    Job("search_heads", Does.TRAINS, "harness.measure.head_search:main"),
-    Job("export", Does.TRAINS, "harness.lm_eval.export:main"),
+    Job(
+        "evaluate",
+        Does.MEASURES,
+        "harness.jobs.measure:run",
+        (*_METHOD, *_PROMPTS, *_ANSWERS, "latency", *_TIMES, "margin"),
+        takes_question=True,
+    ),
+    Job("latency", Does.MEASURES, "harness.jobs.measure:run", (*_METHOD, *_PROMPTS, *_TIMES, "margin")),
+    Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run", (*_METHOD, *_PROMPTS, "margin")),
+    Job("perplexity", Does.MEASURES, "harness.jobs.measure:run", (*_METHOD, *_PROMPTS, "data.text_dir", "margin")),
+    Job("kernel_speed", Does.MEASURES, "harness.jobs.kernel_speed:run", (*_MODEL, "seed", *_DATA, *_TIMES)),
+    Job("maps", Does.MEASURES, "harness.jobs.maps:run", (*_METHOD, *_PROMPTS)),
+    Job("report", Does.READS, "harness.jobs.report:run", ("margin",), takes_question=True),
+    Job("compare", Does.READS, "harness.jobs.compare:run", ("method",), takes_question=True, whole_study=True),
+    Job("power", Does.READS, "harness.jobs.power:run", (), takes_question=True, whole_study=True),
+    Job("archive", Does.READS, "harness.jobs.archive:run", ("margin",), takes_question=True),
+    Job("pretrain", Does.TRAINS, "harness.training.bundled_model.pretrain:main", ("data.text_dir", "seed", "device")),
+    Job("distill", Does.TRAINS, "harness.training.gates.distill_command:main", _GATES),
+    Job("gate_recall", Does.TRAINS, "harness.training.gates.recall_command:main", _GATES),
+    Job(
+        "convert_gates",
+        Does.TRAINS,
+        "harness.training.gates.convert:main",
+        ("model", "method", "decode", "block_size"),
+    ),
+    Job("search_heads", Does.TRAINS, "harness.measure.head_search:main", (*_METHOD, *_PROMPTS)),
+    Job("export", Does.TRAINS, "harness.lm_eval.export:main", ("model", *_PROMPTS)),
 )
 JOBS = {job.name: job for job in _ROWS}
 
@@ -76,3 +103,15 @@ def check_question_fits(job: Job, question: str) -> None:
         raise UserError(
             f"job={job.name} asks no question of a prompt, so question={question} does not change it: leave question out"
         )
+
+
+def unread(job: Job, given: Iterable[str]) -> str:
+    """Return the settings that the job does not read among those `given` on the command line, joined by commas. Raises
+    UserError where they would seem to choose among the records that it compares; it compares those of every question."""
+    read = {*job.reads, *ALWAYS_READ}
+    silent = [name for name in given if not read & {name, name.partition(".")[0]}]
+    names = dict.fromkeys(name if name.startswith("data.") else name.partition(".")[0] for name in silent)
+    choosing = [f"{name}=" for name in names if name != "question" or not job.takes_question]
+    if choosing and job.whole_study:
+        raise UserError(f"job={job.name} takes the whole study, whatever {', '.join(choosing)} says: leave that out")
+    return ", ".join(f"{name}=" for name in names)

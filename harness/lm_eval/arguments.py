@@ -24,8 +24,9 @@ HFLM = (
     "softmax_dtype",
 )
 """Arguments handed to lm-eval's own HFLM as they are."""
-BUILT_FROM = ("pretrained", "method", "decode", "gates", "overlong")
-"""Arguments that choose a model, a method and its files, and what happens to a prompt that does not fit."""
+BUILT_FROM = ("pretrained", "date", "method", "decode", "gates", "overlong")
+"""Arguments that choose a model, the date of its chat template, a method and its files, and what happens to a prompt that does
+not fit."""
 OVERLONG = ("error", "left")
 
 
@@ -52,6 +53,9 @@ def _settings(arguments: Mapping[str, Any]) -> Settings:
     if "decode" in arguments:
         groups["decode"] = arguments["decode"]
     values = {"model.path": path, "model.gates": arguments.get("gates")}
+    for name in ("date", "enable_thinking"):
+        if name in arguments:
+            values[f"model.{name}"] = arguments[name]
     for name, value in arguments.items():
         if name in (*CONFIG, *OF_THE_MODEL, "device") or name.startswith(("method.", "decode.")):
             values[name] = value

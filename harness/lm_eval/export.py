@@ -22,6 +22,7 @@ from harness.models.loading import load_tokenizer
 from harness.study.provenance import command, commit
 from harness.tasks import cache, registry
 from harness.tasks.checks import check_sample
+from harness.tasks.frozen_template import published_template
 from harness.tasks.names import expand_tasks
 from harness.tasks.sample import Sample
 from harness.tasks.tokenizer_hash import tokenizer_hash
@@ -59,7 +60,7 @@ def export(settings: Settings, out: Path) -> list[Path]:
     """Write samples, task files, their group and the module they call into `out`. Return the paths."""
     console = Terminal()
     console.quiet = not settings.progress
-    tokenizer = load_tokenizer(str(settings.model["path"]))
+    tokenizer = load_tokenizer(str(settings.model["path"]), settings.chat_options)
     data = {**settings.data, "chat_template": bool(settings.model.get("chat_template"))}
     samples: dict[str, list[Sample]] = {}
     for name in expand_tasks(settings.tasks):
@@ -74,6 +75,7 @@ def export(settings: Settings, out: Path) -> list[Path]:
         "model": str(settings.model["name"]),
         "tokenizer": tokenizer_hash(tokenizer),
         "chat_template": data["chat_template"],
+        **(published_template(tokenizer)[1] if data["chat_template"] else {}),
         "commit": commit(),
         "command": command(),
     }

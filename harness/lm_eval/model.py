@@ -12,7 +12,7 @@ import logging
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -30,7 +30,9 @@ from harness.core.settings import Settings
 from harness.core.terminal import Terminal, progress_bar
 from harness.lm_eval import arguments
 from harness.lm_eval.greedy import GreedySettings, read_generation
-from harness.lm_eval.run_totals import RunTotals
+from harness.lm_eval.misses import misses
+from harness.lm_eval.run_totals import Lengths, RunTotals
+from harness.measure.before_loading import describe
 from harness.measure.sweep import load_model_of
 from harness.models.bridge import Bridge
 from harness.models.decoder import mean_density
@@ -39,10 +41,14 @@ from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
 from harness.study.identity import digest
 from harness.study.provenance import commit
+from harness.tasks.chat_template import template_error
+from harness.tasks.frozen_template import draws_at_random, published_template
 from harness.tasks.tokens import stop_ids
 
 CACHE_KEY = "sparse_attention_harness"
 """Entry of an answer cache that says whose answers it holds; lm-eval's own keys are hex digests."""
+ASKED_LENGTH = "max_length"
+"""What lm-eval's RULER calls the length that a prompt was to have, in tokens; its prompts are shorter."""
 BLAME = "a kernel, the dtype or the weights are at fault"
 log = logging.getLogger("lm_eval.sparse")
 """Below lm-eval's own logger, so that what ran is said where its command says the rest."""
@@ -62,7 +68,10 @@ class SparseLM(HFLM):
 
     def __init__(self, batch_size: int | str = 1, overlong: str = "error", **model_args: Any) -> None:
         settings, hflm_arguments = arguments.parse(model_args)
-        self.overlong = arguments.overlong(overlong)
+        self.overlong, batch = arguments.overlong(overlong), arguments.batch_size(batch_size)
+        if (described := describe(settings)) is not None:  # before the weights are read
+            _max_length(hflm_arguments, described)
+            _arm(settings, described)
         self.loaded = load_model_of(settings)
         self.arm = _arm(settings, self.loaded)
         self._bridge = Bridge(
@@ -73,14 +82,13 @@ class SparseLM(HFLM):
             decoding=self.arm.decoding,
             decode_kernel=settings.decode_kernel,
         )
-        max_length = hflm_arguments.setdefault("max_length", self.loaded.max_length)
-        check_length(self.loaded, max_length, f"max_length={max_length}")
+        hflm_arguments["max_length"] = _max_length(hflm_arguments, self.loaded)
         tokenizer = copy.deepcopy(self.loaded.tokenizer)  # HFLM gives it a padding token; the harness's own stays as it is
         with _without_warnings():
-            batch = arguments.batch_size(batch_size)
             super().__init__(self.loaded.model, tokenizer=tokenizer, batch_size=batch, **hflm_arguments)
         self._totals: dict[str, RunTotals] = defaultdict(RunTotals)
         self._task = ""
+        self._chat = False
         self._rows: list[int] = []
         self._logits = 1
 
@@ -102,13 +110,34 @@ class SparseLM(HFLM):
         """Return what the results file says: the model, the method as it was built, and what ran, by task."""
         identity = self.arm.identity.as_dict()
         del identity["length"]  # of the harness's own samples
-        totals = {name: total.as_dict() for name, total in self._totals.items()}
+        totals = {name: total.as_dict() | {"warnings": self._misses(total)} for name, total in self._totals.items()}
+        given = published_template(self.loaded.tokenizer)[1] if self._chat else {}
         return {
             "model_num_parameters": self.model.num_parameters(),
             "model_dtype": str(self.loaded.dtype),
             "model_sha": self.loaded.revision_hash,
-            "sparse_attention": identity | {"commit": commit(), "tasks": totals, "notices": list(self.arm.notices)},
+            "sparse_attention": identity | given | {"commit": commit(), "tasks": totals, "notices": list(self.arm.notices)},
         }
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return messages in the model's chat template. Raises UserError where they can't be put into it, and where it draws at
+        random."""
+        self._chat = True
+        template = getattr(self.tokenizer, "chat_template", None)
+        if not template:
+            raise UserError("--apply_chat_template: this model's tokenizer has no chat template; leave it out")
+        if isinstance(template, str) and draws_at_random(template):
+            raise UserError(
+                "this model's chat template draws at random, so that no prompt comes twice: no --apply_chat_template"
+            )
+        try:
+            return str(super().apply_chat_template(chat_history, add_generation_prompt))
+        except Exception as error:  # a template is a program of the model's author: whatever it raises is its mistake
+            raise UserError(f"{template_error(error)}; correct it, or no --apply_chat_template") from error
+
+    def _misses(self, totals: RunTotals) -> list[str]:
+        """Return what a task's totals say against the arm."""
+        return misses(totals, self.arm.identity, dense=self.arm.method is None)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Refuse a cache of answers (--use_cache) that another model or method gave: lm-eval's keys don't tell them apart."""
@@ -134,6 +163,8 @@ class SparseLM(HFLM):
             for place, task_answer in zip(task_places, task_answers, strict=True):
                 answers[place] = task_answer
             log.info("%s: %s", self._task, self._totals[self._task].line())
+            for line in self._misses(self._totals[self._task]):
+                log.warning("%s: %s", self._task, line)
         return answers
 
     # -- log-likelihoods ---------------------------------------------------------------------------------------------
@@ -162,8 +193,8 @@ class SparseLM(HFLM):
                 self._logits = max(len(continuation) for _, _, continuation in batch)
                 likelihoods = super()._loglikelihood_tokens(batch, disable_tqdm=True, override_bs=override_bs)
                 totals.add_prefills(self._bridge, self._rows)
+                totals.lengths.add(length, sum(self._rows))
                 self._rows.clear()
-                totals.longest = max(totals.longest, length)
                 for place, likelihood in zip(places, likelihoods, strict=True):
                     if math.isnan(likelihood[0]):
                         raise UserError(f"{self._task}: a log-likelihood is NaN: {BLAME}")
@@ -189,6 +220,9 @@ class SparseLM(HFLM):
         stop = None if eos is None else self.tok_decode(eos, skip_special_tokens=False)
         settings = [read_generation(request.args[1], self.max_gen_toks, stop) for request in requests]
         prompts = [self.prompt_ids(request.args[0], own.max_new) for request, own in zip(requests, settings, strict=True)]
+        for request, prompt in zip(requests, prompts, strict=True):
+            if isinstance(asked := request.doc.get(ASKED_LENGTH), int):
+                self._totals[self._task].by_length.setdefault(asked, Lengths()).add(len(prompt))
         by_stop: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for place in sorted(range(len(requests)), key=lambda place: -len(prompts[place])):  # equal lengths side by side
             by_stop[settings[place].until].append(place)
@@ -218,7 +252,8 @@ class SparseLM(HFLM):
                 if (density := mean_density(steps, row, generation.steps)) is not None:
                     totals.decode_density.add(density)
             totals.add_prefills(self._bridge, [1] * len(done))
-            totals.longest = max(totals.longest, *(len(prompts[place]) for place in places[first : first + len(done)]))
+            for place in places[first : first + len(done)]:
+                totals.lengths.add(len(prompts[place]))
             advance(len(done))
 
         generations = generate(
@@ -266,6 +301,13 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _max_length(hflm_arguments: Mapping[str, Any], loaded: LoadedModel) -> int:
+    """Return the tokens of prompt and answer at most. Raises UserError for more than the model reaches."""
+    max_length = int(hflm_arguments.get("max_length", loaded.max_length))
+    check_length(loaded, max_length, f"max_length={max_length}")
+    return max_length
 
 
 def _arm(settings: Settings, loaded: LoadedModel) -> RunnableArm:

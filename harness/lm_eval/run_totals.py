@@ -28,15 +28,41 @@ class Mean:
 
 
 @dataclass
+class Lengths:
+    """Tokens of prompts: the shortest, the longest and the mean of all; `prompts` is how many there are."""
+
+    prompts: int = 0
+    shortest: int = 0
+    longest: int = 0
+    tokens: int = 0
+
+    def add(self, tokens: int, prompts: int = 1) -> None:
+        """Take in prompts of so many tokens each."""
+        self.shortest = min(self.shortest, tokens) if self.prompts else tokens
+        self.longest = max(self.longest, tokens)
+        self.prompts, self.tokens = self.prompts + prompts, self.tokens + tokens * prompts
+
+    @property
+    def mean(self) -> float:
+        """Return the mean, 0 of no prompts."""
+        return self.tokens / self.prompts if self.prompts else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the lengths as the results file has them."""
+        return {"prompts": self.prompts, "shortest": self.shortest, "mean": round(self.mean, 1), "longest": self.longest}
+
+
+@dataclass
 class RunTotals:
     """One task's totals.
 
-    prompts: how many were run. longest: tokens of the longest. cut: prompts cut to fit. density, token_density: means over
-    prompts and layers. decode_density: mean over the sequences that took a step. kernels, decode_kernels: all that ran.
+    lengths: of the prompts that were run; by_length: of those whose task says which length it was asked for, by that. cut:
+    prompts cut to fit. density, token_density: means over prompts and layers. decode_density: mean over the sequences that took
+    a step. kernels, decode_kernels: all that ran.
     """
 
-    prompts: int = 0
-    longest: int = 0
+    lengths: Lengths = field(default_factory=Lengths)
+    by_length: dict[int, Lengths] = field(default_factory=dict)
     cut: int = 0
     density: Mean = field(default_factory=Mean)
     token_density: Mean = field(default_factory=Mean)
@@ -46,7 +72,6 @@ class RunTotals:
 
     def add_prefills(self, bridge: Bridge, rows: Sequence[int]) -> None:
         """Add the prefills since the bridge's last reset, `rows` prompts in each, and reset it. Waits for the device."""
-        self.prompts += sum(rows)
         for layer in bridge.stats():
             self.kernels |= set(layer["kernel"].split("+"))
             for mean, values in ((self.density, layer["densities"]), (self.token_density, layer["token_densities"])):
@@ -58,10 +83,11 @@ class RunTotals:
         bridge.reset()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the totals as the results file has them."""
+        """Return the totals as the results file has them; those by length where a task asks for lengths."""
+        by_length = {str(asked): lengths.as_dict() for asked, lengths in sorted(self.by_length.items())}
         return {
-            "prompts": self.prompts,
-            "longest": self.longest,
+            **self.lengths.as_dict(),
+            **({"by_length": by_length} if by_length else {}),
             "cut": self.cut,
             "density": self.density.value,
             "token_density": self.token_density.value,
@@ -72,7 +98,8 @@ class RunTotals:
 
     def line(self) -> str:
         """Return the totals as one line for the terminal."""
-        parts = [f"{self.prompts} prompts of up to {self.longest} tokens"]
+        parts = [f"{self.lengths.prompts} prompts of up to {self.lengths.longest} tokens"]
+        parts += [f"those of {asked} of {v.mean:.0f} on average" for asked, v in sorted(self.by_length.items())]
         if self.density.value is not None:
             parts.append(f"density {self.density.value:.3f} ({'+'.join(sorted(self.kernels))})")
         if self.decode_density.value is not None:

@@ -23,10 +23,11 @@ from harness.arms.build import RunnableArm, build_arms, decodes_densely
 from harness.core.errors import UserError
 from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings
+from harness.measure.before_loading import check_before_loading
 from harness.measure.context import RunContext
 from harness.measure.kept_mass import what_runs
 from harness.measure.knob_values import with_calibrated_knob
-from harness.measure.sweep import load_model_of, say
+from harness.measure.sweep import SweepCache, load_model_of, say
 from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
 from harness.models.observe import dense_prefill, global_layers, layer_inputs
@@ -94,10 +95,11 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
     """Measure the maps that a command asks for. Raises UserError for what has none to show."""
     if not decodes_densely(settings.decode):
         raise UserError("job=maps draws a prefill, which decode= does not change: leave decode out")
+    names = expand_tasks(settings.tasks)
+    check_before_loading(settings, SweepCache(), names)
     loaded = load_model_of(settings, console)
     check_length(loaded, settings.length, f"length={settings.length}")
     context = RunContext(settings, loaded, store, console)
-    names = expand_tasks(settings.tasks)
     arm = with_calibrated_knob(context, settings, build_arms(settings, loaded)[-1], names)
     if arm.method is None:
         raise UserError(

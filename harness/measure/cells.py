@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from harness.arms.build import RunnableArm
 from harness.core.errors import UserError
 from harness.core.mistakes import origin
+from harness.core.model_name import name_of_path
 from harness.measure.context import RunContext
+from harness.models.loading import LoadedModel
 from harness.study.identity import Cell
 from harness.study.provenance import now
 from harness.study.resume import one_line
 from harness.study.schema import CellRecord, Status
+from harness.study.store import Store
 
 
 def record_state(
@@ -56,6 +60,16 @@ def record_failure(
     record_state(context, arm, cell, Status.FAILED, reason, haystack=haystack, traceback=told)
     context.complain(f"failed: {label}: {reason}", error)
     return 1
+
+
+def with_distinct_name(loaded: LoadedModel, store: Store) -> LoadedModel:
+    """Return the model under a name that no other weights have in a study. Rows call a folder by its own name, which two
+    folders may share: the second one recorded has the first digits of its hash behind it."""
+    if loaded.source is None or loaded.name == loaded.source or loaded.name != name_of_path(loaded.source):
+        return loaded  # it was named by whoever asked for it
+    identities = [r["identity"] for file in (store.cells, store.latency, store.mass) for r in file.read()]
+    first = next((i["model_hash"] for i in identities if i["model"] == loaded.name), loaded.revision_hash)
+    return loaded if first == loaded.revision_hash else replace(loaded, name=f"{loaded.name}@{loaded.revision_hash[:8]}")
 
 
 def arm_label(arm: RunnableArm) -> str:

@@ -26,6 +26,7 @@ from harness.study.schema import RunRecord
 from harness.study.store import Store
 from harness.tasks import registry
 from harness.tasks.context import context_tokens
+from harness.tasks.frozen_template import published_template
 from harness.tasks.haystack import haystack_source, load_haystack
 from harness.tasks.ruler.samples import check_words
 from harness.tasks.sample import Sample
@@ -93,10 +94,10 @@ class RunContext:
 
     @cached_property
     def _tokenizer(self) -> dict[str, Any]:
-        """Return what makes tokens of a text, by content."""
+        """Return what makes tokens of a text, by content: with a chat template what it was given too, where it reads that."""
         tokenizer = self.loaded.tokenizer
-        template = getattr(tokenizer, "chat_template", None) if self.chat else None
-        return {"tokenizer": tokenizer_hash(tokenizer), "template": identity.digest(template) if template else None}
+        template, given = published_template(tokenizer) if self.chat else (None, {})
+        return {"tokenizer": tokenizer_hash(tokenizer), "template": identity.digest(template) if template else None, **given}
 
     def text_of(self, task_names: Sequence[str]) -> dict[str, Any]:
         """Return what the text of tasks comes from, by content: prose and word list of those that are generated, the data of

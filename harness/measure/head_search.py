@@ -23,6 +23,7 @@ from harness.core.files import read_json_object, writable_folder, write_atomical
 from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
+from harness.measure.before_loading import check_prompts, describe
 from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
 from harness.measure.sweep import load_model_of, say
@@ -43,6 +44,11 @@ def main(cfg: DictConfig) -> Path:
     already, or bad input."""
     settings, console = read_settings(cfg), Terminal()
     method = _searching_method(settings)
+    names, count = expand_tasks(settings.tasks), checks.whole_number("job.prompts", settings.options["prompts"], 1)
+    if (described := describe(settings)) is not None:
+        check_length(described, settings.length, f"length={settings.length}")
+        _output_path(settings, described, str(method.searched))
+        check_prompts(settings, described.tokenizer, names)
     loaded = load_model_of(settings, console)
     check_length(loaded, settings.length, f"length={settings.length}")
     path = _output_path(settings, loaded, str(method.searched))
@@ -51,9 +57,8 @@ def main(cfg: DictConfig) -> Path:
         console.print(f"{path} is there, written by this command: job.overwrite=true searches anew", soft_wrap=True)
         return path
     context = RunContext(settings, loaded, Store(settings.folder), console)
-    names = expand_tasks(settings.tasks)
     say(console, settings, f"making prompts of {settings.length} tokens")
-    prompts = calibration_prompts(context, names, checks.whole_number("job.prompts", settings.options["prompts"], 1))
+    prompts = calibration_prompts(context, names, count)
     result = search(context, method, prompts, dense_kernel=settings.dense_kernel)
     provenance = {
         "command": command(),

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from harness.arms.build import RunnableArm, build_arms, build_at_zero_sparsity, decodes_densely
+from harness.arms.build import RunnableArm, build_arms, build_at_zero_sparsity
 from harness.arms.warnings import arm_warnings
-from harness.core.errors import UserError
-from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
 from harness.measure.accuracy import SELF_CHECK_FAILED, fail, finish, open_cells, score
-from harness.measure.cells import arm_label
+from harness.measure.before_loading import check_before_loading, check_request
+from harness.measure.cells import arm_label, with_distinct_name
 from harness.measure.context import RunContext
 from harness.measure.former_identity import as_recorded
 from harness.measure.generate_batches import generate_batches, todo_of
@@ -28,11 +27,8 @@ from harness.measure.perplexity import measure_perplexity, read_texts
 from harness.measure.self_check import check_arm, is_checked
 from harness.measure.sweep import SweepCache
 from harness.models.bridge import Bridge
-from harness.models.length_check import check_length
-from harness.models.loading import LoadedModel
 from harness.study.resume import Attempt
 from harness.study.store import Store
-from harness.tasks import registry
 from harness.tasks.names import expand_tasks
 
 
@@ -51,7 +47,8 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     Raises UserError for bad input.
     """
     sweep, task_names = sweep or SweepCache(), expand_tasks(settings.tasks)
-    loaded = sweep.model(settings, console)
+    check_before_loading(settings, sweep, task_names)
+    loaded = with_distinct_name(sweep.model(settings, console), store)
     check_request(settings, loaded, task_names)
     context = RunContext(settings, loaded, store, console, sweep)
     built = [as_recorded(store, arm) for arm in build_arms(settings, loaded)]
@@ -76,20 +73,6 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
         if timed and (settings.job == "latency" or (settings.job == "evaluate" and settings.latency)):
             done.failed += time_arm(context, arm, task_names)
     return done
-
-
-def check_request(settings: Settings, loaded: LoadedModel, task_names: Sequence[str]) -> None:
-    """Raise UserError for what this model, or this job, can't be asked."""
-    advice = f"choose length={loaded.max_length} or less"
-    check_length(loaded, settings.length, f"length={settings.length}", advice=advice)
-    if settings.job in ("latency", "perplexity") and not decodes_densely(settings.decode):
-        raise UserError(
-            f"job={settings.job} measures prefill, which decode={settings.decode} does not change: leave decode out"
-        )
-    if settings.question != QUESTION_SEEN and (silent := [name for name in task_names if not registry.get(name).asks]):
-        raise UserError(
-            f"question={settings.question}: no question follows the context in {', '.join(silent)}: leave these tasks out"
-        )
 
 
 def evaluate(context: RunContext, settings: Settings, arm: RunnableArm, task_names: Sequence[str]) -> int:

@@ -29,13 +29,17 @@ class SweepCache:
     _config: ModelConfig | None = None
     _loaded: LoadedModel | None = None
 
+    def holds(self, settings: Settings) -> bool:
+        """Return whether the model of the settings is loaded."""
+        return self.in_memory is not None or (self._loaded is not None and model_config(settings) == self._config)
+
     def model(self, settings: Settings, console: Console | None = None) -> LoadedModel:
         """Return the model of the settings, loaded where it isn't the one of the job before; the console says so. Raises
         UserError."""
         if self.in_memory is not None:
             return self.in_memory
         config = model_config(settings)
-        if self._loaded is None or config != self._config:
+        if self._loaded is None or not self.holds(settings):
             self._loaded = None  # let go of the other one first: a device may not hold both
             say(console, settings, f"loading {config.name}")
             self._config, self._loaded = config, load_quietly(config)
@@ -48,6 +52,13 @@ def say(console: Console | None, settings: Settings, text: str) -> None:
         console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
+def describe_quietly(config: ModelConfig) -> LoadedModel | None:
+    """Return a model without its weights, None where that can't be had (`harness.models.description`). Raises UserError."""
+    from harness.models.description import describe_model
+
+    return describe_model(config)
+
+
 def model_config(settings: Settings) -> ModelConfig:
     """Return which model the settings name, and how to hold it. Raises UserError for kernels that can't run in its dtype, which
     is said before the model is loaded."""
@@ -56,7 +67,8 @@ def model_config(settings: Settings) -> ModelConfig:
 
     check_interpreter({"kernel": settings.kernel, "decode_kernel": settings.decode_kernel}, settings.dtype, settings.device)
     name, path = str(settings.model["name"]), str(settings.model["path"])
-    return ModelConfig(name, path, settings.dtype, settings.device, settings.model.get("max_length"))
+    asked_length, chat = settings.model.get("max_length"), settings.chat_options
+    return ModelConfig(name, path, settings.dtype, settings.device, asked_length, chat)
 
 
 def load_quietly(config: ModelConfig) -> LoadedModel:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.core.chat_options import ChatOptions
 from harness.core.errors import UserError
 from harness.models.layer_shapes import LayerShape, global_shapes, probe_layers
 from harness.models.max_length import max_length as longest_text
 from harness.models.rope_lengths import separate_rows
 from harness.models.weight_checks import CHECKED_HERE, check_finite, check_stored_types, check_tensors, without_load_report
+from harness.tasks.frozen_template import give
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 """The folder of the small model that ships with the package."""
@@ -24,7 +26,7 @@ class ModelConfig:
     """Which model, and how to hold it. `path` is "bundled", a folder, or a hub id; `name` is what the rows call it.
 
     dtype None: float32 on a CPU, bfloat16 on CUDA. device None: CUDA where there is one. max_length: tokens of the longest
-    text, None for what the model's config says.
+    text, None for what the model's config says. chat: what its chat template is given.
     """
 
     name: str
@@ -32,6 +34,7 @@ class ModelConfig:
     dtype: torch.dtype | None = None
     device: torch.device | str | None = None
     max_length: int | None = None
+    chat: ChatOptions = field(default_factory=ChatOptions)
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,14 @@ class LoadedModel:
 def load_model(config: ModelConfig) -> LoadedModel:
     """Read model and tokenizer with transformers' Auto classes. Raises UserError, one line, where that fails."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds to import
+    from transformers import AutoModelForCausalLM  # seconds to import
 
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = config.dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    folder = _folder(config.path)
+    folder = model_folder(config.path)
     source = config.path if folder is None else str(folder)
+    tokenizer = load_tokenizer(config.path, config.chat)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
         with without_load_report():
             model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **CHECKED_HERE)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
@@ -97,15 +100,17 @@ def load_model(config: ModelConfig) -> LoadedModel:
     return replace(loaded, source=config.path)
 
 
-def load_tokenizer(path: str) -> Any:
-    """Load the tokenizer alone of a model: "bundled", a folder, or a hub id. Raises UserError as `load_model` does."""
+def load_tokenizer(path: str, chat: ChatOptions | None = None) -> Any:
+    """Load the tokenizer alone of a model: "bundled", a folder, or a hub id; `chat` is what its chat template is given from
+    then on. Raises UserError as `load_model` does, and for an option that the template does not read."""
     from transformers import AutoTokenizer
 
-    folder = _folder(path)
+    folder = model_folder(path)
     try:
-        return AutoTokenizer.from_pretrained(path if folder is None else str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(path if folder is None else str(folder))
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UserError(_why(path, folder, error)) from error
+    return give(tokenizer, chat or ChatOptions(), path)
 
 
 def wrap_model(
@@ -208,7 +213,7 @@ def _weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("model*.safetensors"))
 
 
-def _folder(path: str) -> Path | None:
+def model_folder(path: str) -> Path | None:
     """Return the local folder that `path` means, or None if it is a hub id. Raises UserError for a folder without a model."""
     bundled = path == "bundled"
     folder = BUNDLED if bundled else Path(path).expanduser()

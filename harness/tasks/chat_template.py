@@ -6,19 +6,22 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
+from harness.core.chat_options import ChatOptions
 from harness.core.errors import UserError
+from harness.tasks.frozen_template import draws_at_random, freeze
 
 
 def wrap(tokenizer: Any, text: str, prefix: str, chat: bool) -> str:
     """Return the prompt: text and answer prefix, inside the model's chat template if `chat`.
 
-    Raises UserError where the tokenizer has no template.
+    Raises UserError where the tokenizer has no template, or one that can't be filled, or that draws at random.
     """
-    if not chat:
-        return text + prefix
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError("chat_template=true, but this model's tokenizer has no chat template")
-    return _user_turn(tokenizer, text) + prefix.lstrip()
+    return _user_turn(tokenizer, text) + prefix.lstrip() if chat else text + prefix
+
+
+def check_template(tokenizer: Any) -> None:
+    """Raise UserError where no prompt can be put into the model's chat template."""
+    wrap(tokenizer, "0", "", chat=True)
 
 
 def template_twice(prompt: str, tokenizer: Any) -> str | None:
@@ -41,7 +44,8 @@ def bos_allowed(prompt: str, tokenizer: Any) -> int:
 
 
 def answer_turn(tokenizer: Any) -> str:
-    """Return what the chat template puts between the user's message and the answer; "" without a template."""
+    """Return what the chat template puts between the user's message and the answer; "" without a template, or with one that no
+    message can be put into."""
     template = getattr(tokenizer, "chat_template", None)
     return _answer_turn(tokenizer, str(template)) if template else ""
 
@@ -63,9 +67,29 @@ def chat_problem(tokenizer: Any, stop_ids: Collection[int], chat: bool) -> str |
 
 
 def _user_turn(tokenizer: Any, text: str) -> str:
-    """Render a user's message, up to where the answer begins."""
+    """Render a user's message, up to where the answer begins. Raises UserError where that fails, and where it need not give the
+    same text again."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError("model.chat_template=true, but this model's tokenizer has no chat template: model.chat_template=false")
     message = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    try:
+        template = tokenizer.get_chat_template()
+        frozen = freeze(template, ChatOptions())  # of a model in memory, whose template nobody has frozen yet
+        if draws_at_random(template):
+            raise UserError(
+                "this model's chat template draws at random, so that no prompt comes twice: model.chat_template=false"
+            )
+        return str(tokenizer.apply_chat_template(message, chat_template=frozen, tokenize=False, add_generation_prompt=True))
+    except UserError:
+        raise
+    except Exception as error:  # a template is a program of the model's author: whatever it raises is its mistake
+        raise UserError(f"{template_error(error)}; correct the template, or model.chat_template=false") from error
+
+
+def template_error(error: Exception) -> str:
+    """Return one line for what a chat template raised."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"this model's chat template can't be filled: {type(error).__name__}: {first}"
 
 
 # Both take the template as well: a tokenizer stays the same object when its template is changed.
@@ -77,4 +101,7 @@ def _template_bos(tokenizer: Any, _template: str, bos: str) -> int:
 @lru_cache(maxsize=8)
 def _answer_turn(tokenizer: Any, _template: str) -> str:
     mark = "0123456789"
-    return _user_turn(tokenizer, mark).rpartition(mark)[2].strip()
+    try:
+        return _user_turn(tokenizer, mark).rpartition(mark)[2].strip()
+    except UserError:  # said where a prompt is to go through it
+        return ""

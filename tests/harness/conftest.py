@@ -15,7 +15,7 @@ import torch
 import yaml
 from hydra._internal.hydra import Hydra
 
-from harness.measure import sweep
+from harness.measure import before_loading, sweep
 from tests.harness.settings import toy_arguments
 
 STOPS = 8
@@ -94,6 +94,7 @@ def loaded_once() -> Iterator[None]:
     """One load of each model serves all tests of a process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "load_quietly", lru_cache(maxsize=2)(sweep.load_quietly))
+        patch.setattr(before_loading, "describe_quietly", lru_cache(maxsize=2)(sweep.describe_quietly))
         yield
 
 

@@ -18,6 +18,7 @@ from harness.arms.weights import weights_folder
 from harness.core.files import writable_folder
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
+from harness.measure.before_loading import describe
 from harness.measure.sweep import load_model_of, say
 from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel, ModelConfig, load_model
@@ -30,7 +31,7 @@ from harness.training.gates.gate_spec import GateSpec, gate_spec
 from harness.training.gates.job_settings import read_lengths, read_recipe, whole_number
 from harness.training.gates.processes import Processes, join, load_sharded
 from harness.training.gates.recipe import Recipe
-from harness.training.gates.rows import Rows, TextNeeds, row_kind, row_sources, text_id
+from harness.training.gates.rows import Rows, TextNeeds, check_text, row_kind, row_sources, text_id
 from harness.training.gates.step_log import StepLog
 from harness.training.gates.step_progress import step_progress
 from harness.training.gates.training_start import Start, enter, find_start
@@ -56,6 +57,10 @@ def main(cfg: DictConfig) -> Path:
     console = Terminal()
     console.quiet = not processes.main
     settings = replace(settings, device_choice=str(processes.device or settings.device))
+    if (described := describe(settings)) is not None:
+        check_length(described, max(lengths), f"job.lengths={lengths}")
+        check_text(described, settings.data, str(job.rows), job.hub)
+        writable_folder(_out(job.out, settings, described))
     loaded = _model(settings, processes, console, shard=bool(job.shard))
     check_length(loaded, max(lengths), f"job.lengths={lengths}")
     out = _out(job.out, settings, loaded)
@@ -121,7 +126,8 @@ def _model(settings: Settings, processes: Processes, console: Terminal, *, shard
 
     logging.disable_progress_bar()  # of the weights, in every process
     name, path = str(settings.model["name"]), str(settings.model["path"])
-    config = ModelConfig(name, path, settings.dtype, "cpu", settings.model.get("max_length"))
+    asked_length, chat = settings.model.get("max_length"), settings.chat_options
+    config = ModelConfig(name, path, settings.dtype, "cpu", asked_length, chat)
     return load_sharded(lambda: load_model(config), processes)  # not the one that the jobs of a sweep share
 
 

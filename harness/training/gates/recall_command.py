@@ -11,15 +11,17 @@ from harness.arms import gate_files
 from harness.arms.build import decodes_densely
 from harness.arms.weights import model_overrides, released_id, weights_folder
 from harness.core.errors import UserError
-from harness.core.settings import read_settings
+from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
+from harness.measure.before_loading import describe
 from harness.measure.sweep import load_model_of, say
 from harness.models.length_check import check_length
+from harness.models.loading import LoadedModel
 from harness.training.gates import recall_tables
-from harness.training.gates.gate_spec import gate_spec
+from harness.training.gates.gate_spec import GateSpec, gate_spec
 from harness.training.gates.job_settings import read_lengths, whole_number
 from harness.training.gates.recall import gate_recall
-from harness.training.gates.rows import TextNeeds, row_kind, row_sources
+from harness.training.gates.rows import TextNeeds, check_text, row_kind, row_sources
 from harness.training.gates.weights import new_gates
 from methods.gates.weights import fill_gates
 
@@ -32,17 +34,11 @@ def main(cfg: DictConfig) -> Path:
     settings, job = read_settings(cfg), cfg.job
     spec, console = gate_spec(settings), Terminal()
     lengths, sequences = read_lengths(job.lengths, spec.block_size), whole_number(job, "sequences", 1)
+    if (described := describe(settings)) is not None:
+        _gates_path(settings, described, spec, lengths)
+        check_text(described, settings.data, str(job.rows), job.hub)
     loaded = load_model_of(settings, console)
-    check_length(loaded, max(lengths), f"job.lengths={lengths}")
-    group = "method" if decodes_densely(settings.decode) else "decode"
-    folder, name = weights_folder(settings.model, loaded), spec.file_name
-    training = settings.method_knobs.get("gates") if group == "method" else None
-    path = gate_files.find(folder, name, spec.kind, released_id(settings.model, group), training=training)
-    if path is None:
-        raise UserError(
-            f"no gates to measure: {folder / name} is missing; name the folder that has them (model.gates=FOLDER), or train "
-            f"them with `python -m harness job=distill {model_overrides(settings.model)}…`"
-        )
+    path = _gates_path(settings, loaded, spec, lengths)
     state = gate_files.for_all_layers(gate_files.read(path, spec.kind, block_size=spec.block_size), path, loaded, min(lengths))
     for notice in gate_files.assumptions(path, spec.kind):
         console.print(notice, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -60,4 +56,19 @@ def main(cfg: DictConfig) -> Path:
     recall_tables.show(recalls, console)
     for written in recall_tables.write(recalls, settings.folder, spec.suffix, recall_tables.title(loaded.name)):
         console.print(f"wrote {written}", highlight=False, soft_wrap=True)
+    return path
+
+
+def _gates_path(settings: Settings, loaded: LoadedModel, spec: GateSpec, lengths: list[int]) -> Path:
+    """Return the file of the gates. Raises UserError where there is none, and for rows longer than the model reaches."""
+    check_length(loaded, max(lengths), f"job.lengths={lengths}")
+    group = "method" if decodes_densely(settings.decode) else "decode"
+    folder, name = weights_folder(settings.model, loaded), spec.file_name
+    training = settings.method_knobs.get("gates") if group == "method" else None
+    path = gate_files.find(folder, name, spec.kind, released_id(settings.model, group), training=training)
+    if path is None:
+        raise UserError(
+            f"no gates to measure: {folder / name} is missing; name the folder that has them (model.gates=FOLDER), or train "
+            f"them with `python -m harness job=distill {model_overrides(settings.model)}…`"
+        )
     return path

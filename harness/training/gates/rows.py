@@ -65,22 +65,16 @@ def row_sources(
     tokenizer allows it, else books; samples without a text_dir.
     Raises UserError for an unknown kind, and where the text is missing or the tokenizer doesn't suit it.
     """
-    kind = row_kind(loaded, data, kind)
+    kind = check_text(loaded, data, kind, hub)
     seeds, tokenizer = (TRAINING_SEED + seed, 2 * TRAINING_SEED + seed), loaded.tokenizer
     if kind == "samples":
         first, second = (partial(from_samples, loaded, data, count(s)) for s in seeds)
         return first, second
-    if kind == "hub" and not hub:
-        raise UserError("job.rows=hub needs a data set: job.hub=OWNER/NAME")
-    if kind != "hub" and not data.get("text_dir"):
-        raise UserError(f"job.rows={kind} needs text: name a folder of .txt files, data.text_dir=FOLDER")
     if kind in ("hub", "documents"):
         documents = from_hub(str(hub), seed) if kind == "hub" else from_folder(data["text_dir"], seed)
         return chunk_sources(documents, tokenizer, seeds, needs.train_tokens, needs.test_tokens)
     text = text_folder(data["text_dir"])
     if kind == "mixture":
-        if not fits_mixture(tokenizer):
-            raise UserError(f"job.rows=mixture: the tokenizer of {loaded.name} doesn't suit it; use job.rows=books")
         corpora = corpora_of(text, tokenizer, (needs.train_tokens, needs.test_tokens), seeds)
         first, second = (
             partial(from_mixture, Mixture(tokenizer, corpus, seed=s)) for corpus, s in zip(corpora, seeds, strict=True)
@@ -98,6 +92,21 @@ def row_kind(loaded: LoadedModel, data: dict[str, Any], kind: str) -> str:
     if kind != "auto":
         return kind
     return "samples" if not data.get("text_dir") else "mixture" if fits_mixture(loaded.tokenizer) else "books"
+
+
+def check_text(loaded: LoadedModel, data: dict[str, Any], kind: str, hub: str | None) -> str:
+    """Return `row_kind` where there is text for it, as far as that shows without reading it. Raises UserError otherwise."""
+    kind = row_kind(loaded, data, kind)
+    if kind == "hub" and not hub:
+        raise UserError("job.rows=hub needs a data set: job.hub=OWNER/NAME")
+    if kind == "mixture" and not fits_mixture(loaded.tokenizer):
+        raise UserError(f"job.rows=mixture: the tokenizer of {loaded.name} doesn't suit it; use job.rows=books")
+    if kind in ("mixture", "books", "documents"):
+        if not data.get("text_dir"):
+            raise UserError(f"job.rows={kind} needs text: name a folder of .txt files, data.text_dir=FOLDER")
+        if not any(Path(data["text_dir"]).expanduser().rglob("*.txt")):
+            raise UserError(f"data.text_dir={data['text_dir']}: no .txt file there; name a folder of plain-text documents")
+    return kind
 
 
 def text_id(folder: str) -> str:

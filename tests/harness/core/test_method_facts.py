@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import methods
+from harness.core import conf_files
 from harness.core import method_facts as module
 from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
@@ -40,6 +41,6 @@ def test_a_fact_that_is_not_known_is_refused(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine_here.yaml").write_text("name: mine_here\nabout: {bond: true}\n")
     monkeypatch.setattr(module, "groups", lambda: {"method": ["mine_here"]})
-    monkeypatch.setattr(module, "conf_file", lambda group, name: tmp_path / group / f"{name}.yaml")
+    monkeypatch.setattr(conf_files, "conf_dir", lambda: tmp_path)
     with pytest.raises(UserError, match=r"mine_here\.yaml: about holds bond; it may hold: bound, added_knobs"):
         method_facts("mine_here")

@@ -185,6 +185,7 @@ def test_decoding_sparsely_changes_what_is_written_and_is_recorded(
     ran = sparse["config"]["sparse_attention"]
     assert ran["decode"]["method"] == "quest" and ran["decode"]["knobs"]["budget"] == 32
     task = ran["tasks"]["write"]
+    assert task["warnings"] == [] and 0 < task["shortest"] < task["mean"] < task["longest"]
     assert task["density"] == 1.0 and 0 < task["decode_density"] < 0.9
     assert "sparse reference" in task["decode_kernels"] and task["prompts"] == 4
 
@@ -209,6 +210,7 @@ def test_texts_end_before_their_stop_words(lm: SparseLM) -> None:
         ({"batch_size": "auto"}, "--batch_size auto: give a number"),
         ({"max_length": 4096}, "has a context of 2048 tokens; model.max_length=4096 allows more"),
         ({"max_length": 4096, "model.max_length": 3000}, "has a context of 3000 tokens; model.max_length=3000 says so"),
+        ({"enable_thinking": False}, "model.enable_thinking is for a chat template, and the tokenizer of"),
         ({"overlong": "middle"}, "must be one of error, left"),
     ],
 )
@@ -244,6 +246,26 @@ def test_a_nan_is_an_error(lm: SparseLM, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(lm, "_model_call", lambda inps: torch.full((*inps.shape, 400), math.nan))
     with pytest.raises(UserError, match="NaN"):
         lm.loglikelihood(ask("loglikelihood", (SENTENCES, " is")), True)
+
+
+def test_five_tokens_under_a_method_are_a_warning_in_the_results(lm: SparseLM, caplog: pytest.LogCaptureFixture) -> None:
+    request = Instance("generate_until", {"max_length": 4096}, ("The sky", {"max_gen_toks": 2}), 0, ("short", 0, 1))
+    lm.generate_until([request], True)
+    task = lm.get_model_info()["sparse_attention"]["tasks"]["short"]
+    assert task["warnings"][0].startswith("density 1.000, where sparsity=0.5 asks for 0.500: prompts of ")
+    assert [r.levelname for r in caplog.records if task["warnings"][0] in r.message] == ["WARNING"]
+    assert task["by_length"]["4096"]["mean"] == task["longest"] < 16
+
+
+def test_a_chat_template_that_fails_is_one_line(toy_folder: Path) -> None:
+    lm, message = SparseLM(pretrained=str(toy_folder), device="cpu"), [{"role": "user", "content": "hi"}]
+    for template, says in (
+        (None, "has no chat template"),
+        ("{{ raise_exception('no') }}", "can't be filled: TemplateError: no"),
+    ):
+        lm.tokenizer.chat_template = template
+        with pytest.raises(UserError, match=says):
+            lm.apply_chat_template(message)
 
 
 def test_a_cache_of_answers_is_of_one_method(toy_folder: Path) -> None:

@@ -1,0 +1,28 @@
+"""What rows call a model that was given by its path: a name, never the place where it lies on one machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+RESOLVER = "name_of_path"
+"""How conf/ calls `name_of_path`: name: ${name_of_path:${model.path}}."""
+SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/[^/]+/?$")
+"""The end of a folder in the hub's cache, its first group OWNER--NAME."""
+
+
+def name_of_path(path: str) -> str:
+    """Return the name of a folder, of one in the hub's cache its id, and a hub id or another word as it is.
+
+    Two folders of one name are still two models: the hash of config and weights tells them apart in every record.
+    """
+    if snapshot := SNAPSHOT.search(str(path)):
+        return snapshot[1].replace("--", "/", 1)
+    folder = Path(path).expanduser()
+    here = str(path).startswith(("/", ".", "~")) or folder.is_dir()
+    return folder.resolve().name or str(path) if here and str(path) != "bundled" else str(path)
+
+
+OmegaConf.register_new_resolver(RESOLVER, name_of_path, replace=True)

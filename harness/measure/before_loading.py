@@ -1,0 +1,81 @@
+"""What a command can be told before the weights of its model are read, which takes minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from harness.arms.build import build_arms, decodes_densely
+from harness.core.errors import UserError
+from harness.core.question import QUESTION_SEEN
+from harness.core.settings import Settings
+from harness.measure.sweep import SweepCache, describe_quietly, model_config
+from harness.models.bridge import Bridge
+from harness.models.length_check import check_length
+from harness.models.loading import LoadedModel, load_tokenizer
+from harness.tasks import documents, registry
+from harness.tasks.chat_template import check_template
+from harness.tasks.haystack import haystack_source, load_haystack
+
+EVALUATE = "evaluate"
+"""The job that records what a task lacks as its cell's failure, and goes on with the others."""
+
+
+def check_before_loading(settings: Settings, sweep: SweepCache, task_names: Sequence[str]) -> None:
+    """Raise UserError for what can't be done with a model that is not loaded yet: a length, a kernel, files of a method, text
+    or prompts that it does not have."""
+    if sweep.holds(settings):
+        return
+    described = describe(settings)
+    if settings.job == "perplexity":
+        documents.load_text(str(settings.options["text"]), settings.data.get("text_dir"))
+    if described is None:
+        if settings.job != "perplexity":
+            check_prompts(settings, load_tokenizer(str(settings.model["path"]), settings.chat_options), task_names)
+        return
+    check_request(settings, described, task_names)
+    calibrates = any(arm.method is not None and arm.method.calibrates() for arm in build_arms(settings, described))
+    with Bridge(described, None, dense_kernel=settings.dense_kernel):
+        pass  # a model whose attention can't be changed
+    if settings.job != "perplexity" or calibrates:
+        check_prompts(settings, described.tokenizer, task_names)
+
+
+def describe(settings: Settings) -> LoadedModel | None:
+    """Return the model of the settings without its weights, None where that can't be had. Raises UserError as
+    `models.description` does."""
+    return describe_quietly(model_config(settings))
+
+
+def check_request(settings: Settings, loaded: LoadedModel, task_names: Sequence[str]) -> None:
+    """Raise UserError for what this model, or this job, can't be asked."""
+    advice = f"choose length={loaded.max_length} or less"
+    check_length(loaded, settings.length, f"length={settings.length}", advice=advice)
+    if settings.job in ("latency", "perplexity") and not decodes_densely(settings.decode):
+        raise UserError(
+            f"job={settings.job} measures prefill, which decode={settings.decode} does not change: leave decode out"
+        )
+    if settings.question != QUESTION_SEEN and (silent := [name for name in task_names if not registry.get(name).asks]):
+        raise UserError(
+            f"question={settings.question}: no question follows the context in {', '.join(silent)}: leave these tasks out"
+        )
+
+
+def check_prompts(settings: Settings, tokenizer: Any, task_names: Sequence[str]) -> None:
+    """Raise UserError where none of the tasks has a prompt: no chat template, no data, too short a length."""
+    chat = bool(settings.model.get("chat_template"))
+    data, errors = {**settings.data, "chat_template": chat}, []
+    sources = [(registry.get(name).source(settings.data), registry.get(name).files(settings.data)) for name in task_names]
+    if any(source is None for source, _ in sources):  # generated, of prose
+        load_haystack(haystack_source(settings.data))
+    for name in task_names:
+        try:
+            registry.get(name).samples(tokenizer, settings.length, 1, settings.seed, data)
+        except UserError as error:  # it costs its cell alone, where another task has prompts
+            errors.append(error)
+        else:
+            return
+    if chat:  # rather than what the first task says of it
+        check_template(tokenizer)
+    if errors and settings.job != EVALUATE:  # whose cells say what they lack, each of its own
+        raise errors[0]
