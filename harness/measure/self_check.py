@@ -41,8 +41,8 @@ from methods.parts.base import Method
 
 BLOCKS = 12
 """The length of the prompt in blocks: enough that a method leaves some out, and milliseconds on a GPU."""
-PAST = 2
-"""Blocks that the prompt goes on past a window or a switch: enough rows for a mean."""
+STRETCH = 32
+"""Rows at least that a mean of distances is taken over, and that the prompt goes on past a window or a switch."""
 MOST = {"cpu": 8_192}
 """Tokens of the prompt at most, by type of device; 32,768 where none is given."""
 SAME = {torch.float16: 0.1, torch.bfloat16: 0.1}
@@ -125,15 +125,19 @@ def _prompt(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) ->
 
 def prompt_tokens(block: int, passed: Sequence[int]) -> int:
     """Return the tokens of the prompt for blocks of a size, past all lengths of `passed`; off the block."""
-    blocks = max([BLOCKS, *(-(-length // block) + PAST for length in passed)])
+    blocks = max([BLOCKS, *(-(-(length + STRETCH) // block) for length in passed)])
     return blocks * block + block // 2 + 3
 
 
 def _worst_mean(distances: Tensor, lengths: Sequence[int]) -> float:
     """Return the mean of rows' distances [1, tokens], the worst of any stretch between the lengths at which the model does
-    something else: a short stretch would be lost in the mean of all."""
-    starts = [0, *(length for length in lengths if length < distances.shape[1])]
-    ends = [*starts[1:], distances.shape[1]]
+    something else: a short stretch would be lost in the mean of all. One of fewer than STRETCH rows goes with that before it:
+    a single row may be far off where experts are chosen."""
+    starts, tokens = [0], distances.shape[1]
+    for length in lengths:
+        if starts[-1] + STRETCH <= length <= tokens - STRETCH:
+            starts.append(length)
+    ends = [*starts[1:], tokens]
     return torch.stack([distances[:, a:b].mean() for a, b in zip(starts, ends, strict=True)]).max().item()
 
 

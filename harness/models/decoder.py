@@ -20,6 +20,7 @@ from attention_kernels.decode import resolve_decode, sparse_decode
 from torch import Tensor, nn
 
 from harness.core.errors import UserError
+from harness.models.kernel_choice import kernel_site
 from harness.models.loading import LoadedModel
 from methods.decode.parts.base import DecodeMethod, StepInputs
 from methods.parts.rope_protocol import Rope
@@ -58,7 +59,7 @@ class Decoder:
     def _resolve(self, head_dim: int, group: int) -> str:
         """Return the kernel for heads of `head_dim` elements, `group` query heads to a KV head; resolved once for each."""
         if (head_dim, group) not in self._kernels:
-            site = {"device": self.loaded.device, "dtype": self.loaded.dtype, "head_dim": head_dim}
+            site = kernel_site(self.loaded, head_dim)
             self._kernels[head_dim, group] = resolve_decode(
                 self._kernel_name, **site, k_block=self.method.block_size, rows=group
             )

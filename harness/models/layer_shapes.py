@@ -91,7 +91,10 @@ def _check_cache(model: Any, name: str, shapes: Iterable[LayerShape]) -> None:
     """Raise UserError where the cache that transformers makes for a model forgets keys that a layer's mask shows."""
     from transformers import DynamicCache
 
-    layers = DynamicCache(config=model.config).layers
+    try:
+        layers = DynamicCache(config=model.config).layers
+    except Exception as error:  # of a config that has not what transformers' cache reads
+        raise UserError(f"{name}: transformers makes no cache for its config ({type(error).__name__}: {error})") from error
     for shape in shapes:
         cached = layers[shape.layer] if shape.layer < len(layers) else None
         window = getattr(cached, "sliding_window", None) if getattr(cached, "is_sliding", False) else None
