@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -82,6 +83,13 @@ def conf_lines(path: Path) -> tuple[ConfLine, ...]:
             name = ".".join(name for _, name in parents)
             lines.append(ConfLine(text, name, match["value"].strip(), match["comment"] or ""))
     return tuple(lines)
+
+
+@lru_cache(maxsize=128)
+def defaults(group: str, choice: str) -> dict[str, Any]:
+    """Return the values in a choice's file by their names, as they are written there. Not to be changed."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(conf_file(group, choice)), resolve=False)
+    return content or {}
 
 
 def setting_names(group: str, choice: str) -> list[str]:

@@ -28,12 +28,14 @@ class Does(StrEnum):
 class Job:
     """A job. `function` is "module:name". That of a job that trains takes the composed config; all others take the settings,
     the study (`harness.jobs.studies`) and what the jobs of a command share (`harness.jobs.command_state`), and return how many
-    cells failed. `takes_question` says whether the job asks the questions of prompts, or reads what such a job recorded."""
+    cells failed. `takes_question` says whether the job asks the questions of prompts, or reads what such a job recorded;
+    `loads_model` whether it always loads the model of the settings, where it measures or trains."""
 
     name: str
     does: Does
     function: str
     takes_question: bool = False
+    loads_model: bool = True
 
     def load(self) -> Callable[..., Any]:
         """Import the job's module and return its function."""
@@ -47,16 +49,16 @@ _ROWS = (
     Job("latency", Does.MEASURES, "harness.jobs.measure:run"),
     Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run"),
     Job("perplexity", Does.MEASURES, "harness.jobs.measure:run"),
-    Job("kernel_speed", Does.MEASURES, "harness.jobs.kernel_speed:run"),
+    Job("kernel_speed", Does.MEASURES, "harness.jobs.kernel_speed:run", loads_model=False),
     Job("maps", Does.MEASURES, "harness.jobs.maps:run"),
     Job("report", Does.READS, "harness.jobs.report:run", takes_question=True),
     Job("compare", Does.READS, "harness.jobs.compare:run", takes_question=True),
     Job("power", Does.READS, "harness.jobs.power:run", takes_question=True),
     Job("archive", Does.READS, "harness.jobs.archive:run", takes_question=True),
-    Job("pretrain", Does.TRAINS, "harness.training.bundled_model.pretrain:main"),
+    Job("pretrain", Does.TRAINS, "harness.training.bundled_model.pretrain:main", loads_model=False),
     Job("distill", Does.TRAINS, "harness.training.gates.distill_command:main"),
     Job("gate_recall", Does.TRAINS, "harness.training.gates.recall_command:main"),
-    Job("convert_gates", Does.TRAINS, "harness.training.gates.convert:main"),
+    Job("convert_gates", Does.TRAINS, "harness.training.gates.convert:main", loads_model=False),
     Job("search_heads", Does.TRAINS, "harness.measure.head_search:main"),
     Job("export", Does.TRAINS, "harness.lm_eval.export:main"),
 )

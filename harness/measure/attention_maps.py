@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, avg_pool2d, max_pool2d
 
 from harness.arms.build import RunnableArm, build_arms, decodes_densely
+from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings
+from harness.measure.before_loading import check_request
 from harness.measure.context import RunContext
 from harness.measure.kept_mass import what_runs
 from harness.measure.knob_values import with_calibrated_knob
@@ -94,10 +96,13 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
     """Measure the maps that a command asks for. Raises UserError for what has none to show."""
     if not decodes_densely(settings.decode):
         raise UserError("job=maps draws a prefill, which decode= does not change: leave decode out")
+    names = expand_tasks(settings.tasks)
+    for name in ("layers", "heads"):
+        checks.numbers_or_null(f"job.{name}", settings.options[name])
+    check_request(settings, names)
     loaded = load_model_of(settings, console)
     check_length(loaded, settings.length, f"length={settings.length}")
     context = RunContext(settings, loaded, store, console)
-    names = expand_tasks(settings.tasks)
     arm = with_calibrated_knob(context, settings, build_arms(settings, loaded)[-1], names)
     if arm.method is None:
         raise UserError(

@@ -19,10 +19,13 @@ from harness.arms.head_files import MADE
 from harness.arms.weights import weights_folder
 from harness.core import checks
 from harness.core.errors import UserError
-from harness.core.files import read_json_object, writable_folder, write_atomically
+from harness.core.files import writable_folder, write_atomically
+from harness.core.input_files import read_json_object
 from harness.core.mistakes import as_user_error
-from harness.core.settings import Settings, read_settings
+from harness.core.output import check_own_output
+from harness.core.settings import MOST, Settings, read_settings
 from harness.core.terminal import Terminal
+from harness.measure.before_loading import check_request
 from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
 from harness.measure.sweep import load_model_of, say
@@ -42,7 +45,10 @@ def main(cfg: DictConfig) -> Path:
     """Search and write the file. Returns its path. Raises UserError for a method that searches nothing, a file that exists
     already, or bad input."""
     settings, console = read_settings(cfg), Terminal()
-    method = _searching_method(settings)
+    method, names = _searching_method(settings), expand_tasks(settings.tasks)
+    prompt_count = checks.whole_number("job.prompts", settings.options["prompts"], 1, MOST)
+    check_own_output("job.out", checks.text_or_null("job.out", settings.options["out"]))
+    check_request(settings, names)
     loaded = load_model_of(settings, console)
     check_length(loaded, settings.length, f"length={settings.length}")
     path = _output_path(settings, loaded, str(method.searched))
@@ -51,9 +57,8 @@ def main(cfg: DictConfig) -> Path:
         console.print(f"{path} is there, written by this command: job.overwrite=true searches anew", soft_wrap=True)
         return path
     context = RunContext(settings, loaded, Store(settings.folder), console)
-    names = expand_tasks(settings.tasks)
     say(console, settings, f"making prompts of {settings.length} tokens")
-    prompts = calibration_prompts(context, names, checks.whole_number("job.prompts", settings.options["prompts"], 1))
+    prompts = calibration_prompts(context, names, prompt_count)
     result = search(context, method, prompts, dense_kernel=settings.dense_kernel)
     provenance = {
         "command": command(),

@@ -16,6 +16,7 @@ from harness.arms.warnings import arm_warnings
 from harness.core.errors import UserError
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
+from harness.measure import before_loading
 from harness.measure.accuracy import SELF_CHECK_FAILED, fail, finish, open_cells, score
 from harness.measure.cells import arm_label
 from harness.measure.context import RunContext
@@ -24,7 +25,7 @@ from harness.measure.generate_batches import generate_batches, todo_of
 from harness.measure.kept_mass import measure_mass
 from harness.measure.knob_values import with_calibrated_knob
 from harness.measure.latency.record import time_arm
-from harness.measure.perplexity import measure_perplexity, read_texts
+from harness.measure.perplexity import check_options, measure_perplexity, read_texts
 from harness.measure.self_check import check_arm, is_checked
 from harness.measure.sweep import SweepCache
 from harness.models.bridge import Bridge
@@ -33,6 +34,7 @@ from harness.models.loading import LoadedModel
 from harness.study.resume import Attempt
 from harness.study.store import Store
 from harness.tasks import registry
+from harness.tasks.documents import load_text
 from harness.tasks.names import expand_tasks
 
 
@@ -51,6 +53,10 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     Raises UserError for bad input.
     """
     sweep, task_names = sweep or SweepCache(), expand_tasks(settings.tasks)
+    before_loading.check_request(settings, [] if settings.job == "perplexity" else task_names)
+    if settings.job == "perplexity":
+        check_options(settings.options)
+        load_text(str(settings.options["text"]), settings.data.get("text_dir"))
     loaded = sweep.model(settings, console)
     check_request(settings, loaded, task_names)
     context = RunContext(settings, loaded, store, console, sweep)

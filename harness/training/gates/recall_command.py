@@ -11,13 +11,14 @@ from harness.arms import gate_files
 from harness.arms.build import decodes_densely
 from harness.arms.weights import model_overrides, released_id, weights_folder
 from harness.core.errors import UserError
+from harness.core.output import check_output
 from harness.core.settings import read_settings
 from harness.core.terminal import Terminal
 from harness.measure.sweep import load_model_of, say
 from harness.models.length_check import check_length
 from harness.training.gates import recall_tables
 from harness.training.gates.gate_spec import gate_spec
-from harness.training.gates.job_settings import read_lengths, whole_number
+from harness.training.gates.job_settings import check_rows, read_lengths, whole_number
 from harness.training.gates.recall import gate_recall
 from harness.training.gates.rows import TextNeeds, row_kind, row_sources
 from harness.training.gates.weights import new_gates
@@ -32,6 +33,8 @@ def main(cfg: DictConfig) -> Path:
     settings, job = read_settings(cfg), cfg.job
     spec, console = gate_spec(settings), Terminal()
     lengths, sequences = read_lengths(job.lengths, spec.block_size), whole_number(job, "sequences", 1)
+    check_rows(job)
+    check_output(f"results={settings.results} study={settings.study}", settings.folder, "records")
     loaded = load_model_of(settings, console)
     check_length(loaded, max(lengths), f"job.lengths={lengths}")
     group = "method" if decodes_densely(settings.decode) else "decode"

@@ -88,7 +88,10 @@ Command = Callable[..., int]
         (["method=streaming_llm", "method.windw=5"], "unknown setting 'method.windw' (did you mean method.window?)"),
         (["+method.window=5"], "method block_topk has no knob window; it has: block_size, sparsity, seed"),
         (["method=streaming_llm", "method.window=64"], "sparsity=0.5 and window=64: give one of them"),
-        (["method=streaming_llm", "sparsity=null", "method.window=wide"], "can't be made with method.window=wide"),
+        (
+            ["method=streaming_llm", "sparsity=null", "method.window=wide"],
+            "method streaming_llm, window=wide: must be a whole number or null",
+        ),
         (["data.haystack=/nowhere.txt"], "data.haystack=/nowhere.txt: no such file"),
         (["model.path=/nowhere"], "model folder /nowhere does not exist"),
         (["sparsity"], "can't read 'sparsity' on the command line: settings are written name=value"),
