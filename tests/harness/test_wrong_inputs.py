@@ -96,7 +96,7 @@ ROWS: list[tuple[str, str]] = [
     # names and paths
     ("study=null", "study=null: must be a name"),
     ("study=.", "study=.: must be the name of a folder"),
-    (f"study={LONG}", "a name of 300 bytes; a name may have 255"),
+    (f"study={LONG}", "must be the name of a folder below results="),
     ("results=null", "results=null: must be a name or a path"),
     ("results=[a]", "results=['a']: must be a name or a path"),
     ("results=/dev/null", "results=/dev/null study=demo: /dev/null/demo can't be written to (/dev/null is no folder)"),
