@@ -36,8 +36,10 @@ def grid(settings: Settings) -> Grid:
     study_grid = Grid(
         phase=phase,
         shape=SHAPES[shape],
-        lengths=_list("lengths", options, lambda x: _whole_number(x, 16), f"whole numbers from 16 to {LONGEST}"),
-        batches=_list("batches", options, lambda x: _whole_number(x, 1), f"whole numbers from 1 to {LONGEST}"),
+        lengths=_list(
+            "lengths", options, lambda x: _whole_number(x, 16), f"whole numbers of at least 16 and at most {LONGEST}"
+        ),
+        batches=_list("batches", options, lambda x: _whole_number(x, 1), f"whole numbers of at least 1 and at most {LONGEST}"),
         sparsities=_list("sparsities", options, _share, "shares in [0, 1), for example 0.9"),
         blocks=_list("blocks", options, lambda x: _whole_number(x, 8), BLOCKS),
         kernels=_sparse_kernels(settings, phase, SHAPES[shape]),
