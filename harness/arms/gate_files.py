@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import UserError
-from harness.core.files import read_json_object
+from harness.core.hub import find_hub, hub_error
+from harness.core.input_files import read_json_object
 from harness.models.loading import LoadedModel, local_layers, local_window
 from methods.gates import release_format
 from methods.gates.gate import Gate
@@ -41,13 +42,13 @@ def download(hub_id: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    offline = find_hub()
     try:
         hf_hub_download(hub_id, release_format.CONFIG)
         return Path(hf_hub_download(hub_id, release_format.FILE))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"can't get {release_format.FILE} of {hub_id} from the hub: {first} — download it and its "
+            f"can't get {release_format.FILE} of {hub_id} from the hub: {hub_error(error, offline)}; download it and its "
             f"{release_format.CONFIG} and give their folder (model.gates=FOLDER), or train gates (job=distill)"
         ) from error
 

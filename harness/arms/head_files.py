@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.arms.weights import FileIdentity, model_overrides, weights_folder
 from harness.core.errors import UserError
-from harness.core.files import read_json_object
+from harness.core.input_files import read_json_object
 from harness.models.loading import LoadedModel, model_shape
 from harness.study.provenance import file_hash, json_hash
 from methods.parts.base import Method

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
@@ -12,6 +16,9 @@ LONGEST_STUDY = 128
 """Letters of a study's name: the files in its folder have names of their own, and paths an end."""
 STUDY = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{LONGEST_STUDY - 1}}}")
 """What a study may be called."""
+
+LONGEST_NAME, LONGEST_PATH = 255, 4000
+"""Bytes of a name and letters of a path that file systems take."""
 
 
 def whole_number(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
@@ -39,10 +46,17 @@ def _whole_numbers(low: int | None, high: int | None) -> str:
     return "a whole number" + (f" of {' and '.join(limits)}" if limits else "")
 
 
+def numbers_or_null(name: str, value: Any) -> None:
+    """Raise UserError unless `value` is null (None), a whole number of at least 0, or a list of such numbers."""
+    listed = value if isinstance(value, list) else [value]
+    if value is not None and not (listed and all(_is_whole(number, 0, None) for number in listed)):
+        raise UserError(f"{name}={value}: must be null, a whole number of at least 0, or a list of such numbers")
+
+
 def number(name: str, value: Any) -> float:
-    """Return `value` as a float if it is a number. Raises UserError otherwise."""
-    if not _is_number(value):
-        raise UserError(f"{name}={value}: must be a number")
+    """Return `value` as a float if it is a finite number. Raises UserError otherwise."""
+    if not _is_number(value) or not math.isfinite(value):
+        raise UserError(f"{name}={value}: must be a finite number")
     return float(value)
 
 
@@ -106,3 +120,43 @@ def text(name: str, value: Any) -> str:
     if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in str(value)):  # no file system and no record takes them
         raise UserError(f"{name}={value}: must be a name or a path in UTF-8, without NUL")
     return str(value)
+
+
+def texts(settings: Any, name: str = "") -> None:
+    """Raise UserError where a text among settings, at any depth, can name nothing: no file system takes it, and no record.
+
+    settings: a value, or a dict or list of them; name: dotted, of the setting that they are of.
+    """
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            texts(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(settings, list):
+        for value in settings:
+            texts(value, name)
+    elif isinstance(settings, str) and (reason := _unfit(settings)):
+        raise UserError(f"{name}={_cut(settings)}: {reason}")
+
+
+def _unfit(value: str) -> str | None:
+    """Return why a text can name nothing; None where it can."""
+    try:
+        parts = [os.fsencode(part) for part in value.split("/")]
+        value.encode()
+    except UnicodeError:
+        return "is no UTF-8 text"
+    if "\0" in value:
+        return "has a null character"
+    if max(map(len, parts)) > LONGEST_NAME:
+        return f"a name of {max(map(len, parts))} bytes; a name may have {LONGEST_NAME}"
+    if len(value) > LONGEST_PATH:
+        return f"a path of {len(value)} letters; a path may have {LONGEST_PATH}"
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        return f"there is no user {value.partition('/')[0].lstrip('~')}"
+    return None
+
+
+def _cut(value: str) -> str:
+    """Return the beginning of a text that is too long to show."""
+    return value if len(value) <= 80 else f"{value[:60]}…"

@@ -85,6 +85,13 @@ def conf_lines(path: Path) -> tuple[ConfLine, ...]:
     return tuple(lines)
 
 
+@lru_cache(maxsize=128)
+def defaults(group: str, choice: str) -> dict[str, Any]:
+    """Return the values in a choice's file by their names, as they are written there. Not to be changed."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(conf_file(group, choice)), resolve=False)
+    return content or {}
+
+
 def setting_names(group: str, choice: str) -> list[str]:
     """Return the names of the settings in a choice's file, dotted and without their group."""
     return [line.name for line in conf_lines(conf_file(group, choice)) if line.name]

@@ -1,15 +1,14 @@
-"""Files that are written whole or not at all, and files that hold one JSON object."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from harness.core.errors import UserError
 from harness.core.partial_files import partial_path, remove_abandoned
@@ -66,16 +65,3 @@ def partial_folder(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def read_json_object(path: Path, advice: str = "") -> dict[str, Any]:
-    """Return the JSON object that a file holds. Raises UserError, ending in `advice`, where none can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read: {error}{advice}") from error
-    except RecursionError:
-        raise UserError(f"{path} can't be read: it is nested too deep{advice}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object{advice}")
-    return content

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.core import checks, devices
 from harness.core.chat_options import DEFAULT_DATE, ChatOptions, check_date
-from harness.core.conf_files import ABOUT, MAIN, about_of, groups, setting_names
+from harness.core.conf_files import ABOUT, MAIN, about_of, defaults, groups, setting_names
 from harness.core.errors import UserError
 from harness.core.hydra_text import TASK_IS_A_VALUE, explain, unknown_setting
 from harness.core.model_name import name_of_path
@@ -26,6 +26,8 @@ RESERVED = ("name", "paper", ABOUT)
 """Keys of a conf/method or conf/decode file that are no knobs of the method."""
 WITH_OWN_SETTINGS = ("method", "decode", "job")
 """Groups of which every choice has settings of its own, those of its file."""
+LONGEST, MOST, LARGEST_SEED = 10**9, 10**6, 2**32 - 1
+"""Tokens of a prompt, samples of a task, and a seed that every library takes: more is a slip of the hand."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def read_settings(cfg: DictConfig) -> Settings:
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from None
     _check_names(raw)
+    checks.texts(raw)
     model, method, decode, job = raw["model"], raw["method"], raw["decode"], raw["job"]
     return Settings(
         job=checks.text("job.name", job["name"]),
@@ -106,29 +109,29 @@ def read_settings(cfg: DictConfig) -> Settings:
         decode=checks.text("decode.name", decode["name"]),
         decode_knobs={name: value for name, value in decode.items() if name not in RESERVED},
         tasks=_tasks(raw["task"]),
-        length=checks.whole_number("length", raw["length"], 1),
+        length=checks.whole_number("length", raw["length"], 1, LONGEST),
         sparsity=checks.sparsity("sparsity", raw["sparsity"]),
-        samples=checks.whole_number("samples", raw["samples"], 1),
+        samples=checks.whole_number("samples", raw["samples"], 1, MOST),
         question=check_question(raw["question"]),
-        seed=checks.whole_number("seed", raw["seed"], 0),
+        seed=checks.whole_number("seed", raw["seed"], 0, LARGEST_SEED),
         block_size=checks.whole_number("block_size", raw["block_size"], 1),
         device_choice=devices.check_device(raw["device"]),
         dtype_choice=devices.check_dtype(raw["dtype"]),
-        kernel=str(raw["kernel"]),
-        dense_kernel=str(raw["dense_kernel"]),
-        decode_kernel=str(raw["decode_kernel"]),
+        kernel=checks.text("kernel", raw["kernel"]),
+        dense_kernel=checks.text("dense_kernel", raw["dense_kernel"]),
+        decode_kernel=checks.text("decode_kernel", raw["decode_kernel"]),
         latency=checks.true_or_false("latency", raw["latency"]),
         batch_tokens=None if raw["batch_tokens"] == "auto" else checks.whole_number("batch_tokens", raw["batch_tokens"], 1),
-        latency_repeats=checks.whole_number("latency_repeats", raw["latency_repeats"], 1),
+        latency_repeats=checks.whole_number("latency_repeats", raw["latency_repeats"], 1, MOST),
         latency_seconds=checks.seconds("latency_seconds", raw["latency_seconds"]),
-        calibration_prompts=checks.whole_number("calibration_prompts", raw["calibration_prompts"], 1),
+        calibration_prompts=checks.whole_number("calibration_prompts", raw["calibration_prompts"], 1, MOST),
         progress=checks.true_or_false("progress", raw["progress"]),
         report=checks.true_or_false("report", raw["report"]),
         margin=checks.share("margin", raw["margin"]),
         checks=checks.true_or_false("checks", raw["checks"]),
         debug=checks.true_or_false("debug", raw["debug"]),
         data={name: checks.text_or_null(f"data.{name}", value) for name, value in raw["data"].items()},
-        options={name: value for name, value in job.items() if name != "name"},
+        options=_options(job),
     )
 
 
@@ -185,6 +188,21 @@ def _compare(prefix: str, settings: Mapping[str, Any], names: set[str]) -> None:
             raise UserError(
                 f"{prefix}{name} is missing: no setting can be taken out with ~, leave it as it is or give it a value"
             )
+
+
+def _options(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a job. Those that are a number or a truth value in its file must be one: the job knows their
+    range, and what the others may be. Raises UserError."""
+    standing = defaults("job", job["name"]) if job["name"] in groups()["job"] else {}
+    for name, value in job.items():
+        default = standing.get(name)
+        if isinstance(default, bool):
+            checks.true_or_false(f"job.{name}", value)
+        elif isinstance(default, int):
+            checks.whole_number(f"job.{name}", value, high=LONGEST)
+        elif isinstance(default, float):
+            checks.number(f"job.{name}", value)
+    return {name: value for name, value in job.items() if name != "name"}
 
 
 def _model(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from hydra.conf import HydraConf
 from harness.core import checks
 from harness.core.conf_files import groups
 from harness.core.errors import UserError, did_you_mean
+from harness.jobs.flags import flags_first
 
 WITH_OWN_SETTINGS = ("method", "decode")
 """Groups whose choices have settings of their own."""
@@ -20,7 +21,7 @@ NO_NAME = r"[-+]?[\d.]+(e[-+]?\d+)?|true|false"
 
 def prepare(arguments: Sequence[str]) -> list[str]:
     """Return the arguments as Hydra is to read them. Raises UserError for a choice of a group that Hydra would misread."""
-    arguments = tasks_as_values(arguments)
+    arguments = tasks_as_values(flags_first(arguments))
     check_choices(arguments)
     check_studies(arguments)
     return knobs_as_sweeps(arguments)

@@ -7,10 +7,12 @@ from dataclasses import replace
 from omegaconf import DictConfig
 
 from harness.core.devices import torch_device
+from harness.core.output import check_output
 from harness.core.partial_files import remove_abandoned
 from harness.core.settings import read_settings
 from harness.jobs.command_state import CommandState
 from harness.jobs.table import Does, check_question_fits, find_job, unread
+from harness.models.source import check_model
 from harness.tasks.names import expand_tasks
 
 
@@ -21,8 +23,12 @@ def run_job(cfg: DictConfig, command: CommandState) -> int:
     check_question_fits(job, settings.question)
     unread_names = unread(job, command.given)
     settings = replace(settings, tasks=tuple(expand_tasks(settings.tasks)))
+    if job.does is not Does.TRAINS:  # those have folders of their own
+        check_output(f"results={settings.results} study={settings.study}", settings.folder, "records")
     if job.does is not Does.READS:
-        torch_device(settings.device_choice)  # a device that isn't there is an error before any work
+        if job.loads_model:
+            check_model(settings.model["path"])
+        torch_device(settings.device_choice)  # a device that isn't there is an error before any work; torch takes seconds
     remove_abandoned([settings.folder, settings.folder / "records", settings.folder / "maps"])
     function = job.load()
     failed = 0

@@ -31,7 +31,8 @@ class Job:
     `function` is "module:name". That of a job that trains takes the composed config; all others take the settings, the study
     (`harness.jobs.studies`) and what the jobs of a command share (`harness.jobs.command_state`), and return how many cells
     failed. `takes_question` says whether the job asks the questions of prompts, or reads what such a job recorded.
-    `whole_study` says that it compares all records of a study, of which a setting that it does not read would seem to choose.
+    `whole_study` says that it compares all records of a study, of which a setting that it does not read would seem to choose,
+    and `loads_model` whether it always loads the model of the settings, where it measures or trains.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Job:
     reads: tuple[str, ...]
     takes_question: bool = False
     whole_study: bool = False
+    loads_model: bool = True
 
     def load(self) -> Callable[..., Any]:
         """Import the job's module and return its function."""
@@ -69,13 +71,19 @@ _ROWS = (
     Job("latency", Does.MEASURES, "harness.jobs.measure:run", (*_METHOD, *_PROMPTS, *_TIMES, "margin")),
     Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run", (*_METHOD, *_PROMPTS, "margin")),
     Job("perplexity", Does.MEASURES, "harness.jobs.measure:run", (*_METHOD, *_PROMPTS, "data.text_dir", "margin")),
-    Job("kernel_speed", Does.MEASURES, "harness.jobs.kernel_speed:run", (*_MODEL, "seed", *_DATA, *_TIMES)),
+    Job("kernel_speed", Does.MEASURES, "harness.jobs.kernel_speed:run", (*_MODEL, "seed", *_DATA, *_TIMES), loads_model=False),
     Job("maps", Does.MEASURES, "harness.jobs.maps:run", (*_METHOD, *_PROMPTS)),
     Job("report", Does.READS, "harness.jobs.report:run", ("margin",), takes_question=True),
     Job("compare", Does.READS, "harness.jobs.compare:run", ("method",), takes_question=True, whole_study=True),
     Job("power", Does.READS, "harness.jobs.power:run", (), takes_question=True, whole_study=True),
     Job("archive", Does.READS, "harness.jobs.archive:run", ("margin",), takes_question=True),
-    Job("pretrain", Does.TRAINS, "harness.training.bundled_model.pretrain:main", ("data.text_dir", "seed", "device")),
+    Job(
+        "pretrain",
+        Does.TRAINS,
+        "harness.training.bundled_model.pretrain:main",
+        ("data.text_dir", "seed", "device"),
+        loads_model=False,
+    ),
     Job("distill", Does.TRAINS, "harness.training.gates.distill_command:main", _GATES),
     Job("gate_recall", Does.TRAINS, "harness.training.gates.recall_command:main", _GATES),
     Job(
@@ -83,6 +91,7 @@ _ROWS = (
         Does.TRAINS,
         "harness.training.gates.convert:main",
         ("model", "method", "decode", "block_size"),
+        loads_model=False,
     ),
     Job("search_heads", Does.TRAINS, "harness.measure.head_search:main", (*_METHOD, *_PROMPTS)),
     Job("export", Does.TRAINS, "harness.lm_eval.export:main", ("model", *_PROMPTS)),

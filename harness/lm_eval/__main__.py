@@ -9,7 +9,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from harness.core.errors import UserError
+from harness.core.errors import UserError, first_line
+from harness.core.hub import find_hub, hub_error
 from harness.core.mistakes import in_words
 from harness.core.terminal import print_error
 from harness.lm_eval import register
@@ -32,10 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error("--model sparse runs in one process: start it without accelerate or torchrun")
         return BAD_INPUT
     register()
+    offline = find_hub()  # else the libraries of its data try again for minutes
     try:
         cli_evaluate()
     except UserError as error:
         print_error(error)
+        return BAD_INPUT
+    except ConnectionError as error:
+        if offline is None:
+            raise
+        print_error(f"{first_line(error)}: {hub_error(error, offline)}; load the task's data once where there is a network")
         return BAD_INPUT
     finally:
         sys.argv = own_argv

@@ -15,9 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.files import write_atomically
+from harness.core.output import check_own_output
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
 from harness.lm_eval.exported import SPLIT
+from harness.measure.before_loading import check_data
 from harness.models.loading import load_tokenizer
 from harness.study.provenance import command, commit
 from harness.tasks import cache, registry
@@ -48,7 +50,10 @@ HEADER = "# The prompts are whole: no --apply_chat_template, --system_instructio
 def main(cfg: DictConfig) -> None:
     """Write the tasks of one command. Raises UserError for samples that can't be built or aren't sound."""
     settings = read_settings(cfg)
-    written = export(settings, Path(checks.text("job.out", settings.options["out"])).expanduser())
+    out = checks.text("job.out", settings.options["out"])
+    check_own_output("job.out", out)
+    check_data(settings, expand_tasks(settings.tasks))
+    written = export(settings, Path(out).expanduser())
     console = Terminal()
     for path in written:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, avg_pool2d, max_pool2d
 
 from harness.arms.build import RunnableArm, build_arms, decodes_densely
+from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings
@@ -27,6 +28,7 @@ from harness.measure.before_loading import check_before_loading
 from harness.measure.context import RunContext
 from harness.measure.kept_mass import what_runs
 from harness.measure.knob_values import with_calibrated_knob
+from harness.measure.request_checks import check_without_model
 from harness.measure.sweep import SweepCache, load_model_of, say
 from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
@@ -96,6 +98,9 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
     if not decodes_densely(settings.decode):
         raise UserError("job=maps draws a prefill, which decode= does not change: leave decode out")
     names = expand_tasks(settings.tasks)
+    for name in ("layers", "heads"):
+        checks.numbers_or_null(f"job.{name}", settings.options[name])
+    check_without_model(settings, names)
     check_before_loading(settings, SweepCache(), names)
     loaded = load_model_of(settings, console)
     check_length(loaded, settings.length, f"length={settings.length}")

@@ -86,11 +86,10 @@ class RunContext:
         """Return what generated samples are made of, by content. Asked for only where a task needs it: data.dir may be the zip
         of another."""
         words = self.data.get("words")
-        if words and not Path(words).expanduser().is_file():
-            raise UserError(f"data.words={words}: no such file; name a file of words, or leave it out for wonderwords")
         if words:
             check_words(words, self.length)
-        return {"haystack": load_haystack(haystack_source(self.data)).name, "words": file_hash(words) if words else None}
+        words_hash = file_hash(Path(words).expanduser()) if words else None
+        return {"haystack": load_haystack(haystack_source(self.data)).name, "words": words_hash}
 
     @cached_property
     def _tokenizer(self) -> dict[str, Any]:

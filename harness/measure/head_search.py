@@ -19,13 +19,16 @@ from harness.arms.head_files import MADE
 from harness.arms.weights import weights_folder
 from harness.core import checks
 from harness.core.errors import UserError
-from harness.core.files import read_json_object, writable_folder, write_atomically
+from harness.core.files import writable_folder, write_atomically
+from harness.core.input_files import read_json_object
 from harness.core.mistakes import as_user_error
-from harness.core.settings import Settings, read_settings
+from harness.core.output import check_own_output
+from harness.core.settings import MOST, Settings, read_settings
 from harness.core.terminal import Terminal
 from harness.measure.before_loading import check_prompts, describe
 from harness.measure.context import RunContext
 from harness.measure.knob_values import calibration_prompts
+from harness.measure.request_checks import check_without_model
 from harness.measure.sweep import load_model_of, say
 from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel, model_shape
@@ -43,8 +46,10 @@ def main(cfg: DictConfig) -> Path:
     """Search and write the file. Returns its path. Raises UserError for a method that searches nothing, a file that exists
     already, or bad input."""
     settings, console = read_settings(cfg), Terminal()
-    method = _searching_method(settings)
-    names, count = expand_tasks(settings.tasks), checks.whole_number("job.prompts", settings.options["prompts"], 1)
+    method, names = _searching_method(settings), expand_tasks(settings.tasks)
+    prompt_count = checks.whole_number("job.prompts", settings.options["prompts"], 1, MOST)
+    check_own_output("job.out", checks.text_or_null("job.out", settings.options["out"]))
+    check_without_model(settings, names)
     if (described := describe(settings)) is not None:
         check_length(described, settings.length, f"length={settings.length}")
         _output_path(settings, described, str(method.searched))
@@ -58,7 +63,7 @@ def main(cfg: DictConfig) -> Path:
         return path
     context = RunContext(settings, loaded, Store(settings.folder), console)
     say(console, settings, f"making prompts of {settings.length} tokens")
-    prompts = calibration_prompts(context, names, count)
+    prompts = calibration_prompts(context, names, prompt_count)
     result = search(context, method, prompts, dense_kernel=settings.dense_kernel)
     provenance = {
         "command": command(),

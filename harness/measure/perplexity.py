@@ -74,6 +74,12 @@ def windows(tokens: int, body: int, stride: int | None, *, bos: bool) -> list[Wi
     return spans
 
 
+def check_options(options: dict[str, Any]) -> None:
+    """Raise UserError for settings of the job that are wrong whatever the model."""
+    for name in ("stride", "min_tokens"):
+        whole_number_or_null(f"job.{name}", options[name], 1)
+
+
 def read_texts(context: RunContext, options: dict[str, Any]) -> Texts:
     """Return the documents that the settings of the job (`text`, `stride`, `min_tokens`) ask for. Raises UserError where there
     is none of this length, or for a model whose loss can't be had."""

@@ -23,7 +23,8 @@ from harness.measure.generate_batches import generate_batches, todo_of
 from harness.measure.kept_mass import measure_mass
 from harness.measure.knob_values import with_calibrated_knob
 from harness.measure.latency.record import time_arm
-from harness.measure.perplexity import measure_perplexity, read_texts
+from harness.measure.perplexity import check_options, measure_perplexity, read_texts
+from harness.measure.request_checks import check_without_model
 from harness.measure.self_check import check_arm, is_checked
 from harness.measure.sweep import SweepCache
 from harness.models.bridge import Bridge
@@ -47,6 +48,9 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     Raises UserError for bad input.
     """
     sweep, task_names = sweep or SweepCache(), expand_tasks(settings.tasks)
+    check_without_model(settings, [] if settings.job == "perplexity" else task_names)
+    if settings.job == "perplexity":
+        check_options(settings.options)
     check_before_loading(settings, sweep, task_names)
     loaded = with_distinct_name(sweep.model(settings, console), store)
     check_request(settings, loaded, task_names)

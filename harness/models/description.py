@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from harness.models.loading import LoadedModel, ModelConfig, load_tokenizer, model_folder, wrap_model
+from harness.models.loading import LoadedModel, ModelConfig, load_tokenizer, wrap_model
+from harness.models.source import model_folder
 
 
 def describe_model(config: ModelConfig) -> LoadedModel | None:

@@ -11,14 +11,13 @@ import torch
 
 from harness.core.chat_options import ChatOptions
 from harness.core.errors import UserError
+from harness.core.hub import find_hub
 from harness.models.layer_shapes import LayerShape, global_shapes, probe_layers
 from harness.models.max_length import max_length as longest_text
 from harness.models.rope_lengths import separate_rows
+from harness.models.source import check_model, model_folder, not_loaded
 from harness.models.weight_checks import CHECKED_HERE, check_finite, check_stored_types, check_tensors, without_load_report
 from harness.tasks.frozen_template import give
-
-BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
-"""The folder of the small model that ships with the package."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +66,20 @@ class LoadedModel:
 
 def load_model(config: ModelConfig) -> LoadedModel:
     """Read model and tokenizer with transformers' Auto classes. Raises UserError, one line, where that fails."""
-    from safetensors import SafetensorError
+    check_model(config.path)
     from transformers import AutoModelForCausalLM  # seconds to import
 
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = config.dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     folder = model_folder(config.path)
     source = config.path if folder is None else str(folder)
+    offline = find_hub() if folder is None else None
     tokenizer = load_tokenizer(config.path, config.chat)
     try:
         with without_load_report():
             model, info = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **CHECKED_HERE)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(_why(config.path, folder, error)) from error
+    except Exception as error:  # whatever a library raises for a file that is not what it expects
+        raise UserError(not_loaded(config.path, folder, error, offline)) from error
     check_tensors(model, info, source)
     commit = None
     if folder is None:
@@ -103,13 +103,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
 def load_tokenizer(path: str, chat: ChatOptions | None = None) -> Any:
     """Load the tokenizer alone of a model: "bundled", a folder, or a hub id; `chat` is what its chat template is given from
     then on. Raises UserError as `load_model` does, and for an option that the template does not read."""
+    check_model(path)
     from transformers import AutoTokenizer
 
     folder = model_folder(path)
+    offline = find_hub() if folder is None else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path if folder is None else str(folder))
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(_why(path, folder, error)) from error
+    except Exception as error:  # as above
+        raise UserError(not_loaded(path, folder, error, offline)) from error
     return give(tokenizer, chat or ChatOptions(), path)
 
 
@@ -213,38 +215,9 @@ def _weights(folder: Path) -> list[Path]:
     return sorted(folder.glob("model*.safetensors"))
 
 
-def model_folder(path: str) -> Path | None:
-    """Return the local folder that `path` means, or None if it is a hub id. Raises UserError for a folder without a model."""
-    bundled = path == "bundled"
-    folder = BUNDLED if bundled else Path(path).expanduser()
-    if not bundled and not folder.is_dir():
-        if path.startswith(("/", ".", "~")) or path.count("/") > 1:
-            raise UserError(f"model folder {path} does not exist; give one with config.json, or a hub id OWNER/NAME")
-        return None
-    missing = [name for name in ("config.json", "model*.safetensors") if not any(folder.glob(name))]
-    if missing and bundled:
-        raise UserError(
-            f"the bundled model is not there ({' and '.join(missing)} missing in {folder}): make it with "
-            "`python -m harness job=pretrain`, or choose another: model=hf model.path=FOLDER"
-        )
-    if missing:
-        raise UserError(f"{folder} is no model folder: {' and '.join(missing)} missing; save_pretrained() makes one")
-    return folder
-
-
 def _snapshot(hub_id: str, model: Any) -> tuple[Path, str | None]:
     """Return where the hub's files lie on this machine, and the commit they are of."""
     from transformers.utils import cached_file
 
     config = Path(str(cached_file(hub_id, "config.json")))
     return config.parent, getattr(model.config, "_commit_hash", None)
-
-
-def _why(path: str, folder: Path | None, error: BaseException) -> str:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if folder is None:
-        return (
-            f"can't load {path} from the hub: {first} — without network, or for a model that needs a login, download "
-            "it and give its folder: model=hf model.path=FOLDER"
-        )
-    return f"can't load the model in {folder}: {first}"

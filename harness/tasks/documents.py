@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
+from harness.core.hub import find_hub, hub_error
+from harness.core.input_files import read_text, text_files
 from harness.tasks.tokenizer_hash import tokenizer_hash
 
 PG19 = "emozilla/pg19-test"
@@ -109,10 +111,8 @@ def _named(stem: str, documents: Sequence[tuple[str, str]]) -> Text:
 @lru_cache(maxsize=2)
 def _from_folder(folder: str) -> Text:
     root = Path(folder).expanduser()
-    paths = sorted(root.rglob("*.txt"))
-    if not paths:
-        raise UserError(f"data.text_dir={folder}: no .txt file there; name a folder of plain-text books")
-    books = [(p.relative_to(root).as_posix(), p.read_text(encoding="utf-8", errors="replace").strip()) for p in paths]
+    paths = text_files("data.text_dir", folder, "name a folder of plain-text books")
+    books = [(path.relative_to(root).as_posix(), read_text(path).strip()) for path in paths]
     return _named(root.resolve().name, books)
 
 
@@ -126,14 +126,14 @@ def _pydoc() -> Text:
 
 @lru_cache(maxsize=1)
 def _pg19() -> Text:
+    offline = find_hub()
     try:
         from datasets import load_dataset
 
         rows = load_dataset(PG19, split="test")
     except Exception as error:
-        first = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"can't load {PG19} from the hub ({first}): give a folder of long .txt files, data.text_dir=FOLDER, or say "
-            "job.text=pydoc for CPython's own documentation"
+            f"can't load the data set {PG19}: {hub_error(error, offline)}; give a folder of long .txt files, "
+            "data.text_dir=FOLDER, or say job.text=pydoc for CPython's own documentation"
         ) from None
     return _named("pg19-test", [(str(row.get("short_book_title") or n), row["text"]) for n, row in enumerate(rows)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import shutil
 import urllib.request
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from typing import BinaryIO
 
 from harness.core.errors import UserError
 from harness.core.files import write_atomically
+from harness.core.input_files import input_file, input_folder
 
 DOWNLOADS = Path(".cache/data")
 """Where downloads are stored, below the working folder."""
-SECONDS = 60
+SECONDS = 10
 """How long a server may be silent."""
 
 
@@ -48,11 +50,11 @@ def locate(file: DataFile, folder: str | None, needed_by: str) -> Path:
 
 
 def find(names: tuple[str, ...], folder: str) -> Path | None:
-    """Return the path of the first of `names` that `folder` has. Raises UserError where there is no such folder."""
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise UserError(f"data.dir={folder}: no such folder; give the folder of the tasks' data files")
-    return next((root / name for name in names if (root / name).is_file()), None)
+    """Return the path of the first of `names` that `folder` has. Raises UserError where there is no such folder, or where that
+    is no file to read."""
+    root = input_folder("data.dir", folder, "give the folder of the tasks' data files")
+    path = next((root / name for name in names if os.path.lexists(root / name)), None)
+    return None if path is None else input_file("data.dir", str(path), "take it out, or put the file there")
 
 
 def _download(file: DataFile, path: Path, needed_by: str) -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
+from harness.core.hub import find_hub, hub_error
+from harness.core.input_files import input_file, parse_json, read_bytes
 from harness.tasks.files import find
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 """Where sentences are cut. RULER uses NLTK's punkt; a needle only has to stand between two sentences."""
 ESSAYS = ("PaulGrahamEssays.json",)
 """RULER's essays, in the folder of data.dir."""
+ESSAYS_FORMAT = '; a JSON file must be {"text": "…"}, as RULER distributes its essays'
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,14 @@ def load_haystack(source: str | None) -> Haystack:
         return _named(f"pydoc-{version}", " ".join(topics[key] for key in sorted(topics)))
     if source == "hub":
         return _named("paul_graham_essays", _from_hub())
-    path = Path(str(source)).expanduser()
-    if not path.is_file():
-        raise UserError(f"data.haystack={source}: no such file; give a text file, RULER's PaulGrahamEssays.json, pydoc or hub")
-    raw = path.read_bytes()
+    path = input_file("data.haystack", str(source), "give a text file, RULER's PaulGrahamEssays.json, pydoc or hub")
+    raw = read_bytes(path)
     text = raw.decode("utf-8", errors="replace")
     if path.suffix == ".json":
-        try:
-            text = json.loads(text)["text"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f'data.haystack={source}: expected JSON with a "text" field, as RULER distributes it') from None
+        essays = parse_json(text, f"data.haystack={source}", ESSAYS_FORMAT)
+        if not isinstance(essays, dict) or not isinstance(essays.get("text"), str):
+            raise UserError(f"data.haystack={source}: no text in it{ESSAYS_FORMAT}")
+        text = essays["text"]
     return _named(f"{path.stem}-{hashlib.sha256(raw).hexdigest()[:8]}", text)
 
 
@@ -83,10 +82,12 @@ def _named(name: str, text: str) -> Haystack:
 
 
 def _from_hub() -> str:
+    offline = find_hub()
     try:
         from datasets import load_dataset
 
         essays = load_dataset("baber/paul_graham_essays", split="train")
     except Exception as error:
-        raise UserError(f"data.haystack=hub: can't load baber/paul_graham_essays ({error}); name a text file instead") from None
+        why = hub_error(error, offline)
+        raise UserError(f"data.haystack=hub: can't load baber/paul_graham_essays: {why}; name a text file instead") from None
     return " ".join(row["text"] for row in essays)

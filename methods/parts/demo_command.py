@@ -88,7 +88,7 @@ def _value(text: str) -> Any:
     """Return a number, true, false or null where a text is one, else the text."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

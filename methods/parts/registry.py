@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
+from methods.parts.knob_types import check_type, declared_types
+
 _T = TypeVar("_T")
 _C = TypeVar("_C", bound=type[Any])
 
@@ -70,22 +72,30 @@ class Registry(Generic[_T]):
 
     def knobs(self, name: str) -> list[str]:
         """Return the knobs of a class: the keyword arguments of its constructor, and of the base's where it hands others on."""
-        knobs: list[str] = []
+        return list(self._knob_types(name))
+
+    def _knob_types(self, name: str) -> dict[str, Any]:
+        """Return the declared types of the knobs of a class, by their names."""
+        knobs: dict[str, Any] = {}
         for base in self.get(name).__mro__:
             if "__init__" in vars(base) and base is not object:
-                parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-                knobs += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in knobs]
+                constructor = vars(base)["__init__"]
+                parameters, declared = inspect.signature(constructor).parameters.values(), declared_types(constructor)
+                names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+                knobs |= {knob: declared.get(knob, Any) for knob in names if knob not in knobs}
                 if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                     break
         return knobs
 
     def build(self, name: str, **knobs: Any) -> _T:
-        """Return an instance with these knobs. Raises ValueError listing the knobs of the class where one is not among them."""
+        """Return an instance with these knobs. Raises ValueError, one line, where one is not among those of the class, which it
+        lists, or has a value of another type than is declared there."""
         cls = self.get(name)
-        known = self.knobs(name)
-        for knob in knobs:
+        known = self._knob_types(name)
+        for knob, value in knobs.items():
             if knob not in known:
                 raise ValueError(f"{self.kind} {name} has no knob {knob}; it has: {', '.join(known)}")
+            check_type(f"{self.kind} {name}, {knob}", value, known[knob])
         return cls(**knobs)
 
     def _import(self, module: str) -> None:

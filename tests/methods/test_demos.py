@@ -80,7 +80,7 @@ def test_the_picture_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: 
     [
         ("random", ["--last", "2"], "error: method random needs sparsity in"),
         ("seer", ["--sparsity", "1.5"], "error: sparsity=1.5: must be at least 0"),
-        ("xattention", ["--threshold", "high"], "error: a knob has a value of the wrong type"),
+        ("xattention", ["--threshold", "high"], "error: method xattention, threshold=high: must be a finite number or null"),
         ("seer", ["--tokens", "100"], "error: --tokens 100: must be from 8 blocks"),
         (
             "minference",

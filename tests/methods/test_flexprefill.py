@@ -230,7 +230,7 @@ def test_selection_never_waits_for_the_device(knobs: dict[str, object]) -> None:
         ({"gamma": 0.0}, "gamma=0.0: must be a share of the attention, above 0 and at most 1"),
         ({"gamma": 1.5}, "gamma=1.5: must be a share of the attention"),
         ({"tau": -0.1}, "tau=-0.1: must be at least 0"),
-        ({"tau": float("nan")}, "tau=nan: must be at least 0"),
+        ({"tau": float("nan")}, "tau=nan: must be a finite number"),
         ({"min_budget": -1}, "min_budget=-1: must be at least 0 tokens"),
     ],
 )

@@ -13,7 +13,7 @@ import methods
 from harness.arms.build import baseline_name
 from harness.core.errors import UserError
 from harness.core.mistakes import as_user_error
-from harness.core.settings import Settings
+from harness.core.settings import LONGEST, Settings
 from harness.measure.kernel_speed.cases import SHAPES, SHARED, UNIFORM, Grid, Shape
 from methods.parts.base import Method
 
@@ -36,8 +36,10 @@ def grid(settings: Settings) -> Grid:
     study_grid = Grid(
         phase=phase,
         shape=SHAPES[shape],
-        lengths=_list("lengths", options, lambda x: _whole_number(x, 16), "whole numbers of at least 16"),
-        batches=_list("batches", options, lambda x: _whole_number(x, 1), "whole numbers of at least 1"),
+        lengths=_list(
+            "lengths", options, lambda x: _whole_number(x, 16), f"whole numbers of at least 16 and at most {LONGEST}"
+        ),
+        batches=_list("batches", options, lambda x: _whole_number(x, 1), f"whole numbers of at least 1 and at most {LONGEST}"),
         sparsities=_list("sparsities", options, _share, "shares in [0, 1), for example 0.9"),
         blocks=_list("blocks", options, lambda x: _whole_number(x, 8), BLOCKS),
         kernels=_sparse_kernels(settings, phase, SHAPES[shape]),
@@ -184,7 +186,7 @@ def _list(option: str, options: dict[str, Any], read: Callable[[Any], _T | None]
 
 
 def _whole_number(value: Any, low: int) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= low else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and low <= value <= LONGEST else None
 
 
 def _share(value: Any) -> float | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
+from harness.core.hub import find_hub, hub_error
+from harness.core.input_files import parse_json, read_bytes
 
 HUB = "THUDM/LongBench"
 WHERE = f"data.zip of https://huggingface.co/datasets/{HUB} holds all"
@@ -39,12 +42,15 @@ class Source:
     name: str
 
     def read(self, file: str) -> bytes | None:
-        """Return the content of a file, None if it isn't there."""
+        """Return the content of a file, None if it isn't there. Raises UserError where it can't be read."""
         if self.path.is_dir():
-            return (self.path / file).read_bytes() if (self.path / file).is_file() else None
-        with zipfile.ZipFile(self.path) as archive:
-            members = [name for name in archive.namelist() if name.rpartition("/")[2] == file]
-            return archive.read(members[0]) if members else None
+            return read_bytes(self.path / file, f"; {WHERE}") if (self.path / file).is_file() else None
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                members = [name for name in archive.namelist() if name.rpartition("/")[2] == file]
+                return archive.read(members[0]) if members else None
+        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:  # as zipfile raises them
+            raise UserError(f"{self.path}: {file} in it can't be read ({error}); load it again: {WHERE}") from None
 
 
 @lru_cache(maxsize=4)
@@ -54,20 +60,20 @@ def find(folder: str | None) -> Source:
         path = _from_hub()
         return Source(path, f"hub {path.parent.name[:8]}")
     path = Path(folder).expanduser()
-    if path.is_dir() or (path.suffix == ".zip" and zipfile.is_zipfile(path)):
+    if os.path.isdir(path) or (path.suffix == ".zip" and zipfile.is_zipfile(path)):
         return Source(path, path.resolve().stem if path.is_file() else path.resolve().name)
     raise UserError(f"data.dir={folder}: no such folder; give one with LongBench's jsonl files, or its data.zip ({WHERE})")
 
 
 def _from_hub() -> Path:
+    offline = find_hub()
     try:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(HUB, "data.zip", repo_type="dataset"))  # …/snapshots/COMMIT/data.zip
     except Exception as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"can't load LongBench from the hub: {first} — without network, name its folder: data.dir=FOLDER ({WHERE})"
+            f"can't load LongBench: {hub_error(error, offline)}; without network, name its folder: data.dir=FOLDER ({WHERE})"
         ) from None
 
 
@@ -108,10 +114,7 @@ def rows(source: Source, file: str) -> tuple[Row, ...]:
 
 
 def _row(line: bytes, where: str) -> Row:
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: no JSON ({error}); load the file again: {WHERE}") from None
+    row: Any = parse_json(line, where, f"; load the file again: {WHERE}")
     row = row if isinstance(row, dict) else {}
     wrong = [name for name, kind in FIELDS.items() if not isinstance(row.get(name), kind)]
     if not wrong and not (row["answers"] and all(isinstance(answer, str) for answer in row["answers"])):

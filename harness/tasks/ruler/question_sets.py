@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
+from harness.core.input_files import parse_json, read_bytes
 from harness.tasks.files import DataFile, short_hash
 
 SQUAD = DataFile(
@@ -57,11 +57,11 @@ def read(path: Path) -> Questions:
 
 @lru_cache(maxsize=4)
 def _read(path: Path, _: int) -> Questions:
+    data: Any = parse_json(read_bytes(path), path, "; download it again")
     try:
-        data: Any = json.loads(path.read_bytes())
         squad = isinstance(data, dict)
         documents, questions = _squad(data["data"]) if squad else _hotpotqa(data)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         why = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: neither SQuAD 2.0's JSON nor HotpotQA's ({why}); download it again") from None
     for question in questions:

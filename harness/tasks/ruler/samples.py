@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
+from harness.core.input_files import input_file, parse_json, read_bytes
 from harness.tasks import cache, files
 from harness.tasks.haystack import load_haystack
 from harness.tasks.names import check_name
@@ -18,6 +18,8 @@ from harness.tasks.ruler.sizing import Sizer
 from harness.tasks.ruler.word_counts import least_words
 from harness.tasks.sample import Sample
 from harness.tasks.tokenizer_hash import template_hash, tokenizer_hash
+
+WORDS_FORMAT = "a file of words is UTF-8 text, or JSON such as RULER's english_words.json, whose values are the words"
 
 
 def get_samples(
@@ -41,13 +43,13 @@ def get_samples(
     that isn't there.
     """
     check_name(task)
-    own_words, words_hash = _words(words)
+    own_words, words_hash = read_words(words)
     if words is not None:
         check_words(words, length)
     data_file = builders.DOCUMENTS.get(task)
     questions = None if data_file is None else question_sets.read(files.locate(data_file, folder, task))
     long_list = _long_word_list(task, folder)
-    more_words = None if long_list is None else _words(str(long_list))[0]
+    more_words = None if long_list is None else read_words(str(long_list))[0]
     builder = builders.make_builder(task, length, own_words, more_words=more_words, questions=questions)
     prose = load_haystack(haystack) if builder.needs_prose else None
     path = None
@@ -77,7 +79,7 @@ def data_files(task: str, folder: str | None) -> dict[str, str]:
     long_list = _long_word_list(task, folder)
     if long_list is None:
         return {}
-    if not _words(str(long_list))[0]:
+    if not read_words(str(long_list))[0]:
         raise UserError(f"{long_list}: holds no words; take it out, or get it again from where RULER has it")
     return {long_list.name: files.short_hash(long_list)}
 
@@ -85,7 +87,7 @@ def data_files(task: str, folder: str | None) -> dict[str, str]:
 def check_words(path: str, length: int) -> None:
     """Raise UserError where a file of words (data.words) can't fill the lists of samples of `length` tokens: nothing stands in
     for it, whatever the task."""
-    words, least = _words(path)[0] or (), least_words(length)
+    words, least = read_words(path)[0] or (), least_words(length)
     if any(not word.strip() for word in words):
         raise UserError(f"data.words={path}: one of its words is blank; take it out")
     if len(words) < least:
@@ -100,17 +102,24 @@ def _long_word_list(task: str, folder: str | None) -> Path | None:
     return files.find(builders.MORE_WORDS, folder) if folder is not None and task in builders.LONG_LISTS else None
 
 
-def _words(path: str | None) -> tuple[tuple[str, ...] | None, str | None]:
+def read_words(path: str | None) -> tuple[tuple[str, ...] | None, str | None]:
     """Read the words of a file, and the hash of its content, which names them in the cache."""
     if path is None:
         return None, None
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"data.words={path}: no such file; give a text file of words, or RULER's english_words.json")
-    return _parsed(raw := file.read_bytes(), file.suffix == ".json"), hashlib.sha256(raw).hexdigest()[:12]
+    file = input_file("data.words", path, "give a text file of words, or RULER's english_words.json")
+    return _parsed(raw := read_bytes(file), file), hashlib.sha256(raw).hexdigest()[:12]
 
 
 @lru_cache(maxsize=8)
-def _parsed(raw: bytes, as_json: bool) -> tuple[str, ...]:
-    text = raw.decode("utf-8")
-    return tuple(sorted(set(json.loads(text).values() if as_json else text.split())))
+def _parsed(raw: bytes, file: Path) -> tuple[str, ...]:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}); {WORDS_FORMAT}") from None
+    if file.suffix != ".json":
+        return tuple(sorted(set(text.split())))
+    content = parse_json(text, file, f"; {WORDS_FORMAT}")
+    words = content.values() if isinstance(content, dict) else ()
+    if not words or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{file}: holds no words; {WORDS_FORMAT}")
+    return tuple(sorted(set(words)))

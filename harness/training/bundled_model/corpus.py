@@ -13,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from harness.core.errors import UserError
+from harness.core.input_files import read_text, text_files
 
 WORD = re.compile(r"\b[a-z]{3,10}\b")
 
@@ -35,10 +36,8 @@ class Corpus:
 def read_texts(folder: str | Path) -> dict[str, str]:
     """Return every .txt below `folder` by name, sorted, its white space collapsed. Raises UserError where there is none, or
     no text in any."""
-    paths = sorted(Path(folder).expanduser().rglob("*.txt"))
-    if not paths:
-        raise UserError(f"data.text_dir={folder}: no .txt file there; name a folder of plain-text books")
-    texts = {p.name: re.sub(r"\s+", " ", p.read_text(encoding="utf-8", errors="replace")).strip() for p in paths}
+    paths = text_files("data.text_dir", str(folder), "name a folder of plain-text books")
+    texts = {path.name: re.sub(r"\s+", " ", read_text(path)).strip() for path in paths}
     if not any(texts.values()):
         raise UserError(f"data.text_dir={folder}: no .txt file there has any text; name a folder of plain-text books")
     return texts

@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import fields
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,12 @@ from omegaconf import DictConfig
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaForCausalLM
 
+from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.files import writable_folder
+from harness.core.input_files import text_files
+from harness.core.output import check_own_output
+from harness.core.settings import read_settings
 from harness.report.figures.training import draw_training_curve
 from harness.training.bundled_model.batches import Batch, Stream, loader, longest
 from harness.training.bundled_model.corpus import Corpus, build_corpus, read_stdlib, read_texts
@@ -49,12 +52,15 @@ def main(cfg: DictConfig) -> Path:
 
     Return the folder of the model. Raises UserError without text.
     """
-    if not cfg.data.text_dir:
+    settings = read_settings(cfg)
+    text_dir = settings.data["text_dir"]
+    if text_dir is None:
         raise UserError("job=pretrain needs text: data.text_dir=FOLDER, a folder of .txt files such as public-domain books")
-    names = {f.name for f in fields(PretrainRecipe)}
-    job = {str(k): v for k, v in cfg.job.items() if k in names}
-    device = "cuda" if str(cfg.device) == "auto" else str(cfg.device)
-    return pretrain(PretrainRecipe(**{**job, "text_dir": str(cfg.data.text_dir), "seed": int(cfg.seed), "device": device}))
+    text_files("data.text_dir", text_dir, "name a folder of plain-text books")
+    check_own_output("job.out", checks.text("job.out", settings.options["out"]))
+    device = "cuda" if settings.device_choice == "auto" else settings.device_choice
+    own = {**settings.options, "out": str(settings.options["out"])}
+    return pretrain(PretrainRecipe(**own, text_dir=text_dir, seed=settings.seed, device=device))
 
 
 def optimizers(model: LlamaForCausalLM, recipe: PretrainRecipe) -> list[torch.optim.Optimizer]:

@@ -4,6 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.core.errors import UserError
+
+SIZES = (
+    "vocab_size",
+    "hidden",
+    "intermediate",
+    "layers",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "max_length",
+    "tokens",
+    "steps",
+    "probe_rows",
+)
+"""Whole numbers of which there must be one at least."""
+
 
 @dataclass
 class PretrainRecipe:
@@ -41,3 +58,19 @@ class PretrainRecipe:
     probe_rows: int = 8
     books_for_words: int = 20000
     stdlib: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a number that no model can be made or trained with."""
+        for name in SIZES:
+            if getattr(self, name) < 1:
+                raise UserError(f"job.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("max_seconds", "lr", "warmup", "rope_theta", "probe_every"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"job.{name}={getattr(self, name)}: must be above 0")
+        for name in ("muon_lr", "weight_decay", "workers", "books_for_words"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"job.{name}={getattr(self, name)}: must be at least 0")
+        if self.heads % self.kv_heads:
+            raise UserError(f"job.heads={self.heads}: must be a multiple of job.kv_heads={self.kv_heads}")
+        if self.head_dim % 2:
+            raise UserError(f"job.head_dim={self.head_dim}: must be even, for RoPE")

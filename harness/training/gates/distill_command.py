@@ -15,7 +15,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from harness.arms.weights import weights_folder
+from harness.core import checks
 from harness.core.files import writable_folder
+from harness.core.output import check_output, check_own_output
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
 from harness.measure.before_loading import describe
@@ -28,7 +30,7 @@ from harness.training.gates import recall_tables
 from harness.training.gates.checkpoint import Checkpoint, Step
 from harness.training.gates.distill import Distilled, distill
 from harness.training.gates.gate_spec import GateSpec, gate_spec
-from harness.training.gates.job_settings import read_lengths, read_recipe, whole_number
+from harness.training.gates.job_settings import check_rows, read_lengths, read_recipe, whole_number
 from harness.training.gates.processes import Processes, join, load_sharded
 from harness.training.gates.recipe import Recipe
 from harness.training.gates.rows import Rows, TextNeeds, check_text, row_kind, row_sources, text_id
@@ -53,6 +55,9 @@ def main(cfg: DictConfig) -> Path:
     recipe = read_recipe(job, spec, settings.seed)
     lengths, tokens = read_lengths(job.lengths, spec.block_size), whole_number(job, "tokens", 1)
     sequences, every = whole_number(job, "recall_sequences", 0), whole_number(job, "checkpoint_every", 0)
+    check_rows(job)
+    check_own_output("job.out", checks.text_or_null("job.out", settings.options["out"]))
+    check_output(f"results={settings.results} study={settings.study}", settings.folder, "records")
     processes = join(settings.device)
     console = Terminal()
     console.quiet = not processes.main
@@ -177,5 +182,5 @@ def _report(distilled: Distilled, settings: Settings, loaded: LoadedModel, spec:
 def _out(folder: Any, settings: Settings, loaded: LoadedModel) -> Path:
     """Return the folder for the gates."""
     if folder:
-        return Path(folder).expanduser()
+        return Path(str(folder)).expanduser()
     return OWN_BUNDLED if str(settings.model["path"]) == "bundled" else weights_folder(settings.model, loaded)

@@ -6,9 +6,12 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from harness.core import checks
 from harness.core.errors import UserError
+from harness.core.settings import LONGEST
 from harness.training.gates.gate_spec import GateSpec
 from harness.training.gates.recipe import Recipe
+from harness.training.gates.rows import KINDS
 
 
 def read_recipe(job: DictConfig, spec: GateSpec, seed: int) -> Recipe:
@@ -34,7 +37,7 @@ def read_recipe(job: DictConfig, spec: GateSpec, seed: int) -> Recipe:
 def read_lengths(value: Any, block_size: int) -> list[int]:
     """Return job.lengths, in tokens. Raises UserError unless it is a list of whole numbers of at least two blocks each."""
     lengths = list(value) if isinstance(value, ListConfig) else []
-    if not lengths or not all(type(length) is int and length >= 2 * block_size for length in lengths):
+    if not lengths or not all(type(length) is int and 2 * block_size <= length <= LONGEST for length in lengths):
         raise UserError(
             f"job.lengths={value}: must be a list of whole numbers, each at least {2 * block_size}, two blocks, for example "
             "[4096,8192]"
@@ -44,14 +47,16 @@ def read_lengths(value: Any, block_size: int) -> list[int]:
 
 def whole_number(job: DictConfig, name: str, least: int | None = None) -> int:
     """Return a setting of the job. Raises UserError unless it is a whole number of at least `least`."""
-    value = job[name]
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        raise UserError(f"job.{name}={value}: must be a whole number" + ("" if least is None else f" of at least {least}"))
-    return value
+    return checks.whole_number(f"job.{name}", job[name], least)
 
 
 def _number(job: DictConfig, name: str) -> float:
-    value = job[name]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"job.{name}={value}: must be a number")
-    return float(value)
+    return checks.number(f"job.{name}", job[name])
+
+
+def check_rows(job: DictConfig) -> None:
+    """Raise UserError for a kind of rows that there isn't, or a data set that has no name."""
+    if job.rows not in KINDS:
+        raise UserError(f"job.rows={'null' if job.rows is None else job.rows}: must be one of {', '.join(KINDS)}")
+    if job.rows == "hub":
+        checks.text("job.hub", job.hub)

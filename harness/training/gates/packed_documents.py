@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import UserError
+from harness.core.hub import find_hub, hub_error
+from harness.core.input_files import read_text
 from harness.tasks.tokens import sets_bos
 from harness.training.gates.text_folder import HELD_OUT, held_out, text_folder
 
@@ -41,7 +43,7 @@ def from_folder(folder: str | Path, seed: int) -> Iterator[Document]:
     halves: tuple[str, str] | None = None
     for path, begin, end in spans:
         if begin < cut < end:
-            words = path.read_text(encoding="utf-8", errors="replace")
+            words = read_text(path)
             place = len(words) * (cut - begin) // (end - begin)
             halves = words[:place], words[place:]
             yield True, halves[1]
@@ -56,6 +58,7 @@ def from_hub(name: str, seed: int) -> Iterator[Document]:
 
     One in HELD_OUT is held out.
     """
+    offline = find_hub()
     try:
         from datasets import load_dataset
 
@@ -63,9 +66,8 @@ def from_hub(name: str, seed: int) -> Iterator[Document]:
         for number, row in enumerate(rows, 1):
             yield number % HELD_OUT == 0, row["text"]
     except Exception as error:
-        first = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"job.hub={name}: can't be read from the hub ({type(error).__name__}: {first}); it needs the network and a column "
+            f"job.hub={name}: can't be read: {hub_error(error, offline)}; it needs the network and a column "
             "named text. Or give a folder of .txt files: job.rows=documents data.text_dir=FOLDER"
         ) from None
 

@@ -11,6 +11,7 @@ from harness.arms import gate_files
 from harness.arms.build import decodes_densely
 from harness.arms.weights import model_overrides, released_id, weights_folder
 from harness.core.errors import UserError
+from harness.core.output import check_output
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
 from harness.measure.before_loading import describe
@@ -19,7 +20,7 @@ from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
 from harness.training.gates import recall_tables
 from harness.training.gates.gate_spec import GateSpec, gate_spec
-from harness.training.gates.job_settings import read_lengths, whole_number
+from harness.training.gates.job_settings import check_rows, read_lengths, whole_number
 from harness.training.gates.recall import gate_recall
 from harness.training.gates.rows import TextNeeds, check_text, row_kind, row_sources
 from harness.training.gates.weights import new_gates
@@ -34,6 +35,8 @@ def main(cfg: DictConfig) -> Path:
     settings, job = read_settings(cfg), cfg.job
     spec, console = gate_spec(settings), Terminal()
     lengths, sequences = read_lengths(job.lengths, spec.block_size), whole_number(job, "sequences", 1)
+    check_rows(job)
+    check_output(f"results={settings.results} study={settings.study}", settings.folder, "records")
     if (described := describe(settings)) is not None:
         _gates_path(settings, described, spec, lengths)
         check_text(described, settings.data, str(job.rows), job.hub)

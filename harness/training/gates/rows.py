@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import UserError
+from harness.core.input_files import text_files
 from harness.models.loading import LoadedModel
 from harness.tasks.haystack import haystack_source
 from harness.tasks.names import expand_tasks
@@ -115,7 +116,8 @@ def text_id(folder: str) -> str:
     It guards a checkpoint against another folder, and is no identity of rows: reading gigabytes of text would take minutes.
     """
     root = Path(folder).expanduser()
-    names_and_sizes = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in root.rglob("*.txt"))
+    paths = text_files("data.text_dir", folder, "name a folder of plain-text books")
+    names_and_sizes = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in paths)
     return hashlib.sha256(repr(names_and_sizes).encode()).hexdigest()[:16]
 
 

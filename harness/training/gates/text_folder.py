@@ -10,6 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from harness.core.errors import UserError
+from harness.core.input_files import text_files
 
 HELD_OUT = 20
 """One part in so many, the last, is held out from training to measure recall on."""
@@ -69,7 +70,7 @@ class TextPart:
 def text_folder(folder: str | Path, seed: int | None = None) -> TextPart:
     """Return all .txt files below `folder`, by name or, with a seed, in an order drawn from it. Raises UserError where there is
     no text."""
-    paths = sorted(path for path in Path(folder).expanduser().rglob("*.txt") if path.is_file())
+    paths = text_files("data.text_dir", str(folder), "name a folder of plain-text documents")
     if not any(path.stat().st_size for path in paths):
         raise UserError(f"data.text_dir={folder}: no .txt file with text there; name a folder of plain-text documents")
     if seed is not None:

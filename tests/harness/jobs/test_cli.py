@@ -103,7 +103,10 @@ Command = Callable[..., int]
         (["model.date=today"], "model.date=today: must be a day, YYYY-MM-DD, for example 2024-07-26"),
         (["model.date=2025-01-01"], "model.date is for a chat template, and the tokenizer of "),
         (["method=streaming_llm", "method.window=64"], "sparsity=0.5 and window=64: give one of them"),
-        (["method=streaming_llm", "sparsity=null", "method.window=wide"], "can't be made with method.window=wide"),
+        (
+            ["method=streaming_llm", "sparsity=null", "method.window=wide"],
+            "method streaming_llm, window=wide: must be a whole number or null",
+        ),
         (["data.haystack=/nowhere.txt"], "data.haystack=/nowhere.txt: no such file"),
         (["model.path=/nowhere"], "model folder /nowhere does not exist"),
         (["sparsity"], "can't read 'sparsity' on the command line: settings are written name=value"),

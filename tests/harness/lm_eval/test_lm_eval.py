@@ -320,3 +320,13 @@ def test_the_command_says_what_is_wrong_in_one_line(monkeypatch: pytest.MonkeyPa
     before = list(sys.argv)
     assert command.main(["--model", "sparse"]) == 2 and sys.argv == before
     assert capsys.readouterr().err == "error: this is wrong\n"
+
+
+def test_data_that_can_not_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def cli() -> None:
+        raise ConnectionError("Couldn't reach 'x/y' on the Hub\nand more")
+
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", cli)  # the tests are offline
+    assert command.main(["--model", "sparse"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: Couldn't reach 'x/y' on the Hub: it is not in the cache, and the hub can't be reached")

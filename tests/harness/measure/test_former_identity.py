@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.arms.build import RunnableArm
 from harness.measure.former_identity import as_recorded
-from harness.models.loading import BUNDLED
+from harness.models.source import BUNDLED
 from harness.study.identity import ArmIdentity, Decoding, Setting
 from harness.study.provenance import file_hash
 from harness.study.store import Store

@@ -218,7 +218,7 @@ def test_a_loss_that_is_no_number_is_gated(
     [
         (["job.text=pydoc"], "name one of them"),
         (["decode=quest"], "job=perplexity measures prefill, which decode=quest does not change"),
-        (["data.text_dir=nowhere"], "data.text_dir=nowhere: no .txt file there"),
+        (["data.text_dir=nowhere"], "data.text_dir=nowhere: no such folder"),
     ],
 )
 def test_bad_input(
@@ -251,7 +251,7 @@ def test_without_network_the_error_names_the_other_ways(monkeypatch: pytest.Monk
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(UserError, match=r"emozilla/pg19-test .*no network.*data\.text_dir=FOLDER.*job\.text=pydoc"):
+    with pytest.raises(UserError, match=r"emozilla/pg19-test: it is not in the cache.*data\.text_dir=FOLDER.*job\.text=pydoc"):
         documents.load_text("auto", None)
 
 

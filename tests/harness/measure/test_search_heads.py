@@ -128,7 +128,7 @@ def test_a_released_table_is_read(loaded: LoadedModel, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "can't be read"), ("[1]", "holds no JSON object"), ('{"heads": [[1, 2]]}', "does not fit toy: it is of 1 layers")],
+    [("{", "no JSON"), ("[1]", "holds no JSON object"), ('{"heads": [[1, 2]]}', "does not fit toy: it is of 1 layers")],
 )
 def test_a_file_of_something_else_is_refused(text: str, message: str, loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / FILES["duo_attention"]).write_text(text)

@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from harness.core.errors import UserError
-from harness.models import loading
+from harness.models import source
 from harness.models.loading import ModelConfig, load_model, revision_hash, wrap_model
 from tests.harness.tiny import VOCAB, build, tokens
 
@@ -62,7 +62,7 @@ def test_revision_hash_follows_the_model_alone(folder: Path) -> None:
 
 
 def test_bundled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "BUNDLED", folder)
+    monkeypatch.setattr(source, "BUNDLED", folder)
     assert load_model(ModelConfig("bundled", "bundled", device="cpu")).path == folder
 
 
@@ -73,7 +73,7 @@ class TestErrors:
         assert "\n" not in str(caught.value)
 
     def test_bundled_missing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(loading, "BUNDLED", tmp_path)
+        monkeypatch.setattr(source, "BUNDLED", tmp_path)
         self.fails("bundled", "python -m harness job=pretrain")
 
     def test_no_such_folder(self, tmp_path: Path) -> None:

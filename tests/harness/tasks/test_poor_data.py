@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from harness.core.errors import UserError
-from harness.models.loading import BUNDLED
+from harness.models.source import BUNDLED
 from harness.tasks.haystack import load_haystack
 from harness.tasks.ruler import question_sets
 from harness.tasks.ruler.samples import check_words, data_files, get_samples

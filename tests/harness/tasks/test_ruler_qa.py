@@ -183,9 +183,10 @@ def test_errors_name_the_file_and_its_source(tmp_path: Path, monkeypatch: pytest
         registry.get("qa_1").files({"dir": str(tmp_path)})
     with pytest.raises(UserError, match="no such folder"):
         registry.get("qa_1").files({"dir": str(tmp_path / "nothing")})
-    for text in ("[1]", "{}", '{"data": []}', "no JSON"):
+    for text in ("[1]", "{}", '{"data": []}', '{"data": [1]}', "5", "no JSON", "[" * 9999):
         (tmp_path / "squad.json").write_text(text)
-        with pytest.raises(UserError, match=r"squad.json: (neither SQuAD 2.0's JSON nor|no question that has an answer)"):
+        wrong = r"neither SQuAD 2.0's JSON nor|no question that has an answer|no JSON|JSON that is nested too deeply"
+        with pytest.raises(UserError, match=rf"squad.json: ({wrong})"):
             registry.get("qa_1").files({"dir": str(tmp_path)})
 
     def offline(*_: Any, **__: Any) -> Any:

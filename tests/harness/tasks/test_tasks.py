@@ -230,9 +230,11 @@ def test_errors_say_what_would_be_right(tokenizer, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("a few words")
     with pytest.raises(UserError, match="at least 100"):
         load_haystack(str(tmp_path / "short.txt"))
-    (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(UserError, match='"text" field'):
-        load_haystack(str(tmp_path / "list.json"))
+    for text in ("[]", "{}", '{"text": 5}', "null"):
+        load_haystack.cache_clear()
+        (tmp_path / "list.json").write_text(text)
+        with pytest.raises(UserError, match=r'no text in it; a JSON file must be {"text": "…"}'):
+            load_haystack(str(tmp_path / "list.json"))
     with pytest.raises(UserError, match="no chat template"):
         get_samples("vt", tokenizer, 1024, 1, chat_template=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer
 
-from harness.models.loading import BUNDLED
+from harness.models.source import BUNDLED
 from harness.tasks.tokenizer_hash import tokenizer_hash
 
 

@@ -125,7 +125,7 @@ def test_sources_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: Any = SimpleNamespace(tokenizer=metaspace(), name="other")
     train, _ = row_sources(loaded, {}, 0, kind="hub", needs=NEEDS, hub="good")
     assert train(64).shape == (64,) and asked == ["good"]
-    with pytest.raises(UserError, match=r"job\.hub=bad: can't be read from the hub .*a column named text"):
+    with pytest.raises(UserError, match=r"job\.hub=bad: can't be read: .*a column named text"):
         row_sources(loaded, {}, 0, kind="hub", needs=NEEDS, hub="bad")
     with pytest.raises(UserError, match="needs a data set"):
         row_sources(loaded, {}, 0, kind="hub", needs=NEEDS)

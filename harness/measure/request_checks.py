@@ -1,0 +1,51 @@
+"""What no model makes right, told from the settings alone: knobs, names of kernels, and data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attention_kernels import block_sparse, column_sparse, decode, dense
+
+from harness.arms.build import build_decode_method, build_method
+from harness.core.errors import UserError
+from harness.core.settings import Settings
+from harness.tasks import registry
+from harness.tasks.haystack import haystack_source, load_haystack
+from harness.tasks.ruler.samples import check_words
+
+
+def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
+    """Raise UserError for what no model makes right: a knob out of range, a kernel that there isn't, and data of the tasks that
+    can't be read."""
+    check_kernels(settings)
+    try:
+        build_method(settings)
+        build_decode_method(settings)
+    except UserError:
+        raise
+    except ValueError as error:  # methods/ raise plain ValueErrors, one line each
+        raise UserError(str(error)) from error
+    check_data(settings, task_names)
+
+
+def check_kernels(settings: Settings) -> None:
+    """Raise UserError for a name that no kernel has. Whether one of that name can run says who runs it."""
+    sparse = dict.fromkeys((*block_sparse.KERNELS, *column_sparse.KERNELS))
+    for setting, name, known in (
+        ("kernel", settings.kernel, sparse),
+        ("dense_kernel", settings.dense_kernel, dense.KERNELS),
+        ("decode_kernel", settings.decode_kernel, decode.KERNELS),
+    ):
+        if name not in ("auto", *known):
+            raise UserError(f"{setting}={name} is not known; choose one of: auto, {', '.join(known)}")
+
+
+def check_data(settings: Settings, task_names: Sequence[str]) -> None:
+    """Read what the prompts of tasks are made of, once for the whole command. Raises UserError where that can't be had."""
+    tasks = [registry.get(name) for name in task_names]
+    for task in tasks:
+        task.files(settings.data)
+    if None in [task.source(settings.data) for task in tasks]:  # generated
+        if (words := settings.data.get("words")) is not None:
+            check_words(words, settings.length)
+        load_haystack(haystack_source(settings.data))
