@@ -19,7 +19,7 @@ from harness.core.output import check_own_output
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
 from harness.lm_eval.exported import SPLIT
-from harness.measure.before_loading import check_data
+from harness.measure.request_checks import check_data
 from harness.models.loading import load_tokenizer
 from harness.study.provenance import command, commit
 from harness.tasks import cache, registry
