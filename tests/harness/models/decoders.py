@@ -179,7 +179,7 @@ def config_of(kind: str, **sizes: Any) -> Any:
     toy = {name: size for name, size in toy.items() if aliases.get(name, name) == name or aliases[name] not in toy}
     kinds = getattr(text, "layer_types", None)
     computed = isinstance(getattr(type(text), "layer_types", None), property) or hasattr(text, _OWN_LAYER_TYPES)
-    if kinds and not computed:  # all kinds of layers that there are, in turn
+    if kinds and not computed and "use_sliding_window" not in known:  # all kinds of layers that there are, in turn
         first = list(kinds[:_LAYERS]) if set(kinds[:_LAYERS]) == set(kinds) else list(dict.fromkeys(kinds))
         toy["layer_types"] = (first * _LAYERS)[:_LAYERS]
     if "qk_rope_head_dim" in known:  # MLA: no head size of its own, and as many KV heads as heads
