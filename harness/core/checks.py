@@ -145,7 +145,7 @@ def _unfit(value: str) -> str | None:
     except UnicodeError:
         return "is no UTF-8 text"
     if "\0" in value:
-        return "has a null character"
+        return "has a null character; it must be text"
     if max(map(len, parts)) > LONGEST_NAME:
         return f"a name of {max(map(len, parts))} bytes; a name may have {LONGEST_NAME}"
     if len(value) > LONGEST_PATH:

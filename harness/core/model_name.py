@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def name_of_path(path: str) -> str:
     if snapshot := SNAPSHOT.search(str(path)):
         return snapshot[1].replace("--", "/", 1)
     folder = Path(path).expanduser()
-    here = str(path).startswith(("/", ".", "~")) or folder.is_dir()
+    here = str(path).startswith(("/", ".", "~")) or os.path.isdir(folder)  # False for a name that is none
     return folder.resolve().name or str(path) if here and str(path) != "bundled" else str(path)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.arms.build import build_arms, decodes_densely
+from harness.arms.build import build_arms
 from harness.core.errors import UserError
-from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
 from harness.measure.sweep import SweepCache, describe_quietly, model_config
 from harness.models.bridge import Bridge
@@ -33,7 +32,7 @@ def check_before_loading(settings: Settings, sweep: SweepCache, task_names: Sequ
         if settings.job != "perplexity":
             check_prompts(settings, load_tokenizer(str(settings.model["path"]), settings.chat_options), task_names)
         return
-    check_request(settings, described, task_names)
+    check_request(settings, described)
     calibrates = any(arm.method is not None and arm.method.calibrates() for arm in build_arms(settings, described))
     with Bridge(described, None, dense_kernel=settings.dense_kernel):
         pass  # a model whose attention can't be changed
@@ -47,18 +46,10 @@ def describe(settings: Settings) -> LoadedModel | None:
     return describe_quietly(model_config(settings))
 
 
-def check_request(settings: Settings, loaded: LoadedModel, task_names: Sequence[str]) -> None:
-    """Raise UserError for what this model, or this job, can't be asked."""
+def check_request(settings: Settings, loaded: LoadedModel) -> None:
+    """Raise UserError for what this model can't be asked."""
     advice = f"choose length={loaded.max_length} or less"
     check_length(loaded, settings.length, f"length={settings.length}", advice=advice)
-    if settings.job in ("latency", "perplexity") and not decodes_densely(settings.decode):
-        raise UserError(
-            f"job={settings.job} measures prefill, which decode={settings.decode} does not change: leave decode out"
-        )
-    if settings.question != QUESTION_SEEN and (silent := [name for name in task_names if not registry.get(name).asks]):
-        raise UserError(
-            f"question={settings.question}: no question follows the context in {', '.join(silent)}: leave these tasks out"
-        )
 
 
 def check_prompts(settings: Settings, tokenizer: Any, task_names: Sequence[str]) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from attention_kernels import block_sparse, column_sparse, decode, dense
 
-from harness.arms.build import build_decode_method, build_method
+from harness.arms.build import build_decode_method, build_method, decodes_densely
 from harness.core.errors import UserError
+from harness.core.mistakes import as_user_error
+from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
 from harness.tasks import registry
 from harness.tasks.haystack import haystack_source, load_haystack
@@ -15,8 +17,16 @@ from harness.tasks.ruler.samples import check_words
 
 
 def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
-    """Raise UserError for what no model makes right: a knob out of range, a kernel that there isn't, and data of the tasks that
-    can't be read."""
+    """Raise UserError for what no model makes right: a question or a decoding that the job does not take, a knob out of range,
+    a kernel that there isn't, and data of the tasks that can't be read."""
+    if settings.job in ("latency", "perplexity") and not decodes_densely(settings.decode):
+        raise UserError(
+            f"job={settings.job} measures prefill, which decode={settings.decode} does not change: leave decode out"
+        )
+    if settings.question != QUESTION_SEEN and (silent := [name for name in task_names if not registry.get(name).asks]):
+        raise UserError(
+            f"question={settings.question}: no question follows the context in {', '.join(silent)}: leave these tasks out"
+        )
     check_kernels(settings)
     try:
         build_method(settings)
@@ -24,7 +34,7 @@ def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
     except UserError:
         raise
     except ValueError as error:  # methods/ raise plain ValueErrors, one line each
-        raise UserError(str(error)) from error
+        raise as_user_error(error) from error
     check_data(settings, task_names)
 
 

@@ -53,7 +53,7 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
         check_options(settings.options)
     check_before_loading(settings, sweep, task_names)
     loaded = with_distinct_name(sweep.model(settings, console), store)
-    check_request(settings, loaded, task_names)
+    check_request(settings, loaded)
     context = RunContext(settings, loaded, store, console, sweep)
     built = [as_recorded(store, arm) for arm in build_arms(settings, loaded)]
     arms = [with_calibrated_knob(context, settings, arm, task_names) for arm in built]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +10,9 @@ from torch import Tensor
 
 from harness.core.errors import UserError
 from harness.models.attention_interface import attach, detach
+from harness.models.layer_recorder import LayerRecorder, LayerShape
+
+__all__ = ["LayerShape", "column_bytes", "global_shapes", "probe_layers"]
 
 TOKENS = 4
 """Tokens of the forward pass."""
@@ -18,50 +20,6 @@ TOKEN = 3
 """The token that is at all of them: none that is often special."""
 NOISE = 1e-2
 """How much rows of the same token may differ, relative to their norm, where positions are of no effect."""
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """The attention of one layer: query heads, KV heads, elements of a head, and the window of keys that a query sees (None:
-    all up to it). shares_keys: with a layer before it, so that it has none of its own in the cache."""
-
-    layer: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    window: int | None = None
-    shares_keys: bool = False
-
-    @property
-    def heads_text(self) -> str:
-        """Return its heads for a message."""
-        return f"{self.heads} query and {self.kv_heads} KV heads of {self.head_dim} elements"
-
-
-class _Probe:
-    """An AttentionRunner that notes what attention gets, and returns zeros. seen: the queries of each call, and what the model
-    made of them in the end."""
-
-    full = True
-
-    def __init__(self) -> None:
-        self.shapes: dict[int, LayerShape] = {}
-        self.seen: list[Tensor] = []
-        self._keys: list[Tensor] = []  # held, so that no memory is used twice
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Note a layer's heads and its window."""
-        shares = any(k.data_ptr() == other.data_ptr() for other in self._keys)
-        self._keys.append(k)
-        self.seen.append(q)
-        self.shapes.setdefault(layer, LayerShape(layer, q.shape[1], k.shape[1], q.shape[3], window, shares))
-        return torch.zeros_like(q)
-
-    def decode(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, key_mask: Tensor | None
-    ) -> Tensor:
-        """Do as `attend` does."""
-        return self.attend(layer, q, k, v, scale=scale, window=window)
 
 
 @torch.inference_mode()
@@ -105,9 +63,9 @@ def _check_cache(model: Any, name: str, shapes: Iterable[LayerShape]) -> None:
             )
 
 
-def _run(model: Any, name: str, **inputs: Tensor) -> _Probe:
+def _run(model: Any, name: str, **inputs: Tensor) -> LayerRecorder:
     """Return what a forward pass shows."""
-    probe = _Probe()
+    probe = LayerRecorder()
     previous = attach(model, probe, name)
     try:
         # without weights no token can be looked at: beside a cache transformers does not look for packed texts

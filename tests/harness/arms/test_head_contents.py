@@ -67,7 +67,7 @@ def plan(anchors: list[Any], heads: dict[str, Any]) -> dict[str, Any]:
         ("xattention", GOOD["xattention"] | {"path": [0, 1.5]}, "1.5 is no whole number"),
         ("xattention", GOOD["xattention"] | {"steps": 4}, "4 steps along a path of 3"),
         ("xattention", '{"layers": 2, "heads": 4, "steps": 1, "path": [1e999]}', "inf is no whole number"),
-        ("kascade", "", "can't be read"),
+        ("kascade", "", "no JSON ("),
         ("minference", "{}", "it has no patterns"),
     ],
 )

@@ -13,7 +13,7 @@ Command = Callable[..., int]
 STOP = "no model is needed to see what is said before it is loaded"
 
 
-@pytest.mark.parametrize("job", [["job=evaluate"], ["job=maps"], ["job=distill", "method=seer"]])
+@pytest.mark.parametrize("job", [["job=evaluate"], ["job=maps"], ["job=distill", "method=seer", "job.lengths=[256]"]])
 def test_the_model_is_named_before_it_is_loaded(
     command: Command, toy: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], job: list[str]
 ) -> None:

@@ -79,12 +79,15 @@ def test_a_mistake_before_anything_is_measured(
     assert line == f"error: KeyError: 'pool' ({place})" and traceback[-1] == "KeyError: 'pool'"
 
 
-def test_a_bug_of_the_harness_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness import __main__ as front
+def test_a_bug_of_the_harness_is_said_to_be_one(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness.jobs import command as front
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(front, "run_job", None)
-    with pytest.raises(TypeError):
-        command("job=report")
+    assert command("job=report") == 1
+    assert "a fault of this program, not of your input" in capsys.readouterr().err
 
 
 def test_a_value_error_of_python_is_no_message() -> None:

@@ -73,7 +73,7 @@ def test_with_a_method_of_prefill_and_again(command: Command, toy: list[str], fi
             "unknown setting 'decode.budget' for this decode=; it belongs to oracle, quest, random, seer_r, streaming",
         ),
         (["decode=quest", "decode.budget=5"], "budget=5: must hold at least one block of 16 tokens"),
-        (["decode=quest", "decode.budget=many"], "can't be made with decode.budget=many"),
+        (["decode=quest", "decode.budget=many"], "decode method quest, budget=many: must be a whole number or null"),
         (["decode=quest", "decode_kernel=fast"], "kernel=fast is not known; choose one of: auto, reference, triton"),
         (["decode=quest", "job=latency"], "job=latency measures prefill, which decode=quest does not change"),
         (["decode=seer_r"], "job=distill decode=seer_r model=hf model.path="),
