@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from harness.models.rope_lengths import switch_lengths
 
 
-class _CacheOf(DynamicCache):
+class CacheOf(DynamicCache):
     """A cache that says it holds `tokens` tokens."""
 
     def __init__(self, tokens: int) -> None:
@@ -35,6 +35,6 @@ def recomputed_lengths(model: Any) -> tuple[int, ...]:
 def _drops_cache(model: Any, length: int) -> bool:
     ids = torch.zeros(1, length + 1, dtype=torch.int64, device=model.device)
     inputs = model.prepare_inputs_for_generation(
-        ids, past_key_values=_CacheOf(length), attention_mask=torch.ones_like(ids), use_cache=True, next_sequence_length=1
+        ids, past_key_values=CacheOf(length), attention_mask=torch.ones_like(ids), use_cache=True, next_sequence_length=1
     )
     return inputs.get("past_key_values") is None

@@ -15,6 +15,7 @@ from harness.core.errors import UserError
 from harness.models.bridge import Bridge
 from harness.models.generate import Split, generate
 from harness.models.loading import LoadedModel, wrap_model
+from harness.models.recompute import CacheOf
 from harness.models.rope import ModelRope, switch_lengths
 from methods.decode.parts.base import DecodeMethod, StepInputs
 from methods.parts.base import LayerInputs
@@ -86,6 +87,21 @@ def prompts() -> list[list[int]]:
     return [tokens(n, seed=i).tolist() for i, n in enumerate(LENGTHS)]
 
 
+def forgets(model: Any) -> bool:
+    """Whether transformers' generate drops the cache at the switch and goes on with the last token alone, as 5.17's does."""
+    ids = torch.zeros(1, SWITCH + 1, dtype=torch.int64)
+    inputs = model.prepare_inputs_for_generation(ids, past_key_values=CacheOf(SWITCH), next_sequence_length=1)
+    return inputs.get("past_key_values") is None and inputs["input_ids"].shape[1] == 1
+
+
+def without_cache(model: Any, prompt: list[int]) -> list[int]:
+    """What comes of a prompt where every step reads the whole sequence anew."""
+    ids = torch.tensor([prompt])
+    for _ in range(STEPS):
+        ids = torch.cat((ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)), 1)
+    return ids[0, len(prompt) :].tolist()
+
+
 @lru_cache
 def expected_of(kind: str) -> list[list[int]]:
     """What transformers' generate makes of each prompt, each in a new model."""
@@ -93,6 +109,9 @@ def expected_of(kind: str) -> list[list[int]]:
     for prompt in prompts():
         model = copy.deepcopy(new_model(kind))
         model.set_attn_implementation("eager")
+        if forgets(model):
+            out.append(without_cache(model, prompt))
+            continue
         ids = torch.tensor([prompt])
         options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
         out.append(model.generate(ids, max_new_tokens=STEPS, **options)[0, len(prompt) :].tolist())
