@@ -5,7 +5,7 @@ from __future__ import annotations
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.core.conf_files import MAIN, groups, setting_names
+from harness.core.conf_files import MAIN, conf_dir, groups, setting_names
 from harness.core.errors import did_you_mean
 
 TASK_IS_A_VALUE = "tasks are values: write task=NAME or 'task=[NAME,NAME]', in a file of conf/ task: NAME"
@@ -25,6 +25,8 @@ def explain(error: BaseException) -> str:
     key = getattr(error.__cause__, "full_key", None) or getattr(error, "full_key", None)
     text = _first_line(error) or _first_line(error.__cause__)
     quoted = text.split("'")[1] if text.count("'") > 1 else ""
+    if "Could not override 'task'" in text and (left_over := conf_dir() / "task").is_dir():
+        return f"{left_over} is a folder of an earlier version, in which tasks had files: remove it; {TASK_IS_A_VALUE}"
     if "Could not override 'task'" in text or quoted.startswith("task.") or str(key).startswith("task."):
         return TASK_IS_A_VALUE
     if text.startswith("Could not override") or "is not in struct" in text:

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 
+from harness.core import hydra_text
 from harness.core.conf_files import conf_dir
+from harness.core.hydra_text import explain
 from harness.core.settings import Settings, read_settings
 from harness.jobs.arguments import prepare
 
@@ -122,3 +125,12 @@ def test_a_sweep_over_tasks(
     monkeypatch.setattr("harness.jobs.report.run", no_job)
     assert command("-m", "job=report", argument) == 0
     assert seen == [GROUPS[tasks] if isinstance(tasks, str) else tasks for tasks in expected]
+
+
+def test_a_folder_of_task_files_that_is_left_over_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra takes any folder below conf/ for a group, an empty one too."""
+    error = ConfigCompositionException("Could not override 'task'. No match in the defaults list.")
+    monkeypatch.setattr(hydra_text, "conf_dir", lambda: tmp_path)
+    assert explain(error) == hydra_text.TASK_IS_A_VALUE
+    (tmp_path / "task").mkdir()
+    assert explain(error).startswith(f"{tmp_path / 'task'} is a folder of an earlier version")
