@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -142,8 +143,8 @@ def build_method(settings: Settings) -> Method:
     try:
         return methods.build(settings.method, **(shared | settings.method_knobs))
     except TypeError as error:  # a word where a number belongs, say
-        knobs = ", ".join(f"method.{name}={value}" for name, value in settings.method_knobs.items())
-        raise UserError(f"method {settings.method} can't be made with {knobs}: {error} ({origin(error).place})") from error
+        what = f"method {settings.method} can't be made{_with('method', settings.method_knobs)}"
+        raise UserError(f"{what}: {error} ({origin(error).place})") from error
 
 
 def build_decode_method(settings: Settings) -> DecodeMethod:
@@ -151,9 +152,13 @@ def build_decode_method(settings: Settings) -> DecodeMethod:
     try:
         return decode.build(settings.decode, **{"seed": settings.seed} | settings.decode_knobs)
     except TypeError as error:  # a word where a number belongs, say
-        knobs = ", ".join(f"decode.{name}={value}" for name, value in settings.decode_knobs.items())
-        what = f"decode method {settings.decode} can't be made with {knobs}"
+        what = f"decode method {settings.decode} can't be made{_with('decode', settings.decode_knobs)}"
         raise UserError(f"{what}: {error} ({origin(error).place})") from error
+
+
+def _with(group: str, knobs: Mapping[str, Any]) -> str:
+    """Return " with GROUP.KNOB=VALUE, …", nothing where there are no knobs."""
+    return f" with {', '.join(f'{group}.{name}={value}' for name, value in knobs.items())}" if knobs else ""
 
 
 def build_at_zero_sparsity(settings: Settings, loaded: LoadedModel) -> Method | None:

@@ -17,6 +17,8 @@ LONGEST_STUDY = 128
 STUDY = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{LONGEST_STUDY - 1}}}")
 """What a study may be called."""
 
+_READS_AS_VALUE = re.compile(r"\s*(?:[+-]?[\d.]+(?:e[+-]?\d+)?|true|false|null|none)\s*", re.IGNORECASE)
+
 LONGEST_NAME, LONGEST_PATH = 255, 4000
 """Bytes of a name and letters of a path that file systems take."""
 
@@ -24,14 +26,14 @@ LONGEST_NAME, LONGEST_PATH = 255, 4000
 def whole_number(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
     """Return `value` if it is a whole number from `low` to `high`, where these are given. Raises UserError otherwise."""
     if not _is_whole(value, low, high):
-        raise UserError(f"{name}={value}: must be {_whole_numbers(low, high)}")
+        raise UserError(f"{_given(name, value)}: must be {_whole_numbers(low, high)}")
     return int(value)
 
 
 def whole_number_or_null(name: str, value: Any, low: int | None = None, high: int | None = None) -> int | None:
     """Return `value` if it is null (None) or a whole number from `low` to `high`. Raises UserError otherwise."""
     if value is not None and not _is_whole(value, low, high):
-        raise UserError(f"{name}={value}: must be null or {_whole_numbers(low, high)}")
+        raise UserError(f"{_given(name, value)}: must be null or {_whole_numbers(low, high)}")
     return None if value is None else int(value)
 
 
@@ -50,14 +52,19 @@ def numbers_or_null(name: str, value: Any) -> None:
     """Raise UserError unless `value` is null (None), a whole number of at least 0, or a list of such numbers."""
     listed = value if isinstance(value, list) else [value]
     if value is not None and not (listed and all(_is_whole(number, 0, None) for number in listed)):
-        raise UserError(f"{name}={value}: must be null, a whole number of at least 0, or a list of such numbers")
+        raise UserError(f"{_given(name, value)}: must be null, a whole number of at least 0, or a list of such numbers")
 
 
 def number(name: str, value: Any) -> float:
     """Return `value` as a float if it is a finite number. Raises UserError otherwise."""
     if not _is_number(value) or not math.isfinite(value):
-        raise UserError(f"{name}={value}: must be a finite number")
+        raise UserError(f"{_given(name, value)}: must be a finite number")
     return float(value)
+
+
+def _given(name: str, value: Any) -> str:
+    """Return NAME=VALUE, the value in quotes where it is a text that reads as the number or the word that would be right."""
+    return f"{name}={value!r}" if isinstance(value, str) and _READS_AS_VALUE.fullmatch(value) else f"{name}={value}"
 
 
 def _is_number(value: Any) -> bool:
@@ -67,21 +74,21 @@ def _is_number(value: Any) -> bool:
 def seconds(name: str, value: Any) -> float:
     """Return `value` if it is a number of seconds above 0 and below a million. Raises UserError otherwise."""
     if not _is_number(value) or not 0 < value < 1e6:
-        raise UserError(f"{name}={value}: must be a number of seconds above 0")
+        raise UserError(f"{_given(name, value)}: must be a number of seconds above 0")
     return float(value)
 
 
 def true_or_false(name: str, value: Any) -> bool:
     """Return `value` if it is true or false. Raises UserError otherwise."""
     if not isinstance(value, bool):
-        raise UserError(f"{name}={value}: must be true or false")
+        raise UserError(f"{_given(name, value)}: must be true or false")
     return value
 
 
 def share(name: str, value: Any) -> float:
     """Return `value` if it is a share of the accuracy, above 0 and below 1. Raises UserError otherwise."""
     if not _is_number(value) or not 0 < value < 1:
-        raise UserError(f"{name}={value}: must be a share of the accuracy, above 0 and below 1, for example 0.02")
+        raise UserError(f"{_given(name, value)}: must be a share of the accuracy, above 0 and below 1, for example 0.02")
     return float(value)
 
 
@@ -90,7 +97,7 @@ def sparsity(name: str, value: Any) -> float | None:
     if value is None:
         return None
     if not _is_number(value) or not 0 <= value < 1:
-        raise UserError(f"{name}={value}: must be at least 0 (keep every block) and below 1, for example 0.9")
+        raise UserError(f"{_given(name, value)}: must be at least 0 (keep every block) and below 1, for example 0.9")
     return float(value)
 
 

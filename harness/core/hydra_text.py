@@ -16,7 +16,9 @@ COMPOSING_ERRORS = (HydraException, OmegaConfBaseException)
 def explain(error: BaseException) -> str:
     """Return one line for an error of Hydra or OmegaConf: what is wrong and which names would be right."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
+        group, _, name = error.missing_cfg_file.partition("/")
+        if group == "model" and "/" in name:
+            return f"model={name} is not known: for a folder or a hub id say model=hf model.path={name}"
         choices = list(error.options or groups().get(group, []))
         if group and choices:
             return f"{group}={name} is not known{did_you_mean(name, choices)}; choose one of: {', '.join(choices)}"

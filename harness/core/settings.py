@@ -168,7 +168,7 @@ def _check_below(raw: Mapping[str, Any]) -> None:
     releases of gates for what is no phase."""
     for group in WITH_OWN_SETTINGS:
         choice = raw[group]["name"]
-        if choice in groups()[group] and raw[group].get(ABOUT, {}) != about_of(group, choice):
+        if choice in groups()[group] and (raw[group].get(ABOUT) or {}) != about_of(group, choice):
             raise UserError(f"{group}.{ABOUT} is no setting: it says what {choice} is, and is in its file alone; leave it out")
     phases = raw["model"]["released_gates"]
     known = {

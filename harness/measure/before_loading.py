@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from harness.arms.build import build_arms
+from harness.arms.build import RunnableArm, build_arms
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.measure.sweep import SweepCache, describe_quietly, model_config
@@ -33,7 +34,9 @@ def check_before_loading(settings: Settings, sweep: SweepCache, task_names: Sequ
             check_prompts(settings, load_tokenizer(str(settings.model["path"]), settings.chat_options), task_names)
         return
     check_request(settings, described)
-    calibrates = any(arm.method is not None and arm.method.calibrates() for arm in build_arms(settings, described))
+    arms = build_arms(settings, described)
+    check_choice(settings.length, described, arms)
+    calibrates = any(arm.method is not None and arm.method.calibrates() for arm in arms)
     with Bridge(described, None, dense_kernel=settings.dense_kernel):
         pass  # a model whose attention can't be changed
     if settings.job != "perplexity" or calibrates:
@@ -50,6 +53,16 @@ def check_request(settings: Settings, loaded: LoadedModel) -> None:
     """Raise UserError for what this model can't be asked."""
     advice = f"choose length={loaded.max_length} or less"
     check_length(loaded, settings.length, f"length={settings.length}", advice=advice)
+
+
+def check_choice(length: int, loaded: LoadedModel, arms: Sequence[RunnableArm]) -> None:
+    """Raise UserError where a method would choose in no layer at this length: all of them are past their windows."""
+    windows = [math.inf if shape.window is None else shape.window for shape in loaded.layer_shapes]
+    if max(windows) < length and any(arm.method is not None for arm in arms):
+        raise UserError(
+            f"length={length}: no layer of {loaded.name} looks back more than {max(windows)} tokens, and no method chooses "
+            f"past a window; choose length={max(windows)} or less"
+        )
 
 
 def check_prompts(settings: Settings, tokenizer: Any, task_names: Sequence[str]) -> None:

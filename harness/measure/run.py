@@ -15,7 +15,7 @@ from harness.arms.build import RunnableArm, build_arms, build_at_zero_sparsity
 from harness.arms.warnings import arm_warnings
 from harness.core.settings import Settings
 from harness.measure.accuracy import SELF_CHECK_FAILED, fail, finish, open_cells, score
-from harness.measure.before_loading import check_before_loading, check_request
+from harness.measure.before_loading import check_before_loading, check_choice, check_request
 from harness.measure.cells import arm_label, with_distinct_name
 from harness.measure.context import RunContext
 from harness.measure.former_identity import as_recorded
@@ -56,6 +56,7 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     check_request(settings, loaded)
     context = RunContext(settings, loaded, store, console, sweep)
     built = [as_recorded(store, arm) for arm in build_arms(settings, loaded)]
+    check_choice(settings.length, loaded, built)
     arms = [with_calibrated_knob(context, settings, arm, task_names) for arm in built]
     with Bridge(loaded, None, dense_kernel=settings.dense_kernel):
         pass  # a model whose attention can't be changed stops here, not in every cell

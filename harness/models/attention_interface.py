@@ -197,7 +197,8 @@ def _key_mask(attention_mask: Tensor | None, q_length: int, kv_length: int) -> T
     if not bool(attention_mask.all()):  # waits for the device, once a prompt, and only where a mask is given
         raise UserError(
             "padding in the prompt is not supported: a selection would count padding as text; run prompts of different "
-            "lengths one by one (harness.models.generate does)"
+            "lengths one by one (harness.models.generate does); where transformers' generate takes a token of the text for "
+            "padding, give it attention_mask=torch.ones_like(input_ids)"
         )
     return None
 

@@ -7,12 +7,13 @@ from harness.models.loading import LoadedModel
 from harness.models.max_length import scaled_ropes
 
 
-def check_length(loaded: LoadedModel, tokens: int, what: str, *, advice: str = "") -> None:
+def check_length(loaded: LoadedModel, tokens: int, what: str, *, advice: str | None = None) -> None:
     """Raise UserError where a text of `tokens` tokens doesn't fit. what: the setting or prompt that has it, the line's start.
-    advice: what else would be right."""
+    advice: what else would be right; by default, a shorter text."""
     if tokens > loaded.max_length:
         reach = f"{loaded.name} has a context of {loaded.max_length} tokens"
-        raise UserError(f"{what}: {'; '.join(filter(None, (reach, advice, _longer(loaded, tokens))))}")
+        shorter = f"choose {loaded.max_length} or less" if advice is None else advice
+        raise UserError(f"{what}: {'; '.join(filter(None, (reach, shorter, _longer(loaded, tokens))))}")
 
 
 def _longer(loaded: LoadedModel, tokens: int) -> str:

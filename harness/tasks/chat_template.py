@@ -70,7 +70,7 @@ def _user_turn(tokenizer: Any, text: str) -> str:
     """Render a user's message, up to where the answer begins. Raises UserError where that fails, and where it need not give the
     same text again."""
     if not getattr(tokenizer, "chat_template", None):
-        raise UserError("model.chat_template=true, but this model's tokenizer has no chat template: model.chat_template=false")
+        raise UserError("this model's tokenizer has no chat template, as that of a base model: add model.chat_template=false")
     message = [{"role": "user", "content": text}]
     try:
         template = tokenizer.get_chat_template()

@@ -105,8 +105,7 @@ def check_text(loaded: LoadedModel, data: dict[str, Any], kind: str, hub: str | 
     if kind in ("mixture", "books", "documents"):
         if not data.get("text_dir"):
             raise UserError(f"job.rows={kind} needs text: name a folder of .txt files, data.text_dir=FOLDER")
-        if not any(Path(data["text_dir"]).expanduser().rglob("*.txt")):
-            raise UserError(f"data.text_dir={data['text_dir']}: no .txt file there; name a folder of plain-text documents")
+        text_files("data.text_dir", data["text_dir"], "name a folder of plain-text documents")
     return kind
 
 

@@ -38,7 +38,7 @@ def test_what_is_right_comes_back(check: Callable[[str, Any], Any], value: Any, 
 @pytest.mark.parametrize(
     ("check", "values", "says"),
     [
-        (checks.whole_number, (True, 1.0, "1", None), "must be a whole number"),
+        (checks.whole_number, (True, 1.0, "one", None), "must be a whole number"),
         (lambda n, v: checks.whole_number(n, v, 1), (0, -1), "must be a whole number of at least 1"),
         (lambda n, v: checks.whole_number(n, v, 1, 4), (0, 5), "must be a whole number of at least 1 and at most 4"),
         (lambda n, v: checks.whole_number_or_null(n, v, 1), (0, "a"), "must be null or a whole number of at least 1"),
@@ -47,7 +47,7 @@ def test_what_is_right_comes_back(check: Callable[[str, Any], Any], value: Any, 
             (5,),
             "must be null or a whole number of at least 1 and at most 4",
         ),
-        (checks.number, (True, "1", None, float("nan"), float("inf")), "must be a finite number"),
+        (checks.number, (True, "one", None, float("nan"), float("inf")), "must be a finite number"),
         (checks.seconds, (0, -1, 1e6, True, "s"), "must be a number of seconds above 0"),
         (checks.true_or_false, (0, "yes", None), "must be true or false"),
         (checks.share, (0, 1, True, "x"), "must be a share of the accuracy, above 0 and below 1, for example 0.02"),
@@ -58,6 +58,17 @@ def test_what_is_right_comes_back(check: Callable[[str, Any], Any], value: Any, 
 def test_what_is_wrong_is_one_line(check: Callable[[str, Any], Any], values: tuple[Any, ...], says: str) -> None:
     for value in values:
         with pytest.raises(UserError, match=f"^x={re.escape(str(value))}: {re.escape(says)}$"):
+            check("x", value)
+
+
+def test_a_text_that_reads_as_what_would_be_right_is_quoted() -> None:
+    for check, value in (
+        (checks.whole_number, "1"),
+        (checks.number, "-1e3"),
+        (checks.sparsity, "0.5"),
+        (checks.true_or_false, "true"),
+    ):
+        with pytest.raises(UserError, match=f"^x='{value}': must be "):
             check("x", value)
 
 

@@ -55,6 +55,21 @@ def test_what_needs_no_weights_is_said_before_they_are_read(
     assert line.startswith("error: ") and says in line
 
 
+def test_a_length_past_the_windows_of_all_layers_leaves_a_method_nothing_to_choose(
+    command: Command, toy: list[str], brief_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(brief_folder, tmp_path / "local")
+    config = json.loads((folder / "config.json").read_text())
+    window = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 256}
+    (folder / "config.json").write_text(json.dumps(config | window))
+    assert command(*toy, f"model.path={folder}", "model.name=local", "length=300") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "error: length=300: no layer of local looks back more than 256 tokens, and no method chooses past a window; "
+        "choose length=256 or less"
+    )
+
+
 @pytest.mark.usefixtures("blank_pictures")
 def test_a_folder_is_called_by_its_name_and_a_dated_template_by_its_date(
     command: Command, toy: list[str], brief_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

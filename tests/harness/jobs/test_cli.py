@@ -20,6 +20,9 @@ Command = Callable[..., int]
         (["@foo=1"], "can't read '@foo=1' on the command line: settings are written name=value"),
         (["device=mps"], "device=mps: torch finds no such device here"),
         (["method=seerr"], "method=seerr is not known (did you mean seer?); choose one of: blasst, block_topk, dense, "),
+        (["model=/a/b"], "model=/a/b is not known: for a folder or a hub id say model=hf model.path=/a/b"),
+        (["model=Qwen/Qwen3-4B"], "for a folder or a hub id say model=hf model.path=Qwen/Qwen3-4B"),
+        (["method=a/seer"], "method=a/seer is not known"),
         (["model=nothing"], "model=nothing is not known; choose one of: bundled, gemma3_270m, gemma3_270m_base, hf, "),
         (["task=rular"], "task rular is not known (did you mean ruler?); choose from: niah_single_1, "),
         (

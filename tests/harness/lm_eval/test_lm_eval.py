@@ -209,8 +209,11 @@ def test_texts_end_before_their_stop_words(lm: SparseLM) -> None:
         ({"sparsity": 1.5}, "sparsity=1.5: must be"),
         ({"method": "xattention"}, "method.threshold=VALUE"),
         ({"batch_size": "auto"}, "--batch_size auto: give a number"),
-        ({"max_length": 4096}, "has a context of 2048 tokens; model.max_length=4096 allows more"),
-        ({"max_length": 4096, "model.max_length": 3000}, "has a context of 3000 tokens; model.max_length=3000 says so"),
+        ({"max_length": 4096}, "has a context of 2048 tokens; choose 2048 or less; model.max_length=4096 allows more"),
+        (
+            {"max_length": 4096, "model.max_length": 3000},
+            "has a context of 3000 tokens; choose 3000 or less; model.max_length=3000 says so",
+        ),
         ({"enable_thinking": False}, "model.enable_thinking is for a chat template, and the tokenizer of"),
         ({"overlong": "middle"}, "must be one of error, left"),
     ],

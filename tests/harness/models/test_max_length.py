@@ -66,7 +66,10 @@ def test_what_has_no_rope_ends_where_its_positions_do() -> None:
 @pytest.mark.parametrize(
     ("rope", "says"),
     [
-        ({"rope_type": "default"}, r"has a context of 512 tokens; model.max_length=600 allows more than its config says$"),
+        (
+            {"rope_type": "default"},
+            r"has a context of 512 tokens; choose 512 or less; model.max_length=600 allows more than its config says$",
+        ),
         ({"rope_type": "linear", "factor": 8.0}, r"its linear RoPE has the factor 8: if 512 .* say model.max_length=4096$"),
         ({"rope_type": "dynamic", "factor": 2.0}, r"its dynamic RoPE has the factor 2: if 512 .* say model.max_length=1024$"),
     ],
