@@ -62,12 +62,13 @@ def test_what_is_wrong_is_one_line(check: Callable[[str, Any], Any], values: tup
 
 
 def test_a_text_that_reads_as_what_would_be_right_is_quoted() -> None:
-    for check, value in (
+    quoted: list[tuple[Callable[[str, Any], Any], str]] = [
         (checks.whole_number, "1"),
         (checks.number, "-1e3"),
         (checks.sparsity, "0.5"),
         (checks.true_or_false, "true"),
-    ):
+    ]
+    for check, value in quoted:
         with pytest.raises(UserError, match=f"^x='{value}': must be "):
             check("x", value)
 
