@@ -64,11 +64,16 @@ def record_failure(
 
 def with_distinct_name(loaded: LoadedModel, store: Store) -> LoadedModel:
     """Return the model under a name that no other weights have in a study. Rows call a folder by its own name, which two
-    folders may share: the second one recorded has the first digits of its hash behind it."""
+    folders may share: the second one recorded has the first digits of its hash behind it. What a study has recorded of the same
+    weights under a path that ends in that name, as earlier versions did, goes on under that path: it is not measured anew."""
     if loaded.source is None or loaded.name == loaded.source or loaded.name != name_of_path(loaded.source):
         return loaded  # it was named by whoever asked for it
-    identities = [r["identity"] for file in (store.cells, store.latency, store.mass) for r in file.read()]
-    first = next((i["model_hash"] for i in identities if i["model"] == loaded.name), loaded.revision_hash)
+    files = (store.cells, store.latency, store.mass)
+    recorded = [(i["model"], i["model_hash"]) for file in files for i in (record["identity"] for record in file.read())]
+    ours = {name for name, weights in recorded if weights == loaded.revision_hash}
+    if path := next((name for name in ours if name != loaded.name and name_of_path(name) == loaded.name), None):
+        return loaded if loaded.name in ours else replace(loaded, name=path)
+    first = next((weights for name, weights in recorded if name == loaded.name), loaded.revision_hash)
     return loaded if first == loaded.revision_hash else replace(loaded, name=f"{loaded.name}@{loaded.revision_hash[:8]}")
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,14 @@ from harness.core.model_name import name_of_path
 from harness.jobs.arguments import given_names
 from harness.jobs.table import ALWAYS_READ, JOBS, find_job, unread
 from harness.measure import sweep
+from harness.measure.cells import with_distinct_name
 from harness.models import loading
+from harness.study.schema import CellRecord
+from harness.study.store import Store
+from tests.harness import tiny
 
 Command = Callable[..., int]
+RESULTS = Path(__file__).resolve().parents[3] / "results"
 DATED = "{% for m in messages %}[{{ strftime_now('%d %b %Y %f') }}] {{ m['content'] }}{% endfor %}[model]"
 
 
@@ -92,6 +98,20 @@ def test_a_folder_is_called_by_its_name_and_a_dated_template_by_its_date(
     first, second = sorted(names)
     hashes = {cell["identity"]["model"]: cell["identity"]["model_hash"] for cell in cells}
     assert (first, second) == ("same", f"same@{hashes[second][:8]}") and hashes[first] != hashes[second]
+
+
+def test_a_study_that_calls_a_model_by_its_path_goes_on_under_it(tmp_path: Path) -> None:
+    """Earlier versions wrote the path into the rows, and the name is a part of their identity."""
+    weights = replace(tiny.shared("qwen3"), name="llama", source="/here/llama", revision_hash="of these weights")
+    recorded = next(iter(Store(RESULTS / "bundled_cpu").cells.read()))
+    identity = recorded["identity"] | {"model": "/there/llama", "model_hash": "of these weights"}
+    store = Store(tmp_path)
+    store.cells.append(CellRecord(**recorded | {"identity": identity}))
+    assert with_distinct_name(weights, store).name == "/there/llama"
+    assert with_distinct_name(replace(weights, revision_hash="of others"), store).name == "llama"
+    assert with_distinct_name(replace(weights, name="other"), store).name == "other"
+    store.cells.append(CellRecord(**recorded | {"cell": "x", "identity": identity | {"model": "llama"}}))
+    assert with_distinct_name(weights, store).name == "llama"
 
 
 def test_names_of_paths(tmp_path: Path) -> None:
