@@ -187,6 +187,7 @@ def _compare(prefix: str, settings: Mapping[str, Any], names: set[str]) -> None:
         if name not in settings:
             raise UserError(
                 f"{prefix}{name} is missing: no setting can be taken out with ~, leave it as it is or give it a value"
+                + (", and begin a file of your own in conf/model with `defaults: [hf]`" if prefix == "model." else "")
             )
 
 

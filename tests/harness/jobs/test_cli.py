@@ -56,6 +56,7 @@ Command = Callable[..., int]
         (["~method"], "method is missing: no setting can be taken out with ~"),
         (["~job"], "job is missing: no setting can be taken out with ~"),
         (["~model.path"], "model.path is missing: no setting can be taken out with ~"),
+        (["~model.date"], "begin a file of your own in conf/model with `defaults: [hf]`"),
         (["model=3"], "model=3: 3 is no choice of model=; choose one of: bundled, "),
         (["=3"], "can't read '=3' on the command line"),
         (["-m", "task=glob(*)"], "task=glob(*): glob() chooses among the files of a group, and task= is none: name the values"),
