@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from harness.arms.build import RunnableArm
+from harness.core.errors import UserError
 from harness.core.question import QUESTION_REREAD, QUESTION_SEEN
 from harness.measure.context import Kernels, RunContext
 from harness.models.batch_cache import BatchCache
@@ -148,7 +149,7 @@ def measure(
     """Return {check: (distance measured, distance allowed)} of an arm on a prompt, and the density of its method there.
 
     The checks are the keys of REASONS, those that apply; distances are relative (`row_distances`). zero: the method at sparsity
-    0, None where there is none.
+    0, None where there is none. Raises UserError where all layers have a window, and the method acts in none.
     """
     ids = torch.tensor([list(prompt)], device=loaded.device)
     same, still = SAME.get(loaded.dtype, 1e-2), STILL.get(loaded.dtype, 1e-5)
@@ -168,7 +169,13 @@ def measure(
     choices = LayerChoices()
     with _bridge(loaded, arm.method, kernels, choices) as bridge:
         before = hidden(loaded, ids)
-        density = None if arm.method is None else bridge.prefill_densities()[0]
+        densities = bridge.prefill_densities()
+        if arm.method is not None and not densities:
+            raise UserError(
+                f"every layer of {loaded.name} has a window shorter than the {len(prompt)} tokens of the self-check, and "
+                f"{arm.identity.method} acts in layers without: measure method=dense, or another model"
+            )
+        density = densities[0] if arm.method is not None else None
         noise = row_distances(hidden(loaded, ids), before).max().item()  # 0, but for kernels that add in any order
         limit = max(still, 4 * noise)
         edge, inside = _cuts(len(prompt), arm)

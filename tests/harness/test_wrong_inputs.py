@@ -111,6 +111,7 @@ ROWS: list[tuple[str, str]] = [
     ("model.chat_template=5", "model.chat_template=5: must be true or false"),
     ("model.released_gates=null", "model.released_gates=None: it has settings below it"),
     # models
+    ("model=hf model.path=null", "model.path=null: must be a name or a path"),
     ("model=hf model.path=nowhere/at/all", "model folder nowhere/at/all does not exist"),
     ("model=hf model.path=prose.txt", "model.path=prose.txt is a file; give the folder"),
     ("model=hf model.path=texts", "texts is no model folder: config.json and model*.safetensors missing"),

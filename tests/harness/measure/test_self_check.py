@@ -17,6 +17,7 @@ from torch import Tensor
 
 import methods
 from harness.arms.build import RunnableArm
+from harness.core.errors import UserError
 from harness.measure import self_check
 from harness.measure.context import Kernels
 from harness.measure.self_check import measure, prompt_tokens
@@ -85,6 +86,11 @@ def test_no_method_trips_a_check(name: str) -> None:
     assert not wrong(distances), distances
     assert ("selection" in distances) == (not method.reads_end) and {"zero", "causal"} <= set(distances)
     assert density is not None and density < 1, "it left something out, or nothing was checked"
+
+
+def test_a_method_that_no_layer_lets_act() -> None:
+    with pytest.raises(UserError, match="every layer of mistral_window has a window shorter than the 299 tokens of the self-check"):
+        check(built("block_topk", sparsity=0.7), family="mistral_window")
 
 
 @pytest.mark.parametrize("question", ["after", "reread"])
