@@ -31,9 +31,7 @@ class OpenStudy:
 
     def check_has_records(self, settings: Settings, console: Console) -> None:
         """Raise UserError where nothing was ever measured, or where what was can't be read whole."""
-        from harness.study.integrity import (
-            check_study,  # numpy comes with it, which a command that shows its help has no use for
-        )
+        from harness.study.integrity import check_study  # numpy comes with it, which the help of a command does without
 
         store, folder = self.store, self.store.folder
         if not any(file.exists() for file in store.files()):
