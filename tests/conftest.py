@@ -3,10 +3,13 @@ interpreter without a GPU."""
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+gc.disable()  # torch, transformers and all tests are imported: there is no garbage yet, and looking for it takes seconds
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 for _variable, _folder in (("MPLCONFIGDIR", "matplotlib"), ("HF_HOME", "huggingface"), ("TRITON_CACHE_DIR", "triton")):
@@ -42,6 +45,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(build, cwd=Path(__file__).resolve().parents[1], check=True, capture_output=True)
     (path,) = folder.glob("*.whl")
     return path
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from here on, and never among what was imported: a million objects that live as long as the process."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""What leaves the program for a terminal: the one console, the one bar and the one way in which an error is said.
+"""What leaves the program for a terminal: the one console and the one way in which an error is said.
 
 Names are data: rich's markup ([/x]), its emoji (:fire:) and control characters (ESC) in them are shown, not obeyed.
 """
@@ -10,18 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.segment import Segment
-from rich.text import Text
 
 from harness.core.printable import cut, printable
 
@@ -49,29 +38,6 @@ class Terminal(Console):
                 yield Segment(printable(segment.text, keep=LAYOUT), segment.style)
             else:
                 yield segment
-
-
-class Description(ProgressColumn):
-    """The column of a bar that says what it counts, in one line, as it is."""
-
-    def render(self, task: Task) -> Text:
-        """Return the text."""
-        return Text(printable(task.description))
-
-
-def progress_bar(console: Console, show: bool) -> Progress:
-    """Return a bar for the terminal, gone when it is done; one that shows nothing where nobody looks."""
-    return Progress(
-        Description(),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not (show and console.is_terminal),
-    )
 
 
 def error_line(error: BaseException | str) -> str:

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from harness.core.errors import UserError
 from harness.core.settings import Settings
-from harness.study.integrity import check_records, check_study, lost
 from harness.study.store import RecordError, Store
 
 REFRESH_SHARE = 20
@@ -32,6 +31,8 @@ class OpenStudy:
 
     def check_has_records(self, settings: Settings, console: Console) -> None:
         """Raise UserError where nothing was ever measured, or where what was can't be read whole."""
+        from harness.study.integrity import check_study  # numpy comes with it, which the help of a command does without
+
         store, folder = self.store, self.store.folder
         if not any(file.exists() for file in store.files()):
             raise UserError(f"study={settings.study}: no records in {folder}; measure something with that study")
@@ -47,6 +48,8 @@ class OpenStudy:
     def check_records(self, console: Console) -> None:
         """Read all records. Raises UserError for a corrupt line: that stops a command before hours of work, not after. What is
         lost is only said: the command may be the one that brings it back."""
+        from harness.study.integrity import check_records, lost
+
         check_records(self.store)
         self._say_torn(console)
         if problem := lost(self.store):

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from harness.arms.build import RunnableArm, build_arms
 from harness.core.errors import UserError
+from harness.core.progress import progress_bar
 from harness.core.settings import Settings
-from harness.core.terminal import Terminal, progress_bar
+from harness.core.terminal import Terminal
 from harness.lm_eval import arguments
 from harness.lm_eval.greedy import GreedySettings, read_generation
 from harness.lm_eval.misses import misses

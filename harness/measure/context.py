@@ -15,9 +15,9 @@ from rich.text import Text
 
 from harness.core.errors import UserError
 from harness.core.mistakes import origin
+from harness.core.progress import progress_bar
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
-from harness.core.terminal import progress_bar
 from harness.measure.sweep import SweepCache
 from harness.models.loading import LoadedModel
 from harness.study import identity

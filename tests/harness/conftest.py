@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -13,8 +14,10 @@ import omegaconf._utils
 import pytest
 import torch
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 
+from harness.core.conf_files import conf_dir
 from harness.measure import before_loading, sweep
 from tests.harness.settings import toy_arguments
 
@@ -40,6 +43,27 @@ def quick_yaml() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(omegaconf._utils, "get_yaml_loader", lambda: QuickLoader)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def merged_once() -> Iterator[None]:
+    """Files of conf/ that are merged in the same order are merged once: that takes most of the time in which Hydra composes the
+    settings of a command. Its own checks, and the arguments that set values, come before and after, as in any command."""
+    merge = ConfigLoaderImpl._compose_config_from_defaults_list
+    merged: dict[str, bytes] = {}
+
+    def copy_of_merged(self: Any, defaults: Any, repo: Any) -> Any:
+        paths = [str(source.path) for source in repo.get_sources() if source.path]
+        if any(Path(path).is_dir() and Path(path) != conf_dir() for path in paths):  # of a test's own, whose files may change
+            return merge(self, defaults, repo)
+        key = str((defaults, paths))
+        if key not in merged:
+            merged[key] = pickle.dumps(merge(self, defaults, repo))
+        return pickle.loads(merged[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", copy_of_merged)
         yield
 
 

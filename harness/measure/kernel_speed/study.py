@@ -17,8 +17,8 @@ from attention_kernels.sparse_attention import SparseIndex
 from rich.console import Console
 
 from harness.core.errors import UserError
+from harness.core.progress import progress_bar
 from harness.core.settings import Settings
-from harness.core.terminal import progress_bar
 from harness.measure.kernel_speed import timing
 from harness.measure.kernel_speed.cases import BLOCK_MAP, FULL, SELECTION, SPARSE, Case
 from harness.measure.kernel_speed.indices import ModelIndices, Wish, of_model, random_index

@@ -258,7 +258,8 @@ def test_five_tokens_under_a_method_are_a_warning_in_the_results(
     log = logging.getLogger("lm_eval.sparse")
     monkeypatch.setattr(log, "handlers", [caplog.handler])  # lm-eval's own command, in another test, changes those above it
     monkeypatch.setattr(log, "propagate", False)
-    monkeypatch.setattr(log, "level", logging.WARNING)
+    monkeypatch.setattr(log, "disabled", False)
+    caplog.set_level(logging.WARNING, logger=log.name)  # which forgets what the logger was told before
     request = Instance("generate_until", {"max_length": 4096}, ("The sky", {"max_gen_toks": 2}), 0, ("short", 0, 1))
     lm.generate_until([request], True)
     task = lm.get_model_info()["sparse_attention"]["tasks"]["short"]

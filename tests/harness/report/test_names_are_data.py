@@ -14,8 +14,9 @@ from rich.progress import Progress
 
 from harness.core.errors import UserError
 from harness.core.printable import cut, printable
+from harness.core.progress import progress_bar
 from harness.core.settings import read_settings
-from harness.core.terminal import Terminal, error_line, progress_bar
+from harness.core.terminal import Terminal, error_line
 from harness.report.csv_file import cell, read_csv, write_csv
 from harness.report.figures import pareto, style
 from harness.report.lines import LONGEST, rows_by_line
