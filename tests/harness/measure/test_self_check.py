@@ -89,7 +89,7 @@ def test_no_method_trips_a_check(name: str) -> None:
 
 
 def test_a_method_that_no_layer_lets_act() -> None:
-    with pytest.raises(UserError, match="every layer of mistral_window has a window shorter than the 299 tokens of the self-check"):
+    with pytest.raises(UserError, match="every layer of mistral_window has a window shorter than the 299 tokens"):
         check(built("block_topk", sparsity=0.7), family="mistral_window")
 
 
