@@ -33,7 +33,7 @@ class Frame:
     module: str
     function: str
     place: str
-    library: bool
+    in_library: bool
 
     @property
     def package(self) -> str:
@@ -44,12 +44,12 @@ class Frame:
 @dataclass(frozen=True)
 class Origin:
     """Where an error comes from. author: FILE:LINE in the code of a method's author, or of another user of this project, empty
-    where none is on the way. place: the same, else the innermost line of this project. library: the package that can't be
-    imported, empty for any other error. traceback: as text."""
+    where none is on the way. place: the same, else the innermost line of this project. failing_package: the one that
+    can't be imported, empty for any other error. traceback: as text."""
 
     author: str
     place: str
-    library: str
+    failing_package: str
     traceback: str
 
 
@@ -80,7 +80,7 @@ def in_words(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """Return an error's type and its first line, after the name of the package that can't be imported, if there is one."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    library = origin(error).library
+    library = origin(error).failing_package
     missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == library
     about = f"the package {library} is {'not installed' if missing else 'installed and fails'}: " if library else ""
     return f"{about}{type(error).__name__}: {first}"
@@ -103,7 +103,7 @@ def _raised_on_purpose(error: BaseException) -> bool:
 def _read(error: BaseException) -> Origin:
     frames = _frames(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:  # of a module that could not even be imported
-        frames.append(Frame("methods.", "<module>", f"{_short(error.filename)}:{error.lineno}", library=False))
+        frames.append(Frame("methods.", "<module>", f"{_short(error.filename)}:{error.lineno}", in_library=False))
     library = _library(error, frames)
     author = "" if library else _author(frames)
     own = [frame.place for frame in frames if frame.package in OWN]
@@ -129,7 +129,7 @@ def _author(frames: list[Frame]) -> str:
     for frame in frames:
         called = called or frame.package == "harness"
         of_method = frame.package == "methods" and not frame.module.startswith(HELPERS)
-        of_user = called and frame.package not in OWN and not frame.library
+        of_user = called and frame.package not in OWN and not frame.in_library
         if of_method or of_user:
             author = frame.place
     return author

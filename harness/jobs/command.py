@@ -109,7 +109,7 @@ def _guarded(action: Callable[[], int], shown: set[str] | None = None, *, debug:
             raise
         if isinstance(error, OSError) and error.filename is not None:
             line = error_line(f"{error.filename}: {error.strerror or type(error).__name__}")
-        elif origin(error).author or origin(error).library:
+        elif origin(error).author or origin(error).failing_package:
             line = error_line(in_words(error) + ("" if debug else "; debug=true shows the traceback"))
         else:
             code, line = FAULT, error_line(f"{in_words(error)}: a fault of this program, not of your input{keep(told)}")

@@ -64,7 +64,7 @@ def _drawn(console: Console, draw: Callable[[], list[Path]]) -> list[Path]:
     try:
         return draw()
     except Exception as error:
-        if not origin(error).library:
+        if not origin(error).failing_package:
             raise
         console.print(f"no pictures: {in_words(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
         return []

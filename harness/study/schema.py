@@ -1,7 +1,7 @@
 """The one place that says what a record holds: a dataclass for each kind, its version, and the fields that identify a line.
 
-Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one line per process: command, commit, versions,
-device), `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts),
+Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one per process: command, commit, versions, device),
+`samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts),
 `latency.jsonl` (one per arm, length and device), `mass.jsonl` (the attention mass an arm keeps), `calibrations.jsonl` (a native
 knob found for a sparsity), `checks.jsonl` (the self-check of an arm), `perplexity.jsonl` (one per document) and, in a study of
 kernels without a model, `kernels.jsonl` (the state of a case); any of them may lie compressed in `KIND.jsonl.xz`

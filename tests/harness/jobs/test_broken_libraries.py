@@ -171,7 +171,7 @@ def test_a_library_that_a_task_needs(broken: Broken, package: str, module: str, 
     broken(package)
     with Attempt() as attempt:
         needs()
-    assert attempt.error is not None and origin(attempt.error).library == package
+    assert attempt.error is not None and origin(attempt.error).failing_package == package
     assert one_line(attempt.error).startswith(f"the package {package} is installed and fails: {NO_CTK} (harness/tasks/")
 
 
