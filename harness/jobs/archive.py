@@ -9,7 +9,7 @@ from harness.jobs.studies import OpenStudy
 
 def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Compress the records, and have the report written. Returns 0. Raises UserError where the study has none."""
-    study.check_has_records(settings, command.console)
+    study.check_has_records(settings)
     study.report_due = True
     store = study.store
     for file in (store.samples, store.cells, store.kernels):  # the others stay small, and readable as they are

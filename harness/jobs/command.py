@@ -48,14 +48,22 @@ def _run(arguments: list[str]) -> int:
         print(help_text([argument for argument in arguments if argument not in HELP]))
         return DONE
     command, codes = CommandState(given_names(arguments)), [DONE]
+    raised: list[Exception] = []  # kept from Hydra, which would write a line of its own
     shown: set[str] = set()  # a sweep says once what is wrong with all of its jobs
 
     def run_one(cfg: DictConfig) -> None:
-        """Run one job of a sweep; its bad input does not stop the others."""
-        codes.append(_guarded(lambda: _run_one(cfg, command), shown, debug=_debugs(arguments)))
+        """Run one job of a sweep; its bad input does not stop the others, a closed output does."""
+        if raised:
+            return
+        try:
+            codes.append(_guarded(lambda: _run_one(cfg, command), shown, debug=_debugs(arguments)))
+        except Exception as error:
+            raised.append(error)
 
     with _arguments_of_process(arguments):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=MAIN)(run_one)()
+        if raised:
+            raise raised[0]
         command.write_reports()
     return max(codes)
 

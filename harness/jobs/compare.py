@@ -18,7 +18,7 @@ LONGEST_NAME = 80
 def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Print the table, and write CSV and figure into the study's folder. Returns 0. Raises UserError without records,
     or where the line isn't among them, or alone."""
-    study.check_has_records(settings, command.console)
+    study.check_has_records(settings)
     pairs = compare_lines(study.store, str(settings.options["to"] or settings.method))
     show_pairs(command.console, pairs)
     name = re.sub(r"[^a-z0-9]+", "-", pairs[0].beside.lower()).strip("-")[:LONGEST_NAME] or "line"

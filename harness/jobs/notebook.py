@@ -34,6 +34,7 @@ from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel, ModelConfig
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.leaderboard_csv import row_columns
+from harness.study.integrity import left_out
 from harness.study.store import Store
 from harness.tasks.frozen_template import published_template
 from harness.tasks.names import expand_tasks
@@ -175,11 +176,15 @@ def evaluate(
 
 
 def read_rows(study: str, results: str | Path = "results") -> pd.DataFrame:
-    """Return all rows of a study as a frame, with the columns of its leaderboard. Raises UserError where it has no records."""
+    """Return all rows of a study as a frame, with the columns of its leaderboard. Warns of an unfinished last line, and
+    leaves it out. Raises UserError where there are no records."""
     store = Store(Path(checks.text("results", str(results))) / checks.text("study", study))
     if not any(file.exists() for file in store.files()):
         raise UserError(f"study={study}: no records in {store.folder}; measure something with that study")
-    return _frame(leaderboard_rows(store))
+    rows = leaderboard_rows(store)
+    for line in left_out(store):
+        warnings.warn(line, stacklevel=2)
+    return _frame(rows)
 
 
 def _groups(method: str, decode: str | None) -> dict[str, str]:

@@ -12,6 +12,8 @@ from harness.report.terminal.power_table import show_samples_needed
 
 def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Write table and picture into the study's folder. Returns 0. Raises UserError for settings out of range."""
+    if settings.options["discordance"] is None and settings.options["accuracy"] is None:
+        study.check_whole()
     rows = plan_samples(settings, study.store)
     show_samples_needed(command.console, rows)
     folder = study.store.folder

@@ -9,6 +9,6 @@ from harness.jobs.studies import OpenStudy
 
 def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Have the report written when all jobs of the command are done. Returns 0. Raises UserError without records."""
-    study.check_has_records(settings, command.console)
+    study.check_has_records(settings)
     study.report_due = True
     return 0

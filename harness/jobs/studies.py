@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from harness.core.errors import UserError
+from harness.core.printable import printable
 from harness.core.settings import Settings
 from harness.study.store import RecordError, Store
 
@@ -21,23 +23,22 @@ REFRESH_SHARE = 20
 class OpenStudy:
     """The study of a folder. `margin` is the accuracy that a method may lose in its leaderboard; `arms` are the ids of the arms
     that this command ran, which the table in the terminal shows (none: all); `report_due` says whether the report is to be
-    written, `next_refresh` when the leaderboard may be written before that, in seconds of time.monotonic."""
+    written, `next_refresh` when the leaderboard may be written before that, in seconds of time.monotonic, and `said` what was
+    said once for all jobs."""
 
     store: Store
     margin: float
     arms: set[str] = field(default_factory=set)
     report_due: bool = False
     next_refresh: float = 0.0
+    said: set[str] = field(default_factory=set)
 
-    def check_has_records(self, settings: Settings, console: Console) -> None:
+    def check_has_records(self, settings: Settings) -> None:
         """Raise UserError where nothing was ever measured, or where what was can't be read whole."""
-        from harness.study.integrity import check_study  # numpy comes with it, which the help of a command does without
-
         store, folder = self.store, self.store.folder
         if not any(file.exists() for file in store.files()):
             raise UserError(f"study={settings.study}: no records in {folder}; measure something with that study")
-        check_study(store)
-        self._say_torn(console)
+        self.check_whole()
         measured = [file for file in store.files() if file not in (store.runs, store.gate_steps)]
         if (folder / "leaderboard.csv").exists() and not any(file.read() for file in measured):
             raise UserError(
@@ -45,20 +46,31 @@ class OpenStudy:
                 "restore what was measured (a backup, git checkout), or measure it again"
             )
 
+    def check_whole(self) -> None:
+        """Raise UserError where the records can't be read whole; say what a reading of them goes without."""
+        from harness.study.integrity import check_study  # numpy comes with it, which the help of a command does without
+
+        check_study(self.store)
+        self._say_left_out()
+
     def check_records(self, console: Console) -> None:
         """Read all records. Raises UserError for a corrupt line: that stops a command before hours of work, not after. What is
         lost is only said: the command may be the one that brings it back."""
         from harness.study.integrity import check_records, lost
 
         check_records(self.store)
-        self._say_torn(console)
+        self._say_left_out()
         if problem := lost(self.store):
             _warn(console, f"no leaderboard can be written as yet: {problem}")
 
-    def _say_torn(self, console: Console) -> None:
-        for file in self.store.files():
-            if file.torn:
-                _warn(console, f"{file.path} ends within a line, which is left out: a run was killed, or the file was cut")
+    def _say_left_out(self) -> None:
+        """Say on stderr, once, what of the records the last reading went without."""
+        from harness.study.integrity import left_out
+
+        for line in left_out(self.store):
+            if line not in self.said:
+                print(f"warning: {printable(line)}", file=sys.stderr)
+                self.said.add(line)
 
     def add_arms(self, arms: Iterable[str]) -> None:
         """Note that a report is due, which shows these arms."""

@@ -117,7 +117,8 @@ def finish(context: RunContext, arm: RunnableArm, cells: Sequence[OpenCell], mod
     samples, the self-check, scoring and recording. None where nothing was generated.
     """
     samples_of, states = context.store.samples_of(), context.store.latest_cells()
-    unsound = verdict.unsound(context.store).get((arm.identity.id, context.chat, context.question), "")
+    arm_as_run = arm.identity.id, context.chat, context.question
+    unsound, check = verdict.unsound(context.store).get(arm_as_run, ""), verdict.check_of(context.store, arm_as_run)
     for open_cell in cells:
         cell, samples = open_cell.cell, samples_of[open_cell.cell.id]
         baselines = [state for state in states.values() if state["pair"] == cell.pair and verdict.is_baseline(state)]
@@ -130,5 +131,6 @@ def finish(context: RunContext, arm: RunnableArm, cells: Sequence[OpenCell], mod
             "density": statistics.fmean(densities) if densities else None,
             "model_share": model_share,
             "prefill_s": statistics.median(record["prefill_s"] for record in samples),
+            **check,
         }
         record_state(context, arm, cell, status, reason, haystack=open_cell.haystack, summary=summary)

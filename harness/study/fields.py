@@ -90,6 +90,7 @@ class CaseFields(TypedDict):
 
 
 class CellSummary(TypedDict, total=False):
-    """What is read of a cell's summary."""
+    """What is read of a cell's summary. `check`: the id of the self-check that its verdict is from, where there was one."""
 
     samples: PositiveCount
+    check: str

@@ -74,6 +74,26 @@ def lost(store: Store) -> str:
     return ""
 
 
+def left_out(store: Store) -> list[str]:
+    """Return what the last reading of all records went without although a report can be made, in a line each."""
+    lines = [
+        f"{file.unfinished}: left out: an unfinished last line, as a kill leaves it; "
+        "the command that measured it brings it back"
+        for file in store.files()
+        if file.unfinished
+    ]
+    checks = {record["check"] for record in store.checks.read()}
+    positions = {cell["cell"]: (position, cell) for position, cell in enumerate(store.cells.read())}
+    missing = [position for position, cell in positions.values() if cell.get("summary", {}).get("check") not in (None, *checks)]
+    if missing:
+        lines.append(
+            f"{store.cells.place(missing[0])}: the self-check of this cell is not in {store.checks.path} "
+            f"({len(missing)} of {len(positions)} cells lack theirs): such a row is shown as it was recorded, although a later "
+            f"check may have held it back; {RESTORED}"
+        )
+    return lines
+
+
 def _line(store: Store, file: RecordFile, position: int, problem: str) -> str:
     """Return a problem with where it shows and what helps."""
     run = file.read()[position]["run"]

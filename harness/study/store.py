@@ -67,9 +67,9 @@ class RecordFile:
         return os.path.lexists(self.path) or os.path.lexists(self.archived)
 
     @property
-    def torn(self) -> bool:
-        """Return whether the last line was unfinished at the last read: a kill, or a copy that was cut."""
-        return self._torn
+    def unfinished(self) -> str:
+        """Return "FILE:LINE" of a last line that was unfinished at the last read: a kill, or a copy that was cut. Else ""."""
+        return f"{self.path}:{self._line + 1}" if self._torn else ""
 
     def place(self, position: int) -> str:
         """Return "FILE:LINE" of the record at this position of what `read` returns."""

@@ -103,6 +103,12 @@ def unsound(store: Store) -> dict[ArmAsRun, str]:
     return {key: f"{SELF_CHECK}{r['reason']}" for key, r in last.items() if r["status"] != Status.OK}
 
 
+def check_of(store: Store, arm: ArmAsRun) -> dict[str, str]:
+    """Return the id of an arm's last self-check, as a cell's summary holds it; {} where it never had one."""
+    last = {arm_as_run(record): record["check"] for record in store.checks.read()}
+    return {"check": last[arm]} if arm in last else {}
+
+
 def verdict(samples: Sequence[Record], score: Score, check: str = "") -> tuple[str, str]:
     """Return status and reason of a cell with samples: its samples' gates, the reason of the arm's self-check (`check`), then
     the gate on beating dense."""

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from harness.arms.weights import weights_folder
 from harness.core import checks
-from harness.core.files import writable_folder
 from harness.core.output import check_output, check_own_output
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
@@ -65,7 +64,7 @@ def main(cfg: DictConfig) -> Path:
     if (described := describe(settings)) is not None:
         check_length(described, max(lengths), f"job.lengths={lengths}")
         check_text(described, settings.data, str(job.rows), job.hub)
-        writable_folder(_out(job.out, settings, described))
+        _check_out(_out(job.out, settings, described))
     loaded = _model(settings, processes, console, shard=bool(job.shard))
     check_length(loaded, max(lengths), f"job.lengths={lengths}")
     out = _out(job.out, settings, loaded)
@@ -76,7 +75,7 @@ def main(cfg: DictConfig) -> Path:
     if start is Start.NOTHING:
         console.print(f"{out / spec.file_name} is there, trained with these settings: job.overwrite=true trains it anew")
         return out / spec.file_name
-    writable_folder(out)
+    _check_out(out)  # not made before the text is read, which may be refused
     say(console, settings, f"reading text: rows={kind}")
     test_lengths = list(islice(cycle(lengths), sequences))
     needs = TextNeeds(recipe.steps * max(tokens, *lengths), test_lengths)
@@ -177,6 +176,11 @@ def _report(distilled: Distilled, settings: Settings, loaded: LoadedModel, spec:
     console.print(f"wrote {distilled.path}", highlight=False)
     if distilled.path.parent != weights_folder(settings.model, loaded):
         console.print(f"to use them: model.gates={distilled.path.parent}", highlight=False)
+
+
+def _check_out(folder: Path) -> None:
+    """Raise UserError where no gates could be written into a folder, which need not be there."""
+    check_output(f"job.out={folder}", folder)
 
 
 def _out(folder: Any, settings: Settings, loaded: LoadedModel) -> Path:

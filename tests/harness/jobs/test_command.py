@@ -56,6 +56,24 @@ def test_what_is_no_bad_input(
     assert says in err and len(err.splitlines()) == bool(says) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("arguments", [["job=report"], ["-m", "job=report", "seed=0,1"]])
+def test_a_full_disk_behind_the_output_of_a_job_is_one_line(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs: list[object] = []
+
+    def fails(*job: object) -> int:
+        jobs.append(job)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "run_job", fails)
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()  # none of Hydra's
+    assert line.startswith("error: the output can't be written (No space left on device); ")
+    assert len(jobs) == 1, "the jobs after it would work for nobody"
+
+
 def test_a_fault_is_one_line_and_keeps_its_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from harness.core.errors import UserError
+from harness.jobs.notebook import read_rows
 from harness.jobs.studies import OpenStudy
 from harness.report import figures
 from harness.report.figures import kept_mass
@@ -300,7 +301,7 @@ def records(sound: Path, tmp_path: Path) -> Callable[[str], Path]:
 def report(records: Path) -> str:
     """Make the report of a study as job=report does, and return what was printed."""
     study, console = OpenStudy(Store(records.parent), 0.02), Console(file=io.StringIO(), width=1000)
-    study.check_has_records(composed(), console)
+    study.check_has_records(composed())
     study.write_report(console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -336,13 +337,47 @@ def test_sound_records_are_reported(records: Callable[[str], Path]) -> None:
         assert (folder.parent / "leaderboard.csv").read_text() != "old\n"
 
 
-def test_a_line_that_a_kill_left_is_said(records: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("kind", ["cells", "checks", "latency"])
+def test_a_line_that_a_kill_left_is_said(kind: str, records: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     folder = records("models")
-    with (folder / "latency.jsonl").open("ab") as file:
-        file.write(b'{"latency":"x","ar')
-    before = (folder / "latency.jsonl").read_bytes()
-    assert "latency.jsonl ends within a line, which is left out: a run was killed" in report(folder)
-    assert (folder / "latency.jsonl").read_bytes() == before
+    path = folder / f"{kind}.jsonl"
+    line = path.read_bytes().count(b"\n") + 1
+    with path.open("ab") as file:
+        file.write(b'{"arm":"x","ru')
+    before = path.read_bytes()
+    said = f"{path}:{line}: left out: an unfinished last line, as a kill leaves it; the command that measured it brings it back"
+    report(folder)
+    assert capsys.readouterr().err == f"warning: {said}\n"
+    with pytest.warns(UserWarning) as warned:
+        read_rows(folder.parent.name, folder.parents[1])
+    assert [str(warning.message) for warning in warned] == [said]
+    assert path.read_bytes() == before
+
+
+def test_a_plan_from_a_study_says_what_it_goes_without(
+    records: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = records("models")
+    with (folder / "cells.jsonl").open("ab") as file:
+        file.write(b'{"cell":"x"')
+    study = OpenStudy(Store(folder.parent), 0.02)
+    study.check_whole()
+    study.check_whole()
+    assert capsys.readouterr().err.count("left out: an unfinished last line") == 1
+
+
+def test_a_self_check_that_is_gone_is_said(records: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = records("models")
+
+    def with_check(raw: bytes) -> bytes:
+        cell = json.loads(raw)
+        return json.dumps(cell | {"summary": cell["summary"] | {"check": "gone"}}).encode()
+
+    finished = [n for n, raw in enumerate((folder / "cells.jsonl").read_bytes().splitlines(), 1) if b'"ok"' in raw]
+    _edit_line(folder / "cells.jsonl", finished[-1], with_check)
+    report(folder)
+    place = f"{folder / 'cells.jsonl'}:{finished[-1]}"
+    assert f"{place}: the self-check of this cell is not in {folder / 'checks.jsonl'}" in capsys.readouterr().err
 
 
 def test_what_can_be_measured_again_is_no_error_of_measuring(records: Callable[[str], Path]) -> None:

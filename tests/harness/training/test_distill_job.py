@@ -115,6 +115,17 @@ def test_the_command_says_it(command: Command, toy: list[str], capsys: pytest.Ca
     assert "job.lengths=[0]: must be a list" in line
 
 
+def test_texts_that_are_refused_leave_no_folder(config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise UserError("no text")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distill_command, "row_sources", refuses)
+    with pytest.raises(UserError, match="no text"):
+        distill_command.main(changed(config, f"job.out='{tmp_path / 'below' / 'gates'}'"))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("sequences", "lengths"), [(0, []), (1, [256]), (3, [256, 384, 256])])
 def test_as_many_sequences_are_held_out_as_asked_for(
     config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sequences: int, lengths: list[int]
