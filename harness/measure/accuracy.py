@@ -7,7 +7,7 @@ done, so a kill at any moment loses one batch at most; an error costs the cell i
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from harness.arms.build import RunnableArm
@@ -41,6 +41,7 @@ def open_cells(context: RunContext, arm: RunnableArm, task_names: Sequence[str])
     """Return the cells of an arm that are not settled, recorded as begun, and how many others failed already: a task that can't
     make its samples costs its cell, not the sweep."""
     samples_of, states = context.store.samples_of(), context.store.latest_cells()
+    checks = {record["check"] for record in context.store.checks.read()}
     unfinished: list[OpenCell] = []
     failed = 0
     for name in task_names:
@@ -48,7 +49,7 @@ def open_cells(context: RunContext, arm: RunnableArm, task_names: Sequence[str])
         recorded_indices = {record["index"] for record in samples_of.get(cell.id, [])}
         with Attempt() as attempt:
             lacking = missing_indices(recorded_indices, registry.get(name).count(context.sample_count, context.data))
-            if not lacking and _has_verdict(states.get(cell.id)):
+            if not lacking and _has_verdict(states.get(cell.id), checks):
                 continue
             samples = context.samples(name)
             context.contexts([samples[index] for index in lacking])
@@ -61,10 +62,10 @@ def open_cells(context: RunContext, arm: RunnableArm, task_names: Sequence[str])
     return unfinished, failed
 
 
-def _has_verdict(state: Record | None) -> bool:
+def _has_verdict(state: Record | None, checks: Set[str]) -> bool:
     """Return whether a cell with all its samples needs nothing more. One that the arm's self-check gated is asked again: the
-    check is made anew for another commit, device or version."""
-    if state is None or not is_settled(state):
+    check is made anew for another commit, device or version. So is one whose check is lost: not among those recorded, by id."""
+    if state is None or not is_settled(state) or state.get("summary", {}).get("check") not in (None, *checks):
         return False
     return state["status"] == Status.OK or not str(state["reason"]).startswith(verdict.SELF_CHECK)
 

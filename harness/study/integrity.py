@@ -86,11 +86,11 @@ def left_out(store: Store) -> list[str]:
     positions = {cell["cell"]: (position, cell) for position, cell in enumerate(store.cells.read())}
     missing = [position for position, cell in positions.values() if cell.get("summary", {}).get("check") not in (None, *checks)]
     if missing:
-        lines.append(
-            f"{store.cells.place(missing[0])}: the self-check of this cell is not in {store.checks.path} "
-            f"({len(missing)} of {len(positions)} cells lack theirs): such a row is shown as it was recorded, although a later "
-            f"check may have held it back; {RESTORED}"
+        problem = (
+            f"the self-check of this cell is not in {store.checks.path} ({len(missing)} of {len(positions)} cells): "
+            "its row is shown as it was recorded, although a later check may have held it back"
         )
+        lines.append(_line(store, store.cells, missing[0], problem))
     return lines
 
 

@@ -306,6 +306,22 @@ def test_what_is_lost_stops_a_report_and_is_measured_again(
     assert after == {row["task"]: row["accuracy"] for row in csv.DictReader(before.splitlines())}
 
 
+def test_a_self_check_that_is_lost_is_said_and_made_again(
+    command: Command, toy: list[str], finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks = finished / "records" / "checks.jsonl"
+    before = [check["check"] for check in lines(finished, "checks")]
+    checks.unlink()
+    assert command("job=report", "study=toy") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"is not in {checks.relative_to(Path.cwd())}" in line and "or measure again: python -m harness" in line
+    assert command(*toy) == 0
+    assert [check["check"] for check in lines(finished, "checks")] == before
+    capsys.readouterr()
+    assert command("job=report", "study=toy") == 0
+    assert not capsys.readouterr().err
+
+
 def test_a_study_of_training_steps_alone_has_no_leaderboard(command: Command, tmp_path: Path) -> None:
     store = Store(tmp_path / "results" / "gates")
     store.runs.append(
