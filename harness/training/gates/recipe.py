@@ -12,6 +12,8 @@ from harness.training.gates.loss import ROW_WEIGHTS
 
 DTYPES = ("auto", "float32", "bfloat16")
 """Of the file."""
+LARGEST = 1000.0
+"""A learning rate or weight decay above it is a slip of the hand, which torch may not even hold."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"steps={self.steps}: must be at least 1")
-        if not self.lr > 0:
-            raise UserError(f"lr={self.lr}: must be above 0, for example 1e-3")
+        if not 0 < self.lr <= LARGEST:
+            raise UserError(f"lr={self.lr}: must be above 0 and at most {LARGEST:g}, for example 1e-3")
         if not 0 <= self.min_lr <= self.lr:
             raise UserError(f"min_lr={self.min_lr}: must be at least 0 and at most lr={self.lr}")
         if self.warmup < 0:
             raise UserError(f"warmup={self.warmup}: must be at least 0 steps")
-        if self.weight_decay < 0:
-            raise UserError(f"weight_decay={self.weight_decay}: must be at least 0")
+        if not 0 <= self.weight_decay <= LARGEST:
+            raise UserError(f"weight_decay={self.weight_decay}: must be at least 0 and at most {LARGEST:g}")
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"clip={self.clip}: must be above 0, for example 1.0, or null for no clipping")
         if not 0 <= self.skip_rows < 1:

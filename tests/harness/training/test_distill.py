@@ -287,6 +287,7 @@ def test_text_that_ends_early(loaded: LoadedModel, tmp_path: Path) -> None:
     [
         ({"steps": 0}, "steps=0: must be at least 1"),
         ({"lr": 0.0}, "lr=0.0: must be above 0"),
+        ({"lr": 1e38}, r"lr=1e\+38: must be above 0 and at most 1000"),
         ({"warmup": -1}, "warmup=-1"),
         ({"skip_rows": 1.0}, "skip_rows=1.0: must be at least 0 and below 1"),
         ({"pool": "min"}, "pool=min: must be one of max, mass, mean"),
@@ -294,6 +295,7 @@ def test_text_that_ends_early(loaded: LoadedModel, tmp_path: Path) -> None:
         ({"min_lr": 1.0}, "min_lr=1.0: must be at least 0 and at most lr=0.001"),
         ({"clip": 0.0}, "clip=0.0: must be above 0"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0"),
+        ({"weight_decay": 1e300}, r"weight_decay=1e\+300: must be at least 0 and at most 1000"),
         ({"micro_rows": 0}, "micro_rows=0: must be at least 1"),
         ({"dtype": "int8"}, "dtype=int8 of the gates' file: must be one of auto, float32, bfloat16"),
     ],
