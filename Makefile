@@ -53,7 +53,7 @@ types: install-dev
 pytest: export HF_HUB_OFFLINE = 1
 pytest: export OMP_NUM_THREADS = 1
 pytest: install-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 wheel: install-dev
 	$(BIN)/python -m hatchling build -t wheel -d dist

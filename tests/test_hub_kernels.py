@@ -23,8 +23,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.xdist_group("wheel")  # one process builds the wheel and asks all cases
-
 STAND_IN = '''
 """What transformers imports of the package; `layers` lists the layers that it offered to replace."""
 layers = []

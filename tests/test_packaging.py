@@ -95,7 +95,6 @@ def test_every_import_is_of_a_declared_dependency() -> None:
                 assert known & declared, f"{path.relative_to(ROOT)} imports {top}, not in pyproject.toml"
 
 
-@pytest.mark.xdist_group("wheel")
 def test_wheel_carries_configs_and_bundled_model_and_nothing_else(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     for path in files():
@@ -109,7 +108,6 @@ def test_wheel_carries_configs_and_bundled_model_and_nothing_else(wheel: Path) -
     assert [name for name in inside if name.endswith("licenses/LICENSE")]
 
 
-@pytest.mark.xdist_group("wheel")
 def test_wheel_runs_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     site, empty = tmp_path / "site", tmp_path / "empty"
     zipfile.ZipFile(wheel).extractall(site)

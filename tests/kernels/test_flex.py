@@ -61,6 +61,7 @@ def test_a_cpu_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     assert "needs a C++ compiler" in str(flex_reason(**HERE))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(flex_reason(**HERE) is not None, reason=str(flex_reason(**HERE)))
 def test_compiled_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk, off the block, one list for two heads, in a batch: what tests on a GPU vary."""

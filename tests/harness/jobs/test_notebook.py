@@ -16,7 +16,6 @@ import torch
 import harness
 from harness.models.loading import LoadedModel
 
-pytestmark = pytest.mark.xdist_group("notebook")  # one process runs the page
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 

@@ -29,7 +29,6 @@ from tests.harness.lm_eval.lm_eval_tools import ENVIRONMENT, answers, evaluate
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.xdist_group("lm_eval"),  # one process evaluates what the tests compare with
 ]
 
 SENTENCES = "The grass is green. The sky is blue. One of the special magic numbers for apple is: 1234567. "
