@@ -42,7 +42,7 @@ def native(study: Path, method: str, name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("model", "tasks", "samples"),
     [
-        ("bundled", ["niah_single_1", "niah_multivalue"], 1),
+        pytest.param("bundled", ["niah_single_1", "niah_multivalue"], 1, marks=pytest.mark.slow),
         ("toy", ["fwe"], 2),  # the toy model never ends its answer by itself: a task of few tokens
     ],
 )

@@ -69,7 +69,13 @@ def test_many_small_tasks_weigh_the_same() -> None:
 @pytest.mark.usefixtures("bounds_once")
 @pytest.mark.parametrize(
     ("tasks", "n", "lost", "gained"),
-    [(1, 50, 0.02, 0.0), (1, 200, 0.03, 0.02), (11, 50, 0.01, 0.005), (1, 200, 0.3, 0.1), (11, 20, 0.2, 0.15)],
+    [
+        (1, 50, 0.02, 0.0),
+        (1, 200, 0.03, 0.02),
+        (11, 50, 0.01, 0.005),
+        (1, 200, 0.3, 0.1),
+        pytest.param(11, 20, 0.2, 0.15, marks=pytest.mark.slow),
+    ],
 )
 def test_the_interval_holds_the_truth(tasks: int, n: int, lost: float, gained: float) -> None:
     rng = np.random.default_rng(int(1000 * lost) + n)
