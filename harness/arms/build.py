@@ -33,7 +33,8 @@ class RunnableArm:
     """An arm and what runs it; method None is dense attention at prefill, decoding None dense attention at decode.
 
     former: the identity that older records have for it, where its weights are known by the bytes of their files. notices: a
-    line for each thing that had to be assumed of its weights.
+    line for each thing that had to be assumed of its weights. neighbour: whether its knob is one of the two whole numbers
+    beside the density that was asked for.
     """
 
     identity: ArmIdentity
@@ -41,6 +42,7 @@ class RunnableArm:
     decoding: DecodeMethod | None = None
     former: ArmIdentity | None = None
     notices: tuple[str, ...] = ()
+    neighbour: bool = False
 
     @property
     def baseline(self) -> bool:

@@ -46,6 +46,7 @@ def record_state(
             summary=summary or {},
             notices=list(arm.notices),
             traceback=traceback,
+            neighbour=arm.neighbour,
         )
     )
 

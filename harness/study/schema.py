@@ -128,7 +128,8 @@ class CellRecord:
     ids of its arm (all tasks together) and of the comparison with dense it belongs to. `summary` holds what the cell's end
     printed, and `model_share`: of the time that the process spent on the arm's cells, what was spent generating. `notices` says
     in a line each what had to be assumed of the arm's weights. `traceback` is that of the error which `reason` says in a line,
-    empty without one."""
+    empty without one. `neighbour`: the arm's knob is one of the two whole numbers beside the density that was asked for, which
+    are both measured."""
 
     cell: str
     arm: str
@@ -143,6 +144,7 @@ class CellRecord:
     summary: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     traceback: str = ""
+    neighbour: bool = False
     schema: int = SCHEMA
 
 
@@ -155,7 +157,7 @@ class LatencyRecord:
     in turns with the method's; `kept_mass` is the share of the true attention on the kept blocks of that prompt (see
     `MassRecord`), and `kept_by_layer` that of each layer; `token_density` is attended ÷ causal (query, key) pairs.
     `paired`: all times of a layer are its total × the median ratio of the rounds that they share; else (older records) each is
-    a median by itself. Of several records of one arm and device the last counts."""
+    a median by itself. `neighbour` as in `CellRecord`. Of several records of one arm and device the last counts."""
 
     latency: str
     arm: str
@@ -187,6 +189,7 @@ class LatencyRecord:
     kept_by_layer: list[SummedShare | None] = field(default_factory=list)
     token_density: SummedShare | None = None
     paired: bool = False
+    neighbour: bool = False
     schema: int = SCHEMA
 
 
@@ -230,7 +233,10 @@ class KernelRecord:
 @dataclass(frozen=True)
 class CalibrationRecord:
     """A native knob found for a sparsity. `identity` is what `calibration` is the hash of: the arm without the knob, and
-    which prompts; `density` is what was reached on them, `layers` in each layer, `tried` how many values were measured."""
+    which prompts; `density` is what was reached on them, the mean over tasks, `tasks` on those of each task, `layers` in each
+    layer; `tried` how many values were measured. `prompts`: those of the whole set; `prefills`: how many were prefilled for the
+    search, in `seconds`. Of a knob that is a whole number `neighbour` is the next one, on the other side of the target, with
+    `neighbour_density` and `neighbour_tasks`. Records without `tasks` are older: of two prompts that no test used."""
 
     calibration: str
     run: str
@@ -242,6 +248,13 @@ class CalibrationRecord:
     layers: list[SummedShare]
     tried: Count
     date: str
+    tasks: dict[str, SummedShare] = field(default_factory=dict)
+    prompts: Count = 0
+    prefills: Count = 0
+    seconds: Amount | None = None
+    neighbour: float | None = None
+    neighbour_density: SummedShare | None = None
+    neighbour_tasks: dict[str, SummedShare] = field(default_factory=dict)
     schema: int = SCHEMA
 
 

@@ -64,6 +64,7 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
             kept_by_layer=list(attention.kept_by_layer),
             token_density=attention.token_density,
             paired=True,
+            neighbour=arm.neighbour,
         )
     )
     return 0
