@@ -13,6 +13,7 @@ from harness.report.study_records import origin_of
 from harness.study.columns import KERNEL_COLUMNS
 from harness.study.identity import digest
 from harness.study.integrity import check_study
+from harness.study.matching import Match, match_of
 from harness.study.store import Record, Store
 
 OPS = (FULL, BLOCK_MAP, SELECTION, SPARSE)
@@ -70,6 +71,7 @@ class KernelRow:
     dense_ms: float | None
     dense_kernel: str | None
     peak_mib: float | None
+    match: Match | None
     timing: str
     case: str
     status: str
@@ -134,6 +136,7 @@ def _row(record: Record, run: Record, study: str) -> KernelRow:
         **{name: record[name] for name in ("density", "error", "dense_ms", "dense_kernel", "peak_mib", "timing")},
         **{name: record[name] or identity["block"] for name in ("q_block", "k_block")},
         block_size=identity["block"],
+        match=None if identity["op"] == FULL else match_of(identity["sparsity"], record["density"]),
         selection=identity["selection"] + (f" ({about['selection']})" if "selection" in about else ""),
         shared=identity["index"].endswith(SHARED) if identity["index"] else None,
         haystack=about.get("haystack", ""),

@@ -15,6 +15,7 @@ from typing import Any
 from harness.core.question import QUESTION_SEEN
 from harness.report import significance
 from harness.report.averages import average_row
+from harness.report.density_match import with_matches
 from harness.report.perplexity_rows import perplexity_rows
 from harness.report.row_texts import decode_text, knobs_text
 from harness.report.rows import Row
@@ -47,7 +48,7 @@ def leaderboard_rows(store: Store, margin: float = significance.MARGIN) -> list[
     """
     records = read_study(store)
     rows = [*_accuracy_rows(records), *perplexity_rows(records), *_rows_without_cells(records)]
-    rows = significance.judge([_with_mass(row, records) for row in rows], margin)
+    rows = significance.judge(with_matches([_with_mass(row, records) for row in rows]), margin)
     baselines = {row.method for row in rows if row.is_baseline}
     return sorted(rows, key=lambda row: _order(row, baselines))
 

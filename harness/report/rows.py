@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from harness.study.matching import Match
 from harness.study.schema import Status
 from harness.study.verdict import Score
 
@@ -101,7 +102,8 @@ class Row:
 
     arm: the arm's id. group: equal for an average row and the rows of single tasks that it averages. knobs: the native knobs.
     dense_layer_kernel: the kernel of layers that the arm leaves dense; dense_kernel: the fastest dense one, where the arm was
-    timed. kernels: those that ran at prefill. p_holm, margin, noninferior: see `harness.report.significance`.
+    timed. kernels: those that ran at prefill. p_holm, margin, noninferior: see `harness.report.significance`. match: see
+    `harness.report.density_match`; neighbour: whether the arm's knob is one of the two whole numbers beside the request.
     """
 
     study: str
@@ -139,6 +141,8 @@ class Row:
     p_holm: float | None = None
     margin: float | None = None
     noninferior: bool | None = None
+    neighbour: bool = False
+    match: Match | None = None
 
     @property
     def device(self) -> str:

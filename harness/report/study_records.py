@@ -87,6 +87,7 @@ def arm_row(record: Record, study: str, origin: Origin) -> Row:
         block_size=identity["block_size"],
         decode=_decode(identity),
         dense_layer_kernel=identity["dense_kernel"],
+        neighbour=bool(record.get("neighbour")),
         origin=origin,
     )
 

@@ -76,6 +76,7 @@ COLUMNS: tuple[str, ...] = (
     "margin",
     "noninferior",
     "question",
+    "match",
 )
 """The columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
@@ -92,8 +93,11 @@ by itself; `p_holm` is adjusted for all averages of its model and length or, in 
 `question` is "seen" where prompts were prefilled whole, "after" where the context was prefilled before the question, which
 then attended to everything (`density` is the context's), and "reread" where the prompt was prefilled whole and the question
 again, attending to everything (`density` is the whole prompt's); times are of whole prompts in all three, which share no
-average and no picture. Where a row's samples came from several processes, `commit`, `command`, versions and `device` hold each
-value, joined by "+" (commands by "; ")."""
+average and no picture. `match` says whether the density is the one asked for: "matched" within 2 % of 1 - sparsity (relative,
+the mean over the prompts of all tasks of the arm's average, each task weighing the same), "nearest" where the knob is a whole
+number and the next one has a row on the other side of the request, "off_density" elsewhere: to be compared with nothing. Empty
+for dense attention and where no sparsity was asked for. Where a row's samples came from several processes, `commit`,
+`command`, versions and `device` hold each value, joined by "+" (commands by "; ")."""
 
 
 KERNEL_COLUMNS: tuple[str, ...] = (

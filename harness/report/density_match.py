@@ -1,0 +1,89 @@
+"""Whether rows are at the densities that they were asked for: matched, nearest or off_density (`harness.study.matching`).
+
+An arm is judged by its average row, once for each set of prompts; rows of single tasks carry its verdict. What has no average,
+a row of perplexity, of a timing or of an attention mass alone, is judged by its own prompts.
+
+What was asked for at prefill is `sparsity`, held against `density`; at decode it is the knob `decode.sparsity`, held against
+`decode_density`. A budget or a threshold asks for no density, and neither does dense attention. Of two requests the worse
+verdict counts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from harness.report.csv_file import value_text
+from harness.report.row_texts import decode_text
+from harness.report.rows import Row, is_number
+from harness.study.columns import AVERAGE, PERPLEXITY
+from harness.study.matching import Match, match_of
+
+SEVERITY = (None, Match.MATCHED, Match.NEAREST, Match.OFF_DENSITY)
+"""Verdicts from the best to the worst."""
+
+
+def with_matches(rows: Sequence[Row]) -> list[Row]:
+    """Return rows, in their order, with how their densities compare with their requests."""
+    whole = iter(judge_densities([row for row in rows if not _is_single_task(row)]))
+    judged = [row if _is_single_task(row) else next(whole) for row in rows]
+    of_arms = {row.group: row.match for row in judged if row.task == AVERAGE}
+    return [replace(row, match=of_arms.get(row.group)) if _is_single_task(row) else row for row in judged]
+
+
+def judge_densities(rows: Sequence[Row]) -> list[Row]:
+    """Return rows, each of a set of prompts of its own, by the densities in them. One of two whole numbers beside a request is
+    `nearest` where the other is among the rows, on the other side of the request; else it is off_density."""
+    judged = [replace(row, match=_match(row)) for row in rows]
+    arms: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in judged:
+        arms[arm_but_numbers(row)].append(row)
+    return [
+        replace(row, match=Match.OFF_DENSITY)
+        if row.match == Match.NEAREST and neighbour_of(row, arms[arm_but_numbers(row)]) is None
+        else row
+        for row in judged
+    ]
+
+
+def prefill_request(row: Row) -> float | None:
+    """Return the density that a row was asked for at prefill; None for dense attention, or where none was asked for."""
+    return None if row.block_size is None or row.sparsity is None else 1 - row.sparsity
+
+
+def neighbour_of(row: Row, rows: Iterable[Row]) -> Row | None:
+    """Return the row of the whole number on the other side of the request of a row that is `nearest`; None where none is."""
+    request = prefill_request(row)
+    if request is None or row.density is None:
+        return None
+    for other in rows:
+        if other.match != Match.NEAREST or other.density is None:
+            continue
+        if (other.density - request) * (row.density - request) < 0:
+            return other
+    return None
+
+
+def arm_but_numbers(row: Row) -> tuple[Any, ...]:
+    """Return what the rows of two whole numbers beside a request agree in: everything but the numbers among their knobs."""
+    rule = tuple((name, value_text(value)) for name, value in row.knobs.items() if not is_number(value))
+    setting = (row.model, row.method, row.sparsity, row.length, row.seed, row.dtype, row.block_size, row.device)
+    return rule, *setting, decode_text(row.decode), row.question, row.haystack, row.task, row.tasks
+
+
+def _match(row: Row) -> Match | None:
+    """Return the worse of the verdicts at prefill and at decode."""
+    prefill = match_of(row.sparsity, row.density, neighbour=row.neighbour) if prefill_request(row) is not None else None
+    return max(prefill, match_of(_decode_sparsity(row), row.decode_density), key=SEVERITY.index)
+
+
+def _decode_sparsity(row: Row) -> float | None:
+    """Return the sparsity that was asked for at decode, if one was."""
+    sparsity = row.decode.knobs.get("sparsity") if row.decode.method is not None else None
+    return float(sparsity) if is_number(sparsity) and sparsity is not None else None
+
+
+def _is_single_task(row: Row) -> bool:
+    return row.task not in ("", AVERAGE, PERPLEXITY)
