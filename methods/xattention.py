@@ -15,6 +15,7 @@ from methods import register
 from methods.parts.base import Knob, LayerInputs, Method
 from methods.parts.forced_blocks import forced_blocks
 from methods.parts.head_chunks import query_heads, select_in_chunks
+from methods.parts.release import Release
 from methods.parts.top_p import top_p_mask
 from methods.searches.xattention_search import LEVELS, ThresholdSearch, counts_of, parse_path
 
@@ -72,6 +73,12 @@ class XAttention(Method):
     knob = "threshold"
     family = "threshold"
     searched = "xattention-thresholds.json"
+    release = Release(
+        "mit-han-lab/x-attention",
+        source="xattn/src/load_llama.py",
+        settings={"block_size": 128, "stride": 8},
+        density={"threshold": 0.9},
+    )
 
     def __init__(
         self,

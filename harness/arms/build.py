@@ -14,6 +14,7 @@ from attention_kernels.skip_softmax import resolve_skip
 
 import methods
 from harness.arms.head_files import load_head_file
+from harness.arms.release import released_knobs, with_release
 from harness.arms.weights import FileIdentity, load_weights
 from harness.core.errors import UserError
 from harness.core.method_facts import method_facts
@@ -62,7 +63,7 @@ def build_arms(settings: Settings, loaded: LoadedModel) -> list[RunnableArm]:
     A knob that no formula gives for the sparsity (`Method.calibrates`) is left as it is: `with_knob` sets it.
     """
     try:
-        family = methods.get(settings.method).family
+        settings, family = with_release(settings), methods.get(settings.method).family
         setting = Setting(
             model=loaded.name,
             model_hash=loaded.revision_hash,
@@ -134,16 +135,19 @@ def _build_decode_arm(
     group = loaded.heads // loaded.kv_heads
     kernel = resolve_decode(settings.decode_kernel, **kernel_site(loaded), k_block=method.block_size, rows=group)
     file = load_weights(method, "decode", settings, loaded)
-    decoding = Decoding(method.name, method.knobs(), kernel, None if file is None else file.content)
+    knobs = method.knobs() | released_knobs(method)
+    decoding = Decoding(method.name, knobs, kernel, None if file is None else file.content)
     return decoding, method.to(loaded.device), file
 
 
 def build_method(settings: Settings) -> Method:
     """Build the method of the settings with its knobs. Raises UserError for a knob of the wrong type, ValueError for a value
     that the method can't take."""
+    settings = with_release(settings)
     shared = {"block_size": settings.block_size, "sparsity": settings.sparsity, "seed": settings.seed}
+    as_released = settings.as_released and methods.get(settings.method).release is not None
     try:
-        return methods.build(settings.method, **(shared | settings.method_knobs))
+        return methods.build(settings.method, as_released=as_released, **(shared | settings.method_knobs))
     except TypeError as error:  # a word where a number belongs, say
         what = f"method {settings.method} can't be made{_with('method', settings.method_knobs)}"
         raise UserError(f"{what}: {error} ({origin(error).place})") from error
@@ -151,8 +155,10 @@ def build_method(settings: Settings) -> Method:
 
 def build_decode_method(settings: Settings) -> DecodeMethod:
     """Build the method of decoding of the settings with its knobs. Raises as `build_method` does."""
+    settings = with_release(settings)
+    as_released = settings.as_released and decode.get(settings.decode).release is not None
     try:
-        return decode.build(settings.decode, **{"seed": settings.seed} | settings.decode_knobs)
+        return decode.build(settings.decode, as_released=as_released, **{"seed": settings.seed} | settings.decode_knobs)
     except TypeError as error:  # a word where a number belongs, say
         what = f"decode method {settings.decode} can't be made{_with('decode', settings.decode_knobs)}"
         raise UserError(f"{what}: {error} ({origin(error).place})") from error
@@ -168,6 +174,7 @@ def build_at_zero_sparsity(settings: Settings, loaded: LoadedModel) -> Method | 
 
     Knobs that a sparsity doesn't go with are left out; None where none will do.
     """
+    settings = with_release(settings)
     for knobs in (settings.method_knobs, {}):
         at_zero = replace(settings, sparsity=0.0, method_knobs=knobs)
         with suppress(ValueError):
@@ -196,9 +203,10 @@ def decodes_densely(name: str) -> bool:
 
 
 def _knobs(settings: Settings, method: Method) -> dict[str, Any]:
-    """Return the knobs of an arm: as asked for, then as the method has them."""
+    """Return the knobs of an arm: as asked for, then as the method has them, and whether it runs as released."""
     knobs = {**settings.method_knobs, **method.knobs()}
-    return {name: value for name, value in knobs.items() if (name, value) not in method_facts(method.name).added_knobs.items()}
+    older = method_facts(method.name).added_knobs.items()
+    return {name: value for name, value in knobs.items() if (name, value) not in older} | released_knobs(method)
 
 
 def prefill_kernel(kernel: str, loaded: LoadedModel, method: Method) -> str:

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.core import checks
 from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
+from harness.core.given import giving
 from harness.core.hydra_text import explain, unknown_setting
 from harness.core.settings import Settings, read_settings
 
@@ -32,7 +33,8 @@ def compose_settings(groups: Mapping[str, str], values: Mapping[str, Any]) -> Se
             if not isinstance(section, DictConfig) or key not in section.keys():  # noqa: SIM118  # `in` leaves out what is missing
                 raise UserError(unknown_setting(name))  # OmegaConf's own error leaves the group out
             OmegaConf.update(cfg, name, value)
-        return read_settings(cfg)
+        with giving(values):
+            return read_settings(cfg)
     except UserError:
         raise
     except (HydraException, OmegaConfBaseException) as error:

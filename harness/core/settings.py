@@ -15,6 +15,7 @@ from harness.core import checks, devices
 from harness.core.chat_options import DEFAULT_DATE, ChatOptions, check_date
 from harness.core.conf_files import ABOUT, MAIN, about_of, defaults, groups, setting_names
 from harness.core.errors import UserError
+from harness.core.given import given_settings
 from harness.core.hydra_text import TASK_IS_A_VALUE, explain, unknown_setting
 from harness.core.model_name import name_of_path
 from harness.core.question import check_question
@@ -34,7 +35,8 @@ LONGEST, MOST, LARGEST_SEED = 10**9, 10**6, 2**32 - 1
 class Settings:
     """What the user asked for, checked; conf/config.yaml describes the fields. `model` and `data` are the plain dicts of their
     groups, `method_knobs`, `decode_knobs` and `options` (the job's) those of theirs without their names. `tasks` are names of
-    tasks or of groups of them. `device_choice` and `dtype_choice` are texts, which may be "auto"."""
+    tasks or of groups of them. `device_choice` and `dtype_choice` are texts, which may be "auto". `given` are the dotted names
+    of the settings that the user gave."""
 
     job: str
     study: str
@@ -66,8 +68,10 @@ class Settings:
     margin: float
     checks: bool
     debug: bool = False
+    as_released: bool = False
     data: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()
 
     @property
     def folder(self) -> Path:
@@ -130,8 +134,10 @@ def read_settings(cfg: DictConfig) -> Settings:
         margin=checks.share("margin", raw["margin"]),
         checks=checks.true_or_false("checks", raw["checks"]),
         debug=checks.true_or_false("debug", raw["debug"]),
+        as_released=checks.true_or_false("as_released", raw["as_released"]),
         data={name: checks.text_or_null(f"data.{name}", value) for name, value in raw["data"].items()},
         options=_options(job),
+        given=given_settings(raw),
     )
 
 

@@ -12,8 +12,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from harness.core.conf_files import MAIN, conf_dir
+from harness.core.conf_files import MAIN, conf_dir, groups, setting_names
 from harness.core.errors import UserError
+from harness.core.given import giving
 from harness.core.hydra_text import COMPOSING_ERRORS, explain
 from harness.core.letters import take_all_letters
 from harness.core.mistakes import in_words, origin
@@ -69,10 +70,13 @@ def _run(arguments: list[str]) -> int:
 
 
 def _run_one(cfg: DictConfig, command: CommandState) -> int:
-    overrides = HydraConfig.get().overrides
+    hydra_config = HydraConfig.get()
+    overrides, experiment = hydra_config.overrides, hydra_config.runtime.choices.get("experiment")
     check_choices(overrides.task)  # those that an experiment sweeps over too
     check_hydra_settings(overrides.hydra)
-    return FAILED_CELLS if run_job(cfg, command) else DONE
+    own = setting_names("experiment", experiment) if experiment in groups().get("experiment", []) else []
+    with giving({*given_names(overrides.task), *own}):
+        return FAILED_CELLS if run_job(cfg, command) else DONE
 
 
 @contextmanager

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from harness.arms.build import RunnableArm, build_arms, with_knob
 from harness.arms.calibration import TOLERANCE, calibrate
+from harness.arms.release import with_release
 from harness.core import checks
 from harness.core.chat_options import DEFAULT_DATE, ChatOptions, check_date
 from harness.core.compose import compose_settings
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 OF_THE_MODEL = ("device", "dtype")
 """Settings that a loaded model has already."""
+DEFAULT = "default"
+"""The value of an argument that stands for the command's own default."""
 NOT_HERE = ("job", "experiment", "hydra")
 """Groups of the command that a call of `evaluate` or `attach` has no use for."""
 
@@ -105,8 +108,9 @@ def attach(
     loaded: LoadedModel,
     method: str,
     *,
-    sparsity: float | None = 0.9,
-    block_size: int = 64,
+    sparsity: float | Literal["default"] | None = "default",
+    block_size: int | Literal["default"] = "default",
+    as_released: bool = False,
     knobs: Mapping[str, Any] | None = None,
     decode: str | None = None,
     decode_knobs: Mapping[str, Any] | None = None,
@@ -117,23 +121,27 @@ def attach(
 ) -> Iterator[Attached]:
     """Run a method in a model while the `with` block lasts: `loaded.model(...)` and `loaded.model.generate(...)` go through it.
 
-    sparsity: share of causal blocks left out; None: the method's own knob decides. knobs, decode_knobs: settings of
+    sparsity: share of causal blocks left out; None: the method's own knob decides; "default": 0.9, or as released None.
+    block_size: tokens of a block; "default": 64, or as released the release's. as_released: the method, and the one that
+    decodes, with the settings and quirks of their releases, under what is given here. knobs, decode_knobs: settings of
     conf/method/METHOD.yaml and conf/decode/DECODE.yaml by name. gates: folder of trained weights that don't lie beside the
     model. calibration_prompts: token ids of prompts on which a knob without a formula is found for the sparsity. times: take
     times of every layer. Prompts go in one at a time, without padding. Raises UserError for what this model, device or method
     can't do, among it a method without a formula that is given no prompts. Warns of a sparsity that is out of reach.
     """
     groups = _groups(method, decode)
-    values = {"sparsity": sparsity, "block_size": block_size, "kernel": kernel, **_knob_values(knobs, decode_knobs)}
-    settings = _settings(loaded, groups, values | {"model.gates": gates})
+    shared = {"sparsity": sparsity, "block_size": block_size}
+    values = {name: value for name, value in shared.items() if value != DEFAULT}
+    values |= {"as_released": as_released, "kernel": kernel, **_knob_values(knobs, decode_knobs)}
+    settings = with_release(_settings(loaded, groups, values | {"model.gates": gates}))
     arm = build_arms(settings, loaded)[-1]
     knob = None if arm.method is None else arm.method.calibrates()
     if arm.method is not None and knob is not None:
         prompts = _token_ids(calibration_prompts)
         if not prompts:
             raise UserError(
-                f"method {method} has no formula for sparsity={sparsity}: give calibration_prompts=[token ids, …] on which its "
-                f"{knob.name} is found, or knobs={{'{knob.name}': …}} with sparsity=None"
+                f"method {method} has no formula for sparsity={settings.sparsity}: give calibration_prompts=[token ids, …] on "
+                f"which its {knob.name} is found, or knobs={{'{knob.name}': …}} with sparsity=None"
             )
         target = 1 - (arm.method.sparsity or 0.0)
         calibrated = calibrate(loaded, arm.method, knob, prompts, target, sparse_kernel=kernel)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, avg_pool2d, max_pool2d
 
 from harness.arms.build import RunnableArm, build_arms, decodes_densely
+from harness.arms.release import with_release
 from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.mistakes import as_user_error
@@ -101,6 +102,7 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
     for name in ("layers", "heads"):
         checks.numbers_or_null(f"job.{name}", settings.options[name])
     check_without_model(settings, names)
+    settings = with_release(settings)
     check_before_loading(settings, SweepCache(), names)
     loaded = load_model_of(settings, console)
     check_length(loaded, settings.length, f"length={settings.length}")

@@ -16,6 +16,7 @@ from harness.study.provenance import now
 from harness.study.resume import one_line
 from harness.study.schema import CellRecord, Status
 from harness.study.store import Store
+from methods.parts.release import Releasable
 
 
 def record_state(
@@ -79,5 +80,9 @@ def with_distinct_name(loaded: LoadedModel, store: Store) -> LoadedModel:
 
 
 def arm_label(arm: RunnableArm) -> str:
-    """Return what an arm is called in the terminal: its method, and the one that decodes where there is one."""
-    return arm.identity.method + ("" if arm.identity.decode is None else f" + {arm.identity.decode.method}")
+    """Return what an arm is called in the terminal: its method, and the one that decodes where there is one; of each, whether
+    it runs as released."""
+    parts: list[tuple[str, Releasable | None]] = [(arm.identity.method, arm.method)]
+    if arm.identity.decode is not None:
+        parts.append((arm.identity.decode.method, arm.decoding))
+    return " + ".join(name + (" as released" if method is not None and method.as_released else "") for name, method in parts)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from harness.arms.build import RunnableArm, build_arms, build_at_zero_sparsity
+from harness.arms.release import with_release
 from harness.arms.warnings import arm_warnings
 from harness.core.settings import Settings
 from harness.measure.accuracy import SELF_CHECK_FAILED, fail, finish, open_cells, score
@@ -49,6 +50,7 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     """
     sweep, task_names = sweep or SweepCache(), expand_tasks(settings.tasks)
     check_without_model(settings, [] if settings.job == "perplexity" else task_names)
+    settings = with_release(settings)
     if settings.job == "perplexity":
         check_options(settings.options)
     check_before_loading(settings, sweep, task_names)

@@ -22,6 +22,8 @@ SETTINGS = ("block_size", "dtype", "seed", "kernel")
 """What lines of one method may differ in beside the native knobs."""
 DECODE = "decode."
 """How the name of a knob of decoding begins, among those of prefill."""
+RELEASED = "as_released"
+"""The knob that says that a method ran as its authors released it: lines always name it."""
 SPENT = ("decode.budget", "decode.sparsity", "decode.threshold")
 """The knobs of decoding that move along its density: any other number is another line."""
 
@@ -68,7 +70,9 @@ def _split_by_settings(parts: Parts, along: Along) -> Parts:
 def _split_by_knobs(parts: Parts, method: str, rows: Sequence[Row], along: Along) -> Parts:
     """Split by words first, then by knobs that came later, then by numbers: whole ones and those of few values first. Once
     they have told lines apart, a threshold found for each row needn't."""
-    values = _knob_values(rows)
+    values = {name: seen for name, seen in _knob_values(rows).items() if name not in (RELEASED, f"{DECODE}{RELEASED}")}
+    for name in (RELEASED, f"{DECODE}{RELEASED}"):
+        parts = _split(parts, _Trait("", partial(_released_text, name=name)), always=True)
     later = _later_knobs(method, values)
     words = [name for name, seen in values.items() if not all(map(is_number, seen))]
     numbers = [name for name, seen in values.items() if all(map(is_number, seen)) and name not in later]
@@ -144,6 +148,11 @@ def _knob_values(rows: Sequence[Row]) -> dict[str, list[KnobValue]]:
 
 def _knob_text(row: Row, name: str) -> str:
     return value_text(_knobs(row).get(name))
+
+
+def _released_text(row: Row, name: str) -> str:
+    """Return that a method ran as released, the one of the phase whose knob is named, else nothing."""
+    return name.replace("_", " ").replace(".", " ") if _knobs(row).get(name) else ""
 
 
 def _knob_trait(name: str) -> _Trait:

@@ -13,6 +13,7 @@ from attention_kernels.selection import row_budget
 from attention_kernels.skip_softmax import SkipRule
 from torch import Tensor
 
+from methods.parts.release import Releasable
 from methods.parts.rope_protocol import Rope
 from methods.parts.row_budgets import budget_with_full_rows
 
@@ -74,7 +75,7 @@ class HeadSearch(Protocol):
         """Return the result as JSON holds it; `Method.load_search` takes it. Raises ValueError where nothing was observed."""
 
 
-class Method(ABC):
+class Method(Releasable, ABC):
     """A sparse attention method of prefill. Subclasses take native knobs as keyword arguments beside the shared ones.
 
     block_size: tokens of a block. sparsity: share of causal blocks to leave out, in [0, 1); 0 keeps every block; None where

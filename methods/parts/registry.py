@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from methods.parts.knob_types import check_type, declared_types
+from methods.parts.release import Releasable
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=Releasable)
 _C = TypeVar("_C", bound=type[Any])
 
 
@@ -87,16 +88,33 @@ class Registry(Generic[_T]):
                     break
         return knobs
 
-    def build(self, name: str, **knobs: Any) -> _T:
+    def released(self) -> list[str]:
+        """Return the names of the classes that have a release to follow, sorted."""
+        return [name for name in self.names() if self.get(name).release is not None]
+
+    def build(self, name: str, *, as_released: bool = False, **knobs: Any) -> _T:
         """Return an instance with these knobs. Raises ValueError, one line, where one is not among those of the class, which it
-        lists, or has a value of another type than is declared there."""
+        lists, or has a value of another type than is declared there.
+
+        as_released: whether it does what its release does, with the release's knobs under these (`methods.parts.release`); a
+        class without a release is a ValueError then.
+        """
         cls = self.get(name)
+        if as_released and cls.release is None:
+            have = ", ".join(self.released()) or "none"
+            raise ValueError(f"{self.kind} {name} has no release to follow, so as_released changes nothing; these have: {have}")
+        if as_released:
+            knobs = cls.release_knobs(knobs)
         known = self._knob_types(name)
         for knob, value in knobs.items():
             if knob not in known:
                 raise ValueError(f"{self.kind} {name} has no knob {knob}; it has: {', '.join(known)}")
             check_type(f"{self.kind} {name}, {knob}", value, known[knob])
-        return cls(**knobs)
+        built = cls.__new__(cls)
+        if as_released:  # before the constructor, which may ask for it
+            built.as_released = True
+        cls.__init__(built, **knobs)
+        return built
 
     def _import(self, module: str) -> None:
         """Import a module of the folder, and keep what it raises. Raises TakenName."""

@@ -131,6 +131,7 @@ class ModelIndices:
                 method_knobs=knobs,
                 block_size=block,
                 sparsity=sparsity,
+                as_released=False,
                 kernel="auto",
                 dense_kernel="auto",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -48,7 +48,7 @@ def gate_spec(settings: Settings) -> GateSpec:
     """
     try:
         if not decodes_densely(settings.decode):
-            decoding = build_decode_method(settings)
+            decoding = build_decode_method(replace(settings, as_released=False))  # gates are of the settings as they stand
             return GateSpec(*_gates("decode method", decoding, decode), decoding.block_size)
         kind, file = _gates("method", methods.get(settings.method), methods)
         file = with_training_name(file, settings.method_knobs.get("gates"))

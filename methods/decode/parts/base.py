@@ -13,6 +13,7 @@ from attention_kernels.selection import select_step
 from torch import Tensor
 
 from methods.parts.base import Family
+from methods.parts.release import Releasable
 from methods.parts.rope_protocol import Rope
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class StepInputs:
         return length - self.starts.long()
 
 
-class DecodeMethod(ABC):
+class DecodeMethod(Releasable, ABC):
     """A method of sparse decoding. Subclasses take knobs of their own as keyword arguments beside the shared ones.
 
     block_size: tokens of a block. budget: tokens to attend to at each step, in whole blocks (rounded down). sparsity: share
