@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from harness.arms.build import RunnableArm, build_arms, with_knob
+from harness.arms.build import RunnableArm, build_arms, with_knob, with_release
 from harness.arms.calibration import TOLERANCE, calibrate
-from harness.arms.release import with_release
 from harness.core import checks
 from harness.core.chat_options import DEFAULT_DATE, ChatOptions, check_date
 from harness.core.compose import compose_settings
@@ -131,7 +130,7 @@ def attach(
     """
     groups = _groups(method, decode)
     shared = {"sparsity": sparsity, "block_size": block_size}
-    values = {name: value for name, value in shared.items() if value != DEFAULT}
+    values: dict[str, Any] = {name: value for name, value in shared.items() if value != DEFAULT}
     values |= {"as_released": as_released, "kernel": kernel, **_knob_values(knobs, decode_knobs)}
     settings = with_release(_settings(loaded, groups, values | {"model.gates": gates}))
     arm = build_arms(settings, loaded)[-1]

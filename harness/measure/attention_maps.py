@@ -19,8 +19,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, avg_pool2d, max_pool2d
 
-from harness.arms.build import RunnableArm, build_arms, decodes_densely
-from harness.arms.release import with_release
+from harness.arms.build import RunnableArm, build_arms, decodes_densely, with_release
 from harness.core import checks
 from harness.core.errors import UserError
 from harness.core.mistakes import as_user_error

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from harness.arms.build import RunnableArm, build_arms, build_at_zero_sparsity
-from harness.arms.release import with_release
+from harness.arms.build import RunnableArm, build_arms, build_at_zero_sparsity, with_release
 from harness.arms.warnings import arm_warnings
 from harness.core.settings import Settings
 from harness.measure.accuracy import SELF_CHECK_FAILED, fail, finish, open_cells, score

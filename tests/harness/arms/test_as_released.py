@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 import methods
-from harness.arms.build import build_arms, build_at_zero_sparsity, build_method
-from harness.arms.release import with_release
+from harness.arms.build import build_arms, build_at_zero_sparsity, build_method, with_release
 from harness.core.compose import compose_settings
 from harness.core.errors import UserError
 from harness.core.settings import Settings, read_settings
