@@ -3,7 +3,7 @@
 In Python, `import harness` gives what a notebook needs, and imports torch where it is first used:
 
     model = harness.load_model("bundled")
-    with harness.attach(model, "seer", sparsity=0.9) as attached:
+    with harness.attach(model, "block_topk", sparsity=0.9) as attached:
         model.model.generate(ids)
     frame = harness.evaluate(model, "seer", task="vt", length=2048)
 """

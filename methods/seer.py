@@ -24,11 +24,11 @@ class Seer(ScoredMethod):
 
     It needs the trained gates of the model (gates-{block_size}.safetensors, made by job=distill) and the model's RoPE.
 
-    selection: the rule that turns a row's gate probabilities into blocks (see `ScoredMethod`). The release goes by "threshold"
-    (5e-4 for RULER, 2e-3 for LongBench) and by "nz_ratio" for perplexity; neither "topk" nor "nz_ratio" tells rows or heads
-    apart. last: query blocks at the end that keep everything, 0; the release keeps two, but for perplexity. q_linear: whether
-    the gates project pooled queries too, as in the paper's formula. shared: one selection for the query heads of a KV head,
-    from the mean of their logits. gates: name of one of several trainings, whose file is
+    selection: the rule that turns a row's gate probabilities into blocks (see `ScoredMethod`): "threshold", as its authors
+    evaluate it (5e-4 for RULER, 2e-3 for LongBench); they use "nz_ratio" for perplexity. Neither "topk" nor "nz_ratio" tells
+    rows or heads apart. last: query blocks at the end that keep everything, 2, as in the release but for perplexity. q_linear:
+    whether the gates project pooled queries too, as in the paper's formula. shared: one selection for the query heads of a KV
+    head, from the mean of their logits. gates: name of one of several trainings, whose file is
     gates-{block_size}-{gates}.safetensors.
 
     Deviations from the release: the diagonal block is always kept, so that no row is empty, and probabilities are float32.
@@ -47,10 +47,10 @@ class Seer(ScoredMethod):
         block_size: int = 64,
         sparsity: float | None = None,
         seed: int = 0,
-        selection: Selection = "topk",
+        selection: Selection = "threshold",
         threshold: float | None = None,
         nz_ratio: float | None = None,
-        last: int = 0,
+        last: int = 2,
         q_linear: bool = False,
         shared: bool = False,
         gates: str | None = None,

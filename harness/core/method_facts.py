@@ -17,11 +17,13 @@ class MethodFacts:
 
     bound: whether the method is the bound of what blocks can keep, which others are measured against: with fewer of them its
     accuracy can only fall. added_knobs: knobs that are newer than recorded rows, with the values that those rows stand for:
-    arms leave them out there, so that what was recorded counts.
+    arms leave them out there, so that what was recorded counts. formula: knobs with which a formula gives the sparsity, for
+    job=kernel_speed, which has no prompts to search on; none where the defaults do.
     """
 
     bound: bool = False
     added_knobs: Mapping[str, Any] = field(default_factory=dict)
+    formula: Mapping[str, Any] = field(default_factory=dict)
 
 
 @lru_cache

@@ -9,6 +9,7 @@ from attention_kernels.sparse_attention import SparseIndex
 from torch import Tensor
 
 import methods
+from harness.core.method_facts import method_facts
 from methods.gates.attn_gate import AttnGate
 from methods.gates.weights import gate_state
 from methods.parts.base import LayerInputs, Method
@@ -55,8 +56,9 @@ def gates(block_size: int, *, q_linear: bool = False, seed: int = 0) -> dict[str
 
 
 def ready(name: str, **knobs: object) -> Method:
-    """Return a method that is built and, where it needs weights or a search, has them."""
-    method = methods.build(name, **knobs)
+    """Return a method that is built and, where it needs weights or a search, has them. Where its defaults have no formula for a
+    sparsity and other knobs do, it has those, but for `knobs`."""
+    method = methods.build(name, **{**method_facts(name).formula, **knobs})
     if method.weights is not None:
         state = gates(method.block_size)
         method.load(state, layers=LAYERS, heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM)

@@ -94,7 +94,7 @@ def test_shared_knobs_are_checked(knobs: dict[str, object], message: str) -> Non
         ("seer", {"sparsity": 0.5, "selection": "top"}, "selection=top: must be one of topk, threshold, nz_ratio"),
         ("seer", {"selection": "threshold"}, "needs sparsity .* or a threshold"),
         ("seer", {"sparsity": 0.5, "selection": "threshold", "threshold": 0.1}, "sparsity=0.5 and threshold=0.1: give one"),
-        ("seer", {"sparsity": 0.5, "threshold": 0.1}, "threshold=0.1 has no effect with selection=topk"),
+        ("seer", {"sparsity": 0.5, "selection": "topk", "threshold": 0.1}, "threshold=0.1 has no effect with selection=topk"),
         ("seer", {"selection": "threshold", "threshold": 1.5}, "threshold=1.5: must be a probability"),
         ("seer", {"sparsity": 0.0, "selection": "threshold", "threshold": 0.1}, "sparsity=0.0 and threshold=0.1"),
         ("oracle", {"sparsity": 0.5, "selection": "top"}, "selection=top: must be one of topk, threshold, nz_ratio"),

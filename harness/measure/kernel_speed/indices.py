@@ -20,6 +20,7 @@ from harness.arms.build import build_arms
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.measure.kernel_speed.cases import SHARED, UNIFORM
+from harness.measure.kernel_speed.options import standard_knobs
 from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
 from harness.models.observe import dense_prefill, layer_inputs
@@ -124,11 +125,11 @@ class ModelIndices:
         """Return the method of an index kind with its weights, built once."""
         if wish not in self._methods:
             kind, block, sparsity = wish
-            knobs = {"shared": True} if kind.endswith(SHARED) else {}
+            name = kind.removesuffix(SHARED)
             settings = replace(
                 self.settings,
-                method=kind.removesuffix(SHARED),
-                method_knobs=knobs,
+                method=name,
+                method_knobs=standard_knobs(name, kind.endswith(SHARED)),
                 block_size=block,
                 sparsity=sparsity,
                 as_released=False,

@@ -12,6 +12,7 @@ from attention_kernels.block_sparse.table import BACKENDS
 import methods
 from harness.arms.build import baseline_name
 from harness.core.errors import UserError
+from harness.core.method_facts import method_facts
 from harness.core.mistakes import as_user_error
 from harness.core.settings import LONGEST, Settings
 from harness.measure.kernel_speed.cases import SHAPES, SHARED, UNIFORM, Grid, Shape
@@ -154,7 +155,13 @@ def _check_buildable(grid: Grid) -> None:
 
 def build_with_standard_knobs(name: str, block: int, sparsity: float, shared: bool) -> Method:
     """Build a method with its standard knobs. Raises ValueError for what it can't do, sharing an index among heads say."""
-    return methods.build(name, block_size=block, sparsity=sparsity, **({"shared": True} if shared else {}))
+    return methods.build(name, block_size=block, sparsity=sparsity, **standard_knobs(name, shared))
+
+
+def standard_knobs(name: str, shared: bool) -> dict[str, Any]:
+    """Return the knobs that this job runs a method with, where they are not its defaults. shared: one index for the query heads
+    of a KV head."""
+    return {**method_facts(name).formula, **({"shared": True} if shared else {})}
 
 
 def _names(option: str, options: dict[str, Any], known: Sequence[str]) -> tuple[str, ...]:

@@ -203,6 +203,7 @@ def test_the_same_gates_are_measured_once(
     run = [
         *toy,
         "method=seer",
+        "method.selection=topk",
         "block_size=16",
         "length=512",
         "samples=1",

@@ -192,7 +192,7 @@ def toy_model(toy_folder: Path) -> LoadedModel:
     return load_model(ModelConfig(name="toy", path=str(toy_folder), dtype=torch.float32, device="cpu"))
 
 
-SEER = ("method=seer", "block_size=16", "samples=1", "length=512", "checks=false", "report=false")
+SEER = ("method=seer", "method.selection=topk", "block_size=16", "samples=1", "length=512", "checks=false", "report=false")
 
 
 def test_a_release_in_a_folder_runs(command: Command, toy: list[str], tmp_path: Path) -> None:

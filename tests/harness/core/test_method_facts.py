@@ -17,12 +17,19 @@ from harness.core.settings import RESERVED
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_knobs_that_came_later_are_knobs_at_their_defaults(name: str) -> None:
-    """Else a command without them would not find what was recorded before them."""
+def test_knobs_that_came_later_are_knobs(name: str) -> None:
+    """What they stand for in rows from before them need not be their default: a command can ask for it."""
     config = OmegaConf.load(conf_dir() / "method" / f"{name}.yaml")
     added = method_facts(name).added_knobs
-    assert {knob: config[knob] for knob in added} == added
+    assert set(added) <= set(config) - set(RESERVED)
     methods.build(name, sparsity=None if methods.get(name).family == "none" else 0.5, **added)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_method_keeps_its_sparsity_by_formula_where_its_facts_say_how(name: str) -> None:
+    if knobs := method_facts(name).formula:
+        assert methods.build(name, sparsity=0.5).calibrates() is not None, "else its defaults would do"
+        assert methods.build(name, sparsity=0.5, **knobs).calibrates() is None
 
 
 def test_there_is_one_bound() -> None:

@@ -48,7 +48,7 @@ def test_records_name_the_command_that_measures_the_same(page: tuple[dict[str, A
     ]
     assert run["command"] == (
         "python -m harness model=bundled model.path=bundled model.name=bundled model.chat_template=false device=cpu "
-        "dtype=float32 method=seer 'task=[vt,niah_single_1]' study=notebook "
+        "dtype=float32 method=block_topk 'task=[vt,niah_single_1]' study=notebook "
         "length=1024 samples=2 sparsity=0.8 latency=false"
     )
 
@@ -61,7 +61,7 @@ def test_what_is_recorded_is_not_measured_again(
     loaded: LoadedModel = names["loaded"]
     monkeypatch.setattr(loaded.model, "forward", lambda *_, **__: pytest.fail("measured again"))
     frame = harness.evaluate(
-        loaded, "seer", task=["vt", "niah_single_1"], length=1024, samples=2, sparsity=0.8, latency=False, checks=False
+        loaded, "block_topk", task=["vt", "niah_single_1"], length=1024, samples=2, sparsity=0.8, latency=False, checks=False
     )
     assert frame.equals(names["frame"])
 

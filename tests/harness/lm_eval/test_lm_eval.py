@@ -19,6 +19,7 @@ from lm_eval.tasks import TaskManager
 
 import methods
 from harness.core.errors import UserError
+from harness.core.method_facts import method_facts
 from harness.lm_eval import __main__ as command
 from harness.lm_eval.greedy import GreedySettings, read_generation
 from harness.lm_eval.model import SparseLM
@@ -160,6 +161,7 @@ def test_sparse_log_likelihoods_are_those_of_one_prefill(folder: Path, toy_folde
 def test_answers_do_not_depend_on_what_is_computed_beside_them(name: str) -> None:
     """The bundled model has the trained and searched files of every method."""
     given: dict[str, Any] = {"pretrained": "bundled", "device": "cpu", "method": name, "block_size": 64, "sparsity": 0.7}
+    given |= {f"method.{knob}": value for knob, value in method_facts(name).formula.items()}
     try:
         lm = SparseLM(**given)
     except UserError:

@@ -155,7 +155,7 @@ def test_the_file_says_how_it_was_made(loaded: LoadedModel, distilled: Distilled
 
 
 def test_the_method_runs_with_the_file(loaded: LoadedModel, distilled: Distilled) -> None:
-    method = methods.build("seer", sparsity=0.7, block_size=BLOCK)
+    method = methods.build("seer", sparsity=0.7, selection="topk", last=0, block_size=BLOCK)
     shape = {"layers": loaded.layers, "heads": loaded.heads, "kv_heads": loaded.kv_heads, "head_dim": loaded.head_dim}
     method.load(load_file(str(distilled.path)), **shape)
     densities = []
@@ -176,7 +176,7 @@ def test_sparsity_0_equals_dense_in_the_bridge(loaded: LoadedModel, distilled: D
     with torch.no_grad():
         dense = loaded.model(tokens).logits
         for sparsity, same in ((0.0, True), (0.8, False)):
-            method = methods.build("seer", sparsity=sparsity, block_size=BLOCK)
+            method = methods.build("seer", sparsity=sparsity, selection="topk", block_size=BLOCK)
             method.load(load_file(str(distilled.path)), **shape)
             with Bridge(loaded, method) as bridge:
                 logits = loaded.model(tokens).logits

@@ -72,7 +72,7 @@ def test_gates_are_trained_and_used(command: Command, toy: list[str], tmp_path: 
     measured = pd.read_csv(tmp_path / "results" / "again" / "gate_recall_32.csv")
     pd.testing.assert_frame_equal(measured, recall)  # the same gates on the same held-out rows
     request.getfixturevalue("blank_pictures")  # only now: those of the training are looked at above
-    assert command(*toy, "method=seer", "block_size=32", f"model.gates={gates}", "samples=1") == 0
+    assert command(*toy, "method=seer", "method.selection=topk", "block_size=32", f"model.gates={gates}", "samples=1") == 0
     rows = pd.read_csv(study / "leaderboard.csv")
     assert set(rows[rows["method"] == "seer"]["status"]) == {"ok"}
 
@@ -197,7 +197,15 @@ def test_q_linear_is_trained_and_used(command: Command, toy: list[str], config: 
     short = [f"job.out='{tmp_path}'", "job.steps=1", "job.lengths=[1024]", "job.recall_sequences=0", "method.q_linear=true"]
     distill_command.main(changed(config, *short))
     assert any(name.endswith("gate.q") for name in load_file(str(tmp_path / "gates-32.safetensors")))
-    used = [*toy, "method=seer", "block_size=32", f"model.gates={tmp_path}", "samples=1", "report=false"]
+    used = [
+        *toy,
+        "method=seer",
+        "method.selection=topk",
+        "block_size=32",
+        f"model.gates={tmp_path}",
+        "samples=1",
+        "report=false",
+    ]
     assert command(*used, "method.q_linear=true") == 0
     assert command(*used, "method.q_linear=false") == 2
 

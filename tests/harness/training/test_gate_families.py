@@ -39,7 +39,7 @@ def test_gates_are_trained_and_choose_in_global_layers(family: str, tmp_path: Pa
     with torch.no_grad():
         dense = loaded.model(ids).logits
         for sparsity, shared in itertools.product((0.0, 0.6), (False, True)):
-            method = methods.build("seer", sparsity=sparsity, shared=shared, block_size=BLOCK)
+            method = methods.build("seer", sparsity=sparsity, selection="topk", shared=shared, block_size=BLOCK)
             method.load(add_local_layers(load_file(str(done.path)), local_layers(loaded)), **model_shape(loaded))
             with Bridge(loaded, method) as bridge:
                 logits = loaded.model(ids).logits
