@@ -23,6 +23,7 @@ from harness.training.gates.checkpoint import Checkpoint, Step, restore
 from harness.training.gates.processes import Processes
 from harness.training.gates.recall import Recall, gate_recall, mean_recall
 from harness.training.gates.recipe import Recipe
+from harness.training.gates.step_graph import PassGraphs
 from harness.training.gates.trainer import GateTrainer
 from harness.training.gates.weights import new_gates, save_gates, saved_dtype
 from methods.gates.attn_gate import AttnGate
@@ -58,6 +59,7 @@ def distill(
     checkpoint: Checkpoint | None = None,
     processes: Processes | None = None,
     about: dict[str, Any] | None = None,
+    cuda_graph: bool = False,
 ) -> Distilled:
     """Train one gate per layer on a batch of `tokens` ([N] or [B,N] int64) a step; save them into folder `out`.
 
@@ -65,7 +67,8 @@ def distill(
     those that it has seen are drawn and dropped). held_out: sequences on which recall is measured at the end. kind: of
     gate. The file is named by the pattern `file`, with how it was trained, and `about`, in its metadata; the first of several
     `processes` writes it. on_step: called after each step, in every process. checkpoint: stays there when all is done, for
-    the caller to remove once nothing of the training is left to write.
+    the caller to remove once nothing of the training is left to write. cuda_graph: whether passes are replayed
+    (`harness.training.gates.step_graph`).
     Raises UserError where `tokens` ends early, or rows can't be shared among the processes.
     """
     began = time.perf_counter()
@@ -83,6 +86,12 @@ def distill(
     seen = history[-1].tokens if history else 0
     trainer = GateTrainer(loaded, gates, recipe, processes)
     with Capture(loaded.model, trainer.visit) as capture:
+
+        def eager_pass(part: Tensor) -> Tensor:
+            capture.run(part)
+            return trainer.end_pass()
+
+        one_pass = PassGraphs(eager_pass, lambda: trainer.weight, loaded) if cuda_graph else eager_pass
         batch = _next(tokens, len(history), recipe.steps) if len(history) < recipe.steps else None
         for number in range(len(history), recipe.steps):
             started = time.perf_counter()
@@ -91,9 +100,9 @@ def distill(
             rate = recipe.lr * recipe.rate(number)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=not cuda_graph)  # a graph adds to the gradients that it was captured with
             for part in trainer.parts(batch):
-                capture.run(part.to(loaded.device))
+                trainer.add(one_pass(part.to(loaded.device)))
             # while a GPU is still at it, the host has time to draw text
             batch = _next(tokens, number + 1, recipe.steps) if number + 1 < recipe.steps else None
             loss, recall, norm = trainer.finish(number)

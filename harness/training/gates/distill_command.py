@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import cycle, islice
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from harness.arms.weights import weights_folder
 from harness.core import checks
+from harness.core.errors import UserError
 from harness.core.output import check_output, check_own_output
 from harness.core.settings import Settings, read_settings
 from harness.core.terminal import Terminal
@@ -32,7 +30,8 @@ from harness.training.gates.gate_spec import GateSpec, gate_spec
 from harness.training.gates.job_settings import check_rows, read_lengths, read_recipe, whole_number
 from harness.training.gates.processes import Processes, join, load_sharded
 from harness.training.gates.recipe import Recipe
-from harness.training.gates.rows import Rows, TextNeeds, check_text, row_kind, row_sources, text_id
+from harness.training.gates.row_workers import batches, drawn_by_workers
+from harness.training.gates.rows import DRAWN, Rows, TextNeeds, check_text, row_kind, row_sources, text_id
 from harness.training.gates.step_log import StepLog
 from harness.training.gates.step_progress import step_progress
 from harness.training.gates.training_start import Start, enter, find_start
@@ -54,6 +53,7 @@ def main(cfg: DictConfig) -> Path:
     recipe = read_recipe(job, spec, settings.seed)
     lengths, tokens = read_lengths(job.lengths, spec.block_size), whole_number(job, "tokens", 1)
     sequences, every = whole_number(job, "recall_sequences", 0), whole_number(job, "checkpoint_every", 0)
+    workers = whole_number(job, "workers", 0)
     check_rows(job)
     check_own_output("job.out", checks.text_or_null("job.out", settings.options["out"]))
     check_output(f"results={settings.results} study={settings.study}", settings.folder, "records")
@@ -69,6 +69,8 @@ def main(cfg: DictConfig) -> Path:
     check_length(loaded, max(lengths), f"job.lengths={lengths}")
     out = _out(job.out, settings, loaded)
     kind = row_kind(loaded, settings.data, str(job.rows))
+    if workers and kind not in DRAWN:
+        raise UserError(f"job.workers={workers}: rows={kind} are tokenised once, before the first step: leave it 0")
     about = _about(job, spec, recipe, settings, loaded, kind, lengths)
     checkpoint = Checkpoint(out / f"{Path(spec.file_name).stem}.checkpoint", every, about)
     start = find_start(checkpoint, out / spec.file_name, _tables(settings, spec), overwrite=overwrite)
@@ -81,6 +83,15 @@ def main(cfg: DictConfig) -> Path:
     needs = TextNeeds(recipe.steps * max(tokens, *lengths), test_lengths)
     train, test = row_sources(loaded, settings.data, settings.seed, kind=kind, needs=needs, hub=job.hub)
     held_out = [test(length)[None] for length in test_lengths]
+
+    def of_seed(seed: int) -> Rows:
+        return train if seed == settings.seed else row_sources(loaded, settings.data, seed, kind=kind, needs=needs)[0]
+
+    batch_source = (
+        drawn_by_workers(of_seed, lengths, tokens, workers=workers, seed=settings.seed)
+        if workers
+        else batches(train, lengths, tokens)
+    )
     checkpoint, done = enter(checkpoint, start, processes, overwrite=overwrite)
     begins = f"goes on after step {done} of {recipe.steps}" if start is Start.GO_ON else f"{recipe.steps} steps"
     say(console, settings, f"{begins}, state in {checkpoint.path}")
@@ -94,7 +105,7 @@ def main(cfg: DictConfig) -> Path:
 
         distilled = distill(
             loaded,
-            batches(train, lengths, tokens),
+            batch_source,
             recipe,
             out=out,
             kind=spec.kind,
@@ -104,6 +115,7 @@ def main(cfg: DictConfig) -> Path:
             checkpoint=checkpoint,
             processes=processes,
             about=about,
+            cuda_graph=bool(job.cuda_graph),
         )
     if processes.main:
         _report(distilled, settings, loaded, spec, console)
@@ -114,13 +126,6 @@ def main(cfg: DictConfig) -> Path:
 
 def _no_bar(_: Step) -> None:
     """Take the steps of a process that shows no bar."""
-
-
-def batches(rows: Rows, lengths: list[int], tokens: int) -> Iterator[Tensor]:
-    """Yield endless [B, N] token batches, N going round `lengths` and B · N about `tokens`."""
-    while True:
-        for length in lengths:
-            yield torch.stack([rows(length) for _ in range(max(1, tokens // length))])
 
 
 def _model(settings: Settings, processes: Processes, console: Terminal, *, shard: bool) -> LoadedModel:
@@ -155,6 +160,7 @@ def _about(
         "text": text,
         "tokens_per_step": int(job.tokens),
         "lengths": lengths,
+        **({"workers": int(job.workers)} if job.workers else {}),
     }
 
 

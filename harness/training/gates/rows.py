@@ -38,6 +38,8 @@ STRETCH_BYTES = 100_000
 
 Rows = Callable[[int], Tensor]
 KINDS = ("auto", "mixture", "books", "documents", "hub", "samples")
+DRAWN = ("mixture", "books", "samples")
+"""The kinds whose rows are made one by one; the others are tokenised as a whole."""
 
 
 @dataclass(frozen=True)

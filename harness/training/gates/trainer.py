@@ -25,7 +25,8 @@ STEP_DENSITY = 0.1
 class GateTrainer:
     """Takes each layer's share of a step: its target, its gate's loss, and the gradient at once.
 
-    The gradient of a step is the mean over its rows, however they are divided into processes and forward passes.
+    The gradient of a step is the mean over its rows, however they are divided into processes and forward passes. weight: the
+    share of the step's rows that the pass at hand has.
     """
 
     def __init__(self, loaded: LoadedModel, gates: Sequence[Gate], recipe: Recipe, processes: Processes) -> None:
@@ -33,15 +34,16 @@ class GateTrainer:
         self.gates = gates
         self.recipe = recipe
         self.processes = processes
+        self.weight = 1.0
         self._ropes: dict[int, ModelRope] = {}
-        self._weight = 1.0
-        self._sums: dict[int, Tensor] = {}
+        self._layers: dict[int, Tensor] = {}
+        self._sum: Tensor | None = None
 
     def parts(self, batch: Tensor) -> Iterator[Tensor]:
         """Yield this process's rows of a step's batch [B,N], `micro_rows` at a time; each is to be run before the next."""
         own = self.processes.share(batch)
         for part in own.split(self.recipe.micro_rows or len(own)):
-            self._weight = len(part) / len(batch)
+            self.weight = len(part) / len(batch)
             yield part
 
     def visit(self, layer: int, q: Tensor, k: Tensor, scale: float) -> None:
@@ -54,21 +56,31 @@ class GateTrainer:
         with torch.enable_grad():  # the model's forward pass around us has none
             logits = gate(q, k, self._ropes[layer])
             loss = gate_loss(target, logits, skip_rows=self.recipe.skip_rows, row_weight=self.recipe.row_weight)
-            (loss * (self._weight / len(self.gates))).backward()
+            (loss * (self.weight / len(self.gates))).backward()
         recall = sampled_recall(target, logits.detach(), STEP_DENSITY, gate_grid(gate, q, k))
-        values = torch.stack((loss.detach(), recall)) * self._weight
-        self._sums[layer] = self._sums[layer] + values if layer in self._sums else values
+        self._layers[layer] = torch.stack((loss.detach(), recall)) * self.weight
+
+    def end_pass(self) -> Tensor:
+        """Return loss and recall of the pass that has just run, [2] float32: means over the layers that it showed, times its
+        weight. Raises UserError where it showed none."""
+        if not self._layers:
+            raise UserError(f"no layer of {self.loaded.name} attends to the whole text: gates have nothing to learn")
+        means = torch.stack(list(self._layers.values())).mean(0)
+        self._layers.clear()
+        return means
+
+    def add(self, means: Tensor) -> None:
+        """Add what `end_pass` returned to the step."""
+        self._sum = means if self._sum is None else self._sum + means
 
     def finish(self, step: int) -> tuple[float, float, float]:
         """Return loss and recall of step 0, 1, …, means over the layers that were seen, and the norm of the gradient.
 
         The gradient is that of all processes then, and clipped if the recipe says so; the norm is from before. Waits for the
-        device. Raises UserError where no layer was seen, or a number is not finite.
+        device. Raises UserError where a number is not finite.
         """
-        if not self._sums:
-            raise UserError(f"no layer of {self.loaded.name} attends to the whole text: gates have nothing to learn")
-        means = torch.stack(list(self._sums.values())).mean(0)
-        self._sums.clear()
+        assert self._sum is not None  # a step has one pass at least
+        means, self._sum = self._sum, None
         weights = [weight for gate in self.gates for weight in gate.parameters() if weight.grad is not None]
         self.processes.add_up([means, *(weight.grad for weight in weights if weight.grad is not None)])
         norm = torch.nn.utils.clip_grad_norm_(weights, self.recipe.clip or math.inf)  # inf multiplies by exactly 1

@@ -225,6 +225,7 @@ def test_a_step_is_the_gradient_of_the_papers_formulas(q_linear: bool, monkeypat
             x = plain[int(row)]
             for number in (0, 1):
                 trainer.visit(number, rope_apply(x.q, *cos_sin), rope_apply(x.k, *cos_sin), 0.7)
+            trainer.add(trainer.end_pass())
     loss, _, norm = trainer.finish(0)
     losses = []
     wide = [{name: weight.detach().double().requires_grad_() for name, weight in gate.named_parameters()} for gate in gates]

@@ -1,0 +1,51 @@
+"""Rows drawn by worker processes, and passes replayed as CUDA graphs."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.core.errors import UserError
+from harness.models.loading import wrap_model
+from harness.training.gates.row_workers import WORKER_SEEDS, batches, drawn_by_workers
+from harness.training.gates.rows import Rows
+from harness.training.gates.step_graph import PassGraphs
+from tests.harness.training.test_distill import sharp_llama, topics, train
+
+
+def numbers(seed: int) -> Rows:
+    """Return a source of rows that tell which seed drew them."""
+    rng = random.Random(seed)
+    return lambda length: torch.tensor([rng.randrange(1 << 30) for _ in range(length)])
+
+
+def test_workers_take_turns_each_with_a_seed_of_its_own() -> None:
+    drawn = list(islice(drawn_by_workers(numbers, [4, 6, 8], 12, workers=2, seed=5), 6))
+    assert [tuple(batch.shape) for batch in drawn] == [(3, 4), (2, 6), (1, 8)] * 2
+    first, second = batches(numbers(5), [4, 8, 6], 12), batches(numbers(5 + WORKER_SEEDS), [6, 4, 8], 12)
+    expected = [next(source) for _ in range(3) for source in (first, second)]
+    assert all(torch.equal(batch, own) for batch, own in zip(drawn, expected, strict=True))
+
+
+def test_graphs_are_refused_where_they_cannot_be() -> None:
+    def one_pass(tokens: Tensor) -> Tensor:
+        return tokens
+
+    with pytest.raises(UserError, match=r"job.cuda_graph=true needs a CUDA device, not cpu"):
+        PassGraphs(one_pass, lambda: 1.0, wrap_model(sharp_llama(), None, name="toy"))
+
+
+@pytest.mark.gpu
+def test_replayed_passes_train_the_same_gates(tmp_path: Path) -> None:
+    loaded = wrap_model(sharp_llama().to("cuda"), None, name="toy")
+    options = {"steps": 8, "block_size": 16, "warmup": 2}
+    eager = train(loaded, topics(), out=tmp_path / "eager", **options)
+    graph = train(loaded, topics(), out=tmp_path / "graph", cuda_graph=True, **options)
+    assert [step.loss for step in graph.steps] == pytest.approx([step.loss for step in eager.steps], rel=1e-4)
+    for ours, theirs in zip(graph.gates, eager.gates, strict=True):
+        torch.testing.assert_close(ours.state_dict()["k"], theirs.state_dict()["k"], rtol=1e-3, atol=1e-4)
