@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from harness.core.mistakes import in_words, origin
-from harness.report import leaderboard_csv, mass_rows
+from harness.report import gate_curve, leaderboard_csv, mass_rows
 from harness.report.rows import Row
 from harness.report.significance import MARGIN
 from harness.report.terminal.accuracy_table import show_rows
@@ -34,6 +34,9 @@ def report_study(store: Store, console: Console, *, margin: float = MARGIN, arms
     path, rows = leaderboard_csv.write_leaderboard(store, margin)
     paths = [path, *_drawn(console, lambda: _figures(rows, store.folder))]
     show_rows(console, rows, arms)
+    if points := gate_curve.curve_points(store, rows):
+        paths.append(gate_curve.write_points(store.folder / "gate_curve.csv", points))
+        paths += _drawn(console, lambda: _gate_curves(points, rows, store.folder))
     if masses := mass_rows.mass_rows(store):
         paths.append(mass_rows.write_masses(store.folder / "kept_mass.csv", masses))
         paths += _drawn(console, lambda: _mass_figures(masses, store.folder))
@@ -44,6 +47,12 @@ def _figures(rows: Sequence[Row], folder: Path) -> list[Path]:
     from harness.report.figures import write_figures  # matplotlib takes a second to import
 
     return write_figures(rows, folder)
+
+
+def _gate_curves(points: Sequence[gate_curve.CurvePoint], rows: Sequence[Row], folder: Path) -> list[Path]:
+    from harness.report.figures import gate_curve as picture
+
+    return picture.write(points, rows, folder)
 
 
 def _mass_figures(masses: Sequence[mass_rows.MassRow], folder: Path) -> list[Path]:

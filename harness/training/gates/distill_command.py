@@ -161,6 +161,7 @@ def _about(
         "tokens_per_step": int(job.tokens),
         "lengths": lengths,
         **({"workers": int(job.workers)} if job.workers else {}),
+        **({"training_name": spec.training} if spec.training else {}),
     }
 
 

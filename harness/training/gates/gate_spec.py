@@ -18,12 +18,14 @@ from methods.gates.weights import with_training_name
 
 @dataclass(frozen=True)
 class GateSpec:
-    """Gates of a kind, for blocks of a size, in a file named by a pattern. q_linear: an option of AttnGate."""
+    """Gates of a kind, for blocks of a size, in a file named by a pattern. q_linear: an option of AttnGate. training: the name
+    of one of several trainings."""
 
     kind: type[Gate]
     file: str
     block_size: int
     q_linear: bool = False
+    training: str | None = None
 
     @property
     def file_name(self) -> str:
@@ -51,10 +53,11 @@ def gate_spec(settings: Settings) -> GateSpec:
             decoding = build_decode_method(replace(settings, as_released=False))  # gates are of the settings as they stand
             return GateSpec(*_gates("decode method", decoding, decode), decoding.block_size)
         kind, file = _gates("method", methods.get(settings.method), methods)
-        file = with_training_name(file, settings.method_knobs.get("gates"))
+        training = settings.method_knobs.get("gates")
+        file = with_training_name(file, training)
     except ValueError as error:
         raise as_user_error(error) from error
-    return GateSpec(kind, file, settings.block_size, bool(settings.method_knobs.get("q_linear", False)))
+    return GateSpec(kind, file, settings.block_size, bool(settings.method_knobs.get("q_linear", False)), training)
 
 
 def _gates(role: str, method: Any, registry: ModuleType) -> tuple[type[Gate], str]:

@@ -1,0 +1,103 @@
+"""Accuracy by the tokens that gates were trained on, one picture a model, length and seed of the samples."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+
+from harness.report.figures import picture_rows, style
+from harness.report.gate_curve import NAME, CurvePoint
+from harness.report.rows import Row
+from harness.study.columns import AVERAGE
+
+Panel = tuple[str, str, int, int]
+"""Model, device, length and seed of the samples: what one picture holds."""
+
+
+def write(points: Sequence[CurvePoint], rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write `gate_curve.png`, or a numbered picture for each of several panels. Nothing is written where no panel has trainings
+    of different lengths."""
+    panels: dict[Panel, list[CurvePoint]] = defaultdict(list)
+    for point in points:
+        panels[point.model, point.device, point.length, point.samples_seed].append(point)
+    shown = {panel: members for panel, members in panels.items() if len({point.tokens for point in members}) > 1}
+    paths = []
+    for number, (panel, members) in enumerate(sorted(shown.items())):
+        name = "gate_curve.png" if len(shown) == 1 else f"gate_curve_{number}.png"
+        paths.append(_draw(panel, members, _beside(panel, rows, members), folder / name))
+    return paths
+
+
+def _beside(panel: Panel, rows: Sequence[Row], points: Sequence[CurvePoint]) -> list[Row]:
+    """Return the average rows of a panel that no training of the study made: dense attention, other methods, older weights."""
+    names = {point.training for point in points}
+    return [
+        row
+        for row in rows
+        if row.task == AVERAGE
+        and row.score is not None
+        and (row.model, row.device, row.length, row.seed) == panel
+        and row.knobs.get(NAME) not in names
+    ]
+
+
+def _draw(panel: Panel, points: Sequence[CurvePoint], beside: Sequence[Row], path: Path) -> Path:
+    model, device, length, seed = panel
+    recipes: dict[tuple[str, float], list[CurvePoint]] = defaultdict(list)
+    for point in points:
+        recipes[point.text, point.lr].append(point)
+    with matplotlib.rc_context(style.RC):
+        figure = style.new_figure(7.8, 4.6)
+        axes = figure.add_subplot()
+        for number, ((text, lr), members) in enumerate(sorted(recipes.items())):
+            _draw_recipe(axes, members, style.PALETTE[number % len(style.PALETTE)], f"{text}, learning rate {lr:g}")
+        for number, row in enumerate(sorted(beside, key=lambda row: -row.scored.accuracy)):
+            colour = style.INK if row.is_baseline else style.PALETTE[-1 - number % len(style.PALETTE)]
+            name = row.method if row.is_baseline or NAME not in row.knobs else f"{row.method}, as it ships"
+            axes.axhline(row.scored.percent, color=colour, linewidth=1.2, linestyle=style.DENSE_DASH, zorder=1)
+            axes.annotate(
+                name,
+                (1.0, row.scored.percent),
+                xycoords=("axes fraction", "data"),
+                fontsize=8.5,
+                color=colour,
+                ha="right",
+                va="bottom",
+            )
+        axes.set_xscale("log")
+        axes.set_xlabel("tokens that the gates were trained on (millions)")
+        ticks = sorted({point.tokens for point in points})
+        axes.set_xticks(ticks, [f"{tick / 1e6:.3g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylabel("accuracy (%)")
+        axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+        style.set_title(figure, f"{model}: accuracy by training of the gates, {style.tokens(length)} tokens")
+        counts = picture_rows.count_range((point.samples for point in points), "–")
+        style.set_small_print(
+            figure,
+            f"Mean over tasks, {counts} samples of seed {seed} a point. Bars: 95 % interval of an accuracy, wider than that of "
+            f"a difference in pairs. Lines go through the means of seeds. Measured on {device}.",
+        )
+    return style.save(figure, path)
+
+
+def _draw_recipe(axes: Axes, points: Sequence[CurvePoint], colour: str, label: str) -> None:
+    """Draw the points of one recipe, and a line through the means of those with as many tokens."""
+    by_tokens: dict[int, list[float]] = defaultdict(list)
+    for point in points:
+        by_tokens[point.tokens].append(100 * point.accuracy)
+    xs = sorted(by_tokens)
+    axes.plot(xs, [sum(by_tokens[x]) / len(by_tokens[x]) for x in xs], color=colour, linewidth=1.6, label=label, zorder=3)
+    seeds: dict[int, int] = defaultdict(int)
+    for point in points:
+        aside = 1 + 0.03 * seeds[point.tokens]  # so that the bars of several seeds are told apart
+        seeds[point.tokens] += 1
+        y, low, high = 100 * point.accuracy, 100 * point.accuracy_low, 100 * point.accuracy_high
+        bars = [[max(0.0, y - low)], [max(0.0, high - y)]]
+        axes.errorbar(
+            [point.tokens * aside], [y], bars, fmt="o", color=colour, markersize=5, elinewidth=1, capsize=2, alpha=0.75
+        )

@@ -1,0 +1,72 @@
+"""The curve of trainings: which rows belong to which training, and the picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from harness.report.figures import gate_curve as picture
+from harness.report.gate_curve import curve_points, trainings, write_points
+from harness.report.rows import Origin, Row
+from harness.study.columns import AVERAGE
+from harness.study.schema import GateStepRecord
+from harness.study.store import Store
+from harness.study.verdict import Score
+
+ABOUT = {"model": "toy", "lr": 3e-3, "rows": "mixture", "seed": 0}
+
+
+def record_training(store: Store, name: str, tokens: int, *, steps: int, recorded: int | None = None) -> None:
+    for step in range(recorded or steps):
+        about = ABOUT | {"training_name": name, "steps": steps} if step == 0 else None
+        store.gate_steps.append(
+            GateStepRecord(
+                training=f"id-{name}",
+                run="run",
+                step=step,
+                loss=1.0 / (step + 1),
+                recall=0.5,
+                lr=1e-3,
+                tokens=tokens * (step + 1) // steps,
+                grad_norm=1.0,
+                seconds=0.1,
+                about=about,
+                date="2026-11-30",
+            )
+        )
+
+
+def average(name: str | None, accuracy: float) -> Row:
+    origin = Origin("card", None, None, None, None, None, "2026-11-30")
+    return Row(
+        study="curve",
+        arm=f"arm-{name}",
+        model="toy",
+        method="seer",
+        knobs={"gates": name},
+        sparsity=0.9,
+        length=4096,
+        seed=0,
+        dtype="float32",
+        block_size=64,
+        task=AVERAGE,
+        samples=32,
+        origin=origin,
+        score=Score(accuracy, accuracy - 0.1, accuracy + 0.1),
+    )
+
+
+def test_points_are_the_trainings_that_ended_with_the_rows_of_their_weights(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record_training(store, "short", 1000, steps=2)
+    record_training(store, "long", 4000, steps=20)
+    record_training(store, "killed", 9000, steps=3, recorded=2)
+    assert [(training.name, training.tokens) for training in trainings(store)] == [("short", 1000), ("long", 4000)]
+    assert trainings(store)[1].loss == (1 / 19 + 1 / 20) / 2  # the last tenth
+    rows = [average("long", 0.8), average("short", 0.6), average("killed", 0.7), average(None, 0.5)]
+    rows += [replace(rows[0], task="vt"), replace(rows[0], model="another")]
+    points = curve_points(store, rows)
+    assert [(point.training, point.tokens, point.accuracy) for point in points] == [("short", 1000, 0.6), ("long", 4000, 0.8)]
+    assert write_points(tmp_path / "gate_curve.csv", points).read_text().count("\n") == 3
+    assert [path.name for path in picture.write(points, rows, tmp_path)] == ["gate_curve.png"]
+    assert picture.write(points[:1], rows, tmp_path) == []  # one length of training is no curve
