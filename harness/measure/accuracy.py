@@ -72,7 +72,7 @@ def _has_verdict(state: Record | None, checks: Set[str]) -> bool:
 
 def cell_of(context: RunContext, arm: RunnableArm, task_name: str) -> Cell:
     """Return the cell of an arm on a task."""
-    version, text, files = registry.get(task_name).version, context.text_of([task_name]), context.files(task_name)
+    version, text, files = registry.get(task_name).version(context.chat), context.text_of([task_name]), context.files(task_name)
     return Cell(arm.identity, Samples(task_name, version, text, context.chat, files, context.question))
 
 

@@ -13,16 +13,15 @@ import msgspec
 from harness.core.files import write_atomically
 from harness.tasks.sample import Sample
 
-VERSION = 1
-"""Raised when the generator's samples change; part of every cache file's name and of every cell's identity."""
 FOLDER = Path(".cache/samples")
 """Where samples are stored, below the working folder."""
 log = logging.getLogger(__name__)
 
 
-def cache_file(folder: Path, task: str, length: int, *determinants: object) -> Path:
-    """Return the path of the samples of a task and length that `determinants` (seed, prose, tokenizer, …) determine."""
-    digest = hashlib.sha256(json.dumps([VERSION, *map(str, determinants)]).encode()).hexdigest()[:12]
+def cache_file(folder: Path, task: str, length: int, version: int, *determinants: object) -> Path:
+    """Return the path of the samples of a task and length that the version of its generator and `determinants` (seed, prose,
+    tokenizer, …) determine."""
+    digest = hashlib.sha256(json.dumps([version, *map(str, determinants)]).encode()).hexdigest()[:12]
     return folder / f"{task}-{length}-{digest}.jsonl"
 
 
@@ -43,8 +42,10 @@ def read(path: Path) -> dict[int, Sample]:
 def write(path: Path, samples: dict[int, Sample]) -> None:
     """Replace the file whole or not at all.
 
-    Where the context ends is read off the prompt, and not stored: files are the same as before anybody asked for it.
+    Where the context ends is read off the prompt, and not stored, nor are turns where there is one: files are the same as before
+    anybody asked for either.
     """
     rows = [asdict(samples[i]) for i in sorted(samples)]
-    lines = [json.dumps({k: v for k, v in row.items() if k != "context"}, ensure_ascii=False) for row in rows]
+    stored = [{k: v for k, v in row.items() if k != "context" and (k, v) != ("turns", 1)} for row in rows]
+    lines = [json.dumps(row, ensure_ascii=False) for row in stored]
     write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))

@@ -12,11 +12,12 @@ from harness.tasks.frozen_template import draws_at_random, freeze
 
 
 def wrap(tokenizer: Any, text: str, prefix: str, chat: bool) -> str:
-    """Return the prompt: text and answer prefix, inside the model's chat template if `chat`.
+    """Return the prompt: the text, as a user's message in the model's chat template if `chat`, and the answer prefix after it as
+    it is, with the space that it begins with.
 
     Raises UserError where the tokenizer has no template, or one that can't be filled, or that draws at random.
     """
-    return _user_turn(tokenizer, text) + prefix.lstrip() if chat else text + prefix
+    return (_user_turn(tokenizer, text) if chat else text) + prefix
 
 
 def check_template(tokenizer: Any) -> None:
@@ -24,23 +25,24 @@ def check_template(tokenizer: Any) -> None:
     wrap(tokenizer, "0", "", chat=True)
 
 
-def template_twice(prompt: str, tokenizer: Any) -> str | None:
-    """Return None if the model's chat template was applied at most once, else what is wrong."""
+def template_twice(prompt: str, tokenizer: Any, turns: int = 1) -> str | None:
+    """Return None if the model's chat template was applied at most once for each of a prompt's `turns`, else what is wrong."""
     turn = answer_turn(tokenizer)
     count = prompt.count(turn) if turn else 0
-    return f"the chat template was applied {count} times; once is right" if count > 1 else None
+    right = "once is" if turns == 1 else f"{turns} are"
+    return f"the chat template was applied {count} times; {right} right" if count > turns else None
 
 
-def bos_allowed(prompt: str, tokenizer: Any) -> int:
-    """Return how many BOS tokens a prompt may have.
+def bos_allowed(prompt: str, tokenizer: Any, turns: int = 1) -> int:
+    """Return how many BOS tokens a prompt of so many user's turns may have.
 
-    That is one, or in a chat template as many as it writes, where a token that begins every turn is called BOS (SmolLM2's
-    <|im_start|>).
+    That is one, or in a chat template as many as it writes for each of them, where a token that begins every turn is called BOS
+    (SmolLM2's <|im_start|>).
     """
     turn, bos = answer_turn(tokenizer), tokenizer.bos_token
     if not turn or bos is None or turn not in prompt:
         return 1
-    return _template_bos(tokenizer, str(tokenizer.chat_template), str(bos))
+    return turns * _template_bos(tokenizer, str(tokenizer.chat_template), str(bos))
 
 
 def answer_turn(tokenizer: Any) -> str:

@@ -18,12 +18,12 @@ def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = Non
     """Return None for a sound sample, else what is wrong with it.
 
     A sound prompt has one BOS (none where the tokenizer sets none), leaves room for the answer, is not cut, and is in a chat
-    template at most once. Where its task puts them there, every answer (of a question about documents: every document that
+    template at most once, or once for each of its turns. Where its task puts them there, every answer (of a question about documents: every document that
     answers it) is in the text before the question. `ids` are the token ids that the model will see; None: those of the text.
     """
     ids = encode(tokenizer, sample.prompt) if ids is None else ids
     bos = tokenizer.bos_token_id
-    allowed = bos_allowed(sample.prompt, tokenizer)
+    allowed = bos_allowed(sample.prompt, tokenizer, sample.turns)
     if bos is not None and (ids.count(bos) > allowed or list(ids[:2]) == [bos, bos]):
         right = "one" if allowed == 1 else f"{allowed}, as in the chat template"
         return f"{ids.count(bos)} BOS tokens in the prompt; there must be {right}"
@@ -31,7 +31,8 @@ def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = Non
         return "no BOS token in front of the prompt, where this tokenizer sets one; there must be one"
     if len(ids) + sample.max_new_tokens > sample.length:
         return f"prompt of {len(ids)} tokens and {sample.max_new_tokens} to generate exceed length {sample.length}"
-    if (problem := truncated(sample.prompt, ids, tokenizer) or template_twice(sample.prompt, tokenizer)) is not None:
+    problem = truncated(sample.prompt, ids, tokenizer) or template_twice(sample.prompt, tokenizer, sample.turns)
+    if problem is not None:
         return problem
     for text in sample.evidence or (sample.answers if sample.verbatim else ()):
         if text not in sample.prompt[: sample.context]:

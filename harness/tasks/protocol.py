@@ -10,17 +10,17 @@ from harness.tasks.sample import Sample
 class Task(Protocol):
     """A task by name.
 
-    version: raised when its samples change. fixed: it has as many samples as its data has, of lengths of their own. stop: text
+    first_version: the version of its first samples. fixed: it has as many samples as its data has, of lengths of their own. stop: text
     whose token ends an answer and never begins one, beside the model's own. asks: a question follows the context, so that the
     context can be prefilled without it (question=after). `data` is the group of settings of that name: haystack, words, dir,
-    and whether prompts are in a chat template.
+    whether prompts are in a chat template, and how their sizes are chosen.
     """
 
     @property
     def name(self) -> str: ...
 
     @property
-    def version(self) -> str: ...
+    def first_version(self) -> str: ...
 
     @property
     def fixed(self) -> bool: ...
@@ -30,6 +30,10 @@ class Task(Protocol):
 
     @property
     def asks(self) -> bool: ...
+
+    def version(self, chat: bool) -> str:
+        """Return the version of its samples, in the model's chat template or without one: another where they have changed."""
+        ...
 
     def score(self, prediction: str, sample: Sample) -> float:
         """Return the score of an answer, in [0, 1]."""

@@ -14,7 +14,8 @@ class Sample:
     from. classes: those an answer is chosen from. cut: the tokens that a task cuts from too long a prompt by its own rules.
     verbatim: every answer stands in the prompt word for word. evidence: texts that must stand in the prompt in place of the
     answers. context: how many characters of the prompt come before its question (see `tasks.context`), None where no question
-    follows the context.
+    follows the context. turns: how often the model's chat template is in the prompt, where it is: twice where a worked example
+    is a turn of its own.
     """
 
     task: str
@@ -31,3 +32,4 @@ class Sample:
     verbatim: bool = True
     evidence: tuple[str, ...] = ()
     context: int | None = None
+    turns: int = 1

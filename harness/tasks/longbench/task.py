@@ -29,8 +29,12 @@ class LongBenchTask:
     """
 
     name: str
-    version = f"longbench-{VERSION}"
+    first_version = "longbench-1"
     fixed = True
+
+    def version(self, chat: bool) -> str:
+        """Return the version of its samples, the same with and without a chat template."""
+        return f"longbench-{VERSION}"
 
     @property
     def dataset(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.tasks.context import last_place, question_opening
 from harness.tasks.files import DataFile
@@ -75,6 +75,13 @@ def make_builder(
         assert questions is not None
         return DocumentQA(questions)
     return NEEDLES[task] if task in NEEDLES else OTHERS[task](length, words, more_words)
+
+
+def fitted(builder: Builder | DocumentQA, tokenizer: Any) -> Builder | DocumentQA:
+    """Return the builder with what depends on the tokenizer: the size of vt's worked example."""
+    if not isinstance(builder, VariableTracking):
+        return builder
+    return builder.fitted(lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]))
 
 
 def smallest_size(task: str) -> int:

@@ -10,11 +10,14 @@ from typing import Any
 
 from harness.core.errors import UserError
 from harness.core.input_files import input_file, parse_json, read_bytes
+from harness.core.sizing import FULL
 from harness.tasks import cache, files
 from harness.tasks.haystack import load_haystack
 from harness.tasks.names import check_name
 from harness.tasks.ruler import builders, question_sets
+from harness.tasks.ruler.release_sizing import ReleaseSizer
 from harness.tasks.ruler.sizing import Sizer
+from harness.tasks.ruler.versions import version
 from harness.tasks.ruler.word_counts import least_words
 from harness.tasks.sample import Sample
 from harness.tasks.tokenizer_hash import template_hash, tokenizer_hash
@@ -34,8 +37,11 @@ def get_samples(
     folder: str | None = None,
     cache_dir: Path | None = None,
     chat_template: bool = False,
+    sizing: str = FULL,
 ) -> list[Sample]:
     """Return the first `n` samples of `task` at `length` tokens, prompt and answer together.
+
+    sizing: how long prompts are, see `harness.core.sizing`.
 
     Sample i depends on (seed, task, length, i), the prose, the files and the tokenizer, and on nothing else. With `cache_dir`
     samples are stored on disk, and only those not there yet are built. `folder` has the files of those tasks that read any (see
@@ -56,12 +62,14 @@ def get_samples(
     samples: dict[int, Sample] = {}
     if cache_dir is not None:
         template = template_hash(tokenizer) if chat_template else False
-        determinants = (seed, prose.name if prose else None, words_hash, template, tokenizer_hash(tokenizer))
-        path = cache.cache_file(Path(cache_dir), task, length, *determinants, *data_files(task, folder).values())
+        determinants = [seed, prose.name if prose else None, words_hash, template, tokenizer_hash(tokenizer)]
+        determinants += [*data_files(task, folder).values(), *([] if sizing == FULL else [sizing])]
+        path = cache.cache_file(Path(cache_dir), task, length, version(task, chat_template), *determinants)
         samples = cache.read(path)
     missing = [i for i in range(n) if i not in samples]
     if missing:
-        sizer = Sizer(task, builder, tokenizer, length, seed, prose, chat_template)
+        make_sizer = Sizer if sizing == FULL else ReleaseSizer
+        sizer = make_sizer(task, builders.fitted(builder, tokenizer), tokenizer, length, seed, prose, chat_template)
         samples |= {i: sizer.sample(i) for i in missing}
         if path is not None:
             cache.write(path, samples)

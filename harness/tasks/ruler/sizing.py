@@ -7,10 +7,12 @@ import random
 from typing import Any
 
 from harness.core.errors import UserError
+from harness.core.sizing import FULL
 from harness.tasks.chat_template import wrap
 from harness.tasks.haystack import Haystack
 from harness.tasks.ruler.builders import Builder, smallest_size
 from harness.tasks.ruler.qa import DocumentQA
+from harness.tasks.ruler.word_counts import CommonWords
 from harness.tasks.sample import Sample
 from harness.tasks.tokens import encode
 
@@ -24,6 +26,8 @@ def stream(seed: int, task: str, length: int, index: int | str) -> random.Random
 class Sizer:
     """Finds how large the haystack of one task at one length may be, once, and builds samples of that size."""
 
+    sizing = FULL
+
     def __init__(
         self,
         task: str,
@@ -36,7 +40,7 @@ class Sizer:
     ) -> None:
         self.task, self.builder, self.tokenizer, self.length, self.seed = task, builder, tokenizer, length, seed
         self.prose, self.chat = prose, chat
-        self.room = length - builder.max_new_tokens
+        self.room, self.smallest = length - builder.max_new_tokens, smallest_size(task)
         self.most: int | None = getattr(builder, "most", None)
         self._size: int | None = None
 
@@ -47,23 +51,34 @@ class Sizer:
     def tokens(self, size: int, index: int | str) -> tuple[int, str, list[str]]:
         """Return (tokens, prompt, answers) of sample `index` with a haystack of `size`."""
         rng = stream(self.seed, self.task, self.length, index)
-        text, prefix, answers = self.builder_of(index).build(rng, size, self.prose)
-        prompt = wrap(self.tokenizer, text, prefix, self.chat)
+        builder = self.builder_of(index)
+        examples = builder.examples(rng) if isinstance(builder, CommonWords) else ()
+        text, prefix, answers = builder.build(rng, size, self.prose)
+        prompt = "".join(wrap(self.tokenizer, *turn, self.chat) for turn in (*examples, (text, prefix)))
         return len(encode(self.tokenizer, prompt)), prompt, answers
 
     @property
     def size(self) -> int:
+        """Return `find_size()`, found once."""
+        if self._size is None:
+            self._size = self.find_size()
+        return self._size
+
+    def find_size(self) -> int:
         """Return the largest size at which a sizing sample fits: a false-position search, since tokens grow almost linearly.
 
         Raises UserError where not even the smallest fits.
         """
-        if self._size is None:
-            self._size = self._narrow(*self._bracket())
-        return self._size
+        return self._narrow(*self._bracket())
+
+    def smaller(self, size: int, tokens: int) -> int:
+        """Return the size that follows where a sample of `size` has more tokens than fit: as much smaller as it is too long."""
+        over = (tokens - self.room) / tokens
+        return min(size - 1, int(size * (1 - 1.2 * over)))
 
     def _bracket(self) -> tuple[int, int, int, int]:
         """Return (size that fits, its tokens, size that doesn't, its tokens); both sizes the same where the largest fits."""
-        smallest = smallest_size(self.task)
+        smallest = self.smallest
         low, at_low = smallest, self.tokens(smallest, "sizing")[0]
         if at_low > self.room:
             shortest = at_low + self.builder.max_new_tokens
@@ -103,7 +118,7 @@ class Sizer:
 
         Raises UserError where it doesn't fit at the smallest size.
         """
-        size, smallest = self.size, smallest_size(self.task)
+        size, smallest = self.size, self.smallest
         while True:
             tokens, prompt, answers = self.tokens(size, index)
             if tokens <= self.room:
@@ -111,11 +126,12 @@ class Sizer:
             if size <= smallest:
                 shortest = tokens + self.builder.max_new_tokens
                 raise UserError(f"length={self.length} is too short for {self.task}: sample {index} needs {shortest}")
-            over = (tokens - self.room) / tokens
-            size = max(smallest, min(size - 1, int(size * (1 - 1.2 * over))))
+            size = max(smallest, self.smaller(size, tokens))
         haystack = self.prose.name if self.prose is not None else getattr(self.builder, "source", "synthetic")
         if self.most is not None and size >= self.most:
             haystack = getattr(self.builder, "capped", haystack)
+        if self.sizing != FULL:
+            haystack += f" sizing={self.sizing}"
         return Sample(
             self.task,
             self.length,
@@ -127,4 +143,5 @@ class Sizer:
             tokens,
             self.seed,
             evidence=getattr(self.builder_of(index), "evidence", ()),
+            turns=2 if self.chat and isinstance(self.builder, CommonWords) else 1,
         )

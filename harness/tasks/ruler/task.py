@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from harness.core.sizing import FULL
 from harness.tasks import cache
 from harness.tasks.haystack import haystack_source
+from harness.tasks.ruler import versions
 from harness.tasks.ruler.names import QUESTION_ANSWERING
 from harness.tasks.ruler.samples import data_files, get_samples
 from harness.tasks.ruler.scoring import string_match_all, string_match_part
@@ -19,10 +21,14 @@ class RulerTask:
     """One of RULER's thirteen tasks; `name` is one of ruler.names.TASKS. It keeps `Task` (harness.tasks.protocol)."""
 
     name: str
-    version = str(cache.VERSION)
+    first_version = str(versions.FIRST)
     fixed = False
     asks = True
     stop: ClassVar[str | None] = None
+
+    def version(self, chat: bool) -> str:
+        """Return the version of the task's prompts, in a chat template or without one; see `versions`."""
+        return str(versions.version(self.name, chat))
 
     def metric(self, prediction: str, answers: Sequence[str]) -> float:
         """Return RULER's string_match_part where questions are asked about documents, else its string_match_all, in [0, 1]."""
@@ -58,6 +64,7 @@ class RulerTask:
             folder=data.get("dir"),
             cache_dir=cache.FOLDER,
             chat_template=bool(data.get("chat_template")),
+            sizing=data.get("sizing") or FULL,
         )
 
     def spare(self, tokenizer: Any, length: int, n: int, seed: int, data: dict[str, Any]) -> list[Sample]:

@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import random
 import string
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from harness.tasks.haystack import Haystack
 from harness.tasks.ruler.wording import NOISE, VARIABLE_TRACKING
 
-EXAMPLE_NOISE = 5
-"""Lines of noise in the worked example, whose variables have three letters instead of five."""
+LEAST_NOISE = 5
+"""Lines of noise that a chain needs."""
+EXAMPLE_TOKENS = 500
+"""Tokens that the worked example may have without its answer, at every length. Its variables have three letters, not five."""
 
 
 @dataclass(frozen=True)
 class VariableTracking:
-    """A chain of variables (vt): `hops` assignments follow the first, which has the value that is asked for."""
+    """A chain of variables (vt): `hops` assignments follow the first, which has the value that is asked for.
+
+    example_noise: lines of noise in the worked example.
+    """
 
     hops: int = 4
+    example_noise: int = LEAST_NOISE
     max_new_tokens: int = VARIABLE_TRACKING.tokens_to_generate
     needs_prose: bool = False
 
+    def fitted(self, count_tokens: Callable[[str], int]) -> VariableTracking:
+        """Return the builder whose worked example has the most noise that EXAMPLE_TOKENS have room for, by the tokenizer: twelve
+        lines, or about as many. Where not even the least fits, where NVIDIA's code never ends, it has that."""
+
+        def tokens(noise: int) -> int:
+            text, prefix, _ = self._chain(random.Random(0), noise, letters=3)
+            return count_tokens(text + prefix)
+
+        at_least = tokens(LEAST_NOISE)
+        sizes = range(LEAST_NOISE, max(2, 3 * EXAMPLE_TOKENS // at_least) * LEAST_NOISE)
+        fitting = bisect_right(sizes, EXAMPLE_TOKENS, key=tokens)
+        return replace(self, example_noise=sizes[max(0, fitting - 1)])
+
     def build(self, rng: random.Random, size: int, prose: Haystack | None = None) -> tuple[str, str, list[str]]:
-        """Return (text, answer prefix, answers) with `size` lines of noise."""
-        text, prefix, names = self._chain(rng, EXAMPLE_NOISE, letters=3)
+        """Return (text, answer prefix, answers) with `size` lines of noise. The worked example is in the text: in NVIDIA's code too
+        it is a part of the question's turn."""
+        text, prefix, names = self._chain(rng, self.example_noise, letters=3)
         example = f"{text}{prefix} {' '.join(names)}\n\n"
         text, prefix, names = self._chain(rng, size, letters=5)
         return example + text, prefix, names

@@ -53,13 +53,16 @@ class CommonWords:
         """Return the words that lists are drawn from as long as there are enough."""
         return vocabulary() if self.words is None else self.words
 
-    def build(self, rng: random.Random, size: int, prose: Haystack | None = None) -> tuple[str, str, list[str]]:
-        """Return (text, answer prefix, answers) with `size` distinct words, after one worked example."""
+    def examples(self, rng: random.Random) -> tuple[tuple[str, str], ...]:
+        """Return the worked example: its text, and the whole answer. It comes before the question's text, in a turn of its own."""
         listed, common = self._list(rng, EXAMPLE_WORDS[self.short], *((3, 1) if self.short else (10, 3)))
-        example = COMMON_WORDS.template.format(context=listed) + COMMON_WORDS.answer_prefix
-        example += " " + " ".join(f"{i + 1}. {word}" for i, word in enumerate(common))
+        answer = " ".join(f"{i + 1}. {word}" for i, word in enumerate(common))
+        return ((COMMON_WORDS.template.format(context=listed), f"{COMMON_WORDS.answer_prefix} {answer}\n"),)
+
+    def build(self, rng: random.Random, size: int, prose: Haystack | None = None) -> tuple[str, str, list[str]]:
+        """Return (text, answer prefix, answers) with `size` distinct words."""
         listed, common = self._list(rng, size, *((6, 1) if self.short else (30, 3)))
-        return f"{example}\n{COMMON_WORDS.template.format(context=listed)}", COMMON_WORDS.answer_prefix, common
+        return COMMON_WORDS.template.format(context=listed), COMMON_WORDS.answer_prefix, common
 
     def _list(self, rng: random.Random, distinct: int, common: int, rare: int) -> tuple[str, list[str]]:
         """Return a numbered list of `distinct` words, ten of them `common` times and the others `rare` times, and the ten."""
