@@ -55,3 +55,10 @@ def torch_dtype(choice: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, choice)
     return dtype
+
+
+def is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured: nothing may wait for the device meanwhile."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from harness.core import devices
 from harness.core.errors import UserError
 from harness.models.masks import LayerMask, MaskFunction, window_of
 
@@ -194,6 +195,8 @@ def _key_mask(attention_mask: Tensor | None, q_length: int, kv_length: int) -> T
         raise UserError(f"attention_mask covers {attention_mask.shape[1]} tokens of {kv_length}: give all, or no mask")
     if q_length == 1:
         return attention_mask if kv_length > 1 else None
+    if devices.is_capturing():
+        return None  # of a CUDA graph, whose maker gives a mask of ones (harness.training.gates.capture)
     if not bool(attention_mask.all()):  # waits for the device, once a prompt, and only where a mask is given
         raise UserError(
             "padding in the prompt is not supported: a selection would count padding as text; run prompts of different "

@@ -9,6 +9,7 @@ import torch
 from attention_kernels.dense import dense_attention, sliding_window_attention
 from torch import Tensor
 
+from harness.core import devices
 from harness.core.errors import UserError
 from harness.models.attention_interface import Implementation, attach, detach
 
@@ -41,7 +42,9 @@ class Capture:
     @torch.no_grad()
     def run(self, tokens: Tensor) -> None:
         """Run one forward pass over tokens [B,N] int64 without padding; nothing of it stays but what `visit` stores."""
-        self.model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+        # where transformers may not wait for the device it takes positions for those of packed texts, unless given a mask
+        mask = {"attention_mask": torch.ones_like(tokens)} if devices.is_capturing() else {}
+        self.model(input_ids=tokens, use_cache=False, logits_to_keep=1, **mask)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
         """Show a layer, and return its dense attention."""

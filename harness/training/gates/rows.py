@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -131,9 +131,19 @@ def corpora_of(text: TextPart, tokenizer: Any, tokens: tuple[int, int], seeds: t
     """Return what two mixtures of so many tokens draw their prose and words from: all of the text, or stretches of it."""
     sizes = [max(CORPUS_BYTES, TOKEN_BYTES * count) for count in tokens]
     if text.size <= min(sizes):
-        return [build_corpus(text.stretches(text.size, STRETCH_BYTES, random.Random()), tokenizer)] * 2
-    stretches = (text.stretches(size, STRETCH_BYTES, random.Random(s)) for size, s in zip(sizes, seeds, strict=True))
-    return [build_corpus(texts, tokenizer) for texts in stretches]
+        return [_whole_corpus(text, tokenizer)] * 2
+    return [
+        _whole_corpus(text, tokenizer)
+        if text.size <= size
+        else build_corpus(text.stretches(size, STRETCH_BYTES, random.Random(seed)), tokenizer)
+        for size, seed in zip(sizes, seeds, strict=True)
+    ]
+
+
+@lru_cache(maxsize=1)  # the worker processes of a training are forked with it
+def _whole_corpus(text: TextPart, tokenizer: Any) -> Corpus:
+    """Return all of a text, tokenised."""
+    return build_corpus(text.stretches(text.size, STRETCH_BYTES, random.Random()), tokenizer)
 
 
 def from_books(tokenizer: Any, text: TextPart, rng: random.Random, length: int) -> Tensor:

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers.utils import import_utils
 
+from harness.core import devices
 from harness.core.errors import UserError
 from harness.models.loading import wrap_model
+from harness.training.gates.capture import Capture
 from harness.training.gates.row_workers import WORKER_SEEDS, batches, drawn_by_workers
 from harness.training.gates.rows import Rows
 from harness.training.gates.step_graph import PassGraphs
-from tests.harness.training.test_distill import sharp_llama, topics, train
+from tests.harness.training.test_distill import VOCAB, sharp_llama, topics, train
 
 
 def numbers(seed: int) -> Rows:
@@ -40,9 +43,21 @@ def test_graphs_are_refused_where_they_cannot_be() -> None:
         PassGraphs(one_pass, lambda: 1.0, wrap_model(sharp_llama(), None, name="toy"))
 
 
+def test_a_pass_that_is_captured_shows_the_same_queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Tensor] = []
+    with Capture(sharp_llama().eval(), lambda layer, q, k, scale: shown.extend((q, k))) as capture:
+        tokens = torch.randint(VOCAB, (2, 100), generator=torch.Generator().manual_seed(0))
+        capture.run(tokens)
+        monkeypatch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)  # as transformers sees it
+        monkeypatch.setattr(devices, "is_capturing", lambda: True)
+        capture.run(tokens)
+    assert len(shown) == 8
+    assert all(torch.equal(one, other) for one, other in zip(shown[:4], shown[4:], strict=True))
+
+
 @pytest.mark.gpu
 def test_replayed_passes_train_the_same_gates(tmp_path: Path) -> None:
-    loaded = wrap_model(sharp_llama().to("cuda"), None, name="toy")
+    loaded = wrap_model(sharp_llama(), None, name="toy", device="cuda")
     options = {"steps": 8, "block_size": 16, "warmup": 2}
     eager = train(loaded, topics(), out=tmp_path / "eager", **options)
     graph = train(loaded, topics(), out=tmp_path / "graph", cuda_graph=True, **options)
