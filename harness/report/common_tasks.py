@@ -1,48 +1,105 @@
-"""Average rows that may stand beside each other: means over one set of tasks."""
+"""Rows that may stand beside each other: of one set of tasks, and on the same prompts."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from harness.report.averages import mean_score
+from harness.report.density_match import judge_densities
+from harness.report.prompt_sets import Prompts, PromptSet, prompt_sets
+from harness.report.rescored import average_of, task_on
 from harness.report.rows import Row
 from harness.study.columns import AVERAGE
 
 TaskData = tuple[str, str]
 """A task, and the data that it was made of: of other data (a subset of it, another text) it is another task."""
+TasksOf = Mapping[str | None, list[Row]]
+"""Rows of single tasks by the group of their average."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Rows that may stand beside each other where model, device, length, question and `prompt_set` are equal.
+
+    averages: of one set of tasks and prompts each. tasks: the rows of single tasks behind them, of the same group and
+    `prompt_set`. left_out: averages that have no place beside any other.
+    """
+
+    averages: list[Row]
+    tasks: list[Row]
+    left_out: list[Row]
 
 
 def comparable(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Return the average rows with an accuracy, brought to one set of tasks for each model, length and time of the question,
-    and those left out.
+    """Return the averages that may stand beside each other, and those left out: see `compared_rows`."""
+    compared = compared_rows(rows)
+    return compared.averages, compared.left_out
 
-    The set is the one most sparse arms have (of equals, the larger). An arm with more tasks is averaged over that set
-    alone, and compared with nothing; an arm without some of it can't be compared and is left out. Accuracy and interval are
-    those of the set.
+
+def compared_rows(rows: Sequence[Row]) -> Compared:
+    """Return the rows with an accuracy, brought to one set of tasks and prompts for each model, device, length and time of the
+    question.
+
+    The tasks are those that most sparse arms have (of equals, the larger set); an arm without some of them can't be compared
+    and is left out. The prompts of these tasks are `prompt_sets`: an arm stands in each set whose prompts it saw, with accuracy
+    and densities on those alone. In the first of several sets `prompt_set` is empty, in the others it says how many prompts
+    they have. An arm with more tasks or prompts than are compared is compared with dense attention no longer.
     """
     task_rows, averages = _by_group(rows)
-    panels: dict[tuple[str, int, str], list[Row]] = defaultdict(list)
+    panels: dict[tuple[str, str, int, str], list[Row]] = defaultdict(list)
     for row in averages:
-        panels[row.model, row.length, row.question].append(row)
-    compared: list[Row] = []
-    left_out: list[Row] = []
+        panels[row.model, row.device, row.length, row.question].append(row)
+    compared = Compared([], [], [])
     for panel in panels.values():
-        sets = {row.group: frozenset(map(_task_data, task_rows[row.group])) for row in panel}
-        votes = Counter(sets[row.group] for row in panel if not row.is_baseline) or Counter(sets.values())
-        common = max(votes, key=lambda tasks: (votes[tasks], len(tasks), sorted(tasks)))
-        for row in panel:
-            if sets[row.group] == common:
-                compared.append(row)
-            elif sets[row.group] > common:
-                compared.append(_average_over(row, [task for task in task_rows[row.group] if _task_data(task) in common]))
-            else:
-                left_out.append(row)
-    return compared, left_out
+        _compare_panel(panel, task_rows, compared)
+    return compared
 
 
-def _by_group(rows: Sequence[Row]) -> tuple[dict[str | None, list[Row]], list[Row]]:
+def _compare_panel(panel: Sequence[Row], task_rows: TasksOf, compared: Compared) -> None:
+    """Add the rows of one panel to those that are compared."""
+    by_group, left_out = _on_common_tasks(panel, task_rows)
+    arms = {row.group or "": row for row in panel if row.group in by_group}
+    seen = {group: _prompts(by_group[row.group]) for group, row in arms.items()}
+    sparse = {group: prompts for group, prompts in seen.items() if not arms[group].is_baseline}
+    sets = prompt_sets(sparse, {group: prompts for group, prompts in seen.items() if group not in sparse})
+    placed = {group for prompt_set in sets for group in prompt_set.arms}
+    compared.left_out.extend([*left_out, *(row for group, row in arms.items() if group not in placed)])
+    for prompt_set, title in zip(sets, _titles(sets), strict=True):
+        averages = []
+        for average in (row for group, row in arms.items() if group in prompt_set.arms):
+            tasks = [task_on(row, prompt_set.prompts) for row in by_group[average.group]]
+            if list(map(id, tasks)) != list(map(id, task_rows.get(average.group, []))):
+                average = average_of(average, tasks)
+            averages.append(replace(average, prompt_set=title) if title else average)
+            compared.tasks.extend(replace(row, prompt_set=title) if title else row for row in tasks)
+        compared.averages.extend(judge_densities(averages))
+
+
+def _on_common_tasks(panel: Sequence[Row], task_rows: TasksOf) -> tuple[dict[str | None, list[Row]], list[Row]]:
+    """Return the rows of the tasks that are compared, by the group of their average, and the averages that lack some."""
+    sets = {row.group: frozenset(map(_task_data, task_rows.get(row.group, []))) for row in panel}
+    votes = Counter(sets[row.group] for row in panel if not row.is_baseline) or Counter(sets.values())
+    common = max(votes, key=lambda tasks: (votes[tasks], len(tasks), sorted(tasks)))
+    by_group = {
+        row.group: [task for task in task_rows.get(row.group, []) if _task_data(task) in common]
+        for row in panel
+        if sets[row.group] >= common
+    }
+    return by_group, [row for row in panel if row.group not in by_group]
+
+
+def _titles(sets: Sequence[PromptSet]) -> list[str]:
+    """Return what sets of prompts are called: the first nothing, the others by how many prompts they have."""
+    titles = [""]
+    for prompt_set in sets[1:]:
+        title = f"{len(prompt_set.prompts)} prompts"
+        number = sum(known == title or known.startswith(f"{title} (") for known in titles) + 1
+        titles.append(f"{title} ({number})" if number > 1 else title)
+    return titles[: len(sets)]
+
+
+def _by_group(rows: Sequence[Row]) -> tuple[TasksOf, list[Row]]:
     """Return the rows of single tasks with an accuracy, by group, and one average row with an accuracy of each group."""
     task_rows: dict[str | None, list[Row]] = defaultdict(list)
     averages: dict[str | None, Row] = {}
@@ -56,11 +113,9 @@ def _by_group(rows: Sequence[Row]) -> tuple[dict[str | None, list[Row]], list[Ro
     return task_rows, list(averages.values())
 
 
-def _average_over(average: Row, rows: Sequence[Row]) -> Row:
-    """Return an average row as it is over fewer tasks."""
-    samples = sum(row.samples or 0 for row in rows)
-    fewer = replace(average, score=mean_score(rows), samples=samples, tasks=len(rows))
-    return replace(fewer, p_holm=None, margin=None, noninferior=None)
+def _prompts(rows: Sequence[Row]) -> Prompts:
+    """Return the prompts behind rows of single tasks."""
+    return frozenset((row.samples_seen, index) for row in rows for index in row.answers)
 
 
 def _task_data(row: Row) -> TaskData:

@@ -1,6 +1,7 @@
 """Every line of a study beside one of them, on the same samples, and `compare_LINE.csv`.
 
-The leaderboard compares with dense; this compares methods with each other, at one model, length and sparsity asked for.
+The leaderboard compares with dense; this compares methods with each other, at one model, length and sparsity asked for, on one
+set of prompts. Rows off the density asked for are compared with nothing; of two whole numbers beside it what lies between is.
 """
 
 from __future__ import annotations
@@ -9,26 +10,21 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from harness.core.errors import UserError
-from harness.report.common_tasks import comparable
+from harness.report.at_request import at_request, is_interpolated
+from harness.report.common_tasks import compared_rows
 from harness.report.csv_file import write_csv
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.lines import rows_by_line
 from harness.report.rows import Row
 from harness.stats import scores
 from harness.stats.paired import difference_interval, mean_difference
-from harness.study.columns import AVERAGE
-from harness.study.identity import digest
 from harness.study.schema import Status
 from harness.study.store import Store
 
-SAME = ("model", "model_hash", "length", "seed", "task", "generator", "data", "chat_template", "files", "question")
-"""What of a cell's identity says which samples it saw."""
-
-Panel = tuple[str, str, int, str]
-"""What is shown together: model, device, length and when the question was asked."""
+Panel = tuple[str, str, int, str, str]
+"""What is shown together: model, device, length, when the question was asked, and the set of prompts."""
 TaskScores = Mapping[tuple[str, str], Mapping[int, float]]
 """Scores by task (with what says which samples it had) and sample."""
 
@@ -38,7 +34,9 @@ class LinePair:
     """One line beside another at one sparsity; the columns of compare_LINE.csv.
 
     difference: accuracy of `line` minus that of `beside` with its 95 % interval, each task weighing the same; both ran the same
-    `samples`. p_holm: over all lines and sparsities of one model, device, length and question.
+    `samples`. p_holm: over all lines and sparsities of one model, device, length, question and set of prompts. prompt_set:
+    empty for the one that most arms have, else how many prompts it has. interpolated: which of the two are between the rows of
+    two whole numbers, "line", "beside" or "both"; their density is then the one asked for.
     """
 
     model: str
@@ -59,37 +57,53 @@ class LinePair:
     p_holm: float
     samples: int
     status: str
+    prompt_set: str = ""
+    interpolated: str = ""
 
     @property
     def panel(self) -> Panel:
         """Return what it is shown together with."""
-        return self.model, self.device, self.length, self.question
+        return self.model, self.device, self.length, self.question, self.prompt_set
 
 
+INTERPOLATED = {(False, False): "", (True, False): "line", (False, True): "beside", (True, True): "both"}
+"""The column `interpolated`, by whether the line and the one beside it are."""
 COLUMNS = tuple(LinePair.__dataclass_fields__)
 """Columns of compare_LINE.csv, in order."""
 
 
 @dataclass(frozen=True)
 class _LineRow:
-    """An average row with the name of its line."""
+    """An average row with the name of its line and the scores behind it."""
 
     line: str
     row: Row
+    scores: TaskScores
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """The pairs of every line beside one, and the averages that are in none, as their densities are not those asked for."""
+
+    pairs: list[LinePair]
+    left_out: list[Row]
 
 
 def compare_lines(store: Store, name: str) -> list[LinePair]:
+    """Return the pairs of `comparisons`."""
+    return comparisons(store, name).pairs
+
+
+def comparisons(store: Store, name: str) -> Comparisons:
     """Compare every line and sparsity that has a partner in the line called `name` (in figures and tables, or a part of that
     which no other line of the study has). In the order of panels, sparsities and differences.
 
     Raises UserError where there is no such line, or none beside it on the same samples.
     """
-    rows = leaderboard_rows(store)
-    panels = _lines_by_panel(rows)
-    if not panels:
+    panels, left_out = _lines_by_panel(leaderboard_rows(store))
+    if not panels and not left_out:
         raise UserError(f"study={store.folder.name}: it has no accuracies of methods: nothing to compare")
-    beside = _line_called(name, sorted({named.line for panel in panels.values() for named in panel}))
-    scores_of = _scores_by_group(rows, store)
+    beside = _line_called(name, sorted({named.line for panel in panels.values() for named in panel}), left_out)
     pairs: list[LinePair] = []
     for panel in panels.values():
         partners = _by_sparsity([named for named in panel if named.line == beside])
@@ -97,15 +111,17 @@ def compare_lines(store: Store, name: str) -> list[LinePair]:
             pair
             for named in panel
             if named.line != beside and named.row.sparsity in partners
-            if (pair := _pair(named, partners[named.row.sparsity], scores_of)) is not None
+            if (pair := _pair(named, partners[named.row.sparsity])) is not None
         ]
         adjusted = scores.holm_adjusted([pair.p_value for pair in compared])
         pairs += [replace(pair, p_holm=p) for pair, p in zip(compared, adjusted, strict=True)]
     if not pairs:
         raise UserError(
             f"job.to={name}: no other line has accuracies of the same samples at a sparsity of {beside}: nothing to compare"
+            + _off_request(left_out)
         )
-    return sorted(pairs, key=lambda p: (p.model, p.device, p.question, p.length, p.sparsity, -p.difference))
+    pairs.sort(key=lambda p: (p.model, p.device, p.question, p.length, p.prompt_set, p.sparsity, -p.difference))
+    return Comparisons(pairs, left_out)
 
 
 def write_pairs(path: Path, pairs: Sequence[LinePair]) -> Path:
@@ -121,28 +137,51 @@ def by_panel(pairs: Sequence[LinePair]) -> dict[Panel, list[LinePair]]:
     return panels
 
 
-def _lines_by_panel(rows: Sequence[Row]) -> dict[Panel, list[_LineRow]]:
-    """Return the comparable averages of methods with the names of their lines, which are the same at all lengths; how a
-    question is asked moves thresholds, so it doesn't split lines."""
-    machines: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    for row in comparable(rows)[0]:
-        if not row.is_baseline:
-            machines[row.model, row.device, row.question].append(row)
+def _lines_by_panel(rows: Sequence[Row]) -> tuple[dict[Panel, list[_LineRow]], list[Row]]:
+    """Return the comparable averages of methods with the names of their lines, which are the same at all lengths, and the
+    averages off the density asked for. How a question is asked moves thresholds, so it doesn't split lines."""
+    compared = compared_rows(rows)
+    matched = at_request([row for row in compared.averages if not row.is_baseline], compared.tasks)
+    machines: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
+    for row in matched.averages:
+        machines[row.model, row.device, row.question, row.prompt_set].append(row)
+    scores_of: dict[tuple[str | None, str], dict[tuple[str, str], dict[int, float]]] = defaultdict(dict)
+    for row in matched.tasks:
+        answers = {index: answer.score for index, answer in row.answers.items()}
+        scores_of[row.group, row.prompt_set][row.task, row.samples_seen] = answers
     panels: dict[Panel, list[_LineRow]] = defaultdict(list)
-    for members in machines.values():
-        for line, line_rows in rows_by_line(members).items():
+    for (model, device, question, prompt_set), members in machines.items():
+        off = [
+            r
+            for r in matched.left_out
+            if (r.model, r.device, r.question, r.prompt_set) == (model, device, question, prompt_set)
+        ]
+        for line, line_rows in rows_by_line(members, beside=off).items():
             for row in line_rows:
-                panels[row.model, row.device, row.length, row.question].append(_LineRow(line, row))
-    return panels
+                panel = row.model, row.device, row.length, row.question, row.prompt_set
+                panels[panel].append(_LineRow(line, row, scores_of[row.group, row.prompt_set]))
+    return panels, matched.left_out
 
 
-def _line_called(name: str, lines: Sequence[str]) -> str:
-    """Return the line of that name, or else the only one whose name has it as a part. Raises UserError otherwise."""
+def _line_called(name: str, lines: Sequence[str], left_out: Sequence[Row]) -> str:
+    """Return the line of that name, or else the only one whose name has it as a part. Raises UserError otherwise; left_out:
+    rows that are no part of a line, as their densities are not those asked for."""
     fit = [line for line in lines if line == name] or [line for line in lines if name in line]
     if len(fit) == 1:
         return fit[0]
     problem = f"{len(fit)} lines have that in their names" if fit else "the study has no such line"
-    raise UserError(f"job.to={name}: {problem}; name one of: {', '.join(fit or lines)}")
+    off = "" if fit else _off_request([row for row in left_out if name in row.method or row.method in name])
+    if not fit and not lines:
+        raise UserError(f"job.to={name}: the study has no line at a density asked for{off}")
+    raise UserError(f"job.to={name}: {problem}; name one of: {', '.join(fit or lines)}{off}")
+
+
+def _off_request(rows: Sequence[Row]) -> str:
+    """Return how many rows are off the density asked for, as errors end; nothing where none is."""
+    if not rows:
+        return ""
+    names = ", ".join(sorted({row.method for row in rows}))
+    return f" ({len(rows)} rows are off the density asked for and compare with nothing: {names})"
 
 
 def _by_sparsity(members: Sequence[_LineRow]) -> dict[float | None, _LineRow]:
@@ -161,27 +200,11 @@ def _by_sparsity(members: Sequence[_LineRow]) -> dict[float | None, _LineRow]:
     return by_sparsity
 
 
-def _scores_by_group(rows: Sequence[Row], store: Store) -> dict[str | None, TaskScores]:
-    """Return the scores of all samples behind each average row, by its group."""
-    samples, cells = store.samples_of(), store.latest_cells()
-    groups: dict[str | None, dict[tuple[str, str], dict[int, float]]] = defaultdict(dict)
-    for row in rows:
-        if row.cell and row.task != AVERAGE and row.group is not None:
-            task = _samples_seen(cells[row.cell]["identity"])
-            groups[row.group][task] = {sample["index"]: sample["score"] for sample in samples.get(row.cell, [])}
-    return dict(groups)
-
-
-def _samples_seen(identity: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the task, and what is equal for cells that saw the same samples, whatever computed the answers."""
-    return identity["task"], digest({name: identity.get(name) for name in SAME})
-
-
-def _pair(named: _LineRow, partner: _LineRow, scores_of: Mapping[str | None, TaskScores]) -> LinePair | None:
+def _pair(named: _LineRow, partner: _LineRow) -> LinePair | None:
     """Compare two rows over the tasks and samples that both have; None where they have none: of another seed, say. `p_holm` is
     not adjusted yet."""
     row, beside = named.row, partner.row
-    tasks = list(_paired_tasks(scores_of[row.group], scores_of[beside.group]))
+    tasks = list(_paired_tasks(named.scores, partner.scores))
     if not tasks or row.sparsity is None:
         return None
     row_scores, beside_scores = [task[0] for task in tasks], [task[1] for task in tasks]
@@ -206,6 +229,8 @@ def _pair(named: _LineRow, partner: _LineRow, scores_of: Mapping[str | None, Tas
         p_holm=p_value,
         samples=sum(map(len, row_scores)),
         status=Status.GATED if Status.GATED in (row.status, beside.status) else Status.OK,
+        prompt_set=row.prompt_set,
+        interpolated=INTERPOLATED[is_interpolated(row), is_interpolated(beside)],
     )
 
 

@@ -70,7 +70,7 @@ def arm_but_numbers(row: Row) -> tuple[Any, ...]:
     """Return what the rows of two whole numbers beside a request agree in: everything but the numbers among their knobs."""
     rule = tuple((name, value_text(value)) for name, value in row.knobs.items() if not is_number(value))
     setting = (row.model, row.method, row.sparsity, row.length, row.seed, row.dtype, row.block_size, row.device)
-    return rule, *setting, decode_text(row.decode), row.question, row.haystack, row.task, row.tasks
+    return rule, *setting, decode_text(row.decode), row.question, row.haystack, row.task, row.tasks, row.prompt_set
 
 
 def _match(row: Row) -> Match | None:

@@ -18,7 +18,7 @@ from harness.report.averages import average_row
 from harness.report.density_match import with_matches
 from harness.report.perplexity_rows import perplexity_rows
 from harness.report.row_texts import decode_text, knobs_text
-from harness.report.rows import Row
+from harness.report.rows import Answer, Row
 from harness.report.study_records import (
     StudyRecords,
     arm_row,
@@ -31,6 +31,7 @@ from harness.report.study_records import (
     origin_of,
     question_of,
     read_study,
+    samples_seen,
     with_times,
 )
 from harness.study import verdict
@@ -105,6 +106,8 @@ def _task_row(cell: Record, records: StudyRecords) -> Row:
         decode=replace(row.decode, kernels=decode_kernels),
         decode_density=mean_known(sample.get("decode_density") for sample in samples),
         truncated=sum(sample.get("cut", 0) > 0 for sample in samples),
+        samples_seen=samples_seen(cell["identity"]),
+        answers={sample["index"]: _answer(sample) for sample in samples},
     )
     if cell["identity"]["kernel"] is not None:
         row = replace(
@@ -118,6 +121,11 @@ def _task_row(cell: Record, records: StudyRecords) -> Row:
         status, reason = verdict.verdict(samples, score, records.checks.get(verdict.arm_as_run(cell), ""))
         row = replace(row, score=score, status=status, reason=reason or noticed(cell))
     return with_times(row, records.timings.get((row.arm, row.device)))
+
+
+def _answer(sample: Record) -> Answer:
+    """Return the score of a sample and its densities."""
+    return Answer(sample["score"], sample["density"], sample.get("token_density"), sample.get("decode_density"))
 
 
 def _rows_without_cells(records: StudyRecords) -> list[Row]:

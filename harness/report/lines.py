@@ -13,6 +13,7 @@ from harness.report.csv_file import value_text
 from harness.report.row_texts import FULL
 from harness.report.rows import KnobValue, Row, is_number
 from harness.study.identity import digest
+from harness.study.matching import Match
 
 Along = Literal["sparsity", "length", "block_size", "decode_density"]
 """What moves along a line: the field of its rows on the x axis."""
@@ -33,21 +34,24 @@ Parts = dict[tuple[str, ...], list[Row]]
 """Rows of a method by the texts that tell them apart."""
 
 
-def rows_by_line(rows: Sequence[Row], *, along: Along = "sparsity") -> dict[str, list[Row]]:
+def rows_by_line(rows: Sequence[Row], *, along: Along = "sparsity", beside: Sequence[Row] = ()) -> dict[str, list[Row]]:
     """Return the rows of every line, by its name: the method, and in brackets what tells it from the method's other lines.
 
     along: the field on the x axis, which never splits a line. A number among the native knobs that moves with the
-    sparsity (a threshold found for each) does not split one either.
+    sparsity (a threshold found for each) does not split one either. beside: rows that are not shown, from which names tell the
+    lines apart all the same.
     """
     by_method: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
+    for row in [*rows, *beside]:
         by_method[row.method].append(row)
     lines: dict[str, list[Row]] = {}
     for method, members in by_method.items():
         parts = _split_by_settings({(): members}, along)
         parts = _split_by_knobs(parts, method, members, along)
         lines |= {_short(f"{method} ({', '.join(texts)})" if texts else method): part for texts, part in parts.items()}
-    return lines
+    shown = set(map(id, rows))
+    lines = {name: [row for row in members if id(row) in shown] for name, members in lines.items()}
+    return {name: members for name, members in lines.items() if members}
 
 
 def _short(name: str) -> str:
@@ -115,7 +119,7 @@ def _split_where_needed(parts: Parts, name: str, along: Along) -> Parts:
     for texts, rows in parts.items():
         seen: dict[tuple[object, ...], set[str]] = defaultdict(set)
         for row in rows:
-            if row.sparsity is not None:
+            if row.sparsity is not None and row.match != Match.NEAREST:  # two whole numbers beside one request are one line
                 seen[row.sparsity, row.length, getattr(row, along)].add(_knob_text(row, name))
         several = any(len(values) > 1 for values in seen.values())
         split |= _split({texts: rows}, _knob_trait(name)) if several else {texts: rows}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from harness.report.csv_file import write_csv
+from harness.report.density_match import judge_densities
 from harness.report.leaderboard import mass_row
 from harness.report.row_texts import knobs_text
 from harness.report.rows import Row
@@ -28,6 +29,7 @@ COLUMNS = (
     "lowest_head",
     "lowest_kept_mass",
     "density",
+    "match",
     "prompts",
     "dtype",
     "device",
@@ -38,7 +40,8 @@ COLUMNS = (
     "date",
 )
 """Of kept_mass.csv: `kept_mass` is the mean (see `schema.MassRecord`) over a layer's query heads and `prompts`, `lowest_head`
-the head that keeps the least, `density` that of the layer."""
+the head that keeps the least, `density` that of the layer; `match`
+whether the arm's is the one asked for (`harness.report.density_match`)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def mass_rows(store: Store) -> list[MassRow]:
         parts = zip(record["layers"], record["kept"], record["density"], strict=True)
         layers = [LayerMass(layer, heads, density) for layer, heads, density in parts]
         rows.append(MassRow(mass_row(record, records), layers, record["prompts"]))
-    return sorted(rows, key=_order)
+    judged = judge_densities([mass.row for mass in rows])
+    return sorted((replace(mass, row=row) for mass, row in zip(rows, judged, strict=True)), key=_order)
 
 
 def _order(mass: MassRow) -> tuple[Any, ...]:

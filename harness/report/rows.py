@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from harness.study.matching import Match
 from harness.study.schema import Status
@@ -17,6 +18,15 @@ from harness.study.verdict import Score
 KnobValue = bool | int | float | str | None
 Knobs = Mapping[str, KnobValue]
 """Native knobs of a method by name, as a record holds them; None: the method's own default."""
+
+
+class Answer(NamedTuple):
+    """What an arm made of one prompt: its score in [0, 1] and the densities measured on it, None where one isn't known."""
+
+    score: float
+    density: float | None = None
+    token_density: float | None = None
+    decode_density: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,9 @@ class Row:
     dense_layer_kernel: the kernel of layers that the arm leaves dense; dense_kernel: the fastest dense one, where the arm was
     timed. kernels: those that ran at prefill. p_holm, margin, noninferior: see `harness.report.significance`. match: see
     `harness.report.density_match`; neighbour: whether the arm's knob is one of the two whole numbers beside the request.
+
+    answers: of a row of a single task, those to its prompts by index. samples_seen: equal for rows whose prompts are equal
+    wherever their indices are. prompt_set: see `harness.report.common_tasks`.
     """
 
     study: str
@@ -143,6 +156,9 @@ class Row:
     noninferior: bool | None = None
     neighbour: bool = False
     match: Match | None = None
+    prompt_set: str = ""
+    samples_seen: str = ""
+    answers: Mapping[int, Answer] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def device(self) -> str:

@@ -11,8 +11,12 @@ from harness.core.question import QUESTION_SEEN
 from harness.report.rows import Decode, Origin, Row, Times
 from harness.study import verdict
 from harness.study.columns import PERPLEXITY
+from harness.study.identity import digest
 from harness.study.integrity import check_study
 from harness.study.store import Record, Store
+
+SAMPLES = ("model", "model_hash", "length", "seed", "task", "generator", "data", "chat_template", "files", "question")
+"""What of a cell's identity says which samples it saw."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,11 @@ def _decode(identity: Mapping[str, Any]) -> Decode:
     """Return how an arm decodes; full attention has no entry in its identity."""
     decode = identity.get("decode")
     return Decode() if decode is None else Decode(decode["method"], decode["knobs"])
+
+
+def samples_seen(identity: Mapping[str, Any]) -> str:
+    """Return what is equal for cells that saw the same samples, whatever computed the answers."""
+    return digest({name: identity.get(name) for name in SAMPLES})
 
 
 def question_of(cell: Record) -> str:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.report.rows import Row
 
+PICTURES = re.compile(
+    r"(pareto(_[a-z0-9-]+_[a-z0-9-]+)?(_\d+)?|(accuracy|lengths)(_\d+)?|blocks_\d+_[\d.]+(_\d+)?|by_task(_\d+)?|tasks|perplexity(_\d+)?)"
+    r"(_\d+-prompts(-\d+)?)?\.png"
+)
+"""The names of pictures that are made of the rows of a study alone."""
+
 
 def write_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write every picture that the rows allow into `folder`; return their paths, the Pareto picture first."""
+    """Write every picture that the rows allow into `folder`; return their paths, the Pareto picture first. Pictures that an
+    earlier call left under such names go."""
     from harness.report.figures import (  # matplotlib takes a second to import
         accuracy,
         by_block_size,
@@ -21,4 +29,8 @@ def write_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
     )
 
     pictures = (pareto, accuracy, by_length, by_block_size, dense_by_task, methods_by_task, perplexity)
-    return [path for picture in pictures for path in picture.write(rows, folder)]
+    paths = [path for picture in pictures for path in picture.write(rows, folder)]
+    for old in folder.glob("*.png"):  # of when the rows allowed another: what it compares need not be comparable
+        if PICTURES.fullmatch(old.name) and old not in paths:
+            old.unlink()
+    return paths

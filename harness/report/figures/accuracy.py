@@ -10,8 +10,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from harness.report.at_request import at_request
 from harness.report.figures import heatmap, picture_rows, style
 from harness.report.lines import rows_by_line
+from harness.report.notes import left_out_note
 from harness.report.rows import Row
 from harness.study.schema import Status
 
@@ -23,22 +25,26 @@ PANEL = 2.0
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `accuracy.png` for studies of more methods than a picture of lines can tell apart, one per model and device."""
-    paths = []
-    for number, ((model, device), members) in enumerate(sorted(picture_rows.by_model(rows).items())):
-        sparse = [row for row in members if not row.is_baseline]
+    sets = picture_rows.by_model(rows)
+    paths, numbers = [], picture_rows.numbers(sets)
+    for (model, device), members in sorted(sets.items()):
+        sparse = [row for row in at_request(members).averages if not row.is_baseline]
         if len({row.method for row in sparse}) > style.MANY and any(row.sparsity is not None for row in sparse):
-            suffix = f"_{number}" if number else ""
+            number = numbers[model, device]
+            suffix = (f"_{number}" if number else "") + picture_rows.prompts_suffix(members)
             paths.append(style.save(draw(members, model, device), folder / f"accuracy{suffix}.png"))
     return paths
 
 
 def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
     """Return the figure for average rows of one model and device, methods by their mean accuracy over all densities and
-    lengths."""
+    lengths. Rows off the density asked for are left out."""
+    compared = at_request(rows)
+    rows = compared.averages
     matched = [row for row in rows if row.sparsity is not None and not row.is_baseline]
     native = {(row.method, row.length): row for row in rows if row.sparsity is None}
     dense = {row.length: row for row in rows if row.is_baseline}
-    lines = rows_by_line(matched, along="length")  # block sizes and kernels still tell lines apart
+    lines = rows_by_line(matched, along="length", beside=compared.left_out)  # block sizes and kernels still tell lines apart
     names = sorted(lines, key=lambda name: -fmean(row.scored.accuracy for row in lines[name]))
     lengths = sorted({row.length for row in matched})
     sparsities = sorted({row.sparsity for row in matched if row.sparsity is not None})
@@ -66,6 +72,7 @@ def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
         widths = [100 * (row.scored.accuracy_high - row.scored.accuracy_low) for row in matched]
         text = f"95 % intervals are {min(widths):.0f} to {max(widths):.0f} points wide."
         text += " Native: at the method's own defaults.\n" if native else "\n"
+        text += left_out_note(compared.left_out, matched)
         text += picture_rows.note(rows, device, bars="", gated="in brackets")
         style.set_small_print(figure, text)
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.report.at_request import at_request
 from harness.report.figures import picture_rows, style
 from harness.report.figures.trend import Trend, draw
 from harness.report.rows import Row
@@ -14,16 +15,17 @@ LENGTHS = Trend("length", "length (tokens)", style.tokens)
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `lengths.png` for the sparsity with most points (the nearest to 0.9 of those), one picture per model and
-    device. Nothing is written where no method was measured at two lengths or more."""
+    device. Nothing is written where no method was measured at two lengths or more at the density asked for."""
     sets = picture_rows.by_model(rows)
-    paths = []
-    for number, ((model, device), members) in enumerate(sorted(sets.items())):
-        sparse = [row for row in members if not row.is_baseline and row.sparsity is not None]
+    paths, numbers = [], picture_rows.numbers(sets)
+    for key, members in sorted(sets.items()):
+        sparse = [row for row in at_request(members).averages if not row.is_baseline and row.sparsity is not None]
         if len({row.length for row in sparse}) < 2:
             continue
         sparsity = picture_rows.usual_sparsity(row.sparsity for row in sparse)
         shown = [row for row in members if row.is_baseline or row.sparsity == sparsity]
-        name = "lengths.png" if len(sets) == 1 else f"lengths_{number}.png"
-        title = f"{model}: accuracy by length at sparsity {sparsity:g}"
-        paths.append(style.save(draw(shown, LENGTHS, title, device), folder / name))
+        number = f"_{numbers[key]}" if len(set(numbers.values())) > 1 else ""
+        title = f"{key[0]}: accuracy by length at density {1 - sparsity:.3g}"
+        name = f"lengths{number}{picture_rows.prompts_suffix(members)}.png"
+        paths.append(style.save(draw(shown, LENGTHS, title, key[1]), folder / name))
     return paths

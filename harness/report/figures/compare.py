@@ -11,30 +11,34 @@ from matplotlib.axes import Axes
 
 from harness.report.compare import LinePair, by_panel
 from harness.report.figures import style
-from harness.report.figures.picture_rows import count_range
+from harness.report.notes import count_range, left_out_note
 from harness.report.row_texts import question_title
+from harness.report.rows import Row
 from harness.study.schema import Status
 
 SIGNIFICANT = 0.05
 """A difference with a p-value (after Holm) below this is filled."""
 
 
-def write(pairs: Sequence[LinePair], folder: Path, name: str) -> list[Path]:
-    """Write `compare_NAME.png`, or `compare_NAME_1.png` and so on for each of several, in the order of the pairs. Pictures that
-    an earlier call left under these names go."""
+def write(pairs: Sequence[LinePair], folder: Path, name: str, left_out: Sequence[Row] = ()) -> list[Path]:
+    """Write `compare_NAME.png`, or `compare_NAME_1.png` and so on for each of several, in the order of the pairs. left_out:
+    averages off the densities asked for, which the pictures of their model and length count. Pictures that an earlier call left
+    under these names go."""
     panels = by_panel(pairs)
     paths = []
     for number, members in enumerate(panels.values()):
         end = f"_{number + 1}" if len(panels) > 1 else ""
-        paths.append(_draw(members, folder / f"compare_{name}{end}.png"))
+        first = members[0]
+        off = [row for row in left_out if (row.model, row.device, row.length, row.question, row.prompt_set) == first.panel]
+        paths.append(_draw(members, off, folder / f"compare_{name}{end}.png"))
     for old in (folder / f"compare_{name}.png", *folder.glob(f"compare_{name}_[0-9]*.png")):
         if old not in paths:
             old.unlink(missing_ok=True)
     return paths
 
 
-def _draw(pairs: Sequence[LinePair], path: Path) -> Path:
-    """Draw the pairs of one panel, lines by their mean difference."""
+def _draw(pairs: Sequence[LinePair], left_out: Sequence[Row], path: Path) -> Path:
+    """Draw the pairs of one panel, lines by their mean difference; left_out: rows of it that are in no pair."""
     first = pairs[0]
     sparsities = sorted({pair.sparsity for pair in pairs})
     differences: dict[str, list[float]] = defaultdict(list)
@@ -50,16 +54,20 @@ def _draw(pairs: Sequence[LinePair], path: Path) -> Path:
             for pair in members:
                 _draw_point(axes, pair, lines.index(pair.line))
             most_samples = max(members, key=lambda pair: pair.samples)
-            axes.set_title(f"sparsity {sparsity:g} ({100 * most_samples.beside_accuracy:.0f} %)", loc="left")
+            axes.set_title(f"density {1 - sparsity:.3g} ({100 * most_samples.beside_accuracy:.0f} %)", loc="left")
         columns[0].set_yticks(range(len(lines)), lines)
-        where = f"{first.model}{question_title(first.question)} at {style.tokens(first.length)}"
+        prompts = f", {first.prompt_set}" if first.prompt_set else ""
+        where = f"{first.model}{question_title(first.question)}{prompts} at {style.tokens(first.length)}"
         style.set_title(figure, f"{where}: accuracy beside {first.beside}")
         counts = count_range((pair.samples for pair in pairs), " to ")
+        interpolated = sorted({pair.line for pair in pairs if pair.interpolated in ("line", "both")})
+        interpolated += sorted({pair.beside for pair in pairs if pair.interpolated in ("beside", "both")})
+        between = f"Interpolated between two whole knobs: {', '.join(interpolated)}. " if interpolated else ""
         style.set_small_print(
             figure,
-            f"Points of accuracy above (right) or below {first.beside} at the same sparsity; in brackets its accuracy, "
-            f"on the most samples; bars: 95 % interval, {counts} samples in pairs. Filled: p < {SIGNIFICANT:g} after Holm. "
-            f"Measured on {first.device}.",
+            f"Points of accuracy above (right) or below {first.beside} at the same density, within 2 %; in brackets its "
+            f"accuracy, on the most samples; bars: 95 % interval, {counts} prompts in pairs. "
+            f"Filled: p < {SIGNIFICANT:g} after Holm. {between}{left_out_note(left_out)}Measured on {first.device}.",
         )
     return style.save(figure, path)
 

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from harness.report.figures import heatmap, style
-from harness.report.figures.picture_rows import count_range, model_name, scored_rows
+from harness.report.figures.picture_rows import model_name, scored_rows
+from harness.report.notes import count_range
 from harness.report.rows import Row
 from harness.study.columns import AVERAGE
 from harness.study.schema import Status

@@ -16,6 +16,8 @@ from harness.report.figures import heatmap, style
 from harness.report.figures.picture_rows import usual_sparsity
 from harness.report.lines import rows_by_line
 from harness.report.mass_rows import MassRow
+from harness.report.notes import left_out_note, off_density
+from harness.report.rows import Row
 
 QUERY_BLOCKS = 16
 """Query blocks of a prompt that masses are measured on, at most: `attention_kernels.kept_mass.ROWS`, which takes torch to
@@ -31,21 +33,23 @@ def write(rows: Sequence[MassRow], folder: Path) -> list[Path]:
     paths = []
     for number, ((model, device), members) in enumerate(sorted(sets.items())):
         suffix = f"_{number}" if number else ""
-        usual = usual_sparsity(mass.row.sparsity for mass in members)
+        usual = usual_sparsity(mass.row.sparsity for mass in members if not off_density(mass.row))
         for name, sparsity, at in (
-            ("kept_mass", usual, f"at sparsity {usual:g}"),
+            ("kept_mass", usual, f"at density {1 - usual:.3g}"),
             ("kept_mass_native", None, "at native defaults"),
         ):
-            if shown := [mass for mass in members if mass.row.sparsity == sparsity]:
-                figure = draw(shown, f"{model}: attention mass kept {at}", device)
+            at_sparsity = [mass for mass in members if mass.row.sparsity == sparsity]
+            if shown := [mass for mass in at_sparsity if not off_density(mass.row)]:
+                left_out = [mass.row for mass in at_sparsity if off_density(mass.row)]
+                figure = draw(shown, f"{model}: attention mass kept {at}", device, left_out)
                 paths.append(style.save(figure, folder / f"{name}{suffix}.png"))
     return paths
 
 
-def draw(rows: Sequence[MassRow], title: str, device: str) -> Figure:
+def draw(rows: Sequence[MassRow], title: str, device: str, left_out: Sequence[Row] = ()) -> Figure:
     """Return a figure with a panel per length; methods from top to bottom by the mass they keep, layers from left to right,
-    then their mean and the density."""
-    lines = _by_line(rows)
+    then their mean and the density. left_out: rows off the density asked for, which are named below it."""
+    lines = _by_line(rows, left_out)
     means = {name: fmean(mass.mean for mass in members) for name, members in lines.items()}
     names = sorted(lines, key=means.__getitem__, reverse=True)
     lengths = sorted({mass.row.length for mass in rows})
@@ -64,15 +68,15 @@ def draw(rows: Sequence[MassRow], title: str, device: str) -> Figure:
         prompts = "–".join(str(count) for count in sorted({fewest, most}))
         style.set_small_print(
             figure,
-            f"Per cent of the true attention of up to {QUERY_BLOCKS} query blocks, first and last among them, mean over query "
-            f"heads and {prompts} prompts, prefilled densely. Measured on {device}.",
+            f"{left_out_note(left_out, [mass.row for mass in rows])}Per cent of the true attention of up to {QUERY_BLOCKS} query blocks, first and "
+            f"last among them, mean over query heads and {prompts} prompts, prefilled densely. Measured on {device}.",
         )
     return figure
 
 
-def _by_line(rows: Sequence[MassRow]) -> dict[str, list[MassRow]]:
+def _by_line(rows: Sequence[MassRow], left_out: Sequence[Row]) -> dict[str, list[MassRow]]:
     masses = {id(mass.row): mass for mass in rows}
-    lines = rows_by_line([mass.row for mass in rows], along="length")
+    lines = rows_by_line([mass.row for mass in rows], along="length", beside=left_out)
     return {name: [masses[id(row)] for row in members] for name, members in lines.items()}
 
 

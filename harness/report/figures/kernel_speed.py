@@ -16,6 +16,7 @@ from harness.report.figures import style
 from harness.report.figures.kernel_lines import Scales, by_group, draw_lines, lines_of, shown_rows
 from harness.report.figures.picture_rows import usual_sparsity
 from harness.report.kernel_rows import KernelRow
+from harness.study.matching import TOLERANCE, Match
 from harness.study.schema import Status
 
 PANEL = 5.2
@@ -70,9 +71,10 @@ def _by_length(rows: Sequence[KernelRow], panels: _Panels) -> Figure | None:
     """Return time against length, a panel each for the lowest and highest value; dense kernels in every panel (of its batch).
     None where there is nothing to draw."""
     dense = [row for row in rows if row.op == FULL]
-    sparse = [row for row in rows if row.op == SPARSE]
+    sparse, off = _at_request([row for row in rows if row.op == SPARSE])
     sparsity = usual_sparsity(row.sparsity for row in sparse)
     sparse = [row for row in sparse if row.sparsity == sparsity]
+    left_out = [row for row in off if row.sparsity == sparsity]
     values = _ends({panels.value(row) for row in sparse})
     if not values or len({row.length for row in sparse}) < 2:
         return None
@@ -101,7 +103,7 @@ def _by_length(rows: Sequence[KernelRow], panels: _Panels) -> Figure | None:
             if i == 0:
                 axes.set_ylabel(f"time per attention layer call ({unit})")
             draw_lines(axes, lines, figure.get_figwidth() / len(values) - 0.8, log=True)
-        _write_texts(figure, rows, sparse, f"{panels.call}, sparsity {sparsity:g}")
+        _write_texts(figure, rows, sparse, left_out, f"{panels.call}, density {1 - sparsity:.3g}")
     return figure
 
 
@@ -124,7 +126,7 @@ def _ends(values: Iterable[int]) -> list[int]:
 def _by_sparsity(rows: Sequence[KernelRow]) -> Figure | None:
     """Return per cent of the ideal against sparsity, a panel each for the smallest and largest block size, at the length where
     most was timed; of equal ones the longest. None where there is nothing to draw."""
-    sparse = [row for row in rows if row.op == SPARSE and row.times.pct_ideal is not None]
+    sparse, off = _at_request([row for row in rows if row.op == SPARSE and row.times.pct_ideal is not None])
     timed: dict[int, set[tuple[int | None, float | None]]] = defaultdict(set)
     for row in sparse:
         timed[row.length].add((row.block_size, row.sparsity))
@@ -150,19 +152,29 @@ def _by_sparsity(rows: Sequence[KernelRow]) -> Figure | None:
                 axes.set_ylabel("% of the ideal (fastest dense × density ÷ total)")
             draw_lines(axes, lines, figure.get_figwidth() / len(blocks) - 0.8, log=False)
         title = f"share of the ideal speed-up at {style.tokens(length)} tokens, selection included"
-        _write_texts(figure, rows, sparse, title)
+        _write_texts(figure, rows, sparse, [row for row in off if row.length == length], title)
     return figure
 
 
-def _write_texts(figure: Figure, rows: Sequence[KernelRow], sparse: Sequence[KernelRow], title: str) -> None:
-    """Write the title above and what the reader must know below."""
+def _at_request(rows: Sequence[KernelRow]) -> tuple[list[KernelRow], list[KernelRow]]:
+    """Return the rows at the density asked for, and those off it: of kernels that merge blocks, or lengths of few."""
+    off = [row for row in rows if row.match == Match.OFF_DENSITY]
+    return [row for row in rows if row.match != Match.OFF_DENSITY], off
+
+
+def _write_texts(
+    figure: Figure, rows: Sequence[KernelRow], sparse: Sequence[KernelRow], left_out: Sequence[KernelRow], title: str
+) -> None:
+    """Write the title above and what the reader must know below, with how many rows are left out and why."""
     first = rows[0]
     kinds = sorted({row.index for members in by_group(sparse).values() for row in shown_rows(members)})
     selection = next((row.selection for row in sparse if row.selection), "")
     selected = f" Selection timed: {selection}." if selection else " No selection."
     style.set_title(figure, f"{first.shape}: {title}")
     shared = "; shared: one for the query heads of a KV head" if any(row.shared for row in sparse) else ""
-    merged = sorted({row.kernel for row in sparse if row.k_block != row.block_size})
-    wider = f" {', '.join(merged)} attends to more: blocks merged to larger ones." if merged else ""
-    text = f"Index: {', '.join(kinds)}{shared}.{selected}\nMedians, {first.dtype}. Measured on {first.device}.{wider}"
+    names = ", ".join(sorted({row.kernel for row in left_out}))
+    off = (
+        f" Left out, more than {100 * TOLERANCE:g} % off the density asked for: {len(left_out)} of {names}." if left_out else ""
+    )
+    text = f"Index: {', '.join(kinds)}{shared}.{selected}\nMedians, {first.dtype}. Measured on {first.device}.{off}"
     style.set_small_print(figure, text)

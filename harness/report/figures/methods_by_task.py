@@ -9,43 +9,42 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from harness.report.at_request import at_request
 from harness.report.figures import heatmap, style
-from harness.report.figures.picture_rows import by_model, count_range, scored_rows
+from harness.report.figures.picture_rows import scored_rows, with_tasks
 from harness.report.lines import rows_by_line
+from harness.report.notes import count_range, request_note
 from harness.report.rows import Row
 from harness.study.columns import AVERAGE
 from harness.study.schema import Status
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write `by_task.png` for methods at one length and sparsity on three tasks or more, one per model and device. Pictures
-    that an earlier call left under these names go."""
-    scored = scored_rows(rows)
+    """Write `by_task.png` for methods at one length and sparsity on three tasks or more, one per model and device."""
     paths: list[Path] = []
-    for (model, device), averages in sorted(by_model(scored).items()):
-        groups = {row.group for row in averages}
-        members = [row for row in scored if row.group in groups]
-        sparse = [row for row in members if not row.is_baseline]
-        places = {(row.length, row.sparsity) for row in sparse}
+    for (model, device), (averages, single) in sorted(with_tasks(scored_rows(rows)).items()):
+        members = averages + single
+        compared = at_request(averages, single)
+        sparse = [row for row in compared.averages + compared.tasks if not row.is_baseline]
+        places = {(row.length, row.sparsity) for row in members if not row.is_baseline}
         tasks = {row.task for row in sparse} - {AVERAGE}
         if len(places) != 1 or len(tasks) < 3 or len(rows_by_line(sparse)) < 2:
             continue
         suffix = f"_{len(paths)}" if paths else ""
         paths.append(style.save(draw(members, model, device), folder / f"by_task{suffix}.png"))
-    for old in folder.glob("by_task*.png"):  # of when the study had one sparsity
-        if old not in paths:
-            old.unlink()
     return paths
 
 
 def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
     """Return the figure for rows of one model and device, single tasks and averages: dense first, the methods by their
-    average."""
+    average. Rows off the density asked for are left out."""
+    compared = at_request([row for row in rows if row.task == AVERAGE], [row for row in rows if row.task != AVERAGE])
+    rows = compared.averages + compared.tasks
     sparse = [row for row in rows if not row.is_baseline]
     single = [row for row in sparse if row.task != AVERAGE]
     length, sparsity = sparse[0].length, sparse[0].sparsity
     tasks = [*sorted({row.task for row in single}), AVERAGE]
-    columns = _columns(rows, sparse, tasks)
+    columns = _columns(rows, sparse, tasks, compared.left_out)
     table = np.full((len(tasks), len(columns)), np.nan)
     gated = np.zeros(table.shape, dtype=bool)
     for x, members in enumerate(columns.values()):
@@ -60,21 +59,22 @@ def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
         for text in axes.get_xticklabels():
             text.set_horizontalalignment("right")
         axes.axhline(len(tasks) - 1.5, color="white", linewidth=2)
-        at = "at their own defaults" if sparsity is None else f"at sparsity {sparsity:g}"
+        at = "at their own defaults" if sparsity is None else f"at density {1 - sparsity:.3g}"
         style.set_title(figure, f"{model} at {style.tokens(length)} tokens, methods {at}: accuracy by task (%)")
         counts = count_range((row.samples for row in single), " to ")
         widest = 100 * max(row.scored.accuracy_high - row.scored.accuracy_low for row in single)
         style.set_small_print(
             figure,
-            f"{counts} samples a task; 95 % intervals of a task are up to {widest:.0f} points wide, all of them in "
+            f"{request_note(compared.averages, compared.left_out)}The same {counts} prompts a task for all; "
+            f"95 % intervals of a task are up to {widest:.0f} points wide, all of them in "
             f"leaderboard.csv. Measured on {device}.",
         )
     return figure
 
 
-def _columns(rows: Sequence[Row], sparse: Sequence[Row], tasks: Sequence[str]) -> dict[str, list[Row]]:
+def _columns(rows: Sequence[Row], sparse: Sequence[Row], tasks: Sequence[str], left_out: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows of each column by its name: dense attention on the same tasks, then the lines by their averages."""
-    lines = rows_by_line(sparse)
+    lines = rows_by_line(sparse, beside=left_out)
     means = {
         name: max((row.scored.accuracy for row in members if row.task == AVERAGE), default=0.0)
         for name, members in lines.items()

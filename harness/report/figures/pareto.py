@@ -15,6 +15,7 @@ from harness.report.figures import picture_rows, style
 from harness.report.figures.pareto_axes import DECODE, DENSITY, Axis, axes_of
 from harness.report.figures.pareto_lines import Looks, colour_name, dashes_of, line_rows, lines_of
 from harness.report.figures.pareto_panel import draw_panel
+from harness.report.notes import off_density
 from harness.report.rows import Row
 
 COLUMNS = 3
@@ -32,19 +33,21 @@ Place = tuple[int, Axis]
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `pareto.png` (all lengths) and, of several lengths, one `pareto_LENGTH.png` each; one set per model and
-    device, whose names the files then carry. Rows without accuracy are left out; gated ones are hollow. A study of dense
+    device, whose names the files then carry, and one for each set of prompts beside the main one. Rows without accuracy are
+    left out; gated ones are hollow, and those off the density asked for small, hollow and off the line. A study of dense
     attention alone, or of block sizes at one sparsity (see `by_block_size`), has no curves and gets none."""
     sets = picture_rows.by_model(rows)
-    paths, suffixes = [], _suffixes(list(sets))
+    paths, suffixes = [], _suffixes(list(dict.fromkeys(map(picture_rows.main_key, sets.values()))))
     for (model, device), members in sets.items():
         if not _has_curves(members):
             continue
-        suffix = suffixes[model, device]
+        suffix, prompts = suffixes[picture_rows.main_key(members)], picture_rows.prompts_suffix(members)
         lengths = sorted({row.length for row in members})
-        paths.append(style.save(draw(members, lengths, model, device), folder / f"pareto{suffix}.png"))
+        paths.append(style.save(draw(members, lengths, model, device), folder / f"pareto{suffix}{prompts}.png"))
         for length in lengths if len(lengths) > 1 else []:
             single = [row for row in members if row.length == length]
-            paths.append(style.save(draw(single, [length], model, device), folder / f"pareto{suffix}_{length}.png"))
+            path = folder / f"pareto{suffix}_{length}{prompts}.png"
+            paths.append(style.save(draw(single, [length], model, device), path))
     return paths
 
 
@@ -100,7 +103,8 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
         if with_legend:
             _draw_legend(figure, rows, kinds[0], looks, dashes)
         native = "Ringed: at the method's own defaults. " if with_legend and any(row.sparsity is None for row in rows) else ""
-        style.set_small_print(figure, native + picture_rows.note(rows, device, bars="" if with_legend else "bars"))
+        off = "Small, hollow, off the line: not at the density asked for. " if any(map(off_density, rows)) else ""
+        style.set_small_print(figure, native + off + picture_rows.note(rows, device, bars="" if with_legend else "bars"))
     return figure
 
 
@@ -128,7 +132,10 @@ def _draw_legend(figure: Figure, rows: Sequence[Row], axis: Axis, looks: Looks, 
     handles = []
     for name in names:
         colour, marker = looks[colour_name(lines[name][0])]
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle=dashes[name], linewidth=1.8, markersize=6))
+        if all(map(off_density, lines[name])):
+            handles.append(Line2D([], [], color=colour, marker=marker, markerfacecolor="none", linestyle="", markersize=4))
+        else:
+            handles.append(Line2D([], [], color=colour, marker=marker, linestyle=dashes[name], linewidth=1.8, markersize=6))
     with_lines = {colour_name(members[0]) for members in lines.values()}
     points_only = [name for name in looks if name not in with_lines]  # ringed points, no line
     for name in points_only:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from harness.report.figures import picture_rows, style
 from harness.report.figures.pareto_axes import DECODE, DENSITY, Axis, set_limits
 from harness.report.figures.pareto_lines import Looks, colour_name, line_rows, lines_of
+from harness.report.notes import off_density
 from harness.report.rows import Row
 from harness.study.schema import Status
 
@@ -94,8 +95,9 @@ def _draw_ringed(axes: Axes, row: Row, x: float, look: style.Look) -> None:
 def _draw_line(
     axes: Axes, rows: Sequence[Row], axis: Axis, look: style.Look, dash: style.Dash, *, bars: bool
 ) -> tuple[float, float]:
-    """Draw the points of a line in the order of their densities, in the time panel too: a curve follows the sparsity. Return
-    its cheapest point. bars: with intervals; of many lines they would hide the points."""
+    """Draw the points of a line in the order of their densities, in the time panel too: a curve follows the sparsity. Points
+    off the density asked for are small and hollow, and no line joins them. Return its cheapest point. bars: with intervals; of
+    many lines they would hide the points."""
     colour, marker = look
     along = DECODE if axis is DECODE else DENSITY
     ordered = sorted(rows, key=lambda row: along.cost(row) or 0.0)
@@ -103,9 +105,13 @@ def _draw_line(
     if bars:
         below, above = zip(*(picture_rows.error_bars(row) for row in ordered), strict=True)
         axes.errorbar(xs, ys, yerr=[below, above], fmt="none", ecolor=colour, elinewidth=1, capsize=2.5, alpha=0.45)
-    axes.plot(xs, ys, linestyle=dash, color=colour, linewidth=1.8, zorder=3)
+    joined = [(x, y) for x, y, row in zip(xs, ys, ordered, strict=True) if not off_density(row)]
+    axes.plot([x for x, _ in joined], [y for _, y in joined], linestyle=dash, color=colour, linewidth=1.8, zorder=3)
     for x, y, row in zip(xs, ys, ordered, strict=True):
-        axes.plot(x, y, marker, color=colour, markerfacecolor=_face(row, colour), markersize=6, zorder=4)
+        if off_density(row):
+            axes.plot(x, y, marker, color=colour, markerfacecolor="none", markersize=4, markeredgewidth=0.9, zorder=4)
+        else:
+            axes.plot(x, y, marker, color=colour, markerfacecolor=_face(row, colour), markersize=6, zorder=4)
     cheapest = min(range(len(xs)), key=xs.__getitem__)
     return xs[cheapest], ys[cheapest]
 

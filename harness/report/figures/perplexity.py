@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from harness.report.figures import style
-from harness.report.figures.picture_rows import count_range, usual_sparsity
+from harness.report.figures.picture_rows import usual_sparsity
 from harness.report.lines import rows_by_line
+from harness.report.notes import count_range, off_density, request_note
 from harness.report.rows import Perplexity, Row
 from harness.study.columns import PERPLEXITY
 from harness.study.schema import Status
@@ -72,38 +73,48 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Return the figure for rows of one model, device and text."""
+    """Return the figure for rows of one model, device and text. Rows off the density asked for are left out by length, and by
+    density small, hollow and off the line."""
     along: Along = "length" if len({row.length for row in rows}) > 1 else "density"
-    shown, sparsity = _at_one_sparsity(rows) if along == "length" else (list(rows), None)
+    compared, left_out = _at_one_sparsity(rows) if along == "length" else (list(rows), [])
+    shown, sparsity = compared, _sparsity_of(compared) if along == "length" else None
     figure = style.new_figure(8.0, 4.6)
     with matplotlib.rc_context(style.RC):
         axes = figure.add_subplot()
-        lines = _lines(shown, along)
+        lines = _lines(shown, left_out, along)
         for line in lines:
             _draw_line(axes, line, along)
         _set_axes(axes, lines, along)
         _write_names(axes, lines, along)
-        at = f" at sparsity {sparsity:g}" if sparsity is not None else ""
+        at = f" at density {1 - sparsity:.3g}" if sparsity is not None else ""
         by = "by length" if along == "length" else f"at {style.tokens(rows[0].length)} tokens"
         style.set_title(figure, f"{rows[0].model}: perplexity {by}{at}")
-        style.set_small_print(figure, _note(shown))
+        style.set_small_print(figure, _note(shown, left_out))
     return figure
 
 
-def _at_one_sparsity(rows: Sequence[Row]) -> tuple[list[Row], float | None]:
-    """Return dense attention and the sparsity with most points, of those the nearest to 0.9; all rows where none has one."""
-    sparsities = [row.sparsity for row in rows if not row.is_baseline and row.sparsity is not None]
+def _at_one_sparsity(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Return dense attention and the rows at the sparsity with most points, of those the nearest to 0.9, and the rows that are
+    off it; all rows where none was asked for one."""
+    at_request = [row for row in rows if row.is_baseline or not off_density(row)]
+    sparsities = [row.sparsity for row in at_request if not row.is_baseline and row.sparsity is not None]
     if not sparsities:
-        return list(rows), None
+        return at_request, [row for row in rows if off_density(row)]
     sparsity = usual_sparsity(sparsities)
-    return [row for row in rows if row.is_baseline or row.sparsity == sparsity], sparsity
+    left_out = [row for row in rows if off_density(row) and row.sparsity == sparsity]
+    return [row for row in at_request if row.is_baseline or row.sparsity == sparsity], left_out
 
 
-def _lines(rows: Sequence[Row], along: Along) -> list[Line]:
+def _sparsity_of(rows: Sequence[Row]) -> float | None:
+    """Return the sparsity that the rows of methods were asked for, if they were."""
+    return next((row.sparsity for row in rows if not row.is_baseline and row.sparsity is not None), None)
+
+
+def _lines(rows: Sequence[Row], left_out: Sequence[Row], along: Along) -> list[Line]:
     looks = style.looks_of(row.method for row in rows if not row.is_baseline)
     drawn: Counter[str] = Counter()
     lines = []
-    grouped = rows_by_line(rows, along="length") if along == "length" else rows_by_line(rows)
+    grouped = rows_by_line(rows, along="length" if along == "length" else "sparsity", beside=left_out)
     for name, members in sorted(grouped.items()):
         method, dense = members[0].method, members[0].is_baseline
         colour, marker = (style.INK, "o") if dense else looks[method]
@@ -133,8 +144,19 @@ def _draw_line(axes: Axes, line: Line, along: Along) -> None:
     else:
         bars = [[y - b for y, b in zip(ys, low, strict=True)], [b - y for y, b in zip(ys, high, strict=True)]]
         axes.errorbar(xs, ys, bars, fmt="none", ecolor=line.colour, elinewidth=1, capsize=2.5, alpha=0.5)
-    axes.plot(xs, ys, color=line.colour, linewidth=1.8, linestyle=line.dash, zorder=3)
+    joined = [point for point in line.points if not off_density(point.row)]
+    axes.plot(
+        [point.x for point in joined],
+        [point.perplexity.perplexity for point in joined],
+        color=line.colour,
+        linewidth=1.8,
+        linestyle=line.dash,
+        zorder=3,
+    )
     for x, y, point in zip(xs, ys, line.points, strict=True):
+        if off_density(point.row):
+            axes.plot(x, y, line.marker, color=line.colour, markerfacecolor="none", markersize=4, zorder=4)
+            continue
         face = "white" if point.row.status == Status.GATED else line.colour
         axes.plot(x, y, line.marker, color=line.colour, markerfacecolor=face, markersize=6, zorder=4)
 
@@ -176,8 +198,12 @@ def _write_names(axes: Axes, lines: Sequence[Line], along: Along) -> None:
             style.write_name(axes, line.name, point, float(back((0.5, height))[1]), line.colour, side="right")
 
 
-def _note(rows: Sequence[Row]) -> str:
+def _note(rows: Sequence[Row], left_out: Sequence[Row]) -> str:
     counts = count_range((row.samples for row in rows), "–")
     gated = "; hollow: held back by a sanity gate" if any(row.status == Status.GATED for row in rows) else ""
+    off = "Small, hollow, off the line: not at the density asked for. " if any(map(off_density, rows)) else ""
     text, device = rows[0].haystack, rows[0].device
-    return f"{counts} documents of {text} a point, bars and band: 95 % interval over documents{gated}.\nMeasured on {device}."
+    return (
+        f"{off}{request_note([row for row in rows if not off_density(row)], left_out)}{counts} documents of {text} a point, "
+        f"bars and band: 95 % interval over documents{gated}.\nMeasured on {device}."
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from harness.core.question import QUESTION_TITLES
-from harness.report.common_tasks import comparable
+from harness.report.common_tasks import compared_rows
+from harness.report.notes import same_prompts
 from harness.report.row_texts import question_title
 from harness.report.rows import Row
 from harness.study.columns import PERPLEXITY
@@ -18,16 +19,47 @@ PREFERRED_SPARSITY = 0.9
 
 def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     """Return the average rows that have an accuracy and compare (`harness.report.common_tasks`), by model and device: what one
-    picture may hold together. Those whose question was not seen with the context are of a model whose name says so."""
-    sets: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in comparable(rows)[0]:
-        sets[model_name(row), row.device].append(row)
+    picture may hold together, a length on the same prompts. Those whose question was not seen with the context, and those on a
+    set of prompts beside the main one, are of a model whose name says so."""
+    return {key: averages for key, (averages, _) in with_tasks(rows).items()}
+
+
+def with_tasks(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[list[Row], list[Row]]]:
+    """Return what `by_model` does, and beside the average rows those of the single tasks behind them."""
+    compared = compared_rows(rows)
+    sets: dict[tuple[str, str], tuple[list[Row], list[Row]]] = defaultdict(lambda: ([], []))
+    for kind, members in enumerate((compared.averages, compared.tasks)):
+        for row in members:
+            sets[model_name(row), row.device][kind].append(row)
     return sets
 
 
 def model_name(row: Row) -> str:
-    """Return a row's model, and how it was asked where that was not with the context."""
+    """Return a row's model, how it was asked where that was not with the context, and on how many prompts where others of the
+    model and length are on a set that more arms have."""
+    return _main_name(row) + (f", {row.prompt_set}" if row.prompt_set else "")
+
+
+def _main_name(row: Row) -> str:
     return row.model + question_title(row.question)
+
+
+def numbers(sets: Mapping[tuple[str, str], Sequence[Row]]) -> dict[tuple[str, str], int]:
+    """Return the number of each set's model and device, counted in the order of their names; a set of prompts beside the main
+    one has that of its model."""
+    mains = sorted({(_main_name(members[0]), members[0].device) for members in sets.values()})
+    return {key: mains.index((_main_name(members[0]), members[0].device)) for key, members in sets.items()}
+
+
+def main_key(rows: Sequence[Row]) -> tuple[str, str]:
+    """Return the model and device of a set of rows, whichever set of prompts they are on."""
+    return _main_name(rows[0]), rows[0].device
+
+
+def prompts_suffix(rows: Sequence[Row]) -> str:
+    """Return how the name of a picture ends whose rows are on a set of prompts beside the main one; else nothing."""
+    words = "".join(c if c.isalnum() else " " for c in rows[0].prompt_set).split()
+    return f"_{'-'.join(words)}" if words else ""
 
 
 def scored_rows(rows: Sequence[Row]) -> list[Row]:
@@ -42,21 +74,12 @@ def usual_sparsity(sparsities: Iterable[float | None]) -> float:
     return nearest
 
 
-def count_range(counts: Iterable[int | None], between: str, form: str = "") -> str:
-    """Return how many samples (or documents) points have: a number, or the least and the most with `between` them. form: the
-    format of a number."""
-    ordered = sorted({count or 0 for count in counts})
-    texts = [f"{ordered[0]:{form}}", f"{ordered[-1]:{form}}"]
-    return texts[0] if len(ordered) == 1 else between.join(texts)
-
-
 def note(rows: Sequence[Row], device: str, *, bars: str = "bars", gated: str = "hollow") -> str:
     """Return what the reader must know, below a picture. bars: how intervals look, nothing where they aren't drawn; gated: how
     rows look that a gate holds back."""
     held_back = f"; {gated}: held back by a sanity gate" if any(row.status == Status.GATED for row in rows) else ""
     interval = f", {bars}: 95 % interval" if bars else ""
-    counts = count_range((row.samples for row in rows), "–")
-    return f"Mean over tasks, {counts} samples a point{interval}{held_back}.\n{_phases(rows)}Measured on {device}."
+    return f"Mean over tasks, {same_prompts(rows)}{interval}{held_back}.\n{_phases(rows)}Measured on {device}."
 
 
 def _phases(rows: Sequence[Row]) -> str:

@@ -11,8 +11,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from harness.report.at_request import at_request
 from harness.report.figures import picture_rows, style
 from harness.report.lines import rows_by_line
+from harness.report.notes import request_note
 from harness.report.rows import Row
 from harness.study.schema import Status
 
@@ -39,21 +41,23 @@ Point = tuple[int, Row]
 
 def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
     """Return the figure for average rows of one model and device. A dense row without a value of the setting (it has no block
-    size) holds at every value. A method with one point is no line, and left out; the small print says how many are."""
+    size) holds at every value. Rows off the density asked for, and a method with one point, which is no line, are left out; the
+    small print says how many are."""
+    compared = at_request(rows)
+    rows = compared.averages
     figure = style.new_figure(WIDTH + 0.7, 4.6)
-    looks = style.looks_of(row.method for row in rows if not row.is_baseline)
     values = sorted({value for row in rows if (value := trend.value(row)) is not None})
     with matplotlib.rc_context(style.RC):
         axes = figure.add_subplot()
         style.percent_axis(axes)
         ends = []
         drawn: Counter[str] = Counter()
-        single_points = 0
-        for name, members in sorted(rows_by_line(rows, along=trend.setting).items()):
-            points = _points(members, trend, values)
-            if len({value for value, _ in points}) < 2:
-                single_points += 1
-                continue
+        named = rows_by_line(rows, along=trend.setting, beside=compared.left_out)
+        lines = {name: (members, _points(members, trend, values)) for name, members in sorted(named.items())}
+        alone = [name for name, (_, points) in lines.items() if len({value for value, _ in points}) < 2]
+        lines = {name: line for name, line in lines.items() if name not in alone}
+        looks = style.looks_of(members[0].method for members, _ in lines.values() if not members[0].is_baseline)
+        for name, (members, points) in lines.items():
             method, dense = members[0].method, members[0].is_baseline
             look = (style.INK, "o") if dense else looks[method]
             dash = style.DENSE_DASH if dense else style.DASHES[drawn[method] % len(style.DASHES)]
@@ -71,8 +75,9 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
         for (text, x, y, colour), height in zip(ends, heights, strict=True):
             style.write_name(axes, text, (x, y), height, colour, side="right")
         style.set_title(figure, title)
-        alone = f"Left out, with a single point: {single_points}. " if single_points else ""
-        style.set_small_print(figure, alone + picture_rows.note(rows, device, bars="bars and band"))
+        single = f"Left out, with a single point: {len(alone)}. " if alone else ""
+        densities = request_note(rows, compared.left_out)
+        style.set_small_print(figure, single + densities + picture_rows.note(rows, device, bars="bars and band"))
     return figure
 
 

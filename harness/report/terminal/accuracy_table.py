@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence, Set
 
 from rich.console import Console
 from rich.text import Text
 
-from harness.report.common_tasks import comparable
+from harness.report.common_tasks import compared_rows
 from harness.report.lines import line_names
+from harness.report.notes import same_prompts
+from harness.report.rescored import with_comparisons
 from harness.report.row_texts import question_title
 from harness.report.rows import Row
+from harness.report.significance import MARGIN
 from harness.report.terminal import formats
 from harness.report.terminal.perplexity_table import show_perplexities
 from harness.study.columns import AVERAGE, PERPLEXITY
+from harness.study.matching import TOLERANCE, Match
 from harness.study.schema import Status
 
 HEADINGS = (
@@ -39,8 +44,15 @@ INTERVAL = 13
 FEW = 8
 """Up to so many arms, their tasks are shown one by one too."""
 
-Apart = tuple[str, str, str]
-"""Model, device, and when the question was asked: what doesn't compare stands in tables of its own."""
+MARKS = {Match.NEAREST: "≈", Match.OFF_DENSITY: "≠"}
+"""Written after a density that is not the one asked for."""
+MEANINGS = {
+    Match.NEAREST: "beside the density asked for, as its knob is a whole number: interpolate between the two neighbours",
+    Match.OFF_DENSITY: f"more than {100 * TOLERANCE:g} % off the density asked for: compares with no row at that density",
+}
+"""What the marks mean."""
+Apart = tuple[str, str, str, str]
+"""Model, device, when the question was asked, and the set of prompts: what doesn't compare stands in tables of its own."""
 
 
 def show_rows(console: Console, rows: Sequence[Row], arms: Set[str]) -> None:
@@ -48,20 +60,23 @@ def show_rows(console: Console, rows: Sequence[Row], arms: Set[str]) -> None:
     console.print()
     shown = [row for row in rows if not arms or row.arm in arms]
     show_perplexities(console, [row for row in shown if row.task == PERPLEXITY])
-    compared, left_out = comparable(shown)
-    by_group = {row.group: row for row in compared}
-    averages = [by_group.get(row.group, row) for row in shown if row.task in (AVERAGE, "")]
+    compared = compared_rows(shown)
+    by_group: dict[str | None, list[Row]] = defaultdict(list)
+    margin = next((row.margin for row in shown if row.margin is not None), MARGIN)
+    for row in with_comparisons(compared.averages, compared.tasks, margin):
+        by_group[row.group].append(row)
+    averages = [same for row in shown if row.task in (AVERAGE, "") for same in by_group.get(row.group, [row])]
     if not averages and not any(row.task == PERPLEXITY for row in shown):
         console.print("no finished cells yet")
         return
     for key in dict.fromkeys(map(_apart, averages)):
         members = [row for row in averages if _apart(row) == key]
         if len(members) <= FEW:
-            _show_tasks(console, [row for row in shown if row.task not in (AVERAGE, PERPLEXITY, "")], members)
+            _show_tasks(console, [*compared.tasks, *_alone(shown, compared.tasks)], members)
         _show_arms(console, members)
-    for row in left_out:
+    for row in compared.left_out:
         where = f"{row.method} at {row.length}{question_title(row.question)}"
-        text = f"not comparable: {where}: its average is over other tasks than most have ({row.reason})"
+        text = f"not comparable: {where}: its average is over other tasks or prompts than most have ({row.reason})"
         console.print(text, style="yellow", markup=False, soft_wrap=True)
     for row in shown:
         if row.status != Status.OK and row.task != AVERAGE:
@@ -71,12 +86,19 @@ def show_rows(console: Console, rows: Sequence[Row], arms: Set[str]) -> None:
 
 
 def _apart(row: Row) -> Apart:
-    return row.model, row.device, question_title(row.question)
+    return row.model, row.device, question_title(row.question), row.prompt_set
+
+
+def _alone(rows: Sequence[Row], compared: Sequence[Row]) -> list[Row]:
+    """Return the rows of single tasks of averages that stand beside no other: of arms that lack tasks, or failed in one."""
+    groups = {row.group for row in compared}
+    return [row for row in rows if row.task not in (AVERAGE, PERPLEXITY, "") and row.group not in groups]
 
 
 def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     """Print accuracy (mean over tasks) and times, a line per arm; columns that nobody measured are left out."""
-    table = formats.plain_table(f"{rows[0].model} on {rows[0].device}{question_title(rows[0].question)}")
+    prompts = f", {rows[0].prompt_set}" if rows[0].prompt_set else ""
+    table = formats.plain_table(f"{rows[0].model} on {rows[0].device}{question_title(rows[0].question)}{prompts}")
     names = line_names(rows)
     counts_differ = len({row.tasks for row in rows if row.task == AVERAGE}) > 1
     only_masses = all(row.score is None and row.times is None for row in rows)
@@ -91,6 +113,10 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     for line in lines:
         table.add_row(*(cell for cell, show in zip(line, filled, strict=True) if show))
     console.print(table)
+    if averages := [row for row in rows if row.task == AVERAGE and row.score is not None]:
+        console.print(f"accuracy: mean over tasks, {same_prompts(averages)}", style="dim", highlight=False, soft_wrap=True)
+    for match in {row.match for row in rows} & MARKS.keys():
+        console.print(f"{MARKS[match]} {MEANINGS[match]}", style="yellow", highlight=False, soft_wrap=True)
     if margin := next((row.margin for row in rows if row.margin is not None), None):
         text = f"✓ loses less than {100 * margin:g} points to dense, shown at 95 % (margin={margin:g}); p after Holm"
         console.print(text, style="dim", highlight=False, soft_wrap=True)
@@ -104,7 +130,7 @@ def _cells(row: Row, *, with_count: bool) -> tuple[str | Text, ...]:
     return (
         formats.tokens(row.length),
         str(row.tasks) if with_count and row.tasks is not None else "",
-        formats.number(row.density, ".3f"),
+        _density(row),
         formats.number(row.decode_density, ".3f"),
         _accuracy(row),
         _difference(row),
@@ -115,6 +141,11 @@ def _cells(row: Row, *, with_count: bool) -> tuple[str | Text, ...]:
         formats.number(None if times is None else times.pct_ideal, ".0f"),
         formats.milliseconds(None if times is None else times.ttft_ms),
     )
+
+
+def _density(row: Row) -> str:
+    """Return the measured density, marked where it is not the one asked for."""
+    return formats.number(row.density, ".3f") + (MARKS.get(row.match, "") if row.match is not None else "")
 
 
 def _show_tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) -> None:
@@ -132,9 +163,11 @@ def _show_tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) 
     table.add_column("task", no_wrap=True)
     for row in groups.values():
         length = f"{formats.tokens(row.length)} tokens" if full else formats.tokens(row.length)
-        sparsity = f" {row.sparsity:g}" if row.sparsity else ""
-        table.add_column(formats.heading(f"{names[id(row)]}{sparsity}", length), justify="right", no_wrap=True)
-    by_task = {(row.group, row.task): row for row in rows} | {(row.group, AVERAGE): row for row in groups.values()}
+        density = f" {_density(row)}" if row.sparsity else ""
+        table.add_column(formats.heading(f"{names[id(row)]}{density}", length), justify="right", no_wrap=True)
+    prompt_set = averages[0].prompt_set
+    by_task = {(row.group, row.task): row for row in rows if row.prompt_set in (prompt_set, "")}
+    by_task |= {(row.group, AVERAGE): row for row in groups.values()}
     for task in [*tasks, AVERAGE]:
         cells = [by_task.get((group, task)) for group in groups]
         texts = [Text() if row is None else _accuracy(row) for row in cells]

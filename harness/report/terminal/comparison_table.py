@@ -7,17 +7,23 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from harness.report.compare import LinePair, by_panel
+from harness.report.notes import count_range, left_out_note
 from harness.report.row_texts import question_title
+from harness.report.rows import Row
 from harness.report.terminal import formats
 from harness.study.schema import Status
 
+INTERPOLATED = "≈"
+"""Written after a density that nothing was measured at."""
 HEADINGS = ("line", "sparsity", "density", "acc.", "diff.", "95 %", "p (Holm)")
 
 
-def show_pairs(console: Console, pairs: Sequence[LinePair]) -> None:
-    """Print a table for every model, device, length and time of the question."""
-    for (model, device, length, question), members in by_panel(pairs).items():
-        where = f"{model} at {length} tokens on {device}{question_title(question)}"
+def show_pairs(console: Console, pairs: Sequence[LinePair], left_out: Sequence[Row] = ()) -> None:
+    """Print a table for every model, device, length, time of the question and set of prompts; then how many rows are in none,
+    as their densities are not those asked for."""
+    for (model, device, length, question, _), members in by_panel(pairs).items():
+        counts = count_range((pair.samples for pair in members), " to ")
+        where = f"{model} at {length} tokens on {device}{question_title(question)}, {counts} prompts"
         table = formats.plain_table(f"accuracy (%) beside {pairs[0].beside}: {where}")
         for heading in HEADINGS:
             table.add_column(heading, justify="left" if heading == "line" else "right", no_wrap=heading != "line")
@@ -25,7 +31,7 @@ def show_pairs(console: Console, pairs: Sequence[LinePair]) -> None:
             table.add_row(
                 pair.line + (" (gated)" if pair.status == Status.GATED else ""),
                 f"{pair.sparsity:g}",
-                formats.number(pair.density, ".3f"),
+                formats.number(pair.density, ".3f") + (INTERPOLATED if pair.interpolated in ("line", "both") else ""),
                 f"{100 * pair.accuracy:.1f}",
                 f"{100 * pair.difference:+.1f}",
                 f"{100 * pair.difference_low:+.1f} to {100 * pair.difference_high:+.1f}",
@@ -33,3 +39,7 @@ def show_pairs(console: Console, pairs: Sequence[LinePair]) -> None:
             )
         console.print(table)
         console.print()
+    if any(pair.interpolated for pair in pairs):
+        console.print(f"{INTERPOLATED} interpolated between the rows of two whole knobs", style="dim", soft_wrap=True)
+    if left_out:
+        console.print(left_out_note(left_out).strip(), style="yellow", markup=False, soft_wrap=True)

@@ -29,7 +29,7 @@ def record_cell(store: Store, arm: ArmIdentity, task: str, scores: list[float], 
     cell = Cell(arm, Samples(task, "1", {"haystack": text}, False)) if "text" in more else cell_of(arm, task)
     cell, summary = more.get("cell", cell), more.get("summary", {})
     sample_status, sample_reason = more.get("sample_status", Status.OK), more.get("sample_reason", "")
-    kernel, density = ("sdpa", None) if arm is DENSE else ("reference", more.get("density", 0.1))
+    kernel, density = ("sdpa", None) if arm is DENSE else ("reference", more.get("density", 1 - (arm.sparsity or 0.0)))
     store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
     for index, score in enumerate(scores):
         store.samples.append(
