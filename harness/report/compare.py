@@ -144,23 +144,24 @@ def _lines_by_panel(rows: Sequence[Row]) -> tuple[dict[Panel, list[_LineRow]], l
     matched = at_request([row for row in compared.averages if not row.is_baseline], compared.tasks)
     machines: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
     for row in matched.averages:
-        machines[row.model, row.device, row.question, row.prompt_set].append(row)
+        machines[_machine(row)].append(row)
     scores_of: dict[tuple[str | None, str], dict[tuple[str, str], dict[int, float]]] = defaultdict(dict)
     for row in matched.tasks:
         answers = {index: answer.score for index, answer in row.answers.items()}
         scores_of[row.group, row.prompt_set][row.task, row.samples_seen] = answers
     panels: dict[Panel, list[_LineRow]] = defaultdict(list)
-    for (model, device, question, prompt_set), members in machines.items():
-        off = [
-            r
-            for r in matched.left_out
-            if (r.model, r.device, r.question, r.prompt_set) == (model, device, question, prompt_set)
-        ]
+    for members in machines.values():
+        off = [row for row in matched.left_out if _machine(row) == _machine(members[0])]
         for line, line_rows in rows_by_line(members, beside=off).items():
             for row in line_rows:
                 panel = row.model, row.device, row.length, row.question, row.prompt_set
                 panels[panel].append(_LineRow(line, row, scores_of[row.group, row.prompt_set]))
     return panels, matched.left_out
+
+
+def _machine(row: Row) -> tuple[str, str, str, str]:
+    """Return what rows agree in whose lines have the same names, at all lengths."""
+    return row.model, row.device, row.question, row.prompt_set
 
 
 def _line_called(name: str, lines: Sequence[str], left_out: Sequence[Row]) -> str:

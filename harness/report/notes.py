@@ -37,8 +37,8 @@ def request_note(shown: Sequence[Row], left_out: Sequence[Row]) -> str:
 
 
 def left_out_note(rows: Sequence[Row], shown: Sequence[Row] = ()) -> str:
-    """Return how many rows a picture leaves out whose densities are off the request, and whose they are, by names that tell them
-    from the lines that are shown; else nothing."""
+    """Return how many rows a picture leaves out whose densities are off the request, and whose they are, by names that tell
+    them from the lines that are shown; else nothing."""
     if not rows:
         return ""
     names = ", ".join(sorted(rows_by_line(rows, along="length", beside=shown)))

@@ -9,8 +9,7 @@ from pathlib import Path
 from harness.report.rows import Row
 
 PICTURES = re.compile(
-    r"(pareto(_[a-z0-9-]+_[a-z0-9-]+)?(_\d+)?|(accuracy|lengths)(_\d+)?|blocks_\d+_[\d.]+(_\d+)?|by_task(_\d+)?|tasks|perplexity(_\d+)?)"
-    r"(_\d+-prompts(-\d+)?)?\.png"
+    r"((pareto|accuracy|lengths|by_task|perplexity)(_\d+)?|blocks_\d+_0\.\d+(_\d+)?|tasks)(_\d+-prompts(-\d+)?)?\.png"
 )
 """The names of pictures that are made of the rows of a study alone."""
 

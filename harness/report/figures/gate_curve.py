@@ -9,8 +9,9 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 
-from harness.report.figures import picture_rows, style
+from harness.report.figures import style
 from harness.report.gate_curve import NAME, CurvePoint
+from harness.report.notes import count_range
 from harness.report.rows import Row
 from harness.study.columns import AVERAGE
 
@@ -76,7 +77,7 @@ def _draw(panel: Panel, points: Sequence[CurvePoint], beside: Sequence[Row], pat
         axes.set_ylabel("accuracy (%)")
         axes.legend(frameon=False, fontsize=8.5, loc="lower right")
         style.set_title(figure, f"{model}: accuracy by training of the gates, {style.tokens(length)} tokens")
-        counts = picture_rows.count_range((point.samples for point in points), "–")
+        counts = count_range((point.samples for point in points), "–")
         style.set_small_print(
             figure,
             f"Mean over tasks, {counts} samples of seed {seed} a point. Bars: 95 % interval of an accuracy, wider than that of "

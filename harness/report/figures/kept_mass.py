@@ -66,9 +66,10 @@ def draw(rows: Sequence[MassRow], title: str, device: str, left_out: Sequence[Ro
         style.set_title(figure, title)
         fewest, most = min(mass.prompts for mass in rows), max(mass.prompts for mass in rows)
         prompts = "–".join(str(count) for count in sorted({fewest, most}))
+        off = left_out_note(left_out, [mass.row for mass in rows])
         style.set_small_print(
             figure,
-            f"{left_out_note(left_out, [mass.row for mass in rows])}Per cent of the true attention of up to {QUERY_BLOCKS} query blocks, first and "
+            f"{off}Per cent of the true attention of up to {QUERY_BLOCKS} query blocks, first and "
             f"last among them, mean over query heads and {prompts} prompts, prefilled densely. Measured on {device}.",
         )
     return figure

@@ -16,7 +16,7 @@ from harness.report.figures import style
 from harness.report.figures.kernel_lines import Scales, by_group, draw_lines, lines_of, shown_rows
 from harness.report.figures.picture_rows import usual_sparsity
 from harness.report.kernel_rows import KernelRow
-from harness.study.matching import TOLERANCE, Match
+from harness.study.matching import Match
 from harness.study.schema import Status
 
 PANEL = 5.2
@@ -71,7 +71,7 @@ def _by_length(rows: Sequence[KernelRow], panels: _Panels) -> Figure | None:
     """Return time against length, a panel each for the lowest and highest value; dense kernels in every panel (of its batch).
     None where there is nothing to draw."""
     dense = [row for row in rows if row.op == FULL]
-    sparse, off = _at_request([row for row in rows if row.op == SPARSE])
+    sparse, off = _on_one_index([row for row in rows if row.op == SPARSE])
     sparsity = usual_sparsity(row.sparsity for row in sparse)
     sparse = [row for row in sparse if row.sparsity == sparsity]
     left_out = [row for row in off if row.sparsity == sparsity]
@@ -103,7 +103,9 @@ def _by_length(rows: Sequence[KernelRow], panels: _Panels) -> Figure | None:
             if i == 0:
                 axes.set_ylabel(f"time per attention layer call ({unit})")
             draw_lines(axes, lines, figure.get_figwidth() / len(values) - 0.8, log=True)
-        _write_texts(figure, rows, sparse, left_out, f"{panels.call}, density {1 - sparsity:.3g}")
+        _write_texts(
+            figure, rows, sparse, left_out, f"{panels.call}, sparsity {sparsity:g}, measured density {_densities(sparse)}"
+        )
     return figure
 
 
@@ -126,7 +128,7 @@ def _ends(values: Iterable[int]) -> list[int]:
 def _by_sparsity(rows: Sequence[KernelRow]) -> Figure | None:
     """Return per cent of the ideal against sparsity, a panel each for the smallest and largest block size, at the length where
     most was timed; of equal ones the longest. None where there is nothing to draw."""
-    sparse, off = _at_request([row for row in rows if row.op == SPARSE and row.times.pct_ideal is not None])
+    sparse, off = _on_one_index([row for row in rows if row.op == SPARSE and row.times.pct_ideal is not None])
     timed: dict[int, set[tuple[int | None, float | None]]] = defaultdict(set)
     for row in sparse:
         timed[row.length].add((row.block_size, row.sparsity))
@@ -156,10 +158,17 @@ def _by_sparsity(rows: Sequence[KernelRow]) -> Figure | None:
     return figure
 
 
-def _at_request(rows: Sequence[KernelRow]) -> tuple[list[KernelRow], list[KernelRow]]:
-    """Return the rows at the density asked for, and those off it: of kernels that merge blocks, or lengths of few."""
-    off = [row for row in rows if row.match == Match.OFF_DENSITY]
-    return [row for row in rows if row.match != Match.OFF_DENSITY], off
+def _densities(rows: Sequence[KernelRow]) -> str:
+    """Return the least and the greatest measured density of rows."""
+    texts = sorted(f"{row.density:.3f}" for row in rows if row.density is not None)
+    return "–".join(dict.fromkeys([texts[0], texts[-1]])) if texts else "unknown"
+
+
+def _on_one_index(rows: Sequence[KernelRow]) -> tuple[list[KernelRow], list[KernelRow]]:
+    """Return the rows that attended to the index they were given, and those of kernels that merged its blocks and are off the
+    density asked for: beside the others they would stand at another density."""
+    off = [row for row in rows if row.match == Match.OFF_DENSITY and (row.q_block, row.k_block) != (row.block_size,) * 2]
+    return [row for row in rows if row not in off], off
 
 
 def _write_texts(
@@ -173,8 +182,6 @@ def _write_texts(
     style.set_title(figure, f"{first.shape}: {title}")
     shared = "; shared: one for the query heads of a KV head" if any(row.shared for row in sparse) else ""
     names = ", ".join(sorted({row.kernel for row in left_out}))
-    off = (
-        f" Left out, more than {100 * TOLERANCE:g} % off the density asked for: {len(left_out)} of {names}." if left_out else ""
-    )
+    off = f" Left out, as merged blocks are off the density asked for: {len(left_out)} of {names}." if left_out else ""
     text = f"Index: {', '.join(kinds)}{shared}.{selected}\nMedians, {first.dtype}. Measured on {first.device}.{off}"
     style.set_small_print(figure, text)

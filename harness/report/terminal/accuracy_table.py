@@ -10,7 +10,7 @@ from rich.text import Text
 
 from harness.report.common_tasks import compared_rows
 from harness.report.lines import line_names
-from harness.report.notes import same_prompts
+from harness.report.notes import count_range
 from harness.report.rescored import with_comparisons
 from harness.report.row_texts import question_title
 from harness.report.rows import Row
@@ -97,8 +97,7 @@ def _alone(rows: Sequence[Row], compared: Sequence[Row]) -> list[Row]:
 
 def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     """Print accuracy (mean over tasks) and times, a line per arm; columns that nobody measured are left out."""
-    prompts = f", {rows[0].prompt_set}" if rows[0].prompt_set else ""
-    table = formats.plain_table(f"{rows[0].model} on {rows[0].device}{question_title(rows[0].question)}{prompts}")
+    table = formats.plain_table(f"{rows[0].model} on {rows[0].device}{question_title(rows[0].question)}{_prompts(rows)}")
     names = line_names(rows)
     counts_differ = len({row.tasks for row in rows if row.task == AVERAGE}) > 1
     only_masses = all(row.score is None and row.times is None for row in rows)
@@ -113,14 +112,18 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     for line in lines:
         table.add_row(*(cell for cell, show in zip(line, filled, strict=True) if show))
     console.print(table)
-    if averages := [row for row in rows if row.task == AVERAGE and row.score is not None]:
-        console.print(f"accuracy: mean over tasks, {same_prompts(averages)}", style="dim", highlight=False, soft_wrap=True)
     for match in {row.match for row in rows} & MARKS.keys():
         console.print(f"{MARKS[match]} {MEANINGS[match]}", style="yellow", highlight=False, soft_wrap=True)
     if margin := next((row.margin for row in rows if row.margin is not None), None):
         text = f"✓ loses less than {100 * margin:g} points to dense, shown at 95 % (margin={margin:g}); p after Holm"
         console.print(text, style="dim", highlight=False, soft_wrap=True)
     console.print()
+
+
+def _prompts(rows: Sequence[Row]) -> str:
+    """Return ", N prompts" for the rows of a table that have accuracies: the same ones at each length."""
+    counts = [row.samples for row in rows if row.task == AVERAGE and row.score is not None]
+    return f", {count_range(counts, '–')} prompts" if counts else ""
 
 
 def _cells(row: Row, *, with_count: bool) -> tuple[str | Text, ...]:

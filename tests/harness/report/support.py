@@ -29,7 +29,8 @@ def record_cell(store: Store, arm: ArmIdentity, task: str, scores: list[float], 
     cell = Cell(arm, Samples(task, "1", {"haystack": text}, False)) if "text" in more else cell_of(arm, task)
     cell, summary = more.get("cell", cell), more.get("summary", {})
     sample_status, sample_reason = more.get("sample_status", Status.OK), more.get("sample_reason", "")
-    kernel, density = ("sdpa", None) if arm is DENSE else ("reference", more.get("density", 1 - (arm.sparsity or 0.0)))
+    asked = round(1 - (arm.sparsity or 0.0), 6)
+    kernel, density = ("sdpa", None) if arm is DENSE else ("reference", more.get("density", asked))
     store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
     for index, score in enumerate(scores):
         store.samples.append(
@@ -51,7 +52,20 @@ def record_cell(store: Store, arm: ArmIdentity, task: str, scores: list[float], 
             )
         )
     store.cells.append(
-        CellRecord(cell.id, arm.id, cell.pair, "r1", cell.as_dict(), status, reason, DATE, arm.knobs, text, summary)
+        CellRecord(
+            cell.id,
+            arm.id,
+            cell.pair,
+            "r1",
+            cell.as_dict(),
+            status,
+            reason,
+            DATE,
+            arm.knobs,
+            text,
+            summary,
+            neighbour=more.get("neighbour", False),
+        )
     )
 
 
