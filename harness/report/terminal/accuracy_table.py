@@ -112,7 +112,8 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     for line in lines:
         table.add_row(*(cell for cell, show in zip(line, filled, strict=True) if show))
     console.print(table)
-    for match in {row.match for row in rows} & MARKS.keys():
+    marked = {row.match for row in rows}
+    for match in (match for match in MARKS if match in marked):
         console.print(f"{MARKS[match]} {MEANINGS[match]}", style="yellow", highlight=False, soft_wrap=True)
     if margin := next((row.margin for row in rows if row.margin is not None), None):
         text = f"✓ loses less than {100 * margin:g} points to dense, shown at 95 % (margin={margin:g}); p after Holm"
