@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.arms.build import RunnableArm
-from harness.arms.calibration import TOLERANCE
 from harness.arms.head_files import search_command
 from harness.arms.weights import weights_folder
 from harness.models.loading import LoadedModel
+from harness.study.matching import TOLERANCE
 
 
 def arm_warnings(arm: RunnableArm, model: Mapping[str, Any], loaded: LoadedModel) -> list[str]:
@@ -34,14 +34,14 @@ def _missing_head_file(arm: RunnableArm, model: Mapping[str, Any], loaded: Loade
 def _density_out_of_reach(arm: RunnableArm) -> str | None:
     """Return a line where the blocks over a row's own tokens, which are always kept, are more than the sparsity allows.
 
-    Of a method whose knob is calibrated, the calibration says so.
+    Of a method whose knob is searched, the search says so.
     """
     method, length = arm.method, arm.identity.setting.length
     if method is None or method.sparsity is None or method.calibrates() is not None:
         return None
     rows = -(-length // method.block_size)
     least = 2 / (rows + 1)  # a diagonal of `rows` blocks among rows · (rows + 1) / 2
-    if 1 - method.sparsity >= least - TOLERANCE:
+    if (1 - method.sparsity) * (1 + TOLERANCE) >= least:
         return None
     return (
         f"{arm.identity.method}: density {1 - method.sparsity:.3g} is out of reach at {length} tokens in blocks of "

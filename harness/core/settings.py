@@ -62,7 +62,6 @@ class Settings:
     batch_tokens: int | None
     latency_repeats: int
     latency_seconds: float
-    calibration_prompts: int
     progress: bool
     report: bool
     margin: float
@@ -128,7 +127,6 @@ def read_settings(cfg: DictConfig) -> Settings:
         batch_tokens=None if raw["batch_tokens"] == "auto" else checks.whole_number("batch_tokens", raw["batch_tokens"], 1),
         latency_repeats=checks.whole_number("latency_repeats", raw["latency_repeats"], 1, MOST),
         latency_seconds=checks.seconds("latency_seconds", raw["latency_seconds"]),
-        calibration_prompts=checks.whole_number("calibration_prompts", raw["calibration_prompts"], 1, MOST),
         progress=checks.true_or_false("progress", raw["progress"]),
         report=checks.true_or_false("report", raw["report"]),
         margin=checks.share("margin", raw["margin"]),

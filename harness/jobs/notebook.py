@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from harness.arms.build import RunnableArm, build_arms, with_knob, with_release
-from harness.arms.calibration import TOLERANCE, calibrate
+from harness.arms.calibration import calibrate
 from harness.core import checks
 from harness.core.chat_options import DEFAULT_DATE, ChatOptions, check_date
 from harness.core.compose import compose_settings
@@ -35,6 +35,7 @@ from harness.models.loading import LoadedModel, ModelConfig
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.leaderboard_csv import row_columns
 from harness.study.integrity import left_out
+from harness.study.matching import is_matched
 from harness.study.store import Store
 from harness.tasks.frozen_template import published_template
 from harness.tasks.names import expand_tasks
@@ -143,11 +144,11 @@ def attach(
                 f"which its {knob.name} is found, or knobs={{'{knob.name}': …}} with sparsity=None"
             )
         target = 1 - (arm.method.sparsity or 0.0)
-        calibrated = calibrate(loaded, arm.method, knob, prompts, target, sparse_kernel=kernel)
-        if abs(calibrated.density - target) > TOLERANCE:
-            text = f"density {target:.3g} is out of reach, the nearest is {calibrated.density:.3g} at {knob.name}="
-            warnings.warn(f"{method}: {text}{calibrated.value:.4g}", stacklevel=3)
-        arm = with_knob(settings, arm, knob, calibrated.value)
+        reached = calibrate(loaded, arm.method, knob, {"prompts": prompts}, target, sparse_kernel=kernel).reached
+        if not is_matched(1 - target, reached.density):
+            text = f"density {target:.3g} is not reached, the nearest is {reached.density:.3g} at {knob.name}="
+            warnings.warn(f"{method}: {text}{reached.value:.4g}", stacklevel=3)
+        arm = with_knob(settings, arm, knob, reached.value)
     with Bridge(loaded, arm.method, sparse_kernel=kernel, timer=times, decoding=arm.decoding) as bridge:
         yield Attached(arm, bridge)
 

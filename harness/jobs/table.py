@@ -56,7 +56,7 @@ _MODEL = ("model", "device", "dtype")
 _DATA = ("data.haystack", "data.dir", "data.words")
 _PROMPTS = ("task", "length", "samples", "seed", *_DATA)
 _ARM = ("method", "decode", "sparsity", "as_released", "block_size")
-_METHOD = (*_MODEL, *_ARM, "calibration_prompts", "kernel", "dense_kernel")
+_METHOD = (*_MODEL, *_ARM, "kernel", "dense_kernel")
 _TIMES = ("latency_repeats", "latency_seconds")
 _GATES = (*_MODEL, "method", "decode", "block_size", "seed", *_DATA, "data.text_dir")
 _ANSWERS = ("question", "decode_kernel", "checks", "batch_tokens")
@@ -71,6 +71,7 @@ _ROWS = (
     ),
     Job("latency", Does.MEASURES, "harness.jobs.measure:run", (*_METHOD, *_PROMPTS, *_TIMES, "margin")),
     Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run", (*_METHOD, *_PROMPTS, "margin")),
+    Job("densities", Does.MEASURES, "harness.jobs.densities:run", (*_METHOD, *_PROMPTS, "question"), takes_question=True),
     Job("perplexity", Does.MEASURES, "harness.jobs.measure:run", (*_METHOD, *_PROMPTS, "data.text_dir", "margin")),
     Job("kernel_speed", Does.MEASURES, "harness.jobs.kernel_speed:run", (*_MODEL, "seed", *_DATA, *_TIMES), loads_model=False),
     Job("maps", Does.MEASURES, "harness.jobs.maps:run", (*_METHOD, *_PROMPTS)),

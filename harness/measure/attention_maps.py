@@ -26,13 +26,12 @@ from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings
 from harness.measure.before_loading import check_before_loading
 from harness.measure.context import RunContext
-from harness.measure.kept_mass import what_runs
-from harness.measure.knob_values import with_calibrated_knob
+from harness.measure.knob_values import TaskPrompts, calibrated_arms
 from harness.measure.request_checks import check_without_model
 from harness.measure.sweep import SweepCache, load_model_of, say
 from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
-from harness.models.observe import dense_prefill, global_layers, layer_inputs
+from harness.models.observe import dense_prefill, global_layers, layer_inputs, what_runs
 from harness.study.provenance import command, commit, device_name
 from harness.study.store import Store
 from harness.tasks.names import expand_tasks
@@ -106,7 +105,7 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
     loaded = load_model_of(settings, console)
     check_length(loaded, settings.length, f"length={settings.length}")
     context = RunContext(settings, loaded, store, console)
-    arm = with_calibrated_knob(context, settings, build_arms(settings, loaded)[-1], names)
+    arm = calibrated_arms(context, settings, build_arms(settings, loaded)[-1], TaskPrompts(names))[0]
     if arm.method is None:
         raise UserError(
             f"job=maps draws what a method keeps, and {arm.identity.method} keeps everything: name another, method=…"

@@ -36,10 +36,9 @@ def check_before_loading(settings: Settings, sweep: SweepCache, task_names: Sequ
     check_request(settings, described)
     arms = build_arms(settings, described)
     check_choice(settings.length, described, arms)
-    calibrates = any(arm.method is not None and arm.method.calibrates() for arm in arms)
     with Bridge(described, None, dense_kernel=settings.dense_kernel):
         pass  # a model whose attention can't be changed
-    if settings.job != "perplexity" or calibrates:
+    if settings.job != "perplexity":
         check_prompts(settings, described.tokenizer, task_names)
 
 

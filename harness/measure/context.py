@@ -70,8 +70,7 @@ class RunContext:
         self.chat, self.question, self.data = bool(settings.model.get("chat_template")), settings.question, settings.data
         self.kernels = Kernels(settings.kernel, settings.dense_kernel, settings.decode_kernel)
         self.timing = TimingLimits(settings.latency_repeats, settings.latency_seconds)
-        self.batch_tokens, self.calibration_prompts = settings.batch_tokens, settings.calibration_prompts
-        self.debug, self._show_progress = settings.debug, settings.progress
+        self.batch_tokens, self.debug, self._show_progress = settings.batch_tokens, settings.debug, settings.progress
         self._samples: dict[str, list[Sample]] = {}
 
     @cached_property

@@ -27,7 +27,7 @@ from harness.core.settings import MOST, Settings, read_settings
 from harness.core.terminal import Terminal
 from harness.measure.before_loading import check_prompts, describe
 from harness.measure.context import RunContext
-from harness.measure.knob_values import calibration_prompts
+from harness.measure.prompt_sets import spare_prompts
 from harness.measure.request_checks import check_without_model
 from harness.measure.sweep import load_model_of, say
 from harness.models.length_check import check_length
@@ -63,7 +63,7 @@ def main(cfg: DictConfig) -> Path:
         return path
     context = RunContext(settings, loaded, Store(settings.folder), console)
     say(console, settings, f"making prompts of {settings.length} tokens")
-    prompts = calibration_prompts(context, names, prompt_count)
+    prompts = spare_prompts(context, names, prompt_count)
     result = search(context, method, prompts, dense_kernel=settings.dense_kernel)
     provenance = {
         "command": command(),

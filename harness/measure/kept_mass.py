@@ -10,23 +10,20 @@ from statistics import fmean
 
 import torch
 from attention_kernels.kept_mass import kept_mass
-from attention_kernels.skip_softmax import SkipRule
-from attention_kernels.sparse_attention import Choice, SparseIndex, attend
 from torch import Tensor
 
 from harness.arms.build import RunnableArm
 from harness.core.errors import UserError
 from harness.measure.context import RunContext
 from harness.models.bridge import Bridge
-from harness.models.kernel_choice import sparse_kernel_of
 from harness.models.loading import LoadedModel
-from harness.models.rope import ModelRope
+from harness.models.observe import layer_inputs, what_runs
 from harness.study.identity import digest
 from harness.study.provenance import now
 from harness.study.resume import Attempt, recorded
 from harness.study.schema import MassRecord
 from harness.tasks.sample import Sample
-from methods.parts.base import LayerInputs, Method
+from methods.parts.base import Method
 
 
 @dataclass
@@ -42,8 +39,7 @@ class KeptMass:
 
     def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
         """Note what the method would keep of this layer, whose attention then runs dense: an observer of the Bridge."""
-        rope = ModelRope(self.loaded.model, layer) if self.method.needs_rope else None
-        choice = self.method.select(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope))
+        choice = self.method.select(layer_inputs(self.loaded, self.method, layer, q, k, scale))
         if choice is None:
             mass, density = q.new_ones(q.shape[1], dtype=torch.float32), q.new_ones((), dtype=torch.float32)
         else:
@@ -59,16 +55,6 @@ class KeptMass:
     def by_layer(self) -> list[float]:
         """Return the density of each layer, the mean over prompts."""
         return [float(torch.stack(self.density[layer]).mean()) for layer in sorted(self.density)]
-
-
-def what_runs(
-    loaded: LoadedModel, q: Tensor, k: Tensor, v: Tensor, choice: Choice, *, scale: float, kernel: str
-) -> SparseIndex:
-    """Return what a choice comes to in one layer: itself, or of a rule that the kernel decides by what the kernel kept."""
-    if not isinstance(choice, SkipRule):
-        return choice
-    kernel = sparse_kernel_of(loaded, kernel, choice, heads=q.shape[1], head_dim=q.shape[3])
-    return attend(q, k, v, choice, scale=scale, kernel=kernel)[1]
 
 
 @torch.inference_mode()

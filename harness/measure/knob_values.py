@@ -1,67 +1,128 @@
-"""The native knob of an arm for its sparsity, where no formula gives it: as recorded, or found by bisection and recorded.
+"""The native knob of an arm for its sparsity, where no formula gives it: as recorded, as shipped with the model, or searched.
 
-It is found on what the method will prefill. A method whose last queries choose for all rows keeps another share where those
-are the context's instead of the question's, so question=after has knobs of its own.
+It is searched on what the method will prefill: the prompts of all samples of the command's tasks, or the documents of
+job=perplexity. A method whose last queries choose for all rows keeps another share where those are the context's instead of the
+question's, so question=after has knobs of its own. How many samples there are is no part of a search's identity: more samples
+extend the cells of the same arm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any, Protocol
 
-from harness.arms import calibration
 from harness.arms.build import RunnableArm, with_knob
+from harness.arms.calibration import PASSES, Calibration, calibrate
+from harness.arms.weights import weights_folder
 from harness.core.errors import UserError
 from harness.core.mistakes import as_user_error
 from harness.core.question import QUESTION_LATER
 from harness.core.settings import Settings
 from harness.measure.context import RunContext
+from harness.measure.prompt_sets import task_prompts
+from harness.measure.shipped_knobs import shipped_record
 from harness.study.identity import digest
+from harness.study.matching import is_matched
 from harness.study.provenance import now
 from harness.study.resume import one_line, recorded
 from harness.study.schema import CalibrationRecord
-from harness.tasks import registry
-from harness.tasks.sample import Sample
+from harness.study.store import Record
 from methods.parts.base import Knob
 
+OWN_PROMPTS = "own"
+"""The entry `prompts` in the identity of a search; of older records it is a number, of prompts that no test used."""
+TASKS_SHOWN = 12
+"""Tasks whose densities a line of the terminal holds; of more it has the lowest and the highest."""
 
-def with_calibrated_knob(context: RunContext, settings: Settings, arm: RunnableArm, task_names: Sequence[str]) -> RunnableArm:
-    """Return the arm, the knob of its method set where no formula gives it. Raises UserError where it can't be measured."""
+
+class PromptSource(Protocol):
+    """What an arm will prefill in a command."""
+
+    def identity(self, context: RunContext) -> dict[str, Any]:
+        """Return what determines the prompts, but for their number."""
+        ...
+
+    def prompts(self, context: RunContext) -> Mapping[str, Sequence[Sequence[int]]]:
+        """Return the prompts (token ids) by task; tasks weigh the same. Raises UserError where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskPrompts:
+    """The prompts of tasks."""
+
+    tasks: Sequence[str]
+
+    def identity(self, context: RunContext) -> dict[str, Any]:
+        """Return the tasks, where their text comes from, and what is prefilled of it."""
+        text = context.text_of(self.tasks) | context.files(*self.tasks)
+        # where the question is seen, or read again, whole prompts are prefilled
+        question = {"question": QUESTION_LATER} if context.question == QUESTION_LATER else {}
+        return {"tasks": sorted(self.tasks), "prompts": OWN_PROMPTS, "text": text, "chat": context.chat, **question}
+
+    def prompts(self, context: RunContext) -> Mapping[str, Sequence[Sequence[int]]]:
+        """Return the prompts of all samples."""
+        return task_prompts(context, self.tasks)
+
+
+def calibrated_arms(context: RunContext, settings: Settings, arm: RunnableArm, source: PromptSource) -> list[RunnableArm]:
+    """Return the arm with the knob of its method set where no formula gives it. Of a knob that is a whole number these are two
+    arms where neither number gives the density: the nearer one first. Raises UserError where it can't be measured."""
     knob = None if arm.method is None else arm.method.calibrates()
     if knob is None:
-        return arm
+        return [arm]
     try:
-        return with_knob(settings, arm, knob, knob_value(context, arm, knob, task_names))
+        record = _search_record(context, settings, arm, knob, source)
+        if record["neighbour"] is None or _matches(arm, record["density"]):
+            return [with_knob(settings, arm, knob, record["value"])]
+        both = [replace(arm, method=copy.copy(arm.method), neighbour=True) for _ in range(2)]
+        values = record["value"], record["neighbour"]
+        return [with_knob(settings, one, knob, value) for one, value in zip(both, values, strict=True)]
     except UserError:
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each, for what they can't do
         raise as_user_error(error) from error
 
 
-def knob_value(context: RunContext, arm: RunnableArm, knob: Knob, task_names: Sequence[str]) -> float:
-    """Return the value of a knob at which the arm has its sparsity, as recorded, or found now and recorded. Raises UserError
-    where it can't be measured."""
+def _search_record(context: RunContext, settings: Settings, arm: RunnableArm, knob: Knob, source: PromptSource) -> Record:
+    """Return the record of the search: the study's, the one that ships with the model, or that of a search made now."""
     assert arm.method is not None and arm.method.sparsity is not None
-    target = 1 - arm.method.sparsity
-    # where the question is seen, or read again, whole prompts are prefilled: ids as they were before there was another way
-    question = {"question": QUESTION_LATER} if context.question == QUESTION_LATER else {}
-    prompts_identity = context.prompts_identity(task_names, context.calibration_prompts)
-    identity = {**arm.identity.prefill().as_dict(), **prompts_identity, **question}
-    key = digest(identity)
-    if (record := recorded(context.store.calibrations, key)) is not None:
-        return float(record["value"])
-    context.say(f"calibrating {arm.identity.method} on prompts of {context.length} tokens")
-    prompts = calibration_prompts(context, task_names, context.calibration_prompts)
+    identity = {**arm.identity.prefill().as_dict(), **source.identity(context)}
+    key, records = digest(identity), context.store.calibrations
+    if (record := recorded(records, key)) is not None:
+        return record
+    if (shipped := shipped_record(weights_folder(settings.model, context.loaded), key)) is not None:
+        records.append(replace(shipped, run=context.run.run, shipped=True))
+        context.say(f"{arm.identity.method}: {_numbers(asdict(shipped))}, as it ships with the model")
+    else:
+        calibrated = _searched(context, arm, knob, source)
+        records.append(_record(context, key, identity, knob, 1 - arm.method.sparsity, calibrated))
+    record = recorded(records, key)  # another process may have been first: its value counts
+    assert record is not None
+    if shipped is None:
+        _tell(context, arm, record)
+    return record
+
+
+def _searched(context: RunContext, arm: RunnableArm, knob: Knob, source: PromptSource) -> Calibration:
+    """Search the knob on the prompts of the source. Raises UserError where that fails."""
+    assert arm.method is not None and arm.method.sparsity is not None
+    label = f"searching {knob.name} of {arm.identity.method} for density {1 - arm.method.sparsity:.3g}"
+    context.say(f"{label} at {context.length} tokens")
+    prompts = source.prompts(context)
     with context.progress() as progress:
-        bar = progress.add_task(f"calibrating {arm.identity.method}", total=calibration.MAX_TRIES)
+        bar = progress.add_task(label, total=PASSES * sum(map(len, prompts.values())))
         try:
-            calibrated = calibration.calibrate(
+            return calibrate(
                 context.loaded,
                 arm.method,
                 knob,
                 prompts,
-                target,
-                on_try=partial(progress.advance, bar),
+                1 - arm.method.sparsity,
+                on_prefill=partial(progress.advance, bar),
                 sparse_kernel=context.kernels.sparse,
                 dense_kernel=context.kernels.dense,
             )
@@ -69,59 +130,67 @@ def knob_value(context: RunContext, arm: RunnableArm, knob: Knob, task_names: Se
             raise
         except Exception as error:  # a full memory, a kernel that fails, a mistake in the method: the next job goes on
             raise UserError(f"can't calibrate {arm.identity.method} at {context.length}: {one_line(error)}") from error
-    if abs(calibrated.density - target) > calibration.TOLERANCE:
-        context.complain(
-            f"calibrating {arm.identity.method}: density {target:.3g} is out of reach, "
-            f"the nearest is {calibrated.density:.3g} at {knob.name}={calibrated.value:.4g}"
-        )
-    context.store.calibrations.append(
-        CalibrationRecord(
-            calibration=key,
-            run=context.run.run,
-            identity=identity,
-            knob=knob.name,
-            value=calibrated.value,
-            target=target,
-            density=calibrated.density,
-            layers=calibrated.layers,
-            tried=calibrated.tried,
-            date=now(),
-        )
+
+
+def _record(
+    context: RunContext, key: str, identity: dict[str, Any], knob: Knob, target: float, calibrated: Calibration
+) -> CalibrationRecord:
+    reached, beside = calibrated.reached, calibrated.neighbour
+    return CalibrationRecord(
+        calibration=key,
+        run=context.run.run,
+        identity=identity,
+        knob=knob.name,
+        value=reached.value,
+        target=target,
+        density=reached.density,
+        layers=reached.layers,
+        tried=calibrated.tried,
+        date=now(),
+        tasks=reached.tasks,
+        prompts=calibrated.prompts,
+        prefills=calibrated.prefills,
+        seconds=calibrated.seconds,
+        neighbour=None if beside is None else beside.value,
+        neighbour_density=None if beside is None else beside.density,
+        neighbour_tasks={} if beside is None else beside.tasks,
     )
-    return calibrated.value
 
 
-def calibration_prompts(context: RunContext, task_names: Sequence[str], count: int) -> list[Sequence[int]]:
-    """Return `count` prompts (token ids) of this length that no test uses, of the tasks in turn.
-
-    Of fixed data they are the last ones, without their answers, which tests share where `samples` takes all there are. Of each
-    prompt, what the method will prefill: the context alone where the question comes later. Raises UserError where no task has
-    any.
-    """
-    data = {**context.data, "chat_template": context.chat}
-    prompts: list[Sequence[int]] = []
-    first_error: UserError | None = None
-    for turn in range(count + len(task_names)):
-        place = turn // len(task_names)
-        try:
-            samples = registry.get(task_names[turn % len(task_names)]).spare(
-                context.loaded.tokenizer, context.length, place + 1, calibration.SEED + context.seed, data
-            )
-            if len(samples) == place + 1:  # fixed data can run out
-                prompts.append(_prefilled(context, samples[-1]))
-        except UserError as error:  # too short for this task, or its question was cut
-            first_error = first_error or error
-            continue
-        if len(prompts) == count:
-            return prompts
-    if prompts:
-        return prompts
-    raise first_error or UserError("no task to take calibration prompts from")
+def _tell(context: RunContext, arm: RunnableArm, record: Record) -> None:
+    """Say what a search reached and cost, and whether that is what was asked for."""
+    cost = f"{record['prefills']} prefills of {record['prompts']} prompts, {record['seconds']:.1f} s"
+    context.console.print(
+        f"{arm.identity.method}: {_numbers(record)} ({cost})", style="dim", markup=False, highlight=False, soft_wrap=True
+    )
+    if _matches(arm, record["density"]):
+        return
+    if record["neighbour"] is not None:
+        context.say(
+            f"{arm.identity.method}: {record['knob']} is a whole number: {record['neighbour']:g} is measured too, which gives "
+            f"density {record['neighbour_density']:.4g}"
+        )
+        return
+    context.complain(
+        f"searching {record['knob']} of {arm.identity.method}: density {record['target']:.3g} is not reached, the nearest is "
+        f"{record['density']:.4g} at {record['knob']}={record['value']:.4g}: its rows are off_density"
+    )
 
 
-def _prefilled(context: RunContext, sample: Sample) -> Sequence[int]:
-    """Return the tokens of a sample's prompt that the method prefills. Raises UserError where its question can't be told from
-    them."""
-    (ids,) = context.tokens([sample])
-    contexts = context.contexts([sample]) if context.question == QUESTION_LATER else None
-    return ids if contexts is None else ids[: contexts[0]]
+def _numbers(record: Mapping[str, Any]) -> str:
+    """Return a knob's value with the density that it gave, of all tasks and of each."""
+    text = f"{record['knob']}={record['value']:.4g} gives density {record['density']:.4g}"
+    return f"{text}: {densities_text(record['tasks'])}" if len(record["tasks"]) > 1 else text
+
+
+def densities_text(tasks: Mapping[str, float]) -> str:
+    """Return densities by task in one line."""
+    if len(tasks) <= TASKS_SHOWN:
+        return ", ".join(f"{task} {density:.3g}" for task, density in tasks.items())
+    low, high = min(tasks.values()), max(tasks.values())
+    return f"from {low:.3g} to {high:.3g} in {len(tasks)} tasks"
+
+
+def _matches(arm: RunnableArm, density: float) -> bool:
+    assert arm.method is not None and arm.method.sparsity is not None
+    return is_matched(arm.method.sparsity, density)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,27 @@ class Texts:
     bos: int | None
     body: int
     stride: int | None
+
+
+@dataclass(frozen=True)
+class DocumentPrompts:
+    """The windows of documents as what a method will prefill, each document for a task of its own."""
+
+    texts: Texts
+
+    def identity(self, context: RunContext) -> dict[str, Any]:
+        """Return what determines the windows, but for the number of documents."""
+        return {"tasks": [PERPLEXITY], "prompts": "own", "text": self.texts.data, "chat": False}
+
+    def prompts(self, context: RunContext) -> dict[str, list[Sequence[int]]]:
+        """Return the windows of each document, with BOS where it has one."""
+        texts, bos = self.texts, [] if self.texts.bos is None else [self.texts.bos]
+        prompts: dict[str, list[Sequence[int]]] = {}
+        for document in texts.documents:
+            spans = windows(len(document.ids), texts.body, texts.stride, bos=bool(bos))
+            members = [[*bos, *document.ids[span.start : span.start + texts.body]] for span in spans]
+            prompts.setdefault(document.name, []).extend(members)
+        return prompts
 
 
 def windows(tokens: int, body: int, stride: int | None, *, bos: bool) -> list[Window]:

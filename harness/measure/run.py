@@ -18,12 +18,13 @@ from harness.measure.accuracy import SELF_CHECK_FAILED, fail, finish, open_cells
 from harness.measure.before_loading import check_before_loading, check_choice, check_request
 from harness.measure.cells import arm_label, with_distinct_name
 from harness.measure.context import RunContext
+from harness.measure.densities import measure_densities
 from harness.measure.former_identity import as_recorded
 from harness.measure.generate_batches import generate_batches, todo_of
 from harness.measure.kept_mass import measure_mass
-from harness.measure.knob_values import with_calibrated_knob
+from harness.measure.knob_values import PromptSource, TaskPrompts, calibrated_arms
 from harness.measure.latency.record import time_arm
-from harness.measure.perplexity import check_options, measure_perplexity, read_texts
+from harness.measure.perplexity import DocumentPrompts, check_options, measure_perplexity, read_texts
 from harness.measure.request_checks import check_without_model
 from harness.measure.self_check import check_arm, is_checked
 from harness.measure.sweep import SweepCache
@@ -58,12 +59,13 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     context = RunContext(settings, loaded, store, console, sweep)
     built = [as_recorded(store, arm) for arm in build_arms(settings, loaded)]
     check_choice(settings.length, loaded, built)
-    arms = [with_calibrated_knob(context, settings, arm, task_names) for arm in built]
     with Bridge(loaded, None, dense_kernel=settings.dense_kernel):
         pass  # a model whose attention can't be changed stops here, not in every cell
     if settings.job == "perplexity":
         context.say("reading documents")
     texts = read_texts(context, settings.options) if settings.job == "perplexity" else None
+    source: PromptSource = TaskPrompts(task_names) if texts is None else DocumentPrompts(texts)
+    arms = [arm for unset in built for arm in calibrated_arms(context, settings, unset, source)]
     for arm in arms:
         for warning in arm_warnings(arm, settings.model, loaded):
             context.complain(warning)
@@ -73,6 +75,8 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
             done.failed += measure_perplexity(context, arm, texts)
         elif settings.job == "kept_mass":
             done.failed += measure_mass(context, arm, task_names)
+        elif settings.job == "densities":
+            done.failed += measure_densities(context, arm, source)
         elif settings.job == "evaluate":
             done.failed += evaluate(context, settings, arm, task_names)
         timed = arm.method is not None or arm.baseline  # dense prefill is timed with the baseline

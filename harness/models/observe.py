@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import torch
+from attention_kernels.skip_softmax import SkipRule
+from attention_kernels.sparse_attention import Choice, SparseIndex, attend
 from torch import Tensor
 
 from harness.models.bridge import Bridge, Observer
+from harness.models.kernel_choice import sparse_kernel_of
 from harness.models.loading import LoadedModel
 from harness.models.rope import ModelRope
 from methods.parts.base import LayerInputs, Method
@@ -56,3 +59,13 @@ def global_layers(loaded: LoadedModel, prompt: Sequence[int], *, dense_kernel: s
     layers: list[int] = []
     dense_prefill(loaded, [prompt], lambda layer, *_: layers.append(layer), dense_kernel=dense_kernel)
     return layers
+
+
+def what_runs(
+    loaded: LoadedModel, q: Tensor, k: Tensor, v: Tensor, choice: Choice, *, scale: float, kernel: str
+) -> SparseIndex:
+    """Return what a choice comes to in one layer: itself, or of a rule that the kernel decides by what the kernel kept."""
+    if not isinstance(choice, SkipRule):
+        return choice
+    kernel = sparse_kernel_of(loaded, kernel, choice, heads=q.shape[1], head_dim=q.shape[3])
+    return attend(q, k, v, choice, scale=scale, kernel=kernel)[1]

@@ -1,11 +1,12 @@
 """The one place that says what a record holds: a dataclass for each kind, its version, and the fields that identify a line.
 
 Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one per process: command, commit, versions, device),
-`samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts),
-`latency.jsonl` (one per arm, length and device), `mass.jsonl` (the attention mass an arm keeps), `calibrations.jsonl` (a native
-knob found for a sparsity), `checks.jsonl` (the self-check of an arm), `perplexity.jsonl` (one per document) and, in a study of
-kernels without a model, `kernels.jsonl` (the state of a case); any of them may lie compressed in `KIND.jsonl.xz`
-(job=archive). Samples point to their cell and their run by id, so a sweep of 100,000 samples stays small.
+`samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts), `latency.jsonl` (one per
+arm, length and device), `mass.jsonl` (the attention mass an arm keeps), `densities.jsonl` (the density of an arm without
+answers), `calibrations.jsonl` (a native knob found for a sparsity), `checks.jsonl` (the self-check of an arm),
+`perplexity.jsonl` (one per document) and, in a study of kernels without a model, `kernels.jsonl` (the state of a case); any of
+them may lie compressed in `KIND.jsonl.xz` (job=archive). Samples point to their cell and their run by id, so a sweep of 100,000
+samples stays small.
 `leaderboard.csv` is made from these records alone; `harness.study.columns` says what its columns hold.
 """
 
@@ -236,7 +237,8 @@ class CalibrationRecord:
     which prompts; `density` is what was reached on them, the mean over tasks, `tasks` on those of each task, `layers` in each
     layer; `tried` how many values were measured. `prompts`: those of the whole set; `prefills`: how many were prefilled for the
     search, in `seconds`. Of a knob that is a whole number `neighbour` is the next one, on the other side of the target, with
-    `neighbour_density` and `neighbour_tasks`. Records without `tasks` are older: of two prompts that no test used."""
+    `neighbour_density` and `neighbour_tasks`. `shipped`: it came with the model. Records without `tasks` are older: of two
+    prompts that no test used."""
 
     calibration: str
     run: str
@@ -255,6 +257,7 @@ class CalibrationRecord:
     neighbour: float | None = None
     neighbour_density: SummedShare | None = None
     neighbour_tasks: dict[str, SummedShare] = field(default_factory=dict)
+    shipped: bool = False
     schema: int = SCHEMA
 
 
@@ -327,6 +330,27 @@ class GateStepRecord:
     schema: int = SCHEMA
 
 
+@dataclass(frozen=True)
+class DensityRecord:
+    """The density of one arm on the prompts of some tasks, without an answer: `density` is the mean over tasks, `tasks` that
+    of each, the mean over its prompts, `layers` that of each global layer. `identity` is what `densities` is the hash of;
+    `prompts` were prefilled in `seconds`; `neighbour` as in `CellRecord`."""
+
+    densities: str
+    arm: str
+    run: str
+    identity: dict[str, Any]
+    knobs: KnobValues
+    density: SummedShare
+    tasks: dict[str, SummedShare]
+    layers: list[SummedShare]
+    prompts: PositiveCount
+    seconds: Amount
+    date: str
+    neighbour: bool = False
+    schema: int = SCHEMA
+
+
 RECORDS: dict[str, type] = {
     "runs": RunRecord,
     "samples": SampleRecord,
@@ -336,6 +360,7 @@ RECORDS: dict[str, type] = {
     "kernels": KernelRecord,
     "perplexity": PerplexityRecord,
     "mass": MassRecord,
+    "densities": DensityRecord,
     "checks": CheckRecord,
     "gate_steps": GateStepRecord,
 }
@@ -346,6 +371,7 @@ NESTED: dict[str, dict[str, type]] = {
     "latency": {"identity": ArmFields},
     "calibrations": {"identity": ArmFields},
     "mass": {"identity": ArmFields},
+    "densities": {"identity": ArmFields},
     "checks": {"identity": CheckFields},
     "kernels": {"identity": CaseFields},
 }
@@ -357,6 +383,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "latency": ("latency",),
     "calibrations": ("calibration",),
     "mass": ("mass",),
+    "densities": ("densities",),
     "checks": ("check",),
     "perplexity": ("cell", "index"),
     "gate_steps": ("training", "step"),

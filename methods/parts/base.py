@@ -52,10 +52,11 @@ class Grid(TypedDict):
 
 @dataclass(frozen=True)
 class Knob:
-    """A native knob whose value for a sparsity no formula gives: it is bisected on measured density (harness.arms.calibration).
+    """A native knob whose value for a sparsity no formula gives: it is searched on measured density (harness.arms.calibration).
 
-    name: of the attribute that holds it. low, high: its range. rising: whether density rises with it. log: whether the range
-    is halved in its logarithm; both ends are then above 0.
+    name: of the attribute that holds it. low, high: its range. rising: whether density rises with it. log: whether the search
+    goes by its logarithm; both ends are then above 0. whole: whether it is a whole number, so that the density of none may be
+    near to the one that was asked for: the numbers on both sides of it are then measured.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Knob:
     high: float
     rising: bool
     log: bool = False
+    whole: bool = False
 
 
 class HeadSearch(Protocol):
@@ -156,12 +158,12 @@ class Method(Releasable, ABC):
         return self.searched
 
     def calibrates(self) -> Knob | None:
-        """Return the knob to bisect for the sparsity that was asked for; None where there is a formula or no sparsity."""
+        """Return the knob to search for the sparsity that was asked for; None where there is a formula or no sparsity."""
         return None
 
     def set_knob(self, knob: Knob, value: float) -> None:
         """Set the knob that `calibrates` names."""
-        setattr(self, knob.name, value)
+        setattr(self, knob.name, round(value) if knob.whole else value)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         """Return the native knobs and their values, as a row records them."""
