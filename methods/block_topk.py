@@ -45,6 +45,7 @@ class BlockTopK(ScoredMethod):
         threshold: float | None = None,
         nz_ratio: float | None = None,
         last: int = 0,
+        blocks: int | None = None,
     ) -> None:
         super().__init__(
             block_size=block_size,
@@ -54,6 +55,7 @@ class BlockTopK(ScoredMethod):
             threshold=threshold,
             nz_ratio=nz_ratio,
             last=last,
+            blocks=blocks,
         )
         if pool not in get_args(Pool):
             raise ValueError(f"pool={pool}: must be one of {', '.join(get_args(Pool))}")
@@ -82,6 +84,7 @@ class BlockTopK(ScoredMethod):
             "threshold": self.threshold,
             "nz_ratio": self.nz_ratio,
             "last": self.full_rows,
+            "blocks": self.blocks,
         }
 
 

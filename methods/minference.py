@@ -19,6 +19,9 @@ FALLBACK = Pattern("vertical_slash", 1000, 6096)
 """What the release gives heads that it knows nothing of, and those whose search block-sparse won."""
 Score = Literal["mass", "output"]
 
+GOLDEN_RATIO = 0.6180339887498949
+"""Its multiples modulo 1 are spread evenly, however many are taken."""
+
 
 @register("minference")
 class MInference(Method):
@@ -34,7 +37,8 @@ class MInference(Method):
     and a_shape by vertical_slash of the same numbers, as the release does with the patterns of its search. score,
     search_density: of the search, see methods.searches.minference_search. The release's blocks are of 64 tokens.
 
-    With a sparsity, all budgets are multiplied by one factor, which is calibrated, and the floors of 30 and 50 don't hold.
+    With a sparsity, all budgets are multiplied by one factor, which is searched, and the floors of 30 and 50 don't hold. Of two
+    whole numbers heads take the lower or the higher one by a fixed sequence, so that their mean is the factor's.
     Budgets beyond the prompt's length are cut to it. In a chunk of a prompt the last queries are the chunk's.
     """
 
@@ -89,7 +93,8 @@ class MInference(Method):
             patterns = tuple(as_released(pattern) for pattern in patterns)
         if self.sparsity is None:
             return tuple(pattern.floored() for pattern in patterns)
-        return tuple(pattern.scaled(self.factor) for pattern in patterns)
+        places = range(layer * heads, (layer + 1) * heads)  # heads of one pattern don't all step to the next block at once
+        return tuple(p.scaled(self.factor, place * GOLDEN_RATIO % 1) for p, place in zip(patterns, places, strict=True))
 
     @torch.no_grad()
     def select(self, x: LayerInputs) -> BlockIndex | ColumnIndex:

@@ -41,6 +41,7 @@ class Oracle(ScoredMethod):
         threshold: float | None = None,
         nz_ratio: float | None = None,
         last: int = 0,
+        blocks: int | None = None,
     ) -> None:
         super().__init__(
             block_size=block_size,
@@ -50,6 +51,7 @@ class Oracle(ScoredMethod):
             threshold=threshold,
             nz_ratio=nz_ratio,
             last=last,
+            blocks=blocks,
         )
         if pool not in get_args(Pool):
             raise ValueError(f"pool={pool}: must be one of {', '.join(get_args(Pool))}")
@@ -71,6 +73,7 @@ class Oracle(ScoredMethod):
             "threshold": self.threshold,
             "nz_ratio": self.nz_ratio,
             "last": self.full_rows,
+            "blocks": self.blocks,
         }
 
 

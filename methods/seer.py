@@ -51,6 +51,7 @@ class Seer(ScoredMethod):
         threshold: float | None = None,
         nz_ratio: float | None = None,
         last: int = 2,
+        blocks: int | None = None,
         q_linear: bool = False,
         shared: bool = False,
         gates: str | None = None,
@@ -63,6 +64,7 @@ class Seer(ScoredMethod):
             threshold=threshold,
             nz_ratio=nz_ratio,
             last=last,
+            blocks=blocks,
         )
         self.q_linear = q_linear
         self.shared = shared
@@ -117,6 +119,7 @@ class Seer(ScoredMethod):
             "shared": self.shared,
             "gates": self.training,
             "last": self.full_rows,
+            "blocks": self.blocks,
         }
 
 

@@ -42,7 +42,7 @@ class Sparge(Method):
     whether the first block is added to every row. Query blocks are of block_size tokens (128 in the release), key blocks half
     of that where it is a multiple of 16, as in the release.
 
-    With a sparsity the rule's knob is calibrated and `similar` is -0.1 if not given, as where the release is asked for a
+    With a sparsity the rule's knob is searched and `similar` is -0.1 if not given, as where the release is asked for a
     share: rows kept in full would put most sparsities out of reach. Where the sparsity leaves the average row nothing beside
     its diagonal, rows need not keep a best block. Deviations from the release: the diagonal is always kept; skipping P·V inside
     the kernel (stage 2) and INT8/FP8 products are left out.
@@ -138,10 +138,19 @@ class Sparge(Method):
         """
         best, order = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
         if self.rule == "topk":
-            count = torch.full(best.shape[:-1], max(least, int(self.topk * best.shape[-1])), device=best.device)
+            count = self._share_of_blocks(best.shape[-2], best.shape[-1], least, best.device).expand(best.shape[:-1])
         else:
             count = (best.cumsum(-1) <= self.cdf).sum(-1).clamp(min=least)
         return first_ranked(order, count)
+
+    def _share_of_blocks(self, rows: int, blocks: int, least: int, device: torch.device) -> Tensor:
+        """Return how many blocks each row chooses with the rule "topk", int64 [Mq]: the share rounded down. With a sparsity,
+        whose density may lie between two whole numbers, rows take the next one up by turns, so that their mean is the share."""
+        share = self.topk * blocks
+        if self.sparsity is None:
+            return torch.full((rows,), max(least, int(share)), device=device)
+        ends = (torch.arange(rows + 1, device=device, dtype=torch.float64) * share + 1e-9).floor().long()
+        return ends.diff().clamp(min=least)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         chosen = {"cdf": self.cdf} if self.rule == "cdf" else {"topk": self.topk}

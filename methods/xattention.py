@@ -122,11 +122,17 @@ class XAttention(Method):
         self._take(steps)
 
     def _take(self, steps: float) -> None:
-        """Lower the heads' thresholds by so many steps of the path, from 1 on."""
+        """Lower the heads' thresholds by so many steps of the path, from 1 on; the last step may be taken in part."""
         assert self._table is not None
-        self.steps = round(steps)
-        taken = counts_of(self._path[: self.steps], self._table.numel())
-        self._table = torch.tensor(LEVELS)[taken].view(self._table.shape).to(self._table.device)
+        whole = min(int(steps), len(self._path))
+        part = min(steps - whole, 1.0) if whole < len(self._path) else 0.0
+        self.steps = whole + part if part else whole
+        taken, levels = counts_of(self._path[:whole], self._table.numel()), torch.tensor(LEVELS)
+        thresholds = levels[taken]
+        if part:
+            head = self._path[whole]
+            thresholds[head] += part * (levels[taken[head] + 1] - levels[taken[head]])
+        self._table = thresholds.view(self._table.shape).to(self._table.device)
 
     def to(self, device: Any) -> Self:
         self._table = None if self._table is None else self._table.to(device)

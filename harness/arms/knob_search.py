@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from harness.study.matching import TOLERANCE
 from methods.parts.base import Knob
 
 AIM = 0.005
@@ -75,11 +76,13 @@ class KnobSearch:
         return abs(right[1] - left[1]) <= FINE_ENOUGH * self.target
 
     def _meet(self, target: float) -> float:
-        """Return the place where the curve has a density, or that of its nearest point."""
+        """Return the place where the curve has a density, or that of its nearest point; of equal ones the last on the way
+        there."""
         sides = self._sides_of_target(target)
         if sides is not None:
             return _between(*sides, target)
-        return min(self.curve, key=lambda point: abs(point[1] - target))[0]
+        forward = (self.curve[0][1] < target) == self.knob.rising
+        return min(self.curve[:: -1 if forward else 1], key=lambda point: abs(point[1] - target))[0]
 
     # -- the whole set -------------------------------------------------------------------------------------------------
 
@@ -104,7 +107,8 @@ class KnobSearch:
         if not self.points:
             return self.guess()
         best = self.best()
-        if abs(self.points[best] - self.target) <= AIM * self.target or self.neighbour() is not None:
+        aim = TOLERANCE if self.knob.whole else AIM  # a whole number can't come closer by chance
+        if abs(self.points[best] - self.target) <= aim * self.target or self.neighbour() is not None:
             return None
         sides = self._measured_sides()
         place = self._outwards(best) if None in sides else self._inwards(*(side for side in sides if side is not None))
@@ -140,11 +144,17 @@ class KnobSearch:
         here = max(self._density_at(place), _LEAST)
         step = self._meet(here * missing) - place
         rises = (density < self.target) == self.knob.rising
-        if (step > 0) != rises or step == 0:  # the curve is flat here, or turns
-            step = (self._span[1] - self._span[0]) / 20 * len(self.points) * (1 if rises else -1)
+        if (step > 0) != rises or step == 0 or self._is_stuck():  # the curve is flat here, turns, or has a step elsewhere
+            least = (self._span[1] - self._span[0]) / 100 * 4 ** (len(self.points) - 1)
+            step = max(abs(step), least) * (1 if rises else -1)
         if self.knob.whole and self._value(place + step) == best:
             step = self._place(best + (1 if rises else -1)) - place if self._in_range(best, rises) else 0.0
         return min(max(place + step, self._span[0]), self._span[1])
+
+    def _is_stuck(self) -> bool:
+        """Return whether the last measurement brought the density less than half of the way to the target."""
+        misses = sorted(abs(density - self.target) for density in self.points.values())
+        return len(misses) > 1 and misses[0] > misses[1] / 2
 
     def _in_range(self, best: float, rises: bool) -> bool:
         return self.knob.low <= best + (1 if rises else -1) <= self.knob.high

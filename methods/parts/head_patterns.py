@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import floor
 from typing import Any, Literal, get_args
 
 import torch
@@ -41,10 +42,14 @@ class Pattern:
     first: int
     second: int = 0
 
-    def scaled(self, factor: float) -> Pattern:
-        """Return the pattern with its budgets times a factor, never below one diagonal, a window of one token, or one block."""
+    def scaled(self, factor: float, up: float = 0.5) -> Pattern:
+        """Return the pattern with its budgets times a factor, never below one diagonal, a window of one token, or one block.
+
+        up: the fraction from 1 - up on is rounded up. Where each head has another one, in [0, 1), their mean budget is the
+        factor's even where all have the same few blocks.
+        """
         least = (1, 0) if self.kind == "block_sparse" else (0, 1)
-        first, second = (max(low, round(n * factor)) for low, n in zip(least, (self.first, self.second), strict=True))
+        first, second = (max(low, floor(n * factor + up)) for low, n in zip(least, (self.first, self.second), strict=True))
         return replace(self, first=first, second=second)
 
     def floored(self) -> Pattern:

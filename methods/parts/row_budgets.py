@@ -45,6 +45,15 @@ def budget_with_full_rows(
 
 
 @lru_cache(maxsize=64)
+def even_budget(blocks: int, full: int, q_len: int, k_len: int, q_block: int, k_block: int) -> tuple[int, ...]:
+    """Return a budget of as many blocks in each row, or its causal blocks where these are fewer, and of all causal blocks in
+    the last `full` rows: Mq numbers."""
+    causal = causal_blocks(q_len, k_len, q_block, k_block).tolist()
+    narrow = len(causal) - full
+    return (*(min(blocks, seen) for seen in causal[:narrow]), *causal[narrow:])
+
+
+@lru_cache(maxsize=64)
 def nz_ratio_budget(nz_ratio: float, q_len: int, k_len: int, q_block: int, k_block: int) -> tuple[int, ...]:
     """Return SeerAttention's budget of each row, Mq numbers: the same in all, or its causal blocks where these are fewer."""
     blocks = max(1, int((1 - math.sqrt(1 - nz_ratio)) * -(-k_len // k_block)))

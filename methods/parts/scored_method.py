@@ -7,7 +7,7 @@ from typing import Literal, TypedDict, get_args
 from attention_kernels.block_index import BlockIndex
 
 from methods.parts.base import Grid, Knob, LayerInputs, Method
-from methods.parts.row_budgets import budget_with_full_rows, nz_ratio_budget, nz_ratio_budget_with_full_rows
+from methods.parts.row_budgets import budget_with_full_rows, even_budget, nz_ratio_budget, nz_ratio_budget_with_full_rows
 
 Selection = Literal["topk", "threshold", "nz_ratio"]
 
@@ -23,8 +23,9 @@ class ScoredMethod(Method):
     """Keeps blocks by their share of the row's pooled attention: a gate's prediction, an estimate, or the truth.
 
     selection="topk": each row keeps its share of its causal blocks, so that the density of a call is 1 - sparsity.
-    selection="threshold": blocks whose share is above `threshold`; given a sparsity instead, the threshold is calibrated.
+    selection="threshold": blocks whose share is above `threshold`; given a sparsity instead, the threshold is searched.
     selection="nz_ratio": SeerAttention's rule, the same number of blocks in every row, rounded down; early rows have fewer.
+    blocks: that number itself. Given a sparsity instead, it is searched: of the two whole numbers beside it the nearer one.
 
     last: query blocks at the end that keep everything, 0; SeerAttention's release has 2 but for perplexity. They count in the
     density: given a sparsity, they take at most half of the budget, and the other rows spend the remainder. In a chunk of a
@@ -41,6 +42,7 @@ class ScoredMethod(Method):
         threshold: float | None,
         nz_ratio: float | None,
         last: int = 0,
+        blocks: int | None = None,
     ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
         if selection not in get_args(Selection):
@@ -48,10 +50,13 @@ class ScoredMethod(Method):
         for name, value in (("threshold", threshold), ("nz_ratio", nz_ratio)):
             if value is not None and selection != name:
                 raise ValueError(f"{name}={value} has no effect with selection={selection}: set selection={name}")
+        if blocks is not None and selection != "nz_ratio":
+            raise ValueError(f"blocks={blocks} has no effect with selection={selection}: set selection=nz_ratio")
         self.take_last(last)
         self.selection = selection
         self.threshold = self._threshold(threshold) if selection == "threshold" else None
-        self.nz_ratio = self._nz_ratio(nz_ratio) if selection == "nz_ratio" else None
+        self.nz_ratio = self._nz_ratio(nz_ratio, blocks) if selection == "nz_ratio" else None
+        self.blocks = blocks
         if selection == "topk":
             self.required_sparsity()
 
@@ -67,12 +72,20 @@ class ScoredMethod(Method):
         return threshold
 
     def calibrates(self) -> Knob | None:
-        if self.selection != "threshold" or not self.sparsity:
+        if self.selection == "topk" or not self.sparsity:
             return None
+        if self.selection == "nz_ratio":
+            return Knob("blocks", low=1, high=1 << 16, rising=True, log=True, whole=True)
         return Knob("threshold", low=1e-9, high=1.0, rising=False, log=True)
 
-    def _nz_ratio(self, nz_ratio: float | None) -> float:
-        self.one_of(nz_ratio=nz_ratio)
+    def _nz_ratio(self, nz_ratio: float | None, blocks: int | None) -> float | None:
+        self.one_of(nz_ratio=nz_ratio, blocks=blocks)
+        if blocks is not None:
+            if nz_ratio is not None:
+                raise ValueError(f"nz_ratio={nz_ratio} and blocks={blocks}: give one of them")
+            if not isinstance(blocks, int) or blocks < 1:
+                raise ValueError(f"blocks={blocks}: must be at least 1 block")
+            return None
         if nz_ratio is None:
             return 1 - self.required_sparsity(", or an nz_ratio")
         if not 0 < nz_ratio <= 1:
@@ -83,6 +96,8 @@ class ScoredMethod(Method):
         """Return the rule for a layer's call. Raises ValueError where a threshold is still to be calibrated."""
         if self.selection == "topk":
             return SelectionRule(budget=self.budget(x))
+        if self.blocks is not None:
+            return SelectionRule(budget=even_budget(self.blocks, self._full(grid), **grid))
         if self.nz_ratio is not None:
             full = self._full(grid)
             if not full:

@@ -74,7 +74,6 @@ ROWS: list[tuple[str, str]] = [
     ("latency_seconds=inf", "latency_seconds=inf: must be a number of seconds"),
     ("latency_repeats=x", "latency_repeats=x: must be a whole number"),
     ("batch_tokens=null", "batch_tokens=None: must be a whole number"),
-    ("calibration_prompts=0", "calibration_prompts=0: must be a whole number of at least 1"),
     ("block_size=null", "block_size=None: must be a whole number"),
     ("block_size=24 method=block_topk", "block_size=24: must be a multiple of 16"),
     ("latency=5", "latency=5: must be true or false"),

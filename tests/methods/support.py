@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ import methods
 from harness.core.method_facts import method_facts
 from methods.gates.attn_gate import AttnGate
 from methods.gates.weights import gate_state
-from methods.parts.base import LayerInputs, Method
+from methods.parts.base import Knob, LayerInputs, Method
 
 HEADS, KV_HEADS, DIM, LAYERS = 4, 2, 16, 2
 
@@ -89,3 +91,18 @@ def select_without_waiting(method: Method, x: LayerInputs) -> SparseIndex:
         torch.cuda.set_sync_debug_mode("default")
     assert index is not None
     return index
+
+
+def bisect(measure: Callable[[float], float], knob: Knob, target: float) -> float:
+    """Return the value of a knob whose density comes nearest to the target, of twenty halvings of its range. One layer costs so
+    little that it needs no better search."""
+    low, high = (math.log(end) if knob.log else end for end in (knob.low, knob.high))
+    densities: dict[float, float] = {}
+    for _ in range(20):
+        middle = (low + high) / 2
+        value = math.exp(middle) if knob.log else middle
+        densities[value] = measure(value)
+        if abs(densities[value] - target) <= 0.002:
+            break
+        low, high = (middle, high) if (densities[value] < target) == knob.rising else (low, middle)
+    return min(densities, key=lambda value: abs(densities[value] - target))

@@ -47,7 +47,7 @@ def test_density_is_of_the_tiles_that_ran_and_a_sparsity_is_calibrated() -> None
     loaded, method = load("llama"), methods.build("blasst", sparsity=0.6, block_size=16)
     knob = method.calibrates()
     assert knob is not None
-    calibrated = calibrate(loaded, method, knob, [tokens(1, 300)[0].tolist()], 0.4)
+    calibrated = calibrate(loaded, method, knob, {"t": [tokens(1, 300)[0].tolist()]}, 0.4).reached
     assert calibrated.density == pytest.approx(0.4, abs=0.02)
     assert method.knobs() == {"factor": calibrated.value}
     timing = time_attention(loaded, method, tokens(1, 300)[0].tolist(), repeats=1, max_seconds=1)

@@ -145,7 +145,7 @@ def test_seer_threshold_keeps_what_is_above_it() -> None:
     expected = (probability > 0.03) | torch.eye(40, dtype=torch.bool)
     assert torch.equal(index.to_mask(), expected)
     knobs = {"selection": "threshold", "threshold": 0.03, "nz_ratio": None, "q_linear": False, "shared": False, "gates": None}
-    assert method.knobs() == {**knobs, "last": 0}
+    assert method.knobs() == {**knobs, "last": 0, "blocks": None}
     release = ready("seer", selection="threshold", threshold=0.03, block_size=BLOCK, last=2).select(x)
     assert release is not None
     expected[..., -2:, :] = torch.arange(40) <= torch.tensor([[38], [39]])

@@ -11,9 +11,8 @@ from attention_kernels.block_map import block_map
 from attention_kernels.sparse_attention import SparseIndex, sparse_attention
 
 import methods
-from harness.arms.calibration import bisect
 from methods.parts.base import LayerInputs, Method
-from tests.methods.support import layer, ready, select_without_waiting
+from tests.methods.support import bisect, layer, ready, select_without_waiting
 
 SPARSE = [name for name in methods.names() if methods.get(name).family != "none" and not methods.get(name).in_kernel]
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95]
@@ -38,7 +37,7 @@ def calibrated(name: str, x: LayerInputs, **knobs: object) -> Method:
             return float(index.density().mean())
 
         assert method.sparsity is not None
-        method.set_knob(knob, bisect(measure, knob, 1 - method.sparsity)[0])
+        method.set_knob(knob, bisect(measure, knob, 1 - method.sparsity))
     return method
 
 

@@ -52,7 +52,7 @@ def all_cases(model: Path, books: Path) -> list[Case]:
         Case("evaluate, a sweep", sweep),
         Case("evaluate, decoding", (*toy, "method=dense", "decode=quest", "decode.sparsity=0.5")),
         Case("evaluate, two processes", evaluate, processes=2),
-        Case("calibrating", (*toy, "method=blasst", "job=kept_mass", "calibration_prompts=1")),
+        Case("calibrating", (*toy, "method=blasst", "job=kept_mass")),
         Case("latency", (*toy, "job=latency", "latency_repeats=1", "latency_seconds=1")),
         Case("perplexity", (*toy, "job=perplexity", f"data.text_dir={books}", "length=256", "samples=2")),
         Case("kept_mass", (*toy, "job=kept_mass")),

@@ -102,7 +102,6 @@ def trace(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trace:
         "method=xattention",
         "sparsity=0.5",
         "question=after",
-        "calibration_prompts=1",
         "latency=false",
         f"results={folder}",
     ]

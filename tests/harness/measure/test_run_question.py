@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.arms import calibration as calibrate_module
 from harness.measure import generate_batches as generating
+from harness.measure import knob_values
 from harness.report.figures.picture_rows import by_model
 from tests.harness.measure.test_run import board, lines
 from tests.harness.report.support import make_row
@@ -90,15 +90,15 @@ def test_a_threshold_is_found_on_what_the_method_prefills(
     command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of contexts alone where the question comes later; reread and seen are whole prompts, and share one."""
-    given: list[list[int]] = []
-    real = calibrate_module.calibrate
+    given: list[list[str]] = []
+    real = knob_values.calibrate
 
     def watched(loaded: Any, method: Any, knob: Any, prompts: Any, *args: Any, **kwargs: Any) -> Any:
-        given.append([loaded.tokenizer.decode(list(ids)) for ids in prompts])
+        given.append([loaded.tokenizer.decode(list(ids)) for ids in prompts["niah_single_1"]])
         return real(loaded, method, knob, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(calibrate_module, "calibrate", watched)
-    arguments = [*toy, "method=xattention", "sparsity=0.5", "samples=1", "calibration_prompts=2", "checks=false"]
+    monkeypatch.setattr(knob_values, "calibrate", watched)
+    arguments = [*toy, "method=xattention", "sparsity=0.5", "samples=1", "checks=false"]
     for questions in ("seen,reread,after", "after"):
         assert command("-m", *arguments, "report=false", f"question={questions}") == 0
     whole, contexts = given
@@ -110,13 +110,14 @@ def test_a_threshold_is_found_on_what_the_method_prefills(
     assert all(len(cells) == 1 for cells in arms.values()) and set(arms) == {"seen", "reread", "after"}
 
 
-def test_a_calibration_prompt_without_its_question_is_passed_over(command: Command, toy: list[str], tmp_path: Path) -> None:
-    """Of fixed data the last rows calibrate; the last one's question is cut in two here."""
-    rows = [line("qasper", n) for n in range(4)] + [line("qasper") | {"input": "why " * 900}]
-    write(tmp_path / "mine", "qasper.jsonl", rows)
-    arguments = [*toy, "task=longbench_qasper", f"data.dir={tmp_path / 'mine'}", "method=xattention", "sparsity=0.5"]
-    assert command(*arguments, "samples=1", "checks=false", "report=false", "question=after", "calibration_prompts=2") == 0
-    assert len(lines(tmp_path / "results" / "toy", "calibrations")) == 1
+def test_a_task_without_its_question_is_passed_over(command: Command, toy: list[str], tmp_path: Path) -> None:
+    """Its question is cut in two here: its cell fails, and the knob is found on the other task."""
+    write(tmp_path / "mine", "qasper.jsonl", [line("qasper") | {"input": "why " * 900}])
+    tasks = "task=[longbench_qasper,niah_single_1]"
+    arguments = [*toy, tasks, f"data.dir={tmp_path / 'mine'}", "data.haystack=pydoc", "method=xattention", "sparsity=0.5"]
+    assert command(*arguments, "samples=1", "checks=false", "report=false", "question=after") == 1
+    (record,) = lines(tmp_path / "results" / "toy", "calibrations")
+    assert list(record["tasks"]) == ["niah_single_1"]
 
 
 def test_nothing_is_doubled_and_more_samples_extend(command: Command, toy: list[str], tmp_path: Path) -> None:

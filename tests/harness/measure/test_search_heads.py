@@ -20,7 +20,7 @@ from harness.arms.head_files import read_head_file
 from harness.core.errors import UserError
 from harness.measure.context import RunContext
 from harness.measure.head_search import search
-from harness.measure.knob_values import calibration_prompts
+from harness.measure.prompt_sets import spare_prompts
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel, ModelConfig, load_model, model_shape
 from harness.study.store import Store
@@ -108,6 +108,7 @@ def settings_of(folder: Path, name: str, **knobs: Any) -> Any:
         decode="dense",
         decode_knobs={},
         decode_kernel="auto",
+        as_released=False,
     )
 
 
@@ -178,10 +179,9 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
         latency_repeats=1,
         latency_seconds=1.0,
         batch_tokens=None,
-        calibration_prompts=2,
     )
     context = RunContext(settings, model, Store(tmp_path_factory.mktemp("study")), Console(quiet=True))
-    return context, calibration_prompts(context, ["niah_multikey_1", "vt"], 2)
+    return context, spare_prompts(context, ["niah_multikey_1", "vt"], 2)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

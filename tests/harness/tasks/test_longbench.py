@@ -18,7 +18,6 @@ from harness.tasks import registry
 from harness.tasks.checks import check_sample
 from harness.tasks.longbench import datasets, files, names
 from harness.tasks.longbench.cut import cut_middle
-from harness.tasks.longbench.task import LongBenchTask
 from harness.tasks.names import expand_tasks
 from harness.tasks.sample import Sample
 from harness.tasks.tokens import encode, task_stop_ids
@@ -321,21 +320,12 @@ def test_buckets_through_the_command(command: Command, toy: list[str], tmp_path:
 
 
 @pytest.mark.usefixtures("blank_pictures")
-def test_a_knob_is_calibrated_on_rows_that_are_no_tests(
-    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_knob_is_found_on_the_rows_that_are_asked(command: Command, toy: list[str], tmp_path: Path) -> None:
     write(tmp_path / "lcc", "lcc.jsonl", [line("lcc", i, words=200) for i in range(6)])
-    asked: list[list[int]] = []
-    real = LongBenchTask.spare
-
-    def spare(*args: Any) -> list[Sample]:
-        asked.append([sample.index for sample in real(*args)])
-        return real(*args)
-
-    monkeypatch.setattr(LongBenchTask, "spare", spare)
     assert command(*toy, "task=longbench_lcc", f"data.dir={tmp_path / 'lcc'}", "method=xattention") == 0
-    assert asked == [[5], [5, 4]]
-    assert float(board(tmp_path / "results" / "toy")["xattention", "longbench_lcc"]["density"]) < 1
+    (record,) = map(json.loads, (tmp_path / "results" / "toy" / "records" / "calibrations.jsonl").read_text().splitlines())
+    density = float(board(tmp_path / "results" / "toy")["xattention", "longbench_lcc"]["density"])
+    assert record["prompts"] == 2 and density == pytest.approx(record["tasks"]["longbench_lcc"], abs=1e-3)
 
 
 @pytest.mark.usefixtures("blank_pictures")
