@@ -17,5 +17,7 @@ def check_sizing(value: Any) -> str:
     """Return the setting task.sizing. Raises UserError for any other value."""
     if value not in SIZINGS:
         hint = did_you_mean(str(value), SIZINGS)
-        raise UserError(f"task.sizing={'null' if value is None else value} is not known{hint}; choose one of: {', '.join(SIZINGS)}")
+        raise UserError(
+            f"task.sizing={'null' if value is None else value} is not known{hint}; choose one of: {', '.join(SIZINGS)}"
+        )
     return str(value)
