@@ -24,7 +24,7 @@ def measure_densities(context: RunContext, arm: RunnableArm, source: PromptSourc
         return 0
     identity = {**arm.identity.prefill().as_dict(), **source.identity(context), "samples": context.sample_count}
     key = digest(identity)
-    record = recorded(context.store.densities, key)
+    record = recorded(context.store.arm_densities, key)
     if record is None:
         label = f"densities of {arm.identity.method}"
         context.say(f"{label} at {context.length} tokens")
@@ -45,9 +45,9 @@ def measure_densities(context: RunContext, arm: RunnableArm, source: PromptSourc
         if attempt.error is not None:
             context.complain(f"failed: {label}: {attempt.reason}", attempt.error)
             return 1
-        context.store.densities.append(
+        context.store.arm_densities.append(
             DensityRecord(
-                densities=key,
+                arm_densities=key,
                 arm=arm.identity.id,
                 run=context.run.run,
                 identity=identity,
@@ -61,7 +61,7 @@ def measure_densities(context: RunContext, arm: RunnableArm, source: PromptSourc
                 neighbour=arm.neighbour,
             )
         )
-        record = recorded(context.store.densities, key)
+        record = recorded(context.store.arm_densities, key)
         assert record is not None
     context.console.print(_line(arm, record), markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -2,7 +2,7 @@
 
 Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one per process: command, commit, versions, device),
 `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts), `latency.jsonl` (one per
-arm, length and device), `mass.jsonl` (the attention mass an arm keeps), `densities.jsonl` (the density of an arm without
+arm, length and device), `mass.jsonl` (the attention mass an arm keeps), `arm_densities.jsonl` (the density of an arm without
 answers), `calibrations.jsonl` (a native knob found for a sparsity), `checks.jsonl` (the self-check of an arm),
 `perplexity.jsonl` (one per document) and, in a study of kernels without a model, `kernels.jsonl` (the state of a case); any of
 them may lie compressed in `KIND.jsonl.xz` (job=archive). Samples point to their cell and their run by id, so a sweep of 100,000
@@ -333,10 +333,10 @@ class GateStepRecord:
 @dataclass(frozen=True)
 class DensityRecord:
     """The density of one arm on the prompts of some tasks, without an answer: `density` is the mean over tasks, `tasks` that
-    of each, the mean over its prompts, `layers` that of each global layer. `identity` is what `densities` is the hash of;
+    of each, the mean over its prompts, `layers` that of each global layer. `identity` is what `arm_densities` is the hash of;
     `prompts` were prefilled in `seconds`; `neighbour` as in `CellRecord`."""
 
-    densities: str
+    arm_densities: str
     arm: str
     run: str
     identity: dict[str, Any]
@@ -360,7 +360,7 @@ RECORDS: dict[str, type] = {
     "kernels": KernelRecord,
     "perplexity": PerplexityRecord,
     "mass": MassRecord,
-    "densities": DensityRecord,
+    "arm_densities": DensityRecord,
     "checks": CheckRecord,
     "gate_steps": GateStepRecord,
 }
@@ -371,7 +371,7 @@ NESTED: dict[str, dict[str, type]] = {
     "latency": {"identity": ArmFields},
     "calibrations": {"identity": ArmFields},
     "mass": {"identity": ArmFields},
-    "densities": {"identity": ArmFields},
+    "arm_densities": {"identity": ArmFields},
     "checks": {"identity": CheckFields},
     "kernels": {"identity": CaseFields},
 }
@@ -383,7 +383,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "latency": ("latency",),
     "calibrations": ("calibration",),
     "mass": ("mass",),
-    "densities": ("densities",),
+    "arm_densities": ("arm_densities",),
     "checks": ("check",),
     "perplexity": ("cell", "index"),
     "gate_steps": ("training", "step"),

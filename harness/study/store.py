@@ -247,7 +247,7 @@ class Store:
         self.runs, self.samples, self.cells, self.latency = (file(k) for k in ("runs", "samples", "cells", "latency"))
         self.calibrations, self.mass, self.checks = (file(k) for k in ("calibrations", "mass", "checks"))
         self.perplexity, self.kernels, self.gate_steps = (file(k) for k in ("perplexity", "kernels", "gate_steps"))
-        self.densities = file("densities")
+        self.arm_densities = file("arm_densities")
 
     def files(self) -> tuple[RecordFile, ...]:
         """Return all files of the study."""
@@ -258,7 +258,7 @@ class Store:
             self.latency,
             self.calibrations,
             self.mass,
-            self.densities,
+            self.arm_densities,
             self.checks,
             self.perplexity,
             self.kernels,

@@ -31,6 +31,7 @@ def test_an_unknown_job_lists_those_there_are() -> None:
 def test_jobs_that_read_recorded_answers_take_the_question() -> None:
     assert {name for name, job in JOBS.items() if job.takes_question} == {
         "evaluate",
+        "densities",
         *(name for name, job in JOBS.items() if job.does is Does.READS),
     }
     for job in JOBS.values():

@@ -87,12 +87,12 @@ def test_densities_are_told_without_an_answer(
     arguments = [*toy, *QUIET, "job=densities", "sparsity=0.7"]
     assert command(*arguments) == 0 and command(*arguments, "method=block_topk") == 0
     out = " ".join(capsys.readouterr().out.split())
-    found, formula = records(tmp_path, "densities")
+    found, formula = records(tmp_path, "arm_densities")
     assert found["density"] == pytest.approx(records(tmp_path, "calibrations")[0]["density"]) and formula["knobs"] is not None
     assert f"block_topk: density {formula['density']:.4f} for 0.3 (matched) on 4 prompts of 1024 tokens: niah_single_1" in out
     assert set(found["tasks"]) == {"niah_single_1", "niah_multikey_1"}
     assert not records(tmp_path, "samples") and not records(tmp_path, "cells")
-    assert command(*arguments) == 0 and len(records(tmp_path, "densities")) == 2
+    assert command(*arguments) == 0 and len(records(tmp_path, "arm_densities")) == 2
 
 
 def test_both_whole_numbers_are_measured(command: Command, toy: list[str], tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_both_whole_numbers_are_measured(command: Command, toy: list[str], tmp_p
     assert all(c["neighbour"] for c in cells) and len({c["arm"] for c in cells}) == 2
     assert [t["neighbour"] for t in records(tmp_path, "latency")] == [False, True, True]
     assert command(*arguments, "sparsity=0.5", "job=densities") == 0
-    (near,) = records(tmp_path, "densities")
+    (near,) = records(tmp_path, "arm_densities")
     assert not near["neighbour"] and is_matched(0.5, near["density"])
 
 

@@ -62,7 +62,7 @@ def record_models(folder: Path) -> Store:
     store.checks.append(CheckRecord("k", SPARSE.id, "r1", check, Status.OK, "", {"zero": [0.0, 0.1]}, 99, 0.5, 1.0, DATE))
     store.calibrations.append(CalibrationRecord("b", "r1", identity, "width", 3.0, 0.1, 0.1, [0.1, 0.1], 4, DATE))
     tasks = {"vt": 0.1}
-    store.densities.append(DensityRecord("e", SPARSE.id, "r1", identity, SPARSE.knobs, 0.1, tasks, [0.1], 2, 1.0, DATE))
+    store.arm_densities.append(DensityRecord("e", SPARSE.id, "r1", identity, SPARSE.knobs, 0.1, tasks, [0.1], 2, 1.0, DATE))
     store.mass.append(MassRecord("m", SPARSE.id, "r1", identity, SPARSE.knobs, 2, 4000.0, [0], [[0.9, 0.8]], [0.1], DATE))
     store.gate_steps.append(GateStepRecord("t", "r1", 0, 0.5, 0.5, 0.1, 9, 1.0, 0.1, {"seed": 0}, DATE))
     return store
