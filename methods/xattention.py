@@ -12,11 +12,11 @@ from attention_kernels.block_map import block_map
 from torch import Tensor
 
 from methods import register
-from methods.parts.base import Knob, LayerInputs, Method
+from methods.parts.base import Grid, Knob, LayerInputs, Method
 from methods.parts.forced_blocks import forced_blocks
 from methods.parts.head_chunks import query_heads, select_in_chunks
 from methods.parts.release import Release
-from methods.parts.top_p import top_p_mask
+from methods.parts.top_p import late_top_p_mask, top_p_mask
 from methods.searches.xattention_search import LEVELS, ThresholdSearch, counts_of, parse_path
 
 SEARCHED = "searched"
@@ -50,6 +50,13 @@ def antidiagonal_map(q: Tensor, k: Tensor, *, stride: int, block: int, scale: fl
     return torch.nn.functional.pad(scores, (0, cols - scores.shape[-1]))
 
 
+def chunk_tokens(tokens: int) -> int:
+    """Return the tokens of the chunks in which the release scores a prompt: all of it up to 16,384, then ever fewer, down to
+    2048 from 131,072 on."""
+    power = 1 << (tokens - 1).bit_length()
+    return max(2048, min(power, (1 << 28) // power))
+
+
 @register("xattention")
 class XAttention(Method):
     """Keeps the first block and the diagonal of each row, then the best others by antidiagonal scores until `threshold` of the
@@ -64,6 +71,9 @@ class XAttention(Method):
     threshold from 1 on; as many are taken as keep the attention mass of one threshold of 0.9, or with a sparsity as many as
     reach it. last: query blocks at the end that keep everything, 0; not in the release.
 
+    as_released: blocks of 128, and in the release's first chunk (`chunk_tokens`) rows start their sum without the first block,
+    count it one block late, and keep the first block besides: where the sum is reached, one block more than needed.
+
     Deviations from the release: its thresholds per head, which it has for one model, are searched on attention mass here, not
     on accuracy; the softmax stays in float32 where it rounds to the inputs' type; its options keep_sink, which marks row 0
     instead of column 0, and keep_recent are left out, the first column and the diagonal being forced anyway.
@@ -75,9 +85,10 @@ class XAttention(Method):
     searched = "xattention-thresholds.json"
     release = Release(
         "mit-han-lab/x-attention",
-        source="xattn/src/load_llama.py",
+        source="scripts/run_ruler.sh, eval/LongBench/pred.py",
         settings={"block_size": 128, "stride": 8},
         density={"threshold": 0.9},
+        quirks={"in the first chunk of a prompt rows keep one block more": "xattn/src/utils.py"},
     )
 
     def __init__(
@@ -160,14 +171,15 @@ class XAttention(Method):
             return BlockIndex.full(*x.q.shape[:2], **grid, device=device)
         if self.thresholds is not None and self._table is None:
             raise ValueError(f"method {self.name} has thresholds={self.thresholds} and was given none: load_search takes them")
-        density = None if self.sparsity is None else 1 - self.sparsity
-        forced = self._forced(x, density)
-        group = x.q.shape[1] // x.k.shape[1]
+        density = None if self.fixed_floors else 1 - self.required_sparsity()
+        forced, group = self._forced(x, density), x.q.shape[1] // x.k.shape[1]
+        diagonal, late = self._forced_in_first_chunk(x), self._first_chunk(grid, device)
 
         def choose(kv: slice) -> Tensor:
             heads = query_heads(kv, group)
-            scores = self._scores(replace(x, q=x.q[:, heads], k=x.k[:, kv]))
-            return top_p_mask(scores, forced, self._shares(x, heads))
+            scores, shares = self._scores(replace(x, q=x.q[:, heads], k=x.k[:, kv])), self._shares(x, heads)
+            mask = top_p_mask(scores, forced, shares)
+            return torch.where(late, late_top_p_mask(scores, diagonal, shares) | forced, mask) if self.as_released else mask
 
         return select_in_chunks(choose, x, grid)
 
@@ -176,6 +188,15 @@ class XAttention(Method):
 
     def _forced(self, x: LayerInputs, density: float | None = None) -> Tensor:
         return forced_blocks(1, 1, self.full_rows, density, **self.grid(x), device=x.q.device)
+
+    def _forced_in_first_chunk(self, x: LayerInputs) -> Tensor:
+        """Return the blocks that count as kept in the running sum of the first chunk, bool [Mq,Nk]: all but the first."""
+        return forced_blocks(0, 1, self.full_rows, None, **self.grid(x), device=x.q.device)
+
+    def _first_chunk(self, grid: Grid, device: torch.device) -> Tensor:
+        """Return which rows begin in the first of the chunks that the release scores a prompt in, bool [Mq,1]."""
+        rows = torch.arange(-(-grid["q_len"] // grid["q_block"]), device=device) * grid["q_block"]
+        return (rows + grid["k_len"] - grid["q_len"] < chunk_tokens(grid["k_len"])).unsqueeze(-1)
 
     def _shares(self, x: LayerInputs, heads: slice) -> float | Tensor:
         """Return the share of its score that a row keeps, one number or [H,1,1] by head."""

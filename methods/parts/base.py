@@ -191,6 +191,12 @@ class Method(Releasable, ABC):
             raise ValueError(f"last={last}: must be at least 0 query blocks")
         self.full_rows = last
 
+    @property
+    def fixed_floors(self) -> bool:
+        """Return whether blocks that rows always keep are as many as their knobs say: without a sparsity, or as released.
+        Otherwise they shrink where they would leave the selection no say."""
+        return self.sparsity is None or self.as_released
+
     def one_of(self, **knob: float | None) -> None:
         """Raise ValueError where both a sparsity and the native knob, given by its name, were asked for."""
         for name, value in knob.items():

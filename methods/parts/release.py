@@ -14,6 +14,7 @@ class Release:
     repository: owner/name on GitHub. settings: knobs as the release's own scripts set them, block_size among them. density:
     the native knobs among those that say how much is kept; with a sparsity they are calibrated instead. quirks: what the
     method does beside settings where `as_released` is set, each with the repository's file. source: the file of the settings.
+    rule: the setting, if there is one, that says which native knob counts; with another value of it `density` doesn't hold.
     """
 
     repository: str
@@ -21,6 +22,7 @@ class Release:
     settings: Mapping[str, Any] = field(default_factory=dict)
     density: Mapping[str, Any] = field(default_factory=dict)
     quirks: Mapping[str, str] = field(default_factory=dict)
+    rule: str | None = None
 
 
 class Releasable:
@@ -35,9 +37,11 @@ class Releasable:
     def release_knobs(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the knobs of the release, under those `given`: a knob that is None stands for one not given.
 
-        The release must be there. A subclass leaves out those of its knobs that do not go with a given one.
+        The release must be there.
         """
         assert cls.release is not None
+        settings, rule = cls.release.settings, cls.release.rule
         chosen = {name: value for name, value in given.items() if value is not None}
-        density = {} if "sparsity" in chosen else cls.release.density
-        return {**given, **cls.release.settings, **density, **chosen}
+        other_rule = rule is not None and chosen.get(rule, settings[rule]) != settings[rule]
+        density = {} if "sparsity" in chosen or other_rule else cls.release.density
+        return {**given, **settings, **density, **chosen}
