@@ -6,6 +6,7 @@ from attention_kernels.skip_softmax import SkipRule
 
 from methods import register
 from methods.parts.base import Knob, LayerInputs, Method
+from methods.parts.release import Release
 
 
 @register("blasst")
@@ -27,6 +28,12 @@ class Blasst(Method):
     knob = "threshold"
     family = "threshold"
     in_kernel = True
+    release = Release(
+        "NVIDIA/TensorRT-LLM",
+        source="docs/source/features/sparse-attention.md",
+        settings={"block_size": 128},
+        density={"factor": 1000.0},
+    )
 
     def __init__(
         self, *, block_size: int = 64, sparsity: float | None = None, seed: int = 0, factor: float | None = None

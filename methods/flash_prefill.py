@@ -12,6 +12,7 @@ from attention_kernels.pool import pool
 from methods import register
 from methods.parts.base import Knob, LayerInputs, Method
 from methods.parts.forced_blocks import forced_blocks
+from methods.parts.release import Release
 
 
 @register("flash_prefill")
@@ -24,7 +25,8 @@ class FlashPrefill(Method):
 
     alpha: share of the row's highest score, 0.18, the release's for Llama-3.1 (0.12 for Qwen3, 0.08 for Qwen2.5). sinks: first
     blocks that each row keeps whatever they score, 2. window: latest blocks that it keeps so, its own with them, 4. last:
-    query blocks at the end that keep everything, 2. The release's blocks are of 128 tokens.
+    query blocks at the end that keep everything, 2. as_released: blocks of 128 tokens, and sinks, window and last rows that
+    don't shrink.
 
     Given a sparsity, alpha is calibrated for it, and the forced blocks shrink where they would leave the scores no say: full
     rows and the diagonal take at most half of the budget (the diagonal always stays), and sinks and window get half of each
@@ -35,6 +37,12 @@ class FlashPrefill(Method):
     paper = "FlashPrefill, arXiv 2603.06199"
     knob = "alpha"
     family = "threshold"
+    release = Release(
+        "qhfan/FlashPrefill",
+        source="patches/patch_loader_vllm_0_12_0.py",
+        settings={"block_size": 128, "sinks": 2, "window": 4, "last": 2},
+        density={"alpha": 0.18},
+    )
 
     def __init__(
         self,
@@ -65,7 +73,7 @@ class FlashPrefill(Method):
         grid, device = self.grid(x), x.q.device
         if self.sparsity == 0:
             return BlockIndex.full(*x.q.shape[:2], **grid, device=device)
-        density = None if self.sparsity is None else 1 - self.sparsity
+        density = None if self.fixed_floors else 1 - self.required_sparsity()
         forced = forced_blocks(self.sinks, self.window, self.last, density, **grid, device=device)
         # mean keys in the inputs' type, as the release has them: the product then runs on tensor cores
         means = pool(x.k, self.block_size, ("mean",)).to(x.q.dtype)

@@ -12,10 +12,13 @@ from torch import Tensor
 from methods import register
 from methods.parts.base import Grid, Knob, LayerInputs, Method
 from methods.parts.head_chunks import query_heads, select_in_chunks
+from methods.parts.release import Release
 from methods.parts.row_budgets import mean_row_budget
 from methods.parts.vertical_slash import block_sums, count_to_pass, largest_mask, vertical_slash_mask
 
 GAMMA = 0.9
+COUNTED = 128
+"""Tokens by which the release counts blocks, whatever their size."""
 
 
 @register("flexprefill")
@@ -34,14 +37,27 @@ class FlexPrefill(Method):
     floors together are held to what the sparsity leaves the average row; where that is less than two blocks, the first column
     isn't forced either.
 
-    Deviations from the release: batches and chunks work; blocks count by block_size (there always 128); a block without
-    attention adds 0 to the divergence (there NaN, hence vertical-slash). Never waiting for the device has a price: both
+    as_released: gamma 0.95, blocks of 128 tokens, floors that don't shrink; blocks count by 128 whatever their size; and a
+    block without attention, here or in the estimate, makes the divergence NaN and the head vertical-slash.
+
+    Deviations from the release: batches and chunks work; blocks count by block_size; a block without attention adds 0 to the
+    divergence. Never waiting for the device has a price: both
     patterns are computed for all heads.
     """
 
     paper = "FlexPrefill, arXiv 2502.20766"
     knob = "gamma"
     family = "threshold"
+    release = Release(
+        "ByteDance-Seed/FlexPrefill",
+        source="experiments/scripts/flex_prefill/ruler.sh",
+        settings={"block_size": 128, "tau": 0.1, "min_budget": 1024},
+        density={"gamma": 0.95},
+        quirks={
+            "a head with a block of no attention is vertical-slash": "flex_prefill/ops/flex_prefill_attention.py",
+            "columns and diagonals are counted by 128 tokens": "flex_prefill/ops/flex_prefill_attention.py",
+        },
+    )
     reads_end = True
 
     def __init__(
@@ -74,7 +90,7 @@ class FlexPrefill(Method):
         grid = self.grid(x)
         if self.sparsity == 0:
             return BlockIndex.full(x.q.shape[0], x.k.shape[1], device=x.q.device, **grid)
-        if self.sparsity is None and grid["k_len"] <= max(2 * self.block_size, self.min_budget):
+        if self.fixed_floors and grid["k_len"] <= max(2 * self.block_size, self.min_budget):
             return None
         pooled_q, pooled_k = (pool(tokens, self.block_size, ("mean",)) for tokens in (x.q, x.k))
         columns, diagonals, aware = self._patterns(x, pooled_k, self._floor(grid))
@@ -93,21 +109,24 @@ class FlexPrefill(Method):
     def _floor(self, grid: Grid) -> int:
         """Return how many block columns, and as many diagonals, a head keeps at least."""
         floor = -(-self.min_budget // self.block_size)
-        if self.sparsity is None:
+        if self.fixed_floors:
             return max(1, floor)
-        return min(max(1, floor), int(mean_row_budget(self.sparsity, **grid) / 2))
+        return min(max(1, floor), int(mean_row_budget(self.required_sparsity(), **grid) / 2))
 
     def _patterns(self, x: LayerInputs, pooled_k: Tensor, floor: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the block columns and block diagonals of each head, bool [B,Hq,Nk], and which heads are query-aware [B,Hq]."""
-        block = self.block_size
+        block, counted = self.block_size, COUNTED if self.as_released else self.block_size
         vertical, slash = vertical_slash(x.q, x.k, scale=x.scale, last_q=block)
         columns, diagonals = block_sums(vertical, block), block_sums(slash, block)
         last_q = x.q[:, :, -block:].mean(2, keepdim=True, dtype=columns.dtype)
         estimate = pooled_scores(last_q, pooled_k, scale=x.scale).softmax(-1).squeeze(2)
         aware = js_distance(estimate, columns) < self.tau
+        if self.as_released:  # log 0 is infinite there, and 0 times that no number, which is below nothing
+            aware &= ((estimate > 0) & (columns > 0)).all(-1)
         # a floor of 0 leaves no room for the column that a head keeps at least
         least, most = (floor, max(1, floor)), columns.shape[-1]
-        needed = (count_to_pass(vertical, self.gamma) // block + min(floor, 1), count_to_pass(slash, self.gamma) // block + 1)
+        tokens = count_to_pass(vertical, self.gamma), count_to_pass(slash, self.gamma)
+        needed = tokens[0] // counted + min(floor, 1), tokens[1] // counted + 1
         counts = [n.masked_fill(aware, 0).clamp(min=low, max=most) for n, low in zip(needed, least, strict=True)]
         columns[..., 0] = float("inf")  # first of all columns, if any is kept
         diagonals[..., -1] = float("inf")

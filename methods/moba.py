@@ -14,6 +14,7 @@ from methods import register
 from methods.parts.base import Grid, LayerInputs, Method
 from methods.parts.head_chunks import query_heads, select_in_chunks
 from methods.parts.pooling import pool_blocks
+from methods.parts.release import Release
 
 GATES = 1 << 24
 """Products of a query and a mean key held at once; a few float32 and int64 of each."""
@@ -42,6 +43,9 @@ class MoBA(Method):
     paper = "MoBA, arXiv 2502.13189"
     knob = "top-k"
     family = "top-k"
+    release = Release(
+        "MoonshotAI/MoBA", source="examples/llama.py", settings={"block": 4096, "exact": True}, density={"topk": 12}
+    )
 
     def __init__(
         self,

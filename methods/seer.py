@@ -14,6 +14,7 @@ from methods import register
 from methods.gates.attn_gate import AttnGate, load_gates
 from methods.gates.weights import with_training_name
 from methods.parts.base import LayerInputs
+from methods.parts.release import Release
 from methods.parts.rope_protocol import Rope
 from methods.parts.scored_method import ScoredMethod, Selection
 
@@ -31,6 +32,9 @@ class Seer(ScoredMethod):
     head, from the mean of their logits. gates: name of one of several trainings, whose file is
     gates-{block_size}-{gates}.safetensors.
 
+    as_released: a threshold of 5e-4, the last two query blocks in full whatever the sparsity, and probabilities rounded to the
+    inputs' type before they are compared.
+
     Deviations from the release: the diagonal block is always kept, so that no row is empty, and probabilities are float32.
     """
 
@@ -40,6 +44,14 @@ class Seer(ScoredMethod):
     weights = "gates-{block_size}.safetensors"
     gate = AttnGate
     needs_rope = True
+    release = Release(
+        "microsoft/SeerAttention",
+        source="eval/ruler/eval_ruler.sh, eval/ruler/pred/model_wrappers.py",
+        settings={"block_size": 64, "selection": "threshold", "last": 2},
+        density={"threshold": 5e-4},
+        quirks={"probabilities are rounded to the model's type": "seer_attn/prefill_sparse/attn_gate.py"},
+        rule="selection",
+    )
 
     def __init__(
         self,
@@ -85,6 +97,9 @@ class Seer(ScoredMethod):
     @torch.no_grad()
     def select(self, x: LayerInputs) -> BlockIndex:
         gate, rope, grid = *self._gate(x), self.grid(x)
+        if self.as_released and self.threshold is not None:
+            logits = self._logits(x).to(x.q.dtype)
+            return self.finish(BlockIndex.from_mask(logits.softmax(-1) > self.threshold, wait=False, **grid), grid)
         pooled_q, pooled_k = gate.pool(x.q, x.k, rope)
         queries, keys = gate.project(pooled_q, pooled_k, rope, q_len=grid["q_len"], k_len=grid["k_len"])
         share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
@@ -94,9 +109,13 @@ class Seer(ScoredMethod):
     @torch.no_grad()
     def scores(self, x: LayerInputs) -> Tensor:
         """Return the gate's probabilities, [B,Hq,Mq,Nk] float32, or with shared [B,Hkv,Mq,Nk]."""
+        return self._logits(x).softmax(-1)
+
+    def _logits(self, x: LayerInputs) -> Tensor:
+        """Return the gate's logits as they are ranked, -inf in the future: `scores` before its softmax."""
         gate, rope = self._gate(x)
         logits = gate(x.q, x.k, rope)
-        return (logits.unflatten(1, (x.k.shape[1], -1)).mean(2) if self.shared else logits).softmax(-1)
+        return logits.unflatten(1, (x.k.shape[1], -1)).mean(2) if self.shared else logits
 
     def _gate(self, x: LayerInputs) -> tuple[AttnGate, Rope]:
         """Return the gate of the layer, and its RoPE. Raises ValueError where one is missing."""

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from methods import register
 from methods.parts.base import Grid, Knob, LayerInputs, Method
 from methods.parts.head_chunks import query_heads, select_in_chunks
+from methods.parts.release import Release
 from methods.parts.row_budgets import mean_row_budget
 from methods.parts.vertical_slash import first_ranked
 
@@ -23,6 +24,8 @@ Rule = Literal["cdf", "topk"]
 CDF, TOPK = 0.98, 0.5
 SIMILAR: dict[Rule, float] = {"cdf": 0.6, "topk": -0.1}
 
+WIDE = 64
+"""Tokens of a query block up to which, as released, key blocks are twice as long instead of half."""
 TOKEN_ELEMENTS = 1 << 25
 """Elements of queries or keys normalised at once: bounds their float32 copies at 128 MiB each."""
 
@@ -42,6 +45,10 @@ class Sparge(Method):
     whether the first block is added to every row. Query blocks are of block_size tokens (128 in the release), key blocks half
     of that where it is a multiple of 16, as in the release.
 
+    as_released: the release's recommended call, rule "topk". Query blocks of 64 then come with key blocks of 128, its shape on
+    Hopper; block_size=128 with key blocks of 64 is its shape elsewhere. A last block that is not whole is not alike, whatever
+    `similar` is: the last rows, and the last key block's column, are kept in full.
+
     With a sparsity the rule's knob is searched and `similar` is -0.1 if not given, as where the release is asked for a
     share: rows kept in full would put most sparsities out of reach. Where the sparsity leaves the average row nothing beside
     its diagonal, rows need not keep a best block. Deviations from the release: the diagonal is always kept; skipping P·V inside
@@ -51,6 +58,17 @@ class Sparge(Method):
     paper = "SpargeAttn (stage 1), arXiv 2502.18137"
     knob = "cdf | topk"
     family = "threshold"
+    release = Release(
+        "thu-ml/SpargeAttn",
+        source="README.md, spas_sage_attn/core.py",
+        settings={"block_size": 64, "rule": "topk"},
+        density={"topk": 0.5},
+        quirks={
+            "64 query rows by 128 keys, the shape on Hopper": "spas_sage_attn/core.py",
+            "a last block that is not whole counts as not alike": "spas_sage_attn/utils.py",
+        },
+        rule="rule",
+    )
 
     def __init__(
         self,
@@ -89,6 +107,8 @@ class Sparge(Method):
 
     def grid(self, x: LayerInputs) -> Grid:
         k_block = self.block_size // 2 if self.block_size % 32 == 0 else self.block_size
+        if self.as_released and self.block_size <= WIDE:
+            k_block = 2 * self.block_size
         return Grid(q_block=self.block_size, k_block=k_block, q_len=x.q.shape[2], k_len=x.k.shape[2])
 
     @torch.no_grad()
@@ -117,16 +137,25 @@ class Sparge(Method):
 
     def _unlike(self, x: LayerInputs, grid: Grid) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """Return the blocks that are too varied to be pooled, bool [B,Hq,Mq] and [B,Hkv,Nk]; None where there are none."""
-        if self.similar < 0:
+        if self.similar < 0 and not self.as_released:
             return None, None
-        wide = torch.float64 if x.k.dtype == torch.float64 else torch.float32
-        center = x.k.mean(2, keepdim=True, dtype=wide)
-        likeness = self_similarity(x.q, grid["q_block"]), self_similarity(x.k, grid["k_block"], center)
-        return ~(likeness[0] > self.similar), ~(likeness[1] > self.similar)
+        unlike = [
+            torch.zeros(*tokens.shape[:2], -(-tokens.shape[2] // grid[block]), dtype=torch.bool, device=tokens.device)
+            for tokens, block in ((x.q, "q_block"), (x.k, "k_block"))
+        ]
+        if self.similar >= 0:
+            wide = torch.float64 if x.k.dtype == torch.float64 else torch.float32
+            center = x.k.mean(2, keepdim=True, dtype=wide)
+            likeness = self_similarity(x.q, grid["q_block"]), self_similarity(x.k, grid["k_block"], center)
+            unlike = [~(of_block > self.similar) for of_block in likeness]
+        if self.as_released:  # tokens that a block lacks have no length to be divided by there: their cosines are NaN
+            unlike[0][..., -1] |= bool(grid["q_len"] % grid["q_block"])
+            unlike[1][..., -1] |= bool(grid["k_len"] % grid["k_block"])
+        return unlike[0], unlike[1]
 
     def _least(self, grid: Grid) -> int:
         """Return the blocks that a row chooses at least, beside its diagonal."""
-        if self.sparsity is None:
+        if self.fixed_floors:
             return 1
         diagonal = -(-grid["q_block"] // grid["k_block"])
         return 1 if mean_row_budget(self.sparsity, **grid) >= diagonal + 1 else 0

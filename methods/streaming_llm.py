@@ -10,6 +10,7 @@ from attention_kernels.selection import select_topk
 
 from methods import register
 from methods.parts.base import LayerInputs, Method
+from methods.parts.release import Release
 
 
 @register("streaming_llm")
@@ -26,6 +27,12 @@ class StreamingLLM(Method):
     paper = "Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453"
     knob = "window"
     family = "static"
+    release = Release(
+        "mit-han-lab/streaming-llm",
+        source="examples/run_streaming_llama.py",
+        settings={"sinks": 4},
+        density={"window": 2000},
+    )
 
     def __init__(
         self,

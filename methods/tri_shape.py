@@ -6,6 +6,7 @@ from attention_kernels.block_index import causal_blocks
 
 from methods import register
 from methods.parts.base import LayerInputs
+from methods.parts.release import Release
 from methods.parts.row_budgets import budget_with_full_rows, rows_of_last_queries
 from methods.streaming_llm import StreamingLLM
 
@@ -27,6 +28,12 @@ class TriShape(StreamingLLM):
     paper = "SCBench (Tri-shape), arXiv 2412.10319"
     knob = "window"
     family = "static"
+    release = Release(
+        "microsoft/MInference",
+        source="minference/models_patch.py",
+        settings={"sinks": 128, "last": 100},
+        density={"window": 3968},
+    )
 
     def __init__(
         self,

@@ -116,6 +116,6 @@ class ScoredMethod(Method):
 
     def _full(self, grid: Grid) -> int:
         """Return the query blocks at the end that keep everything: `last`, or as many as half of the budget pays."""
-        if self.sparsity is None or not self.full_rows:
+        if self.sparsity is None or self.as_released or not self.full_rows:
             return min(self.full_rows, -(-grid["q_len"] // grid["q_block"]))
         return budget_with_full_rows(1 - self.sparsity, self.full_rows, **grid)[0]
