@@ -89,6 +89,7 @@ class XAttention(Method):
         settings={"block_size": 128, "stride": 8},
         density={"threshold": 0.9},
         quirks={"in the first chunk of a prompt rows keep one block more": "xattn/src/utils.py"},
+        rule="thresholds",
     )
 
     def __init__(

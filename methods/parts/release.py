@@ -14,7 +14,8 @@ class Release:
     repository: owner/name on GitHub. settings: knobs as the release's own scripts set them, block_size among them. density:
     the native knobs among those that say how much is kept; with a sparsity they are calibrated instead. quirks: what the
     method does beside settings where `as_released` is set, each with the repository's file. source: the file of the settings.
-    rule: the setting, if there is one, that says which native knob counts; with another value of it `density` doesn't hold.
+    rule: the setting, if there is one, that says which native knob counts; with another value than the release's `density`
+    doesn't hold.
     """
 
     repository: str
@@ -42,6 +43,6 @@ class Releasable:
         assert cls.release is not None
         settings, rule = cls.release.settings, cls.release.rule
         chosen = {name: value for name, value in given.items() if value is not None}
-        other_rule = rule is not None and chosen.get(rule, settings[rule]) != settings[rule]
+        other_rule = rule is not None and chosen.get(rule, settings.get(rule)) != settings.get(rule)
         density = {} if "sparsity" in chosen or other_rule else cls.release.density
         return {**given, **settings, **density, **chosen}

@@ -59,6 +59,7 @@ def test_another_rule_than_the_releases_leaves_its_number_out() -> None:
     by_mass = methods.build("sparge", as_released=True, rule="cdf")
     assert {"cdf": 0.98, "similar": 0.6}.items() <= by_mass.knobs().items()
     assert methods.build("seer", as_released=True, selection="nz_ratio", nz_ratio=0.1).knobs()["threshold"] is None
+    assert methods.build("xattention", as_released=True, thresholds="searched").knobs()["threshold"] is None
     assert methods.build("seer", as_released=True, threshold=2e-3).knobs()["threshold"] == 2e-3
 
 
