@@ -9,16 +9,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from attention_kernels.block_index import BlockIndex, causal_blocks, causal_total
 
 from methods import register
 from methods.parts.base import Grid, HeadSearch, LayerInputs, Method
 from methods.parts.head_patterns import merge_heads
+from methods.parts.release import Release
 from methods.searches.duo_attention_search import StreamingSearch
 from methods.streaming_llm import StreamingLLM
 
 SINKS, RECENT = 128, 256
+NOISE = 1e-6
+"""What the release adds to each number at most, drawn uniformly: numbers closer than this change places."""
 
 
 @register("duo_attention")
@@ -26,7 +30,8 @@ class DuoAttention(Method):
     """Makes each KV head, with its query heads, dense or streaming: a streaming head keeps sinks and a window of latest tokens.
 
     A number for each KV head of the model says how much it needs the whole context; the heads with the least stream. The
-    numbers come from job=search_heads (`duo_attention-heads.json`, required) or from the file `heads`.
+    numbers come from job=search_heads (`duo_attention-heads.json`, required) or from the file `heads`. Heads of equal numbers
+    go in an order drawn by the seed, so that they stream all over the model and not in its last layers.
 
     streaming: share of the model's KV heads that stream, 0.5 unless given. sinks, recent: first and latest tokens that a
     streaming head keeps, rounded up to whole blocks. heads: path of a searched file, or of a released
@@ -43,6 +48,16 @@ class DuoAttention(Method):
     family = "static"
     searched = "duo_attention-heads.json"
     search_required = True
+    release = Release(
+        "mit-han-lab/duo-attention",
+        source="scripts/longbench.sh",
+        settings={"sinks": 64, "recent": 256},
+        density={"streaming": 0.5},
+        quirks={
+            "heads whose numbers are closer than 1e-6 change places by a draw of the seed": "duo_attn/utils.py",
+            "the dense heads are those at or above numpy's quantile: rounding may make one fewer": "duo_attn/utils.py",
+        },
+    )
     shared = True
     """Whether the query heads of a KV head have one index."""
 
@@ -68,6 +83,8 @@ class DuoAttention(Method):
         self.recent = recent
         self.heads = heads
         self.ranks: tuple[tuple[int, ...], ...] | None = None
+        self.ties = False
+        """Whether heads of the file have equal numbers."""
 
     def search_file(self) -> str | None:
         return self.heads or self.searched
@@ -85,9 +102,18 @@ class DuoAttention(Method):
             raise ValueError(f"it is of {len(needs)} layers of {sizes} KV heads, not {layers} of {kv_heads}")
         if not all(math.isfinite(number) for layer in needs for number in layer):
             raise ValueError("its numbers must be finite")
-        order = sorted((-number, at, head) for at, layer in enumerate(needs) for head, number in enumerate(layer))
-        places = {(at, head): place for place, (_, at, head) in enumerate(order)}
+        draws = np.random.RandomState(self.seed).uniform(size=(layers, kv_heads)).tolist()
+        if self.as_released:
+            needs = [[min(max(number, 0.0), 1.0) for number in layer] for layer in needs]
+        order = sorted(
+            (-(number + NOISE * draws[at][head]) if self.as_released else -number, -draws[at][head], at, head)
+            for at, layer in enumerate(needs)
+            for head, number in enumerate(layer)
+        )
+        places = {(at, head): place for place, (_, _, at, head) in enumerate(order)}
         self.ranks = tuple(tuple(places[at, head] for head in range(len(layer))) for at, layer in enumerate(needs))
+        numbers = [number for layer in needs for number in layer]
+        self.ties = len(set(numbers)) < len(numbers)
 
     def streaming_part(self, sparsity: float | None = None) -> StreamingLLM:
         """Return the method of the streaming heads: sinks and window, or as many blocks as a sparsity leaves."""
@@ -99,6 +125,8 @@ class DuoAttention(Method):
         total = sum(len(layer) for layer in self._ranks())
         if self.sparsity is None:
             assert self.streaming is not None
+            if self.as_released and 0 < self.streaming < 1:  # those at or above a quantile between the numbers
+                return total - math.ceil(self.streaming * (total - 1) - 1e-9), None
             return total - round(self.streaming * total), None
         share = (1 - self.sparsity) * total
         native = _streaming_density(-(-self.sinks // self.block_size) + -(-self.recent // self.block_size), **grid)
@@ -135,7 +163,8 @@ class DuoAttention(Method):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         heads = None if self.heads is None else Path(self.heads).name  # a row tells the file by its hash
-        return {"streaming": self.streaming, "sinks": self.sinks, "recent": self.recent, "heads": heads}
+        knobs = {"streaming": self.streaming, "sinks": self.sinks, "recent": self.recent, "heads": heads}
+        return knobs | ({"ties": "seeded"} if self.ties else {})  # rows of files without ties are as before there was an order
 
 
 def _number(value: Any) -> float:

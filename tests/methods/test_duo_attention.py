@@ -168,3 +168,47 @@ def test_knobs_are_checked(knobs: dict[str, object], message: str) -> None:
 def test_without_numbers_it_says_which_command_makes_them() -> None:
     with pytest.raises(ValueError, match=r"`python -m harness job=search_heads method=duo_attention` makes"):
         methods.build("duo_attention").select(layer(100))
+
+
+# -- ties ------------------------------------------------------------------------------------------------------------
+
+
+def tied(*, seed: int = 0, **knobs: object) -> DuoAttention:
+    """Return a method whose 24 layers of 4 heads have 1.0 in every other head, as released files have, and less elsewhere."""
+    return duo([[1.0, 0.5 - at / 100, 1.0, 0.1] for at in range(24)], kv_heads=4, seed=seed, streaming=0.75, **knobs)
+
+
+def dense_layers(method: DuoAttention) -> list[int]:
+    assert method.ranks is not None
+    dense, _ = method.split({"q_block": 16, "k_block": 16, "q_len": 640, "k_len": 640})
+    return [at for at, ranks in enumerate(method.ranks) for rank in ranks if rank < dense]
+
+
+@pytest.mark.parametrize("as_released", [False, True])
+def test_heads_of_equal_numbers_are_dense_in_every_third_of_the_layers(as_released: bool) -> None:
+    for seed in range(3):
+        layers = dense_layers(tied(seed=seed, as_released=as_released))
+        assert len(layers) == 24 and {at // 8 for at in layers} == {0, 1, 2}
+    assert dense_layers(tied(seed=1)) == dense_layers(tied(seed=1)) != dense_layers(tied(seed=2))
+    assert tied().knobs()["ties"] == "seeded"
+    assert "ties" not in duo().knobs(), "rows of a file without ties are as before"
+
+
+def test_the_order_of_ties_is_the_releases_at_its_seed() -> None:
+    # numpy's first draws at the release's seed, 42: .37 .95 .73 .60
+    for as_released in (False, True):
+        assert duo([[1.0, 1.0], [1.0, 1.0]], seed=42, as_released=as_released).ranks == ((3, 0), (1, 2))
+    near = [[0.3, 0.3 - 5e-7], [0.3 - 9e-7, 0.2]]
+    assert duo(near, seed=42).ranks == ((0, 1), (2, 3))
+    assert duo(near, seed=42, as_released=True).ranks == ((1, 0), (2, 3))  # .30000037 .30000045 .29999983
+    assert duo([[1.7, 1.0], [-0.2, 0.0]], seed=42, as_released=True).ranks == ((1, 0), (2, 3))  # cut to 0 and 1 first
+
+
+def test_as_released_the_dense_heads_are_those_at_or_above_the_quantile() -> None:
+    needs = [[at / 10, at / 10 + 0.05] for at in range(6)]
+    grid = {"q_block": 16, "k_block": 16, "q_len": 640, "k_len": 640}
+    dense = {s: duo(needs, streaming=s, as_released=True).split(grid)[0] for s in (0.0, 0.1, 0.5, 1.0)}
+    assert dense == {0.0: 12, 0.1: 10, 0.5: 6, 1.0: 0}  # 0.1 of eleven steps lies above the second number
+    assert duo(needs, streaming=0.1).split(grid)[0] == 11
+    released = methods.build("duo_attention", as_released=True)
+    assert (released.streaming, released.sinks, released.recent) == (0.5, 64, 256)
