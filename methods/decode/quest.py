@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.pool import pool
+from attention_kernels.selection import step_index
 from attention_kernels.step_scores import step_scores
 from torch import Tensor
 
 from methods.decode import register
 from methods.decode.parts.base import DecodeMethod, StepInputs
 from methods.decode.parts.block_vectors import BlockVectors, newest, per_sequence
+from methods.parts.release import Release
 
 
 @register("quest")
@@ -22,11 +24,24 @@ class Quest(DecodeMethod):
     dense, as in the release. It needs no weights.
 
     shared: one choice for the query heads of a KV head, by the mean of their scores.
+
+    As released, which is as its evaluation of accuracy runs, the newest page competes like any other and may be left out. Of a
+    cache shorter than the budget only as many pages are kept as it fills. (The release's CUDA kernels keep the newest page.)
     """
 
     paper = "Quest, arXiv 2406.10774"
     family = "top-k"
     least_blocks = 3
+    release = Release(
+        "mit-han-lab/Quest",
+        source="scripts/longbench.sh",
+        settings={"block_size": 16, "dense_layers": 2, "shared": False},
+        density={"budget": 1024},
+        quirks={
+            "the newest page competes, and may be left out": "evaluation/quest_attention.py",
+            "a cache shorter than the budget loses a page where it doesn't fill its last": "evaluation/quest_attention.py",
+        },
+    )
 
     def __init__(
         self,
@@ -54,9 +69,29 @@ class Quest(DecodeMethod):
         state.write(page, torch.where((place == 0)[:, None, None], key.repeat(1, 1, 2), grown))
 
     def select(self, x: StepInputs, state: BlockVectors) -> BlockIndex | None:
+        if self.as_released:
+            return self._release_select(x, state)
         if self.keeps_all(x):
             return None
         return self.best(self.scores(x, state), x)
+
+    def _release_select(self, x: StepInputs, state: BlockVectors) -> BlockIndex | None:
+        """Return the best pages of each list, the newest among the others."""
+        length, pages = x.k.shape[2], -(-x.k.shape[2] // self.block_size)
+        if self.budget is None:
+            width, counts = self.keep(pages), self._counts(self.blocks(x))
+        else:
+            width = min(pages, max(self.least_blocks, min(length, self.budget) // self.block_size))
+            full = x.lengths().clamp(max=self.budget) // self.block_size
+            counts = torch.minimum(self.blocks(x), full.clamp(min=self.least_blocks))
+        if width == pages and x.starts is None:
+            return None
+        scores = self.scores(x, state)
+        own = torch.arange(pages, device=scores.device) < self.blocks(x)[:, None, None]
+        order = scores.masked_fill(~own, float("-inf")).sort(dim=-1, descending=True, stable=True).indices[..., :width]
+        taken = (torch.arange(width, device=scores.device) < counts[:, None, None]).expand_as(order)
+        selected = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, taken)
+        return step_index(selected, width, k_block=self.block_size, k_len=length)
 
     def scores(self, x: StepInputs, state: BlockVectors) -> Tensor:
         """Return the scores [B,H,Nk] float32, unscaled.

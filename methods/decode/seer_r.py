@@ -10,7 +10,7 @@ import torch
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.pool import pool
 from attention_kernels.rope import unrotate
-from attention_kernels.selection import select_step
+from attention_kernels.selection import select_step, step_index
 from attention_kernels.step_scores import step_scores
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from methods.decode.parts.base import DecodeMethod, StepInputs
 from methods.decode.parts.block_vectors import BlockVectors, newest, per_sequence
 from methods.gates.decode_gate import DecodeGate, load_decode_gates
 from methods.gates.gate import POOLED_K
+from methods.parts.release import Release
 from methods.parts.rope_protocol import Rope
 
 
@@ -45,6 +46,10 @@ class SeerR(DecodeMethod):
     threshold: instead of a budget, keeps the blocks whose share of the gate's softmax over the blocks before the newest is
     above it (the paper: 2e-3 to 6e-3). first: whether the first block is always kept, as in the released kernel; it counts in
     the budget. Deviation: see methods.gates.decode_gate on blocks that are completed while decoding.
+
+    As released, the newest block has logit 0 until it is full, and competes; it and the first block are kept beside the budget
+    (within it where a sparsity sets it). A block that is completed while decoding is turned by its last token's position. Of
+    the block that the prompt left unfinished, all layers but the first lose its first key, and pool a zero vector instead.
     """
 
     paper = "SeerAttention-R, arXiv 2506.08889"
@@ -54,6 +59,22 @@ class SeerR(DecodeMethod):
     weights = "decode-gates-{block_size}.safetensors"
     gate = DecodeGate
     needs_rope = True
+    release = Release(
+        "microsoft/SeerAttention",
+        source="eval/reasoning_tasks/scripts/eval_seer_sparse.sh",
+        settings={"block_size": 64, "dense_layers": 0},
+        density={"budget": 4096},
+        quirks={
+            "the newest block has logit 0 until it is full": "seer_attn/decode_sparse/attn_gate_inf.py",
+            "the newest block is kept beside the budget": "seer_attn/decode_sparse/attn_gate_inf.py",
+            "the newest block is part of the threshold's softmax": "seer_attn/decode_sparse/attn_gate_inf.py",
+            "the first block is kept beside the budget": (
+                "seer_attn/kernels/varlen/block_sparse_flash_decode_varlen_mask_leftpad.py"
+            ),
+            "RoPE of a block completed while decoding is its last token's": "seer_attn/decode_sparse/attn_gate_inf.py",
+            "past layer 0, the prompt's unfinished block loses its first key": "seer_attn/decode_sparse/cache_utils.py",
+        },
+    )
 
     def __init__(
         self,
@@ -74,8 +95,15 @@ class SeerR(DecodeMethod):
                 raise ValueError(f"threshold={threshold}: must be a probability, at least 0 and below 1")
             self.budget = None
         self.threshold = threshold
-        self.first = first
+        self.first = first or self.as_released
         self.gates: list[DecodeGate] = []
+
+    @classmethod
+    def release_knobs(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        knobs = super().release_knobs(given)
+        if given.get("threshold") is not None and given.get("budget") is None:
+            knobs.pop("budget")
+        return knobs
 
     def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         shape = {"layers": layers, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
@@ -97,7 +125,29 @@ class SeerR(DecodeMethod):
         keys = gate.keys(blocks, *(table[:: self.block_size][: blocks.shape[2]] for table in (cos, sin)))
         block, place = newest(x, self.block_size)
         high, low, mean = BlockVectors(blocks).read(block).chunk(3, -1)
-        return _State(BlockVectors(keys), high, low, mean * (place + 1)[:, None, None])
+        state = _State(BlockVectors(keys), high, low, mean * (place + 1)[:, None, None])
+        if self.as_released:
+            self._release_start(state, x, cos, sin)
+        return state
+
+    def _release_start(self, state: _State, x: StepInputs, cos: Tensor, sin: Tensor) -> None:
+        """Make of a state what the release has of a block that the prompt leaves unfinished: a vector of zeros and, past the
+        first layer, a zero key in place of the block's first one. Full blocks stay as they are."""
+        block, place = newest(x, self.block_size)
+        unfinished = (place + 1 < self.block_size)[:, None, None]
+        state.keys.write(block, torch.where(unfinished, 0.0, state.keys.read(block)))
+        if x.layer == 0:
+            return
+        at = block[:, None] * self.block_size + torch.arange(self.block_size, device=block.device)  # [B,T]
+        begin = 0 if x.starts is None else x.starts.long()[:, None]
+        column = (at + begin).clamp(max=x.k.shape[2] - 1)[:, None, :, None].expand(-1, x.k.shape[1], -1, x.k.shape[3])
+        row = at.clamp(max=len(cos) - 1)[:, None]
+        keys = unrotate(x.k.gather(2, column), cos[row], sin[row]).float()
+        own = (at > block[:, None] * self.block_size) & (at < x.lengths()[:, None])
+        keys = keys.masked_fill(~own[:, None, :, None], 0.0)  # the first key among the zeros
+        state.high = torch.where(unfinished, keys.amax(2), state.high)
+        state.low = torch.where(unfinished, keys.amin(2), state.low)
+        state.total = torch.where(unfinished, keys.sum(2), state.total)
 
     @torch.no_grad()
     def extend(self, state: _State, x: StepInputs) -> None:
@@ -112,11 +162,17 @@ class SeerR(DecodeMethod):
         state.total = torch.where(begins, key, state.total + key)
         pooled = torch.cat((state.high, state.low, state.total / (place + 1)[:, None, None]), -1)
         begin = (block * self.block_size)[:, None, None]
+        turned = at[:, None] if self.as_released else begin
+        keys = gate.keys(pooled[:, :, None], cos[turned], sin[turned])[:, :, 0]
+        if self.as_released:
+            keys = torch.where((place + 1 == self.block_size)[:, None, None], keys, 0.0)
         state.keys.reserve(-(-x.k.shape[2] // self.block_size))
-        state.keys.write(block, gate.keys(pooled[:, :, None], cos[begin], sin[begin])[:, :, 0])
+        state.keys.write(block, keys)
 
     @torch.no_grad()
     def select(self, x: StepInputs, state: _State) -> BlockIndex | None:
+        if self.as_released and self.sparsity is None:
+            return self._release_select(x, state)
         if self.threshold is None:
             if self.keeps_all(x):
                 return None
@@ -134,6 +190,22 @@ class SeerR(DecodeMethod):
             threshold=self.threshold,
             starts=x.starts,
         )
+
+    def _release_select(self, x: StepInputs, state: _State) -> BlockIndex | None:
+        """Return the blocks of the release: the best of all, the newest and the first."""
+        if self.threshold is None and self.keeps_all(x):
+            return None
+        scores = self.scores(x, state)
+        column, last = torch.arange(scores.shape[-1], device=scores.device), newest(x, self.block_size)[0][:, None, None]
+        scores = scores.masked_fill(column > last, float("-inf"))
+        if self.threshold is None:
+            width = self.keep(scores.shape[-1])
+            chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, scores.topk(width, dim=-1).indices, True)
+            width += 2
+        else:
+            width, chosen = scores.shape[-1], scores.softmax(-1) > self.threshold
+        selected = (chosen | (column == last) | (column == 0)) & (column <= last)
+        return step_index(selected, min(width, scores.shape[-1]), k_block=self.block_size, k_len=x.k.shape[2])
 
     def scores(self, x: StepInputs, state: _State) -> Tensor:
         """Return the gate's logits [B,Hkv,Nk] float32."""

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from attention_kernels.block_index import BlockIndex
+from attention_kernels.selection import step_index
 
 from methods.decode import register
 from methods.decode.parts.base import DecodeMethod, StepInputs
+from methods.parts.release import Release
 
 
 @register("streaming")
@@ -18,11 +20,21 @@ class Streaming(DecodeMethod):
 
     It needs no weights. Deviations from the release: whole blocks, so that the window loses a block at a time; positions are
     not renumbered.
+
+    As released, sinks and window are beside the newest token, and the blocks hold all of them: up to two more than the budget
+    (within it where a sparsity sets it).
     """
 
     paper = "Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453"
     family = "static"
     default_budget = 2004  # 4 sinks and 2000 recent tokens, those of its release
+    release = Release(
+        "mit-han-lab/streaming-llm",
+        source="examples/run_streaming_llama.py",
+        settings={"block_size": 16, "dense_layers": 0, "sinks": 4},
+        density={"budget": 2004},
+        quirks={"the newest token is beside sinks and window": "streaming_llm/kv_cache.py"},
+    )
 
     def __init__(
         self,
@@ -44,6 +56,13 @@ class Streaming(DecodeMethod):
             return None
         sinks, blocks = -(-self.sinks // self.block_size), -(-x.k.shape[2] // self.block_size)
         column = torch.arange(blocks, device=x.q.device)
+        if self.as_released and self.budget is not None:
+            newest = (x.lengths() - 1)[:, None, None]
+            first = (newest - max(0, self.budget - self.sinks)).clamp(min=0) // self.block_size
+            own = column <= newest // self.block_size
+            selected = (((column < sinks) | (column >= first)) & own).expand(-1, x.k.shape[1], -1)
+            most = min(blocks, sinks + max(0, self.budget - self.sinks) // self.block_size + 2)
+            return step_index(selected, most, k_block=self.block_size, k_len=x.k.shape[2])
         # the newest block is kept anyway; then the sinks from the start, then from the end back
         scores = torch.where(column < sinks, 2 * blocks - column, column).float()
         return self.best(scores.expand(*x.k.shape[:2], blocks), x)

@@ -13,9 +13,9 @@ from attention_kernels.backends import resolve_backend
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.selection.budget import kept_counts, row_budget
 from attention_kernels.selection.reference import select_from_pooled_reference, select_mass, select_threshold, select_topk
-from attention_kernels.selection.step import select_step
+from attention_kernels.selection.step import select_step, step_index
 
-__all__ = ["row_budget", "select_from_pooled", "select_mass", "select_step", "select_threshold", "select_topk"]
+__all__ = ["row_budget", "select_from_pooled", "select_mass", "select_step", "select_threshold", "select_topk", "step_index"]
 
 Combine = Literal["mean", "max"]
 

@@ -53,7 +53,7 @@ def select_step(
         assert threshold is not None
         probs = scores.masked_fill(~own, float("-inf")).softmax(-1)
         selected = ((probs > threshold) & own) | (column == last)
-        return _compact(selected, blocks, k_block, k_len)
+        return step_index(selected, blocks, k_block=k_block, k_len=k_len)
     assert width is not None
     ranks = scores.nan_to_num(nan=-3e38, posinf=3e38, neginf=-3e38).clamp(-3e38, 3e38)
     ranks = ranks.masked_fill(column == last, float("inf")).masked_fill(~own, float("-inf"))
@@ -62,7 +62,7 @@ def select_step(
     equal = (ranks == cut) & own
     better = ranks > cut
     room = budget - better.sum(-1, keepdim=True)
-    return _compact(better | (equal & (equal.cumsum(-1) <= room)), width, k_block, k_len)
+    return step_index(better | (equal & (equal.cumsum(-1) <= room)), width, k_block=k_block, k_len=k_len)
 
 
 def _last_block(k_block: int, k_len: int, starts: Tensor | None, batch: int, device: torch.device) -> Tensor:
@@ -72,8 +72,9 @@ def _last_block(k_block: int, k_len: int, starts: Tensor | None, batch: int, dev
     return (k_len - 1 - starts.long()) // k_block
 
 
-def _compact(selected: Tensor, width: int, k_block: int, k_len: int) -> BlockIndex:
-    """Return bool [B, H, Nk], at most `width` True in each row -> its index."""
+def step_index(selected: Tensor, width: int, *, k_block: int, k_len: int) -> BlockIndex:
+    """Return the index of one step from its blocks, bool [B, H, Nk], at most `width` of them in a row. Any blocks will do, the
+    newest among them or not. Nothing waits for the device."""
     columns = torch.arange(selected.shape[-1], dtype=torch.int32, device=selected.device).expand(selected.shape)
     place = torch.where(selected, selected.cumsum(-1) - 1, width)
     indices = torch.zeros(*selected.shape[:-1], width + 1, dtype=torch.int32, device=selected.device)
