@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Self
 
 import torch
-from attention_kernels.block_index import BlockIndex, causal_blocks
+from attention_kernels.block_index import BlockIndex, causal_blocks, diagonal_start
 from attention_kernels.block_map import block_map
 from attention_kernels.selection import row_budget, select_topk
 from torch import Tensor
 
 from methods import register
 from methods.parts.base import LayerInputs, Method
+from methods.parts.release import Release
 from methods.searches.kascade_search import KascadeSearch, Plan, parse_plan
 
 LEAST_TOKENS = 128
@@ -42,7 +45,8 @@ class Kascade(Method):
     topk: share of the keys seen that a row keeps, 0.1, and 128 keys at least; a sparsity stands in its place. anchors: how many
     anchors are taken from the search; null: 5 of 32 layers, 2 at least, all where fewer layers select. dense_first: whether
     layer 0 attends to everything, as in the paper, and still selects for the layers after it; null: only without a sparsity,
-    which all layers keep alike.
+    which all layers keep alike. rolling_prefill: whether a row's share is of the keys that it sees; otherwise all rows keep as
+    many as the last, or all they see; null: as the paper, true, and as released, false.
 
     Reusing costs nothing; an anchor costs more than dense attention, since the exact map is a pass of its own. Deviations from
     the paper: blocks of keys instead of single keys; query tiles of the block size instead of 32; the search takes the mean
@@ -53,6 +57,16 @@ class Kascade(Method):
     knob = "top-k"
     family = "top-k"
     searched = "kascade-anchors.json"
+    release = Release(
+        "microsoft/kascade",
+        source="scripts/eval_lb.py",
+        settings={"block_size": 32},
+        density={"topk": 0.1},
+        quirks={
+            "every row keeps the share of the whole prompt, unless rolling_prefill": "src/strategies/KascadeStrategy.py",
+            "a row's own tile is in the share, and with rolling_prefill beside it": "src/strategies/KascadeStrategy.py",
+        },
+    )
     shared = True
     """Whether the query heads of a KV head have one index."""
 
@@ -66,6 +80,7 @@ class Kascade(Method):
         anchors: int | None = None,
         every: int = 7,
         dense_first: bool | None = None,
+        rolling_prefill: bool | None = None,
     ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
         self.one_of(topk=topk)
@@ -78,6 +93,7 @@ class Kascade(Method):
         self.anchors = anchors
         self.every = every
         self.dense_first = sparsity is None if dense_first is None else dense_first
+        self.rolling_prefill = rolling_prefill
         self.plan: Plan | None = None
         self._maps: dict[int, Tensor] = {}
         self._selected: _AnchorSelection | None = None
@@ -148,14 +164,23 @@ class Kascade(Method):
         return select_topk(mass, self._budget(x), **grid)
 
     def _budget(self, x: LayerInputs) -> tuple[int, ...]:
+        rolling = not self.as_released if self.rolling_prefill is None else self.rolling_prefill
         if self.topk is None:
-            return self.budget(x)
+            return self.budget(x) if rolling else even_budget(1 - self.required_sparsity(), **self.grid(x))
+        if self.as_released or not rolling:
+            return released_budget(self.topk, rolling=rolling, **self.grid(x))
         return native_budget(self.topk, **self.grid(x))
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         anchors = f"every {self.every}" if self.plan is None else ",".join(map(str, self.plan.anchors))
         heads = "own" if self.plan is None else "searched"
-        return {"topk": self.topk, "anchor_layers": anchors, "heads": heads, "dense_first": self.dense_first}
+        return {
+            "topk": self.topk,
+            "anchor_layers": anchors,
+            "heads": heads,
+            "dense_first": self.dense_first,
+            "rolling_prefill": self.rolling_prefill,
+        }
 
 
 def native_budget(share: float, *, q_block: int, k_block: int, q_len: int, k_len: int) -> tuple[int, ...]:
@@ -164,6 +189,40 @@ def native_budget(share: float, *, q_block: int, k_block: int, q_len: int, k_len
     budget = row_budget(share, q_len, k_len, q_block, k_block)
     least = -(-LEAST_TOKENS // k_block)
     return tuple(min(seen, max(blocks, least)) for seen, blocks in zip(causal, budget, strict=True))
+
+
+@lru_cache(maxsize=64)
+def released_budget(share: float, *, rolling: bool, q_block: int, k_block: int, q_len: int, k_len: int) -> tuple[int, ...]:
+    """Return the blocks that each row keeps in the release, whose keys are rounded up to whole blocks.
+
+    A share of all keys, LEAST_TOKENS at least, the row's own tile among them; rolling: beside its own tile the share of what is
+    before it, LEAST_TOKENS at least, and no more than the others would have.
+    """
+    causal, first = causal_blocks(q_len, k_len, q_block, k_block), diagonal_start(q_len, k_len, q_block, k_block)
+    before = min(max(LEAST_TOKENS, int(share * k_len)), k_len) - q_block  # keys beside the row's own
+    budget = []
+    for row, (seen, own) in enumerate(zip(causal.tolist(), (causal - first).tolist(), strict=True)):
+        start = row * q_block + k_len - q_len
+        keys = min(before, max(LEAST_TOKENS, math.floor(share * start + 1e-9))) if rolling else before
+        budget.append(min(seen, own + max(0, -(-keys // k_block))))
+    return tuple(budget)
+
+
+@lru_cache(maxsize=64)
+def even_budget(density: float, *, q_block: int, k_block: int, q_len: int, k_len: int) -> tuple[int, ...]:
+    """Return as many blocks for every row, or all that it sees, so that the density of the call is as asked: what whole numbers
+    leave over is one more for the last rows."""
+    causal = causal_blocks(q_len, k_len, q_block, k_block)
+    total = round(density * int(causal.sum()))
+    low, high = 1, int(causal.max())
+    while low < high:  # the most that don't exceed the total
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if int(causal.clamp(max=middle).sum()) <= total else (low, middle - 1)
+    budget = causal.clamp(max=low)
+    room = (causal > low).nonzero().squeeze(-1)
+    left = max(0, total - int(budget.sum()))
+    budget[room[len(room) - min(left, len(room)) :]] += 1
+    return tuple(budget.tolist())
 
 
 if __name__ == "__main__":

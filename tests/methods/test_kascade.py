@@ -14,7 +14,7 @@ from attention_kernels.block_map import block_map
 from attention_kernels.kept_mass import kept_mass
 
 import methods
-from methods.kascade import Kascade, native_budget
+from methods.kascade import Kascade, even_budget, native_budget, released_budget
 from methods.parts.base import LayerInputs
 from methods.searches.kascade_search import KascadeSearch, best_anchors, parse_plan, usual_anchors
 from tests.methods import bundled
@@ -78,7 +78,8 @@ def test_with_a_search_heads_take_the_blocks_of_the_heads_most_like_them() -> No
     expected = [first, first.flip(1), second, second[:, [1, 1]], second, second[:, [0, 0]]]
     assert all(torch.equal(a, b) for a, b in zip(masks, expected, strict=True))
     assert not torch.equal(first[:, 0], first[:, 1])
-    assert method.knobs() == {"topk": None, "anchor_layers": "0,2", "heads": "searched", "dense_first": False}
+    knobs = {"topk": None, "anchor_layers": "0,2", "heads": "searched", "dense_first": False, "rolling_prefill": None}
+    assert method.knobs() == knobs
 
 
 def test_a_reuse_layer_computes_no_map_and_an_anchor_does_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,3 +294,43 @@ def test_reusing_never_waits_for_the_device() -> None:
                 method.select(x)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+# -- as released -----------------------------------------------------------------------------------------------------
+
+
+def test_as_released_every_row_keeps_the_share_of_the_whole_prompt() -> None:
+    grid = {"q_block": 32, "k_block": 32, "q_len": 2048, "k_len": 2048}
+    # a tenth of 2048 keys is 204: the row's own 32 and 172 others, six blocks
+    assert released_budget(0.1, rolling=False, **grid) == tuple(min(row + 1, 7) for row in range(64))
+    rolling = released_budget(0.1, rolling=True, **grid)
+    # a tenth of what is before the row, 128 keys at least: four blocks to token 1280, six (172 keys, as the others) from 1720
+    assert [rolling[row] for row in (0, 3, 4, 40, 41, 53, 54, 63)] == [1, 4, 5, 5, 6, 7, 7, 7]
+    assert native_budget(0.1, **grid)[10:20] == (4,) * 10
+
+
+def test_rolling_prefill_is_the_papers_rule_and_the_releases_flag() -> None:
+    x = layer(640)
+    rows = {
+        (as_released, rolling): methods.build(
+            "kascade", block_size=16, as_released=as_released, rolling_prefill=rolling, topk=0.6, dense_first=False
+        ).select(x)
+        for as_released in (False, True)
+        for rolling in (None, False, True)
+    }
+    counts = {key: index.counts[0, 0].tolist() for key, index in rows.items()}
+    assert counts[False, None] == counts[False, True] and counts[True, None] == counts[True, False] == counts[False, False]
+    assert counts[True, None] == [min(row + 1, 24) for row in range(40)]  # 384 keys, its own 16 among them
+    assert counts[True, True][30] == 1 + 18 and counts[True, True][-1] == 24  # 288 of the 480 keys before row 30
+    assert methods.build("kascade", as_released=True).block_size == 32
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.97])
+def test_as_released_rows_are_even_at_a_sparsity(sparsity: float) -> None:
+    grid = {"q_block": 16, "k_block": 16, "q_len": 2000, "k_len": 2000}
+    budget = even_budget(1 - sparsity, **grid)
+    most = max(budget)
+    assert all(blocks in (min(row + 1, most), min(row + 1, most - 1)) for row, blocks in enumerate(budget))
+    assert sum(budget) / sum(range(1, 126)) == pytest.approx(1 - sparsity, rel=0.01)
+    method, x = methods.build("kascade", as_released=True, block_size=16, sparsity=sparsity), layer(640)
+    assert method.select(x).counts[0, 0].tolist() == list(even_budget(1 - sparsity, **method.grid(x)))
