@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,11 +11,11 @@ from attention_kernels.column_index import ColumnIndex
 
 from methods import register
 from methods.parts.base import HeadSearch, Knob, LayerInputs, Method
-from methods.parts.head_patterns import Pattern, parse_patterns, select_patterns
+from methods.parts.head_patterns import FALLBACK, Pattern, by_release_rules, parse_patterns, select_patterns
+from methods.parts.release import Release
+from methods.searches.minference_release import ReleasedSearch
 from methods.searches.minference_search import PatternSearch
 
-FALLBACK = Pattern("vertical_slash", 1000, 6096)
-"""What the release gives heads that it knows nothing of, and those whose search block-sparse won."""
 Score = Literal["mass", "output"]
 
 GOLDEN_RATIO = 0.6180339887498949
@@ -40,6 +39,9 @@ class MInference(Method):
     With a sparsity, all budgets are multiplied by one factor, which is searched, and the floors of 30 and 50 don't hold. Of two
     whole numbers heads take the lower or the higher one by a fixed sequence, so that their mean is the factor's.
     Budgets beyond the prompt's length are cut to it. In a chunk of a prompt the last queries are the chunk's.
+
+    As released, the diagonals are covered by tiles that begin at any key (methods.parts.release_tiles), and the search is the
+    release's own (methods.searches.minference_release): by `score` its first or its second version.
     """
 
     paper = "MInference 1.0, arXiv 2407.02490"
@@ -48,6 +50,19 @@ class MInference(Method):
     reads_end = True
     columns = True
     searched = "minference-patterns.json"
+    release = Release(
+        "microsoft/MInference",
+        source="minference/modules/minference_forward.py",
+        settings={"block_size": 64, "release_rules": True},
+        quirks={
+            "a tile over diagonals begins at any key": "csrc/vertical_slash_index.cu",
+            "the search keeps single-token diagonals, 30 of them forced": "minference/modules/minference_forward.py",
+            "the search compares block-sparse by blocks of 32": "minference/modules/minference_forward.py",
+            "score=output counts elements off by more than 5e-3, over eight candidates": (
+                "minference/modules/minference_forward.py"
+            ),
+        },
+    )
 
     def __init__(
         self,
@@ -76,6 +91,8 @@ class MInference(Method):
         return {"auto": self.searched, "fallback": None}.get(self.patterns, self.patterns)
 
     def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> HeadSearch:
+        if self.as_released:
+            return ReleasedSearch(layers, heads, block=self.block_size, score=self.score)
         return PatternSearch(layers, heads, block=self.block_size, score=self.score, density=self.search_density)
 
     def load_search(self, result: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
@@ -90,7 +107,7 @@ class MInference(Method):
         """Return the patterns of a layer's heads, with the budgets that they run with."""
         patterns = (FALLBACK,) * heads if self.head_patterns is None else self.head_patterns[layer]
         if self.release_rules:
-            patterns = tuple(as_released(pattern) for pattern in patterns)
+            patterns = tuple(by_release_rules(pattern) for pattern in patterns)
         if self.sparsity is None:
             return tuple(pattern.floored() for pattern in patterns)
         places = range(layer * heads, (layer + 1) * heads)  # heads of one pattern don't all step to the next block at once
@@ -100,17 +117,13 @@ class MInference(Method):
     def select(self, x: LayerInputs) -> BlockIndex | ColumnIndex:
         if self.sparsity == 0:
             return BlockIndex.full(x.q.shape[0], x.k.shape[1], device=x.q.device, **self.grid(x))
-        return select_patterns(x, self.grid(x), self.layer_patterns(x.layer, x.q.shape[1]))
+        patterns = self.layer_patterns(x.layer, x.q.shape[1])
+        return select_patterns(x, self.grid(x), patterns, tiles=self.as_released)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         patterns = "fallback" if self.head_patterns is None else "searched"
         factor = self.factor if self.sparsity else None
         return {"patterns": patterns, "release_rules": self.release_rules, "factor": factor}
-
-
-def as_released(pattern: Pattern) -> Pattern:
-    """Return the pattern that the release runs in place of one that its search chose."""
-    return {"block_sparse": FALLBACK, "a_shape": replace(pattern, kind="vertical_slash")}.get(pattern.kind, pattern)
 
 
 if __name__ == "__main__":

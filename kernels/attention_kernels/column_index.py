@@ -24,8 +24,10 @@ class ColumnIndex:
         open: int32 [B, H, Mq, ceil(V / 32)], bit c % 32 of word c // 32 says whether column c is open in the row.
         open_counts: int32 [B, H, Mq], how many are.
         reach: int32 [B, H, Mq], entries of `columns` up to the row's last open one.
+        by_row: whether each row has a choice of its own among the columns: `open` is then any part of what else it would be.
 
-    The last three follow from the others: `attention_kernels.open_columns.with_columns` makes them. Names as in BlockIndex.
+    `open` and what counts it follow from the others: `attention_kernels.open_columns.with_columns` makes them, `with_row_keys`
+    where rows choose by themselves. Names as in BlockIndex.
     """
 
     blocks: BlockIndex
@@ -34,6 +36,7 @@ class ColumnIndex:
     open: Tensor
     open_counts: Tensor
     reach: Tensor
+    by_row: bool = False
 
     @property
     def q_block(self) -> int:
@@ -78,8 +81,7 @@ class ColumnIndex:
     def row_keys(self, row: int) -> Tensor:
         """Return bool [B, H, K]: keys in the kept blocks and open columns of one query block, the future of single queries
         among them."""
-        shifts = torch.arange(32, dtype=torch.int32, device=self.open.device)
-        bits = ((self.open[:, :, row, :, None] >> shifts) & 1).flatten(2)[..., : self.columns.shape[-1]].bool()
+        bits = unpack_bits(self.open[:, :, row], self.columns.shape[-1])
         keys = torch.nn.functional.pad(self.blocks.row_keys(row), (0, 1))
         return keys.scatter(-1, torch.where(bits, self.columns, self.k_len).long(), True)[..., :-1]
 
@@ -99,6 +101,8 @@ class ColumnIndex:
         if bool((filled[..., 1:] & (columns[..., 1:] <= columns[..., :-1])).any()):
             raise ValueError("columns must ascend within each head")
         is_open = self._open_columns()
+        if self.by_row:
+            is_open = is_open & self._listed_as_open()
         words = torch.nn.functional.pad(is_open, (0, -is_open.shape[-1] % 32)).unflatten(-1, (-1, 32))
         shifts = torch.arange(32, dtype=torch.int32)
         place = torch.arange(1, is_open.shape[-1] + 1)
@@ -118,7 +122,17 @@ class ColumnIndex:
         block = (columns // self.k_block).clamp(max=kept_blocks.shape[-1] - 1).expand(-1, -1, kept_blocks.shape[2], -1)
         return (columns < start[:, None]) & ~kept_blocks.gather(-1, block)
 
+    def _listed_as_open(self) -> Tensor:
+        """Return bool [B, H, Mq, V] on the host: whether `open` says that each column is open in each row."""
+        return unpack_bits(self.open.cpu(), self.columns.shape[-1])
+
     def to(self, device: torch.device | str) -> ColumnIndex:
         """Return the same index on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("columns", "column_counts", "open", "open_counts", "reach")}
         return replace(self, blocks=self.blocks.to(device), **moved)
+
+
+def unpack_bits(words: Tensor, count: int) -> Tensor:
+    """Return the first `count` bits of words int32 [..., W], bit c % 32 of word c // 32: bool [..., count]."""
+    shifts = torch.arange(32, dtype=torch.int32, device=words.device)
+    return ((words[..., None] >> shifts) & 1).flatten(-2)[..., :count].bool()

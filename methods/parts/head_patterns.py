@@ -19,6 +19,7 @@ from attention_kernels.selection import select_from_pooled
 from torch import Tensor
 
 from methods.parts.base import Grid, LayerInputs
+from methods.parts.release_tiles import with_tiles
 from methods.parts.whole_numbers import whole
 
 Kind = Literal["vertical_slash", "a_shape", "block_sparse"]
@@ -59,6 +60,15 @@ class Pattern:
         return replace(self, first=max(self.first, LEAST_COLUMNS), second=max(self.second, LEAST_DIAGONALS))
 
 
+FALLBACK = Pattern("vertical_slash", 1000, 6096)
+"""What MInference's release gives heads that it knows nothing of, and those whose search block-sparse won."""
+
+
+def by_release_rules(pattern: Pattern) -> Pattern:
+    """Return the pattern that the release runs in place of one that its search chose."""
+    return {"block_sparse": FALLBACK, "a_shape": replace(pattern, kind="vertical_slash")}.get(pattern.kind, pattern)
+
+
 def parse_patterns(data: Any, *, layers: int, heads: int) -> tuple[tuple[Pattern, ...], ...]:
     """Return the patterns [layer][head] of JSON's [[[kind, first, second], …], …].
 
@@ -80,23 +90,30 @@ def parse_patterns(data: Any, *, layers: int, heads: int) -> tuple[tuple[Pattern
 
 
 def select_patterns(
-    x: LayerInputs, grid: Grid, patterns: Sequence[Pattern], *, forced: float = 1.0
+    x: LayerInputs, grid: Grid, patterns: Sequence[Pattern], *, forced: float = 1.0, tiles: bool = False
 ) -> BlockIndex | ColumnIndex:
     """Return what each query head keeps by its own pattern; single columns come beside blocks where a head is vertical-slash.
 
-    grid: square blocks. forced: share of the forced columns and diagonals. Heads of one kind are selected together. Never waits
-    for the device but the first time that a shape is met. Raises ValueError for another kind of pattern.
+    grid: square blocks. forced: share of the forced columns and diagonals. tiles: whether diagonals are covered by tiles that
+    begin at any key, as in the release (`methods.parts.release_tiles`), and not by whole blocks. Heads of one kind are selected
+    together. Never waits for the device but the first time that a shape is met. Raises ValueError for another kind of pattern.
     """
     by_kind: dict[Kind, list[int]] = {}
     for head, pattern in enumerate(patterns):
         by_kind.setdefault(pattern.kind, []).append(head)
     parts: list[tuple[list[int], BlockIndex]] = []
     columns: tuple[Tensor, Tensor] | None = None
+    tiled: ColumnIndex | None = None
     for kind, heads in by_kind.items():
         kind_patterns = tuple(patterns[head] for head in heads)
         if kind == "vertical_slash":
-            blocks, *columns_of = _vertical_slash(x, grid, tuple(heads), kind_patterns, forced)
-            columns = (columns_of[0], columns_of[1])
+            diagonals, *columns = _vertical_slash(x, grid, tuple(heads), kind_patterns, forced)
+            if tiles:
+                tiled = with_tiles(diagonals, *columns, grid)
+                parts.append((heads, tiled.blocks))
+                continue
+            most = max(min(p.second, grid["k_len"]) for p in kind_patterns)
+            blocks = diagonal_blocks(diagonals, block=grid["k_block"], q_len=grid["q_len"], k_len=grid["k_len"], most=most)
             parts.append((heads, blocks))
         elif kind == "a_shape":
             parts.append((heads, _a_shape(x, grid, kind_patterns)))
@@ -104,39 +121,68 @@ def select_patterns(
             parts.append((heads, _block_sparse(x, grid, tuple(heads), kind_patterns)))
         else:
             raise ValueError(f"pattern {kind} is not known; it must be one of {', '.join(get_args(Kind))}")
-    if len(parts) == 1:
-        return parts[0][1] if columns is None else with_columns(parts[0][1], *columns)
-    blocks = merge_heads(parts, len(patterns))
+    blocks = parts[0][1] if len(parts) == 1 else merge_heads(parts, len(patterns))
     if columns is None:
         return blocks
     at = _tensor(tuple(by_kind["vertical_slash"]), x.q.device)
+    if tiled is not None:
+        return tiled if len(parts) == 1 else _among_others(tiled, blocks, at)
+    if len(parts) == 1:
+        return with_columns(blocks, *columns)
     shape = (x.q.shape[0], len(patterns), columns[0].shape[-1])
     places = torch.full(shape, grid["k_len"], dtype=torch.int32, device=x.q.device)
     counts = torch.zeros(shape[:2], dtype=torch.int32, device=x.q.device)
     return with_columns(blocks, places.index_copy_(1, at, columns[0]), counts.index_copy_(1, at, columns[1]))
 
 
+def _among_others(tiled: ColumnIndex, blocks: BlockIndex, at: Tensor) -> ColumnIndex:
+    """Return the index of all heads from their blocks and the single keys of the heads `at`; the others have none."""
+
+    def spread(part: Tensor) -> Tensor:
+        every = torch.zeros(len(part), blocks.heads, *part.shape[2:], dtype=part.dtype, device=part.device)
+        return every.index_copy_(1, at, part)
+
+    return replace(
+        tiled,
+        blocks=blocks,
+        columns=tiled.columns[:, :1].expand(-1, blocks.heads, -1).contiguous(),  # all keys in every head
+        column_counts=tiled.column_counts[:, :1].expand(-1, blocks.heads).contiguous(),
+        open=spread(tiled.open),
+        open_counts=spread(tiled.open_counts),
+        reach=spread(tiled.reach),
+    )
+
+
 def _vertical_slash(
     x: LayerInputs, grid: Grid, heads: tuple[int, ...], patterns: tuple[Pattern, ...], forced: float
-) -> tuple[BlockIndex, Tensor, Tensor]:
-    """Return the blocks that the best diagonals cross, the best columns int32 [B,H,V] and their counts [B,H], of H heads."""
-    (batch, all_heads), k_len = x.q.shape[:2], grid["k_len"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best diagonals bool [B,H,K] by distance, the best columns int32 [B,H,V] and their counts [B,H], of H heads."""
     vertical, slash = vertical_slash(x.q, x.k, scale=x.scale, last_q=LAST_Q)
-    slash = slash.flip(-1)  # by distance
-    if len(heads) < all_heads:
+    if len(heads) < x.q.shape[1]:
         at = _tensor(heads, x.q.device)
         vertical, slash = vertical.index_select(1, at), slash.index_select(1, at)
-    for scores, first in ((vertical, round(FORCED_COLUMNS * forced)), (slash, max(1, round(FORCED_DIAGONALS * forced)))):
-        scores[..., :first] = torch.arange(k_len + 1, 1, -1, device=scores.device)[:first]  # above all others, the first most
+    first = round(FORCED_COLUMNS * forced), max(1, round(FORCED_DIAGONALS * forced))
+    return best_of_last(vertical, slash, patterns, first)
+
+
+def best_of_last(
+    vertical: Tensor, slash: Tensor, patterns: Sequence[Pattern], first: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the diagonals of each head, bool [B,H,K] by distance, its columns int32 [B,H,V], ascending and K past their counts
+    int32 [B,H].
+
+    vertical, slash: what the last queries give to columns and diagonals, [B,H,K] each, as `vertical_slash` returns them. first:
+    how many of the first columns and of the nearest diagonals come before all others.
+    """
+    slash, k_len = slash.flip(-1), vertical.shape[-1]  # by distance
+    for scores, forced in zip((vertical, slash), first, strict=True):
+        scores[..., :forced] = torch.arange(k_len + 1, 1, -1, device=scores.device)[:forced]  # above all others, the first most
     v_budgets, s_budgets = tuple(min(p.first, k_len) for p in patterns), tuple(min(p.second, k_len) for p in patterns)
-    v, s = (_tensor(budgets, x.q.device).expand(batch, -1) for budgets in (v_budgets, s_budgets))
+    v, s = (_tensor(budgets, vertical.device).expand(len(vertical), -1) for budgets in (v_budgets, s_budgets))
     near = best_places(slash, s, max(s_budgets))
     diagonals = torch.zeros(*slash.shape[:2], k_len + 1, dtype=torch.bool, device=slash.device).scatter_(-1, near, True)
-    blocks = diagonal_blocks(
-        diagonals[..., :k_len], block=grid["k_block"], q_len=grid["q_len"], k_len=k_len, most=max(s_budgets)
-    )
     columns = best_places(vertical, v, max(v_budgets)).sort(-1).values.to(torch.int32)
-    return blocks, columns, v.to(torch.int32)
+    return diagonals[..., :k_len], columns, v.to(torch.int32)
 
 
 def best_places(scores: Tensor, counts: Tensor, most: int) -> Tensor:

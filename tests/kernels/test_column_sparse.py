@@ -12,7 +12,7 @@ from attention_kernels.block_sparse.triton_tuning import Tile
 from attention_kernels.column_index import ColumnIndex
 from attention_kernels.column_sparse import column_sparse_attention, resolve_kernel
 from attention_kernels.kept_mass import kept_mass
-from attention_kernels.open_columns import with_columns
+from attention_kernels.open_columns import with_columns, with_row_keys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -169,6 +169,29 @@ def test_kept_mass_counts_columns() -> None:
     torch.testing.assert_close(mean_mass, by_row.mean(0).float(), rtol=1e-4, atol=1e-5)
     late = kept_mass(q, k, index, scale=0.125, rows=10_000, after=100)
     torch.testing.assert_close(late, by_row[6:].mean(0).float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", [Case(1, 4, 2, 70, 101, 16, 16, 16, 4), Case(2, 2, 1, 90, 90, 16, 32, 32, 2)], ids=str)
+def test_rows_with_keys_of_their_own(case: Case) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    q, k, v = case.tensors(torch.float32, device)
+    blocks = case.index(device, share=0.2)
+    keys = torch.rand(*blocks.counts.shape, case.k_len, generator=torch.Generator().manual_seed(3)).to(device) < 0.05
+    keys[:, :, 1] = False  # a row without any
+    few = [slice(0, 1), slice(1, None)]  # a few heads at a time
+    index = with_row_keys(
+        [(replace(blocks, counts=blocks.counts[:, h], indices=blocks.indices[:, h]), keys[:, h]) for h in few]
+    )
+    index.validate()
+    rows = torch.arange(case.q_len) // case.q_block
+    start = (rows * case.q_block + case.k_len - case.q_len) // case.k_block * case.k_block
+    mask = token_mask(blocks, case.heads) | (keys.cpu()[:, :, rows] & (torch.arange(case.k_len) < start[:, None]))
+    expected = probabilities(q, k, mask) @ v.cpu().double().repeat_interleave(case.heads // case.kv_heads, 1)
+    for kernel in ("reference", "triton"):
+        assert error(column_sparse_attention(q, k, v, index, kernel=kernel), expected) < 1e-5
+    torch.testing.assert_close(index.pairs().sum(), mask.sum().double())
+    with pytest.raises(ValueError, match="open does not follow"):
+        replace(index, open=index.open | -1).validate()
 
 
 def test_an_index_that_contradicts_itself_is_refused() -> None:

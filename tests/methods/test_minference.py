@@ -16,6 +16,8 @@ import methods
 from methods.block_topk import BlockTopK
 from methods.parts.base import Grid, LayerInputs
 from methods.parts.head_patterns import Pattern, parse_patterns, select_patterns
+from methods.parts.release_tiles import with_tiles
+from methods.searches.minference_release import kept_masses
 from methods.searches.minference_search import CANDIDATES, PatternSearch
 from methods.streaming_llm import StreamingLLM
 from tests.methods.support import DIM, HEADS, KV_HEADS, LAYERS, layer
@@ -256,3 +258,85 @@ def test_scores_are_means_over_prompts() -> None:
         for _ in range(times):
             finder.observe(x, v)
     assert once.result() == twice.result()
+
+
+# -- as released -----------------------------------------------------------------------------------------------------
+
+
+def marked(length: int, places: list[int]) -> Tensor:
+    return torch.zeros(1, 1, length, dtype=torch.bool).index_fill_(-1, torch.tensor(places), True)
+
+
+@pytest.mark.parametrize(
+    ("diagonals", "row", "keys"),
+    [
+        ([0, 21], 3, [*range(27, 43), *range(48, 64)]),  # a tile of its own: 43 is a tile and more from 64
+        ([0, 10], 3, [*range(38, 64)]),  # lengthened by a whole tile, past the row
+        ([0, 16, 48], 3, [*range(16), *range(32, 64)]),  # aligned: blocks
+        ([0, 40], 2, [*range(0, 16), *range(32, 48)]),  # a tile never begins before the first key
+        ([0, 63], 1, [*range(16, 32)]),  # no query of the row meets it
+    ],
+)
+def test_as_released_a_tile_begins_at_any_key(diagonals: list[int], row: int, keys: list[int]) -> None:
+    grid = Grid(q_block=16, k_block=16, q_len=64, k_len=64)
+    columns = torch.tensor([[[30, 45, 64]]], dtype=torch.int32)
+    index = with_tiles(marked(64, diagonals), columns, torch.tensor([[2]], dtype=torch.int32), grid)
+    index.validate()
+    singles = [column for column in (30, 45) if column < row * 16]
+    assert index.row_keys(row)[0, 0].nonzero().squeeze(1).tolist() == sorted({*keys, *singles})
+
+
+def test_as_released_fewer_keys_are_computed_for_the_same_columns_and_diagonals() -> None:
+    x = layer(400, batch=2)
+    method, patterns = (methods.build("minference", block_size=16, as_released=r) for r in (True, False)), []
+    for m in method:
+        m.load_search({"patterns": [[["vertical_slash", 40, 120], ["vertical_slash", 30, 105]] * 2] * LAYERS}, **SHAPE)
+        index = m.select(x)
+        index.validate()
+        patterns.append(index)
+    released, aligned = (index.pairs() for index in patterns)
+    assert bool((released < aligned).all())
+    mixed = [Pattern("a_shape", 16, 40), Pattern("vertical_slash", 5, 60), Pattern("block_sparse", 3), Pattern("a_shape", 1, 9)]
+    index = select_patterns(x, grid_of(x), mixed, tiles=True)
+    index.validate()
+    keys = keys_of(index)
+    for head, pattern in enumerate(mixed):
+        alone = keys_of(select_patterns(x, grid_of(x), [pattern] * HEADS, tiles=True))
+        assert torch.equal(keys[:, head], alone[:, head]), pattern
+
+
+def test_the_released_search_keeps_single_diagonals_and_small_blocks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    length, key = 2528, torch.arange(2528)
+    q, k = torch.randn(1, 2, length, 8, generator=generator), torch.randn(1, 1, length, 8, generator=generator)
+    x = LayerInputs(q=2 * q, k=k, layer=0, scale=8**-0.5)
+    masses = kept_masses(x)[:, 0, 1]
+    distance = key[-64:, None] - key
+    probs = (x.q[0, 1, -64:] @ k[0, 0].T * x.scale).masked_fill(distance < 0, -float("inf")).softmax(-1)
+    slash, vertical = torch.zeros(length).index_add_(0, distance.clamp(min=0).flatten(), probs.flatten()), probs.sum(0)
+    slash[:30] = vertical[:30] = float("inf")
+    lines = torch.isin(distance, slash.topk(800).indices) | torch.isin(key, vertical.topk(30).indices)
+    pooled_q, pooled_k = (t.unflatten(0, (-1, 32)).mean(1) for t in (x.q[0, 1], k[0, 0]))
+    best = (pooled_q[-1] @ pooled_k.T).topk(9).indices  # of the last 32 rows, an eighth of 79 blocks
+    blocks = torch.isin(key // 32, best).expand_as(lines)
+    for number, mask in ((0, (distance <= 800) | (key < 100)), (1, lines), (5, blocks)):
+        assert float(masses[number]) == pytest.approx(float((probs * mask)[-28:].sum(-1).mean()), rel=1e-4), number
+
+
+def test_the_released_search_gives_what_the_release_runs() -> None:
+    by_mass, by_output = (methods.build("minference", as_released=True, score=s).search(**SHAPE) for s in ("mass", "output"))
+    assert (len(by_mass.candidates), len(by_output.candidates)) == (6, 8)  # type: ignore[attr-defined]
+    by_mass.prompts += 1  # type: ignore[attr-defined]
+    by_mass.scores[0, 5, 1] = by_mass.scores[0, 2, 2] = 1.0  # type: ignore[attr-defined]
+    patterns = by_mass.result()["patterns"][0]
+    assert patterns == [["vertical_slash", *n] for n in ((100, 800), (1000, 6096), (100, 750), (100, 800))]
+    x = layer(330, number=1)
+    v = torch.randn(x.k.shape, generator=torch.Generator().manual_seed(1))
+    by_output.observe(x, v)
+    off = -torch.tensor(by_output.result()["scores"][1])
+    assert not bool(off.any()), "all budgets hold a prompt of 330 tokens"
+    assert methods.build("minference", as_released=True).release_rules
+    with pytest.raises(ValueError, match="a prompt of 330 tokens: as released the search counts what comes after token 2500"):
+        by_mass.observe(x, v)
+    with pytest.raises(ValueError, match="as released the search takes whole prompts"):
+        by_mass.observe(layer(30, 330), v)

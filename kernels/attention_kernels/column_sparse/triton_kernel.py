@@ -2,8 +2,9 @@
 only).
 
 One program owns a query block of one head, or a part of it. A step is BLOCK_N keys: a block, a part of one, or as many
-columns, gathered by their positions; those that are not open in the row are masked. The blocks over the row's own tokens
-come last, with the causal mask; nothing before them is in the future of any query.
+columns, gathered by their positions; those that are not open in the row are masked, and where rows choose by themselves, a
+step without an open one is skipped. The blocks over the row's own tokens come last, with the causal mask; nothing before them
+is in the future of any query.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def _forward(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     DESCRIBED: tl.constexpr,
+    SKIP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     PARTS: tl.constexpr = Q_BLOCK // BLOCK_M
@@ -125,11 +127,20 @@ def _forward(
         place = place0 + offs_n
         at = tl.load(columns + place, mask=place < reach, other=0)
         word = tl.load(bits + place // 32, mask=place < reach, other=0)
-        k = _gather(k_from, at, skn, offs_d, D, BLOCK_D)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        s = tl.where((((word >> (place % 32)) & 1) != 0)[None, :], s, -float("inf"))
-        v = _gather(v_from, at, svn, offs_d, D, BLOCK_D)
-        best, total, acc = _update(s, v, best, total, acc, scale_log2e, PRECISION)
+        seen = (word >> (place % 32)) & 1
+        if SKIP:
+            if tl.max(seen, 0) != 0:
+                k = _gather(k_from, at, skn, offs_d, D, BLOCK_D)
+                s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+                s = tl.where((seen != 0)[None, :], s, -float("inf"))
+                v = _gather(v_from, at, svn, offs_d, D, BLOCK_D)
+                best, total, acc = _update(s, v, best, total, acc, scale_log2e, PRECISION)
+        else:
+            k = _gather(k_from, at, skn, offs_d, D, BLOCK_D)
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            s = tl.where((seen != 0)[None, :], s, -float("inf"))
+            v = _gather(v_from, at, svn, offs_d, D, BLOCK_D)
+            best, total, acc = _update(s, v, best, total, acc, scale_log2e, PRECISION)
     position = token + offset
     for at0 in tl.range(own * K_BLOCK, tl.minimum(token0 + BLOCK_M, q_len) + offset, BLOCK_N, num_stages=1):
         at = at0 + offs_n
@@ -242,6 +253,7 @@ def run_tile(q: Tensor, k: Tensor, v: Tensor, index: ColumnIndex, *, scale: floa
             BLOCK_M=tile.rows,
             BLOCK_N=tile.cols,
             DESCRIBED=tile.described,
+            SKIP=index.by_row,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=tile.warps,
             num_stages=tile.stages,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from attention_kernels.backends import resolve_backend
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.column_index import ColumnIndex
-from attention_kernels.open_columns.reference import open_columns_reference
+from attention_kernels.open_columns.reference import open_columns_reference, pack_open
 
 
 def with_columns(blocks: BlockIndex, columns: Tensor, column_counts: Tensor, *, kernel: str = "auto") -> ColumnIndex:
@@ -29,3 +33,21 @@ def with_columns(blocks: BlockIndex, columns: Tensor, column_counts: Tensor, *, 
 
         return ColumnIndex(blocks, columns, column_counts, *open_columns_triton(blocks, columns, column_counts))
     return ColumnIndex(blocks, columns, column_counts, *open_columns_reference(blocks, columns, column_counts))
+
+
+def with_row_keys(parts: Sequence[tuple[BlockIndex, Tensor]]) -> ColumnIndex:
+    """Put single keys beside blocks, each row its own: parts of a few heads each, in their order, of blocks and keys bool
+    [B, H, Mq, K], those that the row attends to beside its blocks.
+
+    The head's columns are all keys. Keys in a kept block, or from the row's own tokens on, are dropped. A kernel walks all keys
+    up to the row's last one, and computes only steps with one that is open. Never waits for the device.
+    """
+    first = parts[0][0]
+    words, counts, reach = (torch.cat(pieces, 1) for pieces in zip(*(pack_open(*part) for part in parts), strict=True))
+    batch, heads = counts.shape[:2]
+    width = max(blocks.indices.shape[-1] for blocks, _ in parts)
+    indices = torch.cat([pad(blocks.indices, (0, width - blocks.indices.shape[-1])) for blocks, _ in parts], 1)
+    every = replace(first, counts=torch.cat([blocks.counts for blocks, _ in parts], 1), indices=indices)
+    columns = torch.arange(first.k_len, dtype=torch.int32, device=counts.device).expand(batch, heads, -1).contiguous()
+    full = torch.full((batch, heads), first.k_len, dtype=torch.int32, device=counts.device)
+    return ColumnIndex(every, columns, full, words, counts, reach, by_row=True)
