@@ -21,8 +21,8 @@ class Streaming(DecodeMethod):
     It needs no weights. Deviations from the release: whole blocks, so that the window loses a block at a time; positions are
     not renumbered.
 
-    As released, sinks and window are beside the newest token, and the blocks hold all of them: up to two more than the budget
-    (within it where a sparsity sets it).
+    As released, sinks and window are beside the newest token, and the blocks hold all of them: two or three more than the
+    budget fills (within it where a sparsity sets it).
     """
 
     paper = "Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453"
