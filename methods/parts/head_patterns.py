@@ -107,9 +107,10 @@ def select_patterns(
     for kind, heads in by_kind.items():
         kind_patterns = tuple(patterns[head] for head in heads)
         if kind == "vertical_slash":
-            diagonals, *columns = _vertical_slash(x, grid, tuple(heads), kind_patterns, forced)
+            diagonals, places, counts = _vertical_slash(x, grid, tuple(heads), kind_patterns, forced)
+            columns = (places, counts)
             if tiles:
-                tiled = with_tiles(diagonals, *columns, grid)
+                tiled = with_tiles(diagonals, places, counts, grid)
                 parts.append((heads, tiled.blocks))
                 continue
             most = max(min(p.second, grid["k_len"]) for p in kind_patterns)

@@ -75,8 +75,6 @@ def _covered(ends: Tensor, block: int, k_len: int) -> Tensor:
     """Return bool [B, H, Mq, K], the keys in the tiles that end at `ends`."""
     steps = torch.zeros(*ends.shape[:3], k_len + 1, dtype=torch.int8, device=ends.device)
     real = (ends > 0).to(torch.int8)
-    for tile in range(ends.shape[-1]):  # a tile may begin where another ends
-        end = ends[..., tile : tile + 1]
-        steps.scatter_add_(-1, (end - block).clamp(0, k_len), real[..., tile : tile + 1])
-        steps.scatter_add_(-1, end.clamp(max=k_len), -real[..., tile : tile + 1])
+    steps.scatter_add_(-1, (ends - block).clamp(0, k_len), real)
+    steps.scatter_add_(-1, ends.clamp(max=k_len), -real)  # a tile may begin where another ends
     return steps.cumsum(-1, dtype=torch.int8)[..., :k_len].bool()

@@ -65,7 +65,9 @@ class ReleasedSearch:
         if q_len != k_len:
             raise ValueError(f"{q_len} queries for {k_len} keys: as released the search takes whole prompts")
         if self.score == "mass" and k_len <= AFTER:
-            raise ValueError(f"a prompt of {k_len} tokens: as released the search counts what comes after token {AFTER}")
+            raise ValueError(
+                f"a prompt of {k_len} tokens: as released the search needs more than the {AFTER} that it does not count"
+            )
         scores = kept_masses(x) if self.score == "mass" else -self._off(x, v)
         self.scores[x.layer] += scores.double().mean(1).cpu()
         self.prompts[x.layer] += 1
