@@ -14,7 +14,7 @@ from harness.core import checks
 from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
 from harness.core.given import giving
-from harness.core.hydra_text import explain, unknown_setting
+from harness.core.hydra_text import explain, in_files, unknown_setting
 from harness.core.settings import Settings, read_settings
 
 
@@ -27,7 +27,7 @@ def compose_settings(groups: Mapping[str, str], values: Mapping[str, Any]) -> Se
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             cfg = compose("config", choices)
-        for name, value in values.items():
+        for name, value in ((in_files(name), value) for name, value in values.items()):
             parent, _, key = name.rpartition(".")
             section = OmegaConf.select(cfg, parent) if parent else cfg
             if not isinstance(section, DictConfig) or key not in section.keys():  # noqa: SIM118  # `in` leaves out what is missing

@@ -8,13 +8,32 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.core.conf_files import MAIN, conf_dir, groups, setting_names
 from harness.core.errors import did_you_mean
 
-TASK_IS_A_VALUE = "tasks are values: write task=NAME or 'task=[NAME,NAME]', in a file of conf/ task: NAME"
+TASK_SETTINGS = "task_settings"
+"""The section of the settings that the command line and Python call task.NAME: `task` is a value, which has none below it."""
+TASK_IS_A_VALUE = (
+    "tasks are values: write task=NAME or 'task=[NAME,NAME]', in a file of conf/ task: NAME; what task.sizing= sets is there "
+    f"below {TASK_SETTINGS}:"
+)
 COMPOSING_ERRORS = (HydraException, OmegaConfBaseException)
 """What composing a config raises for bad input."""
 
 
+def in_files(name: str) -> str:
+    """Return what a file of conf/ calls a setting of the command line: task.NAME is in a section of its own."""
+    return f"{TASK_SETTINGS}{name[4:]}" if name.startswith("task.") else name
+
+
+def as_given(text: str) -> str:
+    """Return a name of a setting, or a text with such names, as the command line has them."""
+    return text.replace(f"{TASK_SETTINGS}.", "task.")
+
+
 def explain(error: BaseException) -> str:
     """Return one line for an error of Hydra or OmegaConf: what is wrong and which names would be right."""
+    return as_given(_explained(error))
+
+
+def _explained(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")
         if group == "model" and "/" in name:
@@ -58,6 +77,10 @@ def _several_values(argument: str) -> str:
 
 def unknown_setting(name: str) -> str:
     """Return the line for a setting that isn't there: the one that may have been meant, and those of its level of conf/."""
+    return as_given(_unknown(in_files(name)))
+
+
+def _unknown(name: str) -> str:
     known = known_settings(name)
     if name == "experiment":
         return "experiment= takes the name of a file of conf/experiment, and has no settings below it"

@@ -16,9 +16,10 @@ from harness.core.chat_options import DEFAULT_DATE, ChatOptions, check_date
 from harness.core.conf_files import ABOUT, MAIN, about_of, defaults, groups, setting_names
 from harness.core.errors import UserError
 from harness.core.given import given_settings
-from harness.core.hydra_text import TASK_IS_A_VALUE, explain, unknown_setting
+from harness.core.hydra_text import TASK_IS_A_VALUE, TASK_SETTINGS, explain, unknown_setting
 from harness.core.model_name import name_of_path
 from harness.core.question import check_question
+from harness.core.sizing import check_sizing
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +35,9 @@ LONGEST, MOST, LARGEST_SEED = 10**9, 10**6, 2**32 - 1
 @dataclass(frozen=True)
 class Settings:
     """What the user asked for, checked; conf/config.yaml describes the fields. `model` and `data` are the plain dicts of their
-    groups, `method_knobs`, `decode_knobs` and `options` (the job's) those of theirs without their names. `tasks` are names of
-    tasks or of groups of them. `device_choice` and `dtype_choice` are texts, which may be "auto". `given` are the dotted names
-    of the settings that the user gave."""
+    groups, `data` with the sizing of prompts (`harness.core.sizing`), `method_knobs`, `decode_knobs` and `options` (the job's)
+    those of theirs without their names. `tasks` are names of tasks or of groups of them. `device_choice` and `dtype_choice` are
+    texts, which may be "auto". `given` are the dotted names of the settings that the user gave."""
 
     job: str
     study: str
@@ -133,7 +134,7 @@ def read_settings(cfg: DictConfig) -> Settings:
         checks=checks.true_or_false("checks", raw["checks"]),
         debug=checks.true_or_false("debug", raw["debug"]),
         as_released=checks.true_or_false("as_released", raw["as_released"]),
-        data={name: checks.text_or_null(f"data.{name}", value) for name, value in raw["data"].items()},
+        data=_data(raw["data"], raw[TASK_SETTINGS]),
         options=_options(job),
         given=given_settings(raw),
     )
@@ -146,7 +147,8 @@ def _check_names(raw: Mapping[str, Any]) -> None:
     sections = {
         group: _settings_of(group, raw) for group in groups() if group != "experiment"
     }  # experiments set other settings
-    sections["data"] = {name.partition(".")[2] for name in in_no_group if name.startswith("data.")}
+    for section in ("data", TASK_SETTINGS):
+        sections[section] = {name.partition(".")[2] for name in in_no_group if name.startswith(f"{section}.")}
     _compare("", raw, {*sections, *(name for name in in_no_group if "." not in name)})
     for section, names in sections.items():
         if not isinstance(raw[section], dict):
@@ -235,8 +237,17 @@ def _model(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _data(settings: Mapping[str, Any], of_tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the data, and those of tasks, which say how prompts are made of it, checked."""
+    data = {name: checks.text_or_null(f"data.{name}", value) for name, value in settings.items()}
+    return data | {"sizing": check_sizing(of_tasks["sizing"])}
+
+
 def _tasks(value: Any) -> tuple[str, ...]:
     """Return the names of tasks and groups in `task`; an experiment's file may have them below it, as `tasks`."""
+    if isinstance(value, dict) and (others := sorted({*value} - {"tasks"})):
+        first = others[0]
+        raise UserError(f"task.{first} can't be set below task: in a file; write it as {TASK_SETTINGS}: {{{first}: …}}")
     names = value.get("tasks") if isinstance(value, dict) else value
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):

@@ -9,7 +9,8 @@ from harness.core.errors import UserError, did_you_mean
 FULL = "full"
 """The longest that fits."""
 RELEASE = "release"
-"""A sample that is too long loses a whole step of its haystack, up to half of it at 4k (`harness.tasks.ruler.release_sizing`)."""
+"""A sample that is too long loses a whole step of its haystack, up to half of it at 4k
+(`harness.tasks.ruler.release_sizing`)."""
 SIZINGS = (FULL, RELEASE)
 
 

@@ -1,4 +1,5 @@
-"""The arguments of the command before Hydra reads them: `task.tasks=` as `task=`, knobs of swept methods, lists for groups."""
+"""The arguments of the command before Hydra reads them: `task.tasks=` as `task=`, other settings of tasks in their section,
+knobs of swept methods, lists for groups."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from hydra.conf import HydraConf
 from harness.core import checks
 from harness.core.conf_files import groups
 from harness.core.errors import UserError, did_you_mean
+from harness.core.hydra_text import as_given, in_files
 from harness.jobs.flags import flags_first
 
 WITH_OWN_SETTINGS = ("method", "decode")
@@ -21,7 +23,7 @@ NO_NAME = r"[-+]?[\d.]+(e[-+]?\d+)?|true|false"
 
 def prepare(arguments: Sequence[str]) -> list[str]:
     """Return the arguments as Hydra is to read them. Raises UserError for a choice of a group that Hydra would misread."""
-    arguments = tasks_as_values(flags_first(arguments))
+    arguments = task_settings(tasks_as_values(flags_first(arguments)))
     check_choices(arguments)
     check_studies(arguments)
     return knobs_as_sweeps(arguments)
@@ -34,6 +36,12 @@ def tasks_as_values(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     others = [argument for argument in arguments if _name(argument) != "task"]
     return [f"task={a.partition('=')[2]}" if _name(a) == "task.tasks" else a for a in others]
+
+
+def task_settings(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `task.NAME=V` as the section of conf/ has it that is beside `task`, a value; +, which would add
+    it, is left out."""
+    return [in_files(argument.lstrip("+")) if _name(argument).startswith("task.") else argument for argument in arguments]
 
 
 def check_choices(arguments: Sequence[str]) -> None:
@@ -87,7 +95,7 @@ def _as_sweep(argument: str, swept: set[str]) -> str:
 
 def given_names(arguments: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the settings and groups that the arguments set, but for Hydra's own."""
-    names = (_name(argument) for argument in arguments if not argument.startswith("-"))
+    names = (as_given(_name(argument)) for argument in arguments if not argument.startswith("-"))
     return tuple(name for name in names if name and not name.startswith("hydra"))
 
 

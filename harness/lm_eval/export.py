@@ -17,12 +17,13 @@ from harness.core.errors import UserError
 from harness.core.files import write_atomically
 from harness.core.output import check_own_output
 from harness.core.settings import Settings, read_settings
+from harness.core.sizing import FULL
 from harness.core.terminal import Terminal
 from harness.lm_eval.exported import SPLIT
 from harness.measure.request_checks import check_data
 from harness.models.loading import load_tokenizer
 from harness.study.provenance import command, commit
-from harness.tasks import cache, registry
+from harness.tasks import registry
 from harness.tasks.checks import check_sample
 from harness.tasks.frozen_template import published_template
 from harness.tasks.names import expand_tasks
@@ -80,6 +81,7 @@ def export(settings: Settings, out: Path) -> list[Path]:
         "model": str(settings.model["name"]),
         "tokenizer": tokenizer_hash(tokenizer),
         "chat_template": data["chat_template"],
+        **({} if data["sizing"] == FULL else {"sizing": data["sizing"]}),
         **(published_template(tokenizer)[1] if data["chat_template"] else {}),
         "commit": commit(),
         "command": command(),
@@ -89,7 +91,8 @@ def export(settings: Settings, out: Path) -> list[Path]:
         stem = task_name(name, settings.length)
         files[f"{stem}.jsonl"] = "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in rows)
         files[f"{stem}.yaml"] = _task(name, rows, origin)
-    files[f"{group_name(settings.length)}.yaml"] = _group(settings.length, list(samples))  # last: it names the others
+    group = _group(settings.length, list(samples), chat=data["chat_template"])
+    files[f"{group_name(settings.length)}.yaml"] = group  # last: it names the others
     return [_write(out / file, text) for file, text in files.items()]
 
 
@@ -130,18 +133,19 @@ def _task(name: str, samples: list[Sample], origin: dict[str, object]) -> str:
             "max_gen_toks": limits.pop(),
             "until": [] if task.stop is None else [task.stop],
         },
-        "metadata": {"version": task.version, "haystack": samples[0].haystack, **origin},
+        "metadata": {"version": task.version(bool(origin["chat_template"])), "haystack": samples[0].haystack, **origin},
     }
     calls = f"custom_dataset: !function {PREFIX}_tasks.load\nprocess_results: !function {PREFIX}_tasks.process_results\n"
     return HEADER + calls + OmegaConf.to_yaml(OmegaConf.create(fields))
 
 
-def _group(length: int, names: list[str]) -> str:
+def _group(length: int, names: list[str], chat: bool) -> str:
     """Return the file of the group: the unweighted mean of its tasks, as RULER averages."""
+    versions = dict.fromkeys(registry.get(name).version(chat) for name in names)
     fields = {
         "group": group_name(length),
         "task": [task_name(name, length) for name in names],
         "aggregate_metric_list": [{"metric": "score", "aggregation": "mean", "weight_by_size": False}],
-        "metadata": {"version": cache.VERSION},
+        "metadata": {"version": "+".join(versions)},
     }
     return OmegaConf.to_yaml(OmegaConf.create(fields))

@@ -11,6 +11,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from harness.arms.build import RunnableArm
+from harness.core.sizing import FULL
 from harness.measure.cells import arm_label, record_failure, record_state
 from harness.measure.context import RunContext
 from harness.measure.generate_batches import Answer
@@ -73,7 +74,8 @@ def _has_verdict(state: Record | None, checks: Set[str]) -> bool:
 def cell_of(context: RunContext, arm: RunnableArm, task_name: str) -> Cell:
     """Return the cell of an arm on a task."""
     version, text, files = registry.get(task_name).version(context.chat), context.text_of([task_name]), context.files(task_name)
-    return Cell(arm.identity, Samples(task_name, version, text, context.chat, files, context.question))
+    sizing = str(context.data.get("sizing") or FULL)
+    return Cell(arm.identity, Samples(task_name, version, text, context.chat, files, context.question, sizing))
 
 
 def score(context: RunContext, answer: Answer) -> SampleRecord:

@@ -18,6 +18,7 @@ from harness.core.mistakes import origin
 from harness.core.progress import progress_bar
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
+from harness.core.sizing import FULL
 from harness.measure.sweep import SweepCache
 from harness.models.loading import LoadedModel
 from harness.study import identity
@@ -58,8 +59,8 @@ class RunContext:
     """Everything that the arms of one command share while they are measured; settings go no further than this.
 
     length: of prompts, in tokens; sample_count: samples a task; chat: whether prompts go through the model's chat template;
-    question: when it is asked (`harness.core.question`); data: the settings of the group `data`; batch_tokens: columns of KV
-    cache decoded together, None for what suits the device; debug: whether tracebacks are shown.
+    question: when it is asked (`harness.core.question`); data: the settings of the group `data`, and how long prompts are;
+    batch_tokens: columns of KV cache decoded together, None for what suits the device; debug: whether tracebacks are shown.
     """
 
     def __init__(
@@ -109,9 +110,15 @@ class RunContext:
         return {file: digest for name in task_names for file, digest in registry.get(name).files(self.data).items()}
 
     def prompts_identity(self, task_names: Sequence[str], count: int) -> dict[str, Any]:
-        """Return everything that determines the first `count` prompts of tasks, as part of a measurement's identity."""
+        """Return everything that determines the first `count` prompts of tasks, as part of a measurement's identity. The first
+        version of a task's prompts has no entry, nor has their full length: ids are as they were before there was another."""
         text = self.text_of(task_names) | self.files(*task_names)
-        return {"tasks": list(task_names), "prompts": count, "text": text, "chat": self.chat}
+        tasks = [registry.get(name) for name in task_names]
+        versions = {task.name: task.version(self.chat) for task in tasks if task.version(self.chat) != task.first_version}
+        other = {"versions": versions} if versions else {}
+        if self.data.get("sizing", FULL) != FULL:
+            other["sizing"] = self.data["sizing"]
+        return {"tasks": list(task_names), "prompts": count, "text": text, "chat": self.chat, **other}
 
     def samples(self, task_name: str) -> list[Sample]:
         """Return the first samples of a task, `sample_count` or all there are; made once for all arms. Raises UserError where

@@ -11,6 +11,7 @@ from harness.core.errors import UserError
 from harness.core.mistakes import as_user_error
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
+from harness.core.sizing import FULL
 from harness.tasks import registry
 from harness.tasks.haystack import haystack_source, load_haystack
 from harness.tasks.ruler.samples import check_words
@@ -51,8 +52,14 @@ def check_kernels(settings: Settings) -> None:
 
 
 def check_data(settings: Settings, task_names: Sequence[str]) -> None:
-    """Read what the prompts of tasks are made of, once for the whole command. Raises UserError where that can't be had."""
+    """Read what the prompts of tasks are made of, once for the whole command. Raises UserError where that can't be had, and for
+    a sizing of prompts that are taken as they are."""
     tasks = [registry.get(name) for name in task_names]
+    sizing = settings.data.get("sizing", FULL)
+    if sizing != FULL and (taken := [task.name for task in tasks if task.fixed]):
+        raise UserError(
+            f"task.sizing={sizing}: the prompts of {', '.join(taken)} have lengths of their own: leave these tasks out"
+        )
     for task in tasks:
         task.files(settings.data)
     if None in [task.source(settings.data) for task in tasks]:  # generated

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -47,6 +47,29 @@ def average_row(group: str, members: Sequence[tuple[Record, Row]], records: Stud
     status, reason = _verdict(rows, score)
     notices = noticed(*cells) if status == Status.OK else ""
     return replace(row, score=score, status=status, reason=f"{reason}; {notices}" if notices else reason)
+
+
+def latest_prompts(members: Sequence[tuple[Record, Row]]) -> tuple[list[tuple[Record, Row]], list[Row]]:
+    """Return the cells of an arm and their rows, without those of earlier versions of a task's prompts, and the rows of these:
+    each is a row by itself, in no average, which says so."""
+    latest: dict[str, int] = defaultdict(int)
+    for _, row in members:
+        latest[row.task] = max(latest[row.task], _number(row.generator))
+    averaged = [(cell, row) for cell, row in members if _number(row.generator) == latest[row.task]]
+    earlier = [row for _, row in members if _number(row.generator) < latest[row.task]]
+    return averaged, [_by_itself(row) for row in earlier]
+
+
+def _by_itself(row: Row) -> Row:
+    """Return the row of an earlier version of a task's prompts, in a group of its own."""
+    notice = f"an earlier version of its prompts ({row.generator}): in no average"
+    return replace(row, group=f"{row.group}-{row.task}-{row.generator}", reason="; ".join(filter(None, [row.reason, notice])))
+
+
+def _number(generator: str) -> int:
+    """Return the number of a generator's version, the last part of its name."""
+    number = generator.rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def mean_score(rows: Sequence[Row]) -> verdict.Score:

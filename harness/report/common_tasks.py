@@ -12,8 +12,9 @@ from harness.report.rescored import average_of, task_on
 from harness.report.rows import Row
 from harness.study.columns import AVERAGE
 
-TaskData = tuple[str, str]
-"""A task, and the data that it was made of: of other data (a subset of it, another text) it is another task."""
+TaskData = tuple[str, str, str]
+"""A task, the data that it was made of, and the version of its prompts: of other data (a subset of it, another text), or with
+prompts that were made otherwise, it is another task."""
 TasksOf = Mapping[str | None, list[Row]]
 """Rows of single tasks by the group of their average."""
 
@@ -119,4 +120,4 @@ def _prompts(rows: Sequence[Row]) -> Prompts:
 
 
 def _task_data(row: Row) -> TaskData:
-    return row.task, row.haystack
+    return row.task, row.haystack, row.generator

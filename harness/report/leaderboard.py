@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.core.question import QUESTION_SEEN
 from harness.report import significance
-from harness.report.averages import average_row
+from harness.report.averages import average_row, latest_prompts
 from harness.report.density_match import with_matches
 from harness.report.perplexity_rows import perplexity_rows
 from harness.report.row_texts import decode_text, knobs_text
@@ -84,10 +84,12 @@ def _accuracy_rows(records: StudyRecords) -> list[Row]:
     for cell in records.cells.values():
         if is_perplexity(cell):
             continue
-        group = digest([*verdict.arm_as_run(cell), cell["identity"]["data"]])
-        row = replace(_task_row(cell, records), group=group)
-        rows.append(row)
-        arms[group].append((cell, row))
+        identity = cell["identity"]
+        group = digest([*verdict.arm_as_run(cell), identity["data"], *filter(None, [identity.get("sizing")])])
+        arms[group].append((cell, replace(_task_row(cell, records), group=group)))
+    for group, members in arms.items():
+        arms[group], earlier = latest_prompts(members)
+        rows += [*(row for _, row in arms[group]), *earlier]
     averages = [
         (average_row(group, members, records), significance.scores_of(records.samples, [cell for cell, _ in members]))
         for group, members in arms.items()

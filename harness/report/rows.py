@@ -110,7 +110,8 @@ class Perplexity:
 class Row:
     """One row. What was not measured is None, or empty.
 
-    arm: the arm's id. group: equal for an average row and the rows of single tasks that it averages. knobs: the native knobs.
+    arm: the arm's id. generator: the version of the task's prompts. group: equal for an average row and the rows of single
+    tasks that it averages. knobs: the native knobs.
     dense_layer_kernel: the kernel of layers that the arm leaves dense; dense_kernel: the fastest dense one, where the arm was
     timed. kernels: those that ran at prefill. p_holm, margin, noninferior: see `harness.report.significance`. match: see
     `harness.report.density_match`; neighbour: whether the arm's knob is one of the two whole numbers beside the request.
@@ -136,6 +137,7 @@ class Row:
     task: str = ""
     question: str = ""
     haystack: str = ""
+    generator: str = ""
     samples: int | None = None
     tasks: int | None = None
     truncated: int | None = None

@@ -103,5 +103,6 @@ def _rises(row: Row, scores: Scores, denser: Row, denser_scores: Scores) -> str 
 
 
 def scores_of(samples: Mapping[str, Sequence[Record]], cells: Sequence[Record]) -> dict[tuple[str, int], float]:
-    """Return the scores of cells by task and sample, from the samples of all cells by id."""
-    return {(c["identity"]["task"], s["index"]): s["score"] for c in cells for s in samples.get(c["cell"], [])}
+    """Return the scores of cells by task, with the version of its prompts, and sample, from the samples of all cells by id."""
+    tasks = [(cell, f"{cell['identity']['task']} {cell['identity']['generator']}") for cell in cells]
+    return {(task, sample["index"]): sample["score"] for cell, task in tasks for sample in samples.get(cell["cell"], [])}

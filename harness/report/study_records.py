@@ -15,7 +15,7 @@ from harness.study.identity import digest
 from harness.study.integrity import check_study
 from harness.study.store import Record, Store
 
-SAMPLES = ("model", "model_hash", "length", "seed", "task", "generator", "data", "chat_template", "files", "question")
+SAMPLES = ("model", "model_hash", "length", "seed", "task", "generator", "data", "chat_template", "files", "question", "sizing")
 """What of a cell's identity says which samples it saw."""
 
 
@@ -105,6 +105,7 @@ def cell_row(cell: Record, records: StudyRecords, measured: Sequence[Record]) ->
         cell=cell["cell"],
         task=cell["identity"]["task"],
         haystack=cell["haystack"],
+        generator=cell["identity"]["generator"],
         samples=len(measured),
         kernels=tuple(sorted({kernel for record in measured for kernel in record["kernels"]})),
         status=cell["status"],

@@ -69,6 +69,7 @@ class CellFields(CheckFields):
     generator: str
     data: dict[str, Any]
     files: NotRequired[dict[str, str]]
+    sizing: NotRequired[str]
 
 
 class CaseFields(TypedDict):

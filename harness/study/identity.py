@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from harness.core.question import QUESTION_SEEN
+from harness.core.sizing import FULL
 
 _DIGITS = 16
 
@@ -88,7 +89,8 @@ class ArmIdentity:
 @dataclass(frozen=True)
 class Samples:
     """Which samples a task draws, and how the model is given them: the task, its generator's version, the text behind all
-    tasks, the chat template, the files that this task alone reads, by content, and whether the question is seen at prefill."""
+    tasks, the chat template, the files that this task alone reads, by content, whether the question is seen at prefill, and how
+    long prompts are (`harness.core.sizing`)."""
 
     task: str
     generator: str
@@ -96,11 +98,13 @@ class Samples:
     chat_template: bool
     files: dict[str, str] = field(default_factory=dict)
     question: str = QUESTION_SEEN
+    sizing: str = FULL
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything that determines the samples. A task that reads no file has no entry, and none says that the
-        question is seen: cells keep the ids they had before there was another way."""
-        return {k: v for k, v in asdict(self).items() if (k, v) not in (("files", {}), ("question", QUESTION_SEEN))}
+        question is seen, or that prompts are of full length: cells keep the ids they had before there was another way."""
+        usual = (("files", {}), ("question", QUESTION_SEEN), ("sizing", FULL))
+        return {k: v for k, v in asdict(self).items() if (k, v) not in usual}
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ def read(path: Path) -> dict[int, Sample]:
 def write(path: Path, samples: dict[int, Sample]) -> None:
     """Replace the file whole or not at all.
 
-    Where the context ends is read off the prompt, and not stored, nor are turns where there is one: files are the same as before
-    anybody asked for either.
+    Where the context ends is read off the prompt, and not stored, nor are turns where there is one: files are the same as
+    before anybody asked for either.
     """
     rows = [asdict(samples[i]) for i in sorted(samples)]
     stored = [{k: v for k, v in row.items() if k != "context" and (k, v) != ("turns", 1)} for row in rows]

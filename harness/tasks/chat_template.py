@@ -12,8 +12,8 @@ from harness.tasks.frozen_template import draws_at_random, freeze
 
 
 def wrap(tokenizer: Any, text: str, prefix: str, chat: bool) -> str:
-    """Return the prompt: the text, as a user's message in the model's chat template if `chat`, and the answer prefix after it as
-    it is, with the space that it begins with.
+    """Return the prompt: the text, as a user's message in the model's chat template if `chat`, and the answer prefix after it
+    as it is, with the space that it begins with.
 
     Raises UserError where the tokenizer has no template, or one that can't be filled, or that draws at random.
     """

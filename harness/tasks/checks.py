@@ -18,8 +18,9 @@ def check_sample(sample: Sample, tokenizer: Any, ids: Sequence[int] | None = Non
     """Return None for a sound sample, else what is wrong with it.
 
     A sound prompt has one BOS (none where the tokenizer sets none), leaves room for the answer, is not cut, and is in a chat
-    template at most once, or once for each of its turns. Where its task puts them there, every answer (of a question about documents: every document that
-    answers it) is in the text before the question. `ids` are the token ids that the model will see; None: those of the text.
+    template at most once, or once for each of its turns. Where its task puts them there, every answer (of a question about
+    documents: every document that answers it) is in the text before the question. `ids` are the token ids that the model will
+    see; None: those of the text.
     """
     ids = encode(tokenizer, sample.prompt) if ids is None else ids
     bos = tokenizer.bos_token_id

@@ -10,10 +10,10 @@ from harness.tasks.sample import Sample
 class Task(Protocol):
     """A task by name.
 
-    first_version: the version of its first samples. fixed: it has as many samples as its data has, of lengths of their own. stop: text
-    whose token ends an answer and never begins one, beside the model's own. asks: a question follows the context, so that the
-    context can be prefilled without it (question=after). `data` is the group of settings of that name: haystack, words, dir,
-    whether prompts are in a chat template, and how their sizes are chosen.
+    first_version: the version of its first samples. fixed: it has as many samples as its data has, of lengths of their own.
+    stop: text whose token ends an answer and never begins one, beside the model's own. asks: a question follows the context, so
+    that the context can be prefilled without it (question=after). `data` is the group of settings of that name: haystack,
+    words, dir, whether prompts are in a chat template, and how their sizes are chosen.
     """
 
     @property

@@ -12,8 +12,8 @@ from harness.tasks.ruler.sizing import Sizer
 from harness.tasks.ruler.word_counts import SHORT
 
 PROSE_STEP, LINES_STEP, NOISE_STEP, LIST_STEP, SHORT_STEP = 500, 25, 10, 10, 5
-"""Words of prose, lines or needles of niah, lines of vt's noise, words of cwe and documents of qa; and what lines of either task
-are below SHORT tokens."""
+"""Words of prose, lines or needles of niah, lines of vt's noise, words of cwe and documents of qa; and what lines of either
+task are below SHORT tokens."""
 CODED_LETTERS, CODED_STEPS = 6, 32
 """fwe begins at a word for so many tokens, and its steps are the length ÷ so many."""
 
@@ -28,7 +28,8 @@ def step(task: str, length: int) -> int:
 
 
 class ReleaseSizer(Sizer):
-    """Sizes samples as NVIDIA's code does. Where that never ends, as not even one step fits, they become smaller as any other."""
+    """Sizes samples as NVIDIA's code does. Where that never ends, as not even one step fits, they become smaller as any
+    other."""
 
     sizing = RELEASE
 

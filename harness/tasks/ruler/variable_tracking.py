@@ -31,8 +31,8 @@ class VariableTracking:
     needs_prose: bool = False
 
     def fitted(self, count_tokens: Callable[[str], int]) -> VariableTracking:
-        """Return the builder whose worked example has the most noise that EXAMPLE_TOKENS have room for, by the tokenizer: twelve
-        lines, or about as many. Where not even the least fits, where NVIDIA's code never ends, it has that."""
+        """Return the builder whose worked example has the most noise that EXAMPLE_TOKENS have room for, by the tokenizer:
+        twelve lines, or about as many. Where not even the least fits, where NVIDIA's code never ends, it has that."""
 
         def tokens(noise: int) -> int:
             text, prefix, _ = self._chain(random.Random(0), noise, letters=3)
@@ -44,8 +44,8 @@ class VariableTracking:
         return replace(self, example_noise=sizes[max(0, fitting - 1)])
 
     def build(self, rng: random.Random, size: int, prose: Haystack | None = None) -> tuple[str, str, list[str]]:
-        """Return (text, answer prefix, answers) with `size` lines of noise. The worked example is in the text: in NVIDIA's code too
-        it is a part of the question's turn."""
+        """Return (text, answer prefix, answers) with `size` lines of noise. The worked example is in the text: in NVIDIA's code
+        too it is a part of the question's turn."""
         text, prefix, names = self._chain(rng, self.example_noise, letters=3)
         example = f"{text}{prefix} {' '.join(names)}\n\n"
         text, prefix, names = self._chain(rng, size, letters=5)

@@ -54,7 +54,8 @@ class CommonWords:
         return vocabulary() if self.words is None else self.words
 
     def examples(self, rng: random.Random) -> tuple[tuple[str, str], ...]:
-        """Return the worked example: its text, and the whole answer. It comes before the question's text, in a turn of its own."""
+        """Return the worked example: its text, and the whole answer. It comes before the question's text, in a turn of its
+        own."""
         listed, common = self._list(rng, EXAMPLE_WORDS[self.short], *((3, 1) if self.short else (10, 3)))
         answer = " ".join(f"{i + 1}. {word}" for i, word in enumerate(common))
         return ((COMMON_WORDS.template.format(context=listed), f"{COMMON_WORDS.answer_prefix} {answer}\n"),)
