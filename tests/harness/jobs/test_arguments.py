@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness.core.errors import UserError
-from harness.jobs.arguments import knobs_as_sweeps, prepare, tasks_as_values
+from harness.core.hydra_text import unknown_setting
+from harness.jobs.arguments import given_names, knobs_as_sweeps, prepare, tasks_as_values
 from tests.harness.settings import composed
 
 
@@ -33,6 +34,30 @@ def test_one_value_of_a_knob_for_several_methods_is_swept_with_them() -> None:
 )
 def test_recorded_lists_of_tasks_are_values(arguments: list[str], expected: list[str]) -> None:
     assert tasks_as_values(arguments) == expected
+
+
+@pytest.mark.parametrize("argument", ["task.sizing=release", "+task.sizing=release", "task_settings.sizing=release"])
+def test_settings_of_tasks_stand_beside_the_tasks(argument: str) -> None:
+    arguments = prepare(["task=ruler", argument, "task.tasks=[vt]"])
+    assert arguments == ["task_settings.sizing=release", "task=[vt]"]
+    assert given_names(arguments) == ("task.sizing", "task")
+    settings = composed(*arguments)
+    assert settings.tasks == ("vt",) and settings.data["sizing"] == "release" and composed("task=vt").data["sizing"] == "full"
+    assert prepare(["-m", "task=vt,cwe", "task.sizing=full,release"])[-1] == "task_settings.sizing=full,release"
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ("task.sizing=relese", r"task\.sizing=relese is not known \(did you mean release\?\); choose one of: full, release"),
+        ("task.sizing=null", r"task\.sizing=null is not known; choose one of: full, release"),
+        ("task_settings=full", "task_settings=full: it has settings below it: sizing"),
+    ],
+)
+def test_wrong_settings_of_tasks(argument: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        composed(*prepare([argument]))
+    assert unknown_setting("task.size") == "unknown setting 'task.size' (did you mean task.sizing?); known: task.sizing"
 
 
 def test_what_needs_nothing_stays_as_it_is() -> None:

@@ -15,6 +15,7 @@ from hydra.errors import ConfigCompositionException
 
 from harness.core import hydra_text
 from harness.core.conf_files import conf_dir
+from harness.core.errors import UserError
 from harness.core.hydra_text import explain
 from harness.core.settings import Settings, read_settings
 from harness.jobs.arguments import prepare
@@ -101,6 +102,9 @@ def test_an_experiment_may_still_have_its_tasks_below(tmp_path: Path) -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         cfg = OmegaConf.merge(compose("config"), {"task": {"tasks": ["vt", "cwe"]}})
     assert read_settings(cfg).tasks == ("vt", "cwe")  # type: ignore[arg-type]
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg) | {"task": {"tasks": ["vt"], "sizing": "release"}})  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"task\.sizing can't be set below task: in a file; write it as task_settings: "):
+        read_settings(cfg)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from harness.report.leaderboard import leaderboard_rows
 from harness.report.leaderboard_csv import row_columns, write_leaderboard
 from harness.stats.scores import wilson_interval
 from harness.study.columns import COLUMNS
-from harness.study.identity import ArmIdentity
+from harness.study.identity import ArmIdentity, Cell
 from harness.study.schema import CellRecord, RunRecord, SampleRecord, Status
 from harness.study.store import Store
 from tests.harness.report.support import DATE, DENSE, SETTING, SPARSE, cell_of, record_cell, record_times
@@ -181,6 +182,46 @@ def test_a_task_of_other_data_is_another_task(tmp_path: Path) -> None:
     assert [(r.method, r.haystack) for r in left_out] == [("full", "part")]
 
 
+def cell_with(arm: ArmIdentity, **samples: str) -> Cell:
+    """The cell of an arm on the task "one", its prompts made otherwise."""
+    return Cell(arm, replace(cell_of(arm, "one").samples, **samples))  # type: ignore[arg-type]
+
+
+def test_versions_of_prompts_share_no_average_and_no_pair(tmp_path: Path) -> None:
+    """Of an arm that has both, the new one counts; an arm that has the earlier one alone is compared with nothing."""
+    store = Store(tmp_path / "mine")
+    other = replace(SPARSE, sparsity=0.5)
+    for arm, old, new in ((DENSE, 1.0, 0.5), (SPARSE, 1.0, 0.25), (other, 1.0, None)):
+        record_cell(store, arm, "two", [1.0] * 4)
+        record_cell(store, arm, "one", [old] * 4)
+        if new is not None:
+            record_cell(store, arm, "one", [new] * 4, cell=cell_with(arm, generator="2"))
+    rows = leaderboard_rows(store)
+    averages = {(r.method, r.sparsity): r.scored.accuracy for r in rows if r.task == "avg"}
+    assert averages == {("full", 0.0): 0.75, ("sieve", 0.9): 0.625, ("sieve", 0.5): 1.0}
+    earlier = [r for r in rows if r.task == "one" and (r.generator, r.sparsity) == ("1", 0.9)]
+    assert [r.reason for r in earlier] == ["an earlier version of its prompts (1): in no average"]
+    (pair,) = [r.scored.comparison for r in rows if r.task == "avg" and r.sparsity == 0.9]
+    assert pair is not None and pair.difference == -0.125, "over the new prompts of both"
+    compared, left_out = comparable(rows)
+    assert {len({r.haystack for r in compared}), len(compared) + len(left_out)} == {1, 3} and len(left_out) == 1
+
+
+def test_sizings_of_prompts_share_no_average(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mine")
+    for arm, full, released in ((DENSE, 1.0, 0.5), (SPARSE, 1.0, 0.25)):
+        record_cell(store, arm, "one", [full] * 4)
+        record_cell(store, arm, "one", [released] * 4, cell=cell_with(arm, sizing="release"), text="pydoc sizing=release")
+    averages = [(r.method, r.haystack, r.scored.accuracy) for r in leaderboard_rows(store) if r.task == "avg"]
+    assert sorted(averages) == [
+        ("full", "pydoc", 1.0),
+        ("full", "pydoc sizing=release", 0.5),
+        ("sieve", "pydoc", 1.0),
+        ("sieve", "pydoc sizing=release", 0.25),
+    ]
+    assert len({r.haystack for r in comparable(leaderboard_rows(store))[0]}) == 1
+
+
 def test_an_average_above_dense_by_more_than_noise_is_gated(tmp_path: Path) -> None:
     store = Store(tmp_path / "mine")
     for task in ("one", "two", "three"):
@@ -240,6 +281,11 @@ def test_a_bound_that_rises_with_fewer_blocks_is_gated(tmp_path: Path) -> None:
     assert study("found", bound, [1] * 20, *thresholds)[1][0] == "gated", "a number found for each density is still one line"
     rules = [{"rule": "threshold"}, {"rule": "share"}]
     assert {status for status, _ in study("rules", bound, [1] * 20, *rules)} == {"ok"}, "two rules are two lines"
+    store = Store(tmp_path / "versions")
+    for sparsity, density, scores, version in ((0.5, 0.5, dense_first, "1"), (0.9, 0.1, [1] * 20, "2")):
+        arm = ArmIdentity(SETTING, bound, sparsity, {}, 64, "reference")
+        record_cell(store, arm, "one", list(scores), density=density, cell=cell_with(arm, generator=version))
+    assert {r.status for r in leaderboard_rows(store)} == {"ok"}, "other prompts may be easier"
     assert {status for status, _ in study("noise", bound, [1] * 12 + [0] * 8)} == {"ok"}
     assert {status for status, _ in study("falls", bound, [1] * 4 + [0] * 16)} == {"ok"}
     assert {status for status, _ in study("other", "sieve", [1] * 20)} == {"ok"}, "others may be as they like"

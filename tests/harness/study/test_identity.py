@@ -23,6 +23,7 @@ def test_ids_are_stable_and_ignore_order() -> None:
     assert len(CELL.id) == 16 and digest({"b": 1, "a": [1.5, None]}) == digest({"a": [1.5, None], "b": 1})
     assert "files" not in CELL.as_dict(), "cells of tasks that read none keep their ids"
     assert "question" not in CELL.as_dict(), "nor does a question that is seen with its context change them"
+    assert "sizing" not in CELL.as_dict(), "nor do prompts as long as fits"
     assert digest({"a": 1}) == "015abd7f5cc57a2d", "changing this orphans every record there is"
 
 
@@ -56,6 +57,7 @@ def test_methods_differ_but_share_their_pair(other: Cell) -> None:
         Cell(ARM, replace(SAMPLES, files={"squad.json": "squad-1"})),
         Cell(ARM, replace(SAMPLES, question="after")),
         Cell(ARM, replace(SAMPLES, question="reread")),
+        Cell(ARM, replace(SAMPLES, sizing="release")),
     ],
 )
 def test_other_samples_or_numerics_are_another_pair(other: Cell) -> None:
