@@ -111,10 +111,10 @@ class Row:
     """One row. What was not measured is None, or empty.
 
     arm: the arm's id. generator: the version of the task's prompts. group: equal for an average row and the rows of single
-    tasks that it averages. knobs: the native knobs.
-    dense_layer_kernel: the kernel of layers that the arm leaves dense; dense_kernel: the fastest dense one, where the arm was
-    timed. kernels: those that ran at prefill. p_holm, margin, noninferior: see `harness.report.significance`. match: see
-    `harness.report.density_match`; neighbour: whether the arm's knob is one of the two whole numbers beside the request.
+    tasks that it averages. knobs: the native knobs. dense_layer_kernel: the kernel of layers that the arm leaves dense;
+    dense_kernel: the fastest dense one, where the arm was timed. kernels: those that ran at prefill. p_holm, margin,
+    noninferior: see `harness.report.significance`. match: see `harness.report.density_match`; neighbour: whether the arm's knob
+    is one of the two whole numbers beside the request.
 
     answers: of a row of a single task, those to its prompts by index. samples_seen: equal for rows whose prompts are equal
     wherever their indices are. prompt_set: see `harness.report.common_tasks`.

@@ -57,7 +57,7 @@ def test_settings_of_tasks_stand_beside_the_tasks(argument: str) -> None:
 def test_wrong_settings_of_tasks(argument: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         composed(*prepare([argument]))
-    assert unknown_setting("task.size").startswith("unknown setting 'task.size' (did you mean task.sizing?); known: task.sizing; ")
+    assert "'task.size' (did you mean task.sizing?); known: task.sizing; tasks are values" in unknown_setting("task.size")
 
 
 def test_what_needs_nothing_stays_as_it_is() -> None:
