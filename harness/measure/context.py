@@ -110,15 +110,18 @@ class RunContext:
         return {file: digest for name in task_names for file, digest in registry.get(name).files(self.data).items()}
 
     def prompts_identity(self, task_names: Sequence[str], count: int) -> dict[str, Any]:
-        """Return everything that determines the first `count` prompts of tasks, as part of a measurement's identity. The first
-        version of a task's prompts has no entry, nor has their full length: ids are as they were before there was another."""
+        """Return everything that determines the first `count` prompts of tasks, as part of a measurement's identity."""
         text = self.text_of(task_names) | self.files(*task_names)
-        tasks = [registry.get(name) for name in task_names]
+        made = self.made_of(task_names)
+        return {"tasks": list(task_names), "prompts": count, "text": text, "chat": self.chat, **made}
+
+    def made_of(self, task_names: Sequence[str]) -> dict[str, Any]:
+        """Return the versions of tasks' prompts and their sizing. First versions have no entry, nor has the full length:
+        identities are as they were before there was another."""
+        tasks = [registry.get(name) for name in sorted(task_names)]
         versions = {task.name: task.version(self.chat) for task in tasks if task.version(self.chat) != task.first_version}
-        other = {"versions": versions} if versions else {}
-        if self.data.get("sizing", FULL) != FULL:
-            other["sizing"] = self.data["sizing"]
-        return {"tasks": list(task_names), "prompts": count, "text": text, "chat": self.chat, **other}
+        sizing = self.data.get("sizing", FULL)
+        return ({"versions": versions} if versions else {}) | ({} if sizing == FULL else {"sizing": sizing})
 
     def samples(self, task_name: str) -> list[Sample]:
         """Return the first samples of a task, `sample_count` or all there are; made once for all arms. Raises UserError where
