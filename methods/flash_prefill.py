@@ -39,7 +39,7 @@ class FlashPrefill(Method):
     family = "threshold"
     release = Release(
         "qhfan/FlashPrefill",
-        source="patches/patch_loader_vllm_0_12_0.py",
+        source="ruler/models/llama.py",
         settings={"block_size": 128, "sinks": 2, "window": 4, "last": 2},
         density={"alpha": 0.18},
     )

@@ -31,7 +31,7 @@ class MoBA(Method):
     others it is here for reference.
 
     topk: blocks of a query in all, its own with them, 3. block: tokens of a block, a multiple of block_size; null: a 64th of
-    the prompt, at most 4096 (the release's README: 2048 with topk 3; its example, and the paper at a million tokens: 4096 with 12).
+    the prompt, at most 4096 (the release's README: 2048 with topk 3; its example, and the paper's million tokens: 4096, 12).
     exact: whether each query attends to its own choice alone, as the rule says; its lists are of single queries, which only
     the kernels sdpa and reference take. Deviation without it, the default: a query block attends to every block that one of
     its queries chose, more than the rule gives to each, since kernels take one list a query block; density is of that union.
