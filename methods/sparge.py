@@ -140,8 +140,8 @@ class Sparge(Method):
         if self.similar < 0 and not self.as_released:
             return None, None
         unlike = [
-            torch.zeros(*tokens.shape[:2], -(-tokens.shape[2] // grid[block]), dtype=torch.bool, device=tokens.device)
-            for tokens, block in ((x.q, "q_block"), (x.k, "k_block"))
+            torch.zeros(*tokens.shape[:2], -(-tokens.shape[2] // block), dtype=torch.bool, device=tokens.device)
+            for tokens, block in ((x.q, grid["q_block"]), (x.k, grid["k_block"]))
         ]
         if self.similar >= 0:
             wide = torch.float64 if x.k.dtype == torch.float64 else torch.float32
@@ -158,7 +158,7 @@ class Sparge(Method):
         if self.fixed_floors:
             return 1
         diagonal = -(-grid["q_block"] // grid["k_block"])
-        return 1 if mean_row_budget(self.sparsity, **grid) >= diagonal + 1 else 0
+        return 1 if mean_row_budget(self.required_sparsity(), **grid) >= diagonal + 1 else 0
 
     def _best(self, scores: Tensor, least: int) -> Tensor:
         """Return bool [B,H,Mq,Nk], the chosen blocks by scores that are -inf where nothing is to be chosen.
