@@ -174,13 +174,16 @@ class XAttention(Method):
             raise ValueError(f"method {self.name} has thresholds={self.thresholds} and was given none: load_search takes them")
         density = None if self.fixed_floors else 1 - self.required_sparsity()
         forced, group = self._forced(x, density), x.q.shape[1] // x.k.shape[1]
-        diagonal, late = self._forced_in_first_chunk(x), self._first_chunk(grid, device)
+        first = self._first_chunk(grid) if self.as_released else 0
+        diagonal = forced_blocks(0, 1, self.full_rows, None, **grid, device=device)
 
         def choose(kv: slice) -> Tensor:
             heads = query_heads(kv, group)
             scores, shares = self._scores(replace(x, q=x.q[:, heads], k=x.k[:, kv])), self._shares(x, heads)
-            mask = top_p_mask(scores, forced, shares)
-            return torch.where(late, late_top_p_mask(scores, diagonal, shares) | forced, mask) if self.as_released else mask
+            if not first:
+                return top_p_mask(scores, forced, shares)
+            late = late_top_p_mask(scores[..., :first, :], diagonal[:first], shares) | forced[:first]
+            return torch.cat((late, top_p_mask(scores[..., first:, :], forced[first:], shares)), dim=-2)
 
         return select_in_chunks(choose, x, grid)
 
@@ -190,14 +193,10 @@ class XAttention(Method):
     def _forced(self, x: LayerInputs, density: float | None = None) -> Tensor:
         return forced_blocks(1, 1, self.full_rows, density, **self.grid(x), device=x.q.device)
 
-    def _forced_in_first_chunk(self, x: LayerInputs) -> Tensor:
-        """Return the blocks that count as kept in the running sum of the first chunk, bool [Mq,Nk]: all but the first."""
-        return forced_blocks(0, 1, self.full_rows, None, **self.grid(x), device=x.q.device)
-
-    def _first_chunk(self, grid: Grid, device: torch.device) -> Tensor:
-        """Return which rows begin in the first of the chunks that the release scores a prompt in, bool [Mq,1]."""
-        rows = torch.arange(-(-grid["q_len"] // grid["q_block"]), device=device) * grid["q_block"]
-        return (rows + grid["k_len"] - grid["q_len"] < chunk_tokens(grid["k_len"])).unsqueeze(-1)
+    def _first_chunk(self, grid: Grid) -> int:
+        """Return how many rows begin in the first of the chunks that the release scores a prompt in."""
+        tokens = chunk_tokens(grid["k_len"]) - (grid["k_len"] - grid["q_len"])
+        return min(max(0, -(-tokens // grid["q_block"])), -(-grid["q_len"] // grid["q_block"]))
 
     def _shares(self, x: LayerInputs, heads: slice) -> float | Tensor:
         """Return the share of its score that a row keeps, one number or [H,1,1] by head."""
