@@ -7,7 +7,6 @@ prompts than PASSES times the whole set holds. No answer is generated or looked 
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +90,7 @@ def calibrate(
             break
         if turn:
             method.set_knob(knob, search.guess())
-        ladder = DensityLadder(loaded, copy.copy(method), knob, values, sparse_kernel)
+        ladder = DensityLadder(loaded, method, knob, values, sparse_kernel)
         search.note_ladder(values, prefill.ladder(few, ladder, method if turn else None))
     reached: dict[float, Reached] = {}
     while prefill.count + len(whole) <= PASSES * len(whole) and (value := search.next()) is not None:

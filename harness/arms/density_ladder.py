@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -16,23 +17,24 @@ from methods.parts.base import Knob, Method
 class DensityLadder:
     """An observer of the Bridge that selects in every layer with each of some values of a knob, and notes the density.
 
-    method: one that nothing else runs, as its knob is left at the last value. sparse_kernel: runs only where a method leaves
-    the choice to it.
+    Each value has a copy of the method, so that what one keeps from layer to layer is its own. sparse_kernel: runs only where a
+    method leaves the choice to it.
     """
 
     def __init__(
         self, loaded: LoadedModel, method: Method, knob: Knob, values: Sequence[float], sparse_kernel: str = "auto"
     ) -> None:
-        self.loaded, self.method, self.knob, self.values = loaded, method, knob, values
-        self.sparse_kernel = sparse_kernel
+        self.loaded, self.sparse_kernel = loaded, sparse_kernel
+        self._methods = [copy.copy(method) for _ in values]
+        for of_value, value in zip(self._methods, values, strict=True):
+            of_value.set_knob(knob, value)
         self._layers: list[Tensor] = []
 
     def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
         """Note what each value would keep of this layer."""
-        x, densities = layer_inputs(self.loaded, self.method, layer, q, k, scale), []
-        for value in self.values:
-            self.method.set_knob(self.knob, value)
-            choice = self.method.select(x)
+        x, densities = layer_inputs(self.loaded, self._methods[0], layer, q, k, scale), []
+        for method in self._methods:
+            choice = method.select(x)
             if choice is None:
                 densities.append(torch.ones((), device=q.device))
                 continue

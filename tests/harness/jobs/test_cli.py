@@ -27,7 +27,7 @@ Command = Callable[..., int]
         (["task=rular"], "task rular is not known (did you mean ruler?); choose from: niah_single_1, "),
         (
             ["job=run"],
-            "job=run is not known; choose one of: archive, compare, convert_gates, densities, distill, evaluate, export, gate_recall",
+            "job=run is not known; choose one of: archive, compare, convert_gates, densities, distill, evaluate, export, ",
         ),
         (
             ["task.tasks=[niah_single_9]"],
