@@ -20,6 +20,8 @@ class TriShape(StreamingLLM):
     sinks: tokens at the start that all rows see, 128. window: tokens before and with the row's last one, 3968. last: queries
     kept in full, 100. The defaults are those of MInference's release; each is rounded up to whole blocks.
 
+    as_released: the full rows are as many as asked for whatever the sparsity.
+
     With a sparsity instead of a window, each row spends its share of the budget as in StreamingLLM. Deviation, only with a
     sparsity: the full rows are as many as half of the budget pays, so that any sparsity can be reached at short lengths. In a
     chunk of a prompt the last queries are the chunk's.
@@ -56,7 +58,7 @@ class TriShape(StreamingLLM):
         grid = self.grid(x)
         rows = rows_of_last_queries(self.last, grid["q_len"], self.block_size)
         if self.window is None:
-            return budget_with_full_rows(1 - self.required_sparsity(), rows, **grid)[1]
+            return budget_with_full_rows(1 - self.required_sparsity(), rows, **grid, whole=self.as_released)[1]
         narrow, seen = super().row_budgets(x), causal_blocks(**grid).tolist()
         return (*narrow[: len(seen) - rows], *seen[len(seen) - rows :])
 

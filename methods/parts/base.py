@@ -182,7 +182,8 @@ class Method(Releasable, ABC):
     def budget(self, x: LayerInputs) -> tuple[int, ...]:
         """Return the key blocks to keep in each row so that the density of the call is 1 - sparsity: Mq numbers."""
         if self.full_rows:
-            return budget_with_full_rows(1 - self.required_sparsity(), self.full_rows, **self.grid(x))[1]
+            density = 1 - self.required_sparsity()
+            return budget_with_full_rows(density, self.full_rows, **self.grid(x), whole=self.as_released)[1]
         return row_budget(1 - self.required_sparsity(), **self.grid(x))
 
     def take_last(self, last: int) -> None:

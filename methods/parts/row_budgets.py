@@ -21,13 +21,20 @@ def mean_row_budget(sparsity: float, q_len: int, k_len: int, q_block: int, k_blo
 
 @lru_cache(maxsize=64)
 def budget_with_full_rows(
-    density: float, last_rows: int, q_len: int, k_len: int, q_block: int, k_block: int, diagonal: bool = False
+    density: float,
+    last_rows: int,
+    q_len: int,
+    k_len: int,
+    q_block: int,
+    k_block: int,
+    diagonal: bool = False,
+    whole: bool = False,
 ) -> tuple[int, tuple[int, ...]]:
     """Return how many of the last `last_rows` rows can be kept in full, and the blocks that each row may keep then: Mq numbers.
 
     Full rows take at most half of the budget, which is density × all causal blocks; with `diagonal` the other rows' own
-    blocks count in that half. The remaining budget is spread over the other rows, a constant share of each, so that the
-    density of the whole call is as asked.
+    blocks count in that half. whole: whether all of them are kept in full, whatever they cost. The remaining budget is spread
+    over the other rows, a constant share of each, so that the density of the whole call is as asked.
     """
     shape = (q_len, k_len, q_block, k_block)
     causal = causal_blocks(*shape).tolist()
@@ -36,10 +43,10 @@ def budget_with_full_rows(
     while full < min(last_rows, len(causal)):
         row = len(causal) - full - 1
         others -= own[row]
-        if spent + causal[row] + others > density * total / 2:
+        if spent + causal[row] + others > density * total / 2 and not whole:
             break
         full, spent = full + 1, spent + causal[row]
-    share = (density * total - spent) / max(1, total - spent)
+    share = max(0.0, density * total - spent) / max(1, total - spent)
     narrow = row_budget(share, *shape)[: len(causal) - full]
     return full, (*narrow, *causal[len(narrow) :])
 

@@ -144,6 +144,8 @@ def test_floors_do_not_shrink_for_a_sparsity() -> None:
     flash.set_knob(Knob("alpha", 0.0, 2.0, rising=False), 1.1)  # nothing but sinks, window and last rows
     counts = mask_of(flash, layer(320))[0, 0].sum(-1)
     assert counts.tolist() == [min(row, 6) for row in range(1, 19)] + [19, 20]
+    shape = mask_of(released("tri_shape", block_size=16, sparsity=0.9, last=48), layer(320))[0, 0].sum(-1)
+    assert shape.tolist() == [1] * 17 + [18, 19, 20], "the full rows alone are more than a tenth of the blocks"
     seer = released("seer", block_size=16, sparsity=0.9)
     seer.set_knob(Knob("threshold", 0.0, 1.0, rising=False), 1.0)
     assert mask_of(seer, layer(64))[0, 0].int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
