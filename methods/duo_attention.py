@@ -35,7 +35,9 @@ class DuoAttention(Method):
 
     streaming: share of the model's KV heads that stream, 0.5 unless given. sinks, recent: first and latest tokens that a
     streaming head keeps, rounded up to whole blocks. heads: path of a searched file, or of a released
-    full_attention_heads.tsv (rows are layers, columns KV heads).
+    full_attention_heads.tsv (rows are layers, columns KV heads). prefill_chunk: tokens of the prompt that are taken in at once,
+    32000 in the release's evaluation: streaming heads then see their whole chunk, and sinks and window before it. It doesn't go
+    with a sparsity. null: they stream within the prompt.
 
     With a sparsity the density over all heads of the model is as asked: as many heads are dense as the budget pays beside
     streaming ones, and what it leaves over widens their window. Where even streaming heads alone keep too much, the window
@@ -71,6 +73,7 @@ class DuoAttention(Method):
         sinks: int = SINKS,
         recent: int = RECENT,
         heads: str | None = None,
+        prefill_chunk: int | None = None,
     ) -> None:
         super().__init__(block_size=block_size, sparsity=sparsity, seed=seed)
         self.one_of(streaming=streaming)
@@ -78,10 +81,16 @@ class DuoAttention(Method):
             raise ValueError(f"streaming={streaming}: must be a share of the KV heads, 0 to 1")
         if sinks < 0 or recent < 1:
             raise ValueError(f"sinks={sinks}, recent={recent}: must be at least 0 and 1 tokens")
+        self.one_of(prefill_chunk=prefill_chunk)
+        if prefill_chunk is not None and prefill_chunk < 1:
+            raise ValueError(
+                f"prefill_chunk={prefill_chunk}: must be at least 1 token, or null (heads stream within the prompt)"
+            )
         self.streaming = 0.5 if streaming is None and sparsity is None else streaming
         self.sinks = sinks
         self.recent = recent
         self.heads = heads
+        self.prefill_chunk = prefill_chunk
         self.ranks: tuple[tuple[int, ...], ...] | None = None
         self.ties = False
         """Whether heads of the file have equal numbers."""
@@ -145,7 +154,12 @@ class DuoAttention(Method):
         narrow = [head for head in range(kv_heads) if head not in full]
         if not narrow:
             return None
-        streaming = self.streaming_part(None if sparsity is None else min(max(sparsity, 0.0), 1 - 1e-9)).select(x)
+        if self.prefill_chunk is None:
+            streaming = self.streaming_part(None if sparsity is None else min(max(sparsity, 0.0), 1 - 1e-9)).select(x)
+        else:
+            one = _chunked(self.prefill_chunk, self.sinks, self.recent, device=x.q.device, **grid)
+            counts, indices = (part.expand(batch, kv_heads, *part.shape[2:]).contiguous() for part in (one.counts, one.indices))
+            streaming = replace(one, counts=counts, indices=indices)
         if not full:
             return streaming
         dense_index = BlockIndex.full(batch, len(full), device=x.q.device, **grid)
@@ -164,6 +178,7 @@ class DuoAttention(Method):
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         heads = None if self.heads is None else Path(self.heads).name  # a row tells the file by its hash
         knobs = {"streaming": self.streaming, "sinks": self.sinks, "recent": self.recent, "heads": heads}
+        knobs |= {"prefill_chunk": self.prefill_chunk}
         return knobs | ({"ties": "seeded"} if self.ties else {})  # rows of files without ties are as before there was an order
 
 
@@ -179,6 +194,21 @@ def _streaming_density(blocks: int, q_block: int, k_block: int, q_len: int, k_le
     """Return the density of rows that keep so many blocks, or all causal blocks where they are fewer."""
     total = causal_blocks(q_len, k_len, q_block, k_block).clamp(max=blocks).sum()
     return float(total) / causal_total(q_len, k_len, q_block, k_block)
+
+
+@lru_cache(maxsize=16)
+def _chunked(
+    chunk: int, sinks: int, recent: int, q_block: int, k_block: int, q_len: int, k_len: int, device: torch.device
+) -> BlockIndex:
+    """Return the index, of a batch of one and one head, of rows that see their chunk, and sinks and window before it.
+
+    It depends on no token, so it is kept for the next call: read it only.
+    """
+    start = torch.arange(-(-q_len // q_block))[:, None] * q_block + k_len - q_len
+    key = torch.arange(-(-k_len // k_block)) * k_block  # of each block, the first
+    mask = (key < sinks) | (key + k_block > start // chunk * chunk - recent)
+    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
+        return BlockIndex.from_mask(mask[None, None], q_block=q_block, k_block=k_block, q_len=q_len, k_len=k_len).to(device)
 
 
 if __name__ == "__main__":

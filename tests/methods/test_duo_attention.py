@@ -212,3 +212,21 @@ def test_as_released_the_dense_heads_are_those_at_or_above_the_quantile() -> Non
     assert duo(needs, streaming=0.1).split(grid)[0] == 11
     released = methods.build("duo_attention", as_released=True)
     assert (released.streaming, released.sinks, released.recent) == (0.5, 64, 256)
+
+
+def test_in_a_chunk_of_the_prompt_streaming_heads_see_everything() -> None:
+    method, x = duo(streaming=1.0, prefill_chunk=128, sinks=16, recent=32), layer(397)
+    index = method.select(x)
+    assert index is not None
+    index.validate()
+    rows = index.to_mask()[0, 0].int().tolist()
+    assert rows[7] == [1] * 8 + [0] * 17, "the first chunk, of eight blocks"
+    assert rows[8] == [1, *[0] * 5, *[1] * 3, *[0] * 16] and rows[15] == [1, *[0] * 5, *[1] * 10, *[0] * 9]
+    assert rows[24] == [1, *[0] * 21, 1, 1, 1], "the fourth begins with token 384"
+    assert dense_heads(duo(streaming=1.0, prefill_chunk=32_000).select(x)) == [True] * KV_HEADS
+    for knobs, message in (
+        ({"prefill_chunk": 0}, "must be at least 1 token"),
+        ({"sparsity": 0.5, "prefill_chunk": 9}, "give one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            methods.build("duo_attention", **knobs)
