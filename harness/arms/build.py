@@ -180,6 +180,17 @@ def with_knob(settings: Settings, arm: RunnableArm, knob: Knob, value: float) ->
     return replace(arm, identity=replace(arm.identity, knobs=_knobs(settings, arm.method)))
 
 
+def with_given_knob(settings: Settings, arm: RunnableArm, knob: Knob) -> RunnableArm | None:
+    """Return the arm with the value of its knob that was given with its sparsity (`Settings.knob_value`), which then needs no
+    search; None where none was. Raises UserError for a value out of the knob's range."""
+    value = settings.knob_value
+    if value is None:
+        return None
+    if not knob.low <= value <= knob.high:
+        raise UserError(f"knob_value={value}: {knob.name} of {arm.identity.method} lies between {knob.low:g} and {knob.high:g}")
+    return with_knob(settings, arm, knob, value)
+
+
 def _build_decode_arm(
     settings: Settings, loaded: LoadedModel
 ) -> tuple[Decoding | None, DecodeMethod | None, FileIdentity | None]:

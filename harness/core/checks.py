@@ -62,6 +62,13 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
+def number_or_null(name: str, value: Any) -> float | None:
+    """Return `value` if it is null (None) or a finite number, a whole one as it is. Raises UserError otherwise."""
+    if value is not None and not (_is_number(value) and math.isfinite(value)):
+        raise UserError(f"{_given(name, value)}: must be null or a finite number")
+    return value
+
+
 def _given(name: str, value: Any) -> str:
     """Return NAME=VALUE, the value in quotes where it is a text that reads as the number or the word that would be right."""
     return f"{name}={value!r}" if isinstance(value, str) and _READS_AS_VALUE.fullmatch(value) else f"{name}={value}"

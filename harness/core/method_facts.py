@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -18,12 +18,22 @@ class MethodFacts:
     bound: whether the method is the bound of what blocks can keep, which others are measured against: with fewer of them its
     accuracy can only fall. added_knobs: knobs that are newer than recorded rows, with the values that those rows stand for:
     arms leave them out there, so that what was recorded counts. formula: knobs with which a formula gives the sparsity, for
-    job=kernel_speed, which has no prompts to search on; none where the defaults do.
+    job=kernel_speed, which has no prompts to search on; none where the defaults do. searched: what is searched for a
+    sparsity where no formula gives it, of which rows hold one. instead: knobs that a sparsity takes the place of: where it is
+    given, rows hold what was made of it. recorded_as: by knob, words that rows hold in place of what was asked for, with that.
+    bare: knobs whose words say enough without the knob's name. full_rows: of a method that may keep its last query blocks in
+    full (its knob `last`), the unit of `last`, "blocks" or "queries", and own_blocks: whether half of the budget pays the other
+    rows' own blocks beside them.
     """
 
     bound: bool = False
     added_knobs: Mapping[str, Any] = field(default_factory=dict)
     formula: Mapping[str, Any] = field(default_factory=dict)
+    searched: Sequence[str] = ()
+    instead: Sequence[str] = ()
+    recorded_as: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    bare: Sequence[str] = ()
+    full_rows: Mapping[str, Any] = field(default_factory=dict)
 
 
 @lru_cache

@@ -69,6 +69,7 @@ class Settings:
     checks: bool
     debug: bool = False
     as_released: bool = False
+    knob_value: float | None = None
     data: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
@@ -134,6 +135,7 @@ def read_settings(cfg: DictConfig) -> Settings:
         checks=checks.true_or_false("checks", raw["checks"]),
         debug=checks.true_or_false("debug", raw["debug"]),
         as_released=checks.true_or_false("as_released", raw["as_released"]),
+        knob_value=checks.number_or_null("knob_value", raw["knob_value"]),
         data=_data(raw["data"], raw[TASK_SETTINGS]),
         options=_options(job),
         given=given_settings(raw),

@@ -10,7 +10,7 @@ from harness.core.compose import compose_settings
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 
-CONFIG = ("sparsity", "as_released", "seed", "block_size", "dtype", "kernel", "dense_kernel", "decode_kernel")
+CONFIG = ("sparsity", "knob_value", "as_released", "seed", "block_size", "dtype", "kernel", "dense_kernel", "decode_kernel")
 """Settings of conf/config.yaml that --model_args may give."""
 OF_THE_MODEL = ("model.max_length",)
 """Settings of conf/model that --model_args may give; pretrained= and gates= give the others."""

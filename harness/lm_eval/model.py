@@ -24,7 +24,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
 from torch import Tensor
 
-from harness.arms.build import RunnableArm, build_arms
+from harness.arms.build import RunnableArm, build_arms, with_given_knob
 from harness.core.errors import UserError
 from harness.core.progress import progress_bar
 from harness.core.settings import Settings
@@ -320,9 +320,11 @@ def _arm(settings: Settings, loaded: LoadedModel) -> RunnableArm:
     for notice in arm.notices:
         log.warning(notice)
     knob = None if arm.method is None else arm.method.calibrates()
-    if knob is not None:
-        raise UserError(
-            f"{arm.identity.method} has no formula for sparsity={settings.sparsity}, and lm-eval no prompts to find its "
-            f"{knob.name} on: give sparsity=none,method.{knob.name}=VALUE; `python -m harness` finds it, and its row says it"
-        )
-    return arm
+    if knob is None:
+        return arm
+    if (given := with_given_knob(settings, arm, knob)) is not None:
+        return given
+    raise UserError(
+        f"{arm.identity.method} has no formula for sparsity={settings.sparsity}, and lm-eval no prompts to find its "
+        f"{knob.name} on: give knob_value=VALUE; `python -m harness` finds it, and its row says it"
+    )

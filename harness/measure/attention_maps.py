@@ -22,9 +22,11 @@ from torch.nn.functional import avg_pool1d, avg_pool2d, max_pool2d
 from harness.arms.build import RunnableArm, build_arms, decodes_densely, with_release
 from harness.core import checks
 from harness.core.errors import UserError
+from harness.core.knob_names import usual_knobs
 from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings
 from harness.measure.before_loading import check_before_loading
+from harness.measure.cells import arm_label
 from harness.measure.context import RunContext
 from harness.measure.knob_values import TaskPrompts, calibrated_arms
 from harness.measure.request_checks import check_without_model
@@ -128,8 +130,9 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
         raise
     except ValueError as error:  # methods/ and kernels/ raise plain ValueErrors, one line each
         raise as_user_error(error) from error
-    variant = [f"{name} {value}" for name, value in _word_knobs(arm)]
-    title = ", ".join([arm.identity.method, *variant, f"blocks of {arm.method.block_size}"])
+    usual = usual_knobs(arm.identity.method)
+    variant = [f"{name} {value}" for name, value in _word_knobs(arm) if name not in usual]
+    title = ", ".join([arm_label(arm), *variant, f"blocks of {arm.method.block_size}"])
     title += "" if settings.sparsity is None else f", sparsity {settings.sparsity:g}"
     note = (
         f"{loaded.name} ({str(loaded.dtype).removeprefix('torch.')}), a prompt of {names[0]}, seed {settings.seed}, prefilled "

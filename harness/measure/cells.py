@@ -7,16 +7,17 @@ from typing import Any
 
 from harness.arms.build import RunnableArm
 from harness.core.errors import UserError
+from harness.core.knob_names import RELEASED, with_texts
 from harness.core.mistakes import origin
 from harness.core.model_name import name_of_path
 from harness.measure.context import RunContext
 from harness.models.loading import LoadedModel
+from harness.study.full_rows import arm_name
 from harness.study.identity import Cell
 from harness.study.provenance import now
 from harness.study.resume import one_line
 from harness.study.schema import CellRecord, Status
 from harness.study.store import Store
-from methods.parts.release import Releasable
 
 
 def record_state(
@@ -80,9 +81,9 @@ def with_distinct_name(loaded: LoadedModel, store: Store) -> LoadedModel:
 
 
 def arm_label(arm: RunnableArm) -> str:
-    """Return what an arm is called in the terminal: its method, and the one that decodes where there is one; of each, whether
-    it runs as released."""
-    parts: list[tuple[str, Releasable | None]] = [(arm.identity.method, arm.method)]
-    if arm.identity.decode is not None:
-        parts.append((arm.identity.decode.method, arm.decoding))
-    return " + ".join(name + (" as released" if method is not None and method.as_released else "") for name, method in parts)
+    """Return what an arm is called in the terminal (`harness.study.full_rows.arm_name`), and what decodes where there is
+    such a method, of which it says whether it runs as released."""
+    label, decode = arm_name(arm.identity.as_dict()), arm.identity.decode
+    if decode is None:
+        return label
+    return f"{label} + {with_texts(decode.method, [RELEASED.replace('_', ' ')] if decode.knobs.get(RELEASED) else [])}"

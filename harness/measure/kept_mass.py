@@ -14,6 +14,7 @@ from torch import Tensor
 
 from harness.arms.build import RunnableArm
 from harness.core.errors import UserError
+from harness.measure.cells import arm_label
 from harness.measure.context import RunContext
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel
@@ -87,18 +88,18 @@ def measure_mass(context: RunContext, arm: RunnableArm, task_names: Sequence[str
     key = digest(identity)
     if recorded(context.store.mass, key) is not None:
         return 0
-    context.say(f"mass kept by {arm.identity.method} on {context.sample_count} prompts of {context.length} tokens")
+    context.say(f"mass kept by {arm_label(arm)} on {context.sample_count} prompts of {context.length} tokens")
     with Attempt() as attempt:
         prompts = prompts_in_turn(context, task_names, context.sample_count)
         with context.progress() as progress:
-            bar = progress.add_task(f"mass kept by {arm.identity.method}", total=len(prompts))
+            bar = progress.add_task(f"mass kept by {arm_label(arm)}", total=len(prompts))
             advance = partial(progress.advance, bar)
             mass = keep(context.loaded, arm.method, prompts, sparse_kernel=context.kernels.sparse, advance=advance)
         kept = mass.by_head()
         if not all(math.isfinite(share) for heads in kept for share in heads):
             raise UserError("the attention is NaN or infinite: a kernel, the dtype or the weights are at fault")
     if attempt.error is not None:
-        context.complain(f"failed: mass kept by {arm.identity.method}: {attempt.reason}", attempt.error)
+        context.complain(f"failed: mass kept by {arm_label(arm)}: {attempt.reason}", attempt.error)
         return 1
     context.store.mass.append(
         MassRecord(

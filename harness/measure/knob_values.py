@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from harness.arms.build import RunnableArm, with_knob
+from harness.arms.build import RunnableArm, with_given_knob, with_knob
 from harness.arms.calibration import PASSES, Calibration, calibrate
 from harness.arms.weights import weights_folder
 from harness.core.errors import UserError
@@ -75,6 +75,8 @@ def calibrated_arms(context: RunContext, settings: Settings, arm: RunnableArm, s
     knob = None if arm.method is None else arm.method.calibrates()
     if knob is None:
         return [arm]
+    if (given := with_given_knob(settings, arm, knob)) is not None:
+        return [given]
     try:
         record = _search_record(context, settings, arm, knob, source)
         if record["neighbour"] is None or _matches(arm, record["density"]):

@@ -20,7 +20,7 @@ from harness.core.checks import whole_number_or_null
 from harness.core.clock import elapsed_ms, mark, sync
 from harness.core.device_memory import release_frames
 from harness.core.errors import UserError
-from harness.measure.cells import record_failure, record_state
+from harness.measure.cells import arm_label, record_failure, record_state
 from harness.measure.context import RunContext
 from harness.models.bridge import Bridge
 from harness.models.loss import check_head, nll
@@ -136,7 +136,7 @@ def measure_perplexity(context: RunContext, arm: RunnableArm, texts: Texts) -> i
         return 0
     record_state(context, arm, cell, Status.RUNNING, haystack=texts.name)
     with Attempt() as attempt, context.progress() as progress:
-        bar = progress.add_task(f"{arm.identity.method} {context.length}", total=len(lacking))
+        bar = progress.add_task(f"{arm_label(arm)} {context.length}", total=len(lacking))
         sparse_kernel, dense_kernel = context.kernels.sparse, context.kernels.dense
         with Bridge(context.loaded, arm.method, sparse_kernel=sparse_kernel, dense_kernel=dense_kernel) as bridge:
             for index in lacking:
@@ -144,7 +144,7 @@ def measure_perplexity(context: RunContext, arm: RunnableArm, texts: Texts) -> i
                 progress.advance(bar)
     if attempt.error is not None:
         release_frames(attempt.error, context.loaded.device)
-        label = f"perplexity with {arm.identity.method}"
+        label = f"perplexity with {arm_label(arm)}"
         return record_failure(context, arm, cell, attempt.error, label=label, haystack=texts.name)
     record_state(context, arm, cell, Status.OK, haystack=texts.name)  # gates are read from the documents' records
     return 0

@@ -30,12 +30,16 @@ def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
         )
     check_kernels(settings)
     try:
-        build_method(settings)
+        method = build_method(settings)
         build_decode_method(settings)
     except UserError:
         raise
     except ValueError as error:  # methods/ raise plain ValueErrors, one line each
         raise as_user_error(error) from error
+    if settings.knob_value is not None and method.calibrates() is None:
+        raise UserError(
+            f"knob_value={settings.knob_value}: {settings.method} needs none at sparsity={settings.sparsity}: leave it out"
+        )
     check_data(settings, task_names)
 
 

@@ -12,6 +12,8 @@ from harness.report.study_records import StudyRecords, arm_row, mean_known, mean
 from harness.stats.scores import average_interval
 from harness.study import verdict
 from harness.study.columns import AVERAGE
+from harness.study.command_settings import sample_settings
+from harness.study.full_rows import joined
 from harness.study.schema import Status
 from harness.study.store import Record
 
@@ -21,8 +23,10 @@ def average_row(group: str, members: Sequence[tuple[Record, Row]], records: Stud
     comes twice: a mean over fewer tasks than the others have would not be comparable."""
     cells, rows = [cell for cell, _ in members], [row for _, row in members]
     runs = [records.runs[run] for cell in cells for run in {cell["run"], *(s["run"] for s in records.samples_of(cell))}]
+    row = arm_row(cells[0], records.study, origin_of(runs, date=max(row.origin.date for row in rows)))
     row = replace(
-        arm_row(cells[0], records.study, origin_of(runs, date=max(row.origin.date for row in rows))),
+        row,
+        settings=(*row.settings, *_sample_settings(cells, rows)),
         group=group,
         task=AVERAGE,
         tasks=len(rows),
@@ -36,6 +40,7 @@ def average_row(group: str, members: Sequence[tuple[Record, Row]], records: Stud
         density=mean_known(row.density for row in rows),
         token_density=mean_of_all([row.token_density for row in rows]),
         decode_density=mean_known(row.decode_density for row in rows),
+        full_rows=joined(row.full_rows for row in rows),
     )
     row = with_times(row, records.timings.get((row.arm, row.device)))
     if repeated := sorted(task for task, count in Counter(row.task for row in rows).items() if count > 1):
@@ -70,6 +75,13 @@ def _number(generator: str) -> int:
     """Return the number of a generator's version, the last part of its name."""
     number = generator.rpartition("-")[2]
     return int(number) if number.isdecimal() else 0
+
+
+def _sample_settings(cells: Sequence[Record], rows: Sequence[Row]) -> list[str]:
+    """Return the settings of all samples of an average, from its cells and their rows."""
+    files = {name: digest for cell in cells for name, digest in cell["identity"].get("files", {}).items()}
+    prose = next((cell["identity"] for cell in cells if "haystack" in cell["identity"]["data"]), cells[0]["identity"])
+    return sample_settings(prose | {"files": files}, [row.task for row in rows], max(row.samples or 0 for row in rows))
 
 
 def mean_score(rows: Sequence[Row]) -> verdict.Score:

@@ -16,7 +16,7 @@ from harness.report.at_request import at_request, is_interpolated
 from harness.report.common_tasks import compared_rows
 from harness.report.csv_file import write_csv
 from harness.report.leaderboard import leaderboard_rows
-from harness.report.lines import rows_by_line
+from harness.report.lines import line_names, rows_by_line
 from harness.report.rows import Row
 from harness.stats import scores
 from harness.stats.paired import difference_interval, mean_difference
@@ -74,11 +74,13 @@ COLUMNS = tuple(LinePair.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class _LineRow:
-    """An average row with the name of its line and the scores behind it."""
+    """An average row with the name of its line and the scores behind it. name: its own, which says how many full rows it has
+    where not all fitted."""
 
     line: str
     row: Row
     scores: TaskScores
+    name: str
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,11 @@ def _lines_by_panel(rows: Sequence[Row]) -> tuple[dict[Panel, list[_LineRow]], l
     panels: dict[Panel, list[_LineRow]] = defaultdict(list)
     for members in machines.values():
         off = [row for row in matched.left_out if _machine(row) == _machine(members[0])]
-        for line, line_rows in rows_by_line(members, beside=off).items():
+        names = line_names([*members, *off])
+        for line, line_rows in rows_by_line(members, beside=off, asked=True).items():
             for row in line_rows:
                 panel = row.model, row.device, row.length, row.question, row.prompt_set
-                panels[panel].append(_LineRow(line, row, scores_of[row.group, row.prompt_set]))
+                panels[panel].append(_LineRow(line, row, scores_of[row.group, row.prompt_set], names[id(row)]))
     return panels, matched.left_out
 
 
@@ -217,10 +220,10 @@ def _pair(named: _LineRow, partner: _LineRow) -> LinePair | None:
         length=row.length,
         question=row.question,
         sparsity=row.sparsity,
-        line=named.line,
+        line=named.name,
         density=row.density,
         accuracy=_mean(row_scores),
-        beside=partner.line,
+        beside=partner.name,
         beside_density=beside.density,
         beside_accuracy=_mean(beside_scores),
         difference=mean_difference(row_scores, beside_scores),

@@ -6,11 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.core.knob_names import knob_names, with_texts
+from harness.core.method_facts import method_facts
 from harness.measure.kernel_speed.cases import BLOCK_MAP, FULL, SELECTION, SHARED, SPARSE
 from harness.report.csv_file import write_csv
-from harness.report.rows import Origin
+from harness.report.row_texts import knobs_text
+from harness.report.rows import Knobs, Origin
 from harness.report.study_records import origin_of
 from harness.study.columns import KERNEL_COLUMNS
+from harness.study.command_settings import as_command_line, case_settings
 from harness.study.identity import digest
 from harness.study.integrity import check_study
 from harness.study.matching import Match, match_of
@@ -46,11 +50,14 @@ class KernelTimes:
 @dataclass(frozen=True, kw_only=True)
 class KernelRow:
     """A case on a device. `harness.study.columns.KERNEL_COLUMNS` says what the columns mean; fields of the same name mean the
-    same, `shape` is the column `model`, `case` the column `cell`."""
+    same, `shape` is the column `model`, `case` the column `cell`. knobs: of `method`, those that this job gives it where its
+    defaults have no formula for a sparsity."""
 
     study: str
     shape: str
     method: str
+    knobs: Knobs
+    settings: tuple[str, ...]
     kernel: str
     sparsity: float | None
     length: int
@@ -80,6 +87,11 @@ class KernelRow:
     times: KernelTimes
 
     @property
+    def index_name(self) -> str:
+        """Return what the index is called, or the method where there is none: with the knobs that the method ran with here."""
+        return with_texts(self.index or self.method, knob_names(self.method, self.knobs))
+
+    @property
     def device(self) -> str:
         """Return the device that it was timed on."""
         return self.origin.device
@@ -105,6 +117,7 @@ def write_kernel_leaderboard(store: Store) -> tuple[Path, list[KernelRow]]:
 def kernel_row_columns(row: KernelRow) -> dict[str, Any]:
     """Return the value of every column of a study of kernels in its order, None for those that only models have."""
     values = vars(row) | vars(row.origin) | vars(row.times) | {"model": row.shape, "cell": row.case}
+    values |= {"knob": knobs_text(row.knobs), "settings": as_command_line(row.settings)}
     return {name: values.get(name) for name in KERNEL_COLUMNS}
 
 
@@ -131,13 +144,15 @@ def _row(record: Record, run: Record, study: str) -> KernelRow:
     return KernelRow(
         study=study,
         shape=identity["shape"],
+        knobs=method_facts(identity["method"]).formula,
+        settings=tuple(case_settings(identity)),
         **{name: identity[name] for name in ("method", "kernel", "sparsity", "length", "batch", "seed", "dtype")},
         **{name: identity[name] for name in ("phase", "op", "index")},
         **{name: record[name] for name in ("density", "error", "dense_ms", "dense_kernel", "peak_mib", "timing")},
         **{name: record[name] or identity["block"] for name in ("q_block", "k_block")},
         block_size=identity["block"],
         match=None if identity["op"] == FULL else match_of(identity["sparsity"], record["density"]),
-        selection=identity["selection"] + (f" ({about['selection']})" if "selection" in about else ""),
+        selection=_selection_name(identity["selection"], about.get("selection")),
         shared=identity["index"].endswith(SHARED) if identity["index"] else None,
         haystack=about.get("haystack", ""),
         case=record["case"],
@@ -146,6 +161,13 @@ def _row(record: Record, run: Record, study: str) -> KernelRow:
         origin=origin_of([run], date=record["date"]),
         times=_times(record),
     )
+
+
+def _selection_name(method: str, note: str | None) -> str:
+    """Return what a selection is called: its method with the knobs that it ran with here, and what must be said of it."""
+    if not method:
+        return ""
+    return with_texts(method, [*knob_names(method, method_facts(method).formula), *([note] if note else [])])
 
 
 def _times(record: Record) -> KernelTimes:

@@ -8,11 +8,12 @@ them to one set.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-from harness.core.question import QUESTION_SEEN
+from harness.core.question import QUESTION_LATER, QUESTION_SEEN
 from harness.report import significance
 from harness.report.averages import average_row, latest_prompts
 from harness.report.density_match import with_matches
@@ -36,6 +37,8 @@ from harness.report.study_records import (
 )
 from harness.study import verdict
 from harness.study.columns import AVERAGE
+from harness.study.command_settings import prompt_settings, sample_settings
+from harness.study.full_rows import full_rows
 from harness.study.identity import digest
 from harness.study.schema import Status
 from harness.study.store import Record, Store
@@ -105,6 +108,7 @@ def _task_row(cell: Record, records: StudyRecords) -> Row:
     row = replace(
         row,
         question=question_of(cell),
+        settings=(*row.settings, *sample_settings(cell["identity"], [row.task], len(samples))),
         decode=replace(row.decode, kernels=decode_kernels),
         decode_density=mean_known(sample.get("decode_density") for sample in samples),
         truncated=sum(sample.get("cut", 0) > 0 for sample in samples),
@@ -114,6 +118,7 @@ def _task_row(cell: Record, records: StudyRecords) -> Row:
     if cell["identity"]["kernel"] is not None:
         row = replace(
             row,
+            full_rows=full_rows(cell["identity"], (_prefilled(sample, row.question) for sample in samples)),
             density=mean_known(sample["density"] for sample in samples),
             token_density=mean_of_all([sample.get("token_density") for sample in samples]),
         )
@@ -130,6 +135,12 @@ def _answer(sample: Record) -> Answer:
     return Answer(sample["score"], sample["density"], sample.get("token_density"), sample.get("decode_density"))
 
 
+def _prefilled(sample: Record, question: str) -> int:
+    """Return the tokens that a method prefilled of a sample's prompt: the context alone where the question came later."""
+    context = sample.get("context") if question == QUESTION_LATER else None
+    return sample["tokens"] if context is None else context
+
+
 def _rows_without_cells(records: StudyRecords) -> list[Row]:
     """Return a row for each arm that was only timed, and for each of which only the attention mass was measured."""
     with_cells = {cell["arm"] for cell in records.cells.values()}
@@ -140,10 +151,13 @@ def _rows_without_cells(records: StudyRecords) -> list[Row]:
 
 
 def _timing_row(timing: Record, records: StudyRecords) -> Row:
+    row = arm_row(timing, records.study, origin_of([records.runs[timing["run"]]], date=timing["date"]))
     row = replace(
-        arm_row(timing, records.study, origin_of([records.runs[timing["run"]]], date=timing["date"])),
+        row,
+        settings=("job=latency", *row.settings),
         density=timing["density"],
         token_density=timing.get("token_density"),
+        full_rows=full_rows(timing["identity"], [timing["tokens"]]),
         kernels=tuple(timing["kernel"].split("+")),
     )
     return with_times(row, timing)
@@ -152,10 +166,13 @@ def _timing_row(timing: Record, records: StudyRecords) -> Row:
 def mass_row(mass: Record, records: StudyRecords) -> Row:
     """Return the row of an arm of which nothing but the attention mass is known."""
     origin = origin_of([records.runs[mass["run"]]], date=mass["date"])
+    row = arm_row(mass, records.study, origin)
     return replace(
-        arm_row(mass, records.study, origin),
+        row,
         density=mean_known(mass["density"]),
         kept_mass=mean_mass(mass),
+        settings=("job=kept_mass", *row.settings, *prompt_settings(mass["identity"], mass["prompts"])),
+        full_rows=full_rows(mass["identity"], {math.floor(mass["tokens"]), math.ceil(mass["tokens"])}),
         reason=noticed(mass),
     )
 

@@ -11,6 +11,7 @@ from harness.report.row_texts import decode_text, knobs_text
 from harness.report.rows import Perplexity, Row, Times
 from harness.report.significance import MARGIN
 from harness.study.columns import COLUMNS
+from harness.study.command_settings import as_command_line
 from harness.study.store import Store
 
 
@@ -32,6 +33,8 @@ def row_columns(row: Row) -> dict[str, Any]:
         "knob": knobs_text(row.knobs),
         "decode": decode_text(row.decode),
         "kernel": "+".join(row.kernels),
+        "settings": as_command_line(row.settings),
+        "full_rows": None if row.full_rows is None else row.full_rows.text,
         "noninferior": None if row.noninferior is None else "yes" if row.noninferior else "no",
     }
     return {name: values.get(name) for name in COLUMNS}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from harness.core.method_facts import method_facts
+from harness.core.knob_names import RELEASED, asked_value, knob_name, named, usual_knobs, with_texts
 from harness.report.csv_file import value_text
 from harness.report.row_texts import FULL
 from harness.report.rows import KnobValue, Row, is_number
+from harness.study.full_rows import joined, with_full_rows
 from harness.study.identity import digest
 from harness.study.matching import Match
 
@@ -23,8 +24,6 @@ SETTINGS = ("block_size", "dtype", "seed", "kernel")
 """What lines of one method may differ in beside the native knobs."""
 DECODE = "decode."
 """How the name of a knob of decoding begins, among those of prefill."""
-RELEASED = "as_released"
-"""The knob that says that a method ran as its authors released it: lines always name it."""
 SPENT = ("decode.budget", "decode.sparsity", "decode.threshold")
 """The knobs of decoding that move along its density: any other number is another line."""
 
@@ -34,24 +33,22 @@ Parts = dict[tuple[str, ...], list[Row]]
 """Rows of a method by the texts that tell them apart."""
 
 
-def rows_by_line(rows: Sequence[Row], *, along: Along = "sparsity", beside: Sequence[Row] = ()) -> dict[str, list[Row]]:
+def rows_by_line(
+    rows: Sequence[Row], *, along: Along = "sparsity", beside: Sequence[Row] = (), asked: bool = False
+) -> dict[str, list[Row]]:
     """Return the rows of every line, by its name: the method, and in brackets what tells it from the method's other lines.
 
     along: the field on the x axis, which never splits a line. A number among the native knobs that moves with the
-    sparsity (a threshold found for each) does not split one either. beside: rows that are not shown, from which names tell the
-    lines apart all the same.
+    sparsity (a threshold found for each) does not split one either. Nor do full rows that did not fit everywhere: the name
+    says how many there were, the fewest and the most. beside: rows that are not shown, from which names tell the lines apart
+    all the same. asked: whether names say the full rows that were asked for, so that lines of one name are of one method.
     """
-    by_method: dict[str, list[Row]] = defaultdict(list)
-    for row in [*rows, *beside]:
-        by_method[row.method].append(row)
-    lines: dict[str, list[Row]] = {}
-    for method, members in by_method.items():
-        parts = _split_by_settings({(): members}, along)
-        parts = _split_by_knobs(parts, method, members, along)
-        lines |= {_short(f"{method} ({', '.join(texts)})" if texts else method): part for texts, part in parts.items()}
     shown = set(map(id, rows))
-    lines = {name: [row for row in members if id(row) in shown] for name, members in lines.items()}
-    return {name: members for name, members in lines.items() if members}
+    lines: dict[str, list[Row]] = defaultdict(list)
+    for method, texts, members in _parts([*rows, *beside], along):
+        if line_rows := [row for row in members if id(row) in shown]:
+            lines[_name(method, texts, [] if asked else line_rows)] += line_rows
+    return dict(lines)
 
 
 def _short(name: str) -> str:
@@ -60,8 +57,26 @@ def _short(name: str) -> str:
 
 
 def line_names(rows: Sequence[Row]) -> dict[int, str]:
-    """Return what each row's line is called, by the row's id()."""
-    return {id(row): name for name, members in rows_by_line(rows).items() for row in members}
+    """Return what each row is called, by the row's id(): as its line is, but for full rows, of which it says its own number."""
+    return {id(row): _name(method, texts, [row]) for method, texts, members in _parts(rows, "sparsity") for row in members}
+
+
+def _parts(rows: Sequence[Row], along: Along) -> Iterator[tuple[str, tuple[str, ...], list[Row]]]:
+    """Yield the method of each line, what tells it from the method's other lines, and its rows."""
+    by_method: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_method[row.method].append(row)
+    for method, members in by_method.items():
+        parts = _split_by_settings({(): members}, along)
+        yield from ((method, texts, part) for texts, part in _split_by_knobs(parts, method, members, along).items())
+
+
+def _name(method: str, texts: tuple[str, ...], rows: Sequence[Row]) -> str:
+    """Return what rows are called by their method and the texts that tell them apart. Where full rows did not fit, it says how
+    many there were instead of how many were asked for."""
+    if (full := joined(row.full_rows for row in rows)) is not None:
+        texts = with_full_rows(method, rows[0].knobs, texts, full)
+    return _short(with_texts(method, texts))
 
 
 def _split_by_settings(parts: Parts, along: Along) -> Parts:
@@ -72,19 +87,20 @@ def _split_by_settings(parts: Parts, along: Along) -> Parts:
 
 
 def _split_by_knobs(parts: Parts, method: str, rows: Sequence[Row], along: Along) -> Parts:
-    """Split by words first, then by knobs that came later, then by numbers: whole ones and those of few values first. Once
-    they have told lines apart, a threshold found for each row needn't."""
+    """Split by words first, then by knobs with defaults, then by numbers: whole ones and those of few values first. Once they
+    have told lines apart, a threshold found for each row needn't. A knob that isn't at its default is named even where all rows
+    here have it: in other studies the bare name is without."""
     values = {name: seen for name, seen in _knob_values(rows).items() if name not in (RELEASED, f"{DECODE}{RELEASED}")}
     for name in (RELEASED, f"{DECODE}{RELEASED}"):
         parts = _split(parts, _Trait("", partial(_released_text, name=name)), always=True)
-    later = _later_knobs(method, values)
-    words = [name for name, seen in values.items() if not all(map(is_number, seen))]
-    numbers = [name for name, seen in values.items() if all(map(is_number, seen)) and name not in later]
+    usual = usual_knobs(method)
+    words = [name for name, seen in values.items() if not all(map(is_number, seen)) and name not in usual]
+    numbers = [name for name, seen in values.items() if all(map(is_number, seen)) and name not in usual]
     for name in words:
-        if name not in later:
-            parts = _split(parts, _knob_trait(name))
-    for name, usual in later.items():  # named even where all rows here have it: in other studies the bare name is without
-        parts = _split(parts, _Trait(_title(name), partial(_unusual_text, name=name, usual=usual)), always=True)
+        parts = _split(parts, _knob_trait(name))
+    for name in usual:
+        parts = _split(parts, _Trait("", partial(_unusual_text, name=name)), always=True)
+        parts = _split(parts, _Trait("", partial(_text_in_release, name=name)))
     for name in sorted(numbers, key=lambda name: (any(map(_is_fraction, values[name])), _count(rows, name))):
         if along == "decode_density" and name.startswith(DECODE) and name not in SPENT:
             parts = _split(parts, _knob_trait(name))
@@ -173,18 +189,15 @@ def _count(rows: Sequence[Row], knob: str) -> int:
     return len({_knob_text(row, knob) for row in rows})
 
 
-def _later_knobs(method: str, values: Mapping[str, Sequence[KnobValue]]) -> dict[str, KnobValue]:
-    """Return the knobs that a method was given after rows of it had been recorded, each with the value that those stand for.
-    Not those that are fractions: they are found for each row."""
-    added = method_facts(method).added_knobs
-    return {name: usual for name, usual in added.items() if not any(map(_is_fraction, values.get(name, ())))}
-
-
 def _is_fraction(value: KnobValue) -> bool:
     return isinstance(value, float) and not value.is_integer()
 
 
-def _unusual_text(row: Row, name: str, usual: KnobValue) -> str:
-    """Return the value of a knob where it is not the usual one, else nothing."""
-    value = _knobs(row).get(name)
-    return "" if value == usual else value_text(value)
+def _unusual_text(row: Row, name: str) -> str:
+    """Return what names say of a knob that is not at its default, else nothing."""
+    return knob_name(row.method, row.knobs, name)
+
+
+def _text_in_release(row: Row, name: str) -> str | None:
+    """Return what names say of a knob of a row that ran as released, where such rows differ in it; None for any other row."""
+    return named(row.method, name, asked_value(row.method, row.knobs, name)) if row.knobs.get(RELEASED) else None

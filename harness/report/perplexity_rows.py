@@ -11,6 +11,8 @@ from harness.report.rows import Perplexity, PerplexityComparison, Row
 from harness.report.study_records import StudyRecords, cell_row, is_perplexity, mean_of_all, with_times
 from harness.stats import bootstrap, scores
 from harness.study import verdict
+from harness.study.command_settings import document_settings
+from harness.study.full_rows import full_rows
 from harness.study.schema import Status
 from harness.study.store import Record
 
@@ -23,9 +25,11 @@ def perplexity_rows(records: StudyRecords) -> list[Row]:
 def _row(cell: Record, records: StudyRecords) -> Row:
     documents = records.documents_of(cell)
     row = cell_row(cell, records, documents)
+    row = replace(row, settings=(*row.settings, *document_settings(cell["identity"], len(documents))))
     if cell["identity"]["kernel"] is not None and documents:
         row = replace(
             row,
+            full_rows=full_rows(cell["identity"], _windows(documents, cell["identity"]["length"])),
             density=mean_of_all([document["density"] for document in documents]),
             token_density=mean_of_all([document["token_density"] for document in documents]),
         )
@@ -33,6 +37,12 @@ def _row(cell: Record, records: StudyRecords) -> Row:
         dense = records.dense_of(cell)
         row = _with_perplexity(row, documents, [] if dense is None else records.documents_of(dense))
     return with_times(row, records.timings.get((row.arm, row.device)))
+
+
+def _windows(documents: Sequence[Record], length: int) -> set[int]:
+    """Return the tokens of the windows that documents were read in: whole ones, and what was left for the last."""
+    reads = [document["read"] for document in documents]
+    return {length for read in reads if read >= length} | {read % length for read in reads if read % length}
 
 
 def _with_perplexity(row: Row, documents: Sequence[Record], dense: Sequence[Record]) -> Row:

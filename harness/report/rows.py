@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from harness.study.full_rows import FullRows
 from harness.study.matching import Match
 from harness.study.schema import Status
 from harness.study.verdict import Score
@@ -114,7 +115,8 @@ class Row:
     tasks that it averages. knobs: the native knobs. dense_layer_kernel: the kernel of layers that the arm leaves dense;
     dense_kernel: the fastest dense one, where the arm was timed. kernels: those that ran at prefill. p_holm, margin,
     noninferior: see `harness.report.significance`. match: see `harness.report.density_match`; neighbour: whether the arm's knob
-    is one of the two whole numbers beside the request.
+    is one of the two whole numbers beside the request. full_rows: query blocks that were kept in full, of a method that may
+    keep some (`harness.study.full_rows`). settings: those that measure it again (`harness.study.command_settings`).
 
     answers: of a row of a single task, those to its prompts by index. samples_seen: equal for rows whose prompts are equal
     wherever their indices are. prompt_set: see `harness.report.common_tasks`.
@@ -161,6 +163,8 @@ class Row:
     prompt_set: str = ""
     samples_seen: str = ""
     answers: Mapping[int, Answer] = field(default_factory=dict, repr=False, compare=False)
+    full_rows: FullRows | None = None
+    settings: tuple[str, ...] = ()
 
     @property
     def device(self) -> str:

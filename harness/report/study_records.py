@@ -11,6 +11,7 @@ from harness.core.question import QUESTION_SEEN
 from harness.report.rows import Decode, Origin, Row, Times
 from harness.study import verdict
 from harness.study.columns import PERPLEXITY
+from harness.study.command_settings import arm_settings
 from harness.study.identity import digest
 from harness.study.integrity import check_study
 from harness.study.store import Record, Store
@@ -92,6 +93,7 @@ def arm_row(record: Record, study: str, origin: Origin) -> Row:
         decode=_decode(identity),
         dense_layer_kernel=identity["dense_kernel"],
         neighbour=bool(record.get("neighbour")),
+        settings=tuple(arm_settings(identity)),
         origin=origin,
     )
 

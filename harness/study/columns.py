@@ -77,6 +77,8 @@ COLUMNS: tuple[str, ...] = (
     "noninferior",
     "question",
     "match",
+    "full_rows",
+    "settings",
 )
 """The columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
@@ -96,8 +98,11 @@ again, attending to everything (`density` is the whole prompt's); times are of w
 average and no picture. `match` says whether the density is the one asked for: "matched" within 2 % of 1 - sparsity (relative,
 the mean over the prompts of all tasks of the arm's average, each task weighing the same), "nearest" where the knob is a whole
 number and the next one has a row on the other side of the request, "off_density" elsewhere: to be compared with nothing. Empty
-for dense attention and where no sparsity was asked for. Where a row's samples came from several processes, `commit`,
-`command`, versions and `device` hold each value, joined by "+" (commands by "; ")."""
+for dense attention and where no sparsity was asked for. `full_rows` is how many query blocks at the end were kept in full,
+"1–2" where prompts differ, of methods with a knob `last`: what it asks for, or with a sparsity as many as half of the budget
+pays. `settings` measures the row again, whatever the defaults are by then: `python -m harness SETTINGS`
+(`harness.study.command_settings`). Where a row's samples came from several processes, `commit`, `command`, versions and
+`device` hold each value, joined by "+" (commands by "; ")."""
 
 
 KERNEL_COLUMNS: tuple[str, ...] = (

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from harness.core.conf_files import MAIN, NO_SETTINGS, defaults, groups
 from harness.core.settings import Settings, read_settings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -19,6 +21,16 @@ def composed(*overrides: str) -> Settings:
     """The settings of a command with these arguments, those of groups and single settings; not `task=`."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return read_settings(compose("config", list(overrides)))
+
+
+def merged(*overrides: str) -> Settings:
+    """The settings of the same arguments, the files merged without Hydra: a tenth of the time, for many commands."""
+    given = OmegaConf.from_dotlist([override for override in overrides if override.partition("=")[0] not in groups()])
+    chosen = {"model": "bundled", "method": "seer", "decode": "dense", "job": "evaluate"}
+    chosen |= {name: value for name, _, value in (override.partition("=") for override in overrides) if name in chosen}
+    main = {name: value for name, value in defaults("", MAIN).items() if name not in NO_SETTINGS}
+    files = {group: dict(defaults(group, choice)) for group, choice in chosen.items()}
+    return read_settings(OmegaConf.merge(main, files, given))
 
 
 def with_options(settings: Settings, **options: Any) -> Settings:

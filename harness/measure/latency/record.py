@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.arms.build import RunnableArm
+from harness.measure.cells import arm_label
 from harness.measure.context import RunContext
 from harness.measure.latency import AttentionTiming, PrefillTiming, time_attention, time_prefill
 from harness.study.identity import digest
@@ -23,12 +24,12 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
     key = digest({**identity, "device": device, "limits": limits, "origin": origin})
     if recorded(context.store.latency, key) is not None:
         return 0
-    context.console.print(f"timing {arm.identity.method} at {context.length} tokens", style="dim")
+    context.console.print(f"timing {arm_label(arm)} at {context.length} tokens", style="dim")
     with Attempt() as attempt:
         prompt = context.first_prompt(task_names)
         attention, prefill = _times(context, arm, prompt)
     if attempt.error is not None:
-        context.complain(f"failed: timing {arm.identity.method}: {attempt.reason}", attempt.error)
+        context.complain(f"failed: timing {arm_label(arm)}: {attempt.reason}", attempt.error)
         return 1
     for name, reason in attention.dense_failed.items():
         context.console.print(f"dense kernel {name} is not timed: {reason}", style="dim", markup=False, highlight=False)

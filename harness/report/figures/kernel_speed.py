@@ -176,7 +176,7 @@ def _write_texts(
 ) -> None:
     """Write the title above and what the reader must know below, with how many rows are left out and why."""
     first = rows[0]
-    kinds = sorted({row.index for members in by_group(sparse).values() for row in shown_rows(members)})
+    kinds = sorted({row.index_name for members in by_group(sparse).values() for row in shown_rows(members)})
     selection = next((row.selection for row in sparse if row.selection), "")
     selected = f" Selection timed: {selection}." if selection else " No selection."
     style.set_title(figure, f"{first.shape}: {title}")

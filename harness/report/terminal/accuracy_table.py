@@ -74,14 +74,15 @@ def show_rows(console: Console, rows: Sequence[Row], arms: Set[str]) -> None:
         if len(members) <= FEW:
             _show_tasks(console, [*compared.tasks, *_alone(shown, compared.tasks)], members)
         _show_arms(console, members)
+    names = line_names([*compared.left_out, *shown])
     for row in compared.left_out:
-        where = f"{row.method} at {row.length}{question_title(row.question)}"
+        where = f"{names[id(row)]} at {row.length}{question_title(row.question)}"
         text = f"not comparable: {where}: its average is over other tasks or prompts than most have ({row.reason})"
         console.print(text, style="yellow", markup=False, soft_wrap=True)
     for row in shown:
         if row.status != Status.OK and row.task != AVERAGE:
             style = "red" if row.status == Status.FAILED else "yellow"
-            where = f"{row.model}, {row.method} at {row.length}, {row.task}{question_title(row.question)}"
+            where = f"{row.model}, {names[id(row)]} at {row.length}, {row.task}{question_title(row.question)}"
             console.print(f"{row.status}: {where}: {row.reason}", style=style, markup=False, soft_wrap=True)
 
 

@@ -63,7 +63,7 @@ def _table(rows: Sequence[KernelRow]) -> Table:
         table.add_row(
             formats.tokens(row.length),
             str(row.batch),
-            row.index or row.method,
+            row.index_name,
             row.kernel or "–",
             formats.number(row.block_size, "d"),
             formats.number(row.density, ".3f"),

@@ -208,7 +208,7 @@ def test_texts_end_before_their_stop_words(lm: SparseLM) -> None:
         ({"method": "block_topp"}, "did you mean block_topk"),
         ({"method.pol": "mean"}, "unknown setting"),
         ({"sparsity": 1.5}, "sparsity=1.5: must be"),
-        ({"method": "xattention"}, "method.threshold=VALUE"),
+        ({"method": "xattention"}, "knob_value=VALUE"),
         ({"batch_size": "auto"}, "--batch_size auto: give a number"),
         ({"max_length": 4096}, "has a context of 2048 tokens; choose 2048 or less; model.max_length=4096 allows more"),
         (

@@ -294,7 +294,9 @@ def test_indices_of_a_model(command: Command, tmp_path: Path) -> None:
     assert {r["status"] for r in rows} == {"ok"}
     budgets = [sum(row_budget(1 - s, 300, 300, 64, 64)) / 15 for s in (0.5, 0.5, 0.8, 0.8)]
     assert [float(r["density"]) for r in rows] == pytest.approx(budgets, rel=1e-5)
-    assert rows[0]["selection"] == "seer (weights drawn at random: time only)" and rows[0]["haystack"].startswith("pydoc")
+    assert rows[0]["selection"] == "seer (topk, last 0, weights drawn at random: time only)" and rows[0]["haystack"].startswith(
+        "pydoc"
+    )
     about = [r["about"] for r in records(tmp_path / "results" / "speed") if r["identity"]["op"] == "sparse"]
     assert {a["model"] for a in about} == {"bundled"}
 

@@ -86,6 +86,9 @@ def planted(op: str, kernel: str, length: int, total: float, *, pct_ideal: float
     origin = Origin("card", None, None, None, None, None, "2026-01-01")
     return KernelRow(
         study="mine",
+        knobs={},
+        settings=(),
+        match=None,
         shape="shape",
         op=op,
         kernel=kernel,

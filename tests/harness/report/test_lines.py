@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness.report.lines import rows_by_line
+from harness.study.full_rows import FullRows
 from tests.harness.report.support import decoded, row
 
 
@@ -42,7 +43,7 @@ def test_a_knob_that_came_later_names_a_line_even_where_all_rows_have_it() -> No
     assert set(rows_by_line(later)) == {"random (last 2)"}
     assert set(rows_by_line([row("random", 0.8, 4096, 0.8, knobs={"seed": 0, "last": 0})])) == {"random"}
     thresholds = [row("oracle", s, 4096, 0.8, knobs={"selection": "threshold", "threshold": s / 100}) for s in (0.8, 0.9)]
-    assert {n: len(r) for n, r in rows_by_line(thresholds).items()} == {"oracle (selection threshold)": 2}
+    assert {n: len(r) for n, r in rows_by_line(thresholds).items()} == {"oracle (threshold)": 2}
 
 
 def test_rows_from_before_a_knob_are_of_the_line_without_a_name() -> None:
@@ -94,3 +95,9 @@ def test_decoding_tells_lines_apart_and_budgets_are_one_line() -> None:
     assert set(rows_by_line(thresholds, along="decode_density")) == {"full"}, "a threshold moves along the density"
     other = decoded("net", 256, 0.9, shared=True)
     assert "full (net, shared True)" in rows_by_line([*rows, other], along="decode_density")
+
+
+def test_lines_may_be_called_by_what_was_asked_for() -> None:
+    """So that a method has one name at all lengths and of all models."""
+    cut = replace(row("seer", 0.9, 4096, 0.8, knobs={"last": 2}), full_rows=FullRows(1, 1, cut=True))
+    assert set(rows_by_line([cut])) == {"seer (last 1)"} and set(rows_by_line([cut], asked=True)) == {"seer"}
