@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from harness.arms.density_ladder import DensityLadder
-from harness.arms.knob_search import KnobSearch
+from harness.arms.knob_search import RUNGS, RUNGS_IN_KERNEL, KnobSearch
 from harness.core.errors import UserError
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel
@@ -78,7 +78,8 @@ def calibrate(
     Prefills only. The method is left with the value that came nearest. on_prefill: called after each prompt. Raises UserError
     where there is no prompt.
     """
-    began, search = time.perf_counter(), KnobSearch(knob, target)
+    began = time.perf_counter()
+    search = KnobSearch(knob, target, RUNGS_IN_KERNEL if method.in_kernel else RUNGS)
     whole = [(task, ids) for task, members in prompts.items() for ids in members]
     if not whole:
         raise UserError(f"no prompts to find {knob.name} of {method.name} on")

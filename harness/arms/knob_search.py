@@ -16,7 +16,9 @@ from methods.parts.base import Knob
 AIM = 0.005
 """How near to the target, relative to it, a search stops."""
 RUNGS = 9
-"""Values whose densities are taken in one prefill of the subsample."""
+"""Values whose densities are taken in one prefill of the subsample, where a method selects before it attends."""
+RUNGS_IN_KERNEL = 5
+"""The same where the kernel decides, so that each value costs an attention."""
 FINE_ENOUGH = 0.1
 """Relative step between the densities on both sides of the target at which another ladder would tell no more."""
 _LEAST = 1e-6
@@ -26,11 +28,12 @@ class KnobSearch:
     """The search for the value of a knob at which the density is `target`.
 
     Assumes that density rises with the knob (or falls) more or less; where it doesn't, the nearest that was measured counts.
-    curve: [(place, density)] on the subsample, in ascending places; points: the densities on the whole set by value.
+    curve: [(place, density)] on the subsample, in ascending places; points: the densities on the whole set by value. rungs:
+    values of a ladder.
     """
 
-    def __init__(self, knob: Knob, target: float) -> None:
-        self.knob, self.target = knob, max(target, _LEAST)
+    def __init__(self, knob: Knob, target: float, rungs: int = RUNGS) -> None:
+        self.knob, self.target, self.rungs = knob, max(target, _LEAST), rungs
         self.curve: list[tuple[float, float]] = []
         self.points: dict[float, float] = {}
         self._span = self._place(knob.low), self._place(knob.high)
@@ -48,7 +51,7 @@ class KnobSearch:
             (low, _), (high, _) = sides
             widened = (high - low) / 4  # with the method at work deeper layers see something else than before
             low, high = max(self._span[0], low - widened), min(self._span[1], high + widened)
-        steps = [low + (high - low) * rung / (RUNGS - 1) for rung in range(RUNGS)]
+        steps = [low + (high - low) * rung / (self.rungs - 1) for rung in range(self.rungs)]
         return sorted({self._value(step) for step in steps})
 
     def note_ladder(self, values: Sequence[float], densities: Sequence[float]) -> None:

@@ -23,5 +23,5 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     done = measure(settings, study.store, command.console, command.sweep)
     if out is not None:
         path, count = ship(study.store.calibrations.read(), Path(out).expanduser())
-        command.console.print(f"{count} knob values in {path}", highlight=False, soft_wrap=True)
+        command.console.print(f"searched knobs in {path}: {count}", highlight=False, soft_wrap=True)
     return done.failed

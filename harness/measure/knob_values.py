@@ -90,10 +90,15 @@ def calibrated_arms(context: RunContext, settings: Settings, arm: RunnableArm, s
         raise as_user_error(error) from error
 
 
+def search_identity(context: RunContext, arm: RunnableArm, source: PromptSource) -> dict[str, Any]:
+    """Return what a search is known by: the arm at prefill, its knob not set yet, and its prompts but for their number."""
+    return {**arm.identity.prefill().as_dict(), **source.identity(context)}
+
+
 def _search_record(context: RunContext, settings: Settings, arm: RunnableArm, knob: Knob, source: PromptSource) -> Record:
     """Return the record of the search: the study's, the one that ships with the model, or that of a search made now."""
     assert arm.method is not None and arm.method.sparsity is not None
-    identity = {**arm.identity.prefill().as_dict(), **source.identity(context)}
+    identity = search_identity(context, arm, source)
     key, records = digest(identity), context.store.calibrations
     if (record := recorded(records, key)) is not None:
         return record

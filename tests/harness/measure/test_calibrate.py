@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from harness.measure import knob_values
-from harness.measure.knob_values import densities_text
+from harness.arms.build import build_arms
+from harness.measure import knob_values, sweep
+from harness.measure.context import RunContext
+from harness.measure.knob_values import TaskPrompts, densities_text, search_identity
 from harness.measure.shipped_knobs import FILE, read_shipped, ship
 from harness.study.identity import digest
 from harness.study.matching import is_matched
+from harness.study.store import Store
+from harness.tasks.names import expand_tasks
+from tests.harness.settings import composed
 
 Command = Callable[..., int]
 QUIET = (
@@ -143,6 +149,21 @@ def test_what_ships_with_the_gates_needs_no_search(
     )
     assert command(*arguments, "model.gates=gates/mine", "sparsity=0.8") == 2
     assert "its key is not that of its identity" in capsys.readouterr().err
+
+
+def test_the_demo_needs_no_search(tmp_path: Path) -> None:
+    """Its threshold ships, for the gates that ship and the prose of the Python that it was found with."""
+    settings = composed("device=cpu")
+    loaded = sweep.load_quietly(sweep.model_config(settings))
+    context = RunContext(settings, loaded, Store(tmp_path), Console(quiet=True))
+    arm = build_arms(settings, loaded)[-1]
+    identity = search_identity(context, arm, TaskPrompts(expand_tasks(settings.tasks)))
+    assert loaded.path is not None
+    shipped = read_shipped(loaded.path / FILE)
+    if identity["text"]["haystack"] not in {record["identity"]["text"]["haystack"] for record in shipped}:
+        pytest.skip(f"no search with the prose of {identity['text']['haystack']} ships")
+    again = "python -m harness job=densities device=cpu study=knobs job.out=harness/bundled"
+    assert digest(identity) in {record["calibration"] for record in shipped}, f"write the file again: {again}"
 
 
 def test_new_gates_take_the_place_of_old_ones(tmp_path: Path) -> None:
