@@ -39,6 +39,7 @@ class CurvePoint:
     """A training and the average row of an arm that ran with its weights; the columns of gate_curve.csv, in this order."""
 
     model: str
+    method: str
     training: str
     text: str
     lr: float
@@ -101,6 +102,7 @@ def curve_points(store: Store, rows: Sequence[Row]) -> list[CurvePoint]:
         points.append(
             CurvePoint(
                 model=row.model,
+                method=row.method,
                 training=training.name,
                 text=training.text,
                 lr=training.lr,

@@ -56,9 +56,10 @@ def _draw(panel: Panel, points: Sequence[CurvePoint], beside: Sequence[Row], pat
         axes = figure.add_subplot()
         for number, ((text, lr), members) in enumerate(sorted(recipes.items())):
             _draw_recipe(axes, members, style.PALETTE[number % len(style.PALETTE)], f"{text}, learning rate {lr:g}")
+        trained = {point.method for point in points}
         for number, row in enumerate(sorted(beside, key=lambda row: -row.scored.accuracy)):
             colour = style.INK if row.is_baseline else style.PALETTE[-1 - number % len(style.PALETTE)]
-            name = row.method if row.is_baseline or NAME not in row.knobs else f"{row.method}, as it ships"
+            name = f"{row.method}, other weights" if row.method in trained else row.method
             axes.axhline(row.scored.percent, color=colour, linewidth=1.2, linestyle=style.DENSE_DASH, zorder=1)
             axes.annotate(
                 name,
@@ -75,7 +76,9 @@ def _draw(panel: Panel, points: Sequence[CurvePoint], beside: Sequence[Row], pat
         axes.set_xticks(ticks, [f"{tick / 1e6:.3g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_ylabel("accuracy (%)")
-        axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - 0.12 * (high - low), high)  # room for the legend
+        axes.legend(frameon=False, fontsize=8.5, loc="lower left")
         style.set_title(figure, f"{model}: accuracy by training of the gates, {style.tokens(length)} tokens")
         counts = count_range((point.samples for point in points), "–")
         style.set_small_print(
