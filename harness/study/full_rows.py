@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from harness.core.knob_names import asked_value, knob_names, named, with_texts
+from harness.core.knob_names import RELEASED, asked_value, knob_names, named, with_texts
 from harness.core.method_facts import method_facts
 
 LAST = "last"
@@ -51,14 +51,15 @@ def joined(several: Iterable[FullRows | None]) -> FullRows | None:
 
 def full_rows(identity: Mapping[str, Any], tokens: Iterable[int]) -> FullRows | None:
     """Return what an arm kept in full of prompts of so many tokens, prefilled whole; None for a method that has no full rows,
-    where a sparsity of 0 makes all of them full, and where no prompt is known. identity: as records hold it."""
+    where a sparsity of 0 makes all of them full, and where no prompt is known. As released, it is what `last` asks for,
+    whatever that costs. identity: as records hold it."""
     facts = method_facts(identity["method"]).full_rows
     last = asked_value(identity["method"], identity["knobs"], LAST)
     if not facts or not isinstance(last, int) or identity["sparsity"] == 0 or not (lengths := set(tokens)):
         return None
-    in_blocks = facts["unit"] == "blocks"
+    in_blocks, sparsity = facts["unit"] == "blocks", None if identity["knobs"].get(RELEASED) else identity["sparsity"]
     pairs = [
-        _asked_and_kept(last, in_blocks, identity["sparsity"], length, identity["block_size"], facts["own_blocks"])
+        _asked_and_kept(last, in_blocks, sparsity, length, identity["block_size"], facts["own_blocks"])
         for length in lengths
     ]
     kept = [count for _, count in pairs]

@@ -66,6 +66,8 @@ def test_prompts_of_several_lengths_have_a_range() -> None:
     both = full_rows(identity("seer", last=2), [4992, 8000])
     assert both == FullRows(1, 2, cut=True) and both.text == "1–2" and both.name == "last 1–2"
     assert joined([None, FullRows(0, 0, True), both]) == FullRows(0, 2, True)
+    released = full_rows(identity("seer", last=2, as_released=True), [4992, 8000])
+    assert released is not None and (released.text, released.cut) == ("2", False), "as released, whatever they cost"
     assert joined([None]) is None and full_rows(identity("seer", last=2), []) is None
     assert full_rows(identity("seer", 0.0), [4096]) is None and full_rows(identity("moba"), [4096]) is None
 
@@ -79,7 +81,7 @@ def test_prompts_of_several_lengths_have_a_range() -> None:
         (identity("seer", selection="threshold"), "seer (last 0)"),
         (identity("seer", selection="topk", gates="mass"), "seer (topk, last 0, gates mass)"),
         (identity("seer", selection="nz_ratio", nz_ratio=0.1, last=2), "seer (nz_ratio, last 1)"),
-        (identity("seer", selection="threshold", last=2, as_released=True), "seer (as released, last 1)"),
+        (identity("seer", selection="threshold", last=2, as_released=True), "seer (as released)"),
         (identity("block_topk", pool="mean", shared=False), "block_topk"),
         (identity("block_topk", selection="threshold", threshold=0.01, last=2), "block_topk (threshold, last 1)"),
         (identity("block_topk", 0.95, pool="max", last=2), "block_topk (pool max, last 0)"),
