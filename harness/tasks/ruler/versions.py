@@ -2,8 +2,8 @@
 all others what they are.
 
 1: vt's worked example has five lines of noise. In a chat template, the answer prefix has lost its leading space, and cwe's
-   worked example stands in the question's turn.
-2: vt's worked example fills 500 tokens; in a chat template, prefix and worked example are as NVIDIA's. Commits after a5d9055.
+   worked example stands in the question's turn. Commits up to b722ad1 make these.
+2: vt's worked example fills 500 tokens; in a chat template, prefix and worked example are as NVIDIA's.
 """
 
 from __future__ import annotations
