@@ -14,8 +14,9 @@ from harness.core import checks
 from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
 from harness.core.given import giving
-from harness.core.hydra_text import explain, in_files, unknown_setting
+from harness.core.hydra_text import explain, unknown_setting
 from harness.core.settings import Settings, read_settings
+from harness.core.task_settings import in_files
 
 
 def compose_settings(groups: Mapping[str, str], values: Mapping[str, Any]) -> Settings:

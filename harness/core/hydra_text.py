@@ -7,25 +7,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.core.conf_files import MAIN, conf_dir, groups, setting_names
 from harness.core.errors import did_you_mean
+from harness.core.task_settings import TASK_SETTINGS, as_given, in_files
 
-TASK_SETTINGS = "task_settings"
-"""The section of the settings that the command line and Python call task.NAME: `task` is a value, which has none below it."""
 TASK_IS_A_VALUE = (
     "tasks are values: write task=NAME or 'task=[NAME,NAME]', in a file of conf/ task: NAME; what task.sizing= sets is there "
     f"below {TASK_SETTINGS}:"
 )
 COMPOSING_ERRORS = (HydraException, OmegaConfBaseException)
 """What composing a config raises for bad input."""
-
-
-def in_files(name: str) -> str:
-    """Return what a file of conf/ calls a setting of the command line: task.NAME is in a section of its own."""
-    return f"{TASK_SETTINGS}{name[4:]}" if name.startswith("task.") else name
-
-
-def as_given(text: str) -> str:
-    """Return a name of a setting, or a text with such names, as the command line has them."""
-    return text.replace(f"{TASK_SETTINGS}.", "task.")
 
 
 def explain(error: BaseException) -> str:

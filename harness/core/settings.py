@@ -16,10 +16,11 @@ from harness.core.chat_options import DEFAULT_DATE, ChatOptions, check_date
 from harness.core.conf_files import ABOUT, MAIN, about_of, defaults, groups, setting_names
 from harness.core.errors import UserError
 from harness.core.given import given_settings
-from harness.core.hydra_text import TASK_IS_A_VALUE, TASK_SETTINGS, explain, unknown_setting
+from harness.core.hydra_text import TASK_IS_A_VALUE, explain, unknown_setting
 from harness.core.model_name import name_of_path
 from harness.core.question import check_question
 from harness.core.sizing import check_sizing
+from harness.core.task_settings import TASK_SETTINGS
 
 if TYPE_CHECKING:
     import torch
@@ -248,8 +249,7 @@ def _data(settings: Mapping[str, Any], of_tasks: Mapping[str, Any]) -> dict[str,
 def _tasks(value: Any) -> tuple[str, ...]:
     """Return the names of tasks and groups in `task`; an experiment's file may have them below it, as `tasks`."""
     if isinstance(value, dict) and (others := sorted({*value} - {"tasks"})):
-        first = others[0]
-        raise UserError(f"task.{first} can't be set below task: in a file; write it as {TASK_SETTINGS}: {{{first}: …}}")
+        raise UserError(f"task.{others[0]} can't be set below task: {TASK_IS_A_VALUE}")
     names = value.get("tasks") if isinstance(value, dict) else value
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):

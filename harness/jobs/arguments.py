@@ -11,7 +11,7 @@ from hydra.conf import HydraConf
 from harness.core import checks
 from harness.core.conf_files import groups
 from harness.core.errors import UserError, did_you_mean
-from harness.core.hydra_text import as_given, in_files
+from harness.core.task_settings import as_given, in_files
 from harness.jobs.flags import flags_first
 
 WITH_OWN_SETTINGS = ("method", "decode")

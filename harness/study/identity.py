@@ -103,7 +103,7 @@ class Samples:
     def as_dict(self) -> dict[str, Any]:
         """Return everything that determines the samples. A task that reads no file has no entry, and none says that the
         question is seen, or that prompts are of full length: cells keep the ids they had before there was another way."""
-        usual = (("files", {}), ("question", QUESTION_SEEN), ("sizing", FULL))
+        usual: tuple[tuple[str, object], ...] = (("files", {}), ("question", QUESTION_SEEN), ("sizing", FULL))
         return {k: v for k, v in asdict(self).items() if (k, v) not in usual}
 
 

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.core.task_settings import as_given
 from harness.study.schema import RunRecord
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def now() -> str:
 
 def command(argv: list[str] | None = None) -> str:
     """Return the command line of this process as one types it: `python -m harness …`."""
-    return shlex.join(["python", "-m", "harness", *(sys.argv[1:] if argv is None else argv)])
+    return as_given(shlex.join(["python", "-m", "harness", *(sys.argv[1:] if argv is None else argv)]))
 
 
 @lru_cache(maxsize=1)

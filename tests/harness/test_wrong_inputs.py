@@ -141,6 +141,7 @@ ROWS: list[tuple[str, str]] = [
     ("task=qa_1 data.dir=squad2", "squad.json: neither SQuAD 2.0's JSON nor HotpotQA's"),
     ("task=qa_1 data.dir=squad3", "squad.json: a folder, no file"),
     ("task=longbench_qasper data.dir=zip.zip", "data.dir=zip.zip: no such folder"),
+    ("task=[vt,longbench_qasper] task.sizing=release", "task.sizing=release: the prompts of longbench_qasper have lengths"),
     ("task=longbench_qasper data.dir=texts", "holds none of the files of this benchmark"),
     ("task=longbench_qasper", "can't load LongBench: it is not in the cache"),
     ("job=perplexity data.text_dir=nowhere/at/all", "data.text_dir=nowhere/at/all: no such folder"),

@@ -7,6 +7,7 @@ import pytest
 from harness.core.errors import UserError
 from harness.core.hydra_text import unknown_setting
 from harness.jobs.arguments import given_names, knobs_as_sweeps, prepare, tasks_as_values
+from harness.study.provenance import command
 from tests.harness.settings import composed
 
 
@@ -41,6 +42,7 @@ def test_settings_of_tasks_stand_beside_the_tasks(argument: str) -> None:
     arguments = prepare(["task=ruler", argument, "task.tasks=[vt]"])
     assert arguments == ["task_settings.sizing=release", "task=[vt]"]
     assert given_names(arguments) == ("task.sizing", "task")
+    assert command(arguments) == "python -m harness task.sizing=release 'task=[vt]'", "records say what one types"
     settings = composed(*arguments)
     assert settings.tasks == ("vt",) and settings.data["sizing"] == "release" and composed("task=vt").data["sizing"] == "full"
     assert prepare(["-m", "task=vt,cwe", "task.sizing=full,release"])[-1] == "task_settings.sizing=full,release"
