@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from methods.gates.weights import gate_state
 from methods.parts.base import Knob, LayerInputs, Method
 
 HEADS, KV_HEADS, DIM, LAYERS = 4, 2, 16, 2
+SHAPE = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM}
 
 
 class PlainRope:
@@ -65,19 +67,25 @@ def ready(name: str, **knobs: object) -> Method:
         state = gates(method.block_size)
         method.load(state, layers=LAYERS, heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM)
     if method.search_required:
-        search(method)
+        native = tuple(sorted((knob, value) for knob, value in knobs.items() if knob != "sparsity"))
+        method.load_search(_searched(name, native), **SHAPE)
     return method
+
+
+@lru_cache(maxsize=32)
+def _searched(name: str, knobs: tuple[tuple[str, object], ...]) -> dict[str, Any]:
+    """The result of a search whose knobs are these; what a required search finds does not depend on the sparsity."""
+    return search(methods.build(name, **dict(knobs)))
 
 
 def search(method: Method, tokens: int = 300) -> dict[str, Any]:
     """Search random layers, load the result and return it."""
-    shape = {"layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM}
-    finder = method.search(**shape)
+    finder = method.search(**SHAPE)
     for number in range(LAYERS):
         x = layer(tokens, number=number, seed=number)
         finder.observe(x, torch.randn(x.k.shape, generator=torch.Generator().manual_seed(number)))
     result = finder.result()
-    method.load_search(result, **shape)
+    method.load_search(result, **SHAPE)
     return result
 
 

@@ -19,6 +19,7 @@ PATTERN = ["a_shape", 64, 128]
 GOOD: dict[str, dict[str, Any]] = {
     "duo_attention": {"heads": [[0.5, 0.25], [1, 0]]},
     "minference": {"patterns": [[PATTERN] * 4] * 2},
+    "moa": {"plans": {"0.5": {"alphas": [[0.0] * 4] * 2, "betas": [[0.5] * 4] * 2}}},
     "kascade": {"layers": 2, "kv_heads": 2, "choices": {"1": {"anchors": [0], "heads": {"1": [0, 1]}}}},
     "xattention": {"layers": 2, "heads": 4, "steps": 2, "path": [0, 7, 7]},
 }
@@ -67,6 +68,9 @@ def plan(anchors: list[Any], heads: dict[str, Any]) -> dict[str, Any]:
         ("xattention", GOOD["xattention"] | {"path": [0, 1.5]}, "1.5 is no whole number"),
         ("xattention", GOOD["xattention"] | {"steps": 4}, "4 steps along a path of 3"),
         ("xattention", '{"layers": 2, "heads": 4, "steps": 1, "path": [1e999]}', "inf is no whole number"),
+        ("moa", {"alphas": [[0] * 4] * 2, "betas": [[0, 0, 0, 1.5]] * 2}, "its betas must be shares of the prompt"),
+        ("moa", '{"alphas": [[1e999, 0, 0, 0], []], "betas": []}', 'it has no "alphas": a list of finite numbers'),
+        ("moa", {"plans": {"0.5": []}}, 'its "plans" must be rules by budget'),
         ("kascade", "", "no JSON ("),
         ("minference", "{}", "it has no patterns"),
     ],
