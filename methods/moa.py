@@ -62,7 +62,8 @@ class MoA(Method):
 
     With a sparsity the density over all heads of the model is as asked: of the file's rules those of the nearest density are
     taken, and all their spans multiplied by one factor, found by formula. A layer whose heads all span the prompt runs the
-    dense kernel. Deviation: the search measures the error of each head's output instead of taking gradients.
+    dense kernel; the least span holds only as released. Deviation: the search measures the error of each head's output
+    instead of taking gradients.
     """
 
     paper = "MoA: Mixture of Sparse Attention, arXiv 2406.14909"
@@ -74,7 +75,6 @@ class MoA(Method):
         "thu-nics/MoA",
         source="MoA/attention/cache_utils.py",
         settings={"block_size": 64, "sinks": 64, "new_tokens": 1024},
-        density={"budget": 0.5},
     )
 
     def __init__(
@@ -149,7 +149,11 @@ class MoA(Method):
         if key not in self._rows:
             rules = self.plan(grid)
             spans = self._spans(rules, grid)
-            counts = whole_counts(spans, grid) if self.sparsity is None else counts_at_density(spans, 1 - self.sparsity, grid)
+            if self.sparsity is None:
+                counts = whole_counts(spans, grid)
+            else:
+                least = LEAST_BLOCKS if self.as_released else 0
+                counts = counts_at_density(spans, 1 - self.sparsity, grid, least=least)
             seen = causal_blocks(**grid)
             layers = counts.split([len(layer) for layer in rules.alphas])
             while len(self._rows) >= LATEST:

@@ -90,12 +90,12 @@ def whole_counts(spans: tuple[int, ...], grid: Grid) -> Tensor:
     return _row_blocks(blocks, grid).to(torch.int32)
 
 
-def counts_at_density(spans: tuple[int, ...], density: float, grid: Grid) -> Tensor:
+def counts_at_density(spans: tuple[int, ...], density: float, grid: Grid, *, least: int = 0) -> Tensor:
     """Return the blocks that each row keeps where all spans are multiplied by the one factor that gives a density.
 
     int32 [heads, Mq], over all heads as near to the density as a block allows. A scaled span is no whole number of blocks, so
     some rows of a head keep one block more than others: fractions are carried on from row to row and from head to head. Every
-    row keeps its own blocks, so a density below theirs is out of reach.
+    row keeps its own blocks, and `least` blocks where it sees so many: a density below theirs is out of reach.
     """
     blocks = torch.tensor(spans, dtype=torch.float64) / grid["k_block"]
     distinct, times = blocks.unique(return_counts=True)
@@ -103,21 +103,21 @@ def counts_at_density(spans: tuple[int, ...], density: float, grid: Grid) -> Ten
     low, high = 0.0, float(causal_blocks(**grid).max() / distinct.min())
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        kept = float((_row_blocks(distinct * middle, grid).sum(-1) * times).sum())
+        kept = float((_row_blocks(distinct * middle, grid, least).sum(-1) * times).sum())
         low, high = (middle, high) if kept < target else (low, middle)
-    rows = _row_blocks(blocks * high, grid)
+    rows = _row_blocks(blocks * high, grid, least)
     ends = (rows.flatten().cumsum(0) + 0.5).floor()
     return ends.diff(prepend=ends.new_zeros(1)).to(torch.int32).view(rows.shape)
 
 
-def _row_blocks(blocks: Tensor, grid: Grid) -> Tensor:
-    """Return the blocks that each row has of spans [heads] in blocks, whole or not: its own at least, all it sees at most.
+def _row_blocks(blocks: Tensor, grid: Grid, least: int = 0) -> Tensor:
+    """Return the blocks that each row has of spans [heads] in blocks, whole or not, float64 [heads, Mq].
 
-    float64 [heads, Mq].
+    They are its own and `least` at least, and all that it sees at most.
     """
     seen = causal_blocks(**grid)
-    own = (seen - diagonal_start(**grid)).double()
-    return blocks[:, None].clamp(min=own, max=seen.double())
+    own = (seen - diagonal_start(**grid)).clamp(min=least)
+    return blocks[:, None].clamp(min=own.double()).minimum(seen.double())
 
 
 def span_index(counts: Tensor, sinks: int, batch: int, grid: Grid, *, width: int) -> BlockIndex:

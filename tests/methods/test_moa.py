@@ -74,6 +74,18 @@ def test_the_density_over_all_heads_is_as_asked(shape: tuple[int, int], sparsity
     assert abs(tiles - (1 - sparsity) * total) <= 1, "to a block of all layers and heads"
 
 
+def test_as_released_a_sparsity_leaves_two_blocks_a_row() -> None:
+    method = methods.build("moa", as_released=True, block_size=16, sparsity=0.97)
+    assert isinstance(method, MoA)
+    method.load_search(RULES, **SHAPE)
+    assert (method.new_tokens, method.budget_share) == (1024, None)
+    index = method.select(layer(640))
+    assert index is not None and index.counts[..., 1:].unique().tolist() == [2]
+    plain = moa(sparsity=0.97).select(layer(640))
+    assert plain is not None and float(plain.density().mean()) < 0.8 * float(index.density().mean())
+    assert methods.build("moa", as_released=True).knobs()["budget"] == 0.5
+
+
 def test_one_factor_widens_all_spans_alike() -> None:
     method = moa({"alphas": [[0.0] * 4] * 2, "betas": [[0.1, 0.2, 0.1, 0.2]] * 2}, sparsity=0.8)
     index = method.select(layer(2001))
