@@ -14,6 +14,7 @@ from harness.core.settings import Settings
 from harness.report.csv_file import write_csv
 from harness.stats.power import independent_discordance, power_differs, power_noninferior, samples_for
 from harness.study import verdict
+from harness.study.full_rows import arm_name
 from harness.study.integrity import check_study
 from harness.study.store import Record, Store
 
@@ -160,7 +161,7 @@ def _arm_name(cell: Record) -> str:
     identity = cell["identity"]
     sparsity = "" if identity["sparsity"] is None else f" {identity['sparsity']:g}"
     question = f", question {identity['question']}" if "question" in identity else ""
-    return f"{identity['method']}{sparsity} at {identity['length']}{question}"
+    return f"{arm_name(identity)}{sparsity} at {identity['length']}{question}"
 
 
 def _shares(name: str, value: Any) -> list[float]:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from harness.report.figures import style
 from harness.report.gate_curve import NAME, CurvePoint
+from harness.report.lines import line_names
 from harness.report.notes import count_range
 from harness.report.rows import Row
 from harness.study.columns import AVERAGE
@@ -56,10 +57,11 @@ def _draw(panel: Panel, points: Sequence[CurvePoint], beside: Sequence[Row], pat
         axes = figure.add_subplot()
         for number, ((text, lr), members) in enumerate(sorted(recipes.items())):
             _draw_recipe(axes, members, style.PALETTE[number % len(style.PALETTE)], f"{text}, learning rate {lr:g}")
+        names = line_names(beside)
         trained = {point.method for point in points}
         for number, row in enumerate(sorted(beside, key=lambda row: -row.scored.accuracy)):
             colour = style.INK if row.is_baseline else style.PALETTE[-1 - number % len(style.PALETTE)]
-            name = f"{row.method}, other weights" if row.method in trained else row.method
+            name = f"{names[id(row)]}, other weights" if row.method in trained else names[id(row)]
             axes.axhline(row.scored.percent, color=colour, linewidth=1.2, linestyle=style.DENSE_DASH, zorder=1)
             axes.annotate(
                 name,

@@ -84,6 +84,34 @@ def test_a_recorded_arm_is_composed_again(where: tuple[str, str], arm: dict[str,
         ), name
 
 
+@pytest.mark.parametrize("sparsity", ["0.5", "null"])
+@pytest.mark.parametrize("name", methods.names())
+def test_an_arm_of_today_is_composed_again(name: str, sparsity: str) -> None:
+    settings = merged(f"method={name}", f"sparsity={sparsity}", "length=1024")
+    try:
+        method = build_method(settings)
+    except ValueError as error:
+        assert sparsity == "null" and "needs sparsity" in str(error)
+        return
+    if (knob := method.calibrates()) is not None:
+        method.set_knob(knob, max(knob.low, 1) if knob.whole else (knob.low * knob.high) ** 0.5 or 0.5)
+    setting = {"model": "bundled", "length": 1024, "seed": 0, "dtype": "float32", "device_type": "cpu", "dense_kernel": "sdpa"}
+    block = None if method.family == "none" else method.block_size
+    arm = {
+        "method": name,
+        "sparsity": method.sparsity,
+        "knobs": _knobs(settings, method),
+        "block_size": block,
+        "kernel": "sdpa",
+    }
+    again = merged(*arm_settings(setting | arm))
+    rebuilt = build_method(again)
+    if knob is not None:
+        assert again.knob_value is not None
+        rebuilt.set_knob(knob, again.knob_value)
+    assert _knobs(again, rebuilt) == arm["knobs"] and rebuilt.sparsity == method.sparsity
+
+
 @pytest.mark.parametrize("name", methods.names())
 def test_the_facts_of_a_method_name_what_it_searches(name: str) -> None:
     knobs = {"selection": "threshold"} if "selection" in methods.registry.knobs(name) else {}
