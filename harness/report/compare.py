@@ -84,11 +84,19 @@ class _LineRow:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """An average that is in no pair, as its density is not the one asked for, and what its line is called."""
+
+    line: str
+    panel: Panel
+
+
+@dataclass(frozen=True)
 class Comparisons:
-    """The pairs of every line beside one, and the averages that are in none, as their densities are not those asked for."""
+    """The pairs of every line beside one, and the averages that are in none."""
 
     pairs: list[LinePair]
-    left_out: list[Row]
+    left_out: list[LeftOut]
 
 
 def compare_lines(store: Store, name: str) -> list[LinePair]:
@@ -139,53 +147,52 @@ def by_panel(pairs: Sequence[LinePair]) -> dict[Panel, list[LinePair]]:
     return panels
 
 
-def _lines_by_panel(rows: Sequence[Row]) -> tuple[dict[Panel, list[_LineRow]], list[Row]]:
+def _lines_by_panel(rows: Sequence[Row]) -> tuple[dict[Panel, list[_LineRow]], list[LeftOut]]:
     """Return the comparable averages of methods with the names of their lines, which are the same at all lengths, and the
     averages off the density asked for. How a question is asked moves thresholds, so it doesn't split lines."""
     compared = compared_rows(rows)
     matched = at_request([row for row in compared.averages if not row.is_baseline], compared.tasks)
-    machines: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
-    for row in matched.averages:
-        machines[_machine(row)].append(row)
     scores_of: dict[tuple[str | None, str], dict[tuple[str, str], dict[int, float]]] = defaultdict(dict)
     for row in matched.tasks:
         answers = {index: answer.score for index, answer in row.answers.items()}
         scores_of[row.group, row.prompt_set][row.task, row.samples_seen] = answers
+    machines: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
+    for row in [*matched.averages, *matched.left_out]:
+        machines[row.model, row.device, row.question, row.prompt_set].append(row)
+    off = set(map(id, matched.left_out))
     panels: dict[Panel, list[_LineRow]] = defaultdict(list)
+    left_out = []
     for members in machines.values():
-        off = [row for row in matched.left_out if _machine(row) == _machine(members[0])]
-        names = line_names([*members, *off])
-        for line, line_rows in rows_by_line(members, beside=off, asked=True).items():
+        names = line_names(members)
+        for line, line_rows in rows_by_line(members, asked=True).items():
             for row in line_rows:
                 panel = row.model, row.device, row.length, row.question, row.prompt_set
-                panels[panel].append(_LineRow(line, row, scores_of[row.group, row.prompt_set], names[id(row)]))
-    return panels, matched.left_out
+                if id(row) in off:
+                    left_out.append(LeftOut(names[id(row)], panel))
+                else:
+                    panels[panel].append(_LineRow(line, row, scores_of[row.group, row.prompt_set], names[id(row)]))
+    return panels, left_out
 
 
-def _machine(row: Row) -> tuple[str, str, str, str]:
-    """Return what rows agree in whose lines have the same names, at all lengths."""
-    return row.model, row.device, row.question, row.prompt_set
-
-
-def _line_called(name: str, lines: Sequence[str], left_out: Sequence[Row]) -> str:
+def _line_called(name: str, lines: Sequence[str], left_out: Sequence[LeftOut]) -> str:
     """Return the line of that name, or else the only one whose name has it as a part. Raises UserError otherwise; left_out:
-    rows that are no part of a line, as their densities are not those asked for."""
+    averages that are in no pair."""
     fit = [line for line in lines if line == name] or [line for line in lines if name in line]
     if len(fit) == 1:
         return fit[0]
     problem = f"{len(fit)} lines have that in their names" if fit else "the study has no such line"
-    off = "" if fit else _off_request([row for row in left_out if name in row.method or row.method in name])
+    off = "" if fit else _off_request([off for off in left_out if name in off.line])
     if not fit and not lines:
         raise UserError(f"job.to={name}: the study has no line at a density asked for{off}")
     raise UserError(f"job.to={name}: {problem}; name one of: {', '.join(fit or lines)}{off}")
 
 
-def _off_request(rows: Sequence[Row]) -> str:
+def _off_request(left_out: Sequence[LeftOut]) -> str:
     """Return how many rows are off the density asked for, as errors end; nothing where none is."""
-    if not rows:
+    if not left_out:
         return ""
-    names = ", ".join(sorted({row.method for row in rows}))
-    return f" ({len(rows)} rows are off the density asked for and compare with nothing: {names})"
+    names = ", ".join(sorted({off.line for off in left_out}))
+    return f" ({len(left_out)} rows are off the density asked for and compare with nothing: {names})"
 
 
 def _by_sparsity(members: Sequence[_LineRow]) -> dict[float | None, _LineRow]:

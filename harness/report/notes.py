@@ -39,10 +39,14 @@ def request_note(shown: Sequence[Row], left_out: Sequence[Row]) -> str:
 def left_out_note(rows: Sequence[Row], shown: Sequence[Row] = ()) -> str:
     """Return how many rows a picture leaves out whose densities are off the request, and whose they are, by names that tell
     them from the lines that are shown; else nothing."""
-    if not rows:
+    return left_out_text(len(rows), rows_by_line(rows, along="length", beside=shown))
+
+
+def left_out_text(count: int, names: Iterable[str]) -> str:
+    """Return how many rows are left out, of which lines; nothing for none."""
+    if not count:
         return ""
-    names = ", ".join(sorted(rows_by_line(rows, along="length", beside=shown)))
-    return f"Left out, more than {100 * TOLERANCE:g} % off the density asked for: {len(rows)} of {names}. "
+    return f"Left out, more than {100 * TOLERANCE:g} % off the density asked for: {count} of {', '.join(sorted(names))}. "
 
 
 def off_density(row: Row) -> bool:

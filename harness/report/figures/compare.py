@@ -9,18 +9,17 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 
-from harness.report.compare import LinePair, by_panel
+from harness.report.compare import LeftOut, LinePair, by_panel
 from harness.report.figures import style
-from harness.report.notes import count_range, left_out_note
+from harness.report.notes import count_range, left_out_text
 from harness.report.row_texts import question_title
-from harness.report.rows import Row
 from harness.study.schema import Status
 
 SIGNIFICANT = 0.05
 """A difference with a p-value (after Holm) below this is filled."""
 
 
-def write(pairs: Sequence[LinePair], folder: Path, name: str, left_out: Sequence[Row] = ()) -> list[Path]:
+def write(pairs: Sequence[LinePair], folder: Path, name: str, left_out: Sequence[LeftOut] = ()) -> list[Path]:
     """Write `compare_NAME.png`, or `compare_NAME_1.png` and so on for each of several, in the order of the pairs. left_out:
     averages off the densities asked for, which the pictures of their model and length count. Pictures that an earlier call left
     under these names go."""
@@ -28,8 +27,7 @@ def write(pairs: Sequence[LinePair], folder: Path, name: str, left_out: Sequence
     paths = []
     for number, members in enumerate(panels.values()):
         end = f"_{number + 1}" if len(panels) > 1 else ""
-        first = members[0]
-        off = [row for row in left_out if (row.model, row.device, row.length, row.question, row.prompt_set) == first.panel]
+        off = [average for average in left_out if average.panel == members[0].panel]
         paths.append(_draw(members, off, folder / f"compare_{name}{end}.png"))
     for old in (folder / f"compare_{name}.png", *folder.glob(f"compare_{name}_[0-9]*.png")):
         if old not in paths:
@@ -37,7 +35,7 @@ def write(pairs: Sequence[LinePair], folder: Path, name: str, left_out: Sequence
     return paths
 
 
-def _draw(pairs: Sequence[LinePair], left_out: Sequence[Row], path: Path) -> Path:
+def _draw(pairs: Sequence[LinePair], left_out: Sequence[LeftOut], path: Path) -> Path:
     """Draw the pairs of one panel, lines by their mean difference; left_out: rows of it that are in no pair."""
     first = pairs[0]
     sparsities = sorted({pair.sparsity for pair in pairs})
@@ -62,12 +60,13 @@ def _draw(pairs: Sequence[LinePair], left_out: Sequence[Row], path: Path) -> Pat
         counts = count_range((pair.samples for pair in pairs), " to ")
         interpolated = sorted({pair.line for pair in pairs if pair.interpolated in ("line", "both")})
         interpolated += sorted({pair.beside for pair in pairs if pair.interpolated in ("beside", "both")})
+        off = left_out_text(len(left_out), {average.line for average in left_out})
         between = f"Interpolated between two whole knobs: {', '.join(interpolated)}. " if interpolated else ""
         style.set_small_print(
             figure,
             f"Points of accuracy above (right) or below {first.beside} at the same density, within 2 %; in brackets its "
             f"accuracy, on the most samples; bars: 95 % interval, {counts} prompts in pairs. "
-            f"Filled: p < {SIGNIFICANT:g} after Holm. {between}{left_out_note(left_out)}Measured on {first.device}.",
+            f"Filled: p < {SIGNIFICANT:g} after Holm. {between}{off}Measured on {first.device}.",
         )
     return style.save(figure, path)
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from harness.report.compare import LinePair, by_panel
-from harness.report.notes import count_range, left_out_note
+from harness.report.compare import LeftOut, LinePair, by_panel
+from harness.report.notes import count_range, left_out_text
 from harness.report.row_texts import question_title
-from harness.report.rows import Row
 from harness.report.terminal import formats
 from harness.study.schema import Status
 
@@ -18,7 +17,7 @@ INTERPOLATED = "≈"
 HEADINGS = ("line", "sparsity", "density", "acc.", "diff.", "95 %", "p (Holm)")
 
 
-def show_pairs(console: Console, pairs: Sequence[LinePair], left_out: Sequence[Row] = ()) -> None:
+def show_pairs(console: Console, pairs: Sequence[LinePair], left_out: Sequence[LeftOut] = ()) -> None:
     """Print a table for every model, device, length, time of the question and set of prompts; then how many rows are in none,
     as their densities are not those asked for."""
     for (model, device, length, question, _), members in by_panel(pairs).items():
@@ -41,5 +40,5 @@ def show_pairs(console: Console, pairs: Sequence[LinePair], left_out: Sequence[R
         console.print()
     if any(pair.interpolated for pair in pairs):
         console.print(f"{INTERPOLATED} interpolated between the rows of two whole knobs", style="dim", soft_wrap=True)
-    if left_out:
-        console.print(left_out_note(left_out).strip(), style="yellow", markup=False, soft_wrap=True)
+    if off := left_out_text(len(left_out), {average.line for average in left_out}):
+        console.print(off.strip(), style="yellow", markup=False, soft_wrap=True)

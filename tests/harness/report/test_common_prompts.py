@@ -150,7 +150,7 @@ def test_rows_off_the_density_are_compared_with_nothing(tmp_path: Path) -> None:
         record_cell(store, arm(method), "one", EASY, density=density)
     record_cell(store, DENSE, "one", EASY)
     assert {pair.line for pair in comparisons(store, "a").pairs} == {"b"}
-    assert [r.method for r in comparisons(store, "a").left_out] == ["off"]
+    assert [average.line for average in comparisons(store, "a").left_out] == ["off"]
     with pytest.raises(
         UserError, match=r"no such line.*\(1 rows are off the density asked for and compare with nothing: off\)"
     ):
