@@ -190,8 +190,8 @@ def _write_names(axes: Axes, lines: Sequence[Line], along: Along) -> None:
     back = (axes.transAxes + axes.transData.inverted()).transform
     ends: dict[float, list[Line]] = defaultdict(list)
     for line in lines:
-        ends[line.points[-1].x if along == "length" else 0.0].append(line)
-    for members in ends.values():  # lines that end at another length are not in each other's way
+        ends[line.points[-1].x if along == "length" or line.dense else 0.0].append(line)
+    for members in ends.values():  # lines that end elsewhere are not in each other's way
         points = [(float(line.points[-1].x), float(line.points[-1].perplexity.perplexity)) for line in members]
         heights = style.spread([float(to_axes(point)[1]) for point in points], 0.065, 0.0, 1.0)
         for line, point, height in zip(members, points, heights, strict=True):
