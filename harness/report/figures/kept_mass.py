@@ -33,7 +33,7 @@ def write(rows: Sequence[MassRow], folder: Path) -> list[Path]:
     paths = []
     for number, ((model, device), members) in enumerate(sorted(sets.items())):
         suffix = f"_{number}" if number else ""
-        usual = usual_sparsity(mass.row.sparsity for mass in members if not off_density(mass.row))
+        usual = usual_sparsity(mass.row.sparsity for mass in members)
         for name, sparsity, at in (
             ("kept_mass", usual, f"at density {1 - usual:.3g}"),
             ("kept_mass_native", None, "at native defaults"),
