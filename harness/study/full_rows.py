@@ -59,8 +59,7 @@ def full_rows(identity: Mapping[str, Any], tokens: Iterable[int]) -> FullRows | 
         return None
     in_blocks, sparsity = facts["unit"] == "blocks", None if identity["knobs"].get(RELEASED) else identity["sparsity"]
     pairs = [
-        _asked_and_kept(last, in_blocks, sparsity, length, identity["block_size"], facts["own_blocks"])
-        for length in lengths
+        _asked_and_kept(last, in_blocks, sparsity, length, identity["block_size"], facts["own_blocks"]) for length in lengths
     ]
     kept = [count for _, count in pairs]
     return FullRows(min(kept), max(kept), any(asked > count for asked, count in pairs), in_blocks)

@@ -27,7 +27,7 @@ from harness.study.command_settings import (
     text,
 )
 from harness.study.store import Store
-from tests.harness.settings import composed, merged
+from tests.harness.settings import merged
 
 RESULTS = Path(__file__).resolve().parents[3] / "results"
 in_a_checkout = pytest.mark.skipif(not RESULTS.is_dir(), reason="results/ is only in a checkout")
@@ -51,10 +51,9 @@ ARMS = [
     (("methods", "latency"), {"method": "dense"}),
     (("methods", "latency"), {"method": "flash_prefill", "sparsity": None}),
     (("methods", "latency"), {"method": "kascade", "sparsity": None}),
-    (("gate_rules", "cells"), {"method": "seer", "selection": "threshold"}),
-    (("gate_rules", "cells"), {"method": "oracle", "selection": "nz_ratio"}),
+    (("longbench_mini", "cells"), {"method": "seer", "selection": "threshold"}),
     (("gate_truths", "cells"), {"method": "seer", "gates": "mass"}),
-    (("last_rows", "cells"), {"method": "seer", "selection": "threshold", "last": 2}),
+    (("longbench_mini_last_rows", "cells"), {"method": "seer", "selection": "threshold", "last": 2}),
 ]
 
 
@@ -64,8 +63,7 @@ def test_a_recorded_arm_is_composed_again(where: tuple[str, str], arm: dict[str,
     identity = first(*where, **arm)
     settings = merged(*arm_settings(identity))
     fields = ("method", "sparsity", "length", "seed", "dense_kernel")
-    expected = {name: identity[name] for name in fields} | ({"sparsity": None} if own_knobs(identity) else {})
-    assert {name: getattr(settings, name) for name in fields} == expected
+    assert {name: getattr(settings, name) for name in fields} == {name: identity[name] for name in fields}
     assert (settings.dtype_choice, settings.device_choice) == (identity["dtype"], identity["device_type"])
     if identity["block_size"] is None:
         return
@@ -137,6 +135,16 @@ def test_what_a_sparsity_takes_the_place_of_goes_with_none(name: str) -> None:
         assert any("give one of them" in message for message in said), (knob, said)
 
 
+def test_what_a_formula_gave_is_given_where_a_search_would_now() -> None:
+    """Without a sparsity the same blocks are kept: rows of selection=nz_ratio are older than the search of its number."""
+    knobs = {"selection": "nz_ratio", "nz_ratio": 0.1, "threshold": None, "pool": "max"}
+    setting = {"model": "bundled", "length": 1024, "seed": 0, "dtype": "float32", "device_type": "cpu", "dense_kernel": "sdpa"}
+    older = setting | {"method": "oracle", "sparsity": 0.9, "knobs": knobs, "block_size": 64, "kernel": "sdpa"}
+    settings = merged(*arm_settings(older))
+    assert (settings.sparsity, settings.method_knobs["nz_ratio"], settings.knob_value) == (None, 0.1, None)
+    assert own_knobs(older) == {"nz_ratio": 0.1} and not own_knobs(older | {"knobs": knobs | {"blocks": 7}})
+
+
 @in_a_checkout
 def test_decoding_is_composed_again() -> None:
     for name in ("quest", "oracle", "streaming", "random"):
@@ -149,7 +157,7 @@ def test_decoding_is_composed_again() -> None:
 
 @in_a_checkout
 def test_samples_documents_and_prompts_are_asked_for_again() -> None:
-    cell = next(r["identity"] for r in recorded("last_rows", "cells") if r["identity"].get("files"))
+    cell = next(r["identity"] for r in recorded("gate_truths", "cells") if r["identity"].get("files"))
     line = "task=[qa_1,vt] task.sizing=full samples=8 question=seen model.chat_template=true data.dir=DATA"
     assert sample_settings(cell, ["qa_1", "vt"], 8) == line.split(" ")
     settings = merged(*arm_settings(cell), *(s for s in sample_settings(cell, ["qa_1", "vt"], 8) if "sizing" not in s))
@@ -159,7 +167,7 @@ def test_samples_documents_and_prompts_are_asked_for_again() -> None:
     assert (settings.job, settings.options["text"], settings.samples) == ("perplexity", "pydoc", 13)
     assert settings.options["min_tokens"] == document["data"]["least"]
     mass = recorded("methods", "mass")[0]["identity"]
-    settings = composed("job=kept_mass", *arm_settings(mass), *prompt_settings(mass, 11))
+    settings = merged("job=kept_mass", *arm_settings(mass), *prompt_settings(mass, 11))
     assert (list(settings.tasks), settings.samples) == (mass["tasks"], 11)
 
 
