@@ -15,7 +15,7 @@ from attention_kernels.selection import row_budget, select_topk
 from torch import Tensor
 
 from methods import register
-from methods.parts.base import LayerInputs, Method
+from methods.parts.base import Knob, LayerInputs, Method
 from methods.parts.release import Release
 from methods.searches.kascade_search import KascadeSearch, Plan, parse_plan
 
@@ -45,8 +45,9 @@ class Kascade(Method):
     topk: share of the keys seen that a row keeps, 0.1, and 128 keys at least; a sparsity stands in its place. anchors: how many
     anchors are taken from the search; null: 5 of 32 layers, 2 at least, all where fewer layers select. dense_first: whether
     layer 0 attends to everything, as in the paper, and still selects for the layers after it; null: only without a sparsity,
-    which all layers keep alike. rolling_prefill: whether a row's share is of the keys that it sees; otherwise all rows keep as
-    many as the last, or all they see; null: as the paper, true, and as released, false.
+    which all layers keep alike; with both, the share of the other layers is searched. rolling_prefill: whether a row's share is
+    of the keys that it sees; otherwise all rows keep as many as the last, or all they see; null: as the paper, true, and as
+    released, false.
 
     Reusing costs nothing; an anchor costs more than dense attention, since the exact map is a pass of its own. Deviations from
     the paper: blocks of keys instead of single keys; query tiles of the block size instead of 32; the search takes the mean
@@ -113,6 +114,10 @@ class Kascade(Method):
         self._maps = {layer: heads.to(device) for layer, heads in self._maps.items()}
         return self
 
+    def calibrates(self) -> Knob | None:
+        """Return the share of the other layers where a dense first one takes its part of the density."""
+        return Knob("topk", low=1e-3, high=1.0, rising=True, log=True) if self.sparsity and self.dense_first else None
+
     # -- selecting ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -165,8 +170,9 @@ class Kascade(Method):
 
     def _budget(self, x: LayerInputs) -> tuple[int, ...]:
         rolling = not self.as_released if self.rolling_prefill is None else self.rolling_prefill
-        if self.topk is None:
-            return self.budget(x) if rolling else even_budget(1 - self.required_sparsity(), **self.grid(x))
+        if self.topk is None or self.sparsity is not None:
+            density = 1 - self.required_sparsity() if self.topk is None else self.topk
+            return (row_budget if rolling else even_budget)(density, **self.grid(x))
         if self.as_released or not rolling:
             return released_budget(self.topk, rolling=rolling, **self.grid(x))
         return native_budget(self.topk, **self.grid(x))

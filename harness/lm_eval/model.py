@@ -326,5 +326,5 @@ def _arm(settings: Settings, loaded: LoadedModel) -> RunnableArm:
         return given
     raise UserError(
         f"{arm.identity.method} has no formula for sparsity={settings.sparsity}, and lm-eval no prompts to find its "
-        f"{knob.name} on: give knob_value=VALUE; `python -m harness` finds it, and its row says it"
+        f"{knob.name} on: give knob_value=VALUE; `python -m harness job=densities` finds it, and says it"
     )

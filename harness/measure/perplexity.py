@@ -22,6 +22,7 @@ from harness.core.device_memory import release_frames
 from harness.core.errors import UserError
 from harness.measure.cells import arm_label, record_failure, record_state
 from harness.measure.context import RunContext
+from harness.measure.knob_values import OWN_PROMPTS
 from harness.models.bridge import Bridge
 from harness.models.loss import check_head, nll
 from harness.study.columns import PERPLEXITY
@@ -70,7 +71,7 @@ class DocumentPrompts:
 
     def identity(self, context: RunContext) -> dict[str, Any]:
         """Return what determines the windows, but for the number of documents."""
-        return {"tasks": [PERPLEXITY], "prompts": "own", "text": self.texts.data, "chat": False}
+        return {"tasks": [PERPLEXITY], "prompts": OWN_PROMPTS, "text": self.texts.data, "chat": False}
 
     def prompts(self, context: RunContext) -> dict[str, list[Sequence[int]]]:
         """Return the windows of each document, with BOS where it has one."""

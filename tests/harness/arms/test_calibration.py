@@ -65,6 +65,16 @@ def test_tasks_weigh_the_same() -> None:
     assert sum(reached.layers) / 2 == pytest.approx(reached.density)
 
 
+def test_a_dense_first_layer_counts_in_the_density() -> None:
+    """Of two layers the other keeps a fifth, and each value of a ladder has what its own anchor selected."""
+    method = ready("kascade", block_size=16, sparsity=0.4, dense_first=True)
+    knob = method.calibrates()
+    assert knob is not None
+    found = calibrate(shared("llama"), method, knob, PROMPTS, 0.6)
+    assert is_matched(0.4, found.reached.density) and found.reached.layers[0] == 1.0
+    assert found.tried == 1, "the ladders told it"
+
+
 def test_one_prompt_is_a_set_of_its_own(prefilled: list[list[int]]) -> None:
     method = ready("flash_prefill", block_size=16, sparsity=0.6)
     knob = method.calibrates()
