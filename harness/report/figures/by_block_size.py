@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.report.at_request import at_request
 from harness.report.figures import picture_rows, style
-from harness.report.figures.trend import Trend, draw
+from harness.report.figures.trend import Trend, draw, has_line
 from harness.report.rows import Row
 
 BLOCKS = Trend("block_size", "block size (tokens)", str)
@@ -28,6 +28,8 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
         for length, sparsity in sorted(place for place, measured in sizes.items() if len(measured) > 1):
             at_length = [row for row in members if row.length == length]
             shown = [row for row in at_length if row.block_size is None or row.sparsity == sparsity]
+            if not has_line(shown, BLOCKS):
+                continue
             title = f"{model} at {style.tokens(length)} tokens: accuracy by block size at density {1 - sparsity:.3g}"
             name = f"blocks_{length}_{sparsity:g}{number}{picture_rows.prompts_suffix(members)}.png"
             paths.append(style.save(draw(shown, BLOCKS, title, device), folder / name))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.report.at_request import at_request
 from harness.report.figures import picture_rows, style
-from harness.report.figures.trend import Trend, draw
+from harness.report.figures.trend import Trend, draw, has_line
 from harness.report.rows import Row
 
 LENGTHS = Trend("length", "length (tokens)", style.tokens)
@@ -15,7 +15,7 @@ LENGTHS = Trend("length", "length (tokens)", style.tokens)
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `lengths.png` for the sparsity with most points (the nearest to 0.9 of those), one picture per model and
-    device. Nothing is written where no method was measured at two lengths or more at the density asked for."""
+    device. Nothing is written where no line of a method has two lengths at the density asked for."""
     sets = picture_rows.by_model(rows)
     paths, numbers = [], picture_rows.numbers(sets)
     for key, members in sorted(sets.items()):
@@ -24,6 +24,8 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
             continue
         sparsity = picture_rows.usual_sparsity(row.sparsity for row in sparse)
         shown = [row for row in members if row.is_baseline or row.sparsity == sparsity]
+        if not has_line(shown, LENGTHS):
+            continue
         number = f"_{numbers[key]}" if len(set(numbers.values())) > 1 else ""
         title = f"{key[0]}: accuracy by length at density {1 - sparsity:.3g}"
         name = f"lengths{number}{picture_rows.prompts_suffix(members)}.png"

@@ -24,8 +24,8 @@ LEGEND = 0.9
 """Inches of what stands beside the names next to the panels: line, marker and margins."""
 LONGEST_SLUG = 60
 """Letters that a name has in the name of a file."""
-LONGEST = 26
-"""Letters of a name that leave a panel room for its lines."""
+LONGEST, LONGEST_OF_SEVERAL = 26, 14
+"""Letters of a name that leave a panel room for its lines, alone or beside other panels."""
 
 Place = tuple[int, Axis]
 """The length and the cost of a panel."""
@@ -121,8 +121,10 @@ def _grid(lengths: Sequence[int], kinds: Sequence[Axis]) -> list[list[Place]]:
 def _needs_legend(rows: Sequence[Row], axis: Axis) -> bool:
     """Return whether methods or lines are too many, or their names too long, to stand at the lines."""
     lines = lines_of(line_rows(rows, with_native=False), axis)
+    alone = len({row.length for row in rows}) == 1 and len(axes_of(rows)) == 1
+    longest = LONGEST if alone else LONGEST_OF_SEVERAL
     methods = {row.method for row in rows if not row.is_baseline}
-    return max(len(methods), len(lines)) > style.MANY or max(map(len, lines), default=0) > LONGEST
+    return max(len(methods), len(lines)) > style.MANY or max(map(len, lines), default=0) > longest
 
 
 def _draw_legend(figure: Figure, rows: Sequence[Row], axis: Axis, looks: Looks, dashes: Mapping[str, style.Dash]) -> None:

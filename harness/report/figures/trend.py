@@ -39,6 +39,13 @@ Point = tuple[int, Row]
 """A value on the x axis, and the row there."""
 
 
+def has_line(rows: Sequence[Row], trend: Trend) -> bool:
+    """Return whether a line of a method has two points at the density asked for."""
+    sparse = [row for row in at_request(rows).averages if not row.is_baseline]
+    lines = rows_by_line(sparse, along=trend.setting, beside=rows)
+    return any(len({trend.value(row) for row in members}) > 1 for members in lines.values())
+
+
 def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
     """Return the figure for average rows of one model and device. A dense row without a value of the setting (it has no block
     size) holds at every value. Rows off the density asked for, and a method with one point, which is no line, are left out; the
