@@ -7,6 +7,7 @@ are `off_density` are compared with nothing.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ from typing import Any
 from harness.report.averages import mean_score
 from harness.report.density_match import arm_but_numbers, neighbour_of, prefill_request
 from harness.report.rescored import with_answers, without_claims
-from harness.report.rows import Answer, Row
+from harness.report.rows import Answer, Perplexity, Row
+from harness.stats import bootstrap
 from harness.study.matching import Match
 from harness.study.schema import Status
 from harness.study.verdict import Score
@@ -71,12 +73,15 @@ def is_interpolated(row: Row) -> bool:
 
 def interpolated(lower: Row, upper: Row, tasks: Sequence[Row]) -> Row:
     """Return the average at the request between those of a lower and a higher density. tasks: the interpolated rows of single
-    tasks; without any the averages' own numbers are interpolated. Times are of neither."""
-    score = mean_score(tasks) if tasks else _score_between(lower, upper, _weight(lower, upper))
+    tasks; without any the averages' own numbers are interpolated, and of rows of perplexity the loss. Times are of neither."""
+    weight, score = _weight(lower, upper), None
+    if lower.score is not None and upper.score is not None:
+        score = mean_score(tasks) if tasks else _score_between(lower, upper, weight)
     samples = sum(row.samples or 0 for row in tasks) if tasks else lower.samples
     return replace(
         _between(lower, upper),
         score=score,
+        perplexity=_perplexity_between(lower.perplexity, upper.perplexity, weight),
         samples=samples,
         density=prefill_request(lower),
         reason=f"interpolated between densities {lower.density or 0.0:.4f} and {upper.density or 0.0:.4f}",
@@ -140,3 +145,19 @@ def _score_between(lower: Row, upper: Row, weight: float) -> Score:
         between(low.accuracy_low, high.accuracy_low),
         between(low.accuracy_high, high.accuracy_high),
     )
+
+
+def _perplexity_between(lower: Perplexity | None, upper: Perplexity | None, weight: float) -> Perplexity | None:
+    """Return the perplexity whose loss is between those of two rows, its interval likewise; compared with nothing."""
+    if lower is None or upper is None:
+        return None
+
+    def between(one: float | None, other: float | None) -> float | None:
+        if one is None or other is None:
+            return None
+        return math.exp((1 - weight) * math.log(one) + weight * math.log(other))
+
+    loss = (1 - weight) * lower.nll + weight * upper.nll
+    low, high = between(lower.perplexity_low, upper.perplexity_low), between(lower.perplexity_high, upper.perplexity_high)
+    tokens_s = (1 - weight) * lower.tokens_s + weight * upper.tokens_s
+    return Perplexity(loss, bootstrap.perplexity(loss), low, high, tokens_s)

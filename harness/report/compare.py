@@ -128,7 +128,7 @@ def comparisons(store: Store, name: str) -> Comparisons:
     if not pairs:
         raise UserError(
             f"job.to={name}: no other line has accuracies of the same samples at a sparsity of {beside}: nothing to compare"
-            + _off_request(left_out)
+            + (f": {off}" if (off := _off_request(left_out)) else "")
         )
     pairs.sort(key=lambda p: (p.model, p.device, p.question, p.length, p.prompt_set, p.sparsity, -p.difference))
     return Comparisons(pairs, left_out)
@@ -180,19 +180,17 @@ def _line_called(name: str, lines: Sequence[str], left_out: Sequence[LeftOut]) -
     fit = [line for line in lines if line == name] or [line for line in lines if name in line]
     if len(fit) == 1:
         return fit[0]
-    problem = f"{len(fit)} lines have that in their names" if fit else "the study has no such line"
-    off = "" if fit else _off_request([off for off in left_out if name in off.line])
+    off = _off_request([average for average in left_out if name in average.line])
     if not fit and not lines:
-        raise UserError(f"job.to={name}: the study has no line at a density asked for{off}")
-    raise UserError(f"job.to={name}: {problem}; name one of: {', '.join(fit or lines)}{off}")
+        raise UserError(f"job.to={name}: the study has no rows at a density asked for{f': {off}' if off else ''}")
+    problem = f"{len(fit)} lines have that in their names" if fit else off or "the study has no such line"
+    raise UserError(f"job.to={name}: {problem}; name one of: {', '.join(fit or lines)}")
 
 
 def _off_request(left_out: Sequence[LeftOut]) -> str:
-    """Return how many rows are off the density asked for, as errors end; nothing where none is."""
-    if not left_out:
-        return ""
-    names = ", ".join(sorted({off.line for off in left_out}))
-    return f" ({len(left_out)} rows are off the density asked for and compare with nothing: {names})"
+    """Return that rows are off the density asked for, and whose; nothing where none is."""
+    names = ", ".join(sorted({average.line for average in left_out}))
+    return f"rows of {names} are off the density asked for and compare with nothing" if left_out else ""
 
 
 def _by_sparsity(members: Sequence[_LineRow]) -> dict[float | None, _LineRow]:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from harness.report.at_request import at_request
 from harness.report.figures import style
 from harness.report.figures.picture_rows import usual_sparsity
 from harness.report.lines import rows_by_line
@@ -96,13 +97,13 @@ def draw(rows: Sequence[Row]) -> Figure:
 def _at_one_sparsity(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Return dense attention and the rows at the sparsity with most points, of those the nearest to 0.9, and the rows that are
     off it; all rows where none was asked for one."""
-    at_request = [row for row in rows if row.is_baseline or not off_density(row)]
-    sparsities = [row.sparsity for row in at_request if not row.is_baseline and row.sparsity is not None]
+    compared = at_request(rows)
+    sparsities = [row.sparsity for row in compared.averages if not row.is_baseline and row.sparsity is not None]
     if not sparsities:
-        return at_request, [row for row in rows if off_density(row)]
+        return compared.averages, compared.left_out
     sparsity = usual_sparsity(sparsities)
-    left_out = [row for row in rows if off_density(row) and row.sparsity == sparsity]
-    return [row for row in at_request if row.is_baseline or row.sparsity == sparsity], left_out
+    shown = [row for row in compared.averages if row.is_baseline or row.sparsity == sparsity]
+    return shown, [row for row in compared.left_out if row.sparsity == sparsity]
 
 
 def _sparsity_of(rows: Sequence[Row]) -> float | None:

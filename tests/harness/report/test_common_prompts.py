@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from math import exp
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,10 @@ from harness.report.figures.by_length import LENGTHS
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.lines import rows_by_line
 from harness.report.prompt_sets import prompt_sets
-from harness.report.rows import Row
+from harness.report.rows import Perplexity, Row
 from harness.report.terminal.accuracy_table import show_rows
 from harness.stats.paired import mean_difference
+from harness.study.columns import PERPLEXITY
 from harness.study.identity import ArmIdentity
 from harness.study.matching import Match
 from harness.study.store import Store
@@ -151,9 +153,7 @@ def test_rows_off_the_density_are_compared_with_nothing(tmp_path: Path) -> None:
     record_cell(store, DENSE, "one", EASY)
     assert {pair.line for pair in comparisons(store, "a").pairs} == {"b"}
     assert [average.line for average in comparisons(store, "a").left_out] == ["off"]
-    with pytest.raises(
-        UserError, match=r"no such line.*\(1 rows are off the density asked for and compare with nothing: off\)"
-    ):
+    with pytest.raises(UserError, match="rows of off are off the density asked for and compare with nothing; name one of"):
         comparisons(store, "off")
     table = shown(leaderboard_rows(store))
     assert "0.120≠" in table and "≠ more than 2 % off" in table
@@ -189,3 +189,24 @@ def test_a_picture_by_task_leaves_out_what_is_off(tmp_path: Path) -> None:
         rows += [row(method, 0.0 if method == "full" else 0.8, 2048, 0.4, task=t, **of) for t in ("vt", "cwe", "qa_1", "avg")]
     (axes,) = methods_by_task.draw(rows, "tiny", "cpu (x)").axes
     assert [t.get_text() for t in axes.get_xticklabels()] == ["full", "a", "b"]
+
+
+def test_perplexities_of_neighbours_are_interpolated_in_their_losses() -> None:
+    rows = [
+        row(
+            "whole",
+            0.9,
+            4096,
+            None,
+            task=PERPLEXITY,
+            density=density,
+            match=Match.NEAREST,
+            knobs={"k": k},
+            perplexity=Perplexity(loss, exp(loss), exp(loss - 1), None, 1.0),
+        )
+        for k, (density, loss) in enumerate(((0.08, 3.0), (0.13, 2.0)))
+    ]
+    (between,) = at_request(rows).averages
+    measured = between.perplexity
+    assert measured is not None and between.score is None and measured.perplexity_high is None
+    assert [measured.perplexity, measured.perplexity_low] == pytest.approx([exp(2.6), exp(1.6)])
