@@ -7,15 +7,13 @@ from pathlib import Path
 
 from harness.arms.build import RunnableArm
 from harness.measure.former_identity import as_recorded
-from harness.models.source import BUNDLED
 from harness.study.identity import ArmIdentity, Decoding, Setting
-from harness.study.provenance import file_hash
 from harness.study.store import Store
 
 RESULTS = Path(__file__).resolve().parents[3] / "results"
 
 
-def test_a_published_study_knows_the_gates_that_ship(tmp_path: Path) -> None:
+def test_a_published_study_knows_its_gates(tmp_path: Path) -> None:
     """Its rows are among the oldest there are: of fewer knobs than today's."""
     store = Store(RESULTS / "bundled_cpu")
     recorded = next(cell["identity"] for cell in store.cells.read() if cell["identity"]["method"] == "seer")
@@ -27,7 +25,7 @@ def test_a_published_study_knows_the_gates_that_ship(tmp_path: Path) -> None:
         {"threshold": 0.5},
         recorded["block_size"],
         recorded["kernel"],
-        file_hash(BUNDLED / "gates-64.safetensors"),
+        recorded["weights_hash"],
     )
     arm = RunnableArm(replace(former, weights_hash="of the tensors"), None, former=former)
     assert as_recorded(store, arm).identity == former
