@@ -8,7 +8,7 @@ from functools import partial
 from harness.arms.build import RunnableArm
 from harness.arms.calibration import densities_of
 from harness.measure.context import RunContext
-from harness.measure.knob_values import PromptSource, densities_text
+from harness.measure.knob_values import PromptSource, by_task
 from harness.study.identity import digest
 from harness.study.matching import match_of
 from harness.study.provenance import now
@@ -63,15 +63,15 @@ def measure_densities(context: RunContext, arm: RunnableArm, source: PromptSourc
         )
         record = recorded(context.store.arm_densities, key)
         assert record is not None
-    context.console.print(_line(arm, record), markup=False, highlight=False, soft_wrap=True)
+    for line in (_line(arm, record), *by_task(record["tasks"])):
+        context.console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
 def _line(arm: RunnableArm, record: Record) -> str:
-    """Return what an arm reached, in one line."""
+    """Return what an arm reached over all tasks, in one line."""
     sparsity = arm.identity.sparsity
     match = match_of(sparsity, record["density"], neighbour=arm.neighbour)
     asked = "" if sparsity is None else f" for {1 - sparsity:.4g} ({match})"
-    tasks = f": {densities_text(record['tasks'])}" if len(record["tasks"]) > 1 else ""
     where = f"{record['prompts']} prompts of {arm.identity.setting.length} tokens"
-    return f"{arm.identity.method}: density {record['density']:.4f}{asked} on {where}{tasks}"
+    return f"{arm.identity.method}: density {record['density']:.4f}{asked} on {where}"

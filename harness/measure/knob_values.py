@@ -104,7 +104,8 @@ def _search_record(context: RunContext, settings: Settings, arm: RunnableArm, kn
         return record
     if (shipped := shipped_record(weights_folder(settings.model, context.loaded), key)) is not None:
         records.append(replace(shipped, run=context.run.run, shipped=True))
-        context.say(f"{arm.identity.method}: {_numbers(asdict(shipped))}, as it ships with the model")
+        for line in (f"{arm.identity.method}: {_numbers(asdict(shipped))} (ships with the model)", *by_task(shipped.tasks)):
+            context.say(line)
     else:
         calibrated = _searched(context, arm, knob, source)
         records.append(_record(context, key, identity, knob, 1 - arm.method.sparsity, calibrated))
@@ -168,9 +169,8 @@ def _record(
 def _tell(context: RunContext, arm: RunnableArm, record: Record) -> None:
     """Say what a search reached and cost, and whether that is what was asked for."""
     cost = f"{record['prefills']} prefills of {record['prompts']} prompts, {record['seconds']:.1f} s"
-    context.console.print(
-        f"{arm.identity.method}: {_numbers(record)} ({cost})", style="dim", markup=False, highlight=False, soft_wrap=True
-    )
+    for line in (f"{arm.identity.method}: {_numbers(record)} ({cost})", *by_task(record["tasks"])):
+        context.console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
     if _matches(arm, record["density"]):
         return
     if record["neighbour"] is not None:
@@ -186,17 +186,21 @@ def _tell(context: RunContext, arm: RunnableArm, record: Record) -> None:
 
 
 def _numbers(record: Mapping[str, Any]) -> str:
-    """Return a knob's value with the density that it gave, of all tasks and of each."""
-    text = f"{record['knob']}={record['value']:.4g} gives density {record['density']:.4g}"
-    return f"{text}: {densities_text(record['tasks'])}" if len(record["tasks"]) > 1 else text
+    """Return a knob's value with the density that it gave."""
+    return f"{record['knob']}={record['value']:.4g} gives density {record['density']:.4g}"
+
+
+def by_task(tasks: Mapping[str, float]) -> list[str]:
+    """Return a further line with the densities of several tasks; none for one."""
+    return [f"  by task: {densities_text(tasks)}"] if len(tasks) > 1 else []
 
 
 def densities_text(tasks: Mapping[str, float]) -> str:
     """Return densities by task in one line."""
     if len(tasks) <= TASKS_SHOWN:
-        return ", ".join(f"{task} {density:.3g}" for task, density in tasks.items())
+        return ", ".join(f"{task} {density:.3f}" for task, density in tasks.items())
     low, high = min(tasks.values()), max(tasks.values())
-    return f"from {low:.3g} to {high:.3g} in {len(tasks)} tasks"
+    return f"from {low:.3f} to {high:.3f} in {len(tasks)} tasks"
 
 
 def _matches(arm: RunnableArm, density: float) -> bool:

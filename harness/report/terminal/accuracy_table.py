@@ -40,7 +40,10 @@ HEADINGS = (
 """Columns of the table of arms; times are per attention layer call. Δ dense, in points, and p (after Holm, over all averages of
 the model and length) compare with dense on the same samples; ✓: shown to lose less than the margin."""
 INTERVAL = 13
-"""Characters of a column of accuracies with their intervals; where there is no room for them, they stay in the leaderboard."""
+"""Characters of a column of accuracies with their intervals, and the space after it. Where there is no room for intervals, they
+stay in the leaderboard."""
+SCORE = 5
+"""Characters of an accuracy in per cent."""
 FEW = 8
 """Up to so many arms, their tasks are shown one by one too."""
 
@@ -98,7 +101,7 @@ def _alone(rows: Sequence[Row], compared: Sequence[Row]) -> list[Row]:
 
 def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     """Print accuracy (mean over tasks) and times, a line per arm; columns that nobody measured are left out."""
-    table = formats.plain_table(f"{rows[0].model} on {rows[0].device}{question_title(rows[0].question)}{_prompts(rows)}")
+    table = formats.PlainTable(f"{rows[0].model} on {rows[0].device}{question_title(rows[0].question)}{_prompts(rows)}")
     names = line_names(rows)
     counts_differ = len({row.tasks for row in rows if row.task == AVERAGE}) > 1
     only_masses = all(row.score is None and row.times is None for row in rows)
@@ -109,7 +112,8 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     filled = [any(column) for column in zip(*lines, strict=True)]
     for heading, show in zip(HEADINGS, filled, strict=True):
         if show:
-            table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+            named = heading == "method"  # a long name takes several lines rather than the room of headings
+            table.add_column(heading, justify="left" if named else "right", no_wrap=not named)
     for line in lines:
         table.add_row(*(cell for cell, show in zip(line, filled, strict=True) if show))
     console.print(table)
@@ -117,15 +121,20 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     for match in (match for match in MARKS if match in marked):
         console.print(f"{MARKS[match]} {MEANINGS[match]}", style="yellow", highlight=False, soft_wrap=True)
     if margin := next((row.margin for row in rows if row.margin is not None), None):
-        text = f"✓ loses less than {100 * margin:g} points to dense, shown at 95 % (margin={margin:g}); p after Holm"
-        console.print(text, style="dim", highlight=False, soft_wrap=True)
+        console.print(verdict_note(rows, margin), style="dim", highlight=False, soft_wrap=True)
     console.print()
 
 
-def _prompts(rows: Sequence[Row]) -> str:
-    """Return ", N prompts" for the rows of a table that have accuracies: the same ones at each length."""
-    counts = [row.samples for row in rows if row.task == AVERAGE and row.score is not None]
-    return f", {count_range(counts, '–')} prompts" if counts else ""
+def verdict_note(rows: Sequence[Row], margin: float) -> str:
+    """Return what ✓ means where a row has one, else that none is shown to lose less than the margin."""
+    claim = f"to lose less than {100 * margin:g} points (margin={margin:g}); p is Holm's"
+    return f"{'✓' if any(row.noninferior for row in rows) else 'no row is'} shown at 95 % {claim}"
+
+
+def _prompts(rows: Sequence[Row], each: str = "") -> str:
+    """Return ", N prompts" for the rows of a table that have accuracies: the same ones at each length. each: said after it."""
+    counts = [row.samples for row in rows if row.score is not None and row.task != ""]
+    return f", {count_range(counts, '–')} prompts{each}" if counts else ""
 
 
 def _cells(row: Row, *, with_count: bool) -> tuple[str | Text, ...]:
@@ -162,16 +171,18 @@ def _show_tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) 
         return
     room = console.width - max(map(len, tasks)) - 1
     full = room >= INTERVAL * len(groups)
-    interval = ", with its 95 % interval" if full else ""
+    prompt_set = averages[0].prompt_set
+    by_task = {(row.group, row.task): row for row in rows if row.prompt_set in (prompt_set, "")}
+    interval = ", 95 % intervals" if full else ""
+    prompts = _prompts([row for row in by_task.values() if row.group in groups], " a task")
     question = question_title(averages[0].question)
-    table = formats.plain_table(f"{averages[0].model}: accuracy (%) by task{interval}{question}")
+    table = formats.PlainTable(f"{averages[0].model}: accuracy (%) by task{interval}{prompts}{question}")
     table.add_column("task", no_wrap=True)
     for row in groups.values():
         length = f"{formats.tokens(row.length)} tokens" if full else formats.tokens(row.length)
-        density = f" {_density(row)}" if row.sparsity else ""
-        table.add_column(formats.heading(f"{names[id(row)]}{density}", length), justify="right", no_wrap=True)
-    prompt_set = averages[0].prompt_set
-    by_task = {(row.group, row.task): row for row in rows if row.prompt_set in (prompt_set, "")}
+        density = f"density {_density(row)}" if row.sparsity else ""
+        heading = formats.heading(names[id(row)], *filter(None, (density, length)))
+        table.add_column(heading, justify="right", vertical="bottom", min_width=INTERVAL - 1 if full else SCORE)
     by_task |= {(row.group, AVERAGE): row for row in groups.values()}
     for task in [*tasks, AVERAGE]:
         cells = [by_task.get((group, task)) for group in groups]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -11,7 +11,18 @@ from harness.core.printable import printable
 
 
 class PlainTable(Table):
-    """A table whose cells are shown as they are, each in one line: names are data. A cell of several styles is a Text."""
+    """A table whose cells are shown as they are, each in one line: names are data. A cell of several styles is a Text.
+    Its caption stands above it and may be wider than the table, which rich's own title may not."""
+
+    def __init__(self, above: str) -> None:
+        """Make a table without lines, so that it fits a terminal of 80 columns. above: its caption."""
+        super().__init__(box=None, padding=(0, 1, 0, 0), header_style="dim")
+        self.above = Text(printable(above), style="bold")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the caption and the table."""
+        yield self.above
+        yield from super().__rich_console__(console, options)
 
     def add_row(self, *cells: RenderableType | None, style: str | Style | None = None, end_section: bool = False) -> None:
         """Add a row."""
@@ -19,21 +30,14 @@ class PlainTable(Table):
         super().add_row(*texts, style=style, end_section=end_section)
 
 
-def plain_table(title: str) -> PlainTable:
-    """Return a table without lines, so that it fits a terminal of 80 columns."""
-    return PlainTable(
-        title=Text(printable(title), style="bold"), box=None, padding=(0, 1, 0, 0), title_justify="left", header_style="dim"
-    )
-
-
 def with_interval(value: str, interval: str) -> Text:
     """Return a cell that holds a number and, dim beside it, its interval."""
     return Text.assemble(value, " ", (interval, "dim"))
 
 
-def heading(name: str, detail: str) -> Text:
-    """Return the heading of a column that is called by a name, with something about it below."""
-    return Text(f"{printable(name)}\n{printable(detail)}")
+def heading(name: str, *details: str) -> Text:
+    """Return the heading of a column that is called by a name, with what else it is told apart by below, a line each."""
+    return Text("\n".join(map(printable, (name, *details))))
 
 
 def number(value: float | None, form: str) -> str:

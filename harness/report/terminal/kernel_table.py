@@ -55,7 +55,7 @@ def _longest(rows: Sequence[KernelRow]) -> list[KernelRow]:
 
 
 def _table(rows: Sequence[KernelRow]) -> Table:
-    table = formats.plain_table(f"{rows[0].shape} on {rows[0].device}")
+    table = formats.PlainTable(f"{rows[0].shape} on {rows[0].device}")
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=True)
     for row in rows:

@@ -19,7 +19,7 @@ def show_perplexities(console: Console, rows: Sequence[Row]) -> None:
     if not rows:
         return
     texts = ", ".join(sorted({row.haystack for row in rows}))
-    table = formats.plain_table(f"perplexity of {rows[0].model} on {texts}, with its 95 % interval")
+    table = formats.PlainTable(f"perplexity of {rows[0].model} on {texts}, with its 95 % interval")
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     names = line_names(rows)

@@ -95,7 +95,10 @@ def test_densities_are_told_without_an_answer(
     out = " ".join(capsys.readouterr().out.split())
     found, formula = records(tmp_path, "arm_densities")
     assert found["density"] == pytest.approx(records(tmp_path, "calibrations")[0]["density"]) and formula["knobs"] is not None
-    assert f"block_topk: density {formula['density']:.4f} for 0.3 (matched) on 4 prompts of 1024 tokens: niah_single_1" in out
+    assert (
+        f"block_topk: density {formula['density']:.4f} for 0.3 (matched) on 4 prompts of 1024 tokens by task: niah_single_1"
+        in out
+    )
     assert set(found["tasks"]) == {"niah_single_1", "niah_multikey_1"}
     assert not records(tmp_path, "samples") and not records(tmp_path, "cells")
     assert command(*arguments) == 0 and len(records(tmp_path, "arm_densities")) == 2
@@ -203,5 +206,5 @@ def test_both_are_refused(command: Command, toy: list[str], capsys: pytest.Captu
 
 
 def test_many_tasks_are_told_by_their_range() -> None:
-    assert densities_text({"vt": 0.1234, "cwe": 0.2}) == "vt 0.123, cwe 0.2"
-    assert densities_text({str(n): n / 100 for n in range(1, 21)}) == "from 0.01 to 0.2 in 20 tasks"
+    assert densities_text({"vt": 0.1234, "cwe": 0.2}) == "vt 0.123, cwe 0.200"
+    assert densities_text({str(n): n / 100 for n in range(1, 21)}) == "from 0.010 to 0.200 in 20 tasks"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
 from harness.report.rows import Row
-from harness.report.terminal.accuracy_table import show_rows
+from harness.report.terminal.accuracy_table import show_rows, verdict_note
 from harness.study.columns import AVERAGE
 from tests.harness.report.support import make_row
 
@@ -45,6 +46,27 @@ def test_intervals_go_where_they_do_not_fit() -> None:
     lines = [line for line in many.splitlines() if line.startswith("vt")]
     assert lines and lines[0].split() == ["vt"] + 8 * ["75.0"], "all lengths, all tasks' names"
     assert "…" not in many
+
+
+def test_long_names_take_lines_of_their_own() -> None:
+    """Neither headings nor numbers are cut at 80 columns, and a caption stands in one line."""
+    method = "a_method_with_a_long_name (as released)"
+    rows = [
+        make_row(method, 0.9, 4096, 0.75, task=task, group="g", arm="a", tasks=1 if task == AVERAGE else None)
+        for task in ("vt", AVERAGE)
+    ]
+    text = shown([*study([4096], "bundled"), *rows])
+    assert "…" not in text and all(len(line) <= 80 for line in text.splitlines())
+    assert any("by task" in line and "prompts a task" in line for line in text.splitlines())
+    assert "density 0.1" in text, "a number above a column says what it is"
+
+
+def test_the_mark_is_explained_where_it_stands() -> None:
+    """A legend of ✓ below rows that have none reads as their verdict."""
+    row = make_row("m", 0.9, 4096, 0.75, task=AVERAGE, tasks=1)
+    lost, equal = (replace(row, noninferior=noninferior) for noninferior in (False, True))
+    assert verdict_note([lost, equal], 0.02).startswith("✓ shown at 95 % to lose less than 2 points")
+    assert verdict_note([lost], 0.02).startswith("no row is shown at 95 %")
 
 
 def test_the_same_task_of_other_data_stands_apart() -> None:
