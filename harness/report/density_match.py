@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from harness.core.method_facts import method_facts
 from harness.report.csv_file import value_text
 from harness.report.row_texts import decode_text
 from harness.report.rows import Row, is_number
@@ -67,8 +68,14 @@ def neighbour_of(row: Row, rows: Iterable[Row]) -> Row | None:
 
 
 def arm_but_numbers(row: Row) -> tuple[Any, ...]:
-    """Return what the rows of two whole numbers beside a request agree in: everything but the numbers among their knobs."""
-    rule = tuple((name, value_text(value)) for name, value in row.knobs.items() if not is_number(value))
+    """Return what the rows of two whole numbers beside a request agree in: everything but the knob that was searched, or the
+    numbers among their knobs where the method is of another version, which doesn't say what it searches."""
+    searched = method_facts(row.method).searched
+    rule = tuple(
+        (name, value_text(value))
+        for name, value in row.knobs.items()
+        if (name not in searched if searched else not is_number(value))
+    )
     setting = (row.model, row.method, row.sparsity, row.length, row.seed, row.dtype, row.block_size, row.device)
     return rule, *setting, decode_text(row.decode), row.question, row.haystack, row.task, row.tasks, row.prompt_set
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.report.at_request import at_request
 from harness.report.density_match import judge_densities
 from harness.report.leaderboard import leaderboard_rows
 from harness.study.identity import ArmIdentity
@@ -50,6 +51,20 @@ def test_a_neighbour_is_nearest_beside_one_on_the_other_side(densities: tuple[fl
     assert {r.match for r in judge_densities([replace(r, neighbour=False) for r in rows])} <= {"matched", "off_density"}
     apart = [replace(r, seed=i) for i, r in enumerate(rows)]
     assert Match.NEAREST not in [r.match for r in judge_densities(apart)], "of other samples it is no neighbour"
+
+
+def test_arms_of_other_knobs_are_no_neighbours() -> None:
+    """With no full rows two whole numbers miss the request, with one row the number above alone does; neither stands for the
+    other's."""
+    places = ((0, 1, 0.09), (0, 2, 0.12), (1, 2, 0.13))
+    rows = [
+        row("seer", 0.9, 4096, 0.5, knobs={"last": last, "blocks": blocks}, density=density, neighbour=True)
+        for last, blocks, density in places
+    ]
+    judged = judge_densities(rows)
+    assert [r.match for r in judged] == [Match.NEAREST, Match.NEAREST, Match.OFF_DENSITY]
+    matched = replace(judged[2], density=0.1, match=Match.MATCHED)
+    assert len(at_request([*judged[:2], matched]).averages) == 2, "a matched row of another arm doesn't stand for neighbours"
 
 
 def test_a_sparsity_at_decode_is_a_request_of_its_own() -> None:

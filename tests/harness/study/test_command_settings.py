@@ -112,7 +112,8 @@ def test_an_arm_of_today_is_composed_again(name: str, sparsity: str) -> None:
 
 @pytest.mark.parametrize("name", methods.names())
 def test_the_facts_of_a_method_name_what_it_searches(name: str) -> None:
-    knobs = {"selection": "threshold"} if "selection" in methods.registry.knobs(name) else {}
+    rules = {"selection": "threshold", "dense_first": True}  # of methods that search under them alone
+    knobs = {knob: value for knob, value in rules.items() if knob in methods.registry.knobs(name)}
     method = methods.build(name, sparsity=None if methods.get(name).family == "none" else 0.5, **knobs)
     knob, facts = method.calibrates(), method_facts(name)
     assert (knob.name in facts.searched) if knob else not facts.searched
