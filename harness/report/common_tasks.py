@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.report.density_match import judge_densities
-from harness.report.prompt_sets import Prompts, PromptSet, prompt_sets
+from harness.report.prompt_sets import Prompts, prompt_sets, titles
 from harness.report.rescored import average_of, task_on
 from harness.report.rows import Row
 from harness.study.columns import AVERAGE
@@ -66,7 +66,7 @@ def _compare_panel(panel: Sequence[Row], task_rows: TasksOf, compared: Compared)
     sets = prompt_sets(sparse, {group: prompts for group, prompts in seen.items() if group not in sparse})
     placed = {group for prompt_set in sets for group in prompt_set.arms}
     compared.left_out.extend([*left_out, *(row for group, row in arms.items() if group not in placed)])
-    for prompt_set, title in zip(sets, _titles(sets), strict=True):
+    for prompt_set, title in zip(sets, titles(sets, "prompt"), strict=True):
         averages = []
         for average in (row for group, row in arms.items() if group in prompt_set.arms):
             tasks = [task_on(row, prompt_set.prompts) for row in by_group[average.group]]
@@ -88,16 +88,6 @@ def _on_common_tasks(panel: Sequence[Row], task_rows: TasksOf) -> tuple[dict[str
         if sets[row.group] >= common
     }
     return by_group, [row for row in panel if row.group not in by_group]
-
-
-def _titles(sets: Sequence[PromptSet]) -> list[str]:
-    """Return what sets of prompts are called: the first nothing, the others by how many prompts they have."""
-    titles = [""]
-    for prompt_set in sets[1:]:
-        title = f"{len(prompt_set.prompts)} prompts"
-        number = sum(known == title or known.startswith(f"{title} (") for known in titles) + 1
-        titles.append(f"{title} ({number})" if number > 1 else title)
-    return titles[: len(sets)]
 
 
 def _by_group(rows: Sequence[Row]) -> tuple[TasksOf, list[Row]]:

@@ -25,7 +25,11 @@ def perplexity_rows(records: StudyRecords) -> list[Row]:
 def _row(cell: Record, records: StudyRecords) -> Row:
     documents = records.documents_of(cell)
     row = cell_row(cell, records, documents)
-    row = replace(row, settings=(*row.settings, *document_settings(cell["identity"], len(documents))))
+    row = replace(
+        row,
+        settings=(*row.settings, *document_settings(cell["identity"], len(documents))),
+        documents={document["index"]: document for document in documents},
+    )
     if cell["identity"]["kernel"] is not None and documents:
         row = replace(
             row,

@@ -46,6 +46,17 @@ def prompt_sets(sparse: Mapping[str, Prompts], baselines: Mapping[str, Prompts])
     return sets
 
 
+def titles(sets: Sequence[PromptSet], unit: str) -> list[str]:
+    """Return what sets of prompts are called: the first nothing, the others by how many prompts they have. unit: the
+    word for one of those."""
+    titles = [""]
+    for prompt_set in sets[1:]:
+        title = f"{len(prompt_set.prompts)} {unit}{'s' if len(prompt_set.prompts) > 1 else ''}"
+        number = sum(known == title or known.startswith(f"{title} (") for known in titles) + 1
+        titles.append(f"{title} ({number})" if number > 1 else title)
+    return titles[: len(sets)]
+
+
 def _common(arms: Mapping[str, Prompts], baselines: Mapping[str, Prompts]) -> Prompts:
     """Return the prompts to compare arms on: those of all arms, with dense attention if they are enough, or without."""
     votes = Counter(arms.values())

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from harness.study.full_rows import FullRows
 from harness.study.matching import Match
 from harness.study.schema import Status
+from harness.study.store import Record
 from harness.study.verdict import Score
 
 KnobValue = bool | int | float | str | None
@@ -119,7 +120,8 @@ class Row:
     keep some (`harness.study.full_rows`). settings: those that measure it again (`harness.study.command_settings`).
 
     answers: of a row of a single task, those to its prompts by index. samples_seen: equal for rows whose prompts are equal
-    wherever their indices are. prompt_set: see `harness.report.common_tasks`.
+    wherever their indices are. documents: of a row of perplexity, their records by index. prompt_set: see
+    `harness.report.common_tasks`, of a row of perplexity `harness.report.common_documents`.
     """
 
     study: str
@@ -163,6 +165,7 @@ class Row:
     prompt_set: str = ""
     samples_seen: str = ""
     answers: Mapping[int, Answer] = field(default_factory=dict, repr=False, compare=False)
+    documents: Mapping[int, Record] = field(default_factory=dict, repr=False, compare=False)
     full_rows: FullRows | None = None
     settings: tuple[str, ...] = ()
 

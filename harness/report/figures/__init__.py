@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.report.rows import Row
 
 PICTURES = re.compile(
-    r"((pareto|accuracy|lengths|by_task|perplexity)(_\d+)?|blocks_\d+_0\.\d+(_\d+)?|tasks)(_\d+-prompts(-\d+)?)?\.png"
+    r"((pareto|accuracy|lengths|by_task|perplexity)(_\d+)?|blocks_\d+_0\.\d+(_\d+)?|tasks)(_\d+-(prompt|document)s?(-\d+)?)?\.png"
 )
 """The names of pictures that are made of the rows of a study alone."""
 

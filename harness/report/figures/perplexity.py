@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from harness.report.at_request import at_request
+from harness.report.common_documents import on_common_documents
 from harness.report.figures import style
-from harness.report.figures.picture_rows import usual_sparsity
+from harness.report.figures.picture_rows import prompts_suffix, usual_sparsity
 from harness.report.lines import rows_by_line
 from harness.report.notes import count_range, off_density, request_note
 from harness.report.rows import Perplexity, Row
@@ -61,21 +62,22 @@ class Line:
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write `perplexity.png`, one picture for each model, device and text, numbered from the second on."""
-    sets: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.task == PERPLEXITY and row.perplexity is not None:
-            sets[row.model, row.device, row.haystack].append(row)
-    paths = []
-    for number, (_, members) in enumerate(sorted(sets.items(), key=lambda item: item[0])):
-        path = folder / (f"perplexity_{number}.png" if number else "perplexity.png")
-        paths.append(style.save(draw(members), path))
+    """Write `perplexity.png`, one picture for each model, device and text, numbered from the second on, and one for each set of
+    documents beside the main one."""
+    sets: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
+    for row in on_common_documents([row for row in rows if row.task == PERPLEXITY and row.perplexity is not None]):
+        sets[row.model, row.device, row.haystack, row.prompt_set].append(row)
+    paths, texts = [], sorted({key[:3] for key in sets})
+    for key, members in sorted(sets.items(), key=lambda item: item[0]):
+        number = texts.index(key[:3])
+        suffix = (f"_{number}" if number else "") + prompts_suffix(members)
+        paths.append(style.save(draw(members), folder / f"perplexity{suffix}.png"))
     return paths
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Return the figure for rows of one model, device and text. Rows off the density asked for are left out by length, and by
-    density small, hollow and off the line."""
+    """Return the figure for rows of one model, device and text, those of a length on the same documents. Rows off the density
+    asked for are left out by length, and by density small, hollow and off the line."""
     along: Along = "length" if len({row.length for row in rows}) > 1 else "density"
     compared, left_out = _at_one_sparsity(rows) if along == "length" else (list(rows), [])
     shown, sparsity = compared, _sparsity_of(compared) if along == "length" else None
@@ -89,7 +91,9 @@ def draw(rows: Sequence[Row]) -> Figure:
         _write_names(axes, lines, along)
         at = f" at density {1 - sparsity:.3g}" if sparsity is not None else ""
         by = "by length" if along == "length" else f"at {style.tokens(rows[0].length)} tokens"
-        style.set_title(figure, f"{rows[0].model}: perplexity {by}{at}")
+        style.set_title(
+            figure, f"{rows[0].model}: perplexity {by}{at}{f', {rows[0].prompt_set}' if rows[0].prompt_set else ''}"
+        )
         style.set_small_print(figure, _note(shown, left_out))
     return figure
 
@@ -204,7 +208,9 @@ def _note(rows: Sequence[Row], left_out: Sequence[Row]) -> str:
     gated = "; hollow: held back by a sanity gate" if any(row.status == Status.GATED for row in rows) else ""
     off = "Small, hollow, off the line: not at the density asked for. " if any(map(off_density, rows)) else ""
     text, device = rows[0].haystack, rows[0].device
+    of_a_length = " of a length" if len({row.length for row in rows}) > 1 else ""
+    request = request_note([row for row in rows if not off_density(row)], left_out)
     return (
-        f"{off}{request_note([row for row in rows if not off_density(row)], left_out)}{counts} documents of {text} a point, "
-        f"bars and band: 95 % interval over documents{gated}.\nMeasured on {device}."
+        f"{off}{request}The same {counts} documents of {text} for all{of_a_length}, bars and band: 95 % interval over "
+        f"documents{gated}.\nMeasured on {device}."
     )

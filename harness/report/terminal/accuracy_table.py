@@ -16,9 +16,9 @@ from harness.report.row_texts import question_title
 from harness.report.rows import Row
 from harness.report.significance import MARGIN
 from harness.report.terminal import formats
+from harness.report.terminal.match_marks import explain_marks, marked_density
 from harness.report.terminal.perplexity_table import show_perplexities
 from harness.study.columns import AVERAGE, PERPLEXITY
-from harness.study.matching import TOLERANCE, Match
 from harness.study.schema import Status
 
 HEADINGS = (
@@ -47,13 +47,6 @@ SCORE = 5
 FEW = 8
 """Up to so many arms, their tasks are shown one by one too."""
 
-MARKS = {Match.NEAREST: "≈", Match.OFF_DENSITY: "≠"}
-"""Written after a density that is not the one asked for."""
-MEANINGS = {
-    Match.NEAREST: "beside the density asked for, as its knob is a whole number: interpolate between the two neighbours",
-    Match.OFF_DENSITY: f"more than {100 * TOLERANCE:g} % off the density asked for: compares with no row at that density",
-}
-"""What the marks mean."""
 Apart = tuple[str, str, str, str]
 """Model, device, when the question was asked, and the set of prompts: what doesn't compare stands in tables of its own."""
 
@@ -117,9 +110,7 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     for line in lines:
         table.add_row(*(cell for cell, show in zip(line, filled, strict=True) if show))
     console.print(table)
-    marked = {row.match for row in rows}
-    for match in (match for match in MARKS if match in marked):
-        console.print(f"{MARKS[match]} {MEANINGS[match]}", style="yellow", highlight=False, soft_wrap=True)
+    explain_marks(console, rows)
     if margin := next((row.margin for row in rows if row.margin is not None), None):
         console.print(verdict_note(rows, margin), style="dim", highlight=False, soft_wrap=True)
     console.print()
@@ -144,7 +135,7 @@ def _cells(row: Row, *, with_count: bool) -> tuple[str | Text, ...]:
     return (
         formats.tokens(row.length),
         str(row.tasks) if with_count and row.tasks is not None else "",
-        _density(row),
+        marked_density(row),
         formats.number(row.decode_density, ".3f"),
         _accuracy(row),
         _difference(row),
@@ -155,11 +146,6 @@ def _cells(row: Row, *, with_count: bool) -> tuple[str | Text, ...]:
         formats.number(None if times is None else times.pct_ideal, ".0f"),
         formats.milliseconds(None if times is None else times.ttft_ms),
     )
-
-
-def _density(row: Row) -> str:
-    """Return the measured density, marked where it is not the one asked for."""
-    return formats.number(row.density, ".3f") + (MARKS.get(row.match, "") if row.match is not None else "")
 
 
 def _show_tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) -> None:
@@ -180,7 +166,7 @@ def _show_tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) 
     table.add_column("task", no_wrap=True)
     for row in groups.values():
         length = f"{formats.tokens(row.length)} tokens" if full else formats.tokens(row.length)
-        density = f"density {_density(row)}" if row.sparsity else ""
+        density = f"density {marked_density(row)}" if row.sparsity else ""
         heading = formats.heading(names[id(row)], *filter(None, (density, length)))
         table.add_column(heading, justify="right", vertical="bottom", min_width=INTERVAL - 1 if full else SCORE)
     by_task |= {(row.group, AVERAGE): row for row in groups.values()}

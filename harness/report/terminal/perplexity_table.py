@@ -10,6 +10,7 @@ from rich.text import Text
 from harness.report.lines import line_names
 from harness.report.rows import Row
 from harness.report.terminal import formats
+from harness.report.terminal.match_marks import explain_marks, marked_density
 
 HEADINGS = ("method", "len", "dens", "docs", "perplexity", "÷ dense", "p", "tokens/s")
 
@@ -26,11 +27,12 @@ def show_perplexities(console: Console, rows: Sequence[Row]) -> None:
     for row in rows:
         table.add_row(names[id(row)], *_cells(row))
     console.print(table)
+    explain_marks(console, rows)
     console.print()
 
 
 def _cells(row: Row) -> list[str | Text]:
-    cells: list[str | Text] = [str(row.length), formats.number(row.density, ".3f"), str(row.samples)]
+    cells: list[str | Text] = [str(row.length), marked_density(row), str(row.samples)]
     measured = row.perplexity
     if measured is None:
         return [*cells, row.status, "", "", ""]

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness.report.common_documents import on_common_documents
 from harness.report.common_tasks import comparable
+from harness.report.figures import PICTURES, write_figures
 from harness.report.figures import perplexity as figure
-from harness.report.figures import write_figures
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.leaderboard_csv import row_columns, write_leaderboard
 from harness.report.rows import Row
@@ -123,6 +124,28 @@ def test_a_picture_by_length_and_one_of_a_single_length(tmp_path: Path) -> None:
     assert single.get_xlabel().startswith("density")
 
 
+def test_a_picture_has_one_set_of_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense attention's line is of the documents of its points; what has few of them stands in a picture of its own."""
+    store = Store(tmp_path / "mine")
+    record_documents(store, arm("full"), [200.0, 500.0, 210.0, 470.0])
+    for method, count in (("sieve", 4), ("net", 3), ("comb", 3), ("window", 1)):
+        record_documents(store, arm(method), [220.0, 540.0, 230.0, 520.0][:count])
+    sets: dict[str, dict[str, Row]] = {}
+    for row in on_common_documents(leaderboard_rows(store)):
+        sets.setdefault(row.prompt_set, {})[row.method] = row
+    assert {title: {row.samples for row in members.values()} for title, members in sets.items()} == {
+        "": {3},
+        "1 document": {1},
+    }
+    assert set(sets[""]) == {"full", "sieve", "net", "comb"} and set(sets["1 document"]) == {"full", "window"}
+    dense = sets[""]["full"].perplexity
+    assert dense is not None and dense.perplexity == pytest.approx(math.exp(910 / 400))
+    monkeypatch.setattr(figure, "draw", lambda rows: None)
+    monkeypatch.setattr(figure.style, "save", lambda _, path: path)
+    written = [path.name for path in figure.write(leaderboard_rows(store), tmp_path)]
+    assert written == ["perplexity.png", "perplexity_1-document.png"] and all(map(PICTURES.fullmatch, written))
+
+
 def test_a_line_that_ends_earlier_has_its_name_at_its_own_height(tmp_path: Path) -> None:
     store = Store(tmp_path / "mine")
     for length in (4096, 16384):
@@ -140,5 +163,6 @@ def test_the_table_has_a_line_an_arm(tmp_path: Path) -> None:
     show_perplexities(console, study(tmp_path, [4096]))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "perplexity of tiny on books" in text and text.count("sieve") == 2 and "÷ dense" in text
+    assert text.count("0.100≠") == 1 and "≠ more than 2 % off" in text, "half of the blocks were asked for in one of the rows"
     show_perplexities(console, [])
     assert console.file.getvalue() == text  # type: ignore[attr-defined]
