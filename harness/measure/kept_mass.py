@@ -115,6 +115,7 @@ def measure_mass(context: RunContext, arm: RunnableArm, task_names: Sequence[str
             density=mass.by_layer(),
             date=now(),
             notices=list(arm.notices),
+            neighbour=arm.neighbour,
         )
     )
     return 0

@@ -96,13 +96,17 @@ def search_identity(context: RunContext, arm: RunnableArm, source: PromptSource)
 
 
 def _search_record(context: RunContext, settings: Settings, arm: RunnableArm, knob: Knob, source: PromptSource) -> Record:
-    """Return the record of the search: the study's, the one that ships with the model, or that of a search made now."""
+    """Return the record of the search: the study's, the one that ships with the model if it was found on as many prompts, or
+    that of a search made now."""
     assert arm.method is not None and arm.method.sparsity is not None
     identity = search_identity(context, arm, source)
     key, records = digest(identity), context.store.calibrations
     if (record := recorded(records, key)) is not None:
         return record
-    if (shipped := shipped_record(weights_folder(settings.model, context.loaded), key)) is not None:
+    shipped = shipped_record(weights_folder(settings.model, context.loaded), key)
+    if shipped is not None and shipped.prompts != sum(map(len, source.prompts(context).values())):
+        shipped = None  # the mean over other prompts may be off the density
+    if shipped is not None:
         records.append(replace(shipped, run=context.run.run, shipped=True))
         for line in (f"{arm.identity.method}: {_numbers(asdict(shipped))} (ships with the model)", *by_task(shipped.tasks)):
             context.say(line)

@@ -1,7 +1,7 @@
 """Knob values that ship beside a model's gates: the records of searches, taken where everything is as it was in the search.
 
-A record counts under its key alone, the hash of model, weights of the method, dtype, device type, kernels, length, seed, knobs,
-tasks and text: whatever differs is searched anew.
+A record counts under its key, the hash of model, weights of the method, dtype, device type, kernels, length, seed, knobs, tasks
+and text, and for as many prompts as it was found on: whatever differs is searched anew.
 """
 
 from __future__ import annotations

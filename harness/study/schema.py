@@ -290,7 +290,7 @@ class MassRecord:
     of the true attention on what the method selects in at most 16 query blocks, evenly spaced from the first to the last, mean
     over `prompts`; `density` that of each layer; `layers` their
     numbers (those of a sliding window are never sparse); `tokens` the mean length of the prompts; `identity` what `mass` is
-    the hash of; `notices` as in `CellRecord`."""
+    the hash of; `notices` and `neighbour` as in `CellRecord`."""
 
     mass: str
     arm: str
@@ -304,6 +304,7 @@ class MassRecord:
     density: list[SummedShare]
     date: str
     notices: list[str] = field(default_factory=list)
+    neighbour: bool = False
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

@@ -16,19 +16,18 @@ HEADINGS = ("method", "len", "dens", "docs", "perplexity", "÷ dense", "p", "tok
 
 
 def show_perplexities(console: Console, rows: Sequence[Row]) -> None:
-    """Print the rows of perplexity, if there are any; their texts are named above."""
-    if not rows:
-        return
-    texts = ", ".join(sorted({row.haystack for row in rows}))
-    table = formats.PlainTable(f"perplexity of {rows[0].model} on {texts}, with its 95 % interval")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    """Print the rows of perplexity, a table for each model, device and text."""
     names = line_names(rows)
-    for row in rows:
-        table.add_row(names[id(row)], *_cells(row))
-    console.print(table)
-    explain_marks(console, rows)
-    console.print()
+    for model, device, text in dict.fromkeys((row.model, row.device, row.haystack) for row in rows):
+        members = [row for row in rows if (row.model, row.device, row.haystack) == (model, device, text)]
+        table = formats.PlainTable(f"perplexity of {model} on {text}, with its 95 % interval")
+        for heading in HEADINGS:
+            table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+        for row in members:
+            table.add_row(names[id(row)], *_cells(row))
+        console.print(table)
+        explain_marks(console, members)
+        console.print()
 
 
 def _cells(row: Row) -> list[str | Text]:

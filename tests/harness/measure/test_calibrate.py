@@ -124,6 +124,8 @@ def test_both_whole_numbers_are_measured(command: Command, toy: list[str], tmp_p
     assert {c["knobs"]["blocks"] for c in cells} == {record["value"], record["neighbour"]}
     assert all(c["neighbour"] for c in cells) and len({c["arm"] for c in cells}) == 2
     assert [t["neighbour"] for t in records(tmp_path, "latency")] == [False, True, True]
+    assert command(*arguments, "sparsity=0.85", "job=kept_mass") == 0
+    assert [m["neighbour"] for m in records(tmp_path, "mass")] == [True, True]
     assert command(*arguments, "sparsity=0.5", "job=densities") == 0
     (near,) = records(tmp_path, "arm_densities")
     assert not near["neighbour"] and is_matched(0.5, near["density"])
@@ -139,7 +141,9 @@ def test_what_ships_with_the_gates_needs_no_search(
     assert command(*arguments, "job.out=gates/mine", "study=ship", "sparsity=0.7") == 0
     assert len(read_shipped(tmp_path / "gates" / "mine" / FILE)) == 2
     no_search()
-    assert command(*arguments, "model.gates=gates/mine", "samples=2") == 0
+    with pytest.raises(AssertionError, match="searched again"):
+        command(*arguments, "model.gates=gates/mine", "samples=2")
+    assert command(*arguments, "model.gates=gates/mine") == 0
     (record,) = records(tmp_path, "calibrations")
     assert record["shipped"] and record["value"] == shipped["value"]
     (tmp_path / "gates" / "mine" / FILE).unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,5 @@ def test_the_table_has_a_line_an_arm(tmp_path: Path) -> None:
     assert text.count("0.100≠") == 1 and "≠ more than 2 % off" in text, "half of the blocks were asked for in one of the rows"
     show_perplexities(console, [])
     assert console.file.getvalue() == text  # type: ignore[attr-defined]
+    show_perplexities(console, [replace(row, model=model) for model in ("tiny", "small") for row in study(tmp_path, [4096])])
+    assert "perplexity of small on books" in console.file.getvalue()  # type: ignore[attr-defined]
