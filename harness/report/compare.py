@@ -36,7 +36,8 @@ class LinePair:
     difference: accuracy of `line` minus that of `beside` with its 95 % interval, each task weighing the same; both ran the same
     `samples`. p_holm: over all lines and sparsities of one model, device, length, question and set of prompts. prompt_set:
     empty for the one that most arms have, else how many prompts it has. interpolated: which of the two are between the rows of
-    two whole numbers, "line", "beside" or "both"; their density is then the one asked for.
+    two whole numbers, "line", "beside" or "both"; their density is then the one asked for. decode_density,
+    beside_decode_density: of those that decode sparsely; nothing matches them.
     """
 
     model: str
@@ -59,6 +60,8 @@ class LinePair:
     status: str
     prompt_set: str = ""
     interpolated: str = ""
+    decode_density: float | None = None
+    beside_decode_density: float | None = None
 
     @property
     def panel(self) -> Panel:
@@ -240,6 +243,8 @@ def _pair(named: _LineRow, partner: _LineRow) -> LinePair | None:
         status=Status.GATED if Status.GATED in (row.status, beside.status) else Status.OK,
         prompt_set=row.prompt_set,
         interpolated=INTERPOLATED[is_interpolated(row), is_interpolated(beside)],
+        decode_density=row.decode_density,
+        beside_decode_density=beside.decode_density,
     )
 
 

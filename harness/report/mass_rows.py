@@ -14,8 +14,11 @@ from harness.report.leaderboard import mass_row
 from harness.report.row_texts import knobs_text
 from harness.report.rows import Row
 from harness.report.study_records import read_study
-from harness.study.store import Store
+from harness.study.identity import digest
+from harness.study.store import Record, Store
 
+PROMPTS = ("seed", "tasks", "text", "chat", "versions", "sizing")
+"""What of a record's identity says which prompts it is of."""
 COLUMNS = (
     "study",
     "model",
@@ -60,11 +63,13 @@ class LayerMass:
 
 @dataclass(frozen=True)
 class MassRow:
-    """The mass that one arm keeps: its row, its layers and the number of prompts."""
+    """The mass that one arm keeps: its row, its layers and the number of prompts. seen: equal for rows of a length that are of
+    the same prompts."""
 
     row: Row
     layers: Sequence[LayerMass]
     prompts: int
+    seen: str = ""
 
     @property
     def mean(self) -> float:
@@ -82,9 +87,15 @@ def mass_rows(store: Store) -> list[MassRow]:
     for record in records.masses.values():
         parts = zip(record["layers"], record["kept"], record["density"], strict=True)
         layers = [LayerMass(layer, heads, density) for layer, heads, density in parts]
-        rows.append(MassRow(mass_row(record, records), layers, record["prompts"]))
+        rows.append(MassRow(mass_row(record, records), layers, record["prompts"], _seen(record)))
     judged = judge_densities([mass.row for mass in rows])
     return sorted((replace(mass, row=row) for mass, row in zip(rows, judged, strict=True)), key=_order)
+
+
+def _seen(record: Record) -> str:
+    """Return what is equal for records of the same prompts: where those come from, their number and their mean length."""
+    named = {name: record["identity"].get(name) for name in PROMPTS}
+    return digest(named | {"prompts": record["prompts"], "tokens": record["tokens"]})
 
 
 def _order(mass: MassRow) -> tuple[Any, ...]:

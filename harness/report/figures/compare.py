@@ -64,11 +64,17 @@ def _draw(pairs: Sequence[LinePair], left_out: Sequence[LeftOut], path: Path) ->
         between = f"Interpolated between two whole knobs: {', '.join(interpolated)}. " if interpolated else ""
         style.set_small_print(
             figure,
-            f"Points of accuracy above (right) or below {first.beside} at the same density, within 2 %; in brackets its "
-            f"accuracy, on the most samples; bars: 95 % interval, {counts} prompts in pairs. "
+            f"Points of accuracy above (right) or below {first.beside} at the same density{density_note(pairs)}; in brackets "
+            f"its accuracy, on the most samples; bars: 95 % interval, {counts} prompts in pairs. "
             f"Filled: p < {SIGNIFICANT:g} after Holm. {between}{off}Measured on {first.device}.",
         )
     return style.save(figure, path)
+
+
+def density_note(pairs: Sequence[LinePair]) -> str:
+    """Return how near densities are, and of what, where some lines decode sparsely: as many of their keys as they like."""
+    decoded = [pair for pair in pairs if pair.decode_density is not None or pair.beside_decode_density is not None]
+    return " of prefill, within 2 % (those of decoding are not matched)" if decoded else ", within 2 %"
 
 
 def _draw_point(axes: Axes, pair: LinePair, height: int) -> None:

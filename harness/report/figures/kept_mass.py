@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -26,13 +27,16 @@ import."""
 
 def write(rows: Sequence[MassRow], folder: Path) -> list[Path]:
     """Write `kept_mass.png` (the sparsity that most methods have, the nearest to 0.9) and `kept_mass_native.png` (methods at
-    their native knobs), as far as there are rows; one each per model and device."""
-    sets: dict[tuple[str, str], list[MassRow]] = defaultdict(list)
+    their native knobs), as far as there are rows; one each per model and device, and for each set of prompts beside the one
+    that most methods have."""
+    sets: dict[tuple[str, str, str], list[MassRow]] = defaultdict(list)
+    titles = _titles(rows)
     for mass in rows:
-        sets[mass.row.model, mass.row.device].append(mass)
-    paths = []
-    for number, ((model, device), members) in enumerate(sorted(sets.items())):
-        suffix = f"_{number}" if number else ""
+        sets[mass.row.model, mass.row.device, titles[id(mass)]].append(mass)
+    paths, numbers = [], sorted({key[:2] for key in sets})
+    for (model, device, prompts), members in sorted(sets.items()):
+        number, words = numbers.index((model, device)), "-".join(re.findall(r"\w+", prompts))
+        suffix = (f"_{number}" if number else "") + (f"_{words}" if words else "")
         usual = usual_sparsity(mass.row.sparsity for mass in members)
         for name, sparsity, at in (
             ("kept_mass", usual, f"at density {1 - usual:.3g}"),
@@ -41,9 +45,26 @@ def write(rows: Sequence[MassRow], folder: Path) -> list[Path]:
             at_sparsity = [mass for mass in members if mass.row.sparsity == sparsity]
             if shown := [mass for mass in at_sparsity if not off_density(mass.row)]:
                 left_out = [mass.row for mass in at_sparsity if off_density(mass.row)]
-                figure = draw(shown, f"{model}: attention mass kept {at}", device, left_out)
+                figure = draw(shown, f"{model}: attention mass kept {at}{f', {prompts}' if prompts else ''}", device, left_out)
                 paths.append(style.save(figure, folder / f"{name}{suffix}.png"))
     return paths
+
+
+def _titles(rows: Sequence[MassRow]) -> dict[int, str]:
+    """Return what the prompts of each row are called, by its id(): those that most rows of its model, device and length have
+    nothing, others by how many they are."""
+    seen: dict[tuple[str, str, int], Counter[tuple[int, str]]] = defaultdict(Counter)
+    for mass in rows:
+        seen[mass.row.model, mass.row.device, mass.row.length][mass.prompts, mass.seen] += 1
+    titles: dict[int, str] = {}
+    for mass in rows:
+        counts = seen[mass.row.model, mass.row.device, mass.row.length]
+        ordered = sorted(counts, key=lambda prompts: (-counts[prompts], -prompts[0], prompts[1]))
+        place = ordered.index((mass.prompts, mass.seen))
+        number = 1 + sum(count == mass.prompts for count, _ in ordered[1:place])
+        text = f"{mass.prompts} prompt{'s' if mass.prompts > 1 else ''}" + (f" ({number})" if number > 1 else "")
+        titles[id(mass)] = text if place else ""
+    return titles
 
 
 def draw(rows: Sequence[MassRow], title: str, device: str, left_out: Sequence[Row] = ()) -> Figure:

@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from harness.measure import kept_mass
 from harness.measure.kept_mass import keep
 from harness.models.bridge import Bridge
+from harness.report.figures import kept_mass as figure
 from harness.report.figures.kept_mass import QUERY_BLOCKS, draw
 from harness.report.mass_rows import LayerMass, MassRow
 from tests.harness.report.support import make_row
@@ -124,12 +125,23 @@ def test_methods_stand_by_the_mass_they_keep(tmp_path: Path) -> None:
         for length in (1024, 2048)
         for name, mass in (("worse", 0.2), ("better", 0.6))
     ]
-    figure = draw(rows, "title", "cpu")
-    first, second = figure.axes
+    drawn = draw(rows, "title", "cpu")
+    first, second = drawn.axes
     assert [t.get_text() for t in first.get_yticklabels()] == ["better", "worse"]
     assert {"60", "80", "70", ".10"} <= {t.get_text() for t in second.texts}
-    figure.savefig(tmp_path / "x.png")
+    drawn.savefig(tmp_path / "x.png")
     assert imread(tmp_path / "x.png").shape[1] > 400
+
+
+def test_a_picture_has_one_set_of_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods on other prompts than most have stand in a picture of their own."""
+    drawn: dict[str, set[str]] = {}
+    monkeypatch.setattr(figure, "draw", lambda rows, *_: {mass.row.method for mass in rows})
+    monkeypatch.setattr(figure.style, "save", lambda methods, path: drawn.update({path.name: methods}))
+    places = (("one", 2, "a"), ("two", 2, "a"), ("three", 2, "b"), ("four", 3, "c"), ("five", 2, "d"))
+    figure.write([MassRow(make_row(name, 0.9, 1024, None), [], prompts, seen) for name, prompts, seen in places], tmp_path)
+    apart = {"kept_mass_2-prompts.png": {"three"}, "kept_mass_2-prompts-2.png": {"five"}, "kept_mass_3-prompts.png": {"four"}}
+    assert drawn == {"kept_mass.png": {"one", "two"}} | apart
 
 
 def test_the_picture_says_how_many_query_blocks_are_measured() -> None:

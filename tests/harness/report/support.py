@@ -49,6 +49,7 @@ def record_cell(store: Store, arm: ArmIdentity, task: str, scores: list[float], 
                 sample_reason,
                 DATE,
                 token_density=more.get("token_density"),
+                decode_density=more.get("decode_density"),
             )
         )
     store.cells.append(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from harness.core.errors import UserError
 from harness.report.compare import COLUMNS, compare_lines
+from harness.report.figures import compare as figure
+from harness.report.terminal.comparison_table import show_pairs
 from harness.stats import scores
 from harness.stats.paired import difference_interval
-from harness.study.identity import ArmIdentity, Cell, Samples
+from harness.study.identity import ArmIdentity, Cell, Decoding, Samples
 from harness.study.store import Store
 from tests.harness.report.support import DENSE, SETTING, record_cell
 
@@ -127,3 +131,20 @@ def test_the_command_writes_table_and_picture(command: Callable[..., int], toy: 
 def test_without_records_the_command_says_so(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert command("job=compare", "study=none") != 0
     assert "study=none: no records in" in capsys.readouterr().err
+
+
+def test_densities_of_decoding_are_told_and_not_matched(tmp_path: Path) -> None:
+    """They differ at one budget too, so that no text may say that all densities are within 2 %."""
+    store = Store(tmp_path / "study")
+    record_cell(store, DENSE, "first", GOOD)
+    for name, density in (("quest", 0.4), ("streaming", 0.3)):
+        arm = replace(DENSE, decode=Decoding(name, {"budget": 256}, "reference"))
+        record_cell(store, arm, "first", GOOD, decode_density=density)
+    (pair,) = compare_lines(store, "streaming")
+    assert (pair.decode_density, pair.beside_decode_density) == (pytest.approx(0.4), pytest.approx(0.3))
+    console = Console(file=io.StringIO(), width=200)
+    show_pairs(console, [pair])
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "decode" in text and "0.400" in text and "0.300; nothing matches those" in text
+    assert "of prefill, within 2 % (those of decoding are not matched)" in figure.density_note([pair])
+    assert figure.density_note(compare_lines(study(tmp_path / "prefill"), "net")) == ", within 2 %"
