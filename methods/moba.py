@@ -74,7 +74,11 @@ class MoBA(Method):
         return self.block_size * max(1, min(4096, x.k.shape[2] // PARTS) // self.block_size)
 
     @torch.no_grad()
-    def select(self, x: LayerInputs) -> BlockIndex:
+    def select(self, x: LayerInputs) -> BlockIndex | None:
+        if self.topk is not None and self.topk * self.tokens(x) >= x.k.shape[2]:
+            return None  # every query chooses every block: lists of single queries would say the same at a high price
+        if self.sparsity == 0:
+            return BlockIndex.full(*x.q.shape[:2], device=x.q.device, **self.grid(x))
         means = pool_blocks(x.k, self.tokens(x), "mean")
         return self._own_lists(x, means) if self.exact else self._unions(x, means)
 

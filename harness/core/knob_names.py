@@ -35,10 +35,12 @@ def asked_value(method: str, knobs: Mapping[str, Any], name: str) -> Any:
 
 
 def knob_name(method: str, knobs: Mapping[str, Any], name: str) -> str:
-    """Return what a name says of a knob, "last 0" or "topk", of recorded knobs: nothing where it is at its default, and where
-    its release decides."""
-    value = asked_value(method, knobs, name)
-    return "" if knobs.get(RELEASED) or value == usual_knobs(method).get(name) else named(method, name, value)
+    """Return what a name says of a knob, "last 0" or "topk", of recorded knobs: nothing where it is at its default, or as released
+    at its release's."""
+    value, usual = asked_value(method, knobs, name), usual_knobs(method)
+    if knobs.get(RELEASED):
+        usual = {**usual, **method_facts(method).released}
+    return "" if value == usual.get(name) else named(method, name, value)
 
 
 def named(method: str, name: str, value: Any) -> str:

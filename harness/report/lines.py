@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from harness.core.knob_names import RELEASED, asked_value, knob_name, named, usual_knobs, with_texts
+from harness.core.knob_names import RELEASED, knob_name, usual_knobs, with_texts
 from harness.report.csv_file import value_text
 from harness.report.row_texts import FULL
 from harness.report.rows import KnobValue, Row, is_number
@@ -100,7 +100,6 @@ def _split_by_knobs(parts: Parts, method: str, rows: Sequence[Row], along: Along
         parts = _split(parts, _knob_trait(name))
     for name in usual:
         parts = _split(parts, _Trait("", partial(_unusual_text, name=name)), always=True)
-        parts = _split(parts, _Trait("", partial(_text_in_release, name=name)))
     for name in sorted(numbers, key=lambda name: (any(map(_is_fraction, values[name])), _count(rows, name))):
         if along == "decode_density" and name.startswith(DECODE) and name not in SPENT:
             parts = _split(parts, _knob_trait(name))
@@ -196,8 +195,3 @@ def _is_fraction(value: KnobValue) -> bool:
 def _unusual_text(row: Row, name: str) -> str:
     """Return what names say of a knob that is not at its default, else nothing."""
     return knob_name(row.method, row.knobs, name)
-
-
-def _text_in_release(row: Row, name: str) -> str | None:
-    """Return what names say of a knob of a row that ran as released, where such rows differ in it; None for any other row."""
-    return named(row.method, name, asked_value(row.method, row.knobs, name)) if row.knobs.get(RELEASED) else None

@@ -89,7 +89,7 @@ class SeerR(DecodeMethod):
     ) -> None:
         super().__init__(block_size=block_size, budget=budget, sparsity=sparsity, dense_layers=dense_layers, seed=seed)
         if threshold is not None:
-            if budget is not None or sparsity is not None or first:
+            if budget is not None or sparsity is not None or (first and not self.as_released):
                 raise ValueError(f"threshold={threshold}: give no budget, sparsity or first beside it")
             if not 0 <= threshold < 1:
                 raise ValueError(f"threshold={threshold}: must be a probability, at least 0 and below 1")

@@ -8,6 +8,8 @@ last one by a whole tile where that is at most a tile away. Columns are taken wh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.column_index import ColumnIndex
@@ -60,15 +62,16 @@ def with_tiles(diagonals: Tensor, columns: Tensor, counts: Tensor, grid: Grid) -
     marked = torch.zeros(batch, heads, k_len + 1, dtype=torch.bool, device=diagonals.device)
     in_count = torch.arange(columns.shape[-1], device=columns.device) < counts[..., None]
     single = marked.scatter_(-1, torch.where(in_count, columns, k_len).long(), True)[..., :k_len]
-    parts = []
     step = max(1, MASKED // max(1, batch * rows * k_len))
-    for first in range(0, heads, step):
-        part = slice(first, first + step)
-        covered = _covered(ends[:, part], block, k_len)
-        full = torch.nn.functional.pad(covered, (0, -k_len % block)).unflatten(-1, (cols, block)).all(-1)
-        blocks = BlockIndex.from_mask(full, wait=False, **grid)
-        parts.append((blocks, covered | single[:, part, None]))
-    return with_row_keys(parts)
+
+    def parts() -> Iterator[tuple[BlockIndex, Tensor]]:
+        for first in range(0, heads, step):
+            part = slice(first, first + step)
+            covered = _covered(ends[:, part], block, k_len)
+            full = torch.nn.functional.pad(covered, (0, -k_len % block)).unflatten(-1, (cols, block)).all(-1)
+            yield BlockIndex.from_mask(full, wait=False, **grid), covered | single[:, part, None]
+
+    return with_row_keys(parts())
 
 
 def _covered(ends: Tensor, block: int, k_len: int) -> Tensor:

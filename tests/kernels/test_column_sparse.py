@@ -179,9 +179,7 @@ def test_rows_with_keys_of_their_own(case: Case) -> None:
     keys = torch.rand(*blocks.counts.shape, case.k_len, generator=torch.Generator().manual_seed(3)).to(device) < 0.05
     keys[:, :, 1] = False  # a row without any
     few = [slice(0, 1), slice(1, None)]  # a few heads at a time
-    index = with_row_keys(
-        [(replace(blocks, counts=blocks.counts[:, h], indices=blocks.indices[:, h]), keys[:, h]) for h in few]
-    )
+    index = with_row_keys((replace(blocks, counts=blocks.counts[:, h], indices=blocks.indices[:, h]), keys[:, h]) for h in few)
     index.validate()
     rows = torch.arange(case.q_len) // case.q_block
     start = (rows * case.q_block + case.k_len - case.q_len) // case.k_block * case.k_block

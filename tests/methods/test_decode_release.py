@@ -83,7 +83,9 @@ def test_seer_r_keeps_the_newest_and_the_first_block_beside_the_budget() -> None
 def test_seer_r_takes_the_releases_budget_unless_a_threshold_is_given() -> None:
     assert decode.build("seer_r", as_released=True).budget == 4096
     assert decode.build("seer_r", as_released=True, threshold=2e-3).budget is None
-    assert decode.build("seer_r", as_released=True, threshold=2e-3).knobs()["first"] is True
+    recorded = decode.build("seer_r", as_released=True, threshold=2e-3).knobs()
+    assert recorded["first"] is True
+    assert decode.build("seer_r", as_released=True, **recorded).knobs() == recorded, "a row's settings build it again"
 
 
 def test_quest_s_newest_page_competes() -> None:

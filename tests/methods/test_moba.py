@@ -13,7 +13,7 @@ from methods.moba import union_order
 from methods.parts.base import LayerInputs
 from tests.methods.support import layer
 
-SHAPES = [(203, 203, 2), (160, 160, 1), (64, 224, 1), (61, 205, 1), (1, 100, 1), (5, 5, 1)]
+SHAPES = [(203, 203, 2), (160, 160, 1), (64, 224, 1), (61, 205, 1), (1, 100, 1), (5, 70, 1)]
 """(queries, keys, batch): off the block, chunks, a single query."""
 
 
@@ -73,6 +73,14 @@ def test_exact_runs_as_the_rule_says(kernel: str) -> None:
     expected = scores.softmax(-1) @ v.repeat_interleave(2, 1)
     index = select(x, exact=True, block=32, topk=2)
     torch.testing.assert_close(block_sparse_attention(q, k, v, index, scale=x.scale, kernel=kernel), expected)
+
+
+def test_lists_that_could_leave_nothing_out_are_not_made() -> None:
+    for exact in (False, True):
+        assert methods.build("moba", exact=exact, block=64, topk=2).select(layer(128)) is None
+        assert methods.build("moba", exact=exact, block=64, topk=2).select(layer(129)) is not None
+    index = select(layer(130), block_size=64, exact=True, sparsity=0.0)
+    assert index.q_block == 64 and bool((index.density() == 1).all()), "no list of a single query"
 
 
 def test_pieces_and_strides_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -35,19 +35,22 @@ def with_columns(blocks: BlockIndex, columns: Tensor, column_counts: Tensor, *, 
     return ColumnIndex(blocks, columns, column_counts, *open_columns_reference(blocks, columns, column_counts))
 
 
-def with_row_keys(parts: Sequence[tuple[BlockIndex, Tensor]]) -> ColumnIndex:
+def with_row_keys(parts: Iterable[tuple[BlockIndex, Tensor]]) -> ColumnIndex:
     """Put single keys beside blocks, each row its own: parts of a few heads each, in their order, of blocks and keys bool
-    [B, H, Mq, K], those that the row attends to beside its blocks.
+    [B, H, Mq, K], those that the row attends to beside its blocks. A part is done with before the next is asked for.
 
     The head's columns are all keys. Keys in a kept block, or from the row's own tokens on, are dropped. A kernel walks all keys
     up to the row's last one, and computes only steps with one that is open. Never waits for the device.
     """
-    first = parts[0][0]
-    words, counts, reach = (torch.cat(pieces, 1) for pieces in zip(*(pack_open(*part) for part in parts), strict=True))
+    by_part, packed = [], []
+    for blocks, keys in parts:
+        by_part.append(blocks)
+        packed.append(pack_open(blocks, keys))
+    words, counts, reach = (torch.cat(pieces, 1) for pieces in zip(*packed, strict=True))
     batch, heads = counts.shape[:2]
-    width = max(blocks.indices.shape[-1] for blocks, _ in parts)
-    indices = torch.cat([pad(blocks.indices, (0, width - blocks.indices.shape[-1])) for blocks, _ in parts], 1)
-    every = replace(first, counts=torch.cat([blocks.counts for blocks, _ in parts], 1), indices=indices)
-    columns = torch.arange(first.k_len, dtype=torch.int32, device=counts.device).expand(batch, heads, -1).contiguous()
-    full = torch.full((batch, heads), first.k_len, dtype=torch.int32, device=counts.device)
+    width = max(blocks.indices.shape[-1] for blocks in by_part)
+    indices = torch.cat([pad(blocks.indices, (0, width - blocks.indices.shape[-1])) for blocks in by_part], 1)
+    every = replace(by_part[0], counts=torch.cat([blocks.counts for blocks in by_part], 1), indices=indices)
+    columns = torch.arange(every.k_len, dtype=torch.int32, device=counts.device).expand(batch, heads, -1).contiguous()
+    full = torch.full((batch, heads), every.k_len, dtype=torch.int32, device=counts.device)
     return ColumnIndex(every, columns, full, words, counts, reach, by_row=True)

@@ -12,6 +12,7 @@ from harness.core import conf_files
 from harness.core import method_facts as module
 from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
+from harness.core.knob_names import usual_knobs
 from harness.core.method_facts import MethodFacts, method_facts
 from harness.core.settings import RESERVED
 
@@ -30,6 +31,15 @@ def test_a_method_keeps_its_sparsity_by_formula_where_its_facts_say_how(name: st
     if knobs := method_facts(name).formula:
         assert methods.build(name, sparsity=0.5).calibrates() is not None, "else its defaults would do"
         assert methods.build(name, sparsity=0.5, **knobs).calibrates() is None
+
+
+@pytest.mark.parametrize("name", methods.registry.released())
+def test_what_rows_as_released_need_not_name_is_the_releases(name: str) -> None:
+    """Of the knobs that names know, those in which the release differs from the file."""
+    release, usual = methods.get(name).release, usual_knobs(name)
+    assert release is not None
+    settings = {knob: value for knob, value in release.settings.items() if knob in usual}
+    assert method_facts(name).released == {knob: value for knob, value in settings.items() if value != usual[knob]}
 
 
 def test_there_is_one_bound() -> None:
