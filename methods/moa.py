@@ -117,7 +117,9 @@ class MoA(Method):
             raise ValueError('its "plans" must be rules by budget: {"0.5": {"alphas": …, "betas": …}, …}')
         parsed = {name: parse_rules(plan, layers=layers, heads=heads) for name, plan in plans.items()}
         if self.budget_share is not None and self._plan_name() not in parsed and (GIVEN not in parsed or self.budget_asked):
-            raise ValueError(f"it has no rules of a budget of {self.budget_share:g}; choose one of: {', '.join(parsed)}")
+            others = ", ".join(name for name in parsed if name != GIVEN)
+            instead = f"choose one of: {others}" if others else "they are of no stated budget: leave it out"
+            raise ValueError(f"it has no rules of a budget of {self.budget_share:g}; {instead}")
         self.plans = parsed
         self._rows = {}
 

@@ -35,8 +35,8 @@ def asked_value(method: str, knobs: Mapping[str, Any], name: str) -> Any:
 
 
 def knob_name(method: str, knobs: Mapping[str, Any], name: str) -> str:
-    """Return what a name says of a knob, "last 0" or "topk", of recorded knobs: nothing where it is at its default, or as released
-    at its release's."""
+    """Return what a name says of a knob, "last 0" or "topk", of recorded knobs: nothing where it is at its default
+    (as released: its release's)."""
     value, usual = asked_value(method, knobs, name), usual_knobs(method)
     if knobs.get(RELEASED):
         usual = {**usual, **method_facts(method).released}

@@ -104,7 +104,9 @@ def search(
                 progress.advance(bar)
 
             dense_prefill(loaded, prompts, observe, dense_kernel=dense_kernel)
-        return head_search.result()
+        result = head_search.result()
+        method.load_search(result, **model_shape(loaded))  # nothing is written that a run with these knobs would refuse
+        return result
     except ValueError as error:  # methods/ raise plain ValueErrors, one line each
         raise as_user_error(error) from error
 
@@ -119,7 +121,12 @@ def _searching_method(settings: Settings) -> Method:
     if methods.get(settings.method).searched is None:
         searching = [name for name in methods.names() if methods.get(name).searched is not None]
         raise UserError(f"method {settings.method} searches no heads; choose one of: {', '.join(searching)}")
-    return build_method(settings)
+    try:
+        return build_method(settings)
+    except UserError:
+        raise
+    except ValueError as error:  # methods/ raise plain ValueErrors, one line each
+        raise as_user_error(error) from error
 
 
 def _output_path(settings: Settings, loaded: LoadedModel, name: str) -> Path:

@@ -105,7 +105,7 @@ def test_with_a_sparsity_the_rules_of_the_nearest_density_are_scaled() -> None:
     assert moa(plans, budget=0.125).plan(grid).betas[0][0] == 0.0
     with pytest.raises(ValueError, match=r"it has no rules of a budget of 0.3; choose one of: 0.5, 0.125"):
         moa(plans, budget=0.3)
-    with pytest.raises(ValueError, match=r"it has no rules of a budget of 0.5; choose one of: given"):
+    with pytest.raises(ValueError, match=r"it has no rules of a budget of 0.5; they are of no stated budget: leave it out"):
         moa(RULES, budget=0.5)
 
 

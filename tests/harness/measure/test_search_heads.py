@@ -83,6 +83,12 @@ def test_the_first_search_is_not_replaced_unasked(
             "block_topk searches no heads; choose one of: duo_attention, kascade, minference, moa, xattention",
         ),
         ([*JOB, "method=minference", "length=4096"], "has a context of 2048 tokens"),
+        ([*JOB, "method=minference", "method.score=foo"], "error: method minference, score=foo: must be one of mass, output"),
+        ([*JOB, "method=moa", "method.budget=0.2"], "error: sparsity=0.5 and budget=0.2: give one of them"),
+        (
+            [*JOB, "method=moa", "method.budget=0.01", "sparsity=null", "block_size=16"],
+            "it has no rules of a budget of 0.01; choose one of",
+        ),
         ([*JOB, "method=minference", "job.prompts=0"], "job.prompts=0: must be a whole number of at least 1"),
         (["method=duo_attention", "method.heads=none.tsv"], "none.tsv is missing; search them with `python -m harness job"),
     ],
