@@ -57,6 +57,7 @@ _DATA = ("data.haystack", "data.dir", "data.words")
 _PROMPTS = ("task", "length", "samples", "seed", *_DATA)
 _ARM = ("method", "decode", "sparsity", "as_released", "block_size")
 _METHOD = (*_MODEL, *_ARM, "kernel", "dense_kernel")
+_MEASURED = (*_METHOD, "knob_value")
 _TIMES = ("latency_repeats", "latency_seconds")
 _GATES = (*_MODEL, "method", "decode", "block_size", "seed", *_DATA, "data.text_dir")
 _ANSWERS = ("question", "decode_kernel", "checks", "batch_tokens")
@@ -66,15 +67,15 @@ _ROWS = (
         "evaluate",
         Does.MEASURES,
         "harness.jobs.measure:run",
-        (*_METHOD, *_PROMPTS, *_ANSWERS, "latency", *_TIMES, "margin"),
+        (*_MEASURED, *_PROMPTS, *_ANSWERS, "latency", *_TIMES, "margin"),
         takes_question=True,
     ),
-    Job("latency", Does.MEASURES, "harness.jobs.measure:run", (*_METHOD, *_PROMPTS, *_TIMES, "margin")),
-    Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run", (*_METHOD, *_PROMPTS, "margin")),
-    Job("densities", Does.MEASURES, "harness.jobs.densities:run", (*_METHOD, *_PROMPTS, "question"), takes_question=True),
-    Job("perplexity", Does.MEASURES, "harness.jobs.measure:run", (*_METHOD, *_PROMPTS, "data.text_dir", "margin")),
+    Job("latency", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, *_TIMES, "margin")),
+    Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, "margin")),
+    Job("densities", Does.MEASURES, "harness.jobs.densities:run", (*_MEASURED, *_PROMPTS, "question"), takes_question=True),
+    Job("perplexity", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, "data.text_dir", "margin")),
     Job("kernel_speed", Does.MEASURES, "harness.jobs.kernel_speed:run", (*_MODEL, "seed", *_DATA, *_TIMES), loads_model=False),
-    Job("maps", Does.MEASURES, "harness.jobs.maps:run", (*_METHOD, *_PROMPTS)),
+    Job("maps", Does.MEASURES, "harness.jobs.maps:run", (*_MEASURED, *_PROMPTS)),
     Job("report", Does.READS, "harness.jobs.report:run", ("margin",), takes_question=True),
     Job("compare", Does.READS, "harness.jobs.compare:run", ("method",), takes_question=True, whole_study=True),
     Job("power", Does.READS, "harness.jobs.power:run", (), takes_question=True, whole_study=True),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.core.conf_files import groups
+from harness.core.conf_files import MAIN, NO_SETTINGS, defaults, groups
 from harness.core.errors import UserError
 from harness.core.question import QUESTION_LATER, QUESTION_SEEN
-from harness.jobs.table import JOBS, Does, check_question_fits, find_job
+from harness.jobs.table import ALWAYS_READ, JOBS, Does, check_question_fits, find_job, unread
 
 HARNESS = Path(__file__).resolve().parents[3] / "harness"
 
@@ -39,6 +39,15 @@ def test_jobs_that_read_recorded_answers_take_the_question() -> None:
         if not job.takes_question:
             with pytest.raises(UserError, match=f"job={job.name} asks no question of a prompt, so question=after does not"):
                 check_question_fits(job, QUESTION_LATER)
+
+
+def test_every_setting_is_read_by_a_job() -> None:
+    """None would be said to be of no use wherever it is given."""
+    settings = {name.partition(".")[0] for name in defaults("", MAIN) if name not in NO_SETTINGS}
+    groups_read = {name.partition(".")[0] for job in JOBS.values() for name in job.reads}
+    assert settings - {*ALWAYS_READ, "results", "hydra", "task_settings"} <= groups_read
+    of_models = [job for job in JOBS.values() if job.does is Does.MEASURES and job.loads_model]
+    assert [unread(job, ["knob_value"]) for job in of_models] == [""] * len(of_models), "a row's settings name it"
 
 
 def test_compare_takes_the_question_as_report_does(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
