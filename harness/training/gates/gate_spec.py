@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import methods
-from harness.arms.build import build_decode_method, decodes_densely
+from harness.arms.build import build_decode_method, build_method, decodes_densely
 from harness.core.errors import UserError
 from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings
@@ -53,6 +53,8 @@ def gate_spec(settings: Settings) -> GateSpec:
             decoding = build_decode_method(replace(settings, as_released=False))  # gates are of the settings as they stand
             return GateSpec(*_gates("decode method", decoding, decode), decoding.block_size)
         kind, file = _gates("method", methods.get(settings.method), methods)
+        if settings.sparsity is not None:
+            build_method(replace(settings, as_released=False))  # a knob that is wrong is said now, not when the gates are used
         training = settings.method_knobs.get("gates")
         file = with_training_name(file, training)
     except ValueError as error:

@@ -100,6 +100,7 @@ def test_gates_that_are_not_there_can_not_be_measured(
         ("job.recall_sequences=-1", "job.recall_sequences=-1: must be a whole number of at least 0"),
         ("job.checkpoint_every=-1", "job.checkpoint_every=-1: must be a whole number of at least 0"),
         ("job.micro_rows=0", "micro_rows=0: must be at least 1"),
+        ("method.selection=foo", "selection=foo: must be one of topk, threshold, nz_ratio"),
     ],
 )
 def test_bad_settings_are_one_line(config: DictConfig, setting: str, message: str) -> None:
