@@ -112,10 +112,10 @@ class RunContext:
     def prompts_identity(self, task_names: Sequence[str], count: int) -> dict[str, Any]:
         """Return everything that determines the first `count` prompts of tasks, as part of a measurement's identity."""
         text = self.text_of(task_names) | self.files(*task_names)
-        made = self.made_of(task_names)
-        return {"tasks": list(task_names), "prompts": count, "text": text, "chat": self.chat, **made}
+        origin = self.prompt_origin(task_names)
+        return {"tasks": list(task_names), "prompts": count, "text": text, "chat": self.chat, **origin}
 
-    def made_of(self, task_names: Sequence[str]) -> dict[str, Any]:
+    def prompt_origin(self, task_names: Sequence[str]) -> dict[str, Any]:
         """Return the versions of tasks' prompts and their sizing. First versions have no entry, nor has the full length:
         identities are as they were before there was another."""
         tasks = [registry.get(name) for name in sorted(task_names)]

@@ -61,8 +61,8 @@ class TaskPrompts:
         text = context.text_of(self.tasks) | context.files(*self.tasks)
         # where the question is seen, or read again, whole prompts are prefilled
         question = {"question": QUESTION_LATER} if context.question == QUESTION_LATER else {}
-        made = context.made_of(self.tasks)
-        return {"tasks": sorted(self.tasks), "prompts": OWN_PROMPTS, "text": text, "chat": context.chat, **made, **question}
+        origin = context.prompt_origin(self.tasks)
+        return {"tasks": sorted(self.tasks), "prompts": OWN_PROMPTS, "text": text, "chat": context.chat, **origin, **question}
 
     def prompts(self, context: RunContext) -> Mapping[str, Sequence[Sequence[int]]]:
         """Return the prompts of all samples."""

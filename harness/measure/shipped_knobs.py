@@ -59,8 +59,8 @@ def ship(records: Iterable[Record], folder: Path) -> tuple[Path, int]:
     path = folder / FILE
     new = [record for record in records if record.get("tasks")]
     replaced = {_without_weights(record) for record in new}
-    kept = [record for record in read_shipped(path) if _without_weights(record) not in replaced]
-    rows = sorted([*kept, *new], key=lambda record: str(record["calibration"]))
+    untouched = [record for record in read_shipped(path) if _without_weights(record) not in replaced]
+    rows = sorted([*untouched, *new], key=lambda record: str(record["calibration"]))
     write_atomically(path, lambda file: file.write(b"".join(map(to_line, rows))))
     return path, len(rows)
 

@@ -59,10 +59,11 @@ def full_rows(identity: Mapping[str, Any], tokens: Iterable[int]) -> FullRows | 
         return None
     in_blocks, sparsity = facts["unit"] == "blocks", None if identity["knobs"].get(RELEASED) else identity["sparsity"]
     pairs = [
-        _asked_and_kept(last, in_blocks, sparsity, length, identity["block_size"], facts["own_blocks"]) for length in lengths
+        _requested_and_full(last, in_blocks, sparsity, length, identity["block_size"], facts["own_blocks"])
+        for length in lengths
     ]
-    kept = [count for _, count in pairs]
-    return FullRows(min(kept), max(kept), any(asked > count for asked, count in pairs), in_blocks)
+    counts = [full for _, full in pairs]
+    return FullRows(min(counts), max(counts), any(requested > full for requested, full in pairs), in_blocks)
 
 
 def with_full_rows(method: str, knobs: Mapping[str, Any], texts: Sequence[str], full: FullRows | None) -> tuple[str, ...]:
@@ -70,9 +71,9 @@ def with_full_rows(method: str, knobs: Mapping[str, Any], texts: Sequence[str], 
     knobs: as recorded."""
     if full is None or not full.cut:
         return tuple(texts)
-    asked = named(method, LAST, asked_value(method, knobs, LAST))
-    place = texts.index(asked) if asked in texts else len(texts)
-    return (*texts[:place], full.name, *texts[place + (asked in texts) :])
+    request = named(method, LAST, asked_value(method, knobs, LAST))
+    place = texts.index(request) if request in texts else len(texts)
+    return (*texts[:place], full.name, *texts[place + (request in texts) :])
 
 
 def arm_name(identity: Mapping[str, Any]) -> str:
@@ -84,20 +85,20 @@ def arm_name(identity: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _asked_and_kept(
+def _requested_and_full(
     last: int, in_blocks: bool, sparsity: float | None, tokens: int, block: int, own_blocks: bool
 ) -> tuple[int, int]:
     """Return how many full rows are asked for of a prompt, and how many half of the budget pays. own_blocks: whether the other
     rows' own blocks are paid from that half too."""
     rows = -(-tokens // block)
     in_full = last if in_blocks else (rows - max(0, tokens - last) // block if last > 0 else 0)
-    asked = min(in_full, rows)
+    requested = min(in_full, rows)
     if sparsity is None:
-        return asked, asked
-    total, spent, kept = rows * (rows + 1) // 2, 0, 0
-    while kept < asked:
-        seen, others = rows - kept, rows - kept - 1
-        if spent + seen + (others if own_blocks else 0) > (1 - sparsity) * total / 2:
+        return requested, requested
+    total, spent, full = rows * (rows + 1) // 2, 0, 0
+    while full < requested:
+        causal, others = rows - full, rows - full - 1
+        if spent + causal + (others if own_blocks else 0) > (1 - sparsity) * total / 2:
             break
-        kept, spent = kept + 1, spent + seen
-    return asked, kept
+        full, spent = full + 1, spent + causal
+    return requested, full

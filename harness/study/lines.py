@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from harness.study.schema import NESTED, RECORDS, SCHEMA
+from harness.study.record_files import NESTED, RECORDS
+from harness.study.schema import SCHEMA
 
 Record = dict[str, Any]
 

@@ -1,8 +1,8 @@
 """Resuming: the one protocol by which every measurer leaves out what is recorded already and goes on after an error.
 
-1. Ask. Of a kind whose records have a key (`schema.KEYS`), `recorded` returns the record of an id, which is then not measured
-   again. Of a kind whose records are states (cells, kernel cases), `is_settled` says whether the last one needs no other
-   run, and `missing_indices` which samples or documents a cell lacks.
+1. Ask. Of a kind whose records have a key (`record_files.KEYS`), `recorded` returns the record of an id, which is then not
+   measured again. Of a kind whose records are states (cells, kernel cases), `is_settled` says whether the last one needs no
+   other run, and `missing_indices` which samples or documents a cell lacks.
 2. Measure, inside `with Attempt() as attempt:`. An error of the measurement stays in `attempt.error`, in words in
    `attempt.reason`, and costs what it happened in alone. Where nothing may go on after it (a self-check, a calibration), there
    is no Attempt, and the error is raised.
@@ -53,7 +53,7 @@ class Attempt:
 
 
 def recorded(file: RecordFile, key: str) -> Record | None:
-    """Return the record of `file` with this key, read anew, or None. For kinds of one key field alone (`schema.KEYS`)."""
+    """Return the record of `file` with this key, read anew, or None. For kinds of one key field alone (`record_files.KEYS`)."""
     records = file.read()
     if not file.has(key):
         return None

@@ -1,4 +1,4 @@
-"""The one place that says what a record holds: a dataclass for each kind, its version, and the fields that identify a line.
+"""What a record holds: a dataclass for each kind, and its version. `harness.study.record_files` says which file holds which.
 
 Records are JSON lines in `results/STUDY/records/`: `runs.jsonl` (one per process: command, commit, versions, device),
 `samples.jsonl` (one per sample), `cells.jsonl` (the state of a cell, the last line of a cell counts), `latency.jsonl` (one per
@@ -17,11 +17,6 @@ from typing import Any
 
 from harness.study.fields import (
     Amount,
-    ArmFields,
-    CaseFields,
-    CellFields,
-    CellSummary,
-    CheckFields,
     Count,
     FinalState,
     KernelTimes,
@@ -350,44 +345,3 @@ class DensityRecord:
     date: str
     neighbour: bool = False
     schema: int = SCHEMA
-
-
-RECORDS: dict[str, type] = {
-    "runs": RunRecord,
-    "samples": SampleRecord,
-    "cells": CellRecord,
-    "latency": LatencyRecord,
-    "calibrations": CalibrationRecord,
-    "kernels": KernelRecord,
-    "perplexity": PerplexityRecord,
-    "mass": MassRecord,
-    "arm_densities": DensityRecord,
-    "checks": CheckRecord,
-    "gate_steps": GateStepRecord,
-}
-"""What a line of each file is. Fields without a default are in every record."""
-
-NESTED: dict[str, dict[str, type]] = {
-    "cells": {"identity": CellFields, "summary": CellSummary},
-    "latency": {"identity": ArmFields},
-    "calibrations": {"identity": ArmFields},
-    "mass": {"identity": ArmFields},
-    "arm_densities": {"identity": ArmFields},
-    "checks": {"identity": CheckFields},
-    "kernels": {"identity": CaseFields},
-}
-"""What is read of the objects in a line, by its field."""
-
-KEYS: dict[str, tuple[str, ...]] = {
-    "runs": ("run",),
-    "samples": ("cell", "index"),
-    "latency": ("latency",),
-    "calibrations": ("calibration",),
-    "mass": ("mass",),
-    "arm_densities": ("arm_densities",),
-    "checks": ("check",),
-    "perplexity": ("cell", "index"),
-    "gate_steps": ("training", "step"),
-}
-"""The fields that identify a line; a second line with the same key is never written. Cells and kernel cases have states
-instead."""

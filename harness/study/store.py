@@ -24,8 +24,8 @@ from typing import Any
 from harness.core.errors import UserError
 from harness.core.files import write_atomically
 from harness.study.lines import LineError, Record, check_record, parse_line, shown, to_line
+from harness.study.record_files import KEYS, RECORDS
 from harness.study.record_io import RESTORE, RecordError, decompress, locked, open_file, signature_of, unreadable, write_lines
-from harness.study.schema import KEYS, RECORDS
 
 __all__ = ("Record", "RecordError", "RecordFile", "Store")
 

@@ -103,8 +103,8 @@ def counts_at_density(spans: tuple[int, ...], density: float, grid: Grid, *, lea
     low, high = 0.0, float(causal_blocks(**grid).max() / distinct.min())
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        kept = float((_row_blocks(distinct * middle, grid, least).sum(-1) * times).sum())
-        low, high = (middle, high) if kept < target else (low, middle)
+        total = float((_row_blocks(distinct * middle, grid, least).sum(-1) * times).sum())
+        low, high = (middle, high) if total < target else (low, middle)
     rows = _row_blocks(blocks * high, grid, least)
     ends = (rows.flatten().cumsum(0) + 0.5).floor()
     return ends.diff(prepend=ends.new_zeros(1)).to(torch.int32).view(rows.shape)
@@ -115,9 +115,9 @@ def _row_blocks(blocks: Tensor, grid: Grid, least: int = 0) -> Tensor:
 
     They are its own and `least` at least, and all that it sees at most.
     """
-    seen = causal_blocks(**grid)
-    own = (seen - diagonal_start(**grid)).clamp(min=least)
-    return blocks[:, None].clamp(min=own.double()).minimum(seen.double())
+    causal = causal_blocks(**grid)
+    own = (causal - diagonal_start(**grid)).clamp(min=least)
+    return blocks[:, None].clamp(min=own.double()).minimum(causal.double())
 
 
 def span_index(counts: Tensor, sinks: int, batch: int, grid: Grid, *, width: int) -> BlockIndex:
@@ -126,11 +126,11 @@ def span_index(counts: Tensor, sinks: int, batch: int, grid: Grid, *, width: int
     counts: int32 [heads, Mq], at least a row's own blocks and at most all that it sees, on the device of the index. width: the
     largest of counts. Nothing waits for the device.
     """
-    seen, own_first = _row_ends(device=counts.device, **grid)
-    own = seen - own_first
+    causal, own_first = _row_ends(device=counts.device, **grid)
+    own = causal - own_first
     first = (counts - own).clamp(min=0).minimum(own_first.clamp(max=sinks))  # sinks that a row keeps, beside its own blocks
     place = torch.arange(width, dtype=torch.int32, device=counts.device)
-    late = (seen - counts)[..., None] + place  # the latest end at the row's last block
+    late = (causal - counts)[..., None] + place  # the latest end at the row's last block
     indices = torch.where(place < first[..., None], place, late).masked_fill_(place >= counts[..., None], 0)
     shape = (batch, *indices.shape)
     return BlockIndex(counts.expand(shape[:-1]).contiguous(), indices.expand(shape).contiguous(), **grid)

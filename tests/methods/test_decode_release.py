@@ -72,11 +72,11 @@ def test_seer_r_keeps_the_newest_and_the_first_block_beside_the_budget() -> None
         assert torch.equal(kept_mask(choose(method, alone), 0, blocks), expected)  # type: ignore[arg-type]
     assert sizes == {4, 5}
     threshold = seer_r(threshold=0.05)
-    kept = kept_mask(threshold.select(one_sequence(x, 0), threshold.start(one_sequence(x, 0))), 0, 21)  # type: ignore[arg-type]
+    mask = kept_mask(threshold.select(one_sequence(x, 0), threshold.start(one_sequence(x, 0))), 0, 21)  # type: ignore[arg-type]
     share = scores[0].softmax(-1)  # the newest among them
     expected = share > 0.05
     expected[:, [0, -1]] = True
-    assert torch.equal(kept, expected)
+    assert torch.equal(mask, expected)
     assert seer_r(sparsity=0.8).best(scores, x).counts.unique().tolist() == [2, 4], "at a sparsity both count"
 
 
@@ -94,10 +94,10 @@ def test_quest_s_newest_page_competes() -> None:
     k[:, :, 192:] = 0.0  # of no use to any query: their bound is 0
     x = replace(x, k=k)
     method, plain = (decode.build("quest", budget=64, as_released=released) for released in (True, False))
-    kept, usual = kept_mask(choose(method, x), 0, 13), kept_mask(choose(plain, x), 0, 13)  # type: ignore[arg-type]
+    mask, usual = kept_mask(choose(method, x), 0, 13), kept_mask(choose(plain, x), 0, 13)  # type: ignore[arg-type]
     best = method.scores(x, method.start(x))[0].topk(4).indices  # type: ignore[attr-defined]
-    assert torch.equal(kept, torch.zeros(HEADS, 13, dtype=torch.bool).scatter_(1, best, True))
-    assert not bool(kept[:, -1].any()) and bool(usual[:, -1].all())
+    assert torch.equal(mask, torch.zeros(HEADS, 13, dtype=torch.bool).scatter_(1, best, True))
+    assert not bool(mask[:, -1].any()) and bool(usual[:, -1].all())
 
 
 def test_quest_drops_a_page_of_a_cache_that_fills_its_last_in_part() -> None:
@@ -122,8 +122,8 @@ def test_streaming_keeps_the_newest_token_beside_sinks_and_window() -> None:
     index = choose(method, x)
     assert index is not None
     for row, (length, blocks) in enumerate(((330, 21), (287, 18))):
-        kept = kept_mask(index, row, blocks)[0].nonzero().squeeze(1).tolist()
-        assert kept == [0, *range((length - 61) // BLOCK, blocks)]
+        chosen = kept_mask(index, row, blocks)[0].nonzero().squeeze(1).tolist()
+        assert chosen == [0, *range((length - 61) // BLOCK, blocks)]
     usual = decode.build("streaming", budget=64)
     assert choose(usual, x).counts.unique().tolist() == [4]  # type: ignore[union-attr]
     assert choose(decode.build("streaming", as_released=True), step(1000)) is None

@@ -122,10 +122,10 @@ def verdict_note(rows: Sequence[Row], margin: float) -> str:
     return f"{'✓' if any(row.noninferior for row in rows) else 'no row is'} shown at 95 % {claim}"
 
 
-def _prompts(rows: Sequence[Row], each: str = "") -> str:
-    """Return ", N prompts" for the rows of a table that have accuracies: the same ones at each length. each: said after it."""
+def _prompts(rows: Sequence[Row], unit: str = "") -> str:
+    """Return ", N prompts" for the rows of a table that have accuracies: the same ones at each length. unit: said after it."""
     counts = [row.samples for row in rows if row.score is not None and row.task != ""]
-    return f", {count_range(counts, '–')} prompts{each}" if counts else ""
+    return f", {count_range(counts, '–')} prompts{unit}" if counts else ""
 
 
 def _cells(row: Row, *, with_count: bool) -> tuple[str | Text, ...]:

@@ -47,14 +47,17 @@ def test_a_knob_is_found_within_two_per_cent_in_six_passes(
     knob = method.calibrates()
     assert knob is not None
     ticks: list[int] = []
-    found = calibrate(shared("llama"), method, knob, PROMPTS, 0.3, on_prefill=lambda: ticks.append(1))
-    assert is_matched(0.7, found.reached.density)
-    assert len(prefilled) == found.prefills == len(ticks) <= PASSES * found.prompts == 24
+    calibration = calibrate(shared("llama"), method, knob, PROMPTS, 0.3, on_prefill=lambda: ticks.append(1))
+    assert is_matched(0.7, calibration.reached.density)
+    assert len(prefilled) == calibration.prefills == len(ticks) <= PASSES * calibration.prompts == 24
     assert prefilled[0] == PROMPTS["first"][0] == prefilled[1], "a prompt of the subsample comes first"
     assert prefilled[-4:] == [ids for members in PROMPTS.values() for ids in members], "all of them last"
-    assert getattr(method, knob.name) == found.reached.value
+    assert getattr(method, knob.name) == calibration.reached.value
     again = densities_of(shared("llama"), method, PROMPTS)
-    assert (again.density, again.tasks) == (pytest.approx(found.reached.density), pytest.approx(found.reached.tasks))
+    assert (again.density, again.tasks) == (
+        pytest.approx(calibration.reached.density),
+        pytest.approx(calibration.reached.tasks),
+    )
 
 
 def test_tasks_weigh_the_same() -> None:
@@ -70,17 +73,17 @@ def test_a_dense_first_layer_counts_in_the_density() -> None:
     method = ready("kascade", block_size=16, sparsity=0.4, dense_first=True)
     knob = method.calibrates()
     assert knob is not None
-    found = calibrate(shared("llama"), method, knob, PROMPTS, 0.6)
-    assert is_matched(0.4, found.reached.density) and found.reached.layers[0] == 1.0
-    assert found.tried == 1, "the ladders told it"
+    calibration = calibrate(shared("llama"), method, knob, PROMPTS, 0.6)
+    assert is_matched(0.4, calibration.reached.density) and calibration.reached.layers[0] == 1.0
+    assert calibration.tried == 1, "the ladders told it"
 
 
 def test_one_prompt_is_a_set_of_its_own(prefilled: list[list[int]]) -> None:
     method = ready("flash_prefill", block_size=16, sparsity=0.6)
     knob = method.calibrates()
     assert knob is not None
-    found = calibrate(shared("llama"), method, knob, {"one": PROMPTS["second"]}, 0.4)
-    assert is_matched(0.6, found.reached.density) and len(prefilled) <= 6
+    calibration = calibrate(shared("llama"), method, knob, {"one": PROMPTS["second"]}, 0.4)
+    assert is_matched(0.6, calibration.reached.density) and len(prefilled) <= 6
 
 
 @pytest.mark.parametrize(

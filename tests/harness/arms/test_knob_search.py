@@ -19,14 +19,14 @@ Density = Callable[[float], float]
 
 def search(knob: Knob, target: float, few: Density, whole: Density, *, passes: int = 3) -> KnobSearch:
     """Three ladders on the curve of a subsample, then at most so many values on that of the whole set."""
-    found = KnobSearch(knob, target)
+    done = KnobSearch(knob, target)
     for _ in range(3):
-        if values := found.ladder():
-            found.note_ladder(values, [few(value) for value in values])
+        if values := done.ladder():
+            done.note_ladder(values, [few(value) for value in values])
     for _ in range(passes):
-        if (value := found.next()) is not None:
-            found.note(value, whole(value))
-    return found
+        if (value := done.next()) is not None:
+            done.note(value, whole(value))
+    return done
 
 
 def logistic(shift: float) -> Density:
@@ -45,29 +45,29 @@ def logistic(shift: float) -> Density:
 def test_a_smooth_knob_takes_three_measurements_of_the_whole_set(
     knob: Knob, target: float, few: Density, whole: Density
 ) -> None:
-    found = search(knob, target, few, whole)
-    assert is_matched(1 - target, found.points[found.best()]), found.points
+    done = search(knob, target, few, whole)
+    assert is_matched(1 - target, done.points[done.best()]), done.points
 
 
 @pytest.mark.parametrize("least", [0.12, 0.5])
 def test_out_of_reach_is_measured_once(least: float) -> None:
-    found = search(FACTOR, 0.1, lambda _: least, lambda _: least)
-    assert len(found.points) == 1 and found.next() is None and found.neighbour() is None
+    done = search(FACTOR, 0.1, lambda _: least, lambda _: least)
+    assert len(done.points) == 1 and done.next() is None and done.neighbour() is None
 
 
 def test_the_end_of_the_range_is_enough() -> None:
-    found = search(SHARE, 0.1, lambda x: 0.2 + 0.8 * x, lambda x: 0.2 + 0.8 * x)
-    assert found.points == {0.0: 0.2} and found.next() is None
+    done = search(SHARE, 0.1, lambda x: 0.2 + 0.8 * x, lambda x: 0.2 + 0.8 * x)
+    assert done.points == {0.0: 0.2} and done.next() is None
 
 
 def test_a_step_gives_the_nearer_side() -> None:
-    found = search(SHARE, 0.5, lambda x: 0.3 if x < 0.4 else 0.6, lambda x: 0.3 if x < 0.45 else 0.6, passes=5)
-    assert found.points[found.best()] == 0.6 and len(found.points) > 2, "both sides were tried"
+    done = search(SHARE, 0.5, lambda x: 0.3 if x < 0.4 else 0.6, lambda x: 0.3 if x < 0.45 else 0.6, passes=5)
+    assert done.points[done.best()] == 0.6 and len(done.points) > 2, "both sides were tried"
 
 
 def test_a_curve_that_bends_back_still_gives_the_nearest() -> None:
-    found = search(SHARE, 0.5, lambda x: x, lambda x: x + 0.08 * math.sin(40 * x), passes=4)
-    assert is_matched(0.5, found.points[found.best()]), found.points
+    done = search(SHARE, 0.5, lambda x: x, lambda x: x + 0.08 * math.sin(40 * x), passes=4)
+    assert is_matched(0.5, done.points[done.best()]), done.points
 
 
 @pytest.mark.parametrize(("target", "best", "neighbour"), [(0.1, 7, None), (0.109, 8, 7), (0.103, 7, 8), (0.62, 50, None)])
@@ -75,11 +75,11 @@ def test_whole_numbers_are_tried_on_both_sides(target: float, best: int, neighbo
     def density(n: float) -> float:
         return 1 - (1 - min(n, 128) / 128) ** 2 - 0.0063
 
-    found = search(BLOCKS, target, density, density)
-    assert all(value == int(value) for value in found.points)
-    assert (found.best(), found.neighbour()) == (best, neighbour), found.points
+    done = search(BLOCKS, target, density, density)
+    assert all(value == int(value) for value in done.points)
+    assert (done.best(), done.neighbour()) == (best, neighbour), done.points
 
 
 def test_below_the_first_whole_number_there_is_no_neighbour() -> None:
-    found = search(BLOCKS, 0.01, lambda n: min(1.0, n / 50), lambda n: min(1.0, n / 50))
-    assert found.points == {1.0: 0.02} and found.next() is None and found.neighbour() is None
+    done = search(BLOCKS, 0.01, lambda n: min(1.0, n / 50), lambda n: min(1.0, n / 50))
+    assert done.points == {1.0: 0.02} and done.next() is None and done.neighbour() is None

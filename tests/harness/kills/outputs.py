@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from harness.study.schema import KEYS
+from harness.study.record_files import KEYS
 
 VOLATILE = {
     *("run", "date", "commit", "training", "seconds", "threads", "share", "times", "repeats", "timing", "tflops", "gb_s"),

@@ -20,7 +20,7 @@ from harness.tasks import registry
 from harness.tasks.names import expand_tasks
 from harness.tasks.tokens import encode
 from tests.harness.lm_eval.lm_eval_tools import answers, evaluate
-from tests.harness.measure.test_run import lines
+from tests.harness.measure.study_files import lines
 from tests.harness.tasks.test_longbench import line, write
 
 pytestmark = pytest.mark.filterwarnings("ignore")

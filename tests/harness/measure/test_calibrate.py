@@ -93,13 +93,15 @@ def test_densities_are_told_without_an_answer(
     arguments = [*toy, *QUIET, "job=densities", "sparsity=0.7"]
     assert command(*arguments) == 0 and command(*arguments, "method=block_topk") == 0
     out = " ".join(capsys.readouterr().out.split())
-    found, formula = records(tmp_path, "arm_densities")
-    assert found["density"] == pytest.approx(records(tmp_path, "calibrations")[0]["density"]) and formula["knobs"] is not None
+    searched, formula = records(tmp_path, "arm_densities")
+    assert (
+        searched["density"] == pytest.approx(records(tmp_path, "calibrations")[0]["density"]) and formula["knobs"] is not None
+    )
     assert (
         f"block_topk: density {formula['density']:.4f} for 0.3 (matched) on 4 prompts of 1024 tokens by task: niah_single_1"
         in out
     )
-    assert set(found["tasks"]) == {"niah_single_1", "niah_multikey_1"}
+    assert set(searched["tasks"]) == {"niah_single_1", "niah_multikey_1"}
     assert not records(tmp_path, "samples") and not records(tmp_path, "cells")
     assert command(*arguments) == 0 and len(records(tmp_path, "arm_densities")) == 2
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +25,7 @@ from harness.measure.kernel_speed.study import Study
 from harness.study.columns import COLUMNS, KERNEL_COLUMNS
 from harness.study.store import Store
 from methods.parts.base import LayerInputs
+from tests.harness.measure.study_files import board, lines
 from tests.harness.settings import composed, with_options
 
 Command = Callable[..., int]
@@ -58,17 +57,12 @@ ONE: dict[str, Any] = {"lengths": [192], "sparsities": [0.5]}
 
 
 def records(folder: Path, kind: str = "kernels") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "records" / f"{kind}.jsonl").read_text().splitlines()]
+    return lines(folder, kind)
 
 
 def sparse_records(folder: Path, by: str = "kernel") -> dict[str, dict[str, Any]]:
     """The last state of the sparse cases, by kernel or kind of index."""
     return {record["identity"][by]: record for record in records(folder) if record["identity"]["op"] == "sparse"}
-
-
-def board(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "leaderboard.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def study(folder: Path, console: Console | None = None, *, settings: dict[str, Any] | None = None, **options: Any) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import re
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from harness.models.bridge import Bridge
 from harness.models.loading import ModelConfig
 from harness.models.loss import check_head, nll
 from harness.tasks import documents
+from tests.harness.measure import study_files
 from tests.harness.tiny import Fixed, load, tokens
 
 Command = Callable[..., int]
@@ -54,13 +53,11 @@ def asked(toy: list[str], books: Path) -> list[str]:
 
 
 def lines(tmp_path: Path, kind: str) -> list[dict[str, Any]]:
-    path = tmp_path / "results" / "toy" / "records" / f"{kind}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return study_files.lines(tmp_path / "results" / "toy", kind)
 
 
 def board(tmp_path: Path) -> list[dict[str, str]]:
-    with open(tmp_path / "results" / "toy" / "leaderboard.csv", newline="") as file:
-        return list(csv.DictReader(file))
+    return study_files.board(tmp_path / "results" / "toy")
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "mistral_window"])

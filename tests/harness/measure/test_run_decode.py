@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.measure.test_run import board, lines
+from tests.harness.measure.study_files import board, lines
 
 Command = Callable[..., int]
 

@@ -37,9 +37,9 @@ def test_the_rule_is_that_of_the_methods(own_blocks: bool) -> None:
     for sparsity, last, tokens in itertools.product(
         (0.5, 0.9, 0.95), (1, 2, 5), (1, 63, 64, 2500, 4000, 4096, 5055, 5057, 8192)
     ):
-        kept, _ = budget_with_full_rows(1 - sparsity, last, tokens, tokens, 64, 64, own_blocks)
+        full, _ = budget_with_full_rows(1 - sparsity, last, tokens, tokens, 64, 64, own_blocks)
         counted = full_rows(identity(method, sparsity, last=last), [tokens])
-        assert counted == FullRows(kept, kept, kept < min(last, -(-tokens // 64))), (sparsity, last, tokens)
+        assert counted == FullRows(full, full, full < min(last, -(-tokens // 64))), (sparsity, last, tokens)
 
 
 @pytest.mark.parametrize("name", WITH_LAST)
@@ -51,9 +51,9 @@ def test_it_is_what_each_method_keeps(name: str) -> None:
         index = method.select(layer(tokens))
         assert index is not None and hasattr(index, "counts")
         whole = index.counts[0] == torch.arange(1, -(-tokens // 16) + 1)
-        kept = int(whole.all(0).flip(0).cumprod(0).sum())
+        full = int(whole.all(0).flip(0).cumprod(0).sum())
         counted = full_rows(identity(name, 0.8, tokens, 16, **method.knobs()), [tokens])
-        assert counted is not None and (counted.fewest, counted.most) == (kept, kept), (tokens, kept)
+        assert counted is not None and (counted.fewest, counted.most) == (full, full), (tokens, full)
 
 
 def test_queries_are_counted_in_their_blocks() -> None:
