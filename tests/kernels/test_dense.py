@@ -7,8 +7,15 @@ from types import ModuleType
 
 import pytest
 import torch
-from attention_kernels.dense import available_dense, dense_attention, resolve_dense, sliding_window_attention
-from attention_kernels.dense.libraries import find_library
+from attention_kernels.block_map import log_sum_exp
+from attention_kernels.dense import (
+    available_dense,
+    dense_attention,
+    dense_attention_and_lse,
+    resolve_dense,
+    sliding_window_attention,
+)
+from attention_kernels.dense.libraries import LIBRARIES, find_library
 from attention_kernels.dense.reference import dense_reference
 
 CPU = torch.device("cpu")
@@ -41,6 +48,42 @@ def test_every_kernel_of_the_gpu(q_len: int, k_len: int) -> None:
             assert q_len not in (1, k_len)
             continue
         assert (out - exact).norm() / exact.norm() < 1e-2, kernel
+
+
+def test_kernels_of_torch_return_no_log_sum_exp() -> None:
+    q, k, v = tensors(30, 97)
+    out, lse = dense_attention_and_lse(q, k, v)
+    assert lse is None and torch.equal(out, dense_attention(q, k, v))
+
+
+def test_a_library_is_asked_for_its_log_sum_exp(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stand_in(q: torch.Tensor, *_: object, return_attn_probs: bool, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
+        assert return_attn_probs
+        return q, q.float().sum(-1).transpose(1, 2)
+
+    module = ModuleType("flash_attn_interface")
+    module.flash_attn_func = stand_in  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("attention_kernels.dense.resolve_dense", lambda *_, **__: "fa3")
+    q, k, v = tensors(30, 97)
+    find_library.cache_clear()
+    try:
+        out, lse = dense_attention_and_lse(q, k, v)
+    finally:
+        find_library.cache_clear()
+    assert torch.equal(out, q) and torch.equal(lse, q.sum(-1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("q_len", "k_len"), [(650, 650), (1, 800), (300, 970)])
+def test_the_log_sum_exp_of_libraries(q_len: int, k_len: int) -> None:
+    q, k, v = tensors(q_len, k_len, torch.bfloat16, "cuda", heads=6)
+    exact = log_sum_exp(q.double(), k.double(), scale=0.125, kernel="reference")
+    for kernel in set(available_dense(device=q.device, dtype=q.dtype, head_dim=64)) & set(LIBRARIES):
+        out, lse = dense_attention_and_lse(q, k, v, kernel=kernel)
+        assert lse is not None and lse.dtype == torch.float32 and lse.shape == exact.shape
+        torch.testing.assert_close(lse.double(), exact, rtol=1e-3, atol=1e-3)
+        assert torch.equal(out, dense_attention(q, k, v, kernel=kernel))
 
 
 @pytest.mark.parametrize("q_len", [1, 20])
@@ -92,7 +135,10 @@ def test_fa3_splits_the_keys_of_a_single_query(monkeypatch: pytest.MonkeyPatch, 
     try:
         run = find_library("fa3")
         assert run is not None
-        run(torch.zeros(1, queries, 2, 16), torch.zeros(1, 9, 2, 16), torch.zeros(1, 9, 2, 16), 0.25)
+        q, keys = torch.ones(1, queries, 2, 16), torch.zeros(1, 9, 2, 16)
+        out, lse = run(q, keys, keys, 0.25)
+        assert out is q and lse is None
+        assert "return_attn_probs" not in seen  # releases that do not take it return a tuple
     finally:
         find_library.cache_clear()
     assert seen == {"softmax_scale": 0.25, "causal": True, **splits}

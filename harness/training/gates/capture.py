@@ -6,15 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from attention_kernels.dense import dense_attention, sliding_window_attention
+from attention_kernels.dense import dense_attention_and_lse, sliding_window_attention
 from torch import Tensor
 
 from harness.core import devices
 from harness.core.errors import UserError
 from harness.models.attention_interface import Implementation, attach, detach
 
-Visitor = Callable[[int, Tensor, Tensor, float], None]
-"""Called with (layer, q [B,Hq,N,D], k [B,Hkv,N,D], scale), post-RoPE, GQA un-repeated."""
+Visitor = Callable[[int, Tensor, Tensor, float, Tensor | None], None]
+"""Called with (layer, q [B,Hq,N,D], k [B,Hkv,N,D], scale, lse), post-RoPE, GQA un-repeated; lse: log-sum-exp of the queries'
+scores, float32 [B,Hq,N], where the layer's dense kernel returns it."""
 
 
 class Capture:
@@ -50,8 +51,9 @@ class Capture:
         """Show a layer, and return its dense attention."""
         if window is not None and k.shape[2] > window:
             return sliding_window_attention(q, k, v, window=window, scale=scale)
-        self.visit(layer, q, k, scale)
-        return dense_attention(q, k, v, scale=scale)
+        out, lse = dense_attention_and_lse(q, k, v, scale=scale)
+        self.visit(layer, q, k, scale, lse)
+        return out
 
     def decode(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, key_mask: Tensor | None

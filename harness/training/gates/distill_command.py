@@ -25,23 +25,29 @@ from harness.report.figures.gates import draw_gate_curves
 from harness.tasks.haystack import haystack_source
 from harness.training.gates import recall_tables
 from harness.training.gates.checkpoint import Checkpoint, Step
-from harness.training.gates.distill import Distilled, distill
+from harness.training.gates.distill import distill
 from harness.training.gates.gate_spec import GateSpec, gate_spec
-from harness.training.gates.job_settings import check_rows, read_lengths, read_recipe, whole_number
+from harness.training.gates.job_settings import (
+    TrainingSettings,
+    check_rows,
+    read_lengths,
+    read_trainings,
+    whole_number,
+)
 from harness.training.gates.processes import Processes, join, load_sharded
-from harness.training.gates.recipe import Recipe
 from harness.training.gates.row_workers import batches, drawn_by_workers
 from harness.training.gates.rows import DRAWN, Rows, TextNeeds, check_text, row_kind, row_sources, text_id
 from harness.training.gates.step_log import StepLog
-from harness.training.gates.step_progress import step_progress
+from harness.training.gates.step_progress import Show, step_progress
+from harness.training.gates.training import Distilled, Plan
 from harness.training.gates.training_start import Start, enter, find_start
 
 OWN_BUNDLED = Path("gates/bundled")
 """Where gates trained here for the bundled model go: those that ship lie in the installed package."""
 
 
-def main(cfg: DictConfig) -> Path:
-    """Train and save the gates; return the path of their file.
+def main(cfg: DictConfig) -> list[Path]:
+    """Train and save the gates; return the paths of their files, one a training.
 
     Writes gate_steps.csv, gate_recall.csv and gates.png into the study's folder, and every step into its records as it is
     done. Killed at any moment, the same command goes on. Raises UserError for settings that are out of range, before anything
@@ -50,7 +56,7 @@ def main(cfg: DictConfig) -> Path:
     settings = read_settings(cfg)
     job, overwrite = cfg.job, bool(cfg.job.overwrite)
     spec = gate_spec(settings)
-    recipe = read_recipe(job, spec, settings.seed)
+    wanted = read_trainings(job, spec, settings.seed)
     lengths, tokens = read_lengths(job.lengths, spec.block_size), whole_number(job, "tokens", 1)
     sequences, every = whole_number(job, "recall_sequences", 0), whole_number(job, "checkpoint_every", 0)
     workers = whole_number(job, "workers", 0)
@@ -71,16 +77,26 @@ def main(cfg: DictConfig) -> Path:
     kind = row_kind(loaded, settings.data, str(job.rows))
     if workers and kind not in DRAWN:
         raise UserError(f"job.workers={workers}: rows={kind} are tokenised once, before the first step: leave it 0")
-    about = _about(job, spec, recipe, settings, loaded, kind, lengths)
-    checkpoint = Checkpoint(out / f"{Path(spec.file_name).stem}.checkpoint", every, about)
-    start = find_start(checkpoint, out / spec.file_name, _tables(settings, spec), overwrite=overwrite)
-    if start is Start.NOTHING:
-        console.print(f"{out / spec.file_name} is there, trained with these settings: job.overwrite=true trains it anew")
-        return out / spec.file_name
+    started = []
+    for training in wanted:
+        about = _about(job, training, settings, loaded, kind, lengths)
+        file_name = training.spec.file_name
+        checkpoint = Checkpoint(out / f"{Path(file_name).stem}.checkpoint", every, about)
+        start = find_start(checkpoint, out / file_name, _tables(settings, training.spec), overwrite=overwrite)
+        if start is Start.NOTHING:
+            console.print(
+                f"{out / file_name} is there, trained with these settings: job.overwrite=true trains it anew", soft_wrap=True
+            )
+        else:
+            started.append((training, checkpoint, start))
+    paths = [out / training.spec.file_name for training in wanted]
+    if not started:
+        return paths
     _check_out(out)  # not made before the text is read, which may be refused
     say(console, settings, f"reading text: rows={kind}")
     test_lengths = list(islice(cycle(lengths), sequences))
-    needs = TextNeeds(recipe.steps * max(tokens, *lengths), test_lengths)
+    batch_count = max(training.first_step + training.recipe.steps for training in wanted)
+    needs = TextNeeds(batch_count * max(tokens, *lengths), test_lengths)
     train, test = row_sources(loaded, settings.data, settings.seed, kind=kind, needs=needs, hub=job.hub)
     held_out = [test(length)[None] for length in test_lengths]
 
@@ -92,40 +108,57 @@ def main(cfg: DictConfig) -> Path:
         if workers
         else batches(train, lengths, tokens)
     )
-    checkpoint, done = enter(checkpoint, start, processes, overwrite=overwrite)
-    begins = f"goes on after step {done} of {recipe.steps}" if start is Start.GO_ON else f"{recipe.steps} steps"
-    say(console, settings, f"{begins}, state in {checkpoint.path}")
-    log = StepLog(settings.folder, loaded.device, checkpoint.training, about) if processes.main else None
-    with step_progress(recipe.steps, console, done) if log and settings.progress else nullcontext(_no_bar) as bar:
-
-        def on_step(step: Step) -> None:
-            if log:
-                log(step)
-            bar(step)
-
-        distilled = distill(
+    log = StepLog(settings.folder, loaded.device) if processes.main else None
+    counts, entered = {}, []
+    for training, checkpoint, start in started:
+        checkpoint, done = enter(checkpoint, start, processes, overwrite=overwrite)
+        steps = training.recipe.steps
+        begins = f"goes on after step {done} of {steps}" if start is Start.GO_ON else f"{steps} steps"
+        say(console, settings, f"{begins}, state in {checkpoint.path}")
+        counts[training.spec.suffix] = (steps, done)
+        entered.append((training, checkpoint))
+    with step_progress(counts, console) if log and settings.progress else nullcontext(_no_bar) as show:
+        plans = [_plan(training, checkpoint, log, show) for training, checkpoint in entered]
+        by_file = {out / plan.file_name: (training, plan) for (training, _), plan in zip(entered, plans, strict=True)}
+        for distilled in distill(
             loaded,
             batch_source,
-            recipe,
+            plans,
             out=out,
-            kind=spec.kind,
-            file=spec.file,
             held_out=held_out,
-            on_step=on_step,
-            checkpoint=checkpoint,
+            kind=spec.kind,
             processes=processes,
-            about=about,
             cuda_graph=bool(job.cuda_graph),
-        )
-    if processes.main:
-        _report(distilled, settings, loaded, spec, console)
-        checkpoint.remove()  # last of all: where it is, the same command goes on
-    processes.wait()
-    return distilled.path
+        ):
+            training, plan = by_file[distilled.path]
+            if processes.main:
+                _report(distilled, settings, loaded, training.spec, console)
+                assert plan.checkpoint is not None
+                plan.checkpoint.remove()  # last of all: where it is, the same command goes on
+            processes.wait()
+    return paths
 
 
-def _no_bar(_: Step) -> None:
+def _no_bar(_: str, __: Step) -> None:
     """Take the steps of a process that shows no bar."""
+
+
+def _plan(training: TrainingSettings, checkpoint: Checkpoint, log: StepLog | None, show: Show) -> Plan:
+    """Return a training for `distill`, whose steps are recorded and shown."""
+
+    def on_step(step: Step) -> None:
+        if log:
+            log(checkpoint.training, checkpoint.about, step)
+        show(training.spec.suffix, step)
+
+    return Plan(
+        training.recipe,
+        first_step=training.first_step,
+        file=training.spec.file,
+        about=checkpoint.about,
+        on_step=on_step,
+        checkpoint=checkpoint,
+    )
 
 
 def _model(settings: Settings, processes: Processes, console: Terminal, *, shard: bool) -> LoadedModel:
@@ -141,7 +174,7 @@ def _model(settings: Settings, processes: Processes, console: Terminal, *, shard
 
 
 def _about(
-    job: DictConfig, spec: GateSpec, recipe: Recipe, settings: Settings, loaded: LoadedModel, kind: str, lengths: list[int]
+    job: DictConfig, training: TrainingSettings, settings: Settings, loaded: LoadedModel, kind: str, lengths: list[int]
 ) -> dict[str, Any]:
     """Return all that decides the result, by the names of the settings: a checkpoint of anything else is refused."""
     if kind == "hub":
@@ -150,6 +183,7 @@ def _about(
         text = haystack_source(settings.data)
     else:
         text = text_id(str(settings.data["text_dir"]))
+    spec, recipe = training.spec, training.recipe
     return {
         **asdict(recipe),
         "gates": spec.kind.__name__,
@@ -162,6 +196,8 @@ def _about(
         "lengths": lengths,
         **({"workers": int(job.workers)} if job.workers else {}),
         **({"training_name": spec.training} if spec.training else {}),
+        **({"first_step": training.first_step} if training.first_step else {}),
+        **({"text_seed": settings.seed} if settings.seed != recipe.seed else {}),
     }
 
 
@@ -180,9 +216,9 @@ def _report(distilled: Distilled, settings: Settings, loaded: LoadedModel, spec:
     draw_gate_curves(steps, recall_tables.by_layer(distilled.recall), picture)
     console.print(f"{distilled.parameters:,} gate parameters, {distilled.seconds:.0f} s", highlight=False)
     recall_tables.show(distilled.recall, console)
-    console.print(f"wrote {distilled.path}", highlight=False)
+    console.print(f"wrote {distilled.path}", highlight=False, soft_wrap=True)
     if distilled.path.parent != weights_folder(settings.model, loaded):
-        console.print(f"to use them: model.gates={distilled.path.parent}", highlight=False)
+        console.print(f"to use them: model.gates={distilled.path.parent}", highlight=False, soft_wrap=True)
 
 
 def _check_out(folder: Path) -> None:

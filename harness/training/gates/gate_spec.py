@@ -19,13 +19,14 @@ from methods.gates.weights import with_training_name
 @dataclass(frozen=True)
 class GateSpec:
     """Gates of a kind, for blocks of a size, in a file named by a pattern. q_linear: an option of AttnGate. training: the name
-    of one of several trainings."""
+    of one of several trainings, which gates for decoding have not (`decoding`)."""
 
     kind: type[Gate]
     file: str
     block_size: int
     q_linear: bool = False
     training: str | None = None
+    decoding: bool = False
 
     @property
     def file_name(self) -> str:
@@ -36,6 +37,10 @@ class GateSpec:
     def suffix(self) -> str:
         """Return what tells the files of one training from another's in a study: block size and name."""
         return self.file_name.partition(".")[0].removeprefix("gates-")
+
+    def named(self, training: str) -> GateSpec:
+        """Return the gates of a named training. Raises ValueError for a name that can't be part of a file's name."""
+        return replace(self, file=with_training_name(self.file, training), training=training)
 
     @property
     def options(self) -> dict[str, bool]:
@@ -51,7 +56,7 @@ def gate_spec(settings: Settings) -> GateSpec:
     try:
         if not decodes_densely(settings.decode):
             decoding = build_decode_method(replace(settings, as_released=False))  # gates are of the settings as they stand
-            return GateSpec(*_gates("decode method", decoding, decode), decoding.block_size)
+            return GateSpec(*_gates("decode method", decoding, decode), decoding.block_size, decoding=True)
         kind, file = _gates("method", methods.get(settings.method), methods)
         if settings.sparsity is not None:
             build_method(replace(settings, as_released=False))  # a knob that is wrong is said now, not when the gates are used

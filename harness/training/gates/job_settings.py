@@ -2,19 +2,82 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from harness.core import checks
-from harness.core.errors import UserError
+from harness.core.errors import UserError, did_you_mean
 from harness.core.settings import LONGEST
 from harness.training.gates.gate_spec import GateSpec
 from harness.training.gates.recipe import Recipe
 from harness.training.gates.rows import KINDS
 
+OF_A_TRAINING = (
+    "steps",
+    "first_step",
+    "lr",
+    "warmup",
+    "min_lr",
+    "weight_decay",
+    "clip",
+    "pool",
+    "skip_rows",
+    "row_weight",
+    "dtype",
+    "seed",
+)
+"""The settings that each of job.trainings may have of its own; `seed` is that of its first weights."""
 
-def read_recipe(job: DictConfig, spec: GateSpec, seed: int) -> Recipe:
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a command is told of one of its trainings: its gates, its recipe, and the first of the text's batches that it
+    learns from."""
+
+    spec: GateSpec
+    recipe: Recipe
+    first_step: int
+
+
+def read_trainings(job: DictConfig, spec: GateSpec, seed: int) -> list[TrainingSettings]:
+    """Return the trainings that job.trainings names, each with its own settings in place of the job's; without it the one that
+    the job's settings are of.
+
+    Raises UserError for a value that is of the wrong type or out of range, and for names or settings that can't be.
+    """
+    if job.trainings is None:
+        return [TrainingSettings(spec, _recipe(job, spec, seed), whole_number(job, "first_step", 0))]
+    example = "for example {short:{steps:400},long:{steps:1600,lr:3e-3}}"
+    if not isinstance(job.trainings, DictConfig) or not job.trainings:
+        raise UserError(f"job.trainings={job.trainings}: must be null, or settings by the names of trainings, {example}")
+    if spec.decoding:
+        raise UserError("job.trainings: gates for decoding have no names; train them one after the other, job.trainings=null")
+    if spec.training is not None:
+        raise UserError(f"method.gates={spec.training} names one training and job.trainings several: leave out one of them")
+    return [_named_training(job, spec, str(name), own, seed, example) for name, own in job.trainings.items()]
+
+
+def _named_training(job: DictConfig, spec: GateSpec, name: str, own: Any, seed: int, example: str) -> TrainingSettings:
+    """Return one of job.trainings. own: its settings. Raises UserError, naming the training, for one that can't be."""
+    if not isinstance(own, DictConfig):
+        raise UserError(f"job.trainings.{name}={own}: must be settings by name, {example}")
+    for setting in map(str, own):
+        if setting not in OF_A_TRAINING:
+            near, choices = did_you_mean(setting, OF_A_TRAINING), ", ".join(OF_A_TRAINING)
+            raise UserError(f"job.trainings.{name}.{setting} is no setting of a training{near}; choose from: {choices}")
+    merged = OmegaConf.create({**job, "seed": seed, **own})
+    assert isinstance(merged, DictConfig)
+    try:
+        own_spec = spec.named(name)
+        recipe = _recipe(merged, own_spec, whole_number(merged, "seed", 0))
+        return TrainingSettings(own_spec, recipe, whole_number(merged, "first_step", 0))
+    except ValueError as error:
+        raise UserError(f"job.trainings.{name}: {error}") from error
+
+
+def _recipe(job: DictConfig, spec: GateSpec, seed: int) -> Recipe:
     """Return the recipe that the settings name. Raises UserError for a value that is of the wrong type or out of range."""
     return Recipe(
         steps=whole_number(job, "steps"),

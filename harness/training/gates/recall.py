@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import torch
 from attention_kernels.block_index import BlockIndex, causal_blocks, diagonal_start
+from attention_kernels.block_map import log_sum_exp
 from attention_kernels.selection import row_budget, select_topk
 from torch import Tensor
 
@@ -120,13 +121,14 @@ def gate_recall(
     chances: dict[tuple[int, float], float] = {}
     ropes: dict[int, ModelRope] = {}
 
-    def visit(layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+    def visit(layer: int, q: Tensor, k: Tensor, scale: float, lse: Tensor | None) -> None:
         if layer not in ropes:
             ropes[layer] = ModelRope(loaded.model, layer)
         gate = gates[layer]
         q = gate.learns_from(q)
+        lse = lse[:, :, -q.shape[2] :] if lse is not None else log_sum_exp(q, k, scale=scale)
         grid = gate_grid(gate, q, k)
-        mass, truth = (true_map(q, k, gate, scale=scale, pool=how) for how in ("mass", pool))
+        mass, truth = (true_map(q, k, gate, scale=scale, pool=how, lse=lse) for how in ("mass", pool))
         logits = gate(q, k, ropes[layer])
         maps = (logits, truth, mass)
         step = max(1, PART // logits[:, :1].numel())

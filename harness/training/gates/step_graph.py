@@ -16,7 +16,7 @@ WARM_UPS = 2
 """Passes of a shape that run as they are before one is captured: they compile kernels, fill tables and make gradients."""
 
 Pass = Callable[[Tensor], Tensor]
-"""Takes tokens [B,N] int64, adds to the gradients of the gates, and returns loss and recall [2]."""
+"""Takes tokens [B,N] int64, adds to the gradients of gates, and returns loss and recall [T,2] of T trainings."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,26 @@ class _Graph:
 class PassGraphs:
     """Runs passes of one shape after the first `WARM_UPS` by replaying the same kernels on the same memory.
 
-    run: the pass. weight: returns the share of the step that the pass at hand has, which a graph holds as a constant. The
-    gradients must be set to zero between steps, not taken away. Raises UserError for a device or a model that it is not for.
+    run: the pass. constants: returns all beside the tokens' shape that the pass at hand hangs on, which a graph holds as
+    constants: another value is captured anew. The gradients must be set to zero between steps, not taken away. The graphs
+    share their memory, as they never run beside each other. Raises UserError for a device or a model that it is not for.
     """
 
-    def __init__(self, run: Pass, weight: Callable[[], float], loaded: LoadedModel) -> None:
+    def __init__(self, run: Pass, constants: Callable[[], tuple[object, ...]], loaded: LoadedModel) -> None:
         if loaded.device.type != "cuda":
             raise UserError(f"job.cuda_graph=true needs a CUDA device, not {loaded.device.type}: leave it false")
         if local_layers(loaded):
             raise UserError(
                 f"job.cuda_graph=true: {loaded.name} has layers of a sliding window, which long rows leave out: leave it false"
             )
-        self.run, self.weight = run, weight
+        self.run, self.constants = run, constants
         self._stream = torch.cuda.Stream(loaded.device)
+        self._memory = torch.cuda.graph_pool_handle()
         self._seen: Counter[tuple[object, ...]] = Counter()
         self._graphs: dict[tuple[object, ...], _Graph] = {}
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        key, current = (*tokens.shape, self.weight()), torch.cuda.current_stream()
+        key, current = (*tokens.shape, *self.constants()), torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             if self._seen[key] < WARM_UPS:
@@ -67,6 +69,6 @@ class PassGraphs:
     def _captured(self, tokens: Tensor) -> _Graph:
         """Return the graph of a pass over tokens of this shape; capturing computes nothing."""
         own, graph = tokens.clone(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
             means = self.run(own)
         return _Graph(graph, own, means)

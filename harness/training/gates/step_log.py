@@ -1,4 +1,4 @@
-"""The steps of a training as records of its study: records/gate_steps.jsonl, a line a step, and its process in runs.jsonl."""
+"""The steps of trainings as records of their study: records/gate_steps.jsonl, a line a step, and the process in runs.jsonl."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from harness.training.gates.checkpoint import Step
 class StepLog:
     """Appends every step it is called with; one that a killed run recorded after its last checkpoint is not written twice."""
 
-    def __init__(self, folder: Path, device: torch.device, training: str, about: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         self.file = RecordFile(folder / "records" / "gate_steps.jsonl", "gate_steps")
         self.file.read()  # a corrupt record stops the command before the training, not after
-        self.folder, self.device, self.training, self.about = folder, device, training, about
+        self.folder, self.device = folder, device
 
     @cached_property
     def run(self) -> str:
@@ -30,6 +30,9 @@ class StepLog:
         Store(self.folder).runs.append(run)
         return run.run
 
-    def __call__(self, step: Step) -> None:
-        about = self.about if step.step == 0 else None
-        self.file.append(GateStepRecord(training=self.training, run=self.run, date=now(), about=about, **asdict(step)))
+    def __call__(self, training: str, about: dict[str, Any], step: Step) -> None:
+        """Append a step of the training of this name; about: its settings, written with its first step."""
+        record = GateStepRecord(
+            training=training, run=self.run, date=now(), about=about if step.step == 0 else None, **asdict(step)
+        )
+        self.file.append(record)

@@ -11,7 +11,14 @@ from attention_kernels.dense.sdpa import BACKENDS, sdpa_attention, sdpa_runs
 from attention_kernels.dense.window import sliding_window_attention
 from attention_kernels.optional import is_broken
 
-__all__ = ["available_dense", "broken_dense", "dense_attention", "resolve_dense", "sliding_window_attention"]
+__all__ = [
+    "available_dense",
+    "broken_dense",
+    "dense_attention",
+    "dense_attention_and_lse",
+    "resolve_dense",
+    "sliding_window_attention",
+]
 
 KERNELS = (*BACKENDS, *LIBRARIES, "reference")
 AUTO = "fa3"
@@ -86,6 +93,25 @@ def dense_attention(
         return sdpa_attention(q, k, v, scale=scale, backend=name, key_mask=key_mask)
     if key_mask is not None:
         raise ValueError(f"dense kernel {name} has no key mask; use kernel=sdpa for padded batches")
+    return _by_library(name, q, k, v, scale, with_lse=False)[0]
+
+
+def dense_attention_and_lse(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, kernel: str = "auto"
+) -> tuple[Tensor, Tensor | None]:
+    """Compute `dense_attention`; return its output [B, Hq, Q, D] and the natural log-sum-exp of each query, float32 [B, Hq, Q].
+
+    The second is None where the kernel that runs does not return one: only libraries do. Raises as `dense_attention`.
+    """
+    name = resolve_dense(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1])
+    if name not in LIBRARIES:
+        return dense_attention(q, k, v, scale=scale, kernel=name), None
+    return _by_library(name, q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, with_lse=True)
+
+
+def _by_library(name: str, q: Tensor, k: Tensor, v: Tensor, scale: float, *, with_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """Return a library's output [B, Hq, Q, D] of q, k, v [B, H, N, D], and its log-sum-exp [B, Hq, Q] where asked for."""
     library = find_library(name)
     assert library is not None
-    return library(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale).transpose(1, 2)
+    out, lse = library(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale, with_lse=with_lse)
+    return out.transpose(1, 2), lse

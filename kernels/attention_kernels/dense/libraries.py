@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,10 +17,22 @@ LIBRARY_GPUS = {"fa3": (9,), "fa4": (9, 10)}
 """Major compute capabilities a library runs on: Hopper is 9, the Blackwell of data centres 10."""
 
 
+LSE_OPTIONS = {"fa3": "return_attn_probs", "fa4": "return_lse"}
+"""The argument by which a library's function returns the log-sum-exp of each query beside its output."""
+
+
+class LibraryFunction(Protocol):
+    """Dense causal attention of q [B,Q,Hq,D] to k, v [B,K,Hkv,D] by a library."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, *, with_lse: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the output [B,Q,Hq,D] and, where asked for, the natural log-sum-exp of each query, float32 [B,Hq,Q]."""
+
+
 @lru_cache
-def find_library(name: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor] | None:
-    """Return a function (q, k, v, scale) -> out for the library, or None where no package has one that can be imported:
-    `library_problem` says why."""
+def find_library(name: str) -> LibraryFunction | None:
+    """Return the library's function, or None where no package has one that can be imported: `library_problem` says why."""
     problems = []
     for module in LIBRARIES[name]:
         try:
@@ -30,12 +41,16 @@ def find_library(name: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]
             problems.append(str(problem))
             continue
 
-        def run(q: Tensor, k: Tensor, v: Tensor, scale: float, function: Any = function) -> Tensor:
+        def run(
+            q: Tensor, k: Tensor, v: Tensor, scale: float, *, with_lse: bool = False, function: Any = function
+        ) -> tuple[Tensor, Tensor | None]:
             # FA3 splits the keys of a single query among its programs only when told to (0: as it likes): decoding at 128k
             # tokens then takes a seventh of the time.
             splits = {"num_splits": 0} if name == "fa3" and q.shape[1] == 1 else {}
-            out = function(q, k, v, softmax_scale=scale, causal=True, **splits)
-            return out[0] if isinstance(out, tuple) else out
+            lse_option = {LSE_OPTIONS[name]: True} if with_lse else {}
+            out = function(q, k, v, softmax_scale=scale, causal=True, **splits, **lse_option)
+            # some releases return a tuple in any case
+            return (out[0], out[1] if with_lse else None) if isinstance(out, tuple) else (out, None)
 
         return run
     _problems[name] = next(filter(is_broken, problems), problems[0])

@@ -20,11 +20,11 @@ from harness.models.bridge import Bridge
 from harness.models.generate import generate
 from harness.models.layer_shapes import column_bytes
 from harness.models.loading import LoadedModel, local_layers, model_shape, wrap_model
-from harness.training.gates.distill import distill
 from harness.training.gates.recipe import Recipe
 from methods import decode
 from tests.harness.models import decoders
 from tests.harness.tiny import Fixed, load, tokens
+from tests.harness.training.distilling import distill_one
 
 BLOCK, LENGTH = 16, 80
 
@@ -89,7 +89,7 @@ def test_kernels_are_of_the_layers_head_size(gemma4: LoadedModel, monkeypatch: p
 
 def test_gates_are_of_the_layers_heads(gemma4: LoadedModel, tmp_path: Path) -> None:
     recipe = Recipe(steps=1, block_size=BLOCK, warmup=1)
-    done = distill(gemma4, itertools.repeat(tokens(1, LENGTH)), recipe, out=tmp_path)
+    done = distill_one(gemma4, itertools.repeat(tokens(1, LENGTH)), recipe, out=tmp_path)
     state = load_file(str(done.path))
     assert {name.split(".")[1] for name in state} == {"3"}
     method = methods.build("seer", sparsity=0.0, block_size=BLOCK)

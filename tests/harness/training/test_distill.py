@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,14 @@ from harness.models.loading import LoadedModel, wrap_model
 from harness.models.rope import ModelRope
 from harness.training.gates.capture import Capture
 from harness.training.gates.checkpoint import Step
-from harness.training.gates.distill import Distilled, distill
 from harness.training.gates.recall import gate_recall, mean_recall
 from harness.training.gates.recipe import Recipe
 from harness.training.gates.step_progress import step_progress
+from harness.training.gates.training import Distilled
 from harness.training.gates.weights import new_gates
 from methods.gates.attn_gate import AttnGate
 from methods.parts.base import LayerInputs
+from tests.harness.training.distilling import train
 
 BLOCK, LENGTH, VOCAB = 16, 600, 64
 
@@ -68,13 +68,6 @@ def topics(seed: int = 0) -> Iterator[Tensor]:
         stretches = torch.randint(VOCAB, (1, LENGTH // 25 + 1, 3), generator=generator)
         pick = torch.randint(3, (1, LENGTH), generator=generator)
         yield stretches.repeat_interleave(25, dim=1)[:, :LENGTH].gather(2, pick[..., None])[..., 0]
-
-
-def train(loaded: LoadedModel, tokens: Iterator[Tensor], *, out: Path, **given: Any) -> Distilled:
-    """`distill`, with the recipe's settings among its own."""
-    names = {field.name for field in fields(Recipe)}
-    recipe = Recipe(**{name: value for name, value in given.items() if name in names})
-    return distill(loaded, tokens, recipe, out=out, **{name: value for name, value in given.items() if name not in names})
 
 
 def rows_of(n: int, seed: int) -> list[Tensor]:
@@ -160,7 +153,7 @@ def test_the_method_runs_with_the_file(loaded: LoadedModel, distilled: Distilled
     method.load(load_file(str(distilled.path)), **shape)
     densities = []
 
-    def visit(layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+    def visit(layer: int, q: Tensor, k: Tensor, scale: float, lse: Tensor | None) -> None:
         index = method.select(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=ModelRope(loaded.model, layer)))
         assert index is not None
         densities.append(index.density())
@@ -204,10 +197,10 @@ def test_the_file_has_the_dtype_asked_for(loaded: LoadedModel, tmp_path: Path) -
 def test_steps_are_reported(loaded: LoadedModel, tmp_path: Path) -> None:
     seen: list[Step] = []
     shown = Console(file=io.StringIO(), width=120)
-    with step_progress(3, shown) as bar:
+    with step_progress({"64": (3, 0)}, shown) as show:
 
         def both(step: Step) -> None:
-            bar(step)
+            show("64", step)
             seen.append(step)
 
         train(loaded, topics(), out=tmp_path, steps=3, block_size=BLOCK, warmup=2, q_linear=True, on_step=both)
@@ -222,7 +215,7 @@ def test_steps_are_reported(loaded: LoadedModel, tmp_path: Path) -> None:
 
 def test_a_bar_has_no_numbers_before_the_first_step() -> None:
     terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with step_progress(3, terminal, done=1):
+    with step_progress({"64": (3, 1)}, terminal):
         pass
     text = terminal.file.getvalue()  # type: ignore[attr-defined]
     assert "no step is done yet" in text and "1/3" in text and "nan" not in text

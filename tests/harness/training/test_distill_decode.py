@@ -16,7 +16,8 @@ from harness.training.gates.target_map import target_map
 from harness.training.gates.weights import new_gates
 from methods.decode import build
 from methods.gates.decode_gate import DecodeGate
-from tests.harness.training.test_distill import BLOCK, rows_of, sharp_llama, topics, train
+from tests.harness.training.distilling import train
+from tests.harness.training.test_distill import BLOCK, rows_of, sharp_llama, topics
 
 Command = Callable[..., int]
 FILE = "decode-gates-{block_size}.safetensors"

@@ -158,7 +158,7 @@ def test_gates_are_made_of_generated_samples_without_text_and_not_replaced_unask
 ) -> None:
     monkeypatch.chdir(tmp_path)
     short = [f"job.out='{tmp_path}'", "job.rows=auto", "job.steps=1", "job.lengths=[1024]", "job.recall_sequences=0"]
-    assert distill_command.main(changed(config, *short)) == tmp_path / "gates-32.safetensors"
+    assert distill_command.main(changed(config, *short)) == [tmp_path / "gates-32.safetensors"]
     before = (tmp_path / "gates-32.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"gates-32.safetensors exists: add job.overwrite=true"):
         distill_command.main(changed(config, *short, "seed=1"))

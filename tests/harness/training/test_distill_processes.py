@@ -19,10 +19,11 @@ from torch import Tensor
 
 from harness.core.errors import UserError
 from harness.models.loading import LoadedModel, wrap_model
-from harness.training.gates.distill import Distilled, distill
 from harness.training.gates.processes import Processes, join, load_sharded
 from harness.training.gates.recipe import Recipe
+from harness.training.gates.training import Distilled
 from methods.gates.attn_gate import AttnGate
+from tests.harness.training.distilling import distill_one
 from tests.harness.training.test_distill import BLOCK, sharp_llama, topics
 
 RECIPE = Recipe(steps=4, block_size=BLOCK, warmup=2, lr=1e-2)
@@ -49,12 +50,12 @@ def largest_difference(one: Path, two: Path) -> float:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Distilled:
-    return distill(tiny(), four_rows(), RECIPE, out=tmp_path_factory.mktemp("alone"))
+    return distill_one(tiny(), four_rows(), RECIPE, out=tmp_path_factory.mktemp("alone"))
 
 
 @pytest.mark.parametrize("micro_rows", [1, 3])
 def test_micro_batches_make_the_same_step(alone: Distilled, tmp_path: Path, micro_rows: int) -> None:
-    done = distill(tiny(), four_rows(), replace(RECIPE, micro_rows=micro_rows), out=tmp_path)
+    done = distill_one(tiny(), four_rows(), replace(RECIPE, micro_rows=micro_rows), out=tmp_path)
     assert largest_difference(alone.path, done.path) < TOLERANCE
     assert numbers(done) == [pytest.approx(step, rel=1e-5) for step in numbers(alone)]
 
@@ -79,16 +80,16 @@ def _process(rank: int, port: int, out: Path, kind: str) -> None:
     processes = join(torch.device(kind))
     assert (processes.rank, processes.count) == (rank, 2)
     assert processes.device == torch.device(kind, rank) or kind == "cpu"
-    done = distill(tiny(processes.device), four_rows(), RECIPE, out=out / "whole", processes=processes)
+    done = distill_one(tiny(processes.device), four_rows(), RECIPE, out=out / "whole", processes=processes)
     torch.save(numbers(done), out / f"numbers-{rank}.pt")
     shared = load_sharded(tiny, processes)
     weight: Any = shared.model.model.layers[0].mlp.up_proj.weight
     assert weight.to_local().numel() * 2 == weight.numel()
     held_out = [next(topics(seed=9))]
-    distill(shared, four_rows(), RECIPE, out=out / "shared", processes=processes, held_out=held_out)
+    distill_one(shared, four_rows(), RECIPE, out=out / "shared", processes=processes, held_out=held_out)
     assert weight.to_local().numel() * 2 == weight.numel()  # and nothing stays gathered
     try:
-        distill(tiny(processes.device), topics(), RECIPE, out=out / "odd", processes=processes)
+        distill_one(tiny(processes.device), topics(), RECIPE, out=out / "odd", processes=processes)
     except UserError as error:
         assert "set job.tokens to a multiple of 1200" in str(error)
     else:
@@ -122,7 +123,7 @@ def test_two_processes_train_the_gates_of_one(alone: Distilled, tmp_path: Path) 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_train_the_gates_of_one(tmp_path: Path) -> None:
     """Over NCCL, with the Triton kernels, whose float32 products are the tensor cores' (TF32)."""
-    one = distill(tiny(torch.device("cuda", 0)), four_rows(), RECIPE, out=tmp_path / "alone")
+    one = distill_one(tiny(torch.device("cuda", 0)), four_rows(), RECIPE, out=tmp_path / "alone")
     start_two(tmp_path, "cuda")
     for kind in ("whole", "shared"):
         assert largest_difference(one.path, tmp_path / kind / one.path.name) < 1e-4
@@ -151,7 +152,7 @@ def test_only_one_layer_is_in_memory(tmp_path: Path) -> None:
     loaded = tiny()
     gc.freeze()  # what the modules imported before left behind is not looked through each time
     try:
-        distill(loaded, topics(), Recipe(steps=2, block_size=BLOCK), out=tmp_path, kind=Watched)
+        distill_one(loaded, topics(), Recipe(steps=2, block_size=BLOCK), out=tmp_path, kind=Watched)
     finally:
         gc.unfreeze()
     assert alive == [0, 0, 0, 0]

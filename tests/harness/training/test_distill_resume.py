@@ -16,13 +16,13 @@ from torch import Tensor
 from harness.core.errors import UserError
 from harness.models.loading import LoadedModel, wrap_model
 from harness.training.gates.checkpoint import Checkpoint, Step
-from harness.training.gates.distill import distill
 from harness.training.gates.processes import Processes
 from harness.training.gates.recipe import Recipe
 from harness.training.gates.training_start import Start, enter, find_start
 from methods.gates.attn_gate import AttnGate
 from methods.gates.decode_gate import DecodeGate
 from methods.gates.gate import Gate
+from tests.harness.training.distilling import distill_one
 from tests.harness.training.test_distill import BLOCK, sharp_llama, topics
 
 Command = Callable[..., int]
@@ -48,15 +48,17 @@ def dies_at(step: int) -> Callable[[Step], None]:
 
 @pytest.mark.parametrize("kind", [AttnGate, DecodeGate])
 def test_a_killed_training_ends_as_a_whole_one(loaded: LoadedModel, tmp_path: Path, kind: type[Gate]) -> None:
-    uninterrupted = distill(loaded, topics(), RECIPE, out=tmp_path / "whole", kind=kind)
+    uninterrupted = distill_one(loaded, topics(), RECIPE, out=tmp_path / "whole", kind=kind)
     checkpoint = Checkpoint(tmp_path / "state.checkpoint", 2, {"lr": 1e-2})
     for last in (3, 5):  # killed twice; the steps since the last checkpoint are made again
         with pytest.raises(Killed):
-            distill(loaded, topics(), RECIPE, out=tmp_path / "parts", kind=kind, checkpoint=checkpoint, on_step=dies_at(last))
+            distill_one(
+                loaded, topics(), RECIPE, out=tmp_path / "parts", kind=kind, checkpoint=checkpoint, on_step=dies_at(last)
+            )
         state = checkpoint.read()
         assert state is not None and len(state["steps"]) == last - 1
     steps: list[int] = []
-    parts = distill(
+    parts = distill_one(
         loaded,
         topics(),
         RECIPE,
@@ -76,10 +78,10 @@ def test_a_killed_training_ends_as_a_whole_one(loaded: LoadedModel, tmp_path: Pa
 def test_a_checkpoint_of_something_else_is_refused(loaded: LoadedModel, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "state.checkpoint", 1, {"lr": 1e-2, "pool": "max"})
     with pytest.raises(Killed):
-        distill(loaded, topics(), RECIPE, out=tmp_path, checkpoint=checkpoint, on_step=dies_at(1))
+        distill_one(loaded, topics(), RECIPE, out=tmp_path, checkpoint=checkpoint, on_step=dies_at(1))
     other = replace(checkpoint, about={"lr": 1e-2, "pool": "mass"})
     with pytest.raises(UserError, match="is of a training with pool=max, not mass"):
-        distill(loaded, topics(), RECIPE, out=tmp_path, checkpoint=other)
+        distill_one(loaded, topics(), RECIPE, out=tmp_path, checkpoint=other)
     content = checkpoint.path.read_bytes()
     checkpoint.path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="is no checkpoint of gates"):
@@ -140,7 +142,7 @@ def test_the_command_goes_on(command: Command, toy: list[str], tmp_path: Path, m
 
 
 KILLED_AT = {
-    "before the first checkpoint": ("harness.training.gates.distill", "gate_recall"),
+    "before the first checkpoint": ("harness.training.gates.training", "gate_recall"),
     "after the gates": ("harness.training.gates.recall_tables", "write"),
 }
 

@@ -14,11 +14,11 @@ from harness.arms.gate_files import add_local_layers, for_all_layers
 from harness.core.errors import UserError
 from harness.models.bridge import SLIDING, Bridge
 from harness.models.loading import local_layers, local_window, model_shape
-from harness.training.gates.distill import distill
 from harness.training.gates.recipe import Recipe
 from harness.training.gates.weights import new_gates
 from methods.gates.gate import Gate
 from tests.harness.tiny import FAMILIES, GLOBAL, load, tokens
+from tests.harness.training.distilling import distill_one
 
 BLOCK, LENGTH = 16, 240
 
@@ -26,7 +26,7 @@ BLOCK, LENGTH = 16, 240
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "mistral_window"])
 def test_gates_are_trained_and_choose_in_global_layers(family: str, tmp_path: Path) -> None:
     loaded = load(family)
-    done = distill(loaded, itertools.repeat(tokens(1, LENGTH)), Recipe(steps=2, block_size=BLOCK, warmup=1), out=tmp_path)
+    done = distill_one(loaded, itertools.repeat(tokens(1, LENGTH)), Recipe(steps=2, block_size=BLOCK, warmup=1), out=tmp_path)
     first: list[Gate] = new_gates(loaded, block_size=BLOCK)
     learnt = [not torch.equal(a.k, b.k) for a, b in zip(done.gates, first, strict=True)]  # type: ignore[arg-type]
     attends = [True, True] if family in GLOBAL else [False, True]
@@ -53,12 +53,14 @@ def test_gates_are_trained_and_choose_in_global_layers(family: str, tmp_path: Pa
 
 def test_a_model_of_windows_alone_has_nothing_to_learn(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no layer of mistral_window attends to the whole text"):
-        distill(load("mistral_window"), itertools.repeat(tokens(1, LENGTH)), Recipe(steps=1, block_size=BLOCK), out=tmp_path)
+        distill_one(
+            load("mistral_window"), itertools.repeat(tokens(1, LENGTH)), Recipe(steps=1, block_size=BLOCK), out=tmp_path
+        )
 
 
 def test_a_file_that_lacks_a_global_layer_is_refused(tmp_path: Path) -> None:
     loaded = load("gemma3")
-    done = distill(loaded, itertools.repeat(tokens(1, LENGTH)), Recipe(steps=1, block_size=BLOCK), out=tmp_path)
+    done = distill_one(loaded, itertools.repeat(tokens(1, LENGTH)), Recipe(steps=1, block_size=BLOCK), out=tmp_path)
     other = {name.replace("layers.1.", "layers.0."): weight for name, weight in load_file(str(done.path)).items()}
     method = methods.build("seer", sparsity=0.5, block_size=BLOCK)
     with pytest.raises(ValueError, match=r"lack layers\.1\.gate\.k"):
@@ -69,12 +71,12 @@ def test_local_layers_that_learnt_are_kept_and_those_that_did_not_are_missed_in_
     loaded = load("gemma3")
     window = local_window(loaded)
     recipe = Recipe(steps=2, block_size=BLOCK, warmup=1)
-    both = distill(
+    both = distill_one(
         loaded, itertools.chain([tokens(1, window)], itertools.repeat(tokens(1, LENGTH))), recipe, out=tmp_path / "both"
     )
     assert {int(name.split(".")[1]) for name in load_file(str(both.path))} == {0, 1}
     for_all_layers(load_file(str(both.path)), both.path, loaded, window)
-    alone = distill(loaded, itertools.repeat(tokens(1, LENGTH)), recipe, out=tmp_path / "alone")
+    alone = distill_one(loaded, itertools.repeat(tokens(1, LENGTH)), recipe, out=tmp_path / "alone")
     assert set(for_all_layers(load_file(str(alone.path)), alone.path, loaded, window + 1)) == set(load_file(str(both.path)))
     with pytest.raises(
         UserError, match=f"take prompts of more than {window} tokens, not {window}, or train with {window} among"

@@ -14,12 +14,14 @@ from harness.core.errors import UserError
 from harness.models.loading import LoadedModel, wrap_model
 from harness.models.rope import ModelRope
 from harness.training.gates import trainer as gate_trainer
+from harness.training.gates import training as gate_training
 from harness.training.gates.capture import Capture
 from harness.training.gates.loss import gate_loss
 from harness.training.gates.processes import Processes
 from harness.training.gates.recipe import Recipe
 from harness.training.gates.target_map import target_map
 from harness.training.gates.trainer import GateTrainer
+from harness.training.gates.training import Plan, Training
 from methods.gates.attn_gate import AttnGate
 from methods.parts.rope import rope_apply, rope_undo
 from tests.harness.training.test_distill import BLOCK, VOCAB, rows_of, sharp_llama
@@ -55,7 +57,7 @@ def test_pre_rope_equals_the_projections(rope_parameters: dict[str, object], dty
         )
     seen: dict[str, Tensor] = {}
 
-    def visit(layer: int, q: Tensor, k: Tensor, scale: float) -> None:
+    def visit(layer: int, q: Tensor, k: Tensor, scale: float, lse: Tensor | None) -> None:
         if layer == 1:
             cos_sin = ModelRope(model, layer).cos_sin(torch.arange(q.shape[2]))
             seen.update(q_proj=rope_undo(q, *cos_sin), k_proj=rope_undo(k, *cos_sin))
@@ -89,7 +91,7 @@ def test_rope_of_gemma_differs_by_layer() -> None:
         assert torch.equal(own[0], cos[0])
         assert torch.equal(own[1], sin[0])
     seen: list[tuple[int, int]] = []
-    with Capture(model, lambda layer, q, k, scale: seen.append((layer, q.shape[2]))) as capture:
+    with Capture(model, lambda layer, q, k, *_: seen.append((layer, q.shape[2]))) as capture:
         capture.run(torch.randint(VOCAB, (1, 30)))
         capture.run(torch.randint(VOCAB, (1, 40)))
     assert seen == [(0, 30), (1, 30), (1, 40)]  # past its window, a sliding layer has nothing to choose
@@ -219,16 +221,21 @@ def test_a_step_is_the_gradient_of_the_papers_formulas(q_linear: bool, monkeypat
     plain = [inputs(89, seed=seed) for seed in (1, 2)]
     cos_sin = rope.cos_sin(torch.arange(89))
     recipe = Recipe(steps=1, block_size=BLOCK, micro_rows=1, skip_rows=0.2)
-    trainer = GateTrainer(SimpleNamespace(model=None), gates, recipe, Processes())  # type: ignore[arg-type]
+    wide = [{name: weight.detach().double().requires_grad_() for name, weight in gate.named_parameters()} for gate in gates]
+    monkeypatch.setattr(gate_training, "new_gates", lambda *_, **__: gates)
+    model: Any = SimpleNamespace(model=None)
+    training = Training(Plan(recipe), model, AttnGate, Processes())
+    trainer = GateTrainer(model, Processes(), recipe.micro_rows)
+    trainer.active, passes = [training], []
     with torch.no_grad():
         for row in trainer.parts(torch.tensor([[0], [1]])):
             x = plain[int(row)]
             for number in (0, 1):
-                trainer.visit(number, rope_apply(x.q, *cos_sin), rope_apply(x.k, *cos_sin), 0.7)
-            trainer.add(trainer.end_pass())
-    loss, _, norm = trainer.finish(0)
+                trainer.visit(number, rope_apply(x.q, *cos_sin), rope_apply(x.k, *cos_sin), 0.7, None)
+            passes.append(trainer.end_pass())
+    training.finish_step(torch.stack(passes).sum(0)[0], 178, 0.0)
+    (step,) = training.steps
     losses = []
-    wide = [{name: weight.detach().double().requires_grad_() for name, weight in gate.named_parameters()} for gate in gates]
     for weights in wide:
         for x in plain:
             q, k = x.q.double(), x.k.double()
@@ -243,11 +250,11 @@ def test_a_step_is_the_gradient_of_the_papers_formulas(q_linear: bool, monkeypat
             losses.append(torch.stack(rows).mean())
     expected = torch.stack(losses).mean()
     expected.backward()
-    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert step.loss == pytest.approx(expected.item(), rel=1e-5)
     squares = 0.0
     for gate, weights in zip(gates, wide, strict=True):
         for name, weight in gate.named_parameters():
             assert weight.grad is not None and weights[name].grad is not None
             torch.testing.assert_close(weight.grad.double(), weights[name].grad, rtol=1e-3, atol=1e-6)
             squares += float(weights[name].grad.square().sum())
-    assert norm == pytest.approx(squares**0.5, rel=1e-5)
+    assert step.grad_norm == pytest.approx(squares**0.5, rel=1e-5)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from itertools import islice
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,14 @@ from harness.core import devices
 from harness.core.errors import UserError
 from harness.models.loading import wrap_model
 from harness.training.gates.capture import Capture
+from harness.training.gates.distill import distill
+from harness.training.gates.recipe import Recipe
 from harness.training.gates.row_workers import WORKER_SEEDS, batches, drawn_by_workers
 from harness.training.gates.rows import Rows
 from harness.training.gates.step_graph import PassGraphs
-from tests.harness.training.test_distill import VOCAB, sharp_llama, topics, train
+from harness.training.gates.training import Plan
+from tests.harness.training.distilling import train
+from tests.harness.training.test_distill import VOCAB, sharp_llama, topics
 
 
 def numbers(seed: int) -> Rows:
@@ -45,7 +51,7 @@ def test_graphs_are_refused_where_they_cannot_be() -> None:
 
 def test_a_pass_that_is_captured_shows_the_same_queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Tensor] = []
-    with Capture(sharp_llama().eval(), lambda layer, q, k, scale: shown.extend((q, k))) as capture:
+    with Capture(sharp_llama().eval(), lambda layer, q, k, *_: shown.extend((q, k))) as capture:
         tokens = torch.randint(VOCAB, (2, 100), generator=torch.Generator().manual_seed(0))
         capture.run(tokens)
         monkeypatch.setattr(import_utils, "is_cuda_stream_capturing", lambda: True)  # as transformers sees it
@@ -64,3 +70,31 @@ def test_replayed_passes_train_the_same_gates(tmp_path: Path) -> None:
     assert [step.loss for step in graph.steps] == pytest.approx([step.loss for step in eager.steps], rel=1e-4)
     for ours, theirs in zip(graph.gates, eager.gates, strict=True):
         torch.testing.assert_close(ours.state_dict()["k"], theirs.state_dict()["k"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_replayed_passes_of_several_trainings(tmp_path: Path) -> None:
+    """Each length and each set of trainings has graphs of its own, which share their memory."""
+    loaded = wrap_model(sharp_llama(), None, name="toy", device="cuda")
+    recipe = Recipe(steps=12, block_size=16, warmup=2)
+    plans = [
+        Plan(recipe, file="gates-{block_size}-whole.safetensors"),
+        Plan(replace(recipe, steps=5, seed=1), file="gates-{block_size}-first.safetensors"),
+        Plan(replace(recipe, steps=6, lr=3e-3, pool="mass"), first_step=6, file="gates-{block_size}-last.safetensors"),
+    ]
+
+    def texts() -> Iterator[Tensor]:
+        for row, length in zip(topics(), cycle((600, 350))):
+            yield row[:, :length]
+
+    eager, graph = (
+        {
+            distilled.path.name: distilled
+            for distilled in distill(loaded, texts(), plans, out=tmp_path / str(replayed), cuda_graph=replayed)
+        }
+        for replayed in (False, True)
+    )
+    for name, expected in eager.items():
+        assert [step.loss for step in graph[name].steps] == pytest.approx([step.loss for step in expected.steps], rel=1e-4)
+        for ours, theirs in zip(graph[name].gates, expected.gates, strict=True):
+            torch.testing.assert_close(ours.state_dict()["k"], theirs.state_dict()["k"], rtol=1e-3, atol=1e-4)
