@@ -104,6 +104,16 @@ class ModelRope:
         return attribute if self._layer_type is None else f"{self._layer_type}_{attribute}"
 
 
+def rope_tables(model: Any) -> list[Tensor]:
+    """Return the tables that `ModelRope.table` has made for a model and would give again.
+
+    A longer prompt replaces them: what goes on reading them by their address, as a CUDA graph does, has to hold them.
+    """
+    rotary = getattr(model.get_decoder(), "rotary_emb", None)
+    tables = {} if rotary is None else _tables.get(rotary, {})
+    return [wave for table in tables.values() for wave in (table.cos, table.sin)]
+
+
 class LayerRopes:
     """The RoPE of each layer of a model, made and checked when it is first asked for. Raises UserError as `ModelRope` does, and
     where keys in the cache were turned by other frequencies than those that a layer has now."""

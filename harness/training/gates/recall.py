@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TypedDict
 
 import torch
@@ -79,7 +79,7 @@ def sampled_recall(truth: Tensor, guess: Tensor, density: float, grid: Grid) -> 
     return ((among_best.gather(-1, guessed) & filled).sum(-1) / counts).mean()
 
 
-@lru_cache(maxsize=16)
+@cache  # as many as a training has lengths; a CUDA graph reads them by their address
 def _sampled_rows(
     density: float, most: int, device: torch.device, *, q_block: int, k_block: int, q_len: int, k_len: int
 ) -> tuple[Tensor, Tensor, int, Tensor, Tensor]:

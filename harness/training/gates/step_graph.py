@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness.core.errors import UserError
 from harness.models.loading import LoadedModel, local_layers
+from harness.models.rope import rope_tables
 
 WARM_UPS = 2
 """Passes of a shape that run as they are before one is captured: they compile kernels, fill tables and make gradients."""
@@ -21,11 +22,13 @@ Pass = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Graph:
-    """A captured pass, the tokens that it reads and the loss and recall that it writes."""
+    """A captured pass, the tokens that it reads and the loss and recall that it writes. tables: others that it reads, which
+    nobody else may hold by then."""
 
     graph: torch.cuda.CUDAGraph
     tokens: Tensor
     means: Tensor
+    tables: list[Tensor]
 
 
 class PassGraphs:
@@ -43,7 +46,7 @@ class PassGraphs:
             raise UserError(
                 f"job.cuda_graph=true: {loaded.name} has layers of a sliding window, which long rows leave out: leave it false"
             )
-        self.run, self.constants = run, constants
+        self.run, self.constants, self.loaded = run, constants, loaded
         self._stream = torch.cuda.Stream(loaded.device)
         self._memory = torch.cuda.graph_pool_handle()
         self._seen: Counter[tuple[object, ...]] = Counter()
@@ -71,4 +74,4 @@ class PassGraphs:
         own, graph = tokens.clone(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
             means = self.run(own)
-        return _Graph(graph, own, means)
+        return _Graph(graph, own, means, rope_tables(self.loaded.model))

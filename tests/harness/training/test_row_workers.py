@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,9 @@ from transformers.utils import import_utils
 
 from harness.core import devices
 from harness.core.errors import UserError
+from harness.models import rope
 from harness.models.loading import wrap_model
+from harness.models.rope import TABLE_STEP, ModelRope, rope_tables
 from harness.training.gates.capture import Capture
 from harness.training.gates.distill import distill
 from harness.training.gates.recipe import Recipe
@@ -72,19 +74,34 @@ def test_replayed_passes_train_the_same_gates(tmp_path: Path) -> None:
         torch.testing.assert_close(ours.state_dict()["k"], theirs.state_dict()["k"], rtol=1e-3, atol=1e-4)
 
 
+def test_the_tables_of_a_model_can_be_held() -> None:
+    """A longer text replaces them, while what was captured goes on reading them."""
+    model = sharp_llama()
+    turned = ModelRope(model, 0)
+    assert rope_tables(model) == []
+    cos, sin = turned.table(100, torch.device("cpu"))
+    tables = rope_tables(model)
+    assert [table.data_ptr() for table in tables] == [cos.data_ptr(), sin.data_ptr()]
+    longer = turned.table(TABLE_STEP + 1, torch.device("cpu"))
+    assert [table.data_ptr() for table in rope_tables(model)] == [wave.data_ptr() for wave in longer]
+    assert torch.equal(tables[0][:100], cos)
+
+
 @pytest.mark.gpu
-def test_replayed_passes_of_several_trainings(tmp_path: Path) -> None:
-    """Each length and each set of trainings has graphs of its own, which share their memory."""
+def test_replayed_passes_of_several_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each length and each set of trainings has graphs of its own, which share their memory. The longest text comes when others
+    are captured, and has longer tables of RoPE made."""
+    monkeypatch.setattr(rope, "TABLE_STEP", 64)
     loaded = wrap_model(sharp_llama(), None, name="toy", device="cuda")
-    recipe = Recipe(steps=12, block_size=16, warmup=2)
+    recipe = Recipe(steps=20, block_size=16, warmup=2)
     plans = [
         Plan(recipe, file="gates-{block_size}-whole.safetensors"),
         Plan(replace(recipe, steps=5, seed=1), file="gates-{block_size}-first.safetensors"),
-        Plan(replace(recipe, steps=6, lr=3e-3, pool="mass"), first_step=6, file="gates-{block_size}-last.safetensors"),
+        Plan(replace(recipe, steps=6, lr=3e-3, pool="mass"), first_step=9, file="gates-{block_size}-last.safetensors"),
     ]
 
     def texts() -> Iterator[Tensor]:
-        for row, length in zip(topics(), cycle((600, 350))):
+        for row, length in zip(topics(), chain((350,) * 4, cycle((600, 350))), strict=False):
             yield row[:, :length]
 
     eager, graph = (
