@@ -296,7 +296,7 @@ def test_block_topk_pools_only_the_tokens_of_a_partial_block() -> None:
 )
 def test_the_same_choice_on_the_gpu_with_other_knobs(name: str, knobs: dict[str, object]) -> None:
     cpu = select_blocks(name, layer(205, 845), **knobs).to_mask()
-    index = ready(name, block_size=16, **knobs).to("cuda").select(layer(205, 845, device="cuda"))
+    index = calibrated(name, layer(205, 845), **knobs).to("cuda").select(layer(205, 845, device="cuda"))
     assert isinstance(index, BlockIndex)
     index.validate()
     assert (index.to_mask().cpu() == cpu).float().mean() > 0.999
