@@ -20,13 +20,15 @@ NAME = "gates"
 class Training:
     """A training that a study recorded to its last step.
 
-    text: the kind of rows that it learnt from. tokens: seen by its last step, each time that they were. loss: KL in nats, the
-    mean over the last tenth of its steps. seed: of the weights that it began with, and of the text.
+    text: the kind of rows that it learnt from; text_id: a hash of the files, or the name, of what they were drawn from.
+    tokens: seen by its last step, each time that they were. loss: KL in nats, the mean over the last tenth of its steps. seed:
+    of the weights that it began with, and of the text.
     """
 
     model: str
     name: str
     text: str
+    text_id: str
     lr: float
     seed: int
     steps: int
@@ -42,6 +44,7 @@ class CurvePoint:
     method: str
     training: str
     text: str
+    text_id: str
     lr: float
     training_seed: int
     steps: int
@@ -82,6 +85,7 @@ def _training(about: dict[str, Any], steps: dict[int, Record]) -> Training:
         model=about["model"],
         name=about["training_name"],
         text=about["rows"],
+        text_id=about.get("text") or "",
         lr=about["lr"],
         seed=about["seed"],
         steps=about["steps"],
@@ -105,6 +109,7 @@ def curve_points(store: Store, rows: Sequence[Row]) -> list[CurvePoint]:
                 method=row.method,
                 training=training.name,
                 text=training.text,
+                text_id=training.text_id,
                 lr=training.lr,
                 training_seed=training.seed,
                 steps=training.steps,
@@ -121,7 +126,7 @@ def curve_points(store: Store, rows: Sequence[Row]) -> list[CurvePoint]:
                 status=row.status,
             )
         )
-    return sorted(points, key=lambda p: (p.model, p.samples_seed, p.length, p.text, p.lr, p.tokens, p.training_seed))
+    return sorted(points, key=lambda p: (p.model, p.samples_seed, p.length, p.text, p.text_id, p.lr, p.tokens, p.training_seed))
 
 
 def write_points(path: Path, points: Sequence[CurvePoint]) -> Path:

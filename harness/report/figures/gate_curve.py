@@ -49,14 +49,17 @@ def _beside(panel: Panel, rows: Sequence[Row], points: Sequence[CurvePoint]) -> 
 
 def _draw(panel: Panel, points: Sequence[CurvePoint], beside: Sequence[Row], path: Path) -> Path:
     model, device, length, seed = panel
-    recipes: dict[tuple[str, float], list[CurvePoint]] = defaultdict(list)
+    recipes: dict[tuple[str, str, float], list[CurvePoint]] = defaultdict(list)
+    texts: dict[str, set[str]] = defaultdict(set)
     for point in points:
-        recipes[point.text, point.lr].append(point)
+        recipes[point.text, point.text_id, point.lr].append(point)
+        texts[point.text].add(point.text_id)
     with matplotlib.rc_context(style.RC):
         figure = style.new_figure(7.8, 4.6)
         axes = figure.add_subplot()
-        for number, ((text, lr), members) in enumerate(sorted(recipes.items())):
-            _draw_recipe(axes, members, style.PALETTE[number % len(style.PALETTE)], f"{text}, learning rate {lr:g}")
+        for number, ((text, text_id, lr), members) in enumerate(sorted(recipes.items())):
+            name = f"{text} ({text_id[:6]})" if len(texts[text]) > 1 else text
+            _draw_recipe(axes, members, style.PALETTE[number % len(style.PALETTE)], f"{name}, learning rate {lr:g}")
         names = line_names(beside)
         trained = {point.method for point in points}
         for number, row in enumerate(sorted(beside, key=lambda row: -row.scored.accuracy)):
@@ -78,9 +81,8 @@ def _draw(panel: Panel, points: Sequence[CurvePoint], beside: Sequence[Row], pat
         axes.set_xticks(ticks, [f"{tick / 1e6:.3g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_ylabel("accuracy (%)")
-        low, high = axes.get_ylim()
-        axes.set_ylim(low - 0.12 * (high - low), high)  # room for the legend
-        axes.legend(frameon=False, fontsize=8.5, loc="lower left")
+        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+        axes.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
         style.set_title(figure, f"{model}: accuracy by training of the gates, {style.tokens(length)} tokens")
         counts = count_range((point.samples for point in points), "–")
         style.set_small_print(

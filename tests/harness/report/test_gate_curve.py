@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from harness.report.figures import gate_curve as picture
 from harness.report.gate_curve import curve_points, trainings, write_points
 from harness.report.rows import Origin, Row
@@ -13,7 +15,7 @@ from harness.study.schema import GateStepRecord
 from harness.study.store import Store
 from harness.study.verdict import Score
 
-ABOUT = {"model": "toy", "lr": 3e-3, "rows": "mixture", "seed": 0}
+ABOUT = {"model": "toy", "lr": 3e-3, "rows": "mixture", "seed": 0, "text": "8dea8ed4071b8912"}
 
 
 def record_training(store: Store, name: str, tokens: int, *, steps: int, recorded: int | None = None) -> None:
@@ -70,3 +72,20 @@ def test_points_are_the_trainings_that_ended_with_the_rows_of_their_weights(tmp_
     assert write_points(tmp_path / "gate_curve.csv", points).read_text().count("\n") == 3
     assert [path.name for path in picture.write(points, rows, tmp_path)] == ["gate_curve.png"]
     assert picture.write(points[:1], rows, tmp_path) == []  # one length of training is no curve
+
+
+def test_trainings_on_other_files_are_another_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    record_training(store, "short", 1000, steps=2)
+    record_training(store, "long", 4000, steps=20)
+    points = curve_points(store, rows := [average("long", 0.8), average("short", 0.6)])
+    labels: list[str] = []
+    draw = picture._draw_recipe
+    monkeypatch.setattr(picture, "_draw_recipe", lambda *drawn: (labels.append(drawn[-1]), draw(*drawn)))
+    picture.write(points, rows, tmp_path)
+    picture.write([points[0], replace(points[1], text_id="0f3b5a")], rows, tmp_path)
+    assert labels == [
+        "mixture, learning rate 0.003",
+        "mixture (0f3b5a), learning rate 0.003",
+        "mixture (8dea8e), learning rate 0.003",
+    ]
