@@ -39,8 +39,8 @@ class RunnableArm:
     """An arm and what runs it; method None is dense attention at prefill, decoding None dense attention at decode.
 
     former: the identity that older records have for it, where its weights are known by the bytes of their files. notices: a
-    line for each thing that had to be assumed of its weights. neighbour: whether its knob is one of the two whole numbers
-    beside the density that was asked for.
+    line for each thing that had to be assumed of its weights, or was drawn at random. neighbour: whether its knob is one of the
+    two whole numbers beside the density that was asked for.
     """
 
     identity: ArmIdentity
@@ -130,11 +130,15 @@ def build_arms(settings: Settings, loaded: LoadedModel) -> list[RunnableArm]:
             dense_kernel=dense_kernel_of(loaded, settings.dense_kernel),
             max_length=loaded.asked_length,
             rope_dtype=_rope_dtype(loaded),
+            shape=None if loaded.shape is None else loaded.shape.values,
         )
-        arms = [RunnableArm(ArmIdentity(setting, baseline_name(), 0.0), None)]
+        notices = () if loaded.shape is None else (loaded.shape.notice,)
+        arms = [RunnableArm(ArmIdentity(setting, baseline_name(), 0.0), None, notices=notices)]
         decoding, decoder, decode_file = _build_decode_arm(settings, loaded)
         if family != "none":
-            arms.append(_with_decoding(_build_prefill_arm(settings, loaded, setting), decoding, decoder, decode_file))
+            arm = _build_prefill_arm(settings, loaded, setting)
+            arm = replace(arm, notices=(*notices, *arm.notices))
+            arms.append(_with_decoding(arm, decoding, decoder, decode_file))
         elif decoder is not None:
             arms.append(_with_decoding(arms[0], decoding, decoder, decode_file))
     except UserError:

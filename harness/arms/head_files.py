@@ -30,6 +30,8 @@ def load_head_file(method: Method, model: Mapping[str, Any], loaded: LoadedModel
     if name is None:
         return None
     named_by_user = name != method.searched
+    if loaded.shape is not None and not named_by_user:
+        return _without_search(method, loaded)
     path = Path(name).expanduser() if named_by_user else weights_folder(model, loaded) / name
     if not path.is_file():
         if named_by_user or method.search_required:
@@ -46,6 +48,16 @@ def load_head_file(method: Method, model: Mapping[str, Any], loaded: LoadedModel
         raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
     searched = {name: value for name, value in result.items() if name != MADE}
     return FileIdentity(json_hash(searched), file_hash(path))
+
+
+def _without_search(method: Method, loaded: LoadedModel) -> None:
+    """Let a method go without a search of a model by shape, whose heads have nothing to tell apart. Raises UserError for one
+    that can't."""
+    if method.search_required:
+        raise UserError(
+            f"method {method.name} needs searched heads, and {loaded.name} has random weights, which no search can tell apart: "
+            "name a file that was searched on a model of this shape, or choose another method"
+        )
 
 
 def read_head_file(path: Path) -> dict[str, Any]:

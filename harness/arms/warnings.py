@@ -24,6 +24,8 @@ def _missing_head_file(arm: RunnableArm, model: Mapping[str, Any], loaded: Loade
     file = None if arm.method is None else arm.method.search_file()
     if file is None or arm.identity.weights_hash is not None:
         return None
+    if loaded.shape is not None:
+        return f"{arm.identity.method}: a model by shape has no searched heads, and the row's knobs say how it goes without"
     return (
         f"{arm.identity.method}: {weights_folder(model, loaded) / file} is not there, so {loaded.name}'s heads count as not "
         "searched, and the row's knobs say so; name the folder that has it (model.gates=FOLDER), or make it: "

@@ -12,8 +12,10 @@ from harness.arms import gate_files
 from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.models.loading import LoadedModel, model_shape
-from harness.study.provenance import file_hash, tensors_hash
+from harness.models.shape import RANDOM
+from harness.study.provenance import file_hash, json_hash, tensors_hash
 from methods.decode.parts.base import DecodeMethod
+from methods.gates.weights import draw_gates
 from methods.parts.base import Method
 
 
@@ -21,8 +23,9 @@ from methods.parts.base import Method
 class FileIdentity:
     """What a file gave a method, for the method's identity.
 
-    content: the hash of what was read, however the file was written. former: the SHA-256 of the file's bytes, by which records
-    of before know it. notices: a line for each thing that had to be assumed.
+    content: the hash of what was read, however the file was written; of what was drawn instead, `RANDOM` and a hash of that.
+    former: the SHA-256 of the file's bytes, by which records of before know it. notices: a line for each thing that had to be
+    assumed, or was drawn.
     """
 
     content: str
@@ -42,7 +45,7 @@ def weights_folder(model: Mapping[str, Any], loaded: LoadedModel) -> Path:
     """
     if model.get("gates"):
         return Path(model["gates"]).expanduser()
-    path = str(model["path"])
+    path = str(model["path"] or model["name"])
     if loaded.path is not None and (path == "bundled" or Path(path).expanduser().is_dir()):
         return loaded.path
     return Path(OWN_GATES) / re.sub(r"[^\w.-]+", "-", path)
@@ -56,8 +59,10 @@ def load_weights(method: Method | DecodeMethod, group: str, settings: Settings, 
     """
     if (name := method.weights_name()) is None:
         return None
-    folder = weights_folder(settings.model, loaded)
     training = settings.method_knobs.get("gates") if group == "method" else None
+    if loaded.shape is not None:
+        return _draw_weights(method, loaded, loaded.shape.seed, training)
+    folder = weights_folder(settings.model, loaded)
     path = gate_files.find(folder, name, method.gate, released_id(settings.model, group), training=training)
     if path is None:
         size = "block_size" if group == "method" else f"{group}.block_size"
@@ -75,6 +80,22 @@ def load_weights(method: Method | DecodeMethod, group: str, settings: Settings, 
     except ValueError as error:
         raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
     return FileIdentity(tensors_hash(stored), file_hash(path), tuple(f"{method.name}: {notice}" for notice in notices))
+
+
+def _draw_weights(method: Method | DecodeMethod, loaded: LoadedModel, seed: int, training: Any) -> FileIdentity:
+    """Give a method gates that are drawn at random, for a model whose weights are too. Raises UserError for a training of gates
+    that is asked for by name, and for a method whose weights are no gates."""
+    if training is not None:
+        raise UserError(f"method.gates={training}: {loaded.name} has random weights, and its gates are drawn: leave it out")
+    if method.gate is None:
+        raise UserError(f"{method.name} needs trained weights, and {loaded.name} has random ones: choose another method")
+    sizes = model_shape(loaded)
+    options = {name: value for name, value in method.knobs().items() if name in method.gate.options}
+    state = draw_gates(method.gate, seed, block_size=method.block_size, **options, **sizes)
+    method.load(state, **sizes)
+    drawn = {"gate": method.gate.__name__, "block_size": method.block_size, "seed": seed, **options, **sizes}
+    content = RANDOM + json_hash(drawn)
+    return FileIdentity(content, content, (f"{method.name}: random gates (seed {seed})",))
 
 
 def released_id(model: Mapping[str, Any], group: str) -> str | None:

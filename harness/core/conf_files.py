@@ -52,9 +52,16 @@ def conf_dir() -> Path:
 
 @lru_cache(maxsize=1)
 def groups() -> dict[str, list[str]]:
-    """Return the choices of every group, the names of its files, both in alphabetical order."""
+    """Return the choices of every group, the names of its files, both in alphabetical order: first those of the group's own
+    folder, then those in a folder below it, as FOLDER/NAME."""
     folders = sorted(path for path in conf_dir().iterdir() if path.is_dir())
-    choices = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    choices = {
+        folder.name: [
+            *sorted(path.stem for path in folder.glob("*.yaml")),
+            *sorted(f"{path.parent.name}/{path.stem}" for path in folder.glob("*/*.yaml")),
+        ]
+        for folder in folders
+    }
     return {group: names for group, names in choices.items() if names}
 
 

@@ -25,9 +25,11 @@ def explain(error: BaseException) -> str:
 def _explained(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")
-        if group == "model" and "/" in name:
+        choices = list(dict.fromkeys([*(error.options or []), *groups().get(group, [])]))
+        below = [choice for choice in choices if choice.startswith(f"{name.partition('/')[0]}/")]
+        if group == "model" and "/" in name and not below:
             return f"model={name} is not known: for a folder or a hub id say model=hf model.path={name}"
-        choices = list(error.options or groups().get(group, []))
+        choices = below or choices
         if group and choices:
             return f"{group}={name} is not known{did_you_mean(name, choices)}; choose one of: {', '.join(choices)}"
     if isinstance(error, OverrideParseException):

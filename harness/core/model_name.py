@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 
 RESOLVER = "name_of_path"
 """How conf/ calls `name_of_path`: name: ${name_of_path:${model.path}}."""
+BY_SHAPE = "shape/"
+"""The beginning of the names of models by shape, whose weights are drawn at random."""
 SNAPSHOT = re.compile(r"models--([^/]+)/snapshots/[^/]+/?$")
 """The end of a folder in the hub's cache, its first group OWNER--NAME."""
 

@@ -12,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.core import checks, devices
-from harness.core.chat_options import DEFAULT_DATE, ChatOptions, check_date
+from harness.core.chat_options import DEFAULT_DATE, ChatOptions
 from harness.core.conf_files import ABOUT, MAIN, about_of, defaults, groups, setting_names
 from harness.core.errors import UserError
 from harness.core.given import given_settings
 from harness.core.hydra_text import TASK_IS_A_VALUE, explain, unknown_setting
-from harness.core.model_name import name_of_path
+from harness.core.model_settings import model_settings
 from harness.core.question import check_question
 from harness.core.sizing import check_sizing
 from harness.core.task_settings import TASK_SETTINGS
@@ -81,6 +81,11 @@ class Settings:
         return self.results / self.study
 
     @property
+    def by_shape(self) -> bool:
+        """Return whether the model's weights are drawn at random for a config (`model.shape`)."""
+        return self.model.get("shape") is not None
+
+    @property
     def chat_options(self) -> ChatOptions:
         """Return what the model's chat template is given."""
         return ChatOptions(str(self.model.get("date", DEFAULT_DATE)), self.model.get("enable_thinking"))
@@ -109,7 +114,7 @@ def read_settings(cfg: DictConfig) -> Settings:
         job=checks.text("job.name", job["name"]),
         study=checks.study_name("study", raw["study"]),
         results=Path(checks.text("results", raw["results"])),
-        model=_model(model),
+        model=model_settings(model),
         method=checks.text("method.name", method["name"]),
         method_knobs={name: value for name, value in method.items() if name not in RESERVED},
         decode=checks.text("decode.name", decode["name"]),
@@ -213,31 +218,6 @@ def _options(job: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(default, float):
             checks.number(f"job.{name}", value)
     return {name: value for name, value in job.items() if name != "name"}
-
-
-def _model(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the model, checked."""
-    ids = settings["released_gates"]
-    if not isinstance(ids, dict):
-        raise UserError(f"model.released_gates={ids}: it has settings below it: prefill, decode")
-    chat = checks.true_or_false("model.chat_template", settings["chat_template"])
-    thinking = settings["enable_thinking"]
-    if thinking is not None:
-        thinking = checks.true_or_false("model.enable_thinking", thinking)
-        if not chat:
-            raise UserError(
-                "model.enable_thinking is for a chat template, and model.chat_template=false: leave one of them out"
-            )
-    return {
-        "name": name_of_path(checks.text("model.name", settings["name"])),
-        "path": checks.text("model.path", settings["path"]),
-        "max_length": checks.whole_number_or_null("model.max_length", settings["max_length"], 1),
-        "chat_template": chat,
-        "date": check_date("model.date", settings["date"]),
-        "enable_thinking": thinking,
-        "gates": checks.text_or_null("model.gates", settings["gates"]),
-        "released_gates": {phase: checks.text_or_null(f"model.released_gates.{phase}", i) for phase, i in ids.items()},
-    }
 
 
 def _data(settings: Mapping[str, Any], of_tasks: Mapping[str, Any]) -> dict[str, Any]:

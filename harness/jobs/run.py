@@ -11,7 +11,7 @@ from harness.core.output import check_output
 from harness.core.partial_files import remove_abandoned
 from harness.core.settings import read_settings
 from harness.jobs.command_state import CommandState
-from harness.jobs.table import Does, check_question_fits, find_job, unread
+from harness.jobs.table import Does, check_model_fits, check_question_fits, find_job, unread
 from harness.models.source import check_model
 from harness.tasks.names import expand_tasks
 
@@ -21,12 +21,13 @@ def run_job(cfg: DictConfig, command: CommandState) -> int:
     settings = read_settings(cfg)
     job = find_job(settings.job)
     check_question_fits(job, settings.question)
-    unread_names = unread(job, command.given)
+    check_model_fits(job, settings)
+    unread_names = unread(job, command.given, by_shape=settings.by_shape)
     settings = replace(settings, tasks=tuple(expand_tasks(settings.tasks)))
     if job.does is not Does.TRAINS:  # those have folders of their own
         check_output(f"results={settings.results} study={settings.study}", settings.folder, "records")
     if job.does is not Does.READS:
-        if job.loads_model:
+        if job.loads_model and not settings.by_shape:
             check_model(settings.model["path"])
         torch_device(settings.device_choice)  # a device that isn't there is an error before any work; torch takes seconds
     remove_abandoned([settings.folder, settings.folder / "records", settings.folder / "maps"])
@@ -36,6 +37,7 @@ def run_job(cfg: DictConfig, command: CommandState) -> int:
         function(cfg)
     else:
         failed = function(settings, command.open_study(settings), command)
+    of_shape = " of a model by shape" if settings.by_shape and job.times_alone else ""
     if unread_names:  # at the end: an error before it is one line
-        command.say_once(f"job={job.name} does not read {unread_names}: it does the same without")
+        command.say_once(f"job={job.name}{of_shape} does not read {unread_names}: it does the same without")
     return failed

@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.core.errors import UserError, did_you_mean
 from harness.core.question import QUESTION_SEEN
+from harness.core.settings import Settings
 
 
 class Does(StrEnum):
@@ -32,7 +33,8 @@ class Job:
     (`harness.jobs.studies`) and what the jobs of a command share (`harness.jobs.command_state`), and return how many cells
     failed. `takes_question` says whether the job asks the questions of prompts, or reads what such a job recorded.
     `whole_study` says that it compares all records of a study, of which a setting that it does not read would seem to choose,
-    and `loads_model` whether it always loads the model of the settings, where it measures or trains.
+    and `loads_model` whether it always loads the model of the settings, where it measures or trains. `times_alone` says that it
+    measures what a model of random weights has too.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Job:
     takes_question: bool = False
     whole_study: bool = False
     loads_model: bool = True
+    times_alone: bool = False
 
     def load(self) -> Callable[..., Any]:
         """Import the job's module and return its function."""
@@ -70,7 +73,7 @@ _ROWS = (
         (*_MEASURED, *_PROMPTS, *_ANSWERS, "latency", *_TIMES, "margin"),
         takes_question=True,
     ),
-    Job("latency", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, *_TIMES, "margin")),
+    Job("latency", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, *_TIMES, "margin"), times_alone=True),
     Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, "margin")),
     Job("densities", Does.MEASURES, "harness.jobs.densities:run", (*_MEASURED, *_PROMPTS, "question"), takes_question=True),
     Job("perplexity", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, "data.text_dir", "margin")),
@@ -117,10 +120,23 @@ def check_question_fits(job: Job, question: str) -> None:
         )
 
 
-def unread(job: Job, given: Iterable[str]) -> str:
+def check_model_fits(job: Job, settings: Settings) -> None:
+    """Raise UserError where a job reads a model for more than its times, and the settings name one of random weights."""
+    if settings.by_shape and "model" in job.reads and not job.times_alone:
+        able = ", ".join(f"job={name}" for name, other in JOBS.items() if other.times_alone)
+        raise UserError(
+            f"job={job.name} needs what a model has learned, and {settings.model['name']} has random weights: it is for times "
+            f"alone (attention, selection, time to first token, memory): {able}"
+        )
+
+
+def unread(job: Job, given: Iterable[str], *, by_shape: bool = False) -> str:
     """Return the settings that the job does not read among those `given` on the command line, joined by commas. Raises
-    UserError where they would seem to choose among the records that it compares; it compares those of every question."""
-    read = {*job.reads, *ALWAYS_READ}
+    UserError where they would seem to choose among the records that it compares; it compares those of every question.
+
+    by_shape: the model is one by shape, whose prompts are not those of tasks.
+    """
+    read = {*job.reads, *ALWAYS_READ} - ({"task", "samples", *_DATA} if by_shape else set())
     silent = [name for name in given if not read & {name, name.partition(".")[0]}]
     names = dict.fromkeys(name if name.startswith("data.") else name.partition(".")[0] for name in silent)
     choosing = [f"{name}=" for name in names if name != "question" or not job.takes_question]

@@ -38,7 +38,7 @@ def check_before_loading(settings: Settings, sweep: SweepCache, task_names: Sequ
     check_choice(settings.length, described, arms)
     with Bridge(described, None, dense_kernel=settings.dense_kernel):
         pass  # a model whose attention can't be changed
-    if settings.job != "perplexity":
+    if settings.job != "perplexity" and described.shape is None:
         check_prompts(settings, described.tokenizer, task_names)
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
@@ -160,9 +161,19 @@ class RunContext:
             known[model, sample] = context_tokens(self.loaded.tokenizer, sample.prompt, ids, sample.context)
         return [known[model, sample] for sample in samples]
 
+    @cached_property
+    def drawn_prompt(self) -> Sequence[int]:
+        """Return a prompt of the asked length whose token ids are drawn with the seed, for a model without a tokenizer."""
+        vocabulary = self.loaded.model.get_input_embeddings().weight.shape[0]
+        generator = torch.Generator().manual_seed(self.seed)
+        return array("i", torch.randint(vocabulary, (self.length,), generator=generator).tolist())
+
     def first_prompt(self, task_names: Sequence[str]) -> Sequence[int]:
         """Return the prompt of the first sample of the first task that has samples of this length; of fixed data, the longest
-        one, as its prompts have lengths of their own. Raises UserError where no task has any."""
+        one, as its prompts have lengths of their own; of a model by shape, the one that is drawn. Raises UserError where no
+        task has any."""
+        if self.loaded.shape is not None:
+            return self.drawn_prompt
         first_error: UserError | None = None
         for name in task_names:
             try:

@@ -34,6 +34,8 @@ from methods.parts.base import Knob
 
 OWN_PROMPTS = "own"
 """The entry `prompts` in the identity of a search; of older records it is a number, of prompts that no test used."""
+DRAWN = "drawn"
+"""The same entry where the prompt was drawn for a model by shape, and what stands in the place of a task."""
 TASKS_SHOWN = 12
 """Tasks whose densities a line of the terminal holds; of more it has the lowest and the highest."""
 
@@ -67,6 +69,19 @@ class TaskPrompts:
     def prompts(self, context: RunContext) -> Mapping[str, Sequence[Sequence[int]]]:
         """Return the prompts of all samples."""
         return task_prompts(context, self.tasks)
+
+
+@dataclass(frozen=True)
+class DrawnPrompt:
+    """The prompt that is drawn for a model by shape: it is the one that is timed too."""
+
+    def identity(self, context: RunContext) -> dict[str, Any]:
+        """Return that it was drawn: the seed, the length and the vocabulary stand in the arm's identity."""
+        return {"prompts": DRAWN}
+
+    def prompts(self, context: RunContext) -> Mapping[str, Sequence[Sequence[int]]]:
+        """Return the prompt."""
+        return {DRAWN: [context.drawn_prompt]}
 
 
 def calibrated_arms(context: RunContext, settings: Settings, arm: RunnableArm, source: PromptSource) -> list[RunnableArm]:

@@ -22,7 +22,7 @@ from harness.measure.densities import measure_densities
 from harness.measure.former_identity import as_recorded
 from harness.measure.generate_batches import generate_batches, todo_of
 from harness.measure.kept_mass import measure_mass
-from harness.measure.knob_values import PromptSource, TaskPrompts, calibrated_arms
+from harness.measure.knob_values import DrawnPrompt, PromptSource, TaskPrompts, calibrated_arms
 from harness.measure.latency.record import time_arm
 from harness.measure.perplexity import DocumentPrompts, check_options, measure_perplexity, read_texts
 from harness.measure.request_checks import check_without_model
@@ -48,7 +48,7 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     sweep: what the jobs of one command share, among it the model; without it, the model is loaded for this job alone.
     Raises UserError for bad input.
     """
-    sweep, task_names = sweep or SweepCache(), expand_tasks(settings.tasks)
+    sweep, task_names = sweep or SweepCache(), [] if settings.by_shape else expand_tasks(settings.tasks)
     check_without_model(settings, [] if settings.job == "perplexity" else task_names)
     settings = with_release(settings)
     if settings.job == "perplexity":
@@ -65,10 +65,10 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
         context.say("reading documents")
     texts = read_texts(context, settings.options) if settings.job == "perplexity" else None
     source: PromptSource = TaskPrompts(task_names) if texts is None else DocumentPrompts(texts)
+    source = DrawnPrompt() if loaded.shape is not None else source
     arms = [arm for unset in built for arm in calibrated_arms(context, settings, unset, source)]
-    for arm in arms:
-        for warning in arm_warnings(arm, settings.model, loaded):
-            context.complain(warning)
+    for warning in dict.fromkeys(line for arm in arms for line in arm_warnings(arm, settings.model, loaded)):
+        context.complain(warning)
     done = Done({arm.identity.id for arm in arms})
     for arm in arms:
         if texts is not None:

@@ -64,11 +64,13 @@ def model_config(settings: Settings) -> ModelConfig:
     is said before the model is loaded."""
     from harness.models.kernel_choice import check_interpreter
     from harness.models.loading import ModelConfig
+    from harness.models.shape import ModelShape
 
     check_interpreter({"kernel": settings.kernel, "decode_kernel": settings.decode_kernel}, settings.dtype, settings.device)
-    name, path = str(settings.model["name"]), str(settings.model["path"])
+    name, path, shape = str(settings.model["name"]), settings.model["path"], settings.model.get("shape")
     asked_length, chat = settings.model.get("max_length"), settings.chat_options
-    return ModelConfig(name, path, settings.dtype, settings.device, asked_length, chat)
+    drawn = None if shape is None else ModelShape.of(shape, settings.seed)
+    return ModelConfig(name, path or "", settings.dtype, settings.device, asked_length, chat, drawn)
 
 
 def load_quietly(config: ModelConfig) -> LoadedModel:

@@ -9,21 +9,23 @@ from dataclasses import replace
 
 import torch
 
-from harness.models.loading import LoadedModel, ModelConfig, load_tokenizer, wrap_model
+from harness.models.loading import LoadedModel, ModelConfig, load_tokenizer, wrap_drawn, wrap_model
+from harness.models.shape import empty_model
 from harness.models.source import model_folder
 
 
 def describe_model(config: ModelConfig) -> LoadedModel | None:
     """Return a model without weights (on torch's device "meta", whatever its `device` says), as far as checks look at one.
 
-    Its `revision_hash` is "none". Returns None where transformers makes no model without the weights, or none that runs (some
-    mixtures of experts): loading says why, if it fails too. Raises UserError for what is no model, for a tokenizer that can't
-    be had, and for options that its chat template does not read.
+    Its `revision_hash` is "none", but for a model by shape. Returns None where transformers makes no model without the weights,
+    or none that runs (some mixtures of experts): loading says why, if it fails too. Raises UserError for what is no model, a
+    tokenizer that can't be had, options that its chat template does not read, and a shape that makes no model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM  # seconds to import
 
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = config.dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    device, dtype = config.place()
+    if config.shape is not None:
+        return replace(wrap_drawn(config, empty_model(config.shape, config.name, dtype), "meta"), device=device)
     folder = model_folder(config.path)
     tokenizer = load_tokenizer(config.path, config.chat)
     try:

@@ -15,6 +15,7 @@ from harness.core.hub import find_hub
 from harness.models.layer_shapes import LayerShape, global_shapes, probe_layers
 from harness.models.max_length import max_length as longest_text
 from harness.models.rope_lengths import separate_rows
+from harness.models.shape import ModelShape, draw_model
 from harness.models.source import check_model, model_folder, not_loaded
 from harness.models.weight_checks import CHECKED_HERE, check_finite, check_stored_types, check_tensors, without_load_report
 from harness.tasks.frozen_template import give
@@ -23,6 +24,7 @@ from harness.tasks.frozen_template import give
 @dataclass(frozen=True)
 class ModelConfig:
     """Which model, and how to hold it. `path` is "bundled", a folder, or a hub id; `name` is what the rows call it.
+    shape: of a model whose weights are drawn, which has no path ("").
 
     dtype None: float32 on a CPU, bfloat16 on CUDA. device None: CUDA where there is one. max_length: tokens of the longest
     text, None for what the model's config says. chat: what its chat template is given.
@@ -34,6 +36,12 @@ class ModelConfig:
     device: torch.device | str | None = None
     max_length: int | None = None
     chat: ChatOptions = field(default_factory=ChatOptions)
+    shape: ModelShape | None = None
+
+    def place(self) -> tuple[torch.device, torch.dtype]:
+        """Return the device and the dtype that are meant."""
+        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return device, self.dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class LoadedModel:
     source: what it was asked for by: "bundled", a folder, or a hub id (None for a model made in memory). path: the folder it
     was read from (None if it came from none). revision_hash: the hub commit, or the SHA-256 of
     config.json and the weights. max_length: tokens its positions reach; asked_length: the same where the user has set it.
+    shape: of a model whose weights were drawn at random, which has no tokenizer; None for any other.
     """
 
     model: Any
@@ -62,15 +71,18 @@ class LoadedModel:
     dtype: torch.dtype
     source: str | None = None
     asked_length: int | None = None
+    shape: ModelShape | None = None
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
-    """Read model and tokenizer with transformers' Auto classes. Raises UserError, one line, where that fails."""
+    """Read model and tokenizer with transformers' Auto classes, or draw a model by shape. Raises UserError, one line, where
+    that fails."""
+    device, dtype = config.place()
+    if config.shape is not None:
+        return wrap_drawn(config, draw_model(config.shape, config.name, device, dtype), device)
     check_model(config.path)
     from transformers import AutoModelForCausalLM  # seconds to import
 
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = config.dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     folder = model_folder(config.path)
     source = config.path if folder is None else str(folder)
     offline = find_hub() if folder is None else None
@@ -98,6 +110,15 @@ def load_model(config: ModelConfig) -> LoadedModel:
     )
     check_finite(loaded.model, source)
     return replace(loaded, source=config.path)
+
+
+def wrap_drawn(config: ModelConfig, model: Any, device: torch.device | str) -> LoadedModel:
+    """Wrap a model by shape, on the device that its weights are on (or "meta"). Raises UserError as `wrap_model` does."""
+    assert config.shape is not None
+    _, dtype = config.place()
+    revision, longest = config.shape.hash, config.max_length
+    loaded = wrap_model(model, None, name=config.name, device=device, dtype=dtype, revision=revision, max_length=longest)
+    return replace(loaded, shape=config.shape)
 
 
 def load_tokenizer(path: str, chat: ChatOptions | None = None) -> Any:

@@ -68,7 +68,7 @@ def not_loaded(path: str, folder: Path | None, error: BaseException, offline: st
                 read_json_object(folder / name)
     except UserError as broken_file:
         return f"can't load the model in {folder}: {broken_file}"
-    return f"can't load the model in {folder}: {_in_one_line(error)}"
+    return f"can't load the model in {folder}: {in_one_line(error)}"
 
 
 def no_model(path: str) -> str:
@@ -76,7 +76,7 @@ def no_model(path: str) -> str:
     return f"can't load {path}: there is no such folder, and as a model of the hub"
 
 
-def _in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """Return the text of a library's error, of which two lines belong together, and of more the first says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines) if len(lines) <= 2 else lines[0]

@@ -159,6 +159,7 @@ def _timing_row(timing: Record, records: StudyRecords) -> Row:
         token_density=timing.get("token_density"),
         full_rows=full_rows(timing["identity"], [timing["tokens"]]),
         kernels=tuple(timing["kernel"].split("+")),
+        reason=noticed(timing),
     )
     return with_times(row, timing)
 

@@ -22,6 +22,8 @@ PLAIN = re.compile(r"[A-Za-z_./][\w./+-]*")
 """A text that Hydra reads as one without quotes, if it is no word of WORDS."""
 WORDS = ("true", "false", "null", "nan", "inf")
 """What Hydra reads as something else than a text, in any case."""
+ANY_SHAPE = "shape/custom"
+"""The choice of the group `model` for random weights of any config."""
 PYDOC, HUB = re.compile(r"pydoc-[\d.]+"), "paul_graham_essays"
 """What records call the prose of data.haystack=pydoc and of data.haystack=hub."""
 
@@ -112,9 +114,11 @@ def own_knobs(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text(value: Any) -> str:
-    """Return a value as Hydra reads it back: a text in quotes where it would be read as anything else."""
+    """Return a value, a list or a dict of them as Hydra reads it back: a text in quotes where it would be read as another."""
     if isinstance(value, list):
         return f"[{','.join(map(text, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{text(key)}:{text(entry)}' for key, entry in value.items())}}}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
@@ -155,10 +159,13 @@ def _names(group: str, choice: str) -> tuple[str, ...]:
 
 def _model(identity: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the settings that name a model."""
-    name = identity["model"]
-    choice = next((choice for choice in groups()["model"] if defaults("model", choice)["name"] == name), None)
+    name, shape = identity["model"], identity.get("shape")
+    same = (choice for choice in groups()["model"] if defaults("model", choice)["name"] == name)
+    choice = next((choice for choice in same if shape in (None, defaults("model", choice)["shape"])), None)
     if choice is not None:
         yield "model", choice
+    elif shape is not None:
+        yield from (("model", ANY_SHAPE), ("model.name", name), ("model.shape", shape))
     else:
         yield from (("model", "hf"), ("model.path", name.partition("@")[0]), ("model.name", name))
     yield "model.max_length", identity.get("max_length")

@@ -28,7 +28,8 @@ def digest(value: Any) -> str:
 class Setting:
     """What a method and the dense baseline beside it have in common: the model with the hash of its weights, the length of
     prompts in tokens, the seed of the samples, the dtype, the type of device, and the kernel of dense attention. max_length:
-    tokens of the longest text, where the user has set it. rope_dtype: of RoPE's frequencies, None where it is `dtype`."""
+    tokens of the longest text, where the user has set it. rope_dtype: of RoPE's frequencies, None where it is `dtype`. shape:
+    the config for which a model's weights were drawn at random, None for a model with weights of its own."""
 
     model: str
     model_hash: str
@@ -39,11 +40,14 @@ class Setting:
     dense_kernel: str
     max_length: int | None = None
     rope_dtype: str | None = None
+    shape: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that determine numbers. A length that is the config's own has no entry, nor has RoPE in the
-        model's dtype, as in every record before 2026-11-30: those keep their ids, and 16-bit arms are measured anew."""
-        return {k: v for k, v in asdict(self).items() if k not in ("max_length", "rope_dtype") or v is not None}
+        model's dtype, as in every record before 2026-11-30: those keep their ids, and 16-bit arms are measured anew. Nor has a
+        model with weights a shape."""
+        optional = ("max_length", "rope_dtype", "shape")
+        return {k: v for k, v in asdict(self).items() if k not in optional or v is not None}
 
 
 @dataclass(frozen=True)

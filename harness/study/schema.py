@@ -153,7 +153,8 @@ class LatencyRecord:
     in turns with the method's; `kept_mass` is the share of the true attention on the kept blocks of that prompt (see
     `MassRecord`), and `kept_by_layer` that of each layer; `token_density` is attended ÷ causal (query, key) pairs.
     `paired`: all times of a layer are its total × the median ratio of the rounds that they share; else (older records) each is
-    a median by itself. `neighbour` as in `CellRecord`. Of several records of one arm and device the last counts."""
+    a median by itself. `neighbour` and `notices` as in `CellRecord`. Of several records of one arm and device the last
+    counts."""
 
     latency: str
     arm: str
@@ -186,6 +187,7 @@ class LatencyRecord:
     token_density: SummedShare | None = None
     paired: bool = False
     neighbour: bool = False
+    notices: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
 

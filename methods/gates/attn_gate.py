@@ -23,12 +23,16 @@ from methods.gates.gate import POOLED_K, Gate
 from methods.gates.weights import fill_gates
 from methods.parts.rope_protocol import Rope
 
+DRAWN_SPREAD = 15.0
+"""How many times the spread of the weights that training begins with drawn ones have."""
+
 
 class AttnGate(Gate):
     """The AttnGate of one layer, with weights k [Hq,3D,D] and, with q_linear, q [Hq,D,D], both applied as x @ W per head."""
 
     released: ClassVar[Mapping[str, str]] = {"k": "mask_linear_k", "q": "mask_linear_q"}
     released_config: ClassVar[Mapping[str, Any]] = {"seerattn_gate_type": "Qavg_Kmaxminavg"}
+    options: ClassVar[frozenset[str]] = frozenset({"q_linear"})
     q: nn.Parameter | None
 
     def __init__(self, heads: int, kv_heads: int, head_dim: int, *, block_size: int, q_linear: bool = False) -> None:
@@ -45,6 +49,12 @@ class AttnGate(Gate):
         with torch.no_grad():
             for weight in self.parameters():
                 weight.normal_(0.0, 0.02, generator=generator)
+
+    def draw(self, generator: torch.Generator | None = None) -> None:
+        """Draw weights, of `DRAWN_SPREAD` times the spread that training begins with: there all probabilities are alike."""
+        self.reset_parameters(generator)
+        with torch.no_grad():
+            self.k.mul_(DRAWN_SPREAD)
 
     def forward(self, q: Tensor, k: Tensor, rope: Rope) -> Tensor:
         """Return logits [B,Hq,Mq,Nk] float32 of post-RoPE q [B,Hq,Q,D] and k [B,Hkv,K,D], -inf above the causal diagonal."""

@@ -24,6 +24,8 @@ class Gate(nn.Module, ABC):
     """Names of the weights in their authors' release, by their names here (see methods.gates.release_format)."""
     released_config: ClassVar[Mapping[str, Any]] = {}
     """Settings in a release's config.json that tell it is this gate."""
+    options: ClassVar[frozenset[str]] = frozenset()
+    """Knobs of a method that its gates are built with, beside the block size."""
     told_by_weights: ClassVar[frozenset[str]] = frozenset()
     """Those of the settings that the names and shapes of the weights tell too."""
 
@@ -37,6 +39,11 @@ class Gate(nn.Module, ABC):
     @abstractmethod
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights that training begins with."""
+
+    def draw(self, generator: torch.Generator | None = None) -> None:
+        """Draw weights for a model whose own weights are random: what they choose means nothing, and is as uneven as what
+        trained gates choose."""
+        self.reset_parameters(generator)
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, rope: Rope) -> Tensor:

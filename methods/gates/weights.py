@@ -37,6 +37,18 @@ def gate_state(gates: Sequence[Gate]) -> dict[str, Tensor]:
     }
 
 
+def draw_gates(
+    kind: type[Gate], seed: int, *, layers: int, heads: int, kv_heads: int, head_dim: int, **options: Any
+) -> dict[str, Tensor]:
+    """Return drawn weights of a kind of gate for all layers of a model, by their names in a file; options: of the gates."""
+    generator, gates = torch.Generator().manual_seed(seed), []
+    for _ in range(layers):
+        gate: Any = kind(heads, kv_heads, head_dim, **options)
+        gate.draw(generator)
+        gates.append(gate)
+    return gate_state(gates)
+
+
 def check_values(state: Mapping[str, Tensor]) -> None:
     """Raise ValueError, naming the tensor, unless all weights are floats of 16 to 64 bits and finite in float32."""
     for name, weight in state.items():

@@ -61,11 +61,12 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
             tokens=len(prompt),
             date=now(),
             dense_ttft_ms=prefill.dense_ttft_ms,
-            kept_mass=attention.kept_mass,
-            kept_by_layer=list(attention.kept_by_layer),
+            kept_mass=attention.kept_mass if context.loaded.shape is None else None,  # of random weights it says nothing
+            kept_by_layer=list(attention.kept_by_layer) if context.loaded.shape is None else [],
             token_density=attention.token_density,
             paired=True,
             neighbour=arm.neighbour,
+            notices=list(arm.notices),
         )
     )
     return 0

@@ -1,0 +1,194 @@
+"""Models by shape: a config as a release has it, and weights drawn at random on the device, in the model's dtype.
+
+They are for times alone. Nothing is read: no file, no hub, no tokenizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.core.device_memory import available_bytes, is_out_of_memory
+from harness.core.errors import UserError, did_you_mean
+from harness.models.source import in_one_line
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+"""Settings of a config, by transformers' common names, that must be at least 1."""
+LAYERS, MOST_LAYERS = "num_hidden_layers", 1000
+"""More layers than any model has: a slip of the hand, and minutes before it shows."""
+ROPE = ("rope_theta", "rope_scaling")
+"""What config.json files have in place of the newer rope_parameters."""
+RANDOM = "random-"
+"""The beginning of the hashes of what was drawn."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The model to draw: `config`, the content of its config as JSON with sorted keys, and the seed of its weights."""
+
+    config: str
+    seed: int
+
+    @staticmethod
+    def of(config: Mapping[str, Any], seed: int) -> ModelShape:
+        """Return the shape of a config given by its keys, as in a config.json."""
+        return ModelShape(json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False), seed)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Return the config's keys and values, as they were given."""
+        values: dict[str, Any] = json.loads(self.config)
+        return values
+
+    @property
+    def hash(self) -> str:
+        """Return what stands for the hash of the weights: `RANDOM`, and the SHA-256 (hex) of config and seed."""
+        return RANDOM + hashlib.sha256(f"{self.config}\0{self.seed}".encode()).hexdigest()
+
+    @property
+    def notice(self) -> str:
+        """Return what rows say of the weights."""
+        return f"random weights (seed {self.seed})"
+
+
+def draw_model(shape: ModelShape, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return a transformers model with weights drawn on the device in the dtype; no other copy of them is made anywhere.
+
+    name: of the model, for messages. Raises UserError for a config that makes no model, and where memory is too small.
+    """
+    from transformers import AutoModelForCausalLM  # seconds to import
+
+    _check_memory(empty_model(shape, name, dtype), name, device, dtype)
+    config = _read_config(shape, name)
+    try:
+        with torch.random.fork_rng(_cuda_devices(device)), torch.device(device):
+            torch.manual_seed(shape.seed)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except Exception as error:  # of a config that a shell of the model did not show to be wrong
+        if is_out_of_memory(error):
+            raise UserError(f"{name}: its weights do not fit into the memory of {device}: {in_one_line(error)}") from error
+        raise UserError(f"model.shape makes no model: {in_one_line(error)}") from error
+
+
+def empty_model(shape: ModelShape, name: str, dtype: torch.dtype) -> Any:
+    """Return the same model on torch's device "meta", which has no weights. Raises UserError as `draw_model` does."""
+    from transformers import AutoModelForCausalLM
+
+    config = _read_config(shape, name)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except Exception as error:  # whatever a model's class raises for values that do not go together
+        raise UserError(f"model.shape makes no model: {in_one_line(error)}") from error
+
+
+def _read_config(shape: ModelShape, name: str) -> Any:
+    """Return a new config of transformers with these values. Raises UserError for a key that it does not know, and for values
+    that make no model."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
+
+    values = shape.values
+    kind = values.pop("model_type", None)
+    if kind not in DECODERS or kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"model.shape.model_type={'null' if kind is None else kind} is no decoder of transformers"
+            f"{did_you_mean(str(kind), DECODERS)}; it must be a type that docs/decoders.md lists"
+        )
+    cls: Any = CONFIG_MAPPING[kind]
+    _check_keys(cls, values, "model.shape")
+    try:
+        config = cls(**values)
+    except Exception as error:  # transformers checks types, and some of what must go together
+        raise UserError(f"model.shape makes no config of {kind}: {_reason(error)}") from error
+    text = config.get_text_config(decoder=True)
+    heads, kv_heads = (getattr(text, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
+        raise UserError(f"model.shape: {name} has {heads} query heads, which must be a multiple of its {kv_heads} KV heads")
+    return config
+
+
+def _check_keys(cls: Any, values: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for a key that a class of configs does not know, and for a size below 1. where: the dotted name of the
+    setting that holds the values."""
+    from transformers import PreTrainedConfig
+
+    own = {field.name for field in dataclasses.fields(cls)} - {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    known = {*own, *cls.attribute_map, *(ROPE if "rope_parameters" in own else ())}
+    for key in values:
+        if key not in known:
+            raise UserError(
+                f"{where}.{key} is no size of a {cls.model_type} model{did_you_mean(key, known)}; known: "
+                f"{', '.join(sorted(known))}"
+            )
+    for key in (cls.attribute_map.get(size, size) for size in SIZES):
+        if isinstance(values.get(key), int) and values[key] < 1:
+            raise UserError(f"{where}.{key}={values[key]}: must be a whole number of at least 1")
+    layers = cls.attribute_map.get(LAYERS, LAYERS)
+    if isinstance(values.get(layers), int) and values[layers] > MOST_LAYERS:
+        raise UserError(f"{where}.{layers}={values[layers]}: must be a whole number of at least 1 and at most {MOST_LAYERS}")
+    for key in ("rope_scaling", "rope_parameters"):
+        _check_rope(values.get(key), f"{where}.{key}")
+    for key, sub in _sub_configs(cls):
+        if isinstance(values.get(key), dict):
+            _check_keys(sub, values[key], f"{where}.{key}")
+
+
+def _check_rope(values: Any, where: str) -> None:
+    """Raise UserError for a key of RoPE that transformers does not read: it would only warn, and go on without."""
+    from transformers.modeling_rope_utils import RopeParameters
+
+    known = {*RopeParameters.__annotations__, "type"}
+    if not isinstance(values, dict) or all(isinstance(part, dict) for part in values.values()):  # one for each type of layers
+        return
+    if unknown := next((key for key in values if key not in known), None):
+        hint = did_you_mean(unknown, known)
+        raise UserError(f"{where}.{unknown} is no setting of RoPE{hint}; known: {', '.join(sorted(known))}")
+
+
+def _sub_configs(cls: Any) -> Iterator[tuple[str, Any]]:
+    """Yield name and class of the configs inside a config, where one class is meant."""
+    for key, sub in cls.sub_configs.items():
+        if dataclasses.is_dataclass(sub):
+            yield key, sub
+
+
+def _check_memory(empty: Any, name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise UserError where the weights need more memory than a device has left. empty: the model on the device "meta"."""
+    needed, free = sum(weight.numel() * weight.element_size() for weight in empty.parameters()), available_bytes(device)
+    if free is None or needed <= free:
+        return
+    smaller = "" if dtype.itemsize <= 2 else "dtype=bfloat16, "
+    raise UserError(
+        f"{name}: its weights take {needed / 2**30:.1f} GiB in {str(dtype).removeprefix('torch.')}, and {device} has "
+        f"{free / 2**30:.1f} GiB left; choose {smaller}a smaller model, or fewer layers (model.shape.num_hidden_layers=2)"
+    )
+
+
+def _cuda_devices(device: torch.device) -> list[int]:
+    """Return the GPUs whose stream of random numbers a draw on the device changes."""
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.current_device() if device.index is None else device.index]
+
+
+def _reason(error: Exception) -> str:
+    """Return why transformers refuses a value: the last line of its error, without the class of another error before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    _, colon, rest = lines[-1].partition("Error: ") if lines else ("", "", "")
+    return rest if colon else in_one_line(error)
