@@ -125,6 +125,9 @@ class XAttention(Method):
         """Return the file of its thresholds per head; None where one threshold serves all heads."""
         return self.searched if self.thresholds == SEARCHED else self.thresholds
 
+    def needs_search(self) -> bool:
+        return self.thresholds is not None
+
     def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> ThresholdSearch:
         return ThresholdSearch(self, self._scores, self._forced, layers=layers, heads=heads, threshold=self.threshold)
 

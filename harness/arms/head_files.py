@@ -34,7 +34,7 @@ def load_head_file(method: Method, model: Mapping[str, Any], loaded: LoadedModel
         return _without_search(method, loaded)
     path = Path(name).expanduser() if named_by_user else weights_folder(model, loaded) / name
     if not path.is_file():
-        if named_by_user or method.search_required:
+        if named_by_user or method.needs_search():
             elsewhere = "" if named_by_user else "name the folder that has it (model.gates=FOLDER), or "
             raise UserError(
                 f"method {method.name} needs to know {loaded.name}'s heads: {path} is missing; {elsewhere}"
@@ -53,7 +53,7 @@ def load_head_file(method: Method, model: Mapping[str, Any], loaded: LoadedModel
 def _without_search(method: Method, loaded: LoadedModel) -> None:
     """Let a method go without a search of a model by shape, whose heads have nothing to tell apart. Raises UserError for one
     that can't."""
-    if method.search_required:
+    if method.needs_search():
         raise UserError(
             f"method {method.name} needs searched heads, and {loaded.name} has random weights, which no search can tell apart: "
             "name a file that was searched on a model of this shape, or choose another method"

@@ -69,6 +69,8 @@ def _several_values(argument: str) -> str:
 def unknown_setting(name: str) -> str:
     """Return the line for a setting that isn't there: the one that may have been meant, and those of its level of conf/."""
     text = as_given(_unknown(in_files(name)))
+    if name.startswith("model.shape."):
+        text += f"; what the file of this shape leaves out is added with +{name}=…"
     return f"{text}; {TASK_IS_A_VALUE}" if name.startswith(("task.", f"{TASK_SETTINGS}.")) else text
 
 

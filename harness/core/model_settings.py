@@ -16,8 +16,13 @@ from harness.core.model_name import BY_SHAPE, name_of_path
 
 NAMED = 2
 """Sizes at most that a name says are not those of the file it is named after; of more it says their number, and a hash."""
-TRAINED = ("path", "gates")
-"""Settings of a model that say where something trained lies: a model by shape has none."""
+ELSEWHERE = {
+    "path": "model.shape is given too, and its weights are drawn: leave one of them out (model=shape/custom has no path)",
+    "gates": "gates of a model by shape are drawn: leave it out",
+    "released_gates.prefill": "gates of a model by shape are drawn: leave it out",
+    "released_gates.decode": "gates of a model by shape are drawn: leave it out",
+}
+"""Settings that say where something trained lies, which a model by shape has not, and what to say of them."""
 
 
 def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,6 +39,7 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
                 "model.enable_thinking is for a chat template, and model.chat_template=false: leave one of them out"
             )
     name, shape = checks.text("model.name", settings["name"]), settings["shape"]
+    path = checks.text("model.path", settings["path"]) if shape is None else None
     if shape is not None:
         _check_drawn(settings)
         _check_shape("model.shape", shape)
@@ -41,7 +47,7 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"model.name={name}: {BY_SHAPE}… is what rows call models of random weights: take another name")
     return {
         "name": name_of_path(name) if shape is None else _name_by_shape(name, shape),
-        "path": checks.text("model.path", settings["path"]) if shape is None else None,
+        "path": path,
         "shape": shape,
         "max_length": checks.whole_number_or_null("model.max_length", settings["max_length"], 1),
         "chat_template": chat,
@@ -54,12 +60,10 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_drawn(settings: Mapping[str, Any]) -> None:
     """Raise UserError for what a model with a shape is given, and has no use for: it reads no file and no text."""
-    released = {f"released_gates.{phase}": hub_id for phase, hub_id in settings["released_gates"].items()}
-    for name, value in ({name: settings[name] for name in TRAINED} | released).items():
-        if value is not None:
-            raise UserError(
-                f"model.{name}={value}: weights and gates of a model by shape (model.shape) are drawn: leave it out"
-            )
+    given = _flat(settings)
+    for name, advice in ELSEWHERE.items():
+        if given.get(name) is not None:
+            raise UserError(f"model.{name}={given[name]}: {advice}")
     if settings["chat_template"]:
         raise UserError("model.chat_template=true: a model by shape has no tokenizer, its prompts are drawn: leave it out")
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +18,24 @@ import torch
 
 from harness.core.device_memory import available_bytes, is_out_of_memory
 from harness.core.errors import UserError, did_you_mean
+from harness.models.layer_shapes import TOKEN
 from harness.models.source import in_one_line
 
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
-"""Settings of a config, by transformers' common names, that must be at least 1."""
+SIZES = {
+    "vocab_size": TOKEN + 1,
+    "hidden_size": 1,
+    "intermediate_size": 1,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 1,
+    "max_position_embeddings": 1,
+}
+"""Settings of a config, by transformers' common names, with what they must be at least: every model is tried with a token."""
 LAYERS, MOST_LAYERS = "num_hidden_layers", 1000
 """More layers than any model has: a slip of the hand, and minutes before it shows."""
+ROPE_TYPE = ("rope_type", "type")
+"""What the kind of RoPE is called, by newer and by older config.json files."""
 ROPE = ("rope_theta", "rope_scaling")
 """What config.json files have in place of the newer rope_parameters."""
 RANDOM = "random-"
@@ -74,27 +79,42 @@ def draw_model(shape: ModelShape, name: str, device: torch.device, dtype: torch.
     from transformers import AutoModelForCausalLM  # seconds to import
 
     _check_memory(empty_model(shape, name, dtype), name, device, dtype)
-    config = _read_config(shape, name)
     try:
-        with torch.random.fork_rng(_cuda_devices(device)), torch.device(device):
+        with _quiet(), torch.random.fork_rng(_cuda_devices(device)), torch.device(device):
             torch.manual_seed(shape.seed)
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+            return AutoModelForCausalLM.from_config(_read_config(shape, name), dtype=dtype)
+    except UserError:
+        raise
     except Exception as error:  # of a config that a shell of the model did not show to be wrong
         if is_out_of_memory(error):
             raise UserError(f"{name}: its weights do not fit into the memory of {device}: {in_one_line(error)}") from error
-        raise UserError(f"model.shape makes no model: {in_one_line(error)}") from error
+        raise UserError(f"model.shape makes no model: {_reason(error)}") from error
 
 
 def empty_model(shape: ModelShape, name: str, dtype: torch.dtype) -> Any:
     """Return the same model on torch's device "meta", which has no weights. Raises UserError as `draw_model` does."""
     from transformers import AutoModelForCausalLM
 
-    config = _read_config(shape, name)
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        with _quiet(), torch.device("meta"):
+            return AutoModelForCausalLM.from_config(_read_config(shape, name), dtype=dtype)
+    except UserError:
+        raise
     except Exception as error:  # whatever a model's class raises for values that do not go together
-        raise UserError(f"model.shape makes no model: {in_one_line(error)}") from error
+        raise UserError(f"model.shape makes no model: {_reason(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what transformers warns of a config: what matters of it is refused here, in one line."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _read_config(shape: ModelShape, name: str) -> Any:
@@ -131,18 +151,20 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str) -> None:
     own = {field.name for field in dataclasses.fields(cls)} - {field.name for field in dataclasses.fields(PreTrainedConfig)}
     known = {*own, *cls.attribute_map, *(ROPE if "rope_parameters" in own else ())}
     for key in values:
+        if key in ("dtype", "torch_dtype"):
+            raise UserError(f"{where}.{key}={values[key]}: weights are drawn in dtype=, so leave it out")
         if key not in known:
             raise UserError(
-                f"{where}.{key} is no size of a {cls.model_type} model{did_you_mean(key, known)}; known: "
-                f"{', '.join(sorted(known))}"
+                f"{where}.{key} is no size of a {cls.model_type} model{did_you_mean(key, known)}; known: {_listed(known)}"
             )
-    for key in (cls.attribute_map.get(size, size) for size in SIZES):
-        if isinstance(values.get(key), int) and values[key] < 1:
-            raise UserError(f"{where}.{key}={values[key]}: must be a whole number of at least 1")
+    for size, least in SIZES.items():
+        key = cls.attribute_map.get(size, size)
+        if isinstance(values.get(key), int) and values[key] < least:
+            raise UserError(f"{where}.{key}={values[key]}: must be a whole number of at least {least}")
     layers = cls.attribute_map.get(LAYERS, LAYERS)
     if isinstance(values.get(layers), int) and values[layers] > MOST_LAYERS:
         raise UserError(f"{where}.{layers}={values[layers]}: must be a whole number of at least 1 and at most {MOST_LAYERS}")
-    for key in ("rope_scaling", "rope_parameters"):
+    for key in (*ROPE, "rope_parameters"):
         _check_rope(values.get(key), f"{where}.{key}")
     for key, sub in _sub_configs(cls):
         if isinstance(values.get(key), dict):
@@ -150,15 +172,30 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str) -> None:
 
 
 def _check_rope(values: Any, where: str) -> None:
-    """Raise UserError for a key of RoPE that transformers does not read: it would only warn, and go on without."""
-    from transformers.modeling_rope_utils import RopeParameters
+    """Raise UserError for a setting of RoPE that transformers does not read (it would only warn), for a type that it does not
+    know, and for a text in place of a number. values: what stands under the dotted name `where`."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
-    known = {*RopeParameters.__annotations__, "type"}
+    known, types = {*RopeParameters.__annotations__, *ROPE_TYPE}, {"default", *ROPE_INIT_FUNCTIONS}
+    if isinstance(values, str):
+        raise UserError(f"{where}={values}: must be a number")
     if not isinstance(values, dict) or all(isinstance(part, dict) for part in values.values()):  # one for each type of layers
         return
     if unknown := next((key for key in values if key not in known), None):
         hint = did_you_mean(unknown, known)
-        raise UserError(f"{where}.{unknown} is no setting of RoPE{hint}; known: {', '.join(sorted(known))}")
+        raise UserError(f"{where}.{unknown} is no setting of RoPE{hint}; known: {_listed(known)}")
+    for key, value in values.items():
+        if key not in ROPE_TYPE:
+            _check_rope(value if isinstance(value, str) else None, f"{where}.{key}")
+        elif value not in types:
+            raise UserError(
+                f"{where}.{key}={value} is not known{did_you_mean(str(value), types)}; choose one of: {_listed(types)}"
+            )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return names in alphabetical order, joined by commas."""
+    return ", ".join(sorted(names))
 
 
 def _sub_configs(cls: Any) -> Iterator[tuple[str, Any]]:
@@ -189,6 +226,8 @@ def _cuda_devices(device: torch.device) -> list[int]:
 
 def _reason(error: Exception) -> str:
     """Return why transformers refuses a value: the last line of its error, without the class of another error before it."""
+    if isinstance(error, KeyError) and len(error.args) == 1 and re.fullmatch(r"[\w.-]+", str(error.args[0])):
+        return f"transformers knows nothing that is called {error.args[0]}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     _, colon, rest = lines[-1].partition("Error: ") if lines else ("", "", "")
     return rest if colon else in_one_line(error)

@@ -153,6 +153,10 @@ class Method(Releasable, ABC):
         """Return the file name of the trained weights that it needs at its block size; None where it needs none."""
         return None if self.weights is None else self.weights.format(block_size=self.block_size)
 
+    def needs_search(self) -> bool:
+        """Return whether it can't go without a search of the model's heads, as its knobs are."""
+        return self.search_required
+
     def search_file(self) -> str | None:
         """Return the file to load a search's result from: `searched`, or the user's path; None where it needs none."""
         return self.searched

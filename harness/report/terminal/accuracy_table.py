@@ -111,9 +111,7 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
         table.add_row(*(cell for cell, show in zip(line, filled, strict=True) if show))
     console.print(table)
     explain_marks(console, rows)
-    reasons = [
-        row.reason for row in rows if row.times is not None and row.score is None
-    ]  # notices of rows that were timed alone
+    reasons = [row.reason for row in rows if row.times is not None and row.score is None]
     for notice in dict.fromkeys(part for reason in reasons for part in reason.split("; ") if part):
         console.print(notice, style="dim", markup=False, highlight=False, soft_wrap=True)
     if margin := next((row.margin for row in rows if row.margin is not None), None):
