@@ -101,6 +101,11 @@ class DuoAttention(Method):
     def search(self, *, layers: int, heads: int, kv_heads: int, head_dim: int) -> HeadSearch:
         return StreamingSearch(layers, kv_heads, self.streaming_part())
 
+    def draw_search(
+        self, generator: torch.Generator, *, layers: int, heads: int, kv_heads: int, head_dim: int
+    ) -> dict[str, Any]:
+        return {"heads": torch.rand(layers, kv_heads, generator=generator).tolist()}
+
     def load_search(self, result: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         try:
             needs = [[_number(number) for number in layer] for layer in result["heads"]]

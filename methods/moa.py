@@ -111,6 +111,20 @@ class MoA(Method):
         budgets = {*BUDGETS, *([] if self.budget_share is None else [self.budget_share])}
         return SpanSearch(layers, heads, block=self.block_size, sinks=self.sinks, budgets=sorted(budgets))
 
+    def draw_search(
+        self, generator: torch.Generator, *, layers: int, heads: int, kv_heads: int, head_dim: int
+    ) -> dict[str, Any]:
+        budgets = {*BUDGETS, *([] if self.budget_share is None else [self.budget_share])}
+        shares = torch.rand(layers, heads, generator=generator)
+        plans = {
+            f"{budget:g}": {
+                "alphas": torch.zeros(layers, heads).tolist(),
+                "betas": (2 * budget * shares).clamp(max=1.0).tolist(),
+            }
+            for budget in sorted(budgets)
+        }
+        return {"plans": plans}
+
     def load_search(self, result: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         plans = result.get("plans", {GIVEN: result})
         if not isinstance(plans, dict) or not plans or not all(isinstance(plan, dict) for plan in plans.values()):

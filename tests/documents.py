@@ -24,7 +24,7 @@ EXAMPLES = ("key_norm", "results/mine")
 PLACEHOLDER = re.compile(r"[A-Z]{2,}$|[A-Z]{2,}\.\w+$|.*[*{…<]")
 """A part of a path that the reader fills in, such as NAME.py or STUDY."""
 
-CHOICES = re.compile(r"(?<![\w.])(method|decode|job|model|experiment)=([\w\-]+(?:,(?![\w.]+=)[\w\-]+)*)")
+CHOICES = re.compile(r"(?<![\w.])(method|decode|job|model|experiment)=([\w\-/]+(?:,(?![\w.]+=)[\w\-/]+)*)")
 """A group of the command line and the choices that are made of it, but no key of a Python call or of lm-eval's list."""
 
 
@@ -159,5 +159,6 @@ def wrong_choices(path: Path) -> list[str]:
         for name in names.split(",")
         if not PLACEHOLDER.match(name)
     ]
-    there = {f"{file.parent.name}={file.stem}" for file in (ROOT / "conf").glob("*/*.yaml")}
+    files = [file.relative_to(ROOT / "conf").with_suffix("") for file in (ROOT / "conf").glob("*/**/*.yaml")]
+    there = {f"{file.parts[0]}={'/'.join(file.parts[1:])}" for file in files}
     return sorted({*choices} - there - {f"method={EXAMPLES[0]}", "model=sparse"})  # sparse: lm-eval's --model

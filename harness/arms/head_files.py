@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from harness.arms.weights import FileIdentity, model_overrides, weights_folder
 from harness.core.errors import UserError
 from harness.core.input_files import read_json_object
 from harness.models.loading import LoadedModel, model_shape
+from harness.models.shape import RANDOM
 from harness.study.provenance import file_hash, json_hash
 from methods.parts.base import Method
 
@@ -31,7 +34,7 @@ def load_head_file(method: Method, model: Mapping[str, Any], loaded: LoadedModel
         return None
     named_by_user = name != method.searched
     if loaded.shape is not None and not named_by_user:
-        return _without_search(method, loaded)
+        return _draw_search(method, loaded, loaded.shape.seed)
     path = Path(name).expanduser() if named_by_user else weights_folder(model, loaded) / name
     if not path.is_file():
         if named_by_user or method.needs_search():
@@ -50,14 +53,21 @@ def load_head_file(method: Method, model: Mapping[str, Any], loaded: LoadedModel
     return FileIdentity(json_hash(searched), file_hash(path))
 
 
-def _without_search(method: Method, loaded: LoadedModel) -> None:
-    """Let a method go without a search of a model by shape, whose heads have nothing to tell apart. Raises UserError for one
-    that can't."""
-    if method.needs_search():
+def _draw_search(method: Method, loaded: LoadedModel, seed: int) -> FileIdentity | None:
+    """Give a method that needs one a drawn result of a search, for a model by shape, whose heads a search can't tell apart; let
+    any other go without. Raises UserError for a method whose search has no result to draw."""
+    if not method.needs_search():
+        return None
+    sizes = model_shape(loaded)
+    result = method.draw_search(torch.Generator().manual_seed(seed), **sizes)
+    if result is None:
         raise UserError(
             f"method {method.name} needs searched heads, and {loaded.name} has random weights, which no search can tell apart: "
             "name a file that was searched on a model of this shape, or choose another method"
         )
+    method.load_search(result, **sizes)
+    content = RANDOM + json_hash(dict(result))
+    return FileIdentity(content, content, (f"{method.name}: random heads (seed {seed})",))
 
 
 def read_head_file(path: Path) -> dict[str, Any]:

@@ -69,8 +69,6 @@ def _several_values(argument: str) -> str:
 def unknown_setting(name: str) -> str:
     """Return the line for a setting that isn't there: the one that may have been meant, and those of its level of conf/."""
     text = as_given(_unknown(in_files(name)))
-    if name.startswith("model.shape."):
-        text += f"; what the file of this shape leaves out is added with +{name}=…"
     return f"{text}; {TASK_IS_A_VALUE}" if name.startswith(("task.", f"{TASK_SETTINGS}.")) else text
 
 
@@ -81,7 +79,9 @@ def _unknown(name: str) -> str:
     if name in known and "." not in name:
         return f"{name} is missing: no setting can be taken out with ~, leave it as it is or give it a value"
     if name not in known:
-        return f"unknown setting '{name}'{_near(name, known)}{_in_no_group(name)}; known: {', '.join(known) or 'none here'}"
+        added = f"; what a shape's file leaves out is added with +{name}=…" if name.startswith("model.shape.") else ""
+        hint = f"{_near(name, known)}{_in_no_group(name)}{added}"
+        return f"unknown setting '{name}'{hint}; known: {', '.join(known) or 'none here'}"
     group, key = name.split(".", 1)
     owners = [choice for choice in groups().get(group, []) if key in setting_names(group, choice)]
     return f"unknown setting '{name}' for this {group}=; it belongs to {', '.join(owners)}"

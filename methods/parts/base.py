@@ -11,7 +11,7 @@ from attention_kernels.block_index import BlockIndex
 from attention_kernels.column_index import ColumnIndex
 from attention_kernels.selection import row_budget
 from attention_kernels.skip_softmax import SkipRule
-from torch import Tensor
+from torch import Generator, Tensor
 
 from methods.parts.release import Releasable
 from methods.parts.rope_protocol import Rope
@@ -148,6 +148,13 @@ class Method(Releasable, ABC):
     def load_search(self, result: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         """Load a search's result. Raises ValueError, one line, where it doesn't fit the model."""
         raise ValueError(f"method {self.name} needs no search of a model's heads")
+
+    def draw_search(
+        self, generator: Generator, *, layers: int, heads: int, kv_heads: int, head_dim: int
+    ) -> Mapping[str, Any] | None:
+        """Return a drawn result for `load_search`, for a model of random weights, in which a search finds nothing; None where
+        what is searched has no spread that could be drawn."""
+        return None
 
     def weights_name(self) -> str | None:
         """Return the file name of the trained weights that it needs at its block size; None where it needs none."""

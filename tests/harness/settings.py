@@ -38,6 +38,20 @@ def with_options(settings: Settings, **options: Any) -> Settings:
     return replace(settings, options=settings.options | options)
 
 
+def tiny_shape(*arguments: str) -> list[str]:
+    """The arguments that choose a model by shape with sizes of a toy: 2 layers, 4 query and 2 KV heads of 16, 300 tokens."""
+    sizes = {
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    return ["model=shape/llama3_8b", *(f"model.shape.{name}={value}" for name, value in sizes.items()), *arguments]
+
+
 def toy_arguments(folder: Path) -> list[str]:
     """The arguments of a short run on the toy model in a folder."""
     return [
