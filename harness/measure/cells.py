@@ -13,7 +13,7 @@ from harness.core.model_name import name_of_path
 from harness.measure.context import RunContext
 from harness.models.loading import LoadedModel
 from harness.study.full_rows import arm_name
-from harness.study.identity import Cell
+from harness.study.identity import Cell, digest
 from harness.study.provenance import now
 from harness.study.resume import one_line
 from harness.study.schema import CellRecord, Status
@@ -69,6 +69,8 @@ def with_distinct_name(loaded: LoadedModel, store: Store) -> LoadedModel:
     """Return the model under a name that no other weights have in a study. Rows call a folder by its own name, which two
     folders may share: the second one recorded has the first digits of its hash behind it. What a study has recorded of the same
     weights under a path that ends in that name, as earlier versions did, goes on under that path: it is not measured anew."""
+    if loaded.shape is not None:
+        return _distinct_by_shape(loaded, store)
     if loaded.source is None or loaded.name == loaded.source or loaded.name != name_of_path(loaded.source):
         return loaded  # it was named by whoever asked for it
     files = (store.cells, store.latency, store.mass)
@@ -78,6 +80,15 @@ def with_distinct_name(loaded: LoadedModel, store: Store) -> LoadedModel:
         return loaded if loaded.name in ours else replace(loaded, name=path)
     first = next((weights for name, weights in recorded if name == loaded.name), loaded.revision_hash)
     return loaded if first == loaded.revision_hash else replace(loaded, name=f"{loaded.name}@{loaded.revision_hash[:8]}")
+
+
+def _distinct_by_shape(loaded: LoadedModel, store: Store) -> LoadedModel:
+    """Return a model by shape under a name that no other shape has in a study: the second one of a name has the first digits of
+    a hash behind it. Other seeds change no name."""
+    assert loaded.shape is not None
+    identities = (record["identity"] for record in store.latency.read())
+    first = next((i.get("shape") for i in identities if i["model"] == loaded.name), loaded.shape.values)
+    return loaded if first == loaded.shape.values else replace(loaded, name=f"{loaded.name}@{digest(loaded.shape.values)[:8]}")
 
 
 def arm_label(arm: RunnableArm) -> str:

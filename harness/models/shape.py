@@ -6,6 +6,7 @@ They are for times alone. Nothing is read: no file, no hub, no tokenizer.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
 import re
@@ -208,6 +209,9 @@ def _sub_configs(cls: Any) -> Iterator[tuple[str, Any]]:
 def _check_memory(empty: Any, name: str, device: torch.device, dtype: torch.dtype) -> None:
     """Raise UserError where the weights need more memory than a device has left. empty: the model on the device "meta"."""
     needed, free = sum(weight.numel() * weight.element_size() for weight in empty.parameters()), available_bytes(device)
+    if free is not None and needed > free:
+        gc.collect()  # a model that was let go of is part of cycles
+        free = available_bytes(device)
     if free is None or needed <= free:
         return
     smaller = "" if dtype.itemsize <= 2 else "dtype=bfloat16, "

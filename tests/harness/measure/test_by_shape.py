@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -16,11 +19,14 @@ from harness.core.errors import UserError
 from harness.core.hydra_text import unknown_setting
 from harness.core.settings import Settings, read_settings
 from harness.jobs.table import JOBS, check_model_fits, find_job, unread
+from harness.measure.cells import with_distinct_name
 from harness.measure.sweep import load_quietly, model_config
 from harness.models.loading import LoadedModel
 from harness.models.observe import dense_prefill, layer_inputs
+from harness.models.shape import ModelShape
 from harness.report.csv_file import read_csv
 from harness.study.command_settings import arm_settings
+from harness.study.store import Store
 from methods.moa import MoA
 from methods.parts.base import Method
 from methods.seer import Seer
@@ -151,3 +157,21 @@ def test_a_training_of_gates_by_name_is_refused(by_shape: Settings, loaded: Load
     named = merged(*tiny_shape("method=seer", "method.gates=mass", "device=cpu"))
     with pytest.raises(UserError, match=r"^method.gates=mass: shape/llama3_8b .* its gates are drawn: leave it out$"):
         build_arms(named, loaded)
+
+
+def test_two_shapes_of_one_name_are_told_apart_in_a_study(loaded: LoadedModel, by_shape: Settings, tmp_path: Path) -> None:
+    assert loaded.shape is not None
+    other = replace(loaded, shape=ModelShape.of(loaded.shape.values | {"num_hidden_layers": 3}, 0))
+    seeded = replace(loaded, shape=replace(loaded.shape, seed=1))
+    records = [{"identity": {"model": loaded.name, "shape": other.shape.values}}] if other.shape is not None else []
+    store = cast(Store, SimpleNamespace(latency=SimpleNamespace(read=lambda: records)))
+    assert with_distinct_name(other, store).name == loaded.name
+    named = with_distinct_name(loaded, store).name
+    assert named.startswith(f"{loaded.name}@") and with_distinct_name(seeded, store).name == named
+
+
+def test_gates_of_decoding_are_drawn_too(loaded: LoadedModel) -> None:
+    settings = merged(*tiny_shape("decode=seer_r", "decode.block_size=16", "method=dense", "device=cpu", "length=512"))
+    arm = build_arms(settings, loaded)[-1]
+    assert arm.identity.decode is not None and str(arm.identity.decode.weights_hash).startswith("random-")
+    assert arm.notices == ("random weights (seed 0)", "seer_r: random gates (seed 0)")
