@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.models.loading import LoadedModel, model_shape
 from harness.models.shape import RANDOM
-from harness.study.provenance import file_hash, json_hash, tensors_hash
+from harness.study.provenance import file_hash, tensors_hash
 from methods.decode.parts.base import DecodeMethod
+from methods.gates.gate import Gate
 from methods.gates.weights import draw_gates
 from methods.parts.base import Method
 
@@ -23,7 +25,7 @@ from methods.parts.base import Method
 class FileIdentity:
     """What a file gave a method, for the method's identity.
 
-    content: the hash of what was read, however the file was written; of what was drawn instead, `RANDOM` and a hash of that.
+    content: the hash of what was read, however the file was written; of what was drawn instead, `RANDOM` and that hash.
     former: the SHA-256 of the file's bytes, by which records of before know it. notices: a line for each thing that had to be
     assumed, or was drawn.
     """
@@ -91,10 +93,11 @@ def _draw_weights(method: Method | DecodeMethod, loaded: LoadedModel, seed: int,
         raise UserError(f"{method.name} needs trained weights, and {loaded.name} has random ones: choose another method")
     sizes = model_shape(loaded)
     options = {name: value for name, value in method.knobs().items() if name in method.gate.options}
-    state = draw_gates(method.gate, seed, block_size=method.block_size, **options, **sizes)
+    of_heads = {name: size for name, size in sizes.items() if name != "layers"}
+    make: Callable[[], Gate] = partial(method.gate, block_size=method.block_size, **options, **of_heads)
+    state = draw_gates(make, sizes["layers"], seed)
     method.load(state, **sizes)
-    drawn = {"gate": method.gate.__name__, "block_size": method.block_size, "seed": seed, **options, **sizes}
-    content = RANDOM + json_hash(drawn)
+    content = RANDOM + tensors_hash(state)
     return FileIdentity(content, content, (f"{method.name}: random gates (seed {seed})",))
 
 

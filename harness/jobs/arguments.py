@@ -55,6 +55,9 @@ def check_choices(arguments: Sequence[str]) -> None:
             if choice.startswith("glob("):
                 raise UserError(f"{argument}: glob() chooses among the files of a group, and {group}= is none: name the values")
             continue
+        if choice.startswith("glob(") and "/" in choice:  # it would choose nothing, and say nothing
+            below = ", ".join(name for name in groups()[group] if "/" in name) or "none there"
+            raise UserError(f"{argument}: glob() looks in no folder below {group}: name the choices, of {below}")
         if choice in ("", "null"):
             raise UserError(f"{argument}: leave {group}= out, or choose one of: {', '.join(groups()[group])}")
         names = ",".join(re.findall(r"[^\s,()\[\]{}'\"]+", choice.removeprefix("choice(")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,15 +37,11 @@ def gate_state(gates: Sequence[Gate]) -> dict[str, Tensor]:
     }
 
 
-def draw_gates(
-    kind: type[Gate], seed: int, *, layers: int, heads: int, kv_heads: int, head_dim: int, **options: Any
-) -> dict[str, Tensor]:
-    """Return drawn weights of a kind of gate for all layers of a model, by their names in a file; options: of the gates."""
-    generator, gates = torch.Generator().manual_seed(seed), []
-    for _ in range(layers):
-        gate: Any = kind(heads, kv_heads, head_dim, **options)
+def draw_gates(make: Callable[[], Gate], layers: int, seed: int) -> dict[str, Tensor]:
+    """Return drawn weights of the gates of so many layers, by their names in a file; make: returns the gate of a layer."""
+    generator, gates = torch.Generator().manual_seed(seed), [make() for _ in range(layers)]
+    for gate in gates:
         gate.draw(generator)
-        gates.append(gate)
     return gate_state(gates)
 
 

@@ -37,6 +37,14 @@ def test_recorded_lists_of_tasks_are_values(arguments: list[str], expected: list
     assert tasks_as_values(arguments) == expected
 
 
+def test_a_glob_of_a_folder_below_a_group_is_no_silent_nothing() -> None:
+    with pytest.raises(
+        UserError, match=r"glob\(\) looks in no folder below model: name the choices, of shape/custom, shape/llama"
+    ):
+        prepare(["-m", "model=glob(shape/*)"])
+    assert prepare(["-m", "model=glob(qwen*)"])
+
+
 @pytest.mark.parametrize("argument", ["task.sizing=release", "+task.sizing=release", "task_settings.sizing=release"])
 def test_settings_of_tasks_stand_beside_the_tasks(argument: str) -> None:
     arguments = prepare(["task=ruler", argument, "task.tasks=[vt]"])
