@@ -43,7 +43,9 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if shape is not None:
         _check_drawn(settings)
         _check_shape("model.shape", shape)
-    elif name.startswith(BY_SHAPE):
+    elif path is not None:
+        check_path(path)
+    if shape is None and name.startswith(BY_SHAPE):
         raise UserError(f"model.name={name}: {BY_SHAPE}… is what rows call models of random weights: take another name")
     return {
         "name": name_of_path(name) if shape is None else _name_by_shape(name, shape),
@@ -56,6 +58,14 @@ def model_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "gates": checks.text_or_null("model.gates", settings["gates"]),
         "released_gates": {phase: checks.text_or_null(f"model.released_gates.{phase}", i) for phase, i in ids.items()},
     }
+
+
+def check_path(path: str) -> None:
+    """Raise UserError for a model by shape that is asked for by its path, where one with weights belongs."""
+    if path.startswith(BY_SHAPE) and path in groups()["model"]:
+        raise UserError(
+            f"model.path={path}: a model by shape is a choice and no path, and is for times alone: job=latency model={path}"
+        )
 
 
 def _check_drawn(settings: Mapping[str, Any]) -> None:

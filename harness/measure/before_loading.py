@@ -30,7 +30,7 @@ def check_before_loading(settings: Settings, sweep: SweepCache, task_names: Sequ
     if settings.job == "perplexity":
         documents.load_text(str(settings.options["text"]), settings.data.get("text_dir"))
     if described is None:
-        if settings.job != "perplexity":
+        if settings.job != "perplexity" and not settings.by_shape:
             check_prompts(settings, load_tokenizer(str(settings.model["path"]), settings.chat_options), task_names)
         return
     check_request(settings, described)

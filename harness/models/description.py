@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from harness.core.errors import UserError
 from harness.models.loading import LoadedModel, ModelConfig, load_tokenizer, wrap_drawn, wrap_model
 from harness.models.shape import empty_model
 from harness.models.source import model_folder
@@ -25,7 +26,13 @@ def describe_model(config: ModelConfig) -> LoadedModel | None:
 
     device, dtype = config.place()
     if config.shape is not None:
-        return replace(wrap_drawn(config, empty_model(config.shape, config.name, dtype), "meta"), device=device)
+        empty = empty_model(config.shape, config.name, dtype)
+        try:
+            return replace(wrap_drawn(config, empty, "meta"), device=device)
+        except UserError as error:
+            if error.__cause__ is None:  # of what is not supported, with weights or without
+                raise
+            return None
     folder = model_folder(config.path)
     tokenizer = load_tokenizer(config.path, config.chat)
     try:

@@ -13,6 +13,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +42,8 @@ ROPE_TYPE = ("rope_type", "type")
 """What the kind of RoPE is called, by newer and by older config.json files."""
 ROPE = ("rope_theta", "rope_scaling")
 """What config.json files have in place of the newer rope_parameters."""
+CONFIG_READ = re.compile(r"config\.([a-z]\w*)|(?:getattr\([\w.]*config,\s*|kwargs\.(?:pop|get)\(\s*)[\"'](\w+)[\"']")
+"""How the code of a model reads its config."""
 RANDOM = "random-"
 """The beginning of the hashes of what was drawn."""
 
@@ -154,7 +159,7 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str) -> None:
     for key in values:
         if key in ("dtype", "torch_dtype"):
             raise UserError(f"{where}.{key}={values[key]}: weights are drawn in dtype=, so leave it out")
-        if key not in known:
+        if key not in known and key not in _read_by_code(cls.__module__.rpartition(".")[0]):
             raise UserError(
                 f"{where}.{key} is no size of a {cls.model_type} model{did_you_mean(key, known)}; known: {_listed(known)}"
             )
@@ -170,6 +175,15 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str) -> None:
     for key, sub in _sub_configs(cls):
         if isinstance(values.get(key), dict):
             _check_keys(sub, values[key], f"{where}.{key}")
+
+
+@lru_cache(maxsize=8)
+def _read_by_code(package: str) -> frozenset[str]:
+    """Return what the code of a model's package reads of its config: classes of configs do not list all of it, as head_dim of
+    some mixtures of experts."""
+    folder = Path(str(import_module(package).__file__)).parent
+    source = "\n".join(file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
+    return frozenset(name for pair in CONFIG_READ.findall(source) for name in pair if name)
 
 
 def _check_rope(values: Any, where: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.core.errors import UserError, first_line
 from harness.core.hub import find_hub, hub_error
 from harness.core.input_files import read_json_object
+from harness.core.model_settings import check_path
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 """The folder of the small model that ships with the package."""
@@ -24,6 +25,7 @@ def model_folder(path: str) -> Path | None:
             raise UserError(f"model.path={path} is a file; give the folder that has config.json and the weights")
         if path.startswith(("/", ".", "~")) or path.count("/") > 1:
             raise UserError(f"model folder {path} does not exist; give one with config.json, or a hub id OWNER/NAME")
+        check_path(path)
         return None
     missing = [name for name in ("config.json", "model*.safetensors") if not any(folder.glob(name))]
     if missing and bundled:

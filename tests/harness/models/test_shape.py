@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import harness
 from harness.core.conf_files import defaults, groups
 from harness.core.errors import UserError
 from harness.core.settings import Settings
@@ -110,6 +111,40 @@ def test_what_makes_no_model_is_one_line(changes: dict[str, Any], line: str, cap
     with pytest.raises(UserError, match=line) as raised:
         empty_model(ModelShape.of(TINY | changes, 0), "toy", torch.float32)
     assert "\n" not in str(raised.value) and capsys.readouterr() == ("", "")
+
+
+def test_a_path_is_no_place_for_a_model_by_shape() -> None:
+    """Nor in Python, which takes paths alone."""
+    for refused in (
+        lambda: merged("model=hf", "model.path=shape/llama3_8b", "model.name=x"),
+        lambda: harness.load_model("shape/llama3_8b"),
+    ):
+        with pytest.raises(UserError, match=r"model by shape is a choice and no path.*job=latency model=shape/llama3_8b$"):
+            refused()
+
+
+def test_sizes_that_only_the_code_of_a_type_reads_are_sizes() -> None:
+    """The class of configs of this mixture of experts lists no head_dim, its releases' config.json do."""
+    experts = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+    values = {name: value for name, value in TINY.items() if name != "rope_theta"} | experts | {"model_type": "qwen3_moe"}
+    empty = empty_model(ModelShape.of(values | {"head_dim": 32}, 0), "toy", torch.float32)
+    assert empty.model.layers[0].self_attn.head_dim == 32
+    with pytest.raises(UserError, match="head_dimm is no size of a qwen3_moe model"):
+        empty_model(ModelShape.of(values | {"head_dimm": 32}, 0), "toy", torch.float32)
+    inner = {"model_type": "gemma3", "text_config": {"hidden_sizee": 3}}
+    with pytest.raises(UserError, match=r"model\.shape\.text_config\.hidden_sizee is no size of a gemma3_text model"):
+        empty_model(ModelShape.of(inner, 0), "toy", torch.float32)
+
+
+def test_a_model_that_does_not_run_without_weights_is_looked_at_with_them() -> None:
+    experts = {"model_type": "mixtral", "num_local_experts": 4}
+    given = composed("model=shape/custom", "model.name=x", "model.shape={model_type: llama}", "device=cpu")
+    config = model_config(replace(given, model=given.model | {"shape": TINY | experts}))
+    assert describe_model(config) is None
+    assert load_quietly(config).heads == 4
+    unsupported = {"model_type": "mamba"}
+    with pytest.raises(UserError, match="shape/x has linear_attention; supported are"):
+        describe_model(model_config(replace(given, model=given.model | {"shape": unsupported})))
 
 
 def test_other_types_have_their_own_names_of_sizes() -> None:
