@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ from harness.models.loading import LoadedModel, model_shape
 from harness.models.shape import RANDOM
 from harness.study.provenance import file_hash, tensors_hash
 from methods.decode.parts.base import DecodeMethod
-from methods.gates.gate import Gate
 from methods.gates.weights import draw_gates
 from methods.parts.base import Method
 
@@ -93,9 +92,9 @@ def _draw_weights(method: Method | DecodeMethod, loaded: LoadedModel, seed: int,
         raise UserError(f"{method.name} needs trained weights, and {loaded.name} has random ones: choose another method")
     sizes = model_shape(loaded)
     options = {name: value for name, value in method.knobs().items() if name in method.gate.options}
-    of_heads = {name: size for name, size in sizes.items() if name != "layers"}
-    make: Callable[[], Gate] = partial(method.gate, block_size=method.block_size, **options, **of_heads)
-    state = draw_gates(make, sizes["layers"], seed)
+    of_layer: dict[str, Any] = {**options, **sizes, "block_size": method.block_size}
+    layers = of_layer.pop("layers")
+    state = draw_gates(partial(method.gate, **of_layer), layers, seed)
     method.load(state, **sizes)
     content = RANDOM + tensors_hash(state)
     return FileIdentity(content, content, (f"{method.name}: random gates (seed {seed})",))

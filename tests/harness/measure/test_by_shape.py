@@ -19,8 +19,9 @@ from harness.core.errors import UserError
 from harness.core.hydra_text import unknown_setting
 from harness.core.settings import Settings, read_settings
 from harness.jobs.table import JOBS, check_model_fits, find_job, unread
+from harness.measure.before_loading import check_before_loading
 from harness.measure.cells import with_distinct_name
-from harness.measure.sweep import load_quietly, model_config
+from harness.measure.sweep import SweepCache, load_quietly, model_config
 from harness.models.loading import LoadedModel
 from harness.models.observe import dense_prefill, layer_inputs
 from harness.models.shape import ModelShape
@@ -101,12 +102,17 @@ def test_only_times_are_measured(name: str, by_shape: Settings) -> None:
 def test_a_command_that_asks_for_more_ends_in_a_line(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, line in (
         (["job=evaluate"], "error: job=evaluate needs what a model has learned, and shape/llama3_8b has random weights"),
-        (["job=latency", "length=200000"], "error: length=200000: shape/llama3_8b has a context of 131072 tokens"),
         (["model=shape/llama_8b"], "(did you mean shape/llama3_8b?); choose one of: shape/custom, shape/llama3_1b"),
     ):
         assert command("model=shape/llama3_8b", *arguments) == 2
         said = capsys.readouterr()
         assert line in said.err and said.err.count("\n") == 1
+
+
+def test_a_length_past_the_positions_is_refused_before_anything_is_drawn(by_shape: Settings) -> None:
+    with pytest.raises(UserError, match=r"^length=200000: shape/llama3_8b .* has a context of 131072 tokens"):
+        check_before_loading(replace(by_shape, length=200_000), SweepCache(), [])
+    check_before_loading(by_shape, SweepCache(), [])
 
 
 def test_settings_of_tasks_are_not_read(by_shape: Settings) -> None:
