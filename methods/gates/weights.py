@@ -23,7 +23,8 @@ def with_training_name(file: str, training: Any) -> str:
     if training is None:
         return file
     if not isinstance(training, str) or re.fullmatch(r"[A-Za-z0-9_]+", training) is None:
-        raise ValueError(f"gates={training}: must be a name of letters, digits and _, for example mass")
+        read_as = "" if isinstance(training, str) else f"; it is read as {type(training).__name__}"
+        raise ValueError(f"gates={training}: must be a name of letters, digits and _, for example mass{read_as}")
     stem, dot, suffix = file.rpartition(".")
     return f"{stem}-{training}{dot}{suffix}"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -120,7 +121,7 @@ def main(cfg: DictConfig) -> list[Path]:
     with step_progress(counts, console) if log and settings.progress else nullcontext(_no_bar) as show:
         plans = [_plan(training, checkpoint, log, show) for training, checkpoint in entered]
         by_file = {out / plan.file_name: (training, plan) for (training, _), plan in zip(entered, plans, strict=True)}
-        for distilled in distill(
+        stream = distill(
             loaded,
             batch_source,
             plans,
@@ -129,14 +130,38 @@ def main(cfg: DictConfig) -> list[Path]:
             kind=spec.kind,
             processes=processes,
             cuda_graph=bool(job.cuda_graph),
-        ):
-            training, plan = by_file[distilled.path]
-            if processes.main:
-                _report(distilled, settings, loaded, training.spec, console)
-                assert plan.checkpoint is not None
-                plan.checkpoint.remove()  # last of all: where it is, the same command goes on
-            processes.wait()
+        )
+        with _removed_at_the_end() as replacing:
+            for distilled in stream:
+                training, plan = by_file[distilled.path]
+                if processes.main:
+                    _report(distilled, settings, loaded, training.spec, console)
+                    checkpoint = plan.checkpoint
+                    assert checkpoint is not None
+                    if checkpoint.replaces:
+                        replacing.append(checkpoint)
+                    else:
+                        checkpoint.remove()  # last of all: where it is, the same command goes on
+                processes.wait()
     return paths
+
+
+@contextmanager
+def _removed_at_the_end() -> Iterator[list[Checkpoint]]:
+    """Yield a list for the checkpoints of trainings that replaced gates and are whole, and remove them when all have ended.
+
+    Without them the same command, killed, would take these gates for those that it is to replace, and train them anew.
+    """
+    checkpoints: list[Checkpoint] = []
+    failure = None
+    try:
+        yield checkpoints
+    except UserError as error:  # another training's: it ends the command as well
+        failure = error
+    for checkpoint in checkpoints:
+        checkpoint.remove()
+    if failure is not None:
+        raise failure
 
 
 def _no_bar(_: str, __: Step) -> None:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from harness.core import checks
 from harness.core.errors import UserError, did_you_mean
-from harness.core.settings import LONGEST
+from harness.core.settings import LARGEST_SEED, LONGEST
 from harness.training.gates.gate_spec import GateSpec
 from harness.training.gates.recipe import Recipe
 from harness.training.gates.rows import KINDS
@@ -56,13 +56,14 @@ def read_trainings(job: DictConfig, spec: GateSpec, seed: int) -> list[TrainingS
         raise UserError("job.trainings: gates for decoding have no names; train them one after the other, job.trainings=null")
     if spec.training is not None:
         raise UserError(f"method.gates={spec.training} names one training and job.trainings several: leave out one of them")
-    return [_named_training(job, spec, str(name), own, seed, example) for name, own in job.trainings.items()]
+    return [_named_training(job, spec, name, own, seed, example) for name, own in job.trainings.items()]
 
 
-def _named_training(job: DictConfig, spec: GateSpec, name: str, own: Any, seed: int, example: str) -> TrainingSettings:
+def _named_training(job: DictConfig, spec: GateSpec, name: Any, own: Any, seed: int, example: str) -> TrainingSettings:
     """Return one of job.trainings. own: its settings. Raises UserError, naming the training, for one that can't be."""
     if not isinstance(own, DictConfig):
-        raise UserError(f"job.trainings.{name}={own}: must be settings by name, {example}")
+        given = "null" if own is None else own
+        raise UserError(f"job.trainings.{name}={given}: must be settings by name, {example}")
     for setting in map(str, own):
         if setting not in OF_A_TRAINING:
             near, choices = did_you_mean(setting, OF_A_TRAINING), ", ".join(OF_A_TRAINING)
@@ -71,7 +72,7 @@ def _named_training(job: DictConfig, spec: GateSpec, name: str, own: Any, seed: 
     assert isinstance(merged, DictConfig)
     try:
         own_spec = spec.named(name)
-        recipe = _recipe(merged, own_spec, whole_number(merged, "seed", 0))
+        recipe = _recipe(merged, own_spec, whole_number(merged, "seed", 0, LARGEST_SEED))
         return TrainingSettings(own_spec, recipe, whole_number(merged, "first_step", 0))
     except ValueError as error:
         raise UserError(f"job.trainings.{name}: {error}") from error
@@ -108,9 +109,9 @@ def read_lengths(value: Any, block_size: int) -> list[int]:
     return lengths
 
 
-def whole_number(job: DictConfig, name: str, least: int | None = None) -> int:
-    """Return a setting of the job. Raises UserError unless it is a whole number of at least `least`."""
-    return checks.whole_number(f"job.{name}", job[name], least)
+def whole_number(job: DictConfig, name: str, least: int | None = None, most: int = LONGEST) -> int:
+    """Return a setting of the job. Raises UserError unless it is a whole number from `least` to `most`."""
+    return checks.whole_number(f"job.{name}", job[name], least, most)
 
 
 def _number(job: DictConfig, name: str) -> float:

@@ -177,6 +177,31 @@ def test_the_command_trains_them_together(
     assert (tmp_path / "gates" / "gates-32-b.safetensors").read_bytes() == (tmp_path / "before.safetensors").read_bytes()
 
 
+@pytest.mark.usefixtures("blank_pictures")
+def test_killed_while_they_replace_gates_the_finished_ones_are_not_trained_again(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_text(" ".join(f"The magic number for apple is: {n * 7919}." for n in range(400)))
+    settings = ["job=distill", "method=seer", "block_size=32", "job.lengths=[128]", "job.tokens=128", "job.recall_sequences=1"]
+    trainings = ["job.trainings={a:{steps:1},b:{steps:2}}", "job.rows=books", f"data.text_dir={tmp_path / 'books'}"]
+    arguments = [*toy, *settings, *trainings, f"job.out={tmp_path / 'gates'}", "job.overwrite=true"]
+    report = distill_command._report
+
+    def dies_of_b(distilled: Distilled, *rest: Any) -> None:
+        if distilled.path.name == "gates-32-b.safetensors":
+            raise Killed
+        report(distilled, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(distill_command, "_report", dies_of_b)
+        command(*arguments)
+    assert command(*arguments) == 0
+    assert sorted(path.name for path in (tmp_path / "gates").iterdir()) == ["gates-32-a.safetensors", "gates-32-b.safetensors"]
+    lines = (tmp_path / "results" / "toy" / "records" / "gate_steps.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -189,6 +214,20 @@ def test_the_command_trains_them_together(
         (["job.trainings={a:{lr:fast}}"], "job.trainings.a: job.lr=fast: must be a finite number"),
         (["job.trainings={a:{steps:0}}"], "job.trainings.a: steps=0: must be at least 1"),
         (["job.trainings={a:{seed:-1}}"], "job.trainings.a: job.seed=-1: must be a whole number of at least 0"),
+        (["job.trainings={a:null}"], "job.trainings.a=null: must be settings by name"),
+        (
+            ["job.trainings={a:{seed:99999999999}}"],
+            "job.trainings.a: job.seed=99999999999: must be a whole number of at least 0",
+        ),
+        (
+            ["job.trainings={a:{first_step:9999999999}}"],
+            "job.first_step=9999999999: must be a whole number of at least 0 and at",
+        ),
+        (["job.trainings={a:{steps:9999999999}}"], "job.trainings.a: job.steps=9999999999: must be a whole number of at most"),
+        (
+            ["job.trainings={1:{}}"],
+            "job.trainings.1: gates=1: must be a name of letters, digits and _, for example mass; it",
+        ),
         (["job.trainings={a-b:{}}"], "job.trainings.a-b: gates=a-b: must be a name of letters, digits and _"),
         (["job.trainings={a:{}}", "method.gates=b"], "method.gates=b names one training and job.trainings several"),
         (["job.first_step=-1"], "job.first_step=-1: must be a whole number of at least 0"),
