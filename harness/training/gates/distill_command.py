@@ -37,7 +37,7 @@ from harness.training.gates.job_settings import (
 )
 from harness.training.gates.processes import Processes, join, load_sharded
 from harness.training.gates.row_workers import batches, drawn_by_workers
-from harness.training.gates.rows import DRAWN, Rows, TextNeeds, check_text, row_kind, row_sources, text_id
+from harness.training.gates.rows import BY_NEED, DRAWN, Rows, TextNeeds, check_text, row_kind, row_sources, text_id
 from harness.training.gates.step_log import StepLog
 from harness.training.gates.step_progress import Show, step_progress
 from harness.training.gates.training import Distilled, Plan
@@ -78,9 +78,10 @@ def main(cfg: DictConfig) -> list[Path]:
     kind = row_kind(loaded, settings.data, str(job.rows))
     if workers and kind not in DRAWN:
         raise UserError(f"job.workers={workers}: rows={kind} are tokenised once, before the first step: leave it 0")
+    batch_count = max(training.end for training in wanted)
     started = []
     for training in wanted:
-        about = _about(job, training, settings, loaded, kind, lengths)
+        about = _about(job, training, settings, loaded, kind, lengths, batch_count)
         file_name = training.spec.file_name
         checkpoint = Checkpoint(out / f"{Path(file_name).stem}.checkpoint", every, about)
         start = find_start(checkpoint, out / file_name, _tables(settings, training.spec), overwrite=overwrite)
@@ -96,7 +97,6 @@ def main(cfg: DictConfig) -> list[Path]:
     _check_out(out)  # not made before the text is read, which may be refused
     say(console, settings, f"reading text: rows={kind}")
     test_lengths = list(islice(cycle(lengths), sequences))
-    batch_count = max(training.first_step + training.recipe.steps for training in wanted)
     needs = TextNeeds(batch_count * max(tokens, *lengths), test_lengths)
     train, test = row_sources(loaded, settings.data, settings.seed, kind=kind, needs=needs, hub=job.hub)
     held_out = [test(length)[None] for length in test_lengths]
@@ -199,9 +199,18 @@ def _model(settings: Settings, processes: Processes, console: Terminal, *, shard
 
 
 def _about(
-    job: DictConfig, training: TrainingSettings, settings: Settings, loaded: LoadedModel, kind: str, lengths: list[int]
+    job: DictConfig,
+    training: TrainingSettings,
+    settings: Settings,
+    loaded: LoadedModel,
+    kind: str,
+    lengths: list[int],
+    batch_count: int,
 ) -> dict[str, Any]:
-    """Return all that decides the result, by the names of the settings: a checkpoint of anything else is refused."""
+    """Return all that decides the result, by the names of the settings: a checkpoint of anything else is refused.
+
+    batch_count: how many batches the text is read for; it is named where the rows depend on it, and others need more of them.
+    """
     if kind == "hub":
         text: str | None = str(job.hub)
     elif kind == "samples":
@@ -223,6 +232,7 @@ def _about(
         **({"training_name": spec.training} if spec.training else {}),
         **({"first_step": training.first_step} if training.first_step else {}),
         **({"text_seed": settings.seed} if settings.seed != recipe.seed else {}),
+        **({"text_batches": batch_count} if kind in BY_NEED and batch_count != training.end else {}),
     }
 
 

@@ -40,6 +40,11 @@ class TrainingSettings:
     recipe: Recipe
     first_step: int
 
+    @property
+    def end(self) -> int:
+        """Return how many batches of the text there must be."""
+        return self.first_step + self.recipe.steps
+
 
 def read_trainings(job: DictConfig, spec: GateSpec, seed: int) -> list[TrainingSettings]:
     """Return the trainings that job.trainings names, each with its own settings in place of the job's; without it the one that

@@ -40,6 +40,8 @@ Rows = Callable[[int], Tensor]
 KINDS = ("auto", "mixture", "books", "documents", "hub", "samples")
 DRAWN = ("mixture", "books", "samples")
 """The kinds whose rows are made one by one; the others are tokenised as a whole."""
+BY_NEED = ("mixture", "documents", "hub")
+"""The kinds of which no more text is read than is needed, and whose rows are drawn from all that was read."""
 
 
 @dataclass(frozen=True)

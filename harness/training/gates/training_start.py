@@ -15,6 +15,9 @@ from harness.core.errors import UserError
 from harness.training.gates.checkpoint import Checkpoint
 from harness.training.gates.processes import Processes
 
+NAMED_IF_SET = ("workers", "training_name", "first_step", "text_seed", "text_batches")
+"""Settings that stand in what a training is of only where they are not as usual."""
+
 
 class Start(Enum):
     """What a command has to do. BEGIN: all of it. GO_ON: what a killed one left. NOTHING: all is there."""
@@ -67,4 +70,6 @@ def _is_of(gates: Path, about: dict[str, Any]) -> bool:
             recorded = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, ValueError):
         return False
-    return all(name in recorded and recorded[name] == value for name, value in about.items())
+    usual = [name for name in NAMED_IF_SET if name not in about]
+    same = all(name in recorded and recorded[name] == value for name, value in about.items())
+    return same and not any(name in recorded for name in usual)

@@ -179,13 +179,13 @@ def test_the_command_trains_them_together(
 
 @pytest.mark.usefixtures("blank_pictures")
 def test_killed_while_they_replace_gates_the_finished_ones_are_not_trained_again(
-    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text(" ".join(f"The magic number for apple is: {n * 7919}." for n in range(400)))
     settings = ["job=distill", "method=seer", "block_size=32", "job.lengths=[128]", "job.tokens=128", "job.recall_sequences=1"]
-    trainings = ["job.trainings={a:{steps:1},b:{steps:2}}", "job.rows=books", f"data.text_dir={tmp_path / 'books'}"]
-    arguments = [*toy, *settings, *trainings, f"job.out={tmp_path / 'gates'}", "job.overwrite=true"]
+    settings += ["job.rows=documents", f"data.text_dir={tmp_path / 'books'}", f"job.out={tmp_path / 'gates'}"]
+    arguments = [*toy, *settings, "job.trainings={a:{steps:1},b:{steps:2}}", "job.overwrite=true"]
     report = distill_command._report
 
     def dies_of_b(distilled: Distilled, *rest: Any) -> None:
@@ -199,7 +199,13 @@ def test_killed_while_they_replace_gates_the_finished_ones_are_not_trained_again
     assert command(*arguments) == 0
     assert sorted(path.name for path in (tmp_path / "gates").iterdir()) == ["gates-32-a.safetensors", "gates-32-b.safetensors"]
     lines = (tmp_path / "results" / "toy" / "records" / "gate_steps.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [0, 0, 1]
+    records = [json.loads(line) for line in lines]
+    assert [record["step"] for record in records] == [0, 0, 1]
+    # alone it would be given other rows: of as much text as it needs itself
+    assert [record["about"].get("text_batches") for record in records if record["about"]] == [2, None]
+    assert command(*toy, *settings, "method.gates=b", "job.steps=2") == 0
+    assert "is there, trained with these settings" in capsys.readouterr().out
+    assert command(*toy, *settings, "method.gates=a", "job.steps=1") == 2
 
 
 @pytest.mark.parametrize(
