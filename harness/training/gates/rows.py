@@ -125,7 +125,16 @@ def text_id(folder: str) -> str:
 
 
 def from_mixture(mixture: Mixture, length: int) -> Tensor:
-    """Return a row of the bundled model's training mixture: of words and needles that no test has."""
+    """Return a row of the bundled model's training mixture: of words and needles that no test has.
+
+    Raises UserError where the text is shorter than a row, or holds no sentence.
+    """
+    corpus = mixture.pieces.corpus
+    if len(corpus.tokens) <= length or not len(corpus.starts):
+        raise UserError(
+            f"data.text_dir holds {len(corpus.tokens)} tokens and begins {len(corpus.starts)} sentences, too few for rows of "
+            f"{length}: give more text, or shorter job.lengths"
+        )
     return torch.from_numpy(mixture.row(length)[0].astype("int64"))
 
 

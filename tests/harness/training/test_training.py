@@ -23,6 +23,7 @@ from harness.training.bundled_model.recipe import PretrainRecipe
 from harness.training.bundled_model.save import save_model
 from harness.training.bundled_model.tokenizer import train_tokenizer
 from harness.training.bundled_model.train_log import TrainLog
+from harness.training.gates.rows import from_mixture
 
 WORDS = [
     "apple",
@@ -268,6 +269,14 @@ def test_probe_counts_whole_answers(mixture: Mixture) -> None:
 def test_no_text_is_one_line(tmp_path) -> None:
     with pytest.raises(UserError, match=r"no \.txt file"):
         read_texts(tmp_path)
+
+
+def test_a_text_that_is_too_short_for_a_mixture_is_refused(mixture: Mixture, tokenizer) -> None:
+    assert from_mixture(mixture, 256).shape == (256,)
+    with pytest.raises(UserError, match="too few for rows of 1000000: give more text, or shorter"):
+        from_mixture(mixture, 1_000_000)
+    with pytest.raises(UserError, match="begins 0 sentences, too few for rows of 8"):
+        from_mixture(Mixture(tokenizer, build_corpus({"a": "no sentence begins anywhere here " * 20}, tokenizer)), 8)
 
 
 def test_corpus_starts_begin_sentences(mixture: Mixture, tokenizer) -> None:
