@@ -74,10 +74,11 @@ def distill(
                 for training in trainer.active:
                     training.begin_step(keep_gradients=cuda_graph)
                 passes = [one_pass(part.to(loaded.device)) for part in trainer.parts(batch)]
+                sum_of_passes = torch.stack(passes).sum(0, dtype=torch.float64).float()
                 # while a GPU is still at it, the host has time to draw text
                 if (following := _next_batch(left, number)) is not None:
                     batches.draw(following)
-                for training, means in zip(trainer.active, torch.stack(passes).sum(0), strict=True):
+                for training, means in zip(trainer.active, sum_of_passes, strict=True):
                     training.finish_step(means, batch.numel(), started)
         for training in [training for training in left if training.next_batch is None]:
             left.remove(training)

@@ -73,6 +73,7 @@ class GateTrainer:
         showed, times its weight. Raises UserError where it showed none."""
         if not self._layers:
             raise UserError(f"no layer of {self.loaded.name} attends to the whole text: gates have nothing to learn")
-        means = torch.stack(list(self._layers.values())).mean(0)
+        # in float64, which rounds the same in whatever order torch adds up, which depends on how many trainings there are
+        means = torch.stack(list(self._layers.values())).mean(0, dtype=torch.float64).float()
         self._layers.clear()
         return means

@@ -21,7 +21,9 @@ from harness.training.gates import distill_command
 from harness.training.gates.capture import Capture
 from harness.training.gates.checkpoint import Checkpoint, Step
 from harness.training.gates.distill import distill
+from harness.training.gates.processes import Processes
 from harness.training.gates.recipe import Recipe
+from harness.training.gates.trainer import GateTrainer
 from harness.training.gates.training import Distilled, Plan
 from methods.gates.attn_gate import AttnGate
 from tests.harness.training.test_distill import BLOCK, sharp_llama, topics
@@ -76,6 +78,16 @@ def test_each_ends_as_it_does_alone(
     by_name = {distilled.path.name: distilled for distilled in together}
     assert all(same(distilled, by_name[distilled.path.name]) for distilled in alone)
     assert not same(alone[0], alone[1])
+
+
+def test_the_losses_of_one_do_not_depend_on_the_others(loaded: LoadedModel) -> None:
+    trainer, layers = GateTrainer(loaded, Processes(), None), torch.rand(30, 3, 2, generator=torch.Generator().manual_seed(0))
+
+    def means(losses: Tensor) -> Tensor:
+        trainer._layers.update(enumerate(losses))
+        return trainer.end_pass()
+
+    assert torch.equal(means(layers), torch.cat([means(layers[:, number : number + 1]) for number in range(3)]))
 
 
 def test_a_gap_in_the_text_is_passed_over(loaded: LoadedModel, alone: list[Distilled], tmp_path: Path) -> None:
