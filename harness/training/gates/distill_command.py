@@ -136,12 +136,11 @@ def main(cfg: DictConfig) -> list[Path]:
                 training, plan = by_file[distilled.path]
                 if processes.main:
                     _report(distilled, settings, loaded, training.spec, console)
-                    checkpoint = plan.checkpoint
-                    assert checkpoint is not None
-                    if checkpoint.replaces:
-                        replacing.append(checkpoint)
+                    assert plan.checkpoint is not None
+                    if plan.checkpoint.replaces:
+                        replacing.append(plan.checkpoint)
                     else:
-                        checkpoint.remove()  # last of all: where it is, the same command goes on
+                        plan.checkpoint.remove()  # last of all: where it is, the same command goes on
                 processes.wait()
     return paths
 
