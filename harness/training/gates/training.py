@@ -26,8 +26,9 @@ class Plan:
     """A training before it begins.
 
     first_step: of the text's batches, the first that it learns from. file: pattern of its file's name. about: what its file's
-    metadata says beside the recipe. on_step: called after each of its steps, in every process. checkpoint: its state, which
-    stays when all is done, for the caller to remove once nothing of the training is left to write.
+    metadata says beside the recipe. on_step: called after each of its steps, in every process; on_problem: where it is given
+    up, with the reason. checkpoint: its state, which stays when all is done, for the caller to remove once nothing of the
+    training is left to write.
     """
 
     recipe: Recipe
@@ -35,6 +36,7 @@ class Plan:
     file: str = "gates-{block_size}.safetensors"
     about: dict[str, Any] = field(default_factory=dict)
     on_step: Callable[[Step], None] | None = None
+    on_problem: Callable[[str], None] | None = None
     checkpoint: Checkpoint | None = None
 
     @property
@@ -107,12 +109,12 @@ class Training:
         loss, recall, gradient_norm = torch.cat((means, norm[None])).tolist()
         number, rate = len(self.steps), self._rate
         if not math.isfinite(loss + gradient_norm):
-            self.problem = self._not_finite(loss, gradient_norm)
+            self._give_up(self._not_finite(loss, gradient_norm))
             return
         self.optimizer.step()
         if number + 1 == self.recipe.steps and not all(bool(weight.isfinite().all()) for weight in self.weights):
             what = f"{self.plan.file_name}: step {number + 1} of {number + 1}: the gates are not finite any more"
-            self.problem = f"{what}: lower lr. None were written"
+            self._give_up(f"{what}: lower lr. None were written")
             return
         seen = (self.steps[-1].tokens if self.steps else 0) + tokens
         seconds = time.perf_counter() - started
@@ -155,6 +157,12 @@ class Training:
             save_gates(self.gates, path, dtype=dtype, recipe=metadata, local=local)
         self.processes.wait()
         return Distilled(path, self.gates, self.steps, recalls, parameters, time.perf_counter() - started)
+
+    def _give_up(self, problem: str) -> None:
+        """End the training without a file."""
+        self.problem = problem
+        if self.plan.on_problem is not None:
+            self.plan.on_problem(problem)
 
     @property
     def _rate(self) -> float:

@@ -6,17 +6,48 @@ import json
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
+from harness.core.settings import Settings
+from harness.models.loading import LoadedModel
 from harness.training.gates.checkpoint import Checkpoint
+from harness.training.gates.job_settings import TrainingSettings
 from harness.training.gates.processes import Processes
+from harness.training.gates.rows import BY_NEED
+from harness.training.gates.training_text import TextSettings
 
 NAMED_IF_SET = ("workers", "training_name", "first_step", "text_seed", "text_batches")
 """Settings that stand in what a training is of only where they are not as usual."""
+
+
+def about_training(
+    training: TrainingSettings, text: TextSettings, settings: Settings, loaded: LoadedModel, steps: int
+) -> dict[str, Any]:
+    """Return all that decides the result, by the names of the settings: a checkpoint of anything else is refused.
+
+    steps: for which the text is read; they are named where the rows depend on them, and another training needs more of them.
+    """
+    spec, recipe = training.spec, training.recipe
+    return {
+        **asdict(recipe),
+        "gates": spec.kind.__name__,
+        "model": loaded.name,
+        "model_hash": loaded.revision_hash,
+        "model_dtype": str(loaded.dtype).removeprefix("torch."),
+        "rows": text.rows,
+        "text": text.source(settings.data),
+        "tokens_per_step": text.tokens,
+        "lengths": text.lengths,
+        **({"workers": text.workers} if text.workers else {}),
+        **({"training_name": spec.training} if spec.training else {}),
+        **({"first_step": training.first_step} if training.first_step else {}),
+        **({"text_seed": settings.seed} if settings.seed != recipe.seed else {}),
+        **({"text_batches": steps} if text.rows in BY_NEED and steps != training.end else {}),
+    }
 
 
 class Start(Enum):

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from harness.arms.weights import model_overrides, weights_folder
 from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
-from harness.training.gates import distill_command
+from harness.training.gates import distill_command, training_text
 from harness.training.gates.rows import TextNeeds, row_sources
 
 Command = Callable[..., int]
@@ -121,7 +121,7 @@ def test_texts_that_are_refused_leave_no_folder(config: DictConfig, tmp_path: Pa
         raise UserError("no text")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(distill_command, "row_sources", refuses)
+    monkeypatch.setattr(training_text, "row_sources", refuses)
     with pytest.raises(UserError, match="no text"):
         distill_command.main(changed(config, f"job.out='{tmp_path / 'below' / 'gates'}'"))
     assert not list(tmp_path.iterdir())

@@ -94,7 +94,7 @@ def test_a_checkpoint_of_something_else_is_refused(loaded: LoadedModel, tmp_path
 
 @pytest.mark.usefixtures("blank_pictures")
 def test_the_command_goes_on(command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import harness.training.gates.distill_command as job
+    import harness.training.gates.training_text as job
 
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text(" ".join(f"The magic number for apple is: {n * 7919}." for n in range(4000)))

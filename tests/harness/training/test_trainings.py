@@ -139,8 +139,11 @@ class Fragile(AttnGate):
 
 def test_one_that_diverges_does_not_stop_the_others(loaded: LoadedModel, alone: list[Distilled], tmp_path: Path) -> None:
     wild = Plan(replace(RECIPE, steps=5, lr=100.0, warmup=0), file="gates-{block_size}-wild.safetensors")
-    stream = distill(loaded, topics(), [wild, PLANS[0]], out=tmp_path, kind=Fragile)
+    problems: list[str] = []
+    stream = distill(loaded, topics(), [replace(wild, on_problem=problems.append), PLANS[0]], out=tmp_path, kind=Fragile)
     distilled = next(stream)
+    (problem,) = problems  # said at once
+    assert "step 2 of 5" in problem
     with pytest.raises(UserError, match=r"^gates-16-wild\.safetensors: step 2 of 5: .* lower lr, or set a clip"):
         next(stream)
     assert same(alone[0], distilled)
@@ -198,7 +201,7 @@ def test_killed_while_they_replace_gates_the_finished_ones_are_not_trained_again
     settings = ["job=distill", "method=seer", "block_size=32", "job.lengths=[128]", "job.tokens=128", "job.recall_sequences=1"]
     settings += ["job.rows=documents", f"data.text_dir={tmp_path / 'books'}", f"job.out={tmp_path / 'gates'}"]
     arguments = [*toy, *settings, "job.trainings={a:{steps:1},b:{steps:2}}", "job.overwrite=true"]
-    report = distill_command._report
+    report = distill_command.report_training
 
     def dies_of_b(distilled: Distilled, *rest: Any) -> None:
         if distilled.path.name == "gates-32-b.safetensors":
@@ -206,7 +209,7 @@ def test_killed_while_they_replace_gates_the_finished_ones_are_not_trained_again
         report(distilled, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(distill_command, "_report", dies_of_b)
+        patch.setattr(distill_command, "report_training", dies_of_b)
         command(*arguments)
     assert command(*arguments) == 0
     assert sorted(path.name for path in (tmp_path / "gates").iterdir()) == ["gates-32-a.safetensors", "gates-32-b.safetensors"]
