@@ -20,6 +20,7 @@ from harness.core.progress import progress_bar
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
 from harness.core.sizing import FULL
+from harness.measure.latency.limits import timing_limits
 from harness.measure.sweep import SweepCache
 from harness.models.loading import LoadedModel
 from harness.study import identity
@@ -48,14 +49,6 @@ class Kernels:
     decode: str = "auto"
 
 
-@dataclass(frozen=True)
-class TimingLimits:
-    """How often a call is timed, and for how many seconds at most."""
-
-    repeats: int
-    seconds: float
-
-
 class RunContext:
     """Everything that the arms of one command share while they are measured; settings go no further than this.
 
@@ -71,7 +64,7 @@ class RunContext:
         self.length, self.sample_count, self.seed = settings.length, settings.samples, settings.seed
         self.chat, self.question, self.data = bool(settings.model.get("chat_template")), settings.question, settings.data
         self.kernels = Kernels(settings.kernel, settings.dense_kernel, settings.decode_kernel)
-        self.timing = TimingLimits(settings.latency_repeats, settings.latency_seconds)
+        self.timing = timing_limits(settings)
         self.batch_tokens, self.debug, self._show_progress = settings.batch_tokens, settings.debug, settings.progress
         self._samples: dict[str, list[Sample]] = {}
 

@@ -12,6 +12,7 @@ from harness.core.mistakes import as_user_error
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
 from harness.core.sizing import FULL
+from harness.measure.latency.limits import timing_limits
 from harness.tasks import registry
 from harness.tasks.haystack import haystack_source, load_haystack
 from harness.tasks.ruler.samples import check_words
@@ -19,7 +20,7 @@ from harness.tasks.ruler.samples import check_words
 
 def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
     """Raise UserError for what no model makes right: a question or a decoding that the job does not take, a knob out of range,
-    a kernel that there isn't, and data of the tasks that can't be read."""
+    a kernel that there isn't, layers that can't be timed, and data of the tasks that can't be read."""
     if settings.job in ("latency", "perplexity") and not decodes_densely(settings.decode):
         raise UserError(
             f"job={settings.job} measures prefill, which decode={settings.decode} does not change: leave decode out"
@@ -29,6 +30,7 @@ def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
             f"question={settings.question}: no question follows the context in {', '.join(silent)}: leave these tasks out"
         )
     check_kernels(settings)
+    timing_limits(settings)
     try:
         method = build_method(settings)
         build_decode_method(settings)

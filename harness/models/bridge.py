@@ -38,6 +38,8 @@ MASKED = ("sdpa", "sdpa_math", "sdpa_efficient", "reference")
 
 SLIDING = "sliding_window"
 """Kernel name that the stats give to the layers of a sliding window."""
+NO_ATTENTION = "none"
+"""Kernel name that the stats give to the layers whose attention is left out."""
 
 Observer = Callable[[int, Tensor, Tensor, Tensor, float], None]
 """Called with (layer, q [B,Hq,Q,D], k [B,Hkv,K,D], v, scale) before the attention of every global layer at prefill."""
@@ -83,6 +85,7 @@ class Bridge:
         self.decoder = None if decoding is None else Decoder(loaded, decoding, kernel=decode_kernel, record=record)
         self.decode_kernels: set[str] = set()
         self.full = False
+        self._left_out = False
         self._timer = timer
         self._observer = observer
         self._record = record
@@ -122,6 +125,16 @@ class Bridge:
         finally:
             self.full = before
 
+    @contextmanager
+    def without_attention(self) -> Iterator[None]:
+        """Leave out the attention of a prompt, the selection with it, while it lasts: everything else of the model runs as it
+        does, on values of no meaning. Layers past their sliding window keep theirs, as they do under every method."""
+        before, self.full, self._left_out = (self.full, self._left_out), True, True  # full: a prompt of one token is a prompt
+        try:
+            yield
+        finally:
+            self.full, self._left_out = before
+
     # -- one attention call ------------------------------------------------------------------------------------------
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
@@ -129,6 +142,9 @@ class Bridge:
         if window is not None and k.shape[2] > window:
             self._log(layer).kernels[SLIDING] += 1
             return sliding_window_attention(q, k, v, window=window, scale=scale)
+        if self._left_out:
+            self._log(layer).kernels[NO_ATTENTION] += 1
+            return q  # of the output's shape, and there already; zeros would draw less power in the products that follow
         if self.decoder is not None:
             self.decoder.forget(layer)  # its cache takes more than one token
         if self.full:

@@ -45,7 +45,8 @@ def _times(times: Times | None) -> dict[str, Any]:
     if times is None:
         return {}
     measured = {name: value for name, value in vars(times).items() if name != "density"}
-    return measured | {"speedup": times.speedup, "pct_ideal": times.pct_ideal}
+    made = ("speedup", "pct_ideal", "ttft_speedup", "ttft_limit", "rest_ms")
+    return measured | {name: getattr(times, name) for name in made}
 
 
 def _perplexity(perplexity: Perplexity | None) -> dict[str, Any]:

@@ -57,9 +57,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Times:
-    """Times of an arm: milliseconds per attention layer call, `ttft_ms` and `dense_ttft_ms` of a whole prefill. `dense_ms` is
-    of the fastest dense kernel, `density` that of the prompt that was timed, `peak_mib` in MiB, `tflops` reached. paired:
-    all are of the same rounds (`harness.study.schema.LatencyRecord`)."""
+    """Times of an arm: milliseconds per attention layer call, `ttft_ms` of a whole prefill, `dense_ttft_ms` and
+    `no_attention_ttft_ms` of one with dense attention and with none. `dense_ms` is of the fastest dense kernel, `density` that
+    of the prompt that was timed, `peak_mib` in MiB, `tflops` reached, `attention_layers` how many layers a method chooses in.
+    paired: all are of the same rounds (`harness.study.schema.LatencyRecord`)."""
 
     selection_ms: float
     attention_ms: float
@@ -71,6 +72,8 @@ class Times:
     dense_ttft_ms: float | None
     peak_mib: float | None
     paired: bool = False
+    no_attention_ttft_ms: float | None = None
+    attention_layers: int | None = None
 
     @property
     def speedup(self) -> float:
@@ -81,6 +84,29 @@ class Times:
     def pct_ideal(self) -> float:
         """Return per cent of the speed that time in proportion to the density would give."""
         return 100 * self.dense_ms * self.density / self.total_ms
+
+    @property
+    def ttft_speedup(self) -> float | None:
+        """Return how many times faster than with dense attention the whole prefill is; None where that was not timed."""
+        return _ratio(self.dense_ttft_ms, self.ttft_ms)
+
+    @property
+    def ttft_limit(self) -> float | None:
+        """Return how many times faster than with dense attention the whole prefill is without any; None where that was not
+        timed. No method of attention can be faster."""
+        return _ratio(self.dense_ttft_ms, self.no_attention_ttft_ms)
+
+    @property
+    def rest_ms(self) -> float | None:
+        """Return what is left of the prefill once its attention and selection, by their times per layer call, are subtracted.
+
+        Beside `no_attention_ttft_ms`, which is measured, it shows how far calls of a layer alone are from those of a prefill.
+        """
+        return None if self.attention_layers is None else self.ttft_ms - self.attention_layers * self.total_ms
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return above / below if above and below else None
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,8 @@ def with_times(row: Row, timing: Record | None) -> Row:
         dense_ttft_ms=timing.get("dense_ttft_ms"),
         peak_mib=timing["peak_mib"],
         paired=bool(timing.get("paired")),
+        no_attention_ttft_ms=timing.get("no_attention_ttft_ms"),
+        attention_layers=timing.get("attention_layers"),
     )
     return replace(row, times=times, dense_kernel=timing["dense_kernel"], kept_mass=timing.get("kept_mass"))
 

@@ -79,6 +79,11 @@ COLUMNS: tuple[str, ...] = (
     "match",
     "full_rows",
     "settings",
+    "ttft_speedup",
+    "no_attention_ttft_ms",
+    "ttft_limit",
+    "attention_layers",
+    "rest_ms",
 )
 """The columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
@@ -101,7 +106,10 @@ number and the next one has a row on the other side of the request, "off_density
 for dense attention and where no sparsity was asked for. `full_rows` is how many query blocks at the end were kept in full,
 "1–2" where prompts differ, of methods with a knob `last`: what it asks for, or with a sparsity as many as half of the budget
 pays. `settings` measures the row again, whatever the defaults are by then: `python -m harness SETTINGS`
-(`harness.study.command_settings`). Where a row's samples came from several processes, `commit`, `command`, versions and
+(`harness.study.command_settings`). `ttft_speedup` is `dense_ttft_ms` ÷ `ttft_ms`; `no_attention_ttft_ms` is the whole
+prefill without the attention of the `attention_layers` layers in which a method chooses, timed in turns, and `ttft_limit` is
+`dense_ttft_ms` ÷ that: what no method of attention can pass. `rest_ms` is `ttft_ms` less `attention_layers` × `total_ms`, the
+same by subtraction. Where a row's samples came from several processes, `commit`, `command`, versions and
 `device` hold each value, joined by "+" (commands by "; ")."""
 
 

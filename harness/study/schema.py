@@ -146,15 +146,16 @@ class CellRecord:
 
 @dataclass(frozen=True)
 class LatencyRecord:
-    """Times of one arm at one length on one device: milliseconds per attention layer call, except `ttft_ms` (whole
-    prefill); `_low` and `_high` are 10th and 90th percentiles. `dense` holds every dense kernel timed in the same run,
-    `dense_failed` why others could not be; `dense_kernel` is the fastest. `peak_mib` is of a prefill, weights included;
-    `tokens` is the length of the prompt they were taken on; `dense_ttft_ms` is the whole prefill with dense attention, timed
-    in turns with the method's; `kept_mass` is the share of the true attention on the kept blocks of that prompt (see
-    `MassRecord`), and `kept_by_layer` that of each layer; `token_density` is attended ÷ causal (query, key) pairs.
-    `paired`: all times of a layer are its total × the median ratio of the rounds that they share; else (older records) each is
-    a median by itself. `neighbour` and `notices` as in `CellRecord`. Of several records of one arm and device the last
-    counts."""
+    """Times of one arm at one length on one device: milliseconds per attention layer call, except `ttft_ms` (whole prefill);
+    `_low` and `_high` are 10th and 90th percentiles. `dense` holds every dense kernel timed in the same run, `dense_failed` why
+    others could not be; `dense_kernel` is the fastest. `peak_mib` is of a prefill, weights included; `tokens` is the length of
+    the prompt they were taken on; `dense_ttft_ms` is the whole prefill with dense attention, `no_attention_ttft_ms` without
+    that of the `attention_layers` layers in which a method chooses, both timed in turns with the method's (`ttft_rounds`: of
+    each round, see `harness.measure.latency.prefill`); `timed_layers` are those whose calls were timed; `kept_mass` is the
+    share of the true attention on their kept blocks (see `MassRecord`), and `kept_by_layer` that of each; `token_density` is
+    attended ÷ causal (query, key) pairs. `paired`: all times of a layer are its total × the median ratio of the rounds that
+    they share; else (older records) each is a median by itself. `neighbour` and `notices` as in `CellRecord`. Of several
+    records of one arm and device the last counts."""
 
     latency: str
     arm: str
@@ -188,6 +189,10 @@ class LatencyRecord:
     paired: bool = False
     neighbour: bool = False
     notices: list[str] = field(default_factory=list)
+    no_attention_ttft_ms: Amount | None = None
+    ttft_rounds: dict[str, list[Amount]] = field(default_factory=dict)
+    attention_layers: Count | None = None
+    timed_layers: list[Count] = field(default_factory=list)
     schema: int = SCHEMA
 
 
@@ -283,11 +288,10 @@ class CheckRecord:
 
 @dataclass(frozen=True)
 class MassRecord:
-    """The attention mass that one arm keeps, measured on activations of dense prefills. `kept` is [layers][heads], the share
-    of the true attention on what the method selects in at most 16 query blocks, evenly spaced from the first to the last, mean
-    over `prompts`; `density` that of each layer; `layers` their
-    numbers (those of a sliding window are never sparse); `tokens` the mean length of the prompts; `identity` what `mass` is
-    the hash of; `notices` and `neighbour` as in `CellRecord`."""
+    """The attention mass that one arm keeps, measured on activations of dense prefills. `kept` is [layers][heads], the share of
+    the true attention on what the method selects in at most 16 query blocks, evenly spaced from the first to the last, mean
+    over `prompts`; `density` that of each layer; `layers` their numbers (those of a sliding window are never sparse); `tokens`
+    the mean length of the prompts; `identity` what `mass` is the hash of; `notices` and `neighbour` as in `CellRecord`."""
 
     mass: str
     arm: str

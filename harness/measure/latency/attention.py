@@ -16,7 +16,7 @@ from attention_kernels.dense import available_dense, broken_dense
 from torch import Tensor
 
 from harness.core.errors import UserError
-from harness.measure.latency.layer import LayerTimer, LayerTiming, time_layer
+from harness.measure.latency.layer import LayerTimer, LayerTiming, layer_densities, time_layer
 from harness.models.kernel_choice import dense_kernel_of, kernel_site
 from harness.models.loading import LoadedModel
 from harness.models.observe import PrefillDone, dense_prefill
@@ -32,7 +32,8 @@ class AttentionTiming:
     layer are of the same rounds and go together (`Times.beside`), and so do their means and ratios.
 
     density: kept ÷ causal blocks of the index that ran, which a kernel that merges blocks made coarser (its attention_ms
-    holds the merging). token_density: the same of (query, key) pairs. attention_ms: the kernel alone, given the method's
+    holds the merging), the mean over all `global_layers` layers that attend to the whole prompt, timed or not. token_density:
+    the same of (query, key) pairs. attention_ms: the kernel alone, given the method's
     index; total_ms: selection and attention timed as one, with total_low and total_high its 10th and 90th percentile.
     dense_all: every dense kernel that ran; dense_kernel is the fastest and dense_ms its time; dense_failed: why others
     did not run. speedup = dense_ms ÷ total_ms. pct_ideal = 100 · dense_ms · density ÷ total_ms.
@@ -63,6 +64,7 @@ class AttentionTiming:
     kept_by_layer: tuple[float, ...]
     peak_mib: float | None
     layers: tuple[int, ...]
+    global_layers: int
     repeats: int
 
 
@@ -82,7 +84,8 @@ def time_attention(
     """Time a method's attention (None: dense) beside the dense kernels, in a prefill of prompt_ids.
 
     dense_kernel: what runs where the method asks for dense attention. dense_kernels: those it is raced with, None: all
-    that run on the device except the ORACLES. layers None: all but those of a sliding window.
+    that run on the device except the ORACLES. layers None: all but those of a sliding window; of those that are not timed the
+    densities are measured all the same.
     Each layer is timed `repeats` times or as often as max_seconds allow, at least once; max_seconds leaves out the
     prefill itself. Raises UserError if nothing could be timed.
     """
@@ -101,15 +104,20 @@ def time_attention(
         failures={} if dense_kernels is not None else broken_dense(**kernel_site(loaded)),
     )
     timings: dict[int, LayerTiming] = {}
+    densities: dict[int, tuple[float, float]] = {}
+    whole = global_layers_at(loaded, len(prompt_ids))
+    last = max(chosen if method is None else [*chosen, *whole])
     deadline = time.perf_counter() + max_seconds
 
     def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
-        if layer not in chosen:
-            return
-        seconds = max(deadline - time.perf_counter(), 0.0) / (len(chosen) - len(timings))
-        timings[layer] = time_layer(timer, layer, q, k, v, scale, max_seconds=seconds)
-        if len(timings) == len(chosen):
-            raise PrefillDone  # the layers after the last one that was chosen would cost time for nothing
+        if layer in chosen:
+            seconds = max(deadline - time.perf_counter(), 0.0) / (len(chosen) - len(timings))
+            timings[layer] = time_layer(timer, layer, q, k, v, scale, max_seconds=seconds)
+            densities[layer] = timings[layer].density, timings[layer].token_density
+        elif method is not None:
+            densities[layer] = layer_densities(timer, layer, q, k, v, scale)
+        if layer == last:
+            raise PrefillDone  # the layers after it would cost time for nothing
 
     dense_prefill(loaded, [prompt_ids], observe)
     missing = sorted(set(chosen) - set(timings))
@@ -117,7 +125,19 @@ def time_attention(
         raise UserError(f"layers={list(layers)}: {missing} attend to a sliding window here and are never sparse")
     if not timings:
         raise UserError(f"{loaded.name}: every layer attends to a sliding window at {len(prompt_ids)} tokens")
-    return _summary(timings, timer)
+    return _summary(timings, timer, list(densities.values()), len(whole))
+
+
+def global_layers_at(loaded: LoadedModel, tokens: int) -> list[int]:
+    """Return the layers that attend to the whole of a prompt of so many tokens, in their order: those a method chooses in."""
+    return [shape.layer for shape in loaded.layer_shapes if shape.window is None or shape.window >= tokens]
+
+
+def spread_layers(loaded: LoadedModel, tokens: int, count: int) -> list[int]:
+    """Return `count` of the layers of `global_layers_at`, evenly spaced, or all where there are no more."""
+    layers = global_layers_at(loaded, tokens)
+    count = min(count, len(layers))
+    return [layers[(2 * place + 1) * len(layers) // (2 * count)] for place in range(count)]
 
 
 def _raced_kernels(loaded: LoadedModel, names: Sequence[str] | None) -> list[str]:
@@ -130,7 +150,9 @@ def _raced_kernels(loaded: LoadedModel, names: Sequence[str] | None) -> list[str
     return kernels
 
 
-def _summary(timings: dict[int, LayerTiming], timer: LayerTimer) -> AttentionTiming:
+def _summary(
+    timings: dict[int, LayerTiming], timer: LayerTimer, densities: Sequence[tuple[float, float]], global_layers: int
+) -> AttentionTiming:
     layers = [timings[layer] for layer in sorted(timings)]
 
     def mean(name: str, statistic: str = "median") -> float:
@@ -141,12 +163,12 @@ def _summary(timings: dict[int, LayerTiming], timer: LayerTimer) -> AttentionTim
         raise UserError(f"no dense kernel ran in every layer: {timer.failures}")
     dense = {name: mean(f"dense {name}") for name in raced}
     fastest = min(dense, key=dense.__getitem__)
-    density = fmean(layer.density for layer in layers)
+    density, token_density = (fmean(values) for values in zip(*densities, strict=True))
     total, attention = mean("total"), mean("attention")
     peaks = [layer.peak_mib for layer in layers if layer.peak_mib is not None]
     return AttentionTiming(
         density=density,
-        token_density=fmean(layer.token_density for layer in layers),
+        token_density=token_density,
         selection_ms=mean("selection"),
         attention_ms=attention,
         total_ms=total,
@@ -164,5 +186,6 @@ def _summary(timings: dict[int, LayerTiming], timer: LayerTimer) -> AttentionTim
         kept_by_layer=tuple(layer.kept_mass for layer in layers),
         peak_mib=max(peaks) if peaks else None,
         layers=tuple(sorted(timings)),
+        global_layers=global_layers,
         repeats=min(layer.times["total"].repeats for layer in layers),
     )

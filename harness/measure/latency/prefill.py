@@ -1,9 +1,13 @@
-"""Time to first token: a whole prefill with its KV cache, from the ids on the device to the first token's logits."""
+"""Time to first token: a whole prefill with its KV cache, from the ids on the device to the first token's logits.
+
+A prefill without attention takes turns with the others: the limit of what a method of attention can reach. It is measured, not
+computed from the times of a layer: those are taken in calls of attention alone, at another clock of the card than in a prefill.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,13 +18,19 @@ from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel
 from methods.parts.base import Method
 
+BASELINE, METHOD, NO_ATTENTION = "baseline", "method", "no_attention"
+"""The prefills of a round: with dense attention, with the method, and without attention. The first round runs them in this
+order, and every other one in the reverse order."""
+
 
 @dataclass(frozen=True)
 class PrefillTiming:
     """Milliseconds from prompt to first token: median, 10th and 90th percentile of `repeats` runs.
 
     peak_mib: the most GPU memory allocated during a prefill, weights included; None on a CPU, which keeps no count.
-    dense_ttft_ms: with dense attention, the runs taking turns with the method's (`Times.beside`).
+    dense_ttft_ms: with dense attention, the runs taking turns with the method's (`Times.beside`). no_attention_ttft_ms: the
+    same without attention (`Bridge.without_attention`). rounds: the time of each round of BASELINE, METHOD (none of dense
+    attention) and NO_ATTENTION, in the order in which the first round ran them.
     """
 
     ttft_ms: float
@@ -29,6 +39,8 @@ class PrefillTiming:
     peak_mib: float | None
     repeats: int
     dense_ttft_ms: float
+    no_attention_ttft_ms: float
+    rounds: dict[str, tuple[float, ...]] = field(compare=False)
 
 
 @torch.inference_mode()
@@ -42,7 +54,7 @@ def time_prefill(
     repeats: int = 5,
     max_seconds: float = 60.0,
 ) -> PrefillTiming:
-    """Time the prefill of one prompt with a method (None: dense), in turns with dense attention.
+    """Time the prefill of one prompt with a method (None: dense), in turns with dense attention and with none.
 
     Runs `repeats` times or as often as max_seconds allow, at least once; on a GPU two more runs warm up before.
     Raises UserError for no repeats or no prompt.
@@ -66,11 +78,25 @@ def time_prefill(
             bridge.method = method
             prefill()
 
-        functions = {"method": sparse} if method is None else {"baseline": dense, "method": sparse}
+        def bare() -> None:
+            with bridge.without_attention():
+                prefill()
+
+        functions = {BASELINE: dense, METHOD: sparse, NO_ATTENTION: bare}
+        if method is None:
+            del functions[METHOD]
         times = take_turns(functions, device, repeats=repeats, max_seconds=max_seconds, head_start=False)
-    ttft = times["method"]
-    dense_ttft = times.get("baseline", ttft).beside(ttft)
-    return PrefillTiming(ttft.median, ttft.low, ttft.high, peak, ttft.repeats, dense_ttft.median)
+    ttft = times.get(METHOD, times[BASELINE])
+    return PrefillTiming(
+        ttft.median,
+        ttft.low,
+        ttft.high,
+        peak,
+        ttft.repeats,
+        dense_ttft_ms=times[BASELINE].beside(ttft).median,
+        no_attention_ttft_ms=times[NO_ATTENTION].beside(ttft).median,
+        rounds={name: times[name].samples for name in functions},
+    )
 
 
 def _peak_mib(function: Callable[[], None], device: torch.device) -> float | None:

@@ -9,6 +9,7 @@ from harness.arms.build import RunnableArm
 from harness.measure.cells import arm_label
 from harness.measure.context import RunContext
 from harness.measure.latency import AttentionTiming, PrefillTiming, time_attention, time_prefill
+from harness.measure.latency.attention import spread_layers
 from harness.study.identity import digest
 from harness.study.provenance import commit, device_name, now, versions
 from harness.study.resume import Attempt, recorded
@@ -19,7 +20,7 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
     """Time attention and prefill of an arm beside dense, once for each device, commit, torch and limits of the timing, on the
     prompt that `RunContext.first_prompt` picks. Returns 1 where that failed, else 0."""
     identity, device = arm.identity.as_dict(), device_name(context.loaded.device)
-    limits = [context.timing.repeats, context.timing.seconds]
+    limits = context.timing.identity
     origin = [commit(), *(versions().get(name) for name in ("torch", "triton", "transformers"))]
     key = digest({**identity, "device": device, "limits": limits, "origin": origin})
     if recorded(context.store.latency, key) is not None:
@@ -61,6 +62,10 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
             tokens=len(prompt),
             date=now(),
             dense_ttft_ms=prefill.dense_ttft_ms,
+            no_attention_ttft_ms=prefill.no_attention_ttft_ms,
+            ttft_rounds={name: list(rounds) for name, rounds in prefill.rounds.items()},
+            attention_layers=attention.global_layers,
+            timed_layers=list(attention.layers),
             kept_mass=attention.kept_mass if context.loaded.shape is None else None,  # of random weights it says nothing
             kept_by_layer=list(attention.kept_by_layer) if context.loaded.shape is None else [],
             token_density=attention.token_density,
@@ -80,5 +85,13 @@ def _times(context: RunContext, arm: RunnableArm, prompt: Sequence[int]) -> tupl
         "sparse_kernel": context.kernels.sparse,
         "dense_kernel": context.kernels.dense,
     }
-    attention = time_attention(context.loaded, arm.method, prompt, **limits)
+    count = context.timing.layers
+    attention = time_attention(
+        context.loaded,
+        arm.method,
+        prompt,
+        dense_kernels=context.timing.dense_kernels,
+        layers=None if count is None else spread_layers(context.loaded, len(prompt), count) or None,
+        **limits,
+    )
     return attention, time_prefill(context.loaded, arm.method, prompt, **limits)

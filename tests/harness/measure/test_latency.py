@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from harness.core.errors import UserError
 from harness.measure.latency import time_attention, time_prefill
+from harness.measure.latency.attention import spread_layers
 from harness.measure.latency.timing import Times, nothing_timed, take_turns
+from harness.models import bridge as bridge_module
 from harness.models.attention_interface import attached
+from harness.models.bridge import Bridge
 from harness.models.loading import wrap_model
-from tests.harness.tiny import Fixed, build, load, tokens
+from methods.parts.base import LayerInputs
+from tests.harness.tiny import VOCAB, WINDOW, Fixed, build, load, shared, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CPU = torch.device("cpu")
@@ -71,8 +80,24 @@ def test_chosen_layers_and_kernels() -> None:
     timing = time_attention(
         load("llama"), Fixed(), tokens(64).tolist(), layers=[0], dense_kernels=["reference"], repeats=1, max_seconds=1
     )
-    assert timing.layers == (0,)
+    assert (timing.layers, timing.global_layers) == ((0,), 2)
     assert list(timing.dense_all) == ["reference"]
+
+
+def test_densities_are_of_all_layers_whichever_are_timed() -> None:
+    """A method need not keep as much in the layers that are timed as in the others, and its density is judged."""
+
+    class FirstDense(Fixed):
+        def select(self, x: LayerInputs) -> Any:
+            return super().select(x) if x.layer else None
+
+    ids, loaded = tokens(128).tolist(), shared("llama")
+    limits: dict[str, Any] = {"dense_kernels": ["sdpa"], "repeats": 1, "max_seconds": 0}
+    for layers in ([0], [1], None):
+        timing = time_attention(loaded, FirstDense(keep="ends"), ids, layers=layers, **limits)
+        assert timing.density == pytest.approx((1 + (1 + 7 * 2) / 36) / 2)
+    assert spread_layers(loaded, 128, 1) == [1] and spread_layers(loaded, 128, 2) == spread_layers(loaded, 128, 9) == [0, 1]
+    assert spread_layers(shared("gemma3"), WINDOW, 9) == [0, 1] and spread_layers(shared("gemma3"), WINDOW + 1, 9) == [1]
 
 
 @pytest.mark.parametrize("method", [None, Fixed(keep="none")])
@@ -124,3 +149,61 @@ def test_prefill() -> None:
         assert timing.peak_mib is None
     with pytest.raises(UserError, match="repeats=0"):
         time_prefill(loaded, None, ids, repeats=0)
+
+
+@pytest.mark.parametrize("family", ["llama_group3", "gemma3"])
+@pytest.mark.parametrize("length", [1, 64])
+def test_without_attention_everything_else_runs(family: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values are written as they are; no key is read but those of a sliding window, which methods leave as it is."""
+
+    def never(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("attention ran")
+
+    windows, attend = [], bridge_module.sliding_window_attention
+    monkeypatch.setattr(bridge_module, "dense_attention", never)
+    monkeypatch.setattr(bridge_module, "attend", never)
+    monkeypatch.setattr(bridge_module, "sliding_window_attention", lambda *a, **k: windows.append(1) or attend(*a, **k))
+    loaded, method = shared(family), Fixed()
+    with torch.inference_mode(), Bridge(loaded, method) as bridge:
+        with bridge.without_attention():
+            out = loaded.model(tokens(1, length), use_cache=True)
+        stats = {layer["layer"]: layer["kernel"] for layer in bridge.stats()}
+        with pytest.raises(AssertionError, match="attention ran"):
+            loaded.model(tokens(1, length))
+    assert out.logits.shape == (1, length, VOCAB) and out.past_key_values.get_seq_length() == length
+    local = {0} if family == "gemma3" and length > WINDOW else set()
+    assert stats == {layer: "sliding_window" if layer in local else "none" for layer in (0, 1)}
+    assert bool(windows) == bool(local) and len(method.seen) <= 1, "the last pass alone asked the method"
+
+
+def test_a_prefill_without_attention_takes_turns_in_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    dense, sparse, without = bridge_module.dense_attention, bridge_module.attend, Bridge.without_attention
+
+    def slow(name: str, attention: Any) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
+            ran.append(name)
+            time.sleep(0.02)
+            return attention(*args, **options)
+
+        return run
+
+    @contextmanager
+    def noted(self: Bridge) -> Iterator[None]:
+        ran.append("no_attention")
+        with without(self):
+            yield
+
+    monkeypatch.setattr(bridge_module, "dense_attention", slow("baseline", dense))
+    monkeypatch.setattr(bridge_module, "attend", slow("method", sparse))
+    monkeypatch.setattr(Bridge, "without_attention", noted)
+    timing = time_prefill(shared("llama"), Fixed(), tokens(64).tolist(), repeats=2)
+    there = ["baseline", "method", "no_attention"]
+    assert list(timing.rounds) == there and {len(rounds) for rounds in timing.rounds.values()} == {2}
+    assert [name for name, _ in groupby(ran)] == [*there, "method", "baseline"], "there and back"
+    assert ran.count("no_attention") == 2
+    assert timing.no_attention_ttft_ms < min(timing.ttft_ms, timing.dense_ttft_ms) - 20
+    ran.clear()
+    baseline = time_prefill(shared("llama"), None, tokens(64).tolist(), repeats=1)
+    assert list(baseline.rounds) == ["baseline", "no_attention"] and baseline.dense_ttft_ms == baseline.ttft_ms
+    assert baseline.no_attention_ttft_ms < baseline.ttft_ms - 20
