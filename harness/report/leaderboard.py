@@ -155,13 +155,19 @@ def _timing_row(timing: Record, records: StudyRecords) -> Row:
     row = replace(
         row,
         settings=("job=latency", *row.settings),
-        density=timing["density"],
-        token_density=timing.get("token_density"),
+        **_timed_densities(timing),
         full_rows=full_rows(timing["identity"], [timing["tokens"]]),
         kernels=tuple(timing["kernel"].split("+")),
         reason=noticed(timing),
     )
     return with_times(row, timing)
+
+
+def _timed_densities(timing: Record) -> dict[str, float | None]:
+    """Return the densities of the prefill that was timed, as an accuracy has those of its prefills; of an older record those
+    of the layers' calls, on what dense attention made of the layers before."""
+    name = "density" if timing.get("prefill_density") is None else "prefill_density"
+    return {"density": timing[name], "token_density": timing.get(name.replace("density", "token_density"))}
 
 
 def mass_row(mass: Record, records: StudyRecords) -> Row:

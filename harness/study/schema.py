@@ -151,11 +151,12 @@ class LatencyRecord:
     others could not be; `dense_kernel` is the fastest. `peak_mib` is of a prefill, weights included; `tokens` is the length of
     the prompt they were taken on; `dense_ttft_ms` is the whole prefill with dense attention, `no_attention_ttft_ms` without
     that of the `attention_layers` layers in which a method chooses, both timed in turns with the method's (`ttft_rounds`: of
-    each round, see `harness.measure.latency.prefill`); `timed_layers` are those whose calls were timed; `kept_mass` is the
-    share of the true attention on their kept blocks (see `MassRecord`), and `kept_by_layer` that of each; `token_density` is
-    attended ÷ causal (query, key) pairs. `paired`: all times of a layer are its total × the median ratio of the rounds that
-    they share; else (older records) each is a median by itself. `neighbour` and `notices` as in `CellRecord`. Of several
-    records of one arm and device the last counts."""
+    each round, see `harness.measure.latency.prefill`); `prefill_density` and `prefill_token_density` are the method's in this
+    prefill, `density` and `token_density` (attended ÷ causal (query, key) pairs) those of the layers whose calls were timed,
+    `timed_layers`, on what dense attention made of the layers before; `kept_mass` is the share of the true attention on their
+    kept blocks (see `MassRecord`), and `kept_by_layer` that of each. `paired`: all times of a layer are its total × the median
+    ratio of the rounds that they share; else (older records) each is a median by itself. `neighbour` and `notices` as in
+    `CellRecord`. Of several records of one arm and device the last counts."""
 
     latency: str
     arm: str
@@ -191,6 +192,8 @@ class LatencyRecord:
     notices: list[str] = field(default_factory=list)
     no_attention_ttft_ms: Amount | None = None
     ttft_rounds: dict[str, list[Amount]] = field(default_factory=dict)
+    prefill_density: SummedShare | None = None
+    prefill_token_density: SummedShare | None = None
     attention_layers: Count | None = None
     timed_layers: list[Count] = field(default_factory=list)
     schema: int = SCHEMA

@@ -16,10 +16,10 @@ from attention_kernels.dense import available_dense, broken_dense
 from torch import Tensor
 
 from harness.core.errors import UserError
-from harness.measure.latency.layer import LayerTimer, LayerTiming, layer_densities, time_layer
+from harness.measure.latency.layer import LayerTimer, LayerTiming, time_layer
 from harness.models.kernel_choice import dense_kernel_of, kernel_site
 from harness.models.loading import LoadedModel
-from harness.models.observe import PrefillDone, dense_prefill
+from harness.models.observe import PrefillDone, dense_prefill, layer_inputs
 from methods.parts.base import Method
 
 ORACLES = ("reference", "sdpa_math")
@@ -32,8 +32,8 @@ class AttentionTiming:
     layer are of the same rounds and go together (`Times.beside`), and so do their means and ratios.
 
     density: kept ÷ causal blocks of the index that ran, which a kernel that merges blocks made coarser (its attention_ms
-    holds the merging), the mean over all `global_layers` layers that attend to the whole prompt, timed or not. token_density:
-    the same of (query, key) pairs. attention_ms: the kernel alone, given the method's
+    holds the merging). token_density: the same of (query, key) pairs. global_layers: how many layers attend to the whole
+    prompt, timed or not. attention_ms: the kernel alone, given the method's
     index; total_ms: selection and attention timed as one, with total_low and total_high its 10th and 90th percentile.
     dense_all: every dense kernel that ran; dense_kernel is the fastest and dense_ms its time; dense_failed: why others
     did not run. speedup = dense_ms ÷ total_ms. pct_ideal = 100 · dense_ms · density ÷ total_ms.
@@ -84,8 +84,7 @@ def time_attention(
     """Time a method's attention (None: dense) beside the dense kernels, in a prefill of prompt_ids.
 
     dense_kernel: what runs where the method asks for dense attention. dense_kernels: those it is raced with, None: all
-    that run on the device except the ORACLES. layers None: all but those of a sliding window; of those that are not timed the
-    densities are measured all the same.
+    that run on the device except the ORACLES. layers None: all but those of a sliding window.
     Each layer is timed `repeats` times or as often as max_seconds allow, at least once; max_seconds leaves out the
     prefill itself. Raises UserError if nothing could be timed.
     """
@@ -104,20 +103,17 @@ def time_attention(
         failures={} if dense_kernels is not None else broken_dense(**kernel_site(loaded)),
     )
     timings: dict[int, LayerTiming] = {}
-    densities: dict[int, tuple[float, float]] = {}
-    whole = global_layers_at(loaded, len(prompt_ids))
-    last = max(chosen if method is None else [*chosen, *whole])
     deadline = time.perf_counter() + max_seconds
 
     def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
-        if layer in chosen:
-            seconds = max(deadline - time.perf_counter(), 0.0) / (len(chosen) - len(timings))
-            timings[layer] = time_layer(timer, layer, q, k, v, scale, max_seconds=seconds)
-            densities[layer] = timings[layer].density, timings[layer].token_density
-        elif method is not None:
-            densities[layer] = layer_densities(timer, layer, q, k, v, scale)
-        if layer == last:
-            raise PrefillDone  # the layers after it would cost time for nothing
+        if layer not in chosen:
+            if timer.method is not None:  # which may choose again in a later layer what it chose here
+                timer.method.select(layer_inputs(loaded, timer.method, layer, q, k, scale))
+            return
+        seconds = max(deadline - time.perf_counter(), 0.0) / (len(chosen) - len(timings))
+        timings[layer] = time_layer(timer, layer, q, k, v, scale, max_seconds=seconds)
+        if len(timings) == len(chosen):
+            raise PrefillDone  # the layers after the last one that was chosen would cost time for nothing
 
     dense_prefill(loaded, [prompt_ids], observe)
     missing = sorted(set(chosen) - set(timings))
@@ -125,7 +121,7 @@ def time_attention(
         raise UserError(f"layers={list(layers)}: {missing} attend to a sliding window here and are never sparse")
     if not timings:
         raise UserError(f"{loaded.name}: every layer attends to a sliding window at {len(prompt_ids)} tokens")
-    return _summary(timings, timer, list(densities.values()), len(whole))
+    return _summary(timings, timer, len(global_layers_at(loaded, len(prompt_ids))))
 
 
 def global_layers_at(loaded: LoadedModel, tokens: int) -> list[int]:
@@ -150,9 +146,7 @@ def _raced_kernels(loaded: LoadedModel, names: Sequence[str] | None) -> list[str
     return kernels
 
 
-def _summary(
-    timings: dict[int, LayerTiming], timer: LayerTimer, densities: Sequence[tuple[float, float]], global_layers: int
-) -> AttentionTiming:
+def _summary(timings: dict[int, LayerTiming], timer: LayerTimer, global_layers: int) -> AttentionTiming:
     layers = [timings[layer] for layer in sorted(timings)]
 
     def mean(name: str, statistic: str = "median") -> float:
@@ -163,12 +157,12 @@ def _summary(
         raise UserError(f"no dense kernel ran in every layer: {timer.failures}")
     dense = {name: mean(f"dense {name}") for name in raced}
     fastest = min(dense, key=dense.__getitem__)
-    density, token_density = (fmean(values) for values in zip(*densities, strict=True))
+    density = fmean(layer.density for layer in layers)
     total, attention = mean("total"), mean("attention")
     peaks = [layer.peak_mib for layer in layers if layer.peak_mib is not None]
     return AttentionTiming(
         density=density,
-        token_density=token_density,
+        token_density=fmean(layer.token_density for layer in layers),
         selection_ms=mean("selection"),
         attention_ms=attention,
         total_ms=total,

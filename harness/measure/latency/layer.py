@@ -113,17 +113,6 @@ def time_layer(
     )
 
 
-def layer_densities(timer: LayerTimer, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[float, float]:
-    """Return density and token density of what the method keeps of a layer that is not timed, as in `LayerTiming`."""
-    method = timer.method
-    choice = None if method is None else method.select(layer_inputs(timer.loaded, method, layer, q, k, scale))
-    if choice is None:
-        return 1.0, 1.0
-    kernel = sparse_kernel_of(timer.loaded, timer.sparse_kernel, choice, heads=q.shape[1], head_dim=q.shape[3])
-    _, index = sparse_attention.attend(q, k, v, choice, scale=scale, kernel=kernel)
-    return float(index.density().mean()), float(index.token_density().mean())
-
-
 def _failure(function: Callable[[], Any]) -> str | None:
     """Return why a dense kernel can't run, None where it does. A library that compiles at its first call may raise anything."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -29,8 +30,9 @@ class PrefillTiming:
 
     peak_mib: the most GPU memory allocated during a prefill, weights included; None on a CPU, which keeps no count.
     dense_ttft_ms: with dense attention, the runs taking turns with the method's (`Times.beside`). no_attention_ttft_ms: the
-    same without attention (`Bridge.without_attention`). rounds: the time of each round of BASELINE, METHOD (none of dense
-    attention) and NO_ATTENTION, in the order in which the first round ran them.
+    same without attention (`Bridge.without_attention`). density, token_density: of the method in this prefill, where a layer
+    sees what the sparse layers before it made: kept ÷ causal blocks, attended ÷ causal (query, key) pairs. rounds: the time of
+    each round of BASELINE, METHOD (none of dense attention) and NO_ATTENTION, in the order in which the first round ran them.
     """
 
     ttft_ms: float
@@ -40,6 +42,8 @@ class PrefillTiming:
     repeats: int
     dense_ttft_ms: float
     no_attention_ttft_ms: float
+    density: float
+    token_density: float
     rounds: dict[str, tuple[float, ...]] = field(compare=False)
 
 
@@ -67,7 +71,13 @@ def time_prefill(
     def prefill() -> None:
         loaded.model(input_ids=ids, use_cache=True, logits_to_keep=1)
 
-    with Bridge(loaded, method, sparse_kernel=sparse_kernel, dense_kernel=dense_kernel, record=False) as bridge:
+    kernels: dict[str, Any] = {"sparse_kernel": sparse_kernel, "dense_kernel": dense_kernel}
+    densities = (1.0, 1.0)
+    if method is not None:
+        with Bridge(loaded, method, **kernels) as bridge:  # by itself: what is noted costs time
+            prefill()
+            densities = _densities(bridge)
+    with Bridge(loaded, method, record=False, **kernels) as bridge:
         peak = _peak_mib(prefill, device)
 
         def dense() -> None:
@@ -95,8 +105,16 @@ def time_prefill(
         ttft.repeats,
         dense_ttft_ms=times[BASELINE].beside(ttft).median,
         no_attention_ttft_ms=times[NO_ATTENTION].beside(ttft).median,
+        density=densities[0],
+        token_density=densities[1],
         rounds={name: times[name].samples for name in functions},
     )
+
+
+def _densities(bridge: Bridge) -> tuple[float, float]:
+    """Return density and token density of the one prefill that a bridge has seen, 1 where no layer let the method choose."""
+    blocks, pairs = bridge.prefill_densities(), bridge.prefill_densities(tokens=True)
+    return (blocks[0], pairs[0]) if blocks else (1.0, 1.0)
 
 
 def _peak_mib(function: Callable[[], None], device: torch.device) -> float | None:

@@ -64,6 +64,8 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
             dense_ttft_ms=prefill.dense_ttft_ms,
             no_attention_ttft_ms=prefill.no_attention_ttft_ms,
             ttft_rounds={name: list(rounds) for name, rounds in prefill.rounds.items()},
+            prefill_density=prefill.density,
+            prefill_token_density=prefill.token_density,
             attention_layers=attention.global_layers,
             timed_layers=list(attention.layers),
             kept_mass=attention.kept_mass if context.loaded.shape is None else None,  # of random weights it says nothing

@@ -35,6 +35,9 @@ HEADINGS = (
     "speed\nup",
     "%\nideal",
     "TTFT\nms",
+    "none\nms",
+    "rest\nms",
+    "limit",
     "kept\nmass %",
 )
 """Columns of the table of arms; times are per attention layer call. Δ dense, in points, and p (after Holm, over all averages of
@@ -42,6 +45,11 @@ the model and length) compare with dense on the same samples; ✓: shown to lose
 INTERVAL = 13
 """Characters of a column of accuracies with their intervals, and the space after it. Where there is no room for intervals, they
 stay in the leaderboard."""
+PREFILL_NOTE = (
+    "none: a prefill without attention, timed in turns; limit: dense TTFT ÷ that, what no method passes; rest: TTFT less the "
+    "attention layers × total. Where rest and none differ, so do calls of a layer alone and those of a prefill"
+)
+"""What the columns of a whole prefill mean. They are shown where no row has an accuracy."""
 SCORE = 5
 """Characters of an accuracy in per cent."""
 FEW = 8
@@ -98,8 +106,14 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     names = line_names(rows)
     counts_differ = len({row.tasks for row in rows if row.task == AVERAGE}) > 1
     only_masses = all(row.score is None and row.times is None for row in rows)
+    only_times = all(row.score is None for row in rows) and any(row.times and row.times.ttft_limit for row in rows)
     lines = [
-        (names[id(row)], *_cells(row, with_count=counts_differ), formats.percent(row.kept_mass) if only_masses else "")
+        (
+            names[id(row)],
+            *_cells(row, with_count=counts_differ),
+            *(_prefill_cells(row) if only_times else ("", "", "")),
+            formats.percent(row.kept_mass) if only_masses else "",
+        )
         for row in rows
     ]
     filled = [any(column) for column in zip(*lines, strict=True)]
@@ -111,6 +125,8 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
         table.add_row(*(cell for cell, show in zip(line, filled, strict=True) if show))
     console.print(table)
     explain_marks(console, rows)
+    if only_times:
+        console.print(PREFILL_NOTE, style="dim", highlight=False, soft_wrap=True)
     reasons = [row.reason for row in rows if row.times is not None and row.score is None]
     for notice in dict.fromkeys(part for reason in reasons for part in reason.split("; ") if part):
         console.print(notice, style="dim", markup=False, highlight=False, soft_wrap=True)
@@ -148,6 +164,18 @@ def _cells(row: Row, *, with_count: bool) -> tuple[str | Text, ...]:
         formats.number(None if times is None else times.speedup, ".2f"),
         formats.number(None if times is None else times.pct_ideal, ".0f"),
         formats.milliseconds(None if times is None else times.ttft_ms),
+    )
+
+
+def _prefill_cells(row: Row) -> tuple[str, str, str]:
+    """Return the cells of an arm on its whole prefill: without attention, what is left by subtraction, and the limit."""
+    if row.times is None:
+        return "", "", ""
+    rest = row.times.rest_ms
+    return (
+        formats.milliseconds(row.times.no_attention_ttft_ms),
+        f"{rest:.0f}" if rest is not None and rest < 0 else formats.milliseconds(rest),
+        formats.number(row.times.ttft_limit, ".2f"),
     )
 
 

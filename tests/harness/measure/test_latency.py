@@ -84,18 +84,24 @@ def test_chosen_layers_and_kernels() -> None:
     assert list(timing.dense_all) == ["reference"]
 
 
-def test_densities_are_of_all_layers_whichever_are_timed() -> None:
-    """A method need not keep as much in the layers that are timed as in the others, and its density is judged."""
+class FirstDense(Fixed):
+    """Leaves the first layer dense, and asks in later ones what it saw there."""
 
-    class FirstDense(Fixed):
-        def select(self, x: LayerInputs) -> Any:
-            return super().select(x) if x.layer else None
+    def select(self, x: LayerInputs) -> Any:
+        chosen = super().select(x)
+        assert self.seen[0][0] == 0, "a layer that is not timed was passed over"
+        return chosen if x.layer else None
 
+
+def test_layers_that_are_not_timed() -> None:
+    """A method sees them all the same, and the density of the prefill, which is judged, is of all layers."""
     ids, loaded = tokens(128).tolist(), shared("llama")
-    limits: dict[str, Any] = {"dense_kernels": ["sdpa"], "repeats": 1, "max_seconds": 0}
-    for layers in ([0], [1], None):
-        timing = time_attention(loaded, FirstDense(keep="ends"), ids, layers=layers, **limits)
-        assert timing.density == pytest.approx((1 + (1 + 7 * 2) / 36) / 2)
+    limits: dict[str, Any] = {"repeats": 1, "max_seconds": 0}
+    ends = (1 + 7 * 2) / 36
+    for layers, density in (([0], 1.0), ([1], ends), (None, (1 + ends) / 2)):
+        timing = time_attention(loaded, FirstDense(), ids, layers=layers, dense_kernels=["sdpa"], **limits)
+        assert (timing.density, timing.global_layers) == (pytest.approx(density), 2)
+    assert time_prefill(loaded, FirstDense(), ids, **limits).density == pytest.approx((1 + ends) / 2)
     assert spread_layers(loaded, 128, 1) == [1] and spread_layers(loaded, 128, 2) == spread_layers(loaded, 128, 9) == [0, 1]
     assert spread_layers(shared("gemma3"), WINDOW, 9) == [0, 1] and spread_layers(shared("gemma3"), WINDOW + 1, 9) == [1]
 
@@ -200,7 +206,7 @@ def test_a_prefill_without_attention_takes_turns_in_the_same_rounds(monkeypatch:
     timing = time_prefill(shared("llama"), Fixed(), tokens(64).tolist(), repeats=2)
     there = ["baseline", "method", "no_attention"]
     assert list(timing.rounds) == there and {len(rounds) for rounds in timing.rounds.values()} == {2}
-    assert [name for name, _ in groupby(ran)] == [*there, "method", "baseline"], "there and back"
+    assert [name for name, _ in groupby(ran)] == ["method", *there, "method", "baseline"], "first for its density"
     assert ran.count("no_attention") == 2
     assert timing.no_attention_ttft_ms < min(timing.ttft_ms, timing.dense_ttft_ms) - 20
     ran.clear()

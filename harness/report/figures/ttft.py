@@ -1,0 +1,236 @@
+"""Time to first token by length: dense attention, every method, and the limit, a prefill without attention.
+
+At the left are the times themselves. At the right is how many times faster than dense attention they are, in the same rounds:
+there no method of attention can pass the limit, and its band is how far the rounds of different arms differ in it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from harness.report.density_match import arm_but_numbers, prefill_request
+from harness.report.figures import style
+from harness.report.figures.picture_rows import usual_sparsity
+from harness.report.lines import rows_by_line
+from harness.report.notes import left_out_note, off_density
+from harness.report.rows import Row, Times
+from harness.study.columns import AVERAGE
+from harness.study.matching import Match
+
+LIMIT = "limit: no attention"
+"""What the legend calls a prefill without attention."""
+LIMIT_DASH: style.Dash = (0, (1, 1.5))
+"""The line style of the limit."""
+IN_SECONDS = 2000.0
+"""Where the longest prefill takes so many milliseconds, the axis is in seconds."""
+NAME, NAME_HEIGHT = 30, 0.24
+"""Letters in a line of the legend, and its height in inches."""
+
+Band = dict[int, tuple[float, float, float]]
+"""By length: the lowest, the median and the highest value over the arms that were timed there."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row that was timed beside dense attention and a prefill without any, with its times."""
+
+    row: Row
+    times: Times
+    dense_ms: float
+    limit_ms: float
+
+    @property
+    def speedup(self) -> float:
+        """Return how many times faster than with dense attention the prefill is, in the same rounds."""
+        return self.dense_ms / self.times.ttft_ms
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one picture shows: the points of every line by its name, dense attention and the limit by length, in milliseconds
+    and as a speed-up, the rows that are left out, or are the nearer of two whole knobs, and the device."""
+
+    lines: dict[str, list[Point]]
+    dense_ms: Band
+    limit_ms: Band
+    limit: Band
+    left_out: list[Row]
+    nearer: list[Row]
+    device: str
+
+
+def write(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write `ttft.png`, at the density with most points, and `ttft_native.png` of rows that were asked for none, one of each
+    for a model and device, numbered from the second on. Nothing is written for a single length."""
+    sets: dict[tuple[str, str], list[Point]] = defaultdict(list)
+    for point in timed_points(rows):
+        sets[point.row.model, point.row.device].append(point)
+    paths = []
+    for number, (_, points) in enumerate(sorted(sets.items(), key=lambda item: item[0])):
+        suffix = f"_{number}" if number else ""
+        looks = style.looks_of(point.row.method for point in points if not point.row.is_baseline)
+        asked = [point.row.sparsity for point in points if not point.row.is_baseline]
+        sparsity = usual_sparsity(asked)
+        for name, wanted in (("ttft", sparsity), ("ttft_native", None)):
+            own = [point for point in points if point.row.is_baseline or point.row.sparsity == wanted]
+            if wanted is None and None not in asked:
+                continue
+            picture = picture_of(own)
+            if len(picture.dense_ms) > 1:
+                figure = draw(picture, looks, _title(own[0].row, wanted))
+                paths.append(style.save(figure, folder / f"{name}{suffix}.png"))
+    return paths
+
+
+def timed_points(rows: Iterable[Row]) -> list[Point]:
+    """Return every arm of each device once that was timed beside a prefill without attention."""
+    points: dict[tuple[str, str], Point] = {}
+    for row in rows:
+        times = row.times
+        if times is None or row.task not in ("", AVERAGE):
+            continue
+        if times.dense_ttft_ms and times.no_attention_ttft_ms and times.ttft_ms:
+            points.setdefault((row.arm, row.device), Point(row, times, times.dense_ttft_ms, times.no_attention_ttft_ms))
+    return list(points.values())
+
+
+def picture_of(points: Sequence[Point]) -> Picture:
+    """Return what a picture of points of one model, device and request shows. A point off the density asked for is left out; of
+    the two whole knobs beside it the nearer one is shown: times can't be interpolated."""
+    by_arm: dict[tuple[object, ...], list[Point]] = defaultdict(list)
+    for point in points:
+        if not off_density(point.row):
+            by_arm[arm_but_numbers(point.row) if point.row.match else (point.row.arm,)].append(point)
+    shown = [min(members, key=_distance) for members in by_arm.values()]
+    left_out = [point.row for point in points if off_density(point.row)]
+    named = rows_by_line([point.row for point in shown], along="length", beside=left_out)
+    of_row = {id(point.row): point for point in shown}
+    lines = {
+        name: sorted((of_row[id(row)] for row in members), key=lambda point: point.row.length)
+        for name, members in named.items()
+        if not members[0].is_baseline
+    }
+    return Picture(
+        lines,
+        _band(points, lambda point: point.dense_ms),
+        _band(points, lambda point: point.limit_ms),
+        _band(points, lambda point: point.dense_ms / point.limit_ms),
+        left_out,
+        [point.row for point in shown if point.row.match == Match.NEAREST],
+        points[0].row.device,
+    )
+
+
+def _distance(point: Point) -> float:
+    """Return how far the density of a row is from the one that it was asked for."""
+    request = prefill_request(point.row)
+    return 0.0 if request is None or point.row.density is None else abs(point.row.density - request)
+
+
+def _band(points: Sequence[Point], value: Callable[[Point], float]) -> Band:
+    """Return the band of a value over points, by length."""
+    by_length: dict[int, list[float]] = defaultdict(list)
+    for point in points:
+        by_length[point.row.length].append(value(point))
+    return {length: (min(values), median(values), max(values)) for length, values in sorted(by_length.items())}
+
+
+def _title(row: Row, sparsity: float | None) -> str:
+    at = "at each method's own settings" if sparsity is None else f"at density {1 - sparsity:.3g}"
+    return f"{row.model}: time to first token {at}"
+
+
+def draw(picture: Picture, looks: dict[str, style.Look], title: str) -> Figure:
+    """Return the figure of a picture. looks: colour and marker of every method."""
+    names = sum(len(textwrap.wrap(name, NAME)) for name in picture.lines)
+    figure = style.new_figure(11.0, max(4.8, 1.2 + NAME_HEIGHT * names))
+    with matplotlib.rc_context(style.RC):
+        left, right = figure.subplots(1, 2)
+        handles = [Line2D([], [], color=style.INK, linestyle=style.DENSE_DASH, label="dense attention")]
+        handles.append(Line2D([], [], color=style.INK, linestyle=LIMIT_DASH, linewidth=2.2, label=LIMIT))
+        unit, name = (1e3, "s") if max(high for _, _, high in picture.dense_ms.values()) > IN_SECONDS else (1.0, "ms")
+        for dash, band in ((style.DENSE_DASH, picture.dense_ms), (LIMIT_DASH, picture.limit_ms)):
+            _draw_band(left, band, dash, unit)
+        lengths = list(picture.dense_ms)
+        right.axhline(1.0, color=style.INK, linewidth=1.2, linestyle=style.DENSE_DASH, zorder=2)
+        _draw_band(right, picture.limit, LIMIT_DASH)
+        drawn: Counter[str] = Counter()
+        for text, points in sorted(picture.lines.items(), key=lambda item: (-item[1][-1].row.length, -item[1][-1].speedup)):
+            method = points[0].row.method
+            dash = style.DASHES[drawn[method] % len(style.DASHES)]
+            drawn[method] += 1
+            handles.append(_draw_line(left, points, [p.times.ttft_ms / unit for p in points], looks[method], dash, text))
+            _draw_line(right, points, [p.speedup for p in points], looks[method], dash, text)
+        left.set_yscale("log")
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        left.yaxis.set_minor_formatter(NullFormatter())
+        left.set_ylabel(f"time to first token ({name})")
+        right.set_ylabel("times faster than with dense attention")
+        right.set_ylim(bottom=0)
+        for axes in (left, right):
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(lengths, [style.tokens(length) for length in lengths])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_tick_params(which="minor", length=0)
+            axes.set_xlabel("length (tokens)")
+        figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, labelspacing=0.7)
+        style.set_title(figure, title)
+        style.set_small_print(figure, _note(picture))
+    return figure
+
+
+def _draw_band(axes: Axes, band: Band, dash: style.Dash, unit: float = 1.0) -> None:
+    """Draw the median of a band as a line, and the band itself, in a unit of the values."""
+    low, middle, high = ([values[place] / unit for values in band.values()] for place in range(3))
+    axes.fill_between(list(band), low, high, color=style.INK, alpha=0.12, linewidth=0)
+    width = 2.2 if dash == LIMIT_DASH else 1.5
+    axes.plot(list(band), middle, color=style.INK, linewidth=width, linestyle=dash, zorder=2)
+
+
+def _draw_line(
+    axes: Axes, points: Sequence[Point], ys: Sequence[float], look: style.Look, dash: style.Dash, name: str
+) -> Line2D:
+    """Draw a method's line and return it."""
+    colour, marker = look
+    label = textwrap.fill(name, NAME)
+    (line,) = axes.plot(
+        [point.row.length for point in points],
+        ys,
+        color=colour,
+        marker=marker,
+        markersize=5.5,
+        linewidth=1.6,
+        linestyle=dash,
+        label=label,
+        zorder=3,
+    )
+    return line
+
+
+def _note(picture: Picture) -> str:
+    """Return the small print."""
+    points = [point for members in picture.lines.values() for point in members]
+    rows = [point.row for point in points]
+    densities = [row.density for row in rows if row.density is not None]
+    ends = dict.fromkeys(f"{end(densities):.3f}" for end in (min, max)) if densities else {}
+    measured = f"Measured densities: {'–'.join(ends)}. " if ends else ""
+    names = sorted({row.method for row in picture.nearer})
+    nearer = f"The nearer of two whole knobs: {', '.join(names)}. " if names else ""
+    left_out = left_out_note(picture.left_out, rows)
+    return (
+        f"{measured}{nearer}{left_out}Limit: the same prefill without attention, in turns with dense attention and the method; "
+        f"both are the median over the arms of a length, bands from the lowest to the highest.\n"
+        f"Left: each method in rounds of its own. Right: ratios within rounds. One prompt at a time on {picture.device}."
+    )
