@@ -71,11 +71,8 @@ def with_release(settings: Settings) -> Settings:
     """
     if not settings.as_released:
         return settings
-    try:
-        prefills, decodes = methods.get(settings.method), decode.get(settings.decode)
-    except ValueError as error:
-        raise as_user_error(error) from error
-    if prefills.release is None and decodes.release is None:
+    prefills, decodes = _classes(settings)
+    if not has_release(settings):
         able = [f"{group}={name}" for group, of in (("method", methods), ("decode", decode)) for name in of.registry.released()]
         raise UserError(
             f"as_released=true: method {settings.method} has no release to follow, nor has decode={settings.decode}: leave it "
@@ -96,6 +93,19 @@ def with_release(settings: Settings) -> Settings:
         settings = replace(settings, decode_knobs=_released(decodes, chosen, settings.decode_knobs))
     names = {f"{group}.{name}" for group in ("method", "decode") for name in getattr(settings, f"{group}_knobs")}
     return replace(settings, given=settings.given | names | set(SHARED))
+
+
+def has_release(settings: Settings) -> bool:
+    """Return whether the method of prefill, or that of decoding, follows a release. Raises UserError for an unknown name."""
+    return any(cls.release is not None for cls in _classes(settings))
+
+
+def _classes(settings: Settings) -> tuple[type[Method], type[DecodeMethod]]:
+    """Return the classes of the methods of prefill and of decoding. Raises UserError for a name that is not known."""
+    try:
+        return methods.get(settings.method), decode.get(settings.decode)
+    except ValueError as error:
+        raise as_user_error(error) from error
 
 
 def released_knobs(method: Releasable) -> dict[str, bool]:

@@ -9,15 +9,25 @@ from omegaconf import DictConfig
 from harness.core.devices import torch_device
 from harness.core.output import check_output
 from harness.core.partial_files import remove_abandoned
-from harness.core.settings import read_settings
+from harness.core.settings import Settings, read_settings
 from harness.jobs.command_state import CommandState
 from harness.jobs.table import Does, check_model_fits, check_question_fits, find_job, unread
 from harness.models.source import check_model
 from harness.tasks.names import expand_tasks
 
 
-def run_job(cfg: DictConfig, command: CommandState) -> int:
-    """Run the job of one composed config. Returns how many cells failed. Raises UserError for bad input."""
+def has_release(settings: Settings) -> bool:
+    """Return whether the method of prefill, or that of decoding, follows a release. Raises UserError for an unknown name."""
+    from harness.arms import build  # which imports torch
+
+    return build.has_release(settings)
+
+
+def run_job(cfg: DictConfig, command: CommandState, *, releases_alone: bool = False) -> int:
+    """Run the job of one composed config. Returns how many cells failed. Raises UserError for bad input.
+
+    releases_alone: an experiment sweeps over as_released, so that a method without a release is passed over, and not refused.
+    """
     settings = read_settings(cfg)
     job = find_job(settings.job)
     check_question_fits(job, settings.question)
@@ -31,6 +41,9 @@ def run_job(cfg: DictConfig, command: CommandState) -> int:
             check_model(settings.model["path"])
         torch_device(settings.device_choice)  # a device that isn't there is an error before any work; torch takes seconds
     remove_abandoned([settings.folder, settings.folder / "records", settings.folder / "maps"])
+    if releases_alone and settings.as_released and not has_release(settings):
+        command.say_once(f"as_released=true: {settings.method} has no release to follow, and is passed over")
+        return 0
     function = job.load()
     failed = 0
     if job.does is Does.TRAINS:
