@@ -62,13 +62,13 @@ class RunRecord:
 @dataclass(frozen=True)
 class SampleRecord:
     """One sample of one cell. `density` is the mean over layers (kept ÷ causal blocks, 1.0 where dense attention ran),
-    `token_density` the same of (query, key) pairs (None in records older than it),
-    `kernels` the attention kernels that ran at prefill, `decode_kernels` those at decode, `decode_density` the mean over the
-    steps after the first token where a method decoded (kept ÷ the cache's blocks), `prefill_s` seconds from prompt to
-    first token, without warm-up and perhaps beside other work: no timing; `cut` tokens were taken from its prompt by the task's
-    own rules. `answers` is empty where they come from data files (the cell names them, `index` the row): records are
-    published, and such data often may not be. `context` is how many of its tokens come before the question, where that was
-    prefilled in a piece of its own; densities are of the first piece, `prefill_s` and `kernels` of both."""
+    `token_density` the same of (query, key) pairs (None in records older than it), `kernels` the attention kernels that ran at
+    prefill, `decode_kernels` those at decode, `decode_density` the mean over the steps after the first token where a method
+    decoded (kept ÷ the cache's blocks), `prefill_s` seconds from prompt to first token, without warm-up and perhaps beside
+    other work: no timing; `cut` tokens were taken from its prompt by the task's own rules. `answers` is empty where they come
+    from data files (the cell names them, `index` the row): records are published, and such data often may not be. `context` is
+    how many of its tokens come before the question, where that was prefilled in a piece of its own; densities are of the first
+    piece, `prefill_s` and `kernels` of both."""
 
     cell: str
     run: str
@@ -94,8 +94,8 @@ class SampleRecord:
 @dataclass(frozen=True)
 class PerplexityRecord:
     """One document of one cell of perplexity: `nll` is the sum of the losses (nats) of `tokens` tokens, `read` how many went
-    through the model for it, in `seconds` (without warm-up and perhaps beside other work: no timing); density and kernels as
-    in `SampleRecord`."""
+    through the model for it, in `seconds` (without warm-up and perhaps beside other work: no timing); density and kernels as in
+    `SampleRecord`."""
 
     cell: str
     run: str
@@ -238,9 +238,9 @@ class KernelRecord:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """A native knob found for a sparsity. `identity` is what `calibration` is the hash of: the arm without the knob, and
-    which prompts; `density` is what was reached on them, the mean over tasks, `tasks` on those of each task, `layers` in each
-    layer; `tried` how many values were measured. `prompts`: those of the whole set; `prefills`: how many were prefilled for the
+    """A native knob found for a sparsity. `identity` is what `calibration` is the hash of: the arm without the knob, and which
+    prompts; `density` is what was reached on them, the mean over tasks, `tasks` on those of each task, `layers` in each layer;
+    `tried` how many values were measured. `prompts`: those of the whole set; `prefills`: how many were prefilled for the
     search, in `seconds`. Of a knob that is a whole number `neighbour` is the next one, on the other side of the target, with
     `neighbour_density` and `neighbour_tasks`. `shipped`: it came with the model. Records without `tasks` are older: of two
     prompts that no test used."""
@@ -269,10 +269,9 @@ class CalibrationRecord:
 @dataclass(frozen=True)
 class CheckRecord:
     """The self-check of an arm on a short prompt, before its first sample (see `harness.measure.self_check`). `found` holds
-    {name: [measured, at most]}; `density` is the method's on that prompt: 1 means that its selection could not be seen at
-    work. `unchecked` are windows and RoPE switches of the model, in tokens, that the prompt's `tokens` don't pass: what the
-    model does past them is not checked. Of several records of an arm the last counts; where it is gated, so are the arm's
-    rows."""
+    {name: [measured, at most]}; `density` is the method's on that prompt: 1 means that its selection could not be seen at work.
+    `unchecked` are windows and RoPE switches of the model, in tokens, that the prompt's `tokens` don't pass: what the model
+    does past them is not checked. Of several records of an arm the last counts; where it is gated, so are the arm's rows."""
 
     check: str
     arm: str
@@ -337,8 +336,8 @@ class GateStepRecord:
 
 @dataclass(frozen=True)
 class DensityRecord:
-    """The density of one arm on the prompts of some tasks, without an answer: `density` is the mean over tasks, `tasks` that
-    of each, the mean over its prompts, `layers` that of each global layer. `identity` is what `arm_densities` is the hash of;
+    """The density of one arm on the prompts of some tasks, without an answer: `density` is the mean over tasks, `tasks` that of
+    each, the mean over its prompts, `layers` that of each global layer. `identity` is what `arm_densities` is the hash of;
     `prompts` were prefilled in `seconds`; `neighbour` as in `CellRecord`."""
 
     arm_densities: str
