@@ -59,7 +59,8 @@ class Point:
 @dataclass(frozen=True)
 class Picture:
     """What one picture shows: the points of every line by its name, dense attention and the limit by length, in milliseconds
-    and as a speed-up, the rows that are left out, or are the nearer of two whole knobs, and the device."""
+    and as a speed-up, the rows that are left out, or are the nearer of two whole knobs, the device, and what the reasons of all
+    rows say."""
 
     lines: dict[str, list[Point]]
     dense_ms: Band
@@ -68,6 +69,7 @@ class Picture:
     left_out: list[Row]
     nearer: list[Row]
     device: str
+    notices: list[str]
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -129,7 +131,14 @@ def picture_of(points: Sequence[Point]) -> Picture:
         left_out,
         [point.row for point in shown if point.row.match == Match.NEAREST],
         points[0].row.device,
+        _common_notices(points),
     )
+
+
+def _common_notices(points: Sequence[Point]) -> list[str]:
+    """Return what the reasons of all rows say alike, such as that the weights are random."""
+    parts = [point.row.reason.split("; ") for point in points]
+    return [part for part in parts[0] if part and all(part in others for others in parts)]
 
 
 def _distance(point: Point) -> float:
@@ -229,8 +238,10 @@ def _note(picture: Picture) -> str:
     names = sorted({row.method for row in picture.nearer})
     nearer = f"The nearer of two whole knobs: {', '.join(names)}. " if names else ""
     left_out = left_out_note(picture.left_out, rows)
+    notices = "".join(f"{notice.capitalize()}. " for notice in picture.notices)
     return (
-        f"{measured}{nearer}{left_out}Limit: the same prefill without attention, in turns with dense attention and the method; "
+        f"{notices}{measured}{nearer}{left_out}"
+        f"Limit: the same prefill without attention, in turns with dense attention and the method; "
         f"both are the median over the arms of a length, bands from the lowest to the highest.\n"
         f"Left: each method in rounds of its own. Right: ratios within rounds. One prompt at a time on {picture.device}."
     )
