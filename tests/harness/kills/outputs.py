@@ -21,6 +21,7 @@ VOLATILE = {
     *("run", "date", "commit", "training", "seconds", "threads", "share", "times", "repeats", "timing", "tflops", "gb_s"),
     *("speedup", "pct_ideal", "peak_mib", "attention_speedup", "attention_pct_ideal", "total_low", "total_high", "ttft_low"),
     *("extra_mib", "tokens_per_s", "decode_tokens_per_s", "generating", "dense", "ttft_high", "model_share"),
+    *("ttft_speedup", "ttft_limit", "ttft_rounds"),
 }
 """Fields that hold a time or what follows from one, or the name of a process."""
 STATES = {"cells": "cell", "kernels": "case"}
