@@ -16,7 +16,6 @@ from harness.core.conf_files import MAIN, conf_dir, groups, setting_names
 from harness.core.errors import UserError
 from harness.core.given import giving
 from harness.core.hydra_text import COMPOSING_ERRORS, explain
-from harness.core.knob_names import RELEASED as AS_RELEASED
 from harness.core.letters import take_all_letters
 from harness.core.mistakes import in_words, origin
 from harness.core.printable import printable
@@ -76,10 +75,8 @@ def _run_one(cfg: DictConfig, command: CommandState) -> int:
     check_choices(overrides.task)  # those that an experiment sweeps over too
     check_hydra_settings(overrides.hydra)
     own = setting_names("experiment", experiment) if experiment in groups().get("experiment", []) else []
-    names = given_names(overrides.task)
-    swept = AS_RELEASED in names and AS_RELEASED not in command.given
-    with giving({*names, *own}):
-        return FAILED_CELLS if run_job(cfg, command, releases_alone=swept) else DONE
+    with giving({*given_names(overrides.task), *own}):
+        return FAILED_CELLS if run_job(cfg, command) else DONE
 
 
 @contextmanager

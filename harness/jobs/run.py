@@ -7,6 +7,7 @@ from dataclasses import replace
 from omegaconf import DictConfig
 
 from harness.core.devices import torch_device
+from harness.core.knob_names import RELEASED
 from harness.core.output import check_output
 from harness.core.partial_files import remove_abandoned
 from harness.core.settings import Settings, read_settings
@@ -23,11 +24,8 @@ def has_release(settings: Settings) -> bool:
     return build.has_release(settings)
 
 
-def run_job(cfg: DictConfig, command: CommandState, *, releases_alone: bool = False) -> int:
-    """Run the job of one composed config. Returns how many cells failed. Raises UserError for bad input.
-
-    releases_alone: an experiment sweeps over as_released, so that a method without a release is passed over, and not refused.
-    """
+def run_job(cfg: DictConfig, command: CommandState) -> int:
+    """Run the job of one composed config. Returns how many cells failed. Raises UserError for bad input."""
     settings = read_settings(cfg)
     job = find_job(settings.job)
     check_question_fits(job, settings.question)
@@ -41,7 +39,7 @@ def run_job(cfg: DictConfig, command: CommandState, *, releases_alone: bool = Fa
             check_model(settings.model["path"])
         torch_device(settings.device_choice)  # a device that isn't there is an error before any work; torch takes seconds
     remove_abandoned([settings.folder, settings.folder / "records", settings.folder / "maps"])
-    if releases_alone and settings.as_released and not has_release(settings):
+    if settings.as_released and RELEASED not in command.given and not has_release(settings):  # an experiment's sweep over it
         command.say_once(f"as_released=true: {settings.method} has no release to follow, and is passed over")
         return 0
     function = job.load()

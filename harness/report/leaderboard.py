@@ -152,10 +152,12 @@ def _rows_without_cells(records: StudyRecords) -> list[Row]:
 
 def _timing_row(timing: Record, records: StudyRecords) -> Row:
     row = arm_row(timing, records.study, origin_of([records.runs[timing["run"]]], date=timing["date"]))
+    density, token_density = _timed_densities(timing)
     row = replace(
         row,
         settings=("job=latency", *row.settings),
-        **_timed_densities(timing),
+        density=density,
+        token_density=token_density,
         full_rows=full_rows(timing["identity"], [timing["tokens"]]),
         kernels=tuple(timing["kernel"].split("+")),
         reason=noticed(timing),
@@ -163,11 +165,12 @@ def _timing_row(timing: Record, records: StudyRecords) -> Row:
     return with_times(row, timing)
 
 
-def _timed_densities(timing: Record) -> dict[str, float | None]:
-    """Return the densities of the prefill that was timed, as an accuracy has those of its prefills; of an older record those
-    of the layers' calls, on what dense attention made of the layers before."""
-    name = "density" if timing.get("prefill_density") is None else "prefill_density"
-    return {"density": timing[name], "token_density": timing.get(name.replace("density", "token_density"))}
+def _timed_densities(timing: Record) -> tuple[float, float | None]:
+    """Return density and token density of the prefill that was timed, as an accuracy has those of its prefills; of an older
+    record those of the layers' calls, on what dense attention made of the layers before."""
+    if timing.get("prefill_density") is None:
+        return timing["density"], timing.get("token_density")
+    return timing["prefill_density"], timing["prefill_token_density"]
 
 
 def mass_row(mass: Record, records: StudyRecords) -> Row:
