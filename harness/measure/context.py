@@ -64,7 +64,8 @@ class RunContext:
         self.length, self.sample_count, self.seed = settings.length, settings.samples, settings.seed
         self.chat, self.question, self.data = bool(settings.model.get("chat_template")), settings.question, settings.data
         self.kernels = Kernels(settings.kernel, settings.dense_kernel, settings.decode_kernel)
-        self.timing = timing_limits(settings)
+        repeats, seconds, dense_kernel = settings.latency_repeats, settings.latency_seconds, settings.dense_kernel
+        self.timing = timing_limits(repeats, seconds, settings.job, settings.options, dense_kernel=dense_kernel)
         self.batch_tokens, self.debug, self._show_progress = settings.batch_tokens, settings.debug, settings.progress
         self._samples: dict[str, list[Sample]] = {}
 

@@ -30,7 +30,7 @@ def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
             f"question={settings.question}: no question follows the context in {', '.join(silent)}: leave these tasks out"
         )
     check_kernels(settings)
-    timing_limits(settings)
+    timing_limits(settings.latency_repeats, settings.latency_seconds, settings.job, settings.options)
     try:
         method = build_method(settings)
         build_decode_method(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from attention_kernels import dense
 
 from harness.core import checks
 from harness.core.errors import UserError
-from harness.core.settings import MOST, Settings
+from harness.core.settings import MOST
 
 ALL, DEFAULT = "auto", "default"
 """The values of job.dense_kernels that are no lists: every fast kernel that runs, and the one of dense_kernel= alone."""
@@ -33,13 +34,14 @@ class TimingLimits:
         return limits if self.layers is None and self.dense_kernels is None else [*limits, self.layers, self.dense_kernels]
 
 
-def timing_limits(settings: Settings) -> TimingLimits:
-    """Return the limits that the settings ask for; jobs other than job=latency have no choice of layers and kernels. Raises
-    UserError for a number of layers, or a kernel, that can't be meant."""
-    options = settings.options if settings.job == "latency" else {}
-    layers = checks.whole_number_or_null("job.layers", options.get("layers"), 1, MOST)
-    kernels = _dense_kernels(options.get("dense_kernels", ALL), settings.dense_kernel)
-    return TimingLimits(settings.latency_repeats, settings.latency_seconds, layers, kernels)
+def timing_limits(
+    repeats: int, seconds: float, job: str, options: Mapping[str, Any], *, dense_kernel: str = "auto"
+) -> TimingLimits:
+    """Return the limits that a job's options ask for; jobs other than job=latency have no choice of layers and kernels.
+    dense_kernel: the setting of that name. Raises UserError for a number of layers, or a kernel, that can't be meant."""
+    chosen = options if job == "latency" else {}
+    layers = checks.whole_number_or_null("job.layers", chosen.get("layers"), 1, MOST)
+    return TimingLimits(repeats, seconds, layers, _dense_kernels(chosen.get("dense_kernels", ALL), dense_kernel))
 
 
 def _dense_kernels(value: Any, default: str) -> tuple[str, ...] | None:

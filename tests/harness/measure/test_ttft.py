@@ -10,7 +10,6 @@ import pytest
 from harness.measure.latency.limits import TimingLimits, timing_limits
 from harness.study.store import Store
 from tests.harness.measure.study_files import board, lines
-from tests.harness.settings import composed, with_options
 
 Command = Callable[..., int]
 QUICK = ("model=hf", "model.name=toy", "model.chat_template=false", "device=cpu", "latency_repeats=1")
@@ -47,13 +46,18 @@ def test_the_experiment(command: Command, brief_folder: Path, tmp_path: Path, ca
     assert len(Store(study).latency.read()) == len(timed)
 
 
+def limits(job: str = "latency", **options: object) -> TimingLimits:
+    """The limits of a job with these options."""
+    return timing_limits(20, 4.0, job, options, dense_kernel="sdpa")
+
+
 def test_what_is_timed() -> None:
-    settings = composed("job=latency")
-    assert timing_limits(settings) == TimingLimits(20, 4.0) and timing_limits(settings).identity == [20, 4.0], "as recorded"
-    some = timing_limits(with_options(settings, layers=3, dense_kernels="default"))
-    assert (some.layers, some.dense_kernels) == (3, ("auto",)) and some.identity == [20, 4.0, 3, ("auto",)]
-    assert timing_limits(with_options(settings, dense_kernels=["sdpa", "reference"])).dense_kernels == ("reference", "sdpa")
-    assert timing_limits(composed()) == TimingLimits(20, 4.0), "job=evaluate has no choice"
+    assert limits() == limits(layers=None, dense_kernels="auto") == TimingLimits(20, 4.0)
+    assert limits().identity == [20, 4.0], "as recorded before there was a choice"
+    some = limits(layers=3, dense_kernels="default")
+    assert (some.layers, some.dense_kernels, some.identity) == (3, ("sdpa",), [20, 4.0, 3, ("sdpa",)])
+    assert limits(dense_kernels=["sdpa", "reference"]).dense_kernels == ("reference", "sdpa")
+    assert limits("maps", layers=[0], dense_kernels="fa9") == TimingLimits(20, 4.0), "options of another job"
 
 
 @pytest.mark.parametrize(
@@ -70,4 +74,4 @@ def test_what_is_timed() -> None:
 )
 def test_refuses_what_cannot_be_timed(options: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        timing_limits(with_options(composed("job=latency"), **options))
+        limits(**options)
