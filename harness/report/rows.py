@@ -1,7 +1,7 @@
 """A row of a leaderboard: what one arm reached on one task, or the mean over its tasks, as values.
 
 Text is made of it where it leaves the program: `harness.report.leaderboard_csv` writes the columns, `harness.report.lines` the
-names of lines in pictures and tables. `harness.study.schema.COLUMNS` says what the columns mean; fields of the same name mean
+names of lines in pictures and tables. `harness.study.columns.COLUMNS` says what the columns mean; fields of the same name mean
 the same.
 """
 
@@ -60,7 +60,7 @@ class Times:
     """Times of an arm: milliseconds per attention layer call, `ttft_ms` of a whole prefill, `dense_ttft_ms` and
     `no_attention_ttft_ms` of one with dense attention and with none. `dense_ms` is of the fastest dense kernel, `density` that
     of the prompt that was timed, `peak_mib` in MiB, `tflops` reached, `attention_layers` how many layers a method chooses in.
-    paired: all are of the same rounds (`harness.study.schema.LatencyRecord`)."""
+    paired: all are of the same rounds (`harness.study.timing_schema.LatencyRecord`)."""
 
     selection_ms: float
     attention_ms: float

@@ -9,13 +9,12 @@ from harness.study.schema import (
     CheckRecord,
     DensityRecord,
     GateStepRecord,
-    KernelRecord,
-    LatencyRecord,
     MassRecord,
     PerplexityRecord,
     RunRecord,
     SampleRecord,
 )
+from harness.study.timing_schema import KernelRecord, LatencyRecord
 
 RECORDS: dict[str, type] = {
     "runs": RunRecord,

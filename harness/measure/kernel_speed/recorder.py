@@ -19,8 +19,9 @@ from harness.measure.kernel_speed.timing import Result
 from harness.study.identity import digest
 from harness.study.provenance import commit, device_name, now, run_record, versions
 from harness.study.resume import is_settled
-from harness.study.schema import KernelRecord, RunRecord, Status
+from harness.study.schema import RunRecord, Status
 from harness.study.store import Record, Store
+from harness.study.timing_schema import KernelRecord
 from harness.tasks.haystack import haystack_source, load_haystack
 
 ORIGIN = ("torch", "triton", "fa3-fwd", "flash-attn-4", "flash-attn")

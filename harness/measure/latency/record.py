@@ -13,7 +13,7 @@ from harness.measure.latency.attention import spread_layers
 from harness.study.identity import digest
 from harness.study.provenance import commit, device_name, now, versions
 from harness.study.resume import Attempt, recorded
-from harness.study.schema import LatencyRecord
+from harness.study.timing_schema import LatencyRecord
 
 
 def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 from harness.report.rows import Decode, Knobs, Origin, Row, Times
 from harness.study.columns import AVERAGE
 from harness.study.identity import ArmIdentity, Cell, Samples, Setting
-from harness.study.schema import CellRecord, LatencyRecord, RunRecord, SampleRecord, Status
+from harness.study.schema import CellRecord, RunRecord, SampleRecord, Status
 from harness.study.store import Store
+from harness.study.timing_schema import LatencyRecord
 from harness.study.verdict import Score
 
 SETTING = Setting("tiny", "abc", 4096, 0, "float32", "cpu", "sdpa")

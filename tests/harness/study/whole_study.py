@@ -12,13 +12,13 @@ from harness.study.schema import (
     CheckRecord,
     DensityRecord,
     GateStepRecord,
-    KernelRecord,
     MassRecord,
     PerplexityRecord,
     RunRecord,
     Status,
 )
 from harness.study.store import Store
+from harness.study.timing_schema import KernelRecord
 from tests.harness.report.support import DATE, DENSE, SPARSE, record_cell, record_times
 
 KERNEL_CASE = {

@@ -1,0 +1,101 @@
+"""What the records of times hold: of an arm beside dense attention, and of a kernel without a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.study.fields import Amount, Count, KernelTimes, KnobValues, PositiveAmount, PositiveCount, State, SummedShare
+from harness.study.schema import SCHEMA
+
+
+@dataclass(frozen=True)
+class LatencyRecord:
+    """Times of one arm at one length on one device: milliseconds per attention layer call, except `ttft_ms` (whole prefill);
+    `_low` and `_high` are 10th and 90th percentiles. `dense` holds every dense kernel timed in the same run, `dense_failed` why
+    others could not be; `dense_kernel` is the fastest. `peak_mib` is of a prefill, weights included; `tokens` is the length of
+    the prompt they were taken on; `dense_ttft_ms` is the whole prefill with dense attention, `no_attention_ttft_ms` without
+    that of the `attention_layers` layers in which a method chooses, both timed in turns with the method's (`ttft_rounds`: of
+    each round, see `harness.measure.latency.prefill`); `prefill_density` and `prefill_token_density` are the method's in this
+    prefill, `density` and `token_density` (attended ÷ causal (query, key) pairs) those of the layers whose calls were timed,
+    `timed_layers`, on what dense attention made of the layers before; `kept_mass` is the share of the true attention on their
+    kept blocks (see `MassRecord`), and `kept_by_layer` that of each. `paired`: all times of a layer are its total × the median
+    ratio of the rounds that they share; else (older records) each is a median by itself. `neighbour` and `notices` as in
+    `CellRecord`. Of several records of one arm and device the last counts."""
+
+    latency: str
+    arm: str
+    run: str
+    identity: dict[str, Any]
+    knobs: KnobValues
+    device: str
+    kernel: str
+    density: SummedShare
+    selection_ms: Amount
+    attention_ms: Amount
+    total_ms: PositiveAmount
+    total_low: Amount
+    total_high: Amount
+    dense_ms: PositiveAmount
+    dense_kernel: str
+    dense: dict[str, Amount]
+    dense_failed: dict[str, str]
+    repeats: Count
+    tflops: Amount
+    ttft_ms: Amount
+    ttft_low: Amount
+    ttft_high: Amount
+    peak_mib: Amount | None
+    tokens: Count
+    date: str
+    dense_ttft_ms: Amount | None = None
+    kept_mass: SummedShare | None = None
+    kept_by_layer: list[SummedShare | None] = field(default_factory=list)
+    token_density: SummedShare | None = None
+    paired: bool = False
+    neighbour: bool = False
+    notices: list[str] = field(default_factory=list)
+    no_attention_ttft_ms: Amount | None = None
+    ttft_rounds: dict[str, list[Amount]] = field(default_factory=dict)
+    prefill_density: SummedShare | None = None
+    prefill_token_density: SummedShare | None = None
+    attention_layers: Count | None = None
+    timed_layers: list[Count] = field(default_factory=list)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class KernelRecord:
+    """The state of one case of a study of kernels, the last line of a case counts. `identity` is what was timed (see
+    `harness.measure.kernel_speed.cases`) and on which shape, dtype and seed; `case` is the hash of it, the device, commit,
+    versions and limits. `times` holds [median, 10th percentile, 90th percentile, repeats] in milliseconds of "attention",
+    "selection" and "total" (both timed as one; of dense attention, a selection alone or a block map: the call). `density`,
+    `flop`, `q_block` and `k_block` are of the index that ran, which a kernel that merges blocks makes coarser than the one it
+    was given (`identity["block"]`). `error` is relative, against float32 attention over that index. `dense_ms` is the fastest
+    dense kernel, of dense and sparse cases in the rounds of the case itself (`paired`); in older records, and of selections and
+    block maps, of the same process at this length. `final`: a failure that the next run need not try again. `traceback`: of the
+    error that `reason` says in a line."""
+
+    case: str
+    run: str
+    identity: dict[str, Any]
+    device: str
+    status: State
+    reason: str
+    date: str
+    times: dict[str, KernelTimes] = field(default_factory=dict)
+    density: SummedShare | None = None
+    flop: Amount | None = None
+    kv_bytes: Amount | None = None
+    q_block: PositiveCount | None = None
+    k_block: PositiveCount | None = None
+    error: Amount | None = None
+    dense_ms: PositiveAmount | None = None
+    dense_kernel: str | None = None
+    peak_mib: Amount | None = None
+    timing: str = "events"
+    about: dict[str, Any] = field(default_factory=dict)
+    final: bool = False
+    traceback: str = ""
+    paired: bool = False
+    schema: int = SCHEMA
