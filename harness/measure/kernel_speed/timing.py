@@ -35,9 +35,11 @@ TIMES_OF_ONE = "total"
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of one case; its fields are those of `harness.study.timing_schema.KernelRecord`. reason: why it failed, or must be
-    held back (`wrong`); traceback: of the error that it failed with. dense_ms, dense_kernel:
-    the fastest dense kernel in the rounds of the case; None where none took part."""
+    """The outcome of one case; its fields are those of `harness.study.timing_schema.KernelRecord`.
+
+    reason: why it failed, or must be held back (`wrong`); traceback: of the error that it failed with. dense_ms, dense_kernel:
+    the fastest dense kernel in the rounds of the case; None where none took part.
+    """
 
     times: Mapping[str, Times] = field(default_factory=dict)
     density: float | None = None
