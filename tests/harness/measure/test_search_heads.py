@@ -171,6 +171,8 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
     """A context of the bundled model and two prompts of 1536 tokens, one to search on and one to look at."""
     model = load_model(ModelConfig(name="bundled", path="bundled", dtype=torch.float32, device=torch.device("cpu")))
     settings: Any = SimpleNamespace(
+        job="search_heads",
+        options={},
         model={"name": "bundled", "path": "bundled"},
         length=1536,
         seed=0,
