@@ -34,14 +34,19 @@ SIZES = {
     "num_key_value_heads": 1,
     "head_dim": 1,
     "max_position_embeddings": 1,
+    "sliding_window": 1,
 }
 """Settings of a config, by transformers' common names, with what they must be at least: every model is tried with a token."""
+NO_SIZES = ("architectures", "auto_map", "transformers_version", "_name_or_path", "_attn_implementation")
+"""What config.json files say beside the sizes of a model."""
 LAYERS, MOST_LAYERS = "num_hidden_layers", 1000
 """More layers than any model has: a slip of the hand, and minutes before it shows."""
 ROPE_TYPE = ("rope_type", "type")
 """What the kind of RoPE is called, by newer and by older config.json files."""
 ROPE = ("rope_theta", "rope_scaling")
 """What config.json files have in place of the newer rope_parameters."""
+ABOVE_ZERO = ("rope_theta", "factor", "original_max_position_embeddings")
+"""Settings of RoPE that leave no angle a number where they are not above 0."""
 CONFIG_READ = re.compile(r"config\.([a-z]\w*)|(?:getattr\([\w.]*config,\s*|kwargs\.(?:pop|get)\(\s*)[\"'](\w+)[\"']")
 """How the code of a model reads its config."""
 RANDOM = "random-"
@@ -159,6 +164,8 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str) -> None:
     for key in values:
         if key in ("dtype", "torch_dtype"):
             raise UserError(f"{where}.{key}={values[key]}: weights are drawn in dtype=, so leave it out")
+        if key in NO_SIZES:
+            raise UserError(f"{where}.{key} says nothing of the model's sizes: leave it out")
         if key not in known and key not in _read_by_code(cls.__module__.rpartition(".")[0]):
             raise UserError(
                 f"{where}.{key} is no size of a {cls.model_type} model{did_you_mean(key, known)}; known: {_listed(known)}"
@@ -171,7 +178,7 @@ def _check_keys(cls: Any, values: Mapping[str, Any], where: str) -> None:
     if isinstance(values.get(layers), int) and values[layers] > MOST_LAYERS:
         raise UserError(f"{where}.{layers}={values[layers]}: must be a whole number of at least 1 and at most {MOST_LAYERS}")
     for key in (*ROPE, "rope_parameters"):
-        _check_rope(values.get(key), f"{where}.{key}")
+        _check_rope(values.get(key), f"{where}.{key}", key)
     for key, sub in _sub_configs(cls):
         if isinstance(values.get(key), dict):
             _check_keys(sub, values[key], f"{where}.{key}")
@@ -186,22 +193,29 @@ def _read_by_code(package: str) -> frozenset[str]:
     return frozenset(name for pair in CONFIG_READ.findall(source) for name in pair if name)
 
 
-def _check_rope(values: Any, where: str) -> None:
+def _check_rope(values: Any, where: str, name: str) -> None:
     """Raise UserError for a setting of RoPE that transformers does not read (it would only warn), for a type that it does not
-    know, and for a text in place of a number. values: what stands under the dotted name `where`."""
+    know, and for what must be a number, or one above 0, and is not. values: of the setting `name`, whose dotted name is
+    `where`."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
     known, types = {*RopeParameters.__annotations__, *ROPE_TYPE}, {"default", *ROPE_INIT_FUNCTIONS}
     if isinstance(values, str):
         raise UserError(f"{where}={values}: must be a number")
-    if not isinstance(values, dict) or all(isinstance(part, dict) for part in values.values()):  # one for each type of layers
+    if name in ABOVE_ZERO and isinstance(values, int | float) and values <= 0:
+        raise UserError(f"{where}={values}: must be a number above 0")
+    if not isinstance(values, dict):
+        return
+    if values and all(isinstance(part, dict) for part in values.values()):  # one for each type of layers
+        for kind, part in values.items():
+            _check_rope(part, f"{where}.{kind}", kind)
         return
     if unknown := next((key for key in values if key not in known), None):
         hint = did_you_mean(unknown, known)
         raise UserError(f"{where}.{unknown} is no setting of RoPE{hint}; known: {_listed(known)}")
     for key, value in values.items():
         if key not in ROPE_TYPE:
-            _check_rope(value if isinstance(value, str) else None, f"{where}.{key}")
+            _check_rope(None if isinstance(value, dict) else value, f"{where}.{key}", key)
         elif value not in types:
             raise UserError(
                 f"{where}.{key}={value} is not known{did_you_mean(str(value), types)}; choose one of: {_listed(types)}"
@@ -246,6 +260,8 @@ def _reason(error: Exception) -> str:
     """Return why transformers refuses a value: the last line of its error, without the class of another error before it."""
     if isinstance(error, KeyError) and len(error.args) == 1 and re.fullmatch(r"[\w.-]+", str(error.args[0])):
         return f"transformers knows nothing that is called {error.args[0]}"
+    if "padding_idx" in str(error).lower():
+        return "its pad_token_id, which may be the default of its class, is not below its vocab_size; give pad_token_id=0"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     _, colon, rest = lines[-1].partition("Error: ") if lines else ("", "", "")
     return rest if colon else in_one_line(error)

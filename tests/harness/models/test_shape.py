@@ -97,8 +97,16 @@ def test_a_loaded_model_says_that_it_is_random() -> None:
         ({"vocab_size": 2}, "vocab_size=2: must be a whole number of at least 4"),
         ({"head_dim": 17}, "RoPE requires an even rotary dimension"),
         ({"hidden_act": "foo"}, "transformers knows nothing that is called foo"),
-        ({"pad_token_id": 999}, "Padding_idx must be within num_embeddings"),
+        ({"pad_token_id": 999}, "pad_token_id.* is not below its vocab_size; give pad_token_id=0"),
+        ({"architectures": ["LlamaForCausalLM"]}, "model.shape.architectures says nothing of the model's sizes: leave it out"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window=0: must be a whole number of at least 1"),
         ({"rope_theta": "abc"}, "model.shape.rope_theta=abc: must be a number"),
+        ({"rope_theta": -1.0}, "model.shape.rope_theta=-1.0: must be a number above 0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "rope_scaling.factor=0: must be a number above 0"),
+        (
+            {"model_type": "gemma3_text", "rope_parameters": {"full_attention": {"rope_theta": 0.0}}},
+            "rope_parameters.full_attention.rope_theta=0.0: must be a number above 0",
+        ),
         (
             {"rope_scaling": {"rope_type": "lama3"}},
             r"rope_type=lama3 is not known \(did you mean llama3\?\); choose one of",
