@@ -74,7 +74,8 @@ class Picture:
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `ttft.png`, at the density with most points, and `ttft_native.png` of rows that were asked for none, one of each
-    for a model and device, numbered from the second on. Nothing is written for a single length."""
+    for a model and device, numbered from the second on. Nothing is written for a single length, nor where no method is asked
+    for."""
     sets: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for point in timed_points(rows):
         sets[point.row.model, point.row.device].append(point)
@@ -86,7 +87,7 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
         sparsity = usual_sparsity(asked)
         for name, wanted in (("ttft", sparsity), ("ttft_native", None)):
             own = [point for point in points if point.row.is_baseline or point.row.sparsity == wanted]
-            if wanted is None and None not in asked:
+            if wanted not in asked:
                 continue
             picture = picture_of(own)
             if len(picture.dense_ms) > 1:

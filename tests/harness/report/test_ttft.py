@@ -97,3 +97,11 @@ def test_rows_without_a_limit_have_no_picture(tmp_path: Path) -> None:
     older = [replace(row, times=TIMES) for row in rows()]
     assert ttft.write(older, tmp_path) == ttft.write([row for row in rows() if row.length == 4096], tmp_path) == []
     assert "limit" in HEADINGS
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_a_request_that_no_method_has_is_no_picture(tmp_path: Path) -> None:
+    """One was drawn of dense attention and its limit alone, at a density of 0.1 that nobody asked for."""
+    native = [row for row in rows() if row.is_baseline or row.sparsity is None]
+    assert [path.name for path in ttft.write(native, tmp_path)] == ["ttft_native.png"]
+    assert ttft.write([row for row in native if row.is_baseline], tmp_path) == []
