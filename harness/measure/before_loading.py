@@ -9,8 +9,10 @@ from typing import Any
 from harness.arms.build import RunnableArm, build_arms
 from harness.core.errors import UserError
 from harness.core.settings import Settings
+from harness.measure.latency.limits import timing_limits
 from harness.measure.sweep import SweepCache, describe_quietly, model_config
 from harness.models.bridge import Bridge
+from harness.models.kernel_choice import dense_kernel_of
 from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel, load_tokenizer
 from harness.tasks import documents, registry
@@ -19,6 +21,8 @@ from harness.tasks.haystack import haystack_source, load_haystack
 
 EVALUATE = "evaluate"
 """The job that records what a task lacks as its cell's failure, and goes on with the others."""
+LATENCY = "latency"
+"""The job of times alone."""
 
 
 def check_before_loading(settings: Settings, sweep: SweepCache, task_names: Sequence[str]) -> None:
@@ -35,7 +39,7 @@ def check_before_loading(settings: Settings, sweep: SweepCache, task_names: Sequ
         return
     check_request(settings, described)
     arms = build_arms(settings, described)
-    check_choice(settings.length, described, arms)
+    check_choice(settings, described, arms)
     with Bridge(described, None, dense_kernel=settings.dense_kernel):
         pass  # a model whose attention can't be changed
     if settings.job != "perplexity" and described.shape is None:
@@ -52,15 +56,31 @@ def check_request(settings: Settings, loaded: LoadedModel) -> None:
     """Raise UserError for what this model can't be asked."""
     advice = f"choose length={loaded.max_length} or less"
     check_length(loaded, settings.length, f"length={settings.length}", advice=advice)
+    if settings.job == LATENCY:
+        _check_timing(settings, loaded)
 
 
-def check_choice(length: int, loaded: LoadedModel, arms: Sequence[RunnableArm]) -> None:
-    """Raise UserError where a method would choose in no layer at this length: all of them are past their windows."""
+def _check_timing(settings: Settings, loaded: LoadedModel) -> None:
+    """Raise UserError for a drawn prompt of a single token, and for a dense kernel of job.dense_kernels that can't run here."""
+    if loaded.shape is not None and settings.length < 2:
+        raise UserError(f"length={settings.length}: one token has no other to attend to; choose length=2 or more")
+    limits = timing_limits(settings.latency_repeats, settings.latency_seconds, settings.job, settings.options)
+    for name in limits.dense_kernels or ():
+        try:
+            dense_kernel_of(loaded, name)
+        except ValueError as error:
+            raise UserError(f"job.dense_kernels: {error}") from error
+
+
+def check_choice(settings: Settings, loaded: LoadedModel, arms: Sequence[RunnableArm]) -> None:
+    """Raise UserError where a method would choose in no layer at this length, as all of them are past their windows: there is
+    nothing to time either, of dense attention alone."""
     windows = [math.inf if shape.window is None else shape.window for shape in loaded.layer_shapes]
-    if max(windows) < length and any(arm.method is not None for arm in arms):
+    asked = settings.job == LATENCY or any(arm.method is not None for arm in arms)
+    if max(windows) < settings.length and asked:
         raise UserError(
-            f"length={length}: no layer of {loaded.name} looks back more than {max(windows)} tokens, and no method chooses "
-            f"past a window; choose length={max(windows)} or less"
+            f"length={settings.length}: no layer of {loaded.name} looks back more than {max(windows)} tokens, and no method "
+            f"chooses past a window; choose length={max(windows)} or less"
         )
 
 

@@ -58,7 +58,7 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     check_request(settings, loaded)
     context = RunContext(settings, loaded, store, console, sweep)
     built = [as_recorded(store, arm) for arm in build_arms(settings, loaded)]
-    check_choice(settings.length, loaded, built)
+    check_choice(settings, loaded, built)
     with Bridge(loaded, None, dense_kernel=settings.dense_kernel):
         pass  # a model whose attention can't be changed stops here, not in every cell
     if settings.job == "perplexity":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -113,6 +113,24 @@ def test_a_length_past_the_positions_is_refused_before_anything_is_drawn(by_shap
     with pytest.raises(UserError, match=r"^length=200000: shape/llama3_8b .* has a context of 131072 tokens"):
         check_before_loading(replace(by_shape, length=200_000), SweepCache(), [])
     check_before_loading(by_shape, SweepCache(), [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes", "line"),
+    [
+        ({"length": 1}, {}, "^length=1: one token has no other to attend to; choose length=2 or more$"),
+        ({"options": {"dense_kernels": ["fa3", "sdpa"]}}, {}, "^job.dense_kernels: dense kernel fa3 can't run here"),
+        ({"method": "dense"}, {"model_type": "mistral", "sliding_window": 64}, "^length=512: no layer .* more than 64 tokens"),
+    ],
+)
+def test_what_cannot_be_timed_is_said_before_anything_is_drawn(
+    changes: dict[str, Any], sizes: dict[str, Any], line: str, by_shape: Settings
+) -> None:
+    """It was a failure of every arm, once the weights were there."""
+    common = {name: v for name, v in by_shape.model["shape"].items() if name not in ("attention_bias", "mlp_bias")}
+    settings = replace(by_shape, model=by_shape.model | {"shape": common | sizes}, **changes)
+    with pytest.raises(UserError, match=line):
+        check_before_loading(settings, SweepCache(), [])
 
 
 def test_settings_of_tasks_are_not_read(by_shape: Settings) -> None:
