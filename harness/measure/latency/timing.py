@@ -2,9 +2,9 @@
 
 The functions take turns, there and back, so that a clock that drifts drifts for all of them and none always follows the one
 that heats the card most. Before every call on a GPU a buffer larger than the L2 cache is written: the inputs come from
-memory, as they do in a model. Then the GPU waits a millisecond, so that the host has queued the launches when they begin, as
-it has in a model whose GPU is busy: what is timed is the device, not Python (a whole prefill is timed without). Time is taken
-on the device (CUDA events), on a CPU with perf_counter.
+memory, as they do in a model. Then the GPU waits for `HEAD_START`, so that the host has queued the launches when they begin, as
+it has in a model whose GPU is busy: what is timed is the device, not Python (a whole prefill is timed without). Time is
+taken on the device (CUDA events), on a CPU with perf_counter.
 """
 
 from __future__ import annotations
