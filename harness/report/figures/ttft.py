@@ -36,6 +36,8 @@ IN_SECONDS = 2000.0
 """Where the longest prefill takes so many milliseconds, the axis is in seconds."""
 NAME, NAME_HEIGHT = 30, 0.24
 """Letters in a line of the legend, and its height in inches."""
+KEYS = 0.9
+"""Inches that the legend needs beside its names."""
 
 Band = dict[int, tuple[float, float, float]]
 """By length: the lowest, the median and the highest value over the arms that were timed there."""
@@ -196,7 +198,8 @@ def draw(picture: Picture, looks: dict[str, style.Look], title: str) -> Figure:
             axes.xaxis.set_tick_params(which="minor", length=0)
             axes.set_xlabel("length (tokens)")
         figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, labelspacing=0.7)
-        style.set_title(figure, title)
+        longest = max(len(line) for handle in handles for line in str(handle.get_label()).split("\n"))
+        style.set_title(figure, title, beside=KEYS + style.NAME_LETTER * longest)
         style.set_small_print(figure, _note(picture))
     return figure
 

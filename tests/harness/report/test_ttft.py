@@ -105,3 +105,14 @@ def test_a_request_that_no_method_has_is_no_picture(tmp_path: Path) -> None:
     native = [row for row in rows() if row.is_baseline or row.sparsity is None]
     assert [path.name for path in ttft.write(native, tmp_path)] == ["ttft_native.png"]
     assert ttft.write([row for row in native if row.is_baseline], tmp_path) == []
+
+
+def test_a_long_title_leaves_the_legend_its_place() -> None:
+    """Dense attention's line in the legend was under it."""
+    picture = ttft.picture_of([point for point in ttft.timed_points(rows()) if point.row.sparsity is not None])
+    figure = ttft.draw(
+        picture, style.looks_of(["sieve", "steps"]), "shape/llama3_8b (num_hidden_layers=2): " + 6 * "long words "
+    )
+    title, names = figure._suptitle.get_text(), [text.get_text() for text in figure.legends[0].get_texts()]
+    room = figure.get_figwidth() - style.NAME_LETTER * max(map(len, names))
+    assert max(map(len, title.split("\n"))) * style.TITLE_LETTER < room
