@@ -37,6 +37,11 @@ def load_head_file(method: Method, model: Mapping[str, Any], loaded: LoadedModel
         return _draw_search(method, loaded, loaded.shape.seed)
     path = Path(name).expanduser() if named_by_user else weights_folder(model, loaded) / name
     if not path.is_file():
+        if loaded.shape is not None:
+            raise UserError(
+                f"method {method.name} needs searched heads, and {path} is missing: name a file that was searched on a model "
+                "of this shape, or leave it out"
+            )
         if named_by_user or method.needs_search():
             elsewhere = "" if named_by_user else "name the folder that has it (model.gates=FOLDER), or "
             raise UserError(

@@ -169,6 +169,8 @@ def test_heads_are_drawn_where_a_method_needs_a_search_of_them(loaded: LoadedMod
     assert load_head_file(XAttention(sparsity=0.5), by_shape.model, loaded) is None
     with pytest.raises(UserError, match=r"xattention needs searched heads, and shape/llama3_8b .* has random weights"):
         load_head_file(XAttention(sparsity=0.5, thresholds="searched"), by_shape.model, loaded)
+    with pytest.raises(UserError, match=r"needs searched heads, and /none.json is missing: name a file .* or leave it out$"):
+        load_head_file(MoA(sparsity=0.5, rules="/none.json"), by_shape.model, loaded)
 
 
 def test_thresholds_that_are_to_be_searched_are_missed_at_once(tmp_path: Path) -> None:
