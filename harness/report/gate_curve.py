@@ -10,6 +10,7 @@ from typing import Any
 from harness.report.csv_file import write_csv
 from harness.report.rows import Row
 from harness.study.columns import AVERAGE
+from harness.study.matching import Match
 from harness.study.store import Record, Store
 
 NAME = "gates"
@@ -38,7 +39,10 @@ class Training:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A training and the average row of an arm that ran with its weights; the columns of gate_curve.csv, in this order."""
+    """A training and the average row of an arm that ran with its weights; the columns of gate_curve.csv, in this order.
+
+    sparsity: what the arm was asked for at prefill, if anything; match: whether it is there.
+    """
 
     model: str
     method: str
@@ -54,7 +58,9 @@ class CurvePoint:
     length: int
     samples_seed: int
     samples: int
+    sparsity: float | None
     density: float | None
+    match: Match | None
     accuracy: float
     accuracy_low: float
     accuracy_high: float
@@ -95,8 +101,8 @@ def _training(about: dict[str, Any], steps: dict[int, Record]) -> Training:
 
 
 def curve_points(store: Store, rows: Sequence[Row]) -> list[CurvePoint]:
-    """Return a point for each average row whose weights are of a training of the study, by model, seed of the samples, length
-    and tokens."""
+    """Return a point for each average row whose weights are of a training of the study, by model, seed of the samples, length,
+    sparsity and tokens."""
     by_name = {(training.model, training.name): training for training in trainings(store)}
     points = []
     for row in rows:
@@ -119,14 +125,21 @@ def curve_points(store: Store, rows: Sequence[Row]) -> list[CurvePoint]:
                 length=row.length,
                 samples_seed=row.seed,
                 samples=row.samples or 0,
+                sparsity=row.sparsity,
                 density=row.density,
+                match=row.match,
                 accuracy=row.score.accuracy,
                 accuracy_low=row.score.accuracy_low,
                 accuracy_high=row.score.accuracy_high,
                 status=row.status,
             )
         )
-    return sorted(points, key=lambda p: (p.model, p.samples_seed, p.length, p.text, p.text_id, p.lr, p.tokens, p.training_seed))
+    return sorted(points, key=_order)
+
+
+def _order(point: CurvePoint) -> tuple[Any, ...]:
+    recipe = point.text, point.text_id, point.lr, point.tokens, point.training_seed
+    return point.model, point.samples_seed, point.length, point.sparsity or 0.0, *recipe
 
 
 def write_points(path: Path, points: Sequence[CurvePoint]) -> Path:

@@ -1,4 +1,4 @@
-"""Accuracy by the tokens that gates were trained on, one picture a model, length and seed of the samples."""
+"""Accuracy by the tokens that gates were trained on, one picture a model, length, seed of the samples and sparsity."""
 
 from __future__ import annotations
 
@@ -12,43 +12,54 @@ from matplotlib.axes import Axes
 from harness.report.figures import style
 from harness.report.gate_curve import NAME, CurvePoint
 from harness.report.lines import line_names
-from harness.report.notes import count_range
+from harness.report.notes import count_range, left_out_text, off_density
 from harness.report.rows import Row
 from harness.study.columns import AVERAGE
+from harness.study.matching import Match
 
-Panel = tuple[str, str, int, int]
-"""Model, device, length and seed of the samples: what one picture holds."""
+Panel = tuple[str, str, int, int, float]
+"""Model, device, length, seed of the samples and sparsity that was asked for, -1 for none: what one picture holds."""
+NO_REQUEST = -1.0
+"""The sparsity of a panel whose arms were asked for none."""
 
 
 def write(points: Sequence[CurvePoint], rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `gate_curve.png`, or a numbered picture for each of several panels. Nothing is written where no panel has trainings
-    of different lengths."""
+    of different lengths at the sparsity that was asked for."""
     panels: dict[Panel, list[CurvePoint]] = defaultdict(list)
+    left_out: dict[Panel, list[CurvePoint]] = defaultdict(list)
     for point in points:
-        panels[point.model, point.device, point.length, point.samples_seed].append(point)
+        asked = NO_REQUEST if point.sparsity is None else point.sparsity
+        kept = left_out if point.match == Match.OFF_DENSITY else panels
+        kept[point.model, point.device, point.length, point.samples_seed, asked].append(point)
     shown = {panel: members for panel, members in panels.items() if len({point.tokens for point in members}) > 1}
     paths = []
     for number, (panel, members) in enumerate(sorted(shown.items())):
         name = "gate_curve.png" if len(shown) == 1 else f"gate_curve_{number}.png"
-        paths.append(_draw(panel, members, _beside(panel, rows, members), folder / name))
+        paths.append(_draw(panel, members, _beside(panel, rows, members), left_out[panel], folder / name))
     return paths
 
 
 def _beside(panel: Panel, rows: Sequence[Row], points: Sequence[CurvePoint]) -> list[Row]:
     """Return the average rows of a panel that no training of the study made: dense attention, other methods, older weights."""
     names = {point.training for point in points}
+    *shared, sparsity = panel
     return [
         row
         for row in rows
         if row.task == AVERAGE
         and row.score is not None
-        and (row.model, row.device, row.length, row.seed) == panel
+        and [row.model, row.device, row.length, row.seed] == shared
+        and (row.is_baseline or sparsity == (NO_REQUEST if row.sparsity is None else row.sparsity))
+        and not off_density(row)
         and row.knobs.get(NAME) not in names
     ]
 
 
-def _draw(panel: Panel, points: Sequence[CurvePoint], beside: Sequence[Row], path: Path) -> Path:
-    model, device, length, seed = panel
+def _draw(
+    panel: Panel, points: Sequence[CurvePoint], beside: Sequence[Row], left_out: Sequence[CurvePoint], path: Path
+) -> Path:
+    model, device, length, seed, sparsity = panel
     recipes: dict[tuple[str, str, float], list[CurvePoint]] = defaultdict(list)
     texts: dict[str, set[str]] = defaultdict(set)
     for point in points:
@@ -83,12 +94,14 @@ def _draw(panel: Panel, points: Sequence[CurvePoint], beside: Sequence[Row], pat
         axes.set_ylabel("accuracy (%)")
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         axes.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
-        style.set_title(figure, f"{model}: accuracy by training of the gates, {style.tokens(length)} tokens")
+        asked = "" if sparsity == NO_REQUEST else f", density {1 - sparsity:.3g}"
+        style.set_title(figure, f"{model}: accuracy by training of the gates, {style.tokens(length)} tokens{asked}")
         counts = count_range((point.samples for point in points), "–")
         style.set_small_print(
             figure,
             f"Mean over tasks, {counts} samples of seed {seed} a point. Bars: 95 % interval of an accuracy, wider than that of "
-            f"a difference in pairs. Lines go through the means of seeds. Measured on {device}.",
+            f"a difference in pairs. Lines go through the means of seeds, which stand side by side. "
+            f"{left_out_text(len(left_out), {f'gates {point.training}' for point in left_out})}Measured on {device}.",
         )
     return style.save(figure, path)
 

@@ -11,6 +11,7 @@ from harness.report.figures import gate_curve as picture
 from harness.report.gate_curve import curve_points, trainings, write_points
 from harness.report.rows import Origin, Row
 from harness.study.columns import AVERAGE
+from harness.study.matching import Match
 from harness.study.schema import GateStepRecord
 from harness.study.store import Store
 from harness.study.verdict import Score
@@ -88,4 +89,30 @@ def test_trainings_on_other_files_are_another_line(tmp_path: Path, monkeypatch: 
         "mixture, learning rate 0.003",
         "mixture (0f3b5a), learning rate 0.003",
         "mixture (8dea8e), learning rate 0.003",
+    ]
+
+
+def test_a_picture_is_of_one_sparsity_and_leaves_out_what_is_off_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    for name, tokens in (("short", 1000), ("middle", 2000), ("long", 4000)):
+        record_training(store, name, tokens, steps=2)
+    rows = [average("long", 0.8), average("middle", 0.5), average("short", 0.6), average(None, 0.4)]
+    rows[1] = replace(rows[1], match=Match.OFF_DENSITY)
+    rows += [replace(row, arm=f"{row.arm}-half", sparsity=0.5, match=None) for row in rows]
+    rows.append(replace(average(None, 0.3), arm="arm-off", method="block_topk", match=Match.OFF_DENSITY))
+    drawn: list[tuple[list[float], list[str], list[str]]] = []
+    draw = picture._draw
+    monkeypatch.setattr(
+        picture,
+        "_draw",
+        lambda panel, points, beside, left_out, path: (
+            drawn.append(([p.accuracy for p in points], [row.arm for row in beside], [p.training for p in left_out])),
+            draw(panel, points, beside, left_out, path),
+        )[1],
+    )
+    names = [path.name for path in picture.write(curve_points(store, rows), rows, tmp_path)]
+    assert names == ["gate_curve_0.png", "gate_curve_1.png"]
+    assert drawn == [
+        ([0.6, 0.5, 0.8], ["arm-None-half"], []),
+        ([0.6, 0.8], ["arm-None"], ["middle"]),
     ]
