@@ -33,5 +33,8 @@ def report_training(distilled: Distilled, settings: Settings, loaded: LoadedMode
     console.print(f"{distilled.parameters:,} gate parameters, {distilled.seconds:.0f} s", highlight=False)
     recall_tables.show(distilled.recall, console)
     console.print(f"wrote {distilled.path}", highlight=False, soft_wrap=True)
-    if distilled.path.parent != weights_folder(settings.model, loaded):
-        console.print(f"to use them: model.gates={distilled.path.parent}", highlight=False, soft_wrap=True)
+    elsewhere = distilled.path.parent != weights_folder(settings.model, loaded)
+    needed = [f"model.gates={distilled.path.parent}"] if elsewhere else []
+    needed += [f"method.gates={spec.training}"] if spec.training else []
+    if needed:
+        console.print(f"to use them: {' '.join(needed)}", highlight=False, soft_wrap=True)

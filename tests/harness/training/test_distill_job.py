@@ -184,7 +184,9 @@ def test_gates_of_the_bundled_model_do_not_go_into_the_package(
     short = ["device=cpu", "job.steps=1", "job.rows=samples", "job.lengths=[512]", "job.recall_sequences=0", "study=x"]
     assert command("model=bundled", *JOB, *short) == 0
     assert (tmp_path / "gates" / "bundled" / "gates-32.safetensors").is_file()
-    assert "to use them: model.gates=gates/bundled" in capsys.readouterr().out
+    assert "to use them: model.gates=gates/bundled\n" in capsys.readouterr().out
+    assert command("model=bundled", *JOB, *short, "job.trainings={mass:{pool:mass}}") == 0
+    assert "to use them: model.gates=gates/bundled method.gates=mass\n" in capsys.readouterr().out
 
 
 def test_a_method_without_gates_is_told_which_have_them(
