@@ -45,9 +45,11 @@ the model and length) compare with dense on the same samples; ✓: shown to lose
 INTERVAL = 13
 """Characters of a column of accuracies with their intervals, and the space after it. Where there is no room for intervals, they
 stay in the leaderboard."""
-PREFILL_NOTE = (
-    "none: a prefill without attention, timed in turns; limit: dense TTFT ÷ that, what no method passes; rest: TTFT less the "
-    "attention layers × total. Where rest and none differ, so do calls of a layer alone and those of a prefill"
+PREFILL_NOTES = (
+    "none: a prefill without attention, timed in turns with dense and the method",
+    "limit: dense TTFT ÷ none, what no method passes, of the row's own rounds",
+    "rest: TTFT less the attention layers × total; it differs from none where calls",
+    "of a layer alone and those of a prefill do",
 )
 """What the columns of a whole prefill mean. They are shown where no row has an accuracy."""
 SCORE = 5
@@ -126,7 +128,8 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     console.print(table)
     explain_marks(console, rows)
     if only_times:
-        console.print(PREFILL_NOTE, style="dim", highlight=False, soft_wrap=True)
+        for line in PREFILL_NOTES:
+            console.print(line, style="dim", highlight=False, soft_wrap=True)
     reasons = [row.reason for row in rows if row.times is not None and row.score is None]
     for notice in dict.fromkeys(part for reason in reasons for part in reason.split("; ") if part):
         console.print(notice, style="dim", markup=False, highlight=False, soft_wrap=True)

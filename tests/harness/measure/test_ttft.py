@@ -22,6 +22,8 @@ def test_the_experiment(command: Command, brief_folder: Path, tmp_path: Path, ca
     said = capsys.readouterr()
     assert said.err == "as_released=true: block_topk has no release to follow, and is passed over\n"
     assert "limit" in said.out and "what no method passes" in said.out
+    _, _, notes = said.out.partition("none: ")
+    assert all(len(line) < 80 for line in notes.partition("wrote ")[0].splitlines())  # no terminal breaks a word of them
     assert command(*arguments, "method=streaming_llm", "as_released=true") == 0
     study = tmp_path / "results" / "ttft"
     timed = lines(study, "latency")
