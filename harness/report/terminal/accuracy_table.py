@@ -128,8 +128,8 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     console.print(table)
     explain_marks(console, rows)
     if only_times:
-        for line in PREFILL_NOTES:
-            console.print(line, style="dim", highlight=False, soft_wrap=True)
+        for note in PREFILL_NOTES:
+            console.print(note, style="dim", highlight=False, soft_wrap=True)
     reasons = [row.reason for row in rows if row.times is not None and row.score is None]
     for notice in dict.fromkeys(part for reason in reasons for part in reason.split("; ") if part):
         console.print(notice, style="dim", markup=False, highlight=False, soft_wrap=True)
