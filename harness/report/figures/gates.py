@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
+from matplotlib.ticker import MaxNLocator
 
 from harness.report.figures import heatmap, style
 from harness.report.figures.style import PALETTE
@@ -17,7 +18,7 @@ SMOOTHED = 12
 """Steps that a point of the curves is the mean of."""
 
 
-def draw_gate_curves(steps: pd.DataFrame, recall: pd.DataFrame, path: Path) -> Path:
+def draw_gate_curves(steps: pd.DataFrame, recall: pd.DataFrame, title: str, path: Path) -> Path:
     """Draw the tables of ``job=distill`` (columns of distill.Step and gate_report.Recall) to `path`."""
     with matplotlib.rc_context(style.RC):
         figure = style.new_figure(11, 3.6)
@@ -32,6 +33,10 @@ def draw_gate_curves(steps: pd.DataFrame, recall: pd.DataFrame, path: Path) -> P
                 right.plot(mean.index, 100 * mean[density], "o-", color=PALETTE[n % len(PALETTE)], label=f"density {density:g}")
             right.legend(frameon=False, fontsize=8)
         right.set(xlabel="layer", ylabel="kept mass ÷ oracle's (%)", title="Attention kept, held-out text")
+        for axes in (left, middle, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        style.set_title(figure, title)
+        style.set_small_print(figure, f"Loss and blocks found: means of up to {SMOOTHED} steps, the last of them at its place.")
     return style.save(figure, path)
 
 

@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> Path:
     _, test = row_sources(loaded, settings.data, settings.seed, kind=kind, needs=needs, hub=job.hub)
     recalls = gate_recall(loaded, gates, [test(length)[None] for length in test_lengths])
     recall_tables.show(recalls, console)
-    for written in recall_tables.write(recalls, settings.folder, spec.suffix, recall_tables.title(loaded.name)):
+    for written in recall_tables.write(recalls, settings.folder, spec.suffix, recall_tables.title(loaded.name, spec.suffix)):
         console.print(f"wrote {written}", highlight=False, soft_wrap=True)
     return path
 

@@ -18,9 +18,9 @@ SHOWN = 0.1
 """The density of the picture; the nearest that was measured."""
 
 
-def title(model: str) -> str:
-    """Return the title of the picture for a model."""
-    return f"{model}: best blocks that the gates find at density {SHOWN:g}"
+def title(model: str, suffix: str) -> str:
+    """Return the title of the picture for a model and what its file's name ends in: block size, and name of the training."""
+    return f"{model}, gates {suffix}: best blocks that the gates find at density {SHOWN:g}"
 
 
 def by_layer(recall: Sequence[Recall]) -> pd.DataFrame:

@@ -304,3 +304,12 @@ def test_the_hint_trains_where_the_method_looks(
     loaded = SimpleNamespace(name=model["name"], path=folders.get(model["path"]))
     assert model_overrides(model) == hint
     assert weights_folder(model, loaded) == Path(folder)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("blank_pictures")
+def test_pictures_name_the_training(command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr("harness.report.figures.style.set_title", lambda figure, title: titles.append(title))
+    short = ["job.steps=1", "job.rows=samples", "job.lengths=[1024]", f"job.out={tmp_path}", "job.recall_sequences=1"]
+    assert command(*toy, *JOB, *short, "job.trainings={mass:{pool:mass}}") == 0
+    assert len(titles) == 2 and all("gates 32-mass" in title for title in titles)
