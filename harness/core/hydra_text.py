@@ -84,7 +84,7 @@ def _unknown(name: str) -> str:
         return f"unknown setting '{name}'{hint}; known: {', '.join(known) or 'none here'}"
     group, key = name.split(".", 1)
     owners = [choice for choice in groups().get(group, []) if key in setting_names(group, choice)]
-    return f"unknown setting '{name}' for this {group}=; it belongs to {', '.join(owners)}"
+    return f"unknown setting '{name}' for this {group}; it belongs to {', '.join(owners)}"
 
 
 def _in_no_group(name: str) -> str:

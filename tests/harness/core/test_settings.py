@@ -55,7 +55,7 @@ def test_unknown_settings_name_those_of_their_level() -> None:
     assert known_settings("data.x") == ["data.dir", "data.haystack", "data.text_dir", "data.words"]
     assert {"model", "task", "length"} <= set(known_settings("x")) and "data.dir" not in known_settings("x")
     assert "model.released_gates.prefill" in known_settings("model.x")
-    assert unknown_setting("job.probe_rows") == "unknown setting 'job.probe_rows' for this job=; it belongs to pretrain"
+    assert unknown_setting("job.probe_rows") == "unknown setting 'job.probe_rows' for this job; it belongs to pretrain"
 
 
 def test_lines_of_a_file_are_its_settings_and_their_comments(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ Command = Callable[..., int]
         (["-m", "experiment=pareto,ruler"], "one experiment a command"),
         (["+sampels=3"], "unknown setting 'sampels' (did you mean samples?)"),
         (["+data.haystak=x"], "unknown setting 'data.haystak' (did you mean data.haystack?)"),
-        (["+job.prompts=3"], "unknown setting 'job.prompts' for this job=; it belongs to search_heads"),
+        (["+job.prompts=3"], "unknown setting 'job.prompts' for this job; it belongs to search_heads"),
         (["~length"], "length is missing: no setting can be taken out with ~"),
         (["~method"], "method is missing: no setting can be taken out with ~"),
         (["~job"], "job is missing: no setting can be taken out with ~"),
@@ -92,7 +92,7 @@ Command = Callable[..., int]
         (["method=streaming_llm", "method.windw=5"], "unknown setting 'method.windw' (did you mean method.window?)"),
         (
             ["+method.window=5"],
-            "unknown setting 'method.window' for this method=; it belongs to flash_prefill, streaming_llm, tri_shape",
+            "unknown setting 'method.window' for this method; it belongs to flash_prefill, streaming_llm, tri_shape",
         ),
         (["method=dense", "+method.gats=5"], "unknown setting 'method.gats' (did you mean method.gates?); known: "),
         (["++decode.x=5", "job=report"], "unknown setting 'decode.x'; known: decode.block_size, decode.budget, "),

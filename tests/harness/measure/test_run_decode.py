@@ -70,7 +70,7 @@ def test_with_a_method_of_prefill_and_again(command: Command, toy: list[str], fi
         (["decode=quest", "decode.budgt=5"], "unknown setting 'decode.budgt' (did you mean decode.budget?)"),
         (
             ["decode.budget=5"],
-            "unknown setting 'decode.budget' for this decode=; it belongs to oracle, quest, random, seer_r, streaming",
+            "unknown setting 'decode.budget' for this decode; it belongs to oracle, quest, random, seer_r, streaming",
         ),
         (["decode=quest", "decode.budget=5"], "budget=5: must hold at least one block of 16 tokens"),
         (["decode=quest", "decode.budget=many"], "decode method quest, budget=many: must be a whole number or null"),
