@@ -45,8 +45,8 @@ def _times(times: Times | None) -> dict[str, Any]:
     if times is None:
         return {}
     measured = {name: value for name, value in vars(times).items() if name != "density"}
-    made = ("speedup", "pct_ideal", "ttft_speedup", "ttft_limit", "rest_ms")
-    return measured | {name: getattr(times, name) for name in made}
+    derived = ("speedup", "pct_ideal", "ttft_speedup", "ttft_limit", "rest_ms")
+    return measured | {name: getattr(times, name) for name in derived}
 
 
 def _perplexity(perplexity: Perplexity | None) -> dict[str, Any]:

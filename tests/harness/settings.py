@@ -38,18 +38,22 @@ def with_options(settings: Settings, **options: Any) -> Settings:
     return replace(settings, options=settings.options | options)
 
 
+TINY_SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+"""Of a toy model by shape."""
+
+
 def tiny_shape(*arguments: str) -> list[str]:
-    """The arguments that choose a model by shape with sizes of a toy: 2 layers, 4 query and 2 KV heads of 16, 300 tokens."""
-    sizes = {
-        "vocab_size": 300,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-    }
-    return ["model=shape/llama3_8b", *(f"model.shape.{name}={value}" for name, value in sizes.items()), *arguments]
+    """The arguments that choose a model by shape with `TINY_SIZES`."""
+    sizes = (f"model.shape.{name}={value}" for name, value in TINY_SIZES.items())
+    return ["model=shape/llama3_8b", *sizes, *arguments]
 
 
 def toy_arguments(folder: Path) -> list[str]:

@@ -30,8 +30,8 @@ def write(points: Sequence[CurvePoint], rows: Sequence[Row], folder: Path) -> li
     left_out: dict[Panel, list[CurvePoint]] = defaultdict(list)
     for point in points:
         asked = NO_REQUEST if point.sparsity is None else point.sparsity
-        kept = left_out if point.match == Match.OFF_DENSITY else panels
-        kept[point.model, point.device, point.length, point.samples_seed, asked].append(point)
+        points_of = left_out if point.match == Match.OFF_DENSITY else panels
+        points_of[point.model, point.device, point.length, point.samples_seed, asked].append(point)
     shown = {panel: members for panel, members in panels.items() if len({point.tokens for point in members}) > 1}
     paths = []
     for number, (panel, members) in enumerate(sorted(shown.items())):

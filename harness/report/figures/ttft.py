@@ -87,13 +87,13 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
         looks = style.looks_of(point.row.method for point in points if not point.row.is_baseline)
         asked = [point.row.sparsity for point in points if not point.row.is_baseline]
         sparsity = usual_sparsity(asked)
-        for name, wanted in (("ttft", sparsity), ("ttft_native", None)):
-            own = [point for point in points if point.row.is_baseline or point.row.sparsity == wanted]
-            if wanted not in asked:
+        for name, asked_sparsity in (("ttft", sparsity), ("ttft_native", None)):
+            own = [point for point in points if point.row.is_baseline or point.row.sparsity == asked_sparsity]
+            if asked_sparsity not in asked:
                 continue
             picture = picture_of(own)
             if len(picture.dense_ms) > 1:
-                figure = draw(picture, looks, _title(own[0].row, wanted))
+                figure = draw(picture, looks, _title(own[0].row, asked_sparsity))
                 paths.append(style.save(figure, folder / f"{name}{suffix}.png"))
     return paths
 

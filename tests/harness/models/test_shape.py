@@ -17,19 +17,9 @@ from harness.models import shape as shapes
 from harness.models.description import describe_model
 from harness.models.loading import LoadedModel
 from harness.models.shape import ModelShape, draw_model, empty_model
-from tests.harness.settings import composed, merged, tiny_shape
+from tests.harness.settings import TINY_SIZES, composed, merged, tiny_shape
 
-TINY: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "rope_theta": 500000.0,
-}
+TINY: dict[str, Any] = {"model_type": "llama", **TINY_SIZES, "rope_theta": 500000.0}
 MILLIONS = {"llama3_1b": 1236, "llama3_3b": 3213, "llama3_8b": 8030, "qwen2_5_7b": 7616}
 """Parameters of the releases, in millions."""
 

@@ -36,9 +36,9 @@ def timed(method: str, sparsity: float | None, length: int, ttft_ms: float, drif
 
 def rows() -> list[Row]:
     """Dense attention, and methods that are matched, off the density, between two whole knobs, and as released."""
-    made = []
+    timed_rows = []
     for length in (4096, 8192):
-        made += [
+        timed_rows += [
             timed("full", 0.0, length, DENSE),
             timed("sieve", 0.9, length, 400.0, drift=2.0),
             timed("sieve", 0.9, length, 300.0, density=0.15, knobs={"width": 3}),
@@ -46,7 +46,7 @@ def rows() -> list[Row]:
             timed("steps", 0.9, length, 450.0, density=0.09, knobs={"steps": 1}, neighbour=True),
             timed("steps", 0.9, length, 480.0, density=0.12, knobs={"steps": 2}, neighbour=True),
         ]
-    return with_matches(made)
+    return with_matches(timed_rows)
 
 
 def test_ratios_are_of_a_rows_own_rounds() -> None:
