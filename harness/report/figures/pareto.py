@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from harness.report.figures import picture_rows, style
 from harness.report.figures.pareto_axes import DECODE, DENSITY, Axis, axes_of
-from harness.report.figures.pareto_lines import Looks, colour_name, dashes_of, line_rows, lines_of
+from harness.report.figures.pareto_lines import LineLook, Looks, colour_name, line_looks_of, line_rows, lines_of
 from harness.report.figures.pareto_panel import draw_panel
 from harness.report.notes import off_density
 from harness.report.rows import Row
@@ -83,8 +83,8 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
     kinds = axes_of(rows)
     with_legend = _needs_legend(rows, kinds[0])
     looks = style.looks_of(colour_name(row) for row in rows if not row.is_baseline)
-    dashes = dashes_of(rows, kinds[0], with_native=not with_legend)
-    names = LEGEND + style.NAME_LETTER * max(map(len, [*dashes, *looks]), default=0) if with_legend else 0.0
+    line_looks = line_looks_of(rows, kinds[0], looks, with_native=not with_legend)
+    names = LEGEND + style.NAME_LETTER * max(map(len, [*line_looks, *looks]), default=0) if with_legend else 0.0
     grid = _grid(lengths, kinds)
     if len(lengths) == 1:
         figure = style.new_figure((10.5 if len(kinds) > 1 else 6.0) + (1.5 if with_legend else 0.0), 4.6)
@@ -96,12 +96,12 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
         for i, places in enumerate(grid):
             for j, (length, axis) in enumerate(places):
                 axes = figure.add_subplot(len(grid), columns, i * columns + j + 1)
-                draw_panel(axes, rows, length, axis, looks, dashes, inches, named=not with_legend)
+                draw_panel(axes, rows, length, axis, looks, line_looks, inches, named=not with_legend)
                 if len(lengths) > 1:
                     axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
         style.set_title(figure, _title(rows, lengths, model), beside=names)
         if with_legend:
-            _draw_legend(figure, rows, kinds[0], looks, dashes)
+            _draw_legend(figure, rows, kinds[0], looks, line_looks)
         native = "Ringed: at the method's own defaults. " if with_legend and any(row.sparsity is None for row in rows) else ""
         off = "Small, hollow, off the line: not at the density asked for. " if any(map(off_density, rows)) else ""
         style.set_small_print(figure, native + off + picture_rows.note(rows, device, bars="" if with_legend else "bars"))
@@ -127,17 +127,17 @@ def _needs_legend(rows: Sequence[Row], axis: Axis) -> bool:
     return max(len(methods), len(lines)) > style.MANY or max(map(len, lines), default=0) > longest
 
 
-def _draw_legend(figure: Figure, rows: Sequence[Row], axis: Axis, looks: Looks, dashes: Mapping[str, style.Dash]) -> None:
+def _draw_legend(figure: Figure, rows: Sequence[Row], axis: Axis, looks: Looks, line_looks: Mapping[str, LineLook]) -> None:
     """Write names beside the panels where there are too many to stand at their lines, by mean accuracy."""
     lines = lines_of(line_rows(rows, with_native=False), axis)
     names = sorted(lines, key=lambda name: fmean(row.scored.accuracy for row in lines[name]), reverse=True)
     handles = []
     for name in names:
-        colour, marker = looks[colour_name(lines[name][0])]
+        colour, marker, dash = line_looks[name]
         if all(map(off_density, lines[name])):
             handles.append(Line2D([], [], color=colour, marker=marker, markerfacecolor="none", linestyle="", markersize=4))
         else:
-            handles.append(Line2D([], [], color=colour, marker=marker, linestyle=dashes[name], linewidth=1.8, markersize=6))
+            handles.append(Line2D([], [], color=colour, marker=marker, linestyle=dash, linewidth=1.8, markersize=6))
     with_lines = {colour_name(members[0]) for members in lines.values()}
     points_only = [name for name in looks if name not in with_lines]  # ringed points, no line
     for name in points_only:

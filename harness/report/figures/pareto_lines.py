@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from harness.report.figures import style
 from harness.report.figures.pareto_axes import DECODE, Axis
@@ -13,6 +14,14 @@ from harness.report.rows import Row
 
 Looks = Mapping[str, style.Look]
 """Colour and marker by what `colour_name` says of a row."""
+
+
+class LineLook(NamedTuple):
+    """Colour, marker and dash of a line."""
+
+    colour: str
+    marker: str
+    dash: style.Dash
 
 
 def line_rows(rows: Sequence[Row], *, with_native: bool) -> list[Row]:
@@ -34,12 +43,19 @@ def lines_of(rows: Sequence[Row], axis: Axis) -> dict[str, list[Row]]:
     return {name.partition(" (")[2].removesuffix(")") or colour_name(members[0]): members for name, members in lines.items()}
 
 
-def dashes_of(rows: Sequence[Row], axis: Axis, *, with_native: bool) -> dict[str, style.Dash]:
-    """Return how each line of the figure is drawn, the same in all panels: a method's first one solid."""
+def line_looks_of(rows: Sequence[Row], axis: Axis, looks: Looks, *, with_native: bool) -> dict[str, LineLook]:
+    """Return how each line of the figure is drawn, the same in all panels.
+
+    Lines of a method share its colour. The first one is solid and has its marker; each of the others has another dash, which a
+    line of one point can't show, and another marker.
+    """
     drawn: Counter[str] = Counter()
-    dashes = {}
+    line_looks = {}
     for name, members in sorted(lines_of(line_rows(rows, with_native=with_native), axis).items()):
         method = colour_name(members[0])
-        dashes[name] = style.DASHES[drawn[method] % len(style.DASHES)]
+        colour, marker = looks[method]
+        number, markers = drawn[method], style.MARKERS
+        turned = markers[(markers.index(marker) + number) % len(markers)]
+        line_looks[name] = LineLook(colour, turned, style.DASHES[number % len(style.DASHES)])
         drawn[method] += 1
-    return dashes
+    return line_looks

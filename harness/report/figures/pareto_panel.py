@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from harness.report.figures import picture_rows, style
 from harness.report.figures.pareto_axes import DECODE, DENSITY, Axis, set_limits
-from harness.report.figures.pareto_lines import Looks, colour_name, line_rows, lines_of
+from harness.report.figures.pareto_lines import LineLook, Looks, colour_name, line_rows, lines_of
 from harness.report.notes import off_density
 from harness.report.rows import Row
 from harness.study.schema import Status
@@ -33,7 +33,7 @@ def draw_panel(
     length: int,
     axis: Axis,
     looks: Looks,
-    dashes: Mapping[str, style.Dash],
+    line_looks: Mapping[str, LineLook],
     width: float,
     *,
     named: bool,
@@ -62,9 +62,8 @@ def draw_panel(
             _draw_ringed(axes, row, _place(row, axis), looks[colour_name(row)])
     labels = []
     for name, members in sorted(lines.items()):
-        look = looks[colour_name(members[0])]
-        x, y = _draw_line(axes, members, axis, look, dashes[name], bars=named)
-        labels.append((name, x, y, look[0]))
+        x, y = _draw_line(axes, members, axis, line_looks[name], bars=named)
+        labels.append((name, x, y, line_looks[name].colour))
     if named:
         marks = [(name, _place(row, axis), row.scored.percent) for name, members in lines.items() for row in members]
         if dense is not None and dense_cost is not None:
@@ -92,13 +91,11 @@ def _draw_ringed(axes: Axes, row: Row, x: float, look: style.Look) -> None:
     axes.plot(x, y, marker, color=colour, markerfacecolor=_face(row, colour), zorder=4)
 
 
-def _draw_line(
-    axes: Axes, rows: Sequence[Row], axis: Axis, look: style.Look, dash: style.Dash, *, bars: bool
-) -> tuple[float, float]:
+def _draw_line(axes: Axes, rows: Sequence[Row], axis: Axis, look: LineLook, *, bars: bool) -> tuple[float, float]:
     """Draw the points of a line in the order of their densities, in the time panel too: a curve follows the sparsity. Points
     off the density asked for are small and hollow, and no line joins them. Return its cheapest point. bars: with intervals; of
     many lines they would hide the points."""
-    colour, marker = look
+    colour, marker, dash = look
     along = DECODE if axis is DECODE else DENSITY
     ordered = sorted(rows, key=lambda row: along.cost(row) or 0.0)
     xs, ys = [_place(row, axis) for row in ordered], [row.scored.percent for row in ordered]

@@ -206,6 +206,8 @@ def test_many_methods_have_a_legend_with_every_line_and_ringed_point() -> None:
     dashes = {name: line.get_linestyle() for name, line in zip(names, legend.get_lines(), strict=True)}
     assert (dashes["a"], dashes["s (selection x)"], dashes["own"]) == ("-", "-", "None")
     assert dashes["s (selection y)"] == "--", "the second rule of a method is dashed"
+    markers = {name: line.get_marker() for name, line in zip(names, legend.get_lines(), strict=True)}
+    assert markers["s (selection x)"] != markers["s (selection y)"], "a line of one point shows no dash"
     drawn = [[line.get_linestyle() for line in axes.lines].count("--") for axes in figure.axes[:2]]
     assert drawn[0] == drawn[1] + 1, "the second panel has no rule y"
 
