@@ -1,7 +1,7 @@
 """Time to first token: a whole prefill with its KV cache, from the ids on the device to the first token's logits.
 
 A prefill without attention takes turns with the others: the limit of what a method of attention can reach. It is measured, not
-computed from the times of a layer: those are taken in calls of attention alone, at another clock of the card than in a prefill.
+computed from the times of a layer: calls of attention alone need not take what they take within a prefill.
 """
 
 from __future__ import annotations
