@@ -12,12 +12,8 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     study.check_has_records(settings)
     study.report_due = True
     store = study.store
-    for file in (
-        store.samples,
-        store.cells,
-        store.kernels,
-        store.gate_steps,
-    ):  # the others stay small, and readable as they are
+    # the others stay small, and readable as they are
+    for file in (store.samples, store.cells, store.kernels, store.gate_steps):
         if lines := file.archive():
             command.console.print(f"{lines:,} records in {file.archived}", highlight=False, soft_wrap=True)
     return 0
