@@ -78,8 +78,9 @@ def distill(
                 # while a GPU is still at it, the host has time to draw text
                 if (following := _next_batch(left, number)) is not None:
                     batches.draw(following)
-                for training, means in zip(trainer.active, sum_of_passes, strict=True):
-                    training.finish_step(means, batch.numel(), started)
+                gathered = [training.gather_step(own) for training, own in zip(trainer.active, sum_of_passes, strict=True)]
+                for training, numbers in zip(trainer.active, torch.stack(gathered).tolist(), strict=True):  # one wait for all
+                    training.finish_step(numbers, batch.numel(), started)
         for training in [training for training in left if training.next_batch is None]:
             left.remove(training)
             if training.problem is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,10 @@ def _train(
         stream = distill(
             loaded, batches, plans, out=out, held_out=held_out, kind=kind, processes=processes, cuda_graph=cuda_graph
         )
-        with _removed_at_the_end() as replacing:
+        # Those that replaced gates keep theirs until all have ended: without it the same command, killed, would take the new
+        # gates for the ones that it is to replace.
+        replacing: list[Checkpoint] = []
+        try:
             for distilled in stream:
                 training = by_path[distilled.path]
                 if processes.main:
@@ -168,24 +171,16 @@ def _train(
                     else:
                         training.checkpoint.remove()  # last of all: where it is, the same command goes on
                 processes.wait()
+        except UserError:  # of another training: it ends the command as well
+            _remove(replacing)
+            raise
+        _remove(replacing)
 
 
-@contextmanager
-def _removed_at_the_end() -> Iterator[list[Checkpoint]]:
-    """Yield a list for the checkpoints of trainings that replaced gates and are whole, and remove them when all have ended.
-
-    Without them the same command, killed, would take these gates for those that it is to replace, and train them anew.
-    """
-    checkpoints: list[Checkpoint] = []
-    failure = None
-    try:
-        yield checkpoints
-    except UserError as error:  # another training's: it ends the command as well
-        failure = error
+def _remove(checkpoints: Sequence[Checkpoint]) -> None:
+    """Remove the checkpoints of trainings that have ended."""
     for checkpoint in checkpoints:
         checkpoint.remove()
-    if failure is not None:
-        raise failure
 
 
 def _no_bar(_: str, __: Step) -> None:

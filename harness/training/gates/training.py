@@ -96,17 +96,24 @@ class Training:
             group["lr"] = self._rate
         self.optimizer.zero_grad(set_to_none=not keep_gradients)
 
-    def finish_step(self, means: Tensor, tokens: int, started: float) -> None:
-        """Change the gates by the gradients of a step, and record it. Waits for the device.
+    def gather_step(self, means: Tensor) -> Tensor:
+        """Make the gradients those of all processes, clipped if the recipe says so; return loss, recall and the norm that the
+        gradient had before, float32 [3], without waiting for the device.
 
-        means: loss and recall [2], of this process's share of the rows. tokens: of the step's batch. started: when the step
-        was, by time.perf_counter. The gradient is that of all processes, and clipped if the recipe says so; the norm recorded
-        is from before. Where a number is not finite any more, `problem` says why.
+        means: loss and recall [2], of this process's share of the rows.
         """
         weights = [weight for weight in self.weights if weight.grad is not None]
         self.processes.add_up([means, *(weight.grad for weight in weights if weight.grad is not None)])
         norm = torch.nn.utils.clip_grad_norm_(weights, self.recipe.clip or math.inf)  # inf multiplies by exactly 1
-        loss, recall, gradient_norm = torch.cat((means, norm[None])).tolist()
+        return torch.cat((means, norm[None]))
+
+    def finish_step(self, numbers: Sequence[float], tokens: int, started: float) -> None:
+        """Change the gates by the gradients of a step, and record it.
+
+        numbers: what `gather_step` returned. tokens: of the step's batch. started: when the step was, by time.perf_counter.
+        Where a number is not finite any more, `problem` says why.
+        """
+        loss, recall, gradient_norm = numbers
         number, rate = len(self.steps), self._rate
         if not math.isfinite(loss + gradient_norm):
             self._give_up(self._not_finite(loss, gradient_norm))

@@ -233,7 +233,7 @@ def test_a_step_is_the_gradient_of_the_papers_formulas(q_linear: bool, monkeypat
             for number in (0, 1):
                 trainer.visit(number, rope_apply(x.q, *cos_sin), rope_apply(x.k, *cos_sin), 0.7, None)
             passes.append(trainer.end_pass())
-    training.finish_step(torch.stack(passes).sum(0)[0], 178, 0.0)
+    training.finish_step(training.gather_step(torch.stack(passes).sum(0)[0]).tolist(), 178, 0.0)
     (step,) = training.steps
     losses = []
     for weights in wide:
