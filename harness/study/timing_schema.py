@@ -11,17 +11,23 @@ from harness.study.schema import SCHEMA
 
 @dataclass(frozen=True)
 class LatencyRecord:
-    """Times of one arm at one length on one device: milliseconds per attention layer call, except `ttft_ms` (whole prefill);
-    `_low` and `_high` are 10th and 90th percentiles. `dense` holds every dense kernel timed in the same run, `dense_failed` why
-    others could not be; `dense_kernel` is the fastest. `peak_mib` is of a prefill, weights included; `tokens` is the length of
-    the prompt they were taken on; `dense_ttft_ms` is the whole prefill with dense attention, `no_attention_ttft_ms` without
-    that of the `attention_layers` layers in which a method chooses, both timed in turns with the method's (`ttft_rounds`: of
-    each round, see `harness.measure.latency.prefill`); `prefill_density` and `prefill_token_density` are the method's in this
-    prefill, `density` and `token_density` (attended ÷ causal (query, key) pairs) those of the layers whose calls were timed,
-    `timed_layers`, on what dense attention made of the layers before; `kept_mass` is the share of the true attention on their
-    kept blocks (see `MassRecord`), and `kept_by_layer` that of each. `paired`: all times of a layer are its total × the median
-    ratio of the rounds that they share; else (older records) each is a median by itself. `neighbour` and `notices` as in
-    `CellRecord`. Of several records of one arm and device the last counts."""
+    """Times of one arm at one length on one device. Of several records of one arm and device the last counts.
+
+    Times are milliseconds per attention layer call; those of a whole prefill have `ttft` in their names. `_low` and `_high` are
+    10th and 90th percentiles.
+
+    tokens: of the prompt they were taken on. dense: every dense kernel timed in the same run; dense_kernel is the fastest,
+    dense_failed why others could not be. density, token_density: kept ÷ causal blocks, and attended ÷ causal (query, key)
+    pairs, of the layers whose calls were timed (timed_layers), on what dense attention made of the layers before. kept_mass:
+    share of the true attention on their kept blocks (see `MassRecord`), kept_by_layer of each. paired: all times of a layer
+    are its total × the median ratio of the rounds that they share; else (older records) each is a median by itself.
+
+    dense_ttft_ms: the prefill with dense attention, no_attention_ttft_ms without that of the `attention_layers` layers in which
+    a method chooses, both in turns with the method's. ttft_rounds: of each round, see `harness.measure.latency.prefill`.
+    prefill_density, prefill_token_density: the method's in this prefill. peak_mib: of a prefill, weights included.
+
+    neighbour, notices: as in `CellRecord`.
+    """
 
     latency: str
     arm: str

@@ -41,8 +41,8 @@ class Gate(nn.Module, ABC):
         """Draw the weights that training begins with."""
 
     def draw(self, generator: torch.Generator | None = None) -> None:
-        """Draw weights for a model whose own weights are random: what they choose means nothing, and is as uneven as what
-        trained gates choose."""
+        """Draw weights for a model whose own weights are random. What they choose means nothing; it is uneven enough for a
+        threshold to keep some of every row."""
         self.reset_parameters(generator)
 
     @abstractmethod
