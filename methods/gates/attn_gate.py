@@ -24,8 +24,8 @@ from methods.gates.weights import fill_gates
 from methods.parts.rope_protocol import Rope
 
 DRAWN_SPREAD = 15.0
-"""How many times the spread of the weights that training begins with drawn ones have. With it one threshold keeps 41 % of the
-first rows and 4 % of the last at density 0.1, measured on a toy; with 1 it keeps early rows whole and nothing later."""
+"""How many times the spread of the weights that training begins with drawn ones have. With 1 the probabilities of a row are
+alike, and a threshold keeps early rows whole and nothing of late ones."""
 
 
 class AttnGate(Gate):
