@@ -63,13 +63,12 @@ def row_pairs(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.
 
 
 @lru_cache(maxsize=64)
-def last_rows(q_len: int, k_len: int, q_block: int, k_block: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return counts [rows] and block numbers [rows, Nk], both int32, of the last `rows` query blocks with every causal block.
-    Kept for the next call: read only."""
+def _full_counts(q_len: int, k_len: int, q_block: int, k_block: int, rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return bool [Mq], which query blocks are among the last `rows`, and int32 [Mq], the causal blocks of each. Kept for the
+    next call: read only."""
     with torch.inference_mode(False):
-        counts = causal_blocks(q_len, k_len, q_block, k_block)[-rows:].to(torch.int32)
-        cols = torch.arange(-(-k_len // k_block), dtype=torch.int32)
-        return counts.to(device), torch.where(cols < counts[:, None], cols, 0).to(device)
+        counts = causal_blocks(q_len, k_len, q_block, k_block).to(torch.int32)
+        return (torch.arange(len(counts)) >= len(counts) - rows).to(device), counts.to(device)
 
 
 def causal_pairs(q_len: int, k_len: int) -> int:
@@ -90,6 +89,8 @@ class BlockIndex:
         indices: int32 [B, H, Mq, width], ascending block numbers, compact; entries past `counts` are 0.
         q_block, k_block: tokens per query and per key block.
         q_len, k_len: tokens of the queries and keys; query i stands at position i + k_len - q_len.
+        full_rows: query blocks at the end that keep every causal block. `counts` says so, and they have no list: what
+            `indices` hold there means nothing, and may be narrower than their counts. `with_last_rows` makes them.
 
     H is the number of query heads, or of KV heads where a GQA group shares one index.
     """
@@ -100,6 +101,7 @@ class BlockIndex:
     k_block: int
     q_len: int
     k_len: int
+    full_rows: int = 0
 
     @classmethod
     def from_mask(cls, mask: Tensor, *, q_block: int, k_block: int, q_len: int, k_len: int, wait: bool = True) -> BlockIndex:
@@ -151,16 +153,33 @@ class BlockIndex:
 
     def to_mask(self) -> Tensor:
         """Return bool [B, H, Mq, Nk], True on the kept blocks."""
-        cols = -(-self.k_len // self.k_block)
-        filled = torch.arange(self.indices.shape[-1], device=self.counts.device) < self.counts[..., None]
-        mask = torch.zeros(*self.counts.shape, cols + 1, dtype=torch.bool, device=self.counts.device)
-        mask.scatter_(-1, torch.where(filled, self.indices, cols).long(), True)
+        cols, listed = -(-self.k_len // self.k_block), self.listed_rows
+        counts, indices = self.counts[..., :listed], self.indices[..., :listed, :]
+        filled = torch.arange(indices.shape[-1], device=counts.device) < counts[..., None]
+        mask = torch.zeros(*self.counts.shape, cols + 1, dtype=torch.bool, device=counts.device)
+        mask[..., :listed, :].scatter_(-1, torch.where(filled, indices, cols).long(), True)
+        if self.full_rows:
+            mask[..., listed:, :cols] = self._causal_mask()[listed:]
         return mask[..., :cols]
+
+    def _causal_mask(self) -> Tensor:
+        """Return bool [Mq, Nk], the causal blocks; read only."""
+        return causal_mask(self.q_len, self.k_len, self.q_block, self.k_block, self.counts.device)
 
     @property
     def heads(self) -> int:
         """Return how many heads have a list of their own: query heads, or KV heads."""
         return self.counts.shape[1]
+
+    @property
+    def listed_rows(self) -> int:
+        """Return how many query blocks have a list: all but the full ones at the end."""
+        return self.counts.shape[-1] - self.full_rows
+
+    @property
+    def listed_queries(self) -> int:
+        """Return how many queries stand in the query blocks that have a list: the first ones."""
+        return min(self.listed_rows * self.q_block, self.q_len)
 
     def tiles(self) -> Tensor:
         """Return how many q_block × k_block tiles are to be computed, int64 [B, H]."""
@@ -181,8 +200,19 @@ class BlockIndex:
 
     def row_keys(self, row: int) -> Tensor:
         """Return bool [B, H, K]: keys in the kept blocks of one query block, the future of single queries among them."""
-        one = replace(self, counts=self.counts[:, :, row : row + 1], indices=self.indices[:, :, row : row + 1])
-        return one.to_mask()[:, :, 0].repeat_interleave(self.k_block, -1)[..., : self.k_len]
+        if row >= self.listed_rows:
+            blocks = self._causal_mask()[row].expand(*self.counts.shape[:2], -1)
+        else:
+            part = slice(row, row + 1)
+            blocks = replace(self, counts=self.counts[:, :, part], indices=self.indices[:, :, part], full_rows=0).to_mask()[:, :, 0]
+        return blocks.repeat_interleave(self.k_block, -1)[..., : self.k_len]
+
+    def row_blocks(self, sample: int, head: int, row: int) -> Tensor:
+        """Return int64 [count], the blocks of one row in ascending order. Waits for the device."""
+        count = int(self.counts[sample, head, row])
+        if row >= self.listed_rows:
+            return torch.arange(count, device=self.counts.device)
+        return self.indices[sample, head, row, :count].long()
 
     def validate(self) -> None:
         """Check everything on the host; ValueError says what is wrong."""
@@ -194,8 +224,12 @@ class BlockIndex:
             raise ValueError(
                 f"counts {tuple(self.counts.shape)} and indices {tuple(self.indices.shape)} don't have {rows} query blocks"
             )
-        counts, indices = self.counts.cpu(), self.indices.cpu().long()
-        causal = causal_blocks(*shape)
+        if not 0 <= self.full_rows <= rows:
+            raise ValueError(f"full_rows={self.full_rows}: must lie between 0 and the {rows} query blocks")
+        causal, listed = causal_blocks(*shape), self.listed_rows
+        if not bool((self.counts[..., listed:].cpu() == causal[listed:]).all()):
+            raise ValueError("counts of full rows must be their causal blocks")
+        counts, indices, causal = self.counts[..., :listed].cpu(), self.indices[..., :listed, :].cpu().long(), causal[:listed]
         if bool((counts < 1).any()) or bool((counts > causal).any()) or bool((counts > indices.shape[-1]).any()):
             raise ValueError("counts must lie between 1 and the row's causal blocks, and within the width of indices")
         filled = torch.arange(indices.shape[-1]) < counts[..., None]
@@ -207,15 +241,23 @@ class BlockIndex:
             raise ValueError("every row must keep the blocks over its own tokens")
 
     def with_last_rows(self, rows: int) -> BlockIndex:
-        """Return the same index, but the last `rows` query blocks keep every causal block. Does not wait for the device."""
-        if rows <= 0:
+        """Return the same index, but the last `rows` query blocks, or all where these are fewer, keep every causal block and
+        have no list. Does not wait for the device."""
+        rows = min(rows, self.counts.shape[-1])
+        if rows <= self.full_rows:
             return self
-        counts, lists = last_rows(self.q_len, self.k_len, self.q_block, self.k_block, rows, self.counts.device)
-        indices = torch.nn.functional.pad(self.indices, (0, lists.shape[-1] - self.indices.shape[-1]))
-        indices[..., -rows:, :] = lists
-        all_counts = self.counts.clone()
-        all_counts[..., -rows:] = counts
-        return replace(self, counts=all_counts, indices=indices)
+        full, causal = _full_counts(self.q_len, self.k_len, self.q_block, self.k_block, rows, self.counts.device)
+        return replace(self, counts=torch.where(full, causal, self.counts), full_rows=rows)
+
+    def with_all_lists(self) -> BlockIndex:
+        """Return the same index with a list for every row, as wide as there are key blocks where some had none: for code that
+        reads `indices` of all rows alike. Does not wait for the device."""
+        if not self.full_rows:
+            return self
+        cols = torch.arange(-(-self.k_len // self.k_block), dtype=torch.int32, device=self.counts.device)
+        indices = torch.nn.functional.pad(self.indices, (0, len(cols) - self.indices.shape[-1]))
+        indices[..., self.listed_rows :, :] = torch.where(self._causal_mask()[self.listed_rows :], cols, 0)
+        return replace(self, indices=indices, full_rows=0)
 
     def to(self, device: torch.device | str) -> BlockIndex:
         """Return the same index on another device."""

@@ -13,8 +13,8 @@ def merge_blocks(index: BlockIndex, q_factor: int, k_factor: int) -> BlockIndex:
     """Return the index over blocks of q_factor query and k_factor key blocks: each keeps whatever one of its parts keeps.
 
     The smallest coarse index that covers `index`; its density is higher, and is the one to report. Runs on the index's
-    device and never waits for it: `indices` is as wide as its longest row could be, not as it is. Raises ValueError for
-    factors below 1.
+    device and never waits for it: `indices` is as wide as its longest listed row could be, not as it is. A coarse row with a
+    full row in it is full: full rows are the last ones, so the last of its parts is. Raises ValueError for factors below 1.
     """
     if q_factor < 1 or k_factor < 1:
         raise ValueError(f"blocks can't be merged by {q_factor} and {k_factor}: both must be at least 1")
@@ -24,13 +24,16 @@ def merge_blocks(index: BlockIndex, q_factor: int, k_factor: int) -> BlockIndex:
     rows, cols = -(-index.q_len // q_block), -(-index.k_len // k_block)
     union = _union(index, q_factor, k_factor, rows, cols)
     counts, indices = _compact(union, min(cols, q_factor * index.indices.shape[-1]))
-    return BlockIndex(counts, indices, q_block, k_block, index.q_len, index.k_len)
+    merged = BlockIndex(counts, indices, q_block, k_block, index.q_len, index.k_len)
+    return merged.with_last_rows(rows - index.listed_rows // q_factor) if index.full_rows else merged
 
 
 def _union(index: BlockIndex, q_factor: int, k_factor: int, rows: int, cols: int) -> Tensor:
-    """Return bool [B, H, rows, cols]: coarse blocks that hold a kept one."""
+    """Return bool [B, H, rows, cols]: coarse blocks that hold a kept one of a listed row."""
     *lead, fine_rows, width = index.indices.shape
     filled = torch.arange(width, device=index.counts.device) < index.counts[..., None]
+    if index.full_rows:
+        filled = filled & (torch.arange(fine_rows, device=filled.device) < index.listed_rows)[:, None]
     coarse = torch.where(filled, index.indices // k_factor, cols)  # what fills a row up goes to a column of its own
     coarse = pad(coarse, (0, 0, 0, rows * q_factor - fine_rows), value=cols).reshape(*lead, rows, q_factor * width)
     union = torch.zeros(*lead, rows, cols + 1, dtype=torch.bool, device=coarse.device)

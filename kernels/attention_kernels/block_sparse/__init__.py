@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse.table import BACKENDS, preferred
+from attention_kernels.full_rows import full_row_attention, resolve_full_rows
 from attention_kernels.merge_blocks import merge_blocks
 
 KERNELS = tuple(BACKENDS)
@@ -56,7 +57,7 @@ def block_sparse_attention(
 
     Query head h reads KV head h // (Hq // Hkv); the causal diagonal is at the bottom right (Q < K: a chunk of a prompt).
     `scale` is 1/√D unless given; triton and hopper take positive ones only. A kernel that merges blocks attends to all of
-    `as_run(index, kernel)`. The kernels for GPUs are forward only. Raises ValueError for shapes that don't fit, an index on
+    `as_run(index, kernel)`. Full rows are dense attention beside the kernel (`full_row_kernel` says by what). The kernels for GPUs are forward only. Raises ValueError for shapes that don't fit, an index on
     another device, or a kernel that can't run.
     """
     check_shapes(q, k, v)
@@ -80,7 +81,18 @@ def block_sparse_attention(
     )
     if not q.numel():
         return torch.empty_like(q)
-    return BACKENDS[name].run(q, k, v, as_run(index, name), scale=dim**-0.5 if scale is None else scale)
+    index, scale = as_run(index, name), dim**-0.5 if scale is None else scale
+    out = BACKENDS[name].run(q, k, v, index, scale=scale) if index.listed_rows else torch.empty_like(q)
+    if index.full_rows:
+        dense, first = full_row_kernel(name, device=q.device, dtype=q.dtype, head_dim=dim), index.listed_queries
+        full_row_attention(q[:, :, first:], k, v, out[:, :, first:], scale=scale, kernel=dense)
+    return out
+
+
+@lru_cache(maxsize=256)  # asked at every call, as resolve_kernel is
+def full_row_kernel(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+    """Return the dense kernel (`attention_kernels.full_rows`) that computes full rows beside `kernel`, a resolved name."""
+    return resolve_full_rows(BACKENDS[kernel].full_rows, device=device, dtype=dtype, head_dim=head_dim)
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:

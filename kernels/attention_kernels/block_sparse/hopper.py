@@ -81,7 +81,7 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, scale: float, co
     counts, indices = index.counts, index.indices
     if counts.stride(-1) != 1 or indices.stride(-1) != 1:
         counts, indices = counts.contiguous(), indices.contiguous()
-    pack, rows, kv_heads = ROWS // index.q_block, counts.shape[-1], k.shape[1]
+    pack, rows, kv_heads = ROWS // index.q_block, index.listed_rows, k.shape[1]
     tiles = batch * heads // pack * rows
     query_rows = min(index.q_block, 64)
     with torch.cuda.device_of(q):  # Triton launches on the current device

@@ -34,6 +34,7 @@ def block_sparse_reference(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *
     lists = index.indices[b.to(q.device), index_h.to(q.device), row.to(q.device)].reshape(-1, index.indices.shape[-1]).long()
     position0 = (row.ravel() * mb + (k_len - q_len)).to(q.device)
     order = torch.argsort(counts, descending=True, stable=True)
+    order = order[row.ravel()[order] < index.listed_rows]
     start = 0
     token = torch.arange(nb, device=q.device)
     while start < len(order):

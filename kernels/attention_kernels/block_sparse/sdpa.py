@@ -30,7 +30,8 @@ def block_sparse_sdpa(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, sca
     first = torch.arange(batch * kv_heads, device=q.device).repeat_interleave(heads // kv_heads * rows) * cols
     position = (torch.arange(rows, device=q.device) * mb + (k_len - q_len)).repeat(batch * heads)
     aligned = mb == nb and (k_len - q_len) % nb == 0  # then the last block is the diagonal one, the same triangle for all
-    for count, chosen in _groups(counts, CHUNK_BYTES // (2 * nb * dim * q.element_size())):
+    listed = torch.arange(len(counts), device=q.device).view(-1, rows)[:, : index.listed_rows].flatten()
+    for count, chosen in _groups(counts, listed, CHUNK_BYTES // (2 * nb * dim * q.element_size())):
         blocks = lists[chosen, :count]
         at = (first[chosen, None] + blocks).flatten()
         keys, values = (x.index_select(0, at).view(len(chosen), 1, count * nb, dim) for x in (kb, vb))
@@ -39,9 +40,9 @@ def block_sparse_sdpa(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, sca
     return out.view(batch, heads, rows * mb, dim)[:, :, :q_len]
 
 
-def _groups(counts: Tensor, blocks: int) -> Iterator[tuple[int, Tensor]]:
-    """Return (count, rows that keep so many blocks), at most about `blocks` blocks at a time."""
-    order = torch.argsort(counts, stable=True)
+def _groups(counts: Tensor, listed: Tensor, blocks: int) -> Iterator[tuple[int, Tensor]]:
+    """Return (count, rows that keep so many blocks) of the rows `listed`, at most about `blocks` blocks at a time."""
+    order = listed[torch.argsort(counts[listed], stable=True)]
     values, sizes = torch.unique_consecutive(counts[order], return_counts=True)
     start = 0
     for count, size in zip(values.tolist(), sizes.tolist(), strict=True):

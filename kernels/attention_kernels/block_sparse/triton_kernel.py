@@ -223,7 +223,7 @@ def shared_heads(q: Tensor, k: Tensor, index: BlockIndex) -> int:
 
 def run_tile(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float, tile: Tile) -> Tensor:
     """Run the kernel with a tile of the caller's choice, for tuning and tests; the last dimension of q, k and v is
-    contiguous."""
+    contiguous. What is returned for full rows is not written."""
     if not scale > 0:
         raise ValueError(f"scale={scale} must be positive: the kernel takes a row's maximum before it scales")
     if tile.described and tile.cols > index.k_block:
@@ -240,7 +240,7 @@ def run_tile(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float
     tiles = index.q_block // rows * packs * (index_heads // kv_heads)
     k_from, v_from = (_descriptor(x, tile.cols, pad) for x in (k, v)) if tile.described else (k, v)
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        _forward[(counts.shape[-1] * tiles, batch * kv_heads)](
+        _forward[(index.listed_rows * tiles, batch * kv_heads)](
             q,
             k_from,
             v_from,

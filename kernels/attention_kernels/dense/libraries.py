@@ -20,6 +20,9 @@ LIBRARY_GPUS = {"fa3": (9,), "fa4": (9, 10)}
 LSE_OPTIONS = {"fa3": "return_attn_probs", "fa4": "return_lse"}
 """The argument by which a library's function returns the log-sum-exp of each query beside its output."""
 
+FEW_QUERIES = 512
+"""Queries up to which FA3 may split the keys: 32 heads of 512 queries are 128 tiles, about as many as a Hopper has SMs."""
+
 
 class LibraryFunction(Protocol):
     """Dense causal attention of q [B,Q,Hq,D] to k, v [B,K,Hkv,D] by a library."""
@@ -44,9 +47,9 @@ def find_library(name: str) -> LibraryFunction | None:
         def run(
             q: Tensor, k: Tensor, v: Tensor, scale: float, *, with_lse: bool = False, function: Any = function
         ) -> tuple[Tensor, Tensor | None]:
-            # FA3 splits the keys of a single query among its programs only when told to (0: as it likes): decoding at 128k
-            # tokens then takes a seventh of the time.
-            splits = {"num_splits": 0} if name == "fa3" and q.shape[1] == 1 else {}
+            # FA3 splits the keys of few queries among its programs only when told to (0: as it likes, not at all where the
+            # queries alone keep the GPU busy): decoding at 128k tokens then takes a seventh of the time.
+            splits = {"num_splits": 0} if name == "fa3" and q.shape[1] <= FEW_QUERIES else {}
             lse_option = {LSE_OPTIONS[name]: True} if with_lse else {}
             out = function(q, k, v, softmax_scale=scale, causal=True, **splits, **lse_option)
             # some releases return a tuple in any case
