@@ -74,7 +74,7 @@ class BlockTopK(ScoredMethod):
         grid = self.grid(x)
         q, k = (pool_blocks(tokens, self.block_size, (self.pool,)) for tokens in (x.q, x.k))
         share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
-        return self.finish(select_from_pooled(q, k, scale=x.scale, share=share, **self.rule(x, grid), **grid), grid)
+        return select_from_pooled(q, k, scale=x.scale, share=share, **self.rule(x, grid), **grid)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {

@@ -11,7 +11,7 @@ from attention_kernels.pool import pool
 
 from methods import register
 from methods.parts.base import Knob, LayerInputs, Method
-from methods.parts.forced_blocks import forced_blocks
+from methods.parts.forced_blocks import forced_blocks, full_forced_rows
 from methods.parts.release import Release
 
 
@@ -79,7 +79,8 @@ class FlashPrefill(Method):
         means = pool(x.k, self.block_size, ("mean",)).to(x.q.dtype)
         scores = key_mean_map(x.q, means, q_block=self.block_size, k_block=self.block_size, k_len=grid["k_len"], scale=x.scale)
         best = scores.amax(-1, keepdim=True)
-        return BlockIndex.from_mask((scores >= best + math.log(self.alpha)) | forced, **grid, wait=False)
+        index = BlockIndex.from_mask((scores >= best + math.log(self.alpha)) | forced, **grid, wait=False)
+        return index.with_last_rows(full_forced_rows(self.last, density, **grid))
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"alpha": self.alpha, "sinks": self.sinks, "window": self.window, "last": self.last}

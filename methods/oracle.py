@@ -62,9 +62,9 @@ class Oracle(ScoredMethod):
         rule = self.rule(x, grid)
         truth = block_map(x.q, x.k, q_block=self.block_size, k_block=self.block_size, scale=x.scale, pool=self.pool)
         if "budget" in rule:
-            return select_topk(truth, rule["budget"], **grid)
+            return select_topk(truth, rule["budget"], full_rows=rule["full_rows"], **grid)
         share = truth.div_(truth.sum(-1, keepdim=True))  # in place: a map of 128k tokens is 512 MiB
-        return self.finish(BlockIndex.from_mask(share > rule["threshold"], **grid, wait=False), grid)
+        return BlockIndex.from_mask(share > rule["threshold"], **grid, wait=False).with_last_rows(rule["full_rows"])
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {

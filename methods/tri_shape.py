@@ -5,7 +5,7 @@ from __future__ import annotations
 from attention_kernels.block_index import causal_blocks
 
 from methods import register
-from methods.parts.base import LayerInputs
+from methods.parts.base import Grid, LayerInputs
 from methods.parts.release import Release
 from methods.parts.row_budgets import budget_with_full_rows, rows_of_last_queries
 from methods.streaming_llm import StreamingLLM
@@ -61,6 +61,12 @@ class TriShape(StreamingLLM):
             return budget_with_full_rows(1 - self.required_sparsity(), rows, **grid, whole=self.as_released)[1]
         narrow, seen = super().row_budgets(x), causal_blocks(**grid).tolist()
         return (*narrow[: len(seen) - rows], *seen[len(seen) - rows :])
+
+    def rows_in_full(self, grid: Grid) -> int:
+        rows = rows_of_last_queries(self.last, grid["q_len"], self.block_size)
+        if self.window is None:
+            return budget_with_full_rows(1 - self.required_sparsity(), rows, **grid, whole=self.as_released)[0]
+        return rows
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {**super().knobs(), "last": self.last}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from methods import register
 from methods.parts.base import Grid, Knob, LayerInputs, Method
-from methods.parts.forced_blocks import forced_blocks
+from methods.parts.forced_blocks import forced_blocks, full_forced_rows
 from methods.parts.head_chunks import query_heads, select_in_chunks
 from methods.parts.release import Release
 from methods.parts.top_p import late_top_p_mask, top_p_mask
@@ -188,7 +188,7 @@ class XAttention(Method):
             late = late_top_p_mask(scores[..., :first, :], diagonal[:first], shares) | forced[:first]
             return torch.cat((late, top_p_mask(scores[..., first:, :], forced[first:], shares)), dim=-2)
 
-        return select_in_chunks(choose, x, grid)
+        return select_in_chunks(choose, x, grid).with_last_rows(full_forced_rows(self.full_rows, density, **grid))
 
     def _scores(self, x: LayerInputs) -> Tensor:
         return antidiagonal_map(x.q, x.k, stride=self.stride, block=self.block_size, scale=x.scale)

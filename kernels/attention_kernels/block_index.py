@@ -204,7 +204,8 @@ class BlockIndex:
             blocks = self._causal_mask()[row].expand(*self.counts.shape[:2], -1)
         else:
             part = slice(row, row + 1)
-            blocks = replace(self, counts=self.counts[:, :, part], indices=self.indices[:, :, part], full_rows=0).to_mask()[:, :, 0]
+            one = replace(self, counts=self.counts[:, :, part], indices=self.indices[:, :, part], full_rows=0)
+            blocks = one.to_mask()[:, :, 0]
         return blocks.repeat_interleave(self.k_block, -1)[..., : self.k_len]
 
     def row_blocks(self, sample: int, head: int, row: int) -> Tensor:

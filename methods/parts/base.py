@@ -107,7 +107,8 @@ class Method(Releasable, ABC):
     columns: ClassVar[bool] = False
     """Whether it may select single key columns: fewer kernels take them."""
     full_rows: int = 0
-    """Query blocks at the end that keep everything, in methods that take the knob `last`; they count in the density."""
+    """Query blocks at the end that keep everything, in methods that take the knob `last`; they count in the density.
+    `rows_in_full` says how many do in a call."""
     in_kernel: ClassVar[bool] = False
     """Whether it selects nothing, and hands the kernel a rule to decide by: fewer kernels have one."""
 
@@ -196,6 +197,13 @@ class Method(Releasable, ABC):
             density = 1 - self.required_sparsity()
             return budget_with_full_rows(density, self.full_rows, **self.grid(x), whole=self.as_released)[1]
         return row_budget(1 - self.required_sparsity(), **self.grid(x))
+
+    def rows_in_full(self, grid: Grid) -> int:
+        """Return the query blocks at the end of a call that keep everything: as many as were asked for, or with a sparsity as
+        many as half of the budget pays. What selects takes the number (`full_rows`), and makes no list for them."""
+        if self.sparsity is None or not self.full_rows:
+            return min(self.full_rows, -(-grid["q_len"] // grid["q_block"]))
+        return budget_with_full_rows(1 - self.sparsity, self.full_rows, **grid, whole=self.as_released)[0]
 
     def take_last(self, last: int) -> None:
         """Set the knob `last`, in query blocks. Raises ValueError where it is negative."""

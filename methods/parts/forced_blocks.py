@@ -11,6 +11,13 @@ from torch import Tensor
 from methods.parts.row_budgets import budget_with_full_rows
 
 
+def full_forced_rows(last_rows: int, density: float | None, q_len: int, k_len: int, q_block: int, k_block: int) -> int:
+    """Return how many rows at the end `forced_blocks` keeps in full."""
+    if density is None:
+        return min(last_rows, -(-q_len // q_block))
+    return budget_with_full_rows(density, last_rows, q_len, k_len, q_block, k_block, diagonal=True)[0]
+
+
 @lru_cache(maxsize=32)
 def forced_blocks(
     sinks: int,
@@ -32,10 +39,9 @@ def forced_blocks(
     """
     shape = (q_len, k_len, q_block, k_block)
     causal, start = causal_blocks(*shape), diagonal_start(*shape)
-    room, full = causal, min(last_rows, len(causal))
+    room, full = causal, full_forced_rows(last_rows, density, *shape)
     if density is not None:
-        full, budget = budget_with_full_rows(density, last_rows, *shape, diagonal=True)
-        room = torch.tensor(budget) // 2
+        room = torch.tensor(budget_with_full_rows(density, last_rows, *shape, diagonal=True)[1]) // 2
     room = (room - (causal - start)).clamp(min=0)
     first = torch.minimum(start, room).clamp(max=sinks)
     latest = torch.minimum(start - first, room - first).clamp(max=max(0, window - 1))

@@ -249,6 +249,7 @@ def _tensor(numbers: tuple[int, ...], device: torch.device) -> Tensor:
 
 def merge_heads(parts: Sequence[tuple[Sequence[int], BlockIndex]], heads: int) -> BlockIndex:
     """Return the index of `heads` heads from parts, each the numbers of some heads and their index."""
+    parts = [(members, part.with_all_lists()) for members, part in parts]
     first = parts[0][1]
     batch, _, rows = first.counts.shape
     width = max(part.indices.shape[-1] for _, part in parts)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict, get_args
 
-from attention_kernels.block_index import BlockIndex
-
 from methods.parts.base import Grid, Knob, LayerInputs, Method
-from methods.parts.row_budgets import budget_with_full_rows, even_budget, nz_ratio_budget, nz_ratio_budget_with_full_rows
+from methods.parts.row_budgets import even_budget, nz_ratio_budget, nz_ratio_budget_with_full_rows
 
 Selection = Literal["topk", "threshold", "nz_ratio"]
 
 
 class SelectionRule(TypedDict, total=False):
-    """The keyword by which attention_kernels.selection decides how many blocks a row keeps; one of the two."""
+    """The keywords by which attention_kernels.selection decides how many blocks a row keeps: one of the first two, and the
+    rows at the end that keep all whatever these say."""
 
     budget: tuple[int, ...]
     threshold: float
+    full_rows: int
 
 
 class ScoredMethod(Method):
@@ -29,7 +29,7 @@ class ScoredMethod(Method):
 
     last: query blocks at the end that keep everything, 0; SeerAttention's release has 2 but for perplexity. They count in the
     density: given a sparsity, they take at most half of the budget, and the other rows spend the remainder. In a chunk of a
-    prompt the last query blocks are the chunk's. An index with full rows is as wide as there are key blocks: 4·B·H·Mq·Nk bytes.
+    prompt the last query blocks are the chunk's.
     """
 
     def __init__(
@@ -94,28 +94,18 @@ class ScoredMethod(Method):
 
     def rule(self, x: LayerInputs, grid: Grid) -> SelectionRule:
         """Return the rule for a layer's call. Raises ValueError where a threshold is still to be calibrated."""
+        full = self.rows_in_full(grid)
         if self.selection == "topk":
-            return SelectionRule(budget=self.budget(x))
+            return SelectionRule(budget=self.budget(x), full_rows=full)
         if self.blocks is not None:
-            return SelectionRule(budget=even_budget(self.blocks, self._full(grid), **grid))
+            return SelectionRule(budget=even_budget(self.blocks, full, **grid), full_rows=full)
         if self.nz_ratio is not None:
-            full = self._full(grid)
             if not full:
-                return SelectionRule(budget=nz_ratio_budget(self.nz_ratio, **grid))
+                return SelectionRule(budget=nz_ratio_budget(self.nz_ratio, **grid), full_rows=0)
             budget = nz_ratio_budget_with_full_rows(self.nz_ratio, full, **grid, pays=self.sparsity is not None)
-            return SelectionRule(budget=budget)
+            return SelectionRule(budget=budget, full_rows=full)
         if self.threshold is None:
             raise ValueError(
                 f"the threshold for sparsity={self.sparsity} has not been calibrated: see harness.arms.calibration"
             )
-        return SelectionRule(threshold=self.threshold)
-
-    def finish(self, index: BlockIndex, grid: Grid) -> BlockIndex:
-        """Return the index with the last query blocks in full, which no threshold promises; budgets hold them already."""
-        return index.with_last_rows(self._full(grid)) if self.selection == "threshold" else index
-
-    def _full(self, grid: Grid) -> int:
-        """Return the query blocks at the end that keep everything: `last`, or as many as half of the budget pays."""
-        if self.sparsity is None or self.as_released or not self.full_rows:
-            return min(self.full_rows, -(-grid["q_len"] // grid["q_block"]))
-        return budget_with_full_rows(1 - self.sparsity, self.full_rows, **grid)[0]
+        return SelectionRule(threshold=self.threshold, full_rows=full)

@@ -120,8 +120,8 @@ def test_names() -> None:
         resolve_dense("fa3", **shape)
 
 
-@pytest.mark.parametrize(("queries", "splits"), [(1, {"num_splits": 0}), (2, {})])
-def test_fa3_splits_the_keys_of_a_single_query(monkeypatch: pytest.MonkeyPatch, queries: int, splits: dict[str, int]) -> None:
+@pytest.mark.parametrize(("queries", "splits"), [(1, {"num_splits": 0}), (512, {"num_splits": 0}), (513, {})])
+def test_fa3_splits_the_keys_of_few_queries(monkeypatch: pytest.MonkeyPatch, queries: int, splits: dict[str, int]) -> None:
     seen: dict[str, object] = {}
 
     def stand_in(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **given: object) -> torch.Tensor:
@@ -135,7 +135,7 @@ def test_fa3_splits_the_keys_of_a_single_query(monkeypatch: pytest.MonkeyPatch, 
     try:
         run = find_library("fa3")
         assert run is not None
-        q, keys = torch.ones(1, queries, 2, 16), torch.zeros(1, 9, 2, 16)
+        q, keys = torch.ones(1, queries, 2, 16), torch.zeros(1, 600, 2, 16)
         out, lse = run(q, keys, keys, 0.25)
         assert out is q and lse is None
         assert "return_attn_probs" not in seen  # releases that do not take it return a tuple

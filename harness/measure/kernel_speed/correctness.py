@@ -43,7 +43,7 @@ def _exact(
     sample, head, row = row_of_blocks
     kv_head = head // (q.shape[1] // k.shape[1])
     index_head = head // (q.shape[1] // index.counts.shape[1])
-    blocks = index.indices[sample, index_head, row, : int(index.counts[sample, index_head, row])].long()
+    blocks = index.row_blocks(sample, index_head, row)
     keys = (blocks[:, None] * index.k_block + torch.arange(index.k_block, device=q.device)).flatten()
     keys = keys[keys < index.k_len]
     positions = torch.arange(tokens.start, tokens.stop, device=q.device) + index.k_len - index.q_len

@@ -57,8 +57,8 @@ def block_sparse_attention(
 
     Query head h reads KV head h // (Hq // Hkv); the causal diagonal is at the bottom right (Q < K: a chunk of a prompt).
     `scale` is 1/√D unless given; triton and hopper take positive ones only. A kernel that merges blocks attends to all of
-    `as_run(index, kernel)`. Full rows are dense attention beside the kernel (`full_row_kernel` says by what). The kernels for GPUs are forward only. Raises ValueError for shapes that don't fit, an index on
-    another device, or a kernel that can't run.
+    `as_run(index, kernel)`. Full rows are dense attention beside the kernel, by `full_row_kernel`. The kernels for GPUs are
+    forward only. Raises ValueError for shapes that don't fit, an index on another device, or a kernel that can't run.
     """
     check_shapes(q, k, v)
     batch, heads, q_len, dim = q.shape

@@ -119,19 +119,19 @@ def _forward(
     for i in range(free):
         at = ahead  # known a turn early: the addresses of K and V don't wait for the list
         ahead = _find(blocks, tl.minimum(i + 1, free - 1), end, k_len, offs_n, K_BLOCK, UNIT, JOIN, False)
-        k = _load(k_from, at, b, hk, skn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, JOIN, DESCRIBED, False)
+        k = load_step(k_from, at, b, hk, skn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, JOIN, DESCRIBED, False)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        v = _load(v_from, at, b, hk, svn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, JOIN, DESCRIBED, False)
-        best, total, acc = _update(s, v, best, total, acc, scale_log2e, PRECISION)
+        v = load_step(v_from, at, b, hk, svn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, JOIN, DESCRIBED, False)
+        best, total, acc = softmax_step(s, v, best, total, acc, scale_log2e, PRECISION)
     # After the free steps: ptxas serializes the matrix products of a pipelined loop that another loop hands its sums to.
     for i in tl.range(free, free + masked, num_stages=1):
         at = _find(blocks, i, end, k_len, offs_n, K_BLOCK, UNIT, JOIN, True)
         cols = at + offs_n if JOIN == 1 else at
-        k = _load(k_from, at, b, hk, skn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, JOIN, DESCRIBED, True)
-        v = _load(v_from, at, b, hk, svn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, JOIN, DESCRIBED, True)
+        k = load_step(k_from, at, b, hk, skn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, JOIN, DESCRIBED, True)
+        v = load_step(v_from, at, b, hk, svn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, JOIN, DESCRIBED, True)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         s = tl.where(cols[None, :] <= positions[:, None], s, -float("inf"))
-        best, total, acc = _update(s, v, best, total, acc, scale_log2e, PRECISION)
+        best, total, acc = softmax_step(s, v, best, total, acc, scale_log2e, PRECISION)
 
     acc = acc * (1.0 / total)[:, None]
     o_at = b.to(tl.int64) * sob + head.to(tl.int64) * soh + token.to(tl.int64) * som
@@ -155,7 +155,7 @@ def _find(blocks, step, end, k_len, offs_n, K_BLOCK: tl.constexpr, UNIT: tl.cons
 
 
 @triton.jit
-def _load(
+def load_step(
     X,
     at,
     b,
@@ -191,7 +191,7 @@ def _load(
 
 
 @triton.jit
-def _update(s, v, best, total, acc, scale_log2e, PRECISION: tl.constexpr):
+def softmax_step(s, v, best, total, acc, scale_log2e, PRECISION: tl.constexpr):
     """Take one step of the running softmax; scores are scaled inside the exponent."""
     top = tl.maximum(best, tl.max(s, 1) * scale_log2e)
     p = tl.exp2(s * scale_log2e - top[:, None])

@@ -67,7 +67,7 @@ def sparse_decode(
         )
     rows = heads // index.counts.shape[1] * q_len
     name = resolve_decode(kernel, device=q.device, dtype=q.dtype, head_dim=dim, k_block=index.k_block, rows=rows)
-    scale = dim**-0.5 if scale is None else scale
+    scale, index = dim**-0.5 if scale is None else scale, index.with_all_lists()
     if name == "triton":
         from attention_kernels.decode.triton_kernel import sparse_decode_triton  # imported late: needs triton
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from attention_kernels.block_sparse.triton_kernel import LOWEST, _load, _update
+from attention_kernels.block_sparse.triton_kernel import LOWEST, load_step, softmax_step
 from attention_kernels.block_sparse.triton_tuning import Tile, choose_tile, describable
 from attention_kernels.decode.splits import program_slots, split_count
 from attention_kernels.decode.triton_kernel import can_overlap
@@ -102,17 +102,17 @@ def _attend(
         v_from += b.to(tl.int64) * svb + hk.to(tl.int64) * svh
     for i in range(begin, free):
         at = i * BLOCK_N
-        k = _load(k_from, at, b, hk, skn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, 1, DESCRIBED, False)
+        k = load_step(k_from, at, b, hk, skn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, 1, DESCRIBED, False)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        v = _load(v_from, at, b, hk, svn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, 1, DESCRIBED, False)
-        best, total, acc = _update(s, v, best, total, acc, scale_log2e, PRECISION)
+        v = load_step(v_from, at, b, hk, svn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, 1, DESCRIBED, False)
+        best, total, acc = softmax_step(s, v, best, total, acc, scale_log2e, PRECISION)
     for i in tl.range(free, end, num_stages=1):
         at = i * BLOCK_N
-        k = _load(k_from, at, b, hk, skn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, 1, DESCRIBED, True)
-        v = _load(v_from, at, b, hk, svn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, 1, DESCRIBED, True)
+        k = load_step(k_from, at, b, hk, skn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, 1, DESCRIBED, True)
+        v = load_step(v_from, at, b, hk, svn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, 1, DESCRIBED, True)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         s = tl.where((at + offs_n)[None, :] <= positions[:, None], s, -float("inf"))
-        best, total, acc = _update(s, v, best, total, acc, scale_log2e, PRECISION)
+        best, total, acc = softmax_step(s, v, best, total, acc, scale_log2e, PRECISION)
 
     if SPLIT:
         # A part may hold no key, or none that a row sees: it weighs nothing then
@@ -216,9 +216,11 @@ def run_split(
     overlap = splits > 1 and (can_overlap(q.device) if overlap is None else overlap)
     parts = lines * splits * rows
     part = torch.empty(parts * (dim + 1), dtype=torch.float32, device=q.device) if splits > 1 else out
-    k_from, v_from = (TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, tile.cols, pad]) for x in (k, v)) if (
-        tile.described
-    ) else (k, v)
+    k_from, v_from = (
+        (TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, tile.cols, pad]) for x in (k, v))
+        if (tile.described)
+        else (k, v)
+    )
     options: dict[str, Any] = {"launch_pdl": True} if overlap else {}
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _attend[(tiles, splits, lines)](

@@ -26,6 +26,7 @@ def with_columns(blocks: BlockIndex, columns: Tensor, column_counts: Tensor, *, 
             f"columns {tuple(columns.shape)} and their counts {tuple(column_counts.shape)} need batch and heads "
             f"{tuple(blocks.counts.shape[:2])}, those of the blocks"
         )
+    blocks = blocks.with_all_lists()
     if columns.dtype != torch.int32 or column_counts.dtype != torch.int32:
         raise ValueError(f"columns and their counts must be int32, not {columns.dtype} and {column_counts.dtype}")
     if resolve_backend(kernel, columns.new_empty(0, dtype=torch.float32)) == "triton":
@@ -43,7 +44,8 @@ def with_row_keys(parts: Iterable[tuple[BlockIndex, Tensor]]) -> ColumnIndex:
     up to the row's last one, and computes only steps with one that is open. Never waits for the device.
     """
     by_part, packed = [], []
-    for blocks, keys in parts:
+    for part, keys in parts:
+        blocks = part.with_all_lists()
         by_part.append(blocks)
         packed.append(pack_open(blocks, keys))
     words, counts, reach = (torch.cat(pieces, 1) for pieces in zip(*packed, strict=True))

@@ -35,6 +35,7 @@ def select_from_pooled(
     share: int = 1,
     combine: Combine = "mean",
     max_blocks: int | None = None,
+    full_rows: int = 0,
     kernel: str = "auto",
 ) -> BlockIndex:
     """Choose the key blocks that score highest, scores being q [B, Hq, Mq, D] · k [B, Hk, Nk, D] × scale in float32.
@@ -44,7 +45,8 @@ def select_from_pooled(
       threshold: blocks whose share of the row's softmax over its causal blocks is above it.
       mass: the fewest blocks, best first, whose share of that softmax reaches it.
     The diagonal is always kept, and counts inside budget and mass. share: so many consecutive query heads get one index,
-    from the `combine` (mean or max) of their scores, and the index has Hq / share heads.
+    from the `combine` (mean or max) of their scores, and the index has Hq / share heads. full_rows: so many rows at the end, or
+    all where these are fewer, keep every causal block whatever the rule; they have no list (`BlockIndex.full_rows`).
 
     Threshold and mass don't know how wide the index must be. With the triton kernel, which never waits for the device,
     it is `max_blocks` wide, and rows that would keep more keep their best; None stands for Nk, which takes
@@ -57,6 +59,9 @@ def select_from_pooled(
         raise ValueError("give one rule: budget, threshold or mass")
     if budget is not None and len(budget) != q.shape[2]:
         raise ValueError(f"budget has {len(budget)} rows, the queries have {q.shape[2]}")
+    if full_rows < 0:
+        raise ValueError(f"full_rows={full_rows}: must be at least 0")
+    full_rows = min(full_rows, q.shape[2])
     if mass is not None and not 0 < mass <= 1:
         raise ValueError(f"mass={mass}: must be above 0 and at most 1")
     if max_blocks is not None:
@@ -68,8 +73,8 @@ def select_from_pooled(
     if resolve_backend(kernel, q) == "triton":
         from attention_kernels.selection.triton_kernel import select_triton  # imported late: needs triton
 
-        counts = None if budget is None else kept_counts(budget, shape, q.device)
-        return select_triton(
+        counts = None if budget is None else kept_counts(budget, shape, q.device, full_rows)
+        index = select_triton(
             q,
             k,
             shape,
@@ -81,6 +86,7 @@ def select_from_pooled(
             combine=combine,
             max_blocks=max_blocks,
         )
+        return index.with_last_rows(full_rows)
     return select_from_pooled_reference(
         q,
         k,
@@ -92,6 +98,7 @@ def select_from_pooled(
         share=share,
         combine=combine,
         max_blocks=max_blocks,
+        full_rows=full_rows,
     )
 
 

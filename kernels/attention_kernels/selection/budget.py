@@ -28,15 +28,19 @@ def row_budget(density: float, q_len: int, k_len: int, q_block: int, k_block: in
 
 
 @lru_cache(maxsize=64)
-def kept_counts(budget: tuple[int, ...], shape: tuple[int, int, int, int], device: torch.device) -> tuple[Tensor, int]:
+def kept_counts(
+    budget: tuple[int, ...], shape: tuple[int, int, int, int], device: torch.device, full_rows: int = 0
+) -> tuple[Tensor, int]:
     """Return the number of blocks that a row keeps, int32 [Mq] on the device, and the largest of them.
 
-    The forced ones are included, and there are no more than are causal. Made once for all layers: small tensors made on the
+    The forced ones are included, and there are no more than are causal. The last `full_rows` rows, which need no list, have
+    the forced ones alone. Made once for all layers: small tensors made on the
     host at every call cost more than the selection itself.
 
     shape: q_len, k_len, q_block, k_block.
     """
     forced, causal = diagonal_mask(*shape).sum(-1).tolist(), causal_blocks(*shape).tolist()
-    counts = [min(max(k, f), c) for k, f, c in zip(budget, forced, causal, strict=True)]
+    listed = len(budget) - full_rows
+    counts = [min(max(k, f), c) for k, f, c in zip(budget[:listed], forced, causal, strict=False)] + forced[listed:]
     with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
         return torch.tensor(counts, dtype=torch.int32, device=device), max(counts)

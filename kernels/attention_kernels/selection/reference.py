@@ -38,14 +38,17 @@ def _best(ranks: Tensor, counts: Tensor, width: int, shape: Shape) -> BlockIndex
     return BlockIndex(counts.to(torch.int32).contiguous(), indices.contiguous(), q_block, k_block, q_len, k_len)
 
 
-def select_topk(scores: Tensor, budget: tuple[int, ...], *, q_block: int, k_block: int, q_len: int, k_len: int) -> BlockIndex:
+def select_topk(
+    scores: Tensor, budget: tuple[int, ...], *, q_block: int, k_block: int, q_len: int, k_len: int, full_rows: int = 0
+) -> BlockIndex:
     """Choose the `budget[i]` best causal blocks of each row i of scores [B, H, Mq, Nk]; the diagonal is kept and counts inside
-    the budget. Of equal scores the earlier block is kept. The index is as wide as its longest row."""
+    the budget. Of equal scores the earlier block is kept. The last `full_rows` rows keep every causal block, whatever their
+    budget (`BlockIndex.full_rows`); the index is as wide as the longest of the others."""
     shape = (q_len, k_len, q_block, k_block)
     if len(budget) != scores.shape[-2]:
         raise ValueError(f"budget has {len(budget)} rows, scores have {scores.shape[-2]}")
-    counts, width = kept_counts(budget, shape, scores.device)
-    return _best(_ranks(scores, shape), counts, width, shape)
+    counts, width = kept_counts(budget, shape, scores.device, full_rows)
+    return _best(_ranks(scores, shape), counts, width, shape).with_last_rows(full_rows)
 
 
 def select_threshold(probs: Tensor, threshold: float, *, q_block: int, k_block: int, q_len: int, k_len: int) -> BlockIndex:
@@ -102,13 +105,14 @@ def select_from_pooled_reference(
     share: int,
     combine: str,
     max_blocks: int | None,
+    full_rows: int = 0,
 ) -> BlockIndex:
     """Run `attention_kernels.selection.select_from_pooled` in plain PyTorch."""
     q_len, k_len, q_block, k_block = shape
     grid = {"q_block": q_block, "k_block": k_block, "q_len": q_len, "k_len": k_len}
     scores = pooled_scores(q, k, scale=scale, share=share, combine=combine)
     if budget is not None:
-        return select_topk(scores, budget, **grid)
+        return select_topk(scores, budget, **grid, full_rows=full_rows)
     causal, diagonal = causal_mask(*shape, q.device), diagonal_mask(*shape, q.device)
     probs = scores.masked_fill(~causal, -float("inf")).softmax(-1)
     ranks = _ranks(scores, shape)
@@ -117,5 +121,9 @@ def select_from_pooled_reference(
     else:
         assert threshold is not None, "one of the three rules"
         counts = (((probs > threshold) | diagonal) & causal).sum(-1)
-    width = int(counts.max()) if max_blocks is None else min(max_blocks, scores.shape[-1])
-    return _best(ranks, counts.clamp(max=width), width, shape)
+    width = scores.shape[-1]
+    if max_blocks is not None:
+        width = min(max_blocks, width)
+    elif full_rows < counts.shape[-1]:
+        width = int(counts[..., : counts.shape[-1] - full_rows].max())
+    return _best(ranks, counts.clamp(max=width), width, shape).with_last_rows(full_rows)
