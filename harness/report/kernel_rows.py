@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from harness.report.rows import Knobs, Origin
 from harness.report.study_records import origin_of
 from harness.study.columns import KERNEL_COLUMNS
 from harness.study.command_settings import as_command_line, case_settings
+from harness.study.full_rows import LAST, requested_and_full
 from harness.study.identity import digest
 from harness.study.integrity import check_study
 from harness.study.matching import Match, match_of
@@ -85,11 +87,14 @@ class KernelRow:
     reason: str
     origin: Origin
     times: KernelTimes
+    full_rows: int | None = None
 
     @property
     def index_name(self) -> str:
-        """Return what the index is called, or the method where there is none: with the knobs that the method ran with here."""
-        return with_texts(self.index or self.method, knob_names(self.method, self.knobs))
+        """Return what the index is called, or the method where there is none: with the knobs that the method ran with here, and
+        how many last rows were full in an index of no method."""
+        drawn = [f"{LAST} {self.full_rows}"] if self.full_rows is not None and not method_facts(self.method).full_rows else []
+        return with_texts(self.index or self.method, [*knob_names(self.method, self.knobs), *drawn])
 
     @property
     def device(self) -> str:
@@ -134,6 +139,7 @@ def _order(row: KernelRow) -> tuple[Any, ...]:
         row.index,
         row.method,
         row.kernel,
+        row.full_rows or 0,
         row.seed,
         row.dtype,
     )
@@ -141,10 +147,12 @@ def _order(row: KernelRow) -> tuple[Any, ...]:
 
 def _row(record: Record, run: Record, study: str) -> KernelRow:
     identity, about = record["identity"], record["about"]
+    last = {LAST: identity[LAST]} if LAST in identity else {}
     return KernelRow(
         study=study,
         shape=identity["shape"],
-        knobs=method_facts(identity["method"]).formula,
+        knobs={**method_facts(identity["method"]).formula, **last},
+        full_rows=_full_rows(identity),
         settings=tuple(case_settings(identity)),
         **{name: identity[name] for name in ("method", "kernel", "sparsity", "length", "batch", "seed", "dtype")},
         **{name: identity[name] for name in ("phase", "op", "index")},
@@ -152,7 +160,7 @@ def _row(record: Record, run: Record, study: str) -> KernelRow:
         **{name: record[name] or identity["block"] for name in ("q_block", "k_block")},
         block_size=identity["block"],
         match=None if identity["op"] == FULL else match_of(identity["sparsity"], record["density"]),
-        selection=_selection_name(identity["selection"], about.get("selection")),
+        selection=_selection_name(identity["selection"], last, about.get("selection")),
         shared=identity["index"].endswith(SHARED) if identity["index"] else None,
         haystack=about.get("haystack", ""),
         case=record["case"],
@@ -163,11 +171,23 @@ def _row(record: Record, run: Record, study: str) -> KernelRow:
     )
 
 
-def _selection_name(method: str, note: str | None) -> str:
-    """Return what a selection is called: its method with the knobs that it ran with here, and what must be said of it."""
+def _full_rows(identity: Mapping[str, Any]) -> int | None:
+    """Return how many query blocks at the end were full, None where none were asked for."""
+    if LAST not in identity:
+        return None
+    own_blocks = bool(method_facts(identity["method"]).full_rows.get("own_blocks"))
+    size = identity["length"], identity["block"]
+    return requested_and_full(identity[LAST], True, identity["sparsity"], *size, own_blocks)[1]
+
+
+def _selection_name(method: str, last: Mapping[str, int], note: str | None) -> str:
+    """Return what a selection is called: its method with the knobs that it ran with here, full last rows among them where it
+    has any, and what must be said of it."""
     if not method:
         return ""
-    return with_texts(method, [*knob_names(method, method_facts(method).formula), *([note] if note else [])])
+    facts = method_facts(method)
+    knobs = {**facts.formula, **(last if facts.full_rows else {})}
+    return with_texts(method, [*knob_names(method, knobs), *([note] if note else [])])
 
 
 def _times(record: Record) -> KernelTimes:

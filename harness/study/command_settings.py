@@ -92,6 +92,7 @@ def case_settings(identity: Mapping[str, Any]) -> list[str]:
     values |= {"job.dense_kernels": kernel} if op == "full" else {}
     values |= {"job.kernels": kernel, "job.indices": [index]} if op == "sparse" else {}
     values |= {"job.selections": [identity["selection"]]} if identity["selection"] else {}
+    values |= {"job.last": [identity["last"]]} if "last" in identity else {}
     values["job.block_map"] = identity["kernel"] if op == "block_map" else None
     return [f"{name}={text(value)}" for name, value in (values | {n: identity[n] for n in ("dtype", "seed")}).items()]
 

@@ -59,8 +59,7 @@ def full_rows(identity: Mapping[str, Any], tokens: Iterable[int]) -> FullRows | 
         return None
     in_blocks, sparsity = facts["unit"] == "blocks", None if identity["knobs"].get(RELEASED) else identity["sparsity"]
     pairs = [
-        _requested_and_full(last, in_blocks, sparsity, length, identity["block_size"], facts["own_blocks"])
-        for length in lengths
+        requested_and_full(last, in_blocks, sparsity, length, identity["block_size"], facts["own_blocks"]) for length in lengths
     ]
     counts = [full for _, full in pairs]
     return FullRows(min(counts), max(counts), any(requested > full for requested, full in pairs), in_blocks)
@@ -85,7 +84,7 @@ def arm_name(identity: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _requested_and_full(
+def requested_and_full(
     last: int, in_blocks: bool, sparsity: float | None, tokens: int, block: int, own_blocks: bool
 ) -> tuple[int, int]:
     """Return how many full rows are asked for of a prompt, and how many half of the budget pays. own_blocks: whether the other

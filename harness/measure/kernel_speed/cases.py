@@ -44,7 +44,8 @@ class Case:
     """One row of the study: a kernel at one length, batch, block size and sparsity. op: what is timed, see FULL.
 
     method: where the index comes from, or the method whose selection is timed. index: the kind of index, empty without one.
-    selection: the method whose selection is timed before the attention, empty for none.
+    selection: the method whose selection is timed before the attention, empty for none. last: query blocks at the end that keep
+    everything, or as many of them as half of the budget pays; the others pay, so that the density stays.
     """
 
     op: str
@@ -56,6 +57,7 @@ class Case:
     sparsity: float | None = None
     index: str = ""
     selection: str = ""
+    last: int = 0
 
     @property
     def shared(self) -> bool:
@@ -64,13 +66,14 @@ class Case:
 
     @property
     def turn(self) -> tuple[Any, ...]:
-        """Return a key that is equal for the cases that are timed in turns, on the same tensors and index."""
+        """Return a key that is equal for the cases that are timed in turns, on the same tensors and index, whether some of its
+        rows are full or not."""
         method = self.method if self.op == SELECTION else ""
         return self.op, self.length, self.batch, self.block, self.sparsity, self.index, method
 
     def as_dict(self) -> dict[str, Any]:
-        """Return its fields, as a record carries them."""
-        return asdict(self)
+        """Return its fields, as a record carries them: without `last` where it is 0, as records older than it are."""
+        return {name: value for name, value in asdict(self).items() if name != "last" or value}
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Grid:
 
     block_map: kernel of the block map, None: not timed. baseline: the method that drops nothing. merges: sparse kernels that
     merge finer blocks, and the size they merge them to; at that size itself they are another kernel by another name, and
-    are left out.
+    are left out. last: see Case; of sparse attention alone.
     """
 
     phase: str
@@ -95,6 +98,7 @@ class Grid:
     block_map: str | None
     baseline: str
     merges: Mapping[str, int] = field(default_factory=dict)
+    last: tuple[int, ...] = (0,)
 
     def cases(self) -> list[Case]:
         """Return every case: short lengths first, at each length dense attention first, then the sparsities, blocks and indices
@@ -121,4 +125,5 @@ class Grid:
         for index in self.indices:
             for kernel in (name for name in self.kernels if self.merges.get(name) != block):
                 method, selection = index.removesuffix(SHARED), next(iter(self.selections), "")
-                yield Case(SPARSE, length, batch, kernel, method, block, sparsity, index, selection)
+                for last in self.last:
+                    yield Case(SPARSE, length, batch, kernel, method, block, sparsity, index, selection, last)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from attention_kernels.block_index import BlockIndex
-from attention_kernels.selection import row_budget, select_topk
+from attention_kernels.selection import select_topk
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -26,27 +26,37 @@ from harness.models.loading import LoadedModel
 from harness.models.observe import dense_prefill, layer_inputs
 from harness.tasks.haystack import haystack_source, load_haystack
 from methods.parts.base import Method
+from methods.parts.row_budgets import budget_with_full_rows
 from methods.random_blocks import hashed_uniform
 
-Wish = tuple[str, int, float]
-"""An index that a model is to select: its kind, block size and sparsity."""
+Wish = tuple[str, int, float, int]
+"""An index that a model is to select: its kind, block size, sparsity and full last rows (`Case.last`)."""
 
 
 def random_index(
-    *, batch: int, heads: int, q_len: int, k_len: int, block: int, sparsity: float, seed: int, device: torch.device
+    *,
+    batch: int,
+    heads: int,
+    q_len: int,
+    k_len: int,
+    block: int,
+    sparsity: float,
+    seed: int,
+    device: torch.device,
+    last: int = 0,
 ) -> BlockIndex:
     """Draw random causal blocks, anew for each sequence and head, the diagonal among them; row budgets make the density
-    1 - sparsity.
+    1 - sparsity, the `last` rows in full with it, or as many as half of it pays.
 
     For the first sequence it is what the method "random" selects in layer 0. One head at a time: scores of all heads
     would be 8 GiB at 512k tokens in blocks of 64.
     """
     grid = {"q_len": q_len, "k_len": k_len, "q_block": block, "k_block": block}
-    budget = row_budget(1 - sparsity, **grid)
+    full, budget = budget_with_full_rows(1 - sparsity, last, **grid)
     rows = torch.arange(k_len - q_len, k_len, block, device=device)
     columns = -(-k_len // block)
     parts = [
-        select_topk(hashed_uniform(seed, sample, head, rows, columns)[None, None], budget, **grid)
+        select_topk(hashed_uniform(seed, sample, head, rows, columns)[None, None], budget, full_rows=full, **grid)
         for sample in range(batch)
         for head in range(heads)
     ]
@@ -124,12 +134,12 @@ class ModelIndices:
     def _method(self, wish: Wish) -> Method:
         """Return the method of an index kind with its weights, built once."""
         if wish not in self._methods:
-            kind, block, sparsity = wish
+            kind, block, sparsity, last = wish
             name = kind.removesuffix(SHARED)
             settings = replace(
                 self.settings,
                 method=name,
-                method_knobs=standard_knobs(name, kind.endswith(SHARED)),
+                method_knobs=standard_knobs(name, kind.endswith(SHARED), last),
                 block_size=block,
                 sparsity=sparsity,
                 as_released=False,

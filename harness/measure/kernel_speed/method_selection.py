@@ -48,9 +48,11 @@ class PlainRope:
         return angles.cos(), angles.sin()
 
 
-def selector(name: str, block: int, sparsity: float, shared: bool, shape: Shape, *, seed: int, device: torch.device) -> Method:
+def selector(
+    name: str, block: int, sparsity: float, shared: bool, last: int, shape: Shape, *, seed: int, device: torch.device
+) -> Method:
     """Return the method `name`, ready to select at layer 0 of the shape. Raises ValueError where it can't."""
-    method = build_with_standard_knobs(name, block, sparsity, shared)
+    method = build_with_standard_knobs(name, block, sparsity, shared, last)
     if method.weights_name() is not None:
         if method.gate is None:
             raise UserError(f"method {name} needs weights that nothing here can draw: name another in job.selections")

@@ -50,6 +50,7 @@ def grid(settings: Settings) -> Grid:
         block_map=_map_kernel(settings, phase),
         baseline=baseline_name(),
         merges={name: backend.merges for name, backend in BACKENDS.items() if backend.merges} if phase == "prefill" else {},
+        last=_last(options, phase),
     )
     _check_buildable(study_grid)
     return study_grid
@@ -121,6 +122,13 @@ def _selections(options: dict[str, Any], phase: str) -> tuple[str, ...]:
     return _names("selections", options, _selecting())
 
 
+def _last(options: dict[str, Any], phase: str) -> tuple[int, ...]:
+    last = _list("last", options, lambda x: _whole_number(x, 0), "whole numbers of query blocks, 0 or more")
+    if phase == "decode" and any(last):
+        raise UserError(f"job.last={list(last)}: a decode step has one query and no last rows; leave it at [0]")
+    return last
+
+
 def _selecting() -> list[str]:
     """Return the methods that select something before attention."""
     classes = [(name, methods.get(name)) for name in methods.names()]
@@ -144,6 +152,10 @@ def _check_buildable(grid: Grid) -> None:
     sharing = {kind.endswith(SHARED) for kind in grid.indices}
     variants = {(kind.removesuffix(SHARED), kind.endswith(SHARED)) for kind in kinds}
     variants |= {(name, shared) for name in grid.selections for shared in sharing}
+    for kind in kinds if any(grid.last) else ():
+        if not takes_last(name := kind.removesuffix(SHARED)):
+            able = ", ".join([UNIFORM, *filter(takes_last, _selecting())])
+            raise UserError(f"job.last={list(grid.last)}: method {name} has no knob for full last rows; job.indices: {able}")
     try:
         for name, shared in sorted(variants):
             for block in grid.blocks:
@@ -153,15 +165,24 @@ def _check_buildable(grid: Grid) -> None:
         raise as_user_error(error) from error
 
 
-def build_with_standard_knobs(name: str, block: int, sparsity: float, shared: bool) -> Method:
+def build_with_standard_knobs(name: str, block: int, sparsity: float, shared: bool, last: int = 0) -> Method:
     """Build a method with its standard knobs. Raises ValueError for what it can't do, sharing an index among heads say."""
-    return methods.build(name, block_size=block, sparsity=sparsity, **standard_knobs(name, shared))
+    return methods.build(name, block_size=block, sparsity=sparsity, **standard_knobs(name, shared, last))
 
 
-def standard_knobs(name: str, shared: bool) -> dict[str, Any]:
+def standard_knobs(name: str, shared: bool, last: int = 0) -> dict[str, Any]:
     """Return the knobs that this job runs a method with, where they are not its defaults. shared: one index for the query heads
-    of a KV head."""
-    return {**method_facts(name).formula, **({"shared": True} if shared else {})}
+    of a KV head. last: query blocks at the end that keep everything, of a method that can."""
+    return {
+        **method_facts(name).formula,
+        **({"shared": True} if shared else {}),
+        **({"last": last} if last and takes_last(name) else {}),
+    }
+
+
+def takes_last(name: str) -> bool:
+    """Return whether a method has a knob for query blocks at the end that keep everything."""
+    return method_facts(name).full_rows.get("unit") == "blocks"
 
 
 def _names(option: str, options: dict[str, Any], known: Sequence[str]) -> tuple[str, ...]:

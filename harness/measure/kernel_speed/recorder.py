@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
+from attention_kernels.block_sparse import full_row_kernel
 from rich.console import Console
 from rich.text import Text
 
@@ -82,6 +83,8 @@ class Recorder:
         about = dict(self.about) if _of_model(case) else {}
         if case.selection and draws_weights(case.selection):
             about["selection"] = DRAWN
+        if case.last and result.density is not None:
+            about["full_rows"] = self._full_row_kernel(case)
         paired = result.dense_ms is not None
         return KernelRecord(
             case=self.id(case),
@@ -107,6 +110,11 @@ class Recorder:
             q_block=result.q_block,
             k_block=result.k_block,
         )
+
+    def _full_row_kernel(self, case: Case) -> str:
+        """Return the dense kernel that full rows run on beside the case's kernel."""
+        site = {"device": self.settings.device, "dtype": self.settings.dtype, "head_dim": self.grid.shape.head_dim}
+        return full_row_kernel(case.kernel, **site)
 
     def _states(self) -> dict[str, Record]:
         """Return the last state of every case, by its id."""

@@ -46,7 +46,7 @@ class Study:
         self.timer = Timer(settings.device, settings.latency_repeats, settings.latency_seconds, self.grid.phase == "decode")
         self.log = Recorder(settings, self.grid, store, console)
         self.models: ModelIndices | None = None
-        self._selectors: dict[tuple[str, int, float, bool], Method] = {}
+        self._selectors: dict[tuple[str, int, float, bool, int], Method] = {}
 
     def go(self) -> int:
         """Time the cases that are missing. Returns how many failed that another run might not."""
@@ -140,13 +140,15 @@ class Study:
                 return timing.time_calls({c: self._selection(c, work) for c in cases}, self.timer)
             if of_model(first.index) and no_model is not None:
                 raise no_model
-            select = self._selection(first, work) if first.selection else None
-            return timing.time_sparse(cases, work, self._index(first, work), select, self.timer, rivals)
+            one_of_each = {case.last: case for case in reversed(cases)}
+            indices = {last: self._index(case, work) for last, case in one_of_each.items()}
+            selects = {last: self._selection(case, work) for last, case in one_of_each.items() if case.selection}
+            return timing.time_sparse(cases, work, indices, selects, self.timer, rivals)
 
     def _selection(self, case: Case, work: Work) -> Callable[[], SparseIndex]:
         """Return the call that a method's selection is timed by."""
         assert case.block is not None and case.sparsity is not None
-        key = case.selection, case.block, case.sparsity, case.shared
+        key = case.selection, case.block, case.sparsity, case.shared, case.last
         if key not in self._selectors:
             self._selectors[key] = selector(*key, self.grid.shape, seed=self.settings.seed, device=self.settings.device)
         method = self._selectors[key]
@@ -166,7 +168,7 @@ class Study:
         heads = self.grid.shape.kv_heads if case.shared else self.grid.shape.heads
         if of_model(case.index):
             assert self.models is not None
-            index = self.models.get(case.length, (case.index, case.block, case.sparsity), heads)
+            index = self.models.get(case.length, (case.index, case.block, case.sparsity, case.last), heads)
             counts, indices = (x.expand(case.batch, *x.shape[1:]).contiguous() for x in (index.counts, index.indices))
             return replace(index, counts=counts, indices=indices)
         return random_index(
@@ -178,6 +180,7 @@ class Study:
             sparsity=case.sparsity,
             seed=self.settings.seed,
             device=self.settings.device,
+            last=case.last,
         )
 
     def _failed(self, error: Exception) -> Result:
@@ -195,7 +198,7 @@ def _wishes(cases: Iterable[Case]) -> list[Wish]:
     """Return the indices of these cases that a model must select."""
     return sorted(
         {
-            (c.index, c.block, c.sparsity)
+            (c.index, c.block, c.sparsity, c.last)
             for c in cases
             if c.op == SPARSE and of_model(c.index) and c.block is not None and c.sparsity is not None
         }

@@ -135,40 +135,42 @@ def _fastest(dense: Mapping[str, Times], base: Times) -> dict[str, Any]:
 def time_sparse(
     cases: list[Case],
     work: Work,
-    index: BlockIndex,
-    select: Callable[[], Any] | None,
+    indices: Mapping[int, BlockIndex],
+    selects: Mapping[int, Callable[[], Any]],
     timer: Timer,
     dense: Sequence[str] = (),
 ) -> dict[Case, Result]:
-    """Time every sparse kernel over one index: alone, and with a selection before it (None: without one, as at decode); beside
-    the dense kernels named in `dense`, so that a speed-up is of one pairing.
+    """Time every sparse kernel over one index: alone, and with a selection before it; beside the dense kernels named in
+    `dense`, so that a speed-up is of one pairing.
 
     The selection runs on random activations, so what it selects is thrown away and the given index is attended to: the same
-    work as in a model, on an index that is known.
+    work as in a model, on an index that is known. indices, selects: by `Case.last`; selects is empty for no selection, as at
+    decode.
     """
     functions: dict[str, Callable[[], Any]] = {}
     results: dict[Case, Result] = {}
-    unselected = Result()
-    if select is not None:
+    unselected: dict[int, Result] = {}
+    for last, select in selects.items():
         try:
             select()  # compiles
-            functions["selection"] = select
+            functions[_call("selection", "", last)] = select
         except Exception as error:  # the attention alone is still worth knowing
             failure = failed(error, timer.device)
-            unselected = replace(failure, reason=f"no total, the selection failed: {failure.reason}")
+            unselected[last] = replace(failure, reason=f"no total, the selection failed: {failure.reason}")
     for kernel in dense:
         with suppress(Exception):  # it ran before; where it doesn't now, the others are still to be timed
             functions[f"dense {kernel}"] = timer.ready(work.dense(kernel))
     for case in cases:
         try:
+            index, no_total = indices[case.last], unselected.get(case.last)
             call = work.sparse(case.kernel, index)
             ran = work.ran(case.kernel, index)
             result = _checked(work, ran, call)
-            total = call if select is None or unselected.reason else partial(_both, select, call)
+            total = call if no_total or not selects else partial(_both, selects[case.last], call)
             peak = extra_mib(total, timer.device)
-            calls = {f"attention {case.kernel}": timer.ready(call)}
+            calls = {_call("attention", case.kernel, case.last): timer.ready(call)}
             if total is not call:
-                calls[f"total {case.kernel}"] = timer.ready(total)
+                calls[_call("total", case.kernel, case.last)] = timer.ready(total)
             functions |= calls
             result = replace(
                 result,
@@ -179,8 +181,8 @@ def time_sparse(
                 k_block=ran.k_block,
                 peak_mib=peak,
             )
-            if unselected.reason and not result.wrong:
-                result = replace(result, reason=unselected.reason, final=unselected.final)
+            if no_total and not result.wrong:
+                result = replace(result, reason=no_total.reason, final=no_total.final)
             results[case] = replace(result, timing=timer.timing)
         except Exception as error:
             results[case] = failed(error, timer.device)
@@ -189,16 +191,23 @@ def time_sparse(
     dense_times = {kernel: times[f"dense {kernel}"] for kernel in dense if f"dense {kernel}" in times}
 
     def timed(case: Case) -> dict[str, Any]:
-        attention = times[f"attention {case.kernel}"]
+        attention = times[_call("attention", case.kernel, case.last)]
         own = {"attention": attention}
-        if select is None:
+        selection = _call("selection", "", case.last)
+        if not selects:
             own = {"attention": attention, "total": attention}
-        elif "selection" in times:
-            own = {"selection": times["selection"], "attention": attention, "total": times[f"total {case.kernel}"]}
+        elif selection in times:
+            total = times[_call("total", case.kernel, case.last)]
+            own = {"selection": times[selection], "attention": attention, "total": total}
         base = own.get("total", attention)
         return {"times": {name: t.beside(base) for name, t in own.items()}, **_fastest(dense_times, base)}
 
     return {c: r if r.density is None else replace(r, **timed(c)) for c, r in results.items()}
+
+
+def _call(what: str, kernel: str, last: int) -> str:
+    """Return the name of a timed call: of a selection (no kernel), an attention, or both as one."""
+    return f"{what} {kernel} last {last}"
 
 
 def time_calls(functions: Mapping[Case, Callable[[], Any]], timer: Timer) -> dict[Case, Result]:

@@ -27,10 +27,11 @@ MICROSECONDS_BELOW = 5.0
 
 def write(rows: Sequence[KernelRow], folder: Path) -> list[Path]:
     """Write the pictures the rows allow, one set per shape, dtype and device: `time_by_length.png`, `share_of_ideal.png`, and
-    `decode.png` of a study of decoding. A picture needs two lengths, or two sparsities."""
+    `decode.png` of a study of decoding. A picture needs two lengths, or two sparsities. Rows with full last rows are in none:
+    beside each other in a table they say what those cost."""
     sets: dict[tuple[str, str, str], list[KernelRow]] = defaultdict(list)
     for row in rows:
-        if row.status == Status.OK and row.times.total_ms is not None:
+        if row.status == Status.OK and row.times.total_ms is not None and row.full_rows is None:
             sets[row.shape, row.dtype, row.device].append(row)
     paths = []
     for number, (_, members) in enumerate(sorted(sets.items(), key=lambda item: item[0])):

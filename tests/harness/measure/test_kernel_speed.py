@@ -22,6 +22,7 @@ from harness.core.errors import UserError
 from harness.measure.kernel_speed.inputs import Work
 from harness.measure.kernel_speed.options import grid
 from harness.measure.kernel_speed.study import Study
+from harness.report.kernel_rows import kernel_rows
 from harness.study.columns import COLUMNS, KERNEL_COLUMNS
 from harness.study.store import Store
 from methods.parts.base import LayerInputs
@@ -202,6 +203,22 @@ def test_attention_is_timed_where_the_selection_fails(
     assert float(row["attention_ms"]) > 0 and "the selection failed: RuntimeError: out of memory" in row["reason"]
 
 
+def test_full_last_rows_are_timed_beside_none(tmp_path: Path) -> None:
+    """In turns, at the same density; rows without them keep the identity that older ones have."""
+    options = {"lengths": [640], "sparsities": [0.5], "kernels": ["sdpa"], "selections": ["seer"]}
+    assert study(tmp_path, last=[0, 2], **options) == 0
+    none, some = (row for row in kernel_rows(Store(tmp_path)) if row.op == "sparse")
+    assert (none.full_rows, some.full_rows) == (None, 1), "half of the budget pays for one"
+    assert none.density == pytest.approx(some.density, rel=0.02) and max(none.error or 1, some.error or 1) < 1e-5
+    assert (none.index_name, some.index_name) == ("uniform", "uniform (last 1)")
+    assert "last 0" in none.selection and "last 0" not in some.selection
+    assert "job.last=[2]" in some.settings and not any("last" in setting for setting in none.settings)
+    identities = {r["identity"].get("last"): r for r in records(tmp_path) if r["identity"]["op"] == "sparse"}
+    assert set(identities) == {None, 2} and identities[2]["about"]["full_rows"] == "sdpa"
+    assert study(tmp_path, **options) == 0
+    assert len([r for r in records(tmp_path) if r["identity"]["op"] == "sparse"]) == 2, "what is recorded counts"
+
+
 def test_decode(command: Command, tmp_path: Path) -> None:
     assert command(*DECODE) == 0
     folder = tmp_path / "results" / "speed"
@@ -240,6 +257,12 @@ def test_decode(command: Command, tmp_path: Path) -> None:
         ({"lengths": []}, "job.lengths=[]: must be one or more whole numbers of at least 16"),
         ({"sparsities": [0.5, 1]}, "job.sparsities=[0.5, 1]: must be one or more shares in [0, 1)"),
         ({"blocks": [24]}, "block_size=24: must be a multiple of 16"),
+        ({"last": [-1]}, "job.last=[-1]: must be one or more whole numbers of query blocks"),
+        (
+            {"last": [2], "indices": ["moba"]},
+            "job.last=[2]: method moba has no knob for full last rows; job.indices: uniform, ",
+        ),
+        ({"phase": "decode", "kernels": ["reference"], "last": [2]}, "job.last=[2]: a decode step has one query"),
     ],
 )
 def test_bad_input_is_one_line(options: dict[str, Any], says: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex
 
 import methods
 from harness.core.method_facts import method_facts
@@ -49,9 +50,10 @@ def test_it_is_what_each_method_keeps(name: str) -> None:
         if (knob := method.calibrates()) is not None:
             method.set_knob(knob, SEARCHED[knob.name] if name != "xattention" else 0.0)
         index = method.select(layer(tokens))
-        assert index is not None and hasattr(index, "counts")
+        assert isinstance(index, BlockIndex)
         whole = index.counts[0] == torch.arange(1, -(-tokens // 16) + 1)
         full = int(whole.all(0).flip(0).cumprod(0).sum())
+        assert index.full_rows == full, "as a number, not as lists of all blocks"
         counted = full_rows(identity(name, 0.8, tokens, 16, **method.knobs()), [tokens])
         assert counted is not None and (counted.fewest, counted.most) == (full, full), (tokens, full)
 
