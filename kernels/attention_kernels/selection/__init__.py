@@ -74,7 +74,7 @@ def select_from_pooled(
         from attention_kernels.selection.triton_kernel import select_triton  # imported late: needs triton
 
         counts = None if budget is None else kept_counts(budget, shape, q.device, full_rows)
-        index = select_triton(
+        return select_triton(
             q,
             k,
             shape,
@@ -85,8 +85,8 @@ def select_from_pooled(
             share=share,
             combine=combine,
             max_blocks=max_blocks,
+            full_rows=full_rows,
         )
-        return index.with_last_rows(full_rows)
     return select_from_pooled_reference(
         q,
         k,

@@ -146,6 +146,7 @@ def select_rows(
     Indices,
     first,
     rows,
+    listed,
     q_len,
     k_len,
     level,
@@ -161,7 +162,8 @@ def select_rows(
     """Select in R rows from `first` on, whose scores are [R, W], anything beyond their causal columns. Counts and Indices are
     those of the head. Returns guess and reach (see `_cut`) for the next rows.
 
-    level: the threshold or mass. CAPPED: the index may be too narrow for what they keep. FILL: zeros to write at once.
+    listed: rows from this one on keep every causal block, and have no list. level: the threshold or mass. CAPPED: the index may
+    be too narrow for what they keep. FILL: zeros to write at once.
     """
     R: tl.constexpr = scores.shape[0]
     W: tl.constexpr = scores.shape[1]
@@ -172,6 +174,7 @@ def select_rows(
     causal = tl.where(inside, causal, 0)
     own = tl.minimum((row * Q_BLOCK + offset) // K_BLOCK, causal)  # columns from here on are the diagonal, always kept
     forced = causal - own
+    own = tl.where(row < listed, own, 0)  # of a full row nothing is chosen
     cols = tl.arange(0, W)[None, :]
     free = cols < own[:, None]
     clean = tl.minimum(tl.where(scores > LEAST, scores, LEAST), -LEAST)  # NaN is above nothing
@@ -220,7 +223,7 @@ def select_rows(
     last = tl.arange(0, DIAGONAL)[None, :]
     tl.store(out + n_kept[:, None] + last, own[:, None] + last, mask=last < forced[:, None])
     count = n_kept + forced
-    tl.store(Counts + row, count, mask=inside)
+    tl.store(Counts + row, tl.where(row < listed, count, causal), mask=inside)
     tail = tl.arange(0, FILL)[None, :]
     for start in range(tl.min(tl.where(inside, count, width), 0) // FILL * FILL, width, FILL):
         empty = (start + tail >= count[:, None]) & (start + tail < width) & inside[:, None]

@@ -49,6 +49,7 @@ def _select_tile(
     Indices,
     first,
     rows,
+    listed,
     q_len,
     k_len,
     level,
@@ -80,6 +81,7 @@ def _select_tile(
             Indices,
             first + r,
             rows,
+            listed,
             q_len,
             k_len,
             level,
@@ -100,7 +102,9 @@ def _select_tile(
 
 
 # What changes with a prompt's length or the sparsity is not specialised on: no compiling for each.
-@triton.jit(do_not_specialize=["heads", "k_heads", "group", "tiles", "total", "rows", "cols", "q_len", "k_len", "width"])
+@triton.jit(
+    do_not_specialize=["heads", "k_heads", "group", "tiles", "total", "rows", "listed", "cols", "q_len", "k_len", "width"]
+)
 def select_pooled_kernel(
     Q,
     K,
@@ -124,6 +128,7 @@ def select_pooled_kernel(
     tiles,
     total,
     rows,
+    listed,
     cols,
     q_len,
     k_len,
@@ -148,7 +153,7 @@ def select_pooled_kernel(
     """Run one program: it takes tiles of BLOCK_M rows in turn, puts their scores in its line of Scratch and selects in them.
 
     q_low, k_low: elements from the high to the low halves (see `split_kernel`). scale: of the scores, a mean's share in it.
-    level: the threshold or the mass. R, W: rows selected in at once, and columns that they are held as, a power of two.
+    listed: see `select_rows`. level: the threshold or the mass. R, W: rows selected in at once, and columns that they are held as, a power of two.
     SHARE: query heads with one index, whose scores are added, or with MAX compared."""
     me = tl.program_id(0)
     programs = tl.num_programs(0)
@@ -219,6 +224,7 @@ def select_pooled_kernel(
                     Indices + place * width,
                     first,
                     rows,
+                    listed,
                     q_len,
                     k_len,
                     level,
@@ -243,6 +249,7 @@ def select_pooled_kernel(
                     Indices + place * width,
                     first,
                     rows,
+                    listed,
                     q_len,
                     k_len,
                     level,

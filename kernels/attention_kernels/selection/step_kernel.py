@@ -47,6 +47,7 @@ def _select_step(
         0,
         1,
         1,
+        1,
         k_len,
         level,
         width,

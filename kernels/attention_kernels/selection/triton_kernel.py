@@ -62,6 +62,7 @@ def select_triton(
     share: int,
     combine: str,
     max_blocks: int | None,
+    full_rows: int = 0,
     config: Config | None = None,
 ) -> BlockIndex:
     """Run `attention_kernels.selection.select_from_pooled` in Triton. Counts: what `kept_counts` returned, or None for the
@@ -120,6 +121,7 @@ def select_triton(
             tiles,
             total,
             rows,
+            rows - full_rows,
             cols,
             q_len,
             k_len,
@@ -143,7 +145,7 @@ def select_triton(
             num_warps=config.warps,
             num_stages=config.stages,
         )
-    return BlockIndex(out_counts, indices, q_block, k_block, q_len, k_len)
+    return BlockIndex(out_counts, indices, q_block, k_block, q_len, k_len, full_rows)
 
 
 def _config(q: Tensor, share: int, wide: int) -> Config:
