@@ -153,8 +153,8 @@ def select_pooled_kernel(
     """Run one program: it takes tiles of BLOCK_M rows in turn, puts their scores in its line of Scratch and selects in them.
 
     q_low, k_low: elements from the high to the low halves (see `split_kernel`). scale: of the scores, a mean's share in it.
-    listed: see `select_rows`. level: the threshold or the mass. R, W: rows selected in at once, and columns that they are held as, a power of two.
-    SHARE: query heads with one index, whose scores are added, or with MAX compared."""
+    listed: see `select_rows`. level: the threshold or the mass. R, W: rows selected in at once, and columns that they are held
+    as, a power of two. SHARE: query heads with one index, whose scores are added, or with MAX compared."""
     me = tl.program_id(0)
     programs = tl.num_programs(0)
     line = Scratch + me.to(tl.int64) * BLOCK_M * W
