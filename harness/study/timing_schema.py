@@ -26,6 +26,8 @@ class LatencyRecord:
     a method chooses, both in turns with the method's. ttft_rounds: of each round, see `harness.measure.latency.prefill`.
     prefill_density, prefill_token_density: the method's in this prefill. peak_mib: of a prefill, weights included.
 
+    full_row_kernel: the dense kernel of full rows beside the sparse one, None where none ran.
+
     neighbour, notices: as in `CellRecord`.
     """
 
@@ -61,6 +63,7 @@ class LatencyRecord:
     paired: bool = False
     neighbour: bool = False
     notices: list[str] = field(default_factory=list)
+    full_row_kernel: str | None = None
     no_attention_ttft_ms: Amount | None = None
     ttft_rounds: dict[str, list[Amount]] = field(default_factory=dict)
     prefill_density: SummedShare | None = None

@@ -41,6 +41,13 @@ def as_run(index: SparseIndex, kernel: str) -> SparseIndex:
     return index if isinstance(index, ColumnIndex) else block_sparse.as_run(index, kernel)
 
 
+def full_row_kernel(index: SparseIndex, kernel: str, *, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Return the dense kernel that runs the full rows of `index` beside `kernel`, a resolved name; None without such rows."""
+    if isinstance(index, ColumnIndex) or not index.full_rows:
+        return None
+    return block_sparse.full_row_kernel(kernel, device=index.counts.device, dtype=dtype, head_dim=head_dim)
+
+
 def sparse_attention(q: Tensor, k: Tensor, v: Tensor, index: SparseIndex, *, scale: float, kernel: str = "auto") -> Tensor:
     """Compute causal attention of q [B, Hq, Q, D] to k, v [B, Hkv, K, D] over what `index` keeps. Returns [B, Hq, Q, D]."""
     if isinstance(index, ColumnIndex):

@@ -41,6 +41,7 @@ class AttentionTiming:
     ÷ attention_ms; where the kernel decides, 2·D more for each pair of a tile that it then leaves.
     kept_mass: share of the true attention on the kept blocks (attention_kernels.kept_mass), the mean over layers and heads, 1
     for dense; kept_by_layer: of each layer.
+    full_row_kernel: what ran the last rows that keep everything, in any layer; None where there are none.
     peak_mib: GPU memory of one call (selection and attention) beyond its inputs, the most of any layer; None on a CPU.
     repeats: calls timed in the layer with the fewest.
     """
@@ -66,6 +67,7 @@ class AttentionTiming:
     layers: tuple[int, ...]
     global_layers: int
     repeats: int
+    full_row_kernel: str | None = None
 
 
 @torch.inference_mode()
@@ -182,4 +184,5 @@ def _summary(timings: dict[int, LayerTiming], timer: LayerTimer, global_layers: 
         layers=tuple(sorted(timings)),
         global_layers=global_layers,
         repeats=min(layer.times["total"].repeats for layer in layers),
+        full_row_kernel="+".join(sorted({layer.full_row_kernel for layer in layers if layer.full_row_kernel})) or None,
     )

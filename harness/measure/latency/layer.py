@@ -46,7 +46,8 @@ class LayerTiming:
     that go together (`Times.beside` the total).
 
     density, token_density, kept_mass: of the index that ran, the mean over heads; 1 for dense attention. flop: of the
-    attention. kernel: what ran. peak_mib: see AttentionTiming.
+    attention. kernel: what ran, and full_row_kernel: what ran the last rows that keep everything, None where there are none.
+    peak_mib: see AttentionTiming.
     """
 
     times: dict[str, Times]
@@ -56,6 +57,7 @@ class LayerTiming:
     kernel: str
     kept_mass: float
     peak_mib: float | None
+    full_row_kernel: str | None = None
 
 
 def time_layer(
@@ -110,6 +112,7 @@ def time_layer(
         kernel=kernel,
         kept_mass=float(kept_mass(q, k, index, scale=scale).mean()),
         peak_mib=peak,
+        full_row_kernel=sparse_attention.full_row_kernel(index, kernel, dtype=q.dtype, head_dim=q.shape[3]),
     )
 
 

@@ -74,6 +74,7 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
             paired=True,
             neighbour=arm.neighbour,
             notices=list(arm.notices),
+            full_row_kernel=attention.full_row_kernel,
         )
     )
     return 0

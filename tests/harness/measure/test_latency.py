@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import methods
 from harness.core.errors import UserError
 from harness.measure.latency import time_attention, time_prefill
 from harness.measure.latency.attention import spread_layers
@@ -81,7 +82,12 @@ def test_chosen_layers_and_kernels() -> None:
         load("llama"), Fixed(), tokens(64).tolist(), layers=[0], dense_kernels=["reference"], repeats=1, max_seconds=1
     )
     assert (timing.layers, timing.global_layers) == ((0,), 2)
-    assert list(timing.dense_all) == ["reference"]
+    assert list(timing.dense_all) == ["reference"] and timing.full_row_kernel is None
+    method = methods.build("random", block_size=16, sparsity=0.2, last=1)
+    with_full_rows = time_attention(
+        load("llama"), method, tokens(64).tolist(), layers=[0], sparse_kernel="reference", repeats=1, max_seconds=1
+    )
+    assert (with_full_rows.kernel, with_full_rows.full_row_kernel) == ("reference", "reference")
 
 
 class FirstDense(Fixed):
