@@ -22,6 +22,10 @@ MERGED = 128
 """Tokens of a block after merging: the size at which FlashAttention-4 reaches its full rate."""
 
 
+ON_GPUS = ("fa3", "triton", "sdpa")
+"""What computes full rows beside a kernel for GPUs: the library where it is installed and works, as for dense attention."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """One kernel.
@@ -31,14 +35,14 @@ class Backend:
             None where the kernel runs, else why not.
         run: takes q, k, v, the index and scale, as `block_sparse_attention` does once everything is checked. It computes
             the rows that have a list; what it returns for full rows holds anything.
-        full_rows: what may compute full rows beside it, first that runs (see `attention_kernels.full_rows`).
         merges: tokens of the blocks that it merges finer ones into; None: it runs the index as it is.
+        full_rows: what may compute full rows beside it, first that runs (see `attention_kernels.full_rows`).
     """
 
     reason: Callable[..., str | None]
     run: Callable[..., Tensor]
-    full_rows: tuple[str, ...]
     merges: int | None = None
+    full_rows: tuple[str, ...] = ON_GPUS
 
 
 def preferred(device: torch.device) -> tuple[str, ...]:
@@ -81,16 +85,13 @@ def _merged_reason(
     return flash4_reason(device=device, dtype=dtype, head_dim=head_dim, q_block=MERGED, k_block=MERGED, shared=shared)
 
 
-ON_GPUS = ("fa3", "triton", "sdpa")
-"""What computes full rows beside a kernel for GPUs: the library where it is installed and works, as for dense attention."""
-
 BACKENDS = {
-    "reference": Backend(_anywhere, block_sparse_reference, ("reference",)),
-    "sdpa": Backend(_anywhere, block_sparse_sdpa, ("sdpa",)),
-    "triton": Backend(_triton_reason, _triton, ON_GPUS),
-    "hopper": Backend(hopper_reason, block_sparse_hopper, ON_GPUS),
-    "flash4": Backend(flash4_reason, block_sparse_flash4, ON_GPUS),
-    "flash4_merged": Backend(_merged_reason, block_sparse_flash4, ON_GPUS, merges=MERGED),
-    "flex": Backend(flex_reason, block_sparse_flex, ON_GPUS),
+    "reference": Backend(_anywhere, block_sparse_reference, full_rows=("reference",)),
+    "sdpa": Backend(_anywhere, block_sparse_sdpa, full_rows=("sdpa",)),
+    "triton": Backend(_triton_reason, _triton),
+    "hopper": Backend(hopper_reason, block_sparse_hopper),
+    "flash4": Backend(flash4_reason, block_sparse_flash4),
+    "flash4_merged": Backend(_merged_reason, block_sparse_flash4, merges=MERGED),
+    "flex": Backend(flex_reason, block_sparse_flex),
 }
 """Kernels by name. `flash4_merged` is flash4 on blocks merged to 128 × 128: for methods that select finer blocks."""
