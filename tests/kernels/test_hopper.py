@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import product
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse import hopper
-from attention_kernels.block_sparse.hopper import _addressable, _bundle, block_sparse_hopper, hopper_reason
+from attention_kernels.block_sparse.hopper import (
+    _addressable,
+    _bundle,
+    block_sparse_hopper,
+    full_row_splits,
+    hopper_reason,
+)
 from torch import Tensor
 
 from tests.kernels.oracle import Case, attention, error
@@ -186,6 +194,67 @@ def test_every_tile_is_dealt_once(batch: int, heads_kv: int, units: int, pack: i
             assert {tuple(tile) for tile in dealt} == {
                 (b, kv, (kv * units + unit) * pack, row) for b, kv, unit, row in expected
             }
+
+
+FULL_ROWS = [
+    (Case(1, 2, 1, 300, 333, 128, 128, 128, 2), 1, 2),  # a chunk; the last block is short
+    (Case(1, 4, 2, 150, 277, 64, 64, 64, 2), 2, 3),  # an index for each KV head: two heads in a tile
+    (Case(1, 8, 1, 70, 133, 64, 16, 16, 1), 99, 1),  # nothing but full rows, not cut
+    (Case(1, 1, 1, 130, 130, 256, 128, 16, 1), 2, 5),  # two queries in the last block; some parts are of their future alone
+    (Case(1, 1, 1, 1, 300, 64, 128, 16, 1), 1, 3),
+]
+"""Shapes, full rows, and parts that each is cut into."""
+
+
+def with_full_rows(case: Case, rows: int, device: str) -> BlockIndex:
+    """An index whose last rows are full, with nonsense where others have their list."""
+    index = case.index(device, share=0.3).with_last_rows(rows)
+    indices = index.indices.clone()
+    indices[..., index.listed_rows :, :] = 1 << 20
+    return replace(index, indices=indices)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-in is for machines without a GPU")
+@pytest.mark.parametrize(("case", "rows", "splits"), [(FULL_ROWS[0][0], 0, 1), *FULL_ROWS], ids=str)
+def test_the_source_equals_the_formula(case: Case, rows: int, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel as it is written, its warp groups in threads: tiles, parts, masks and barriers."""
+    pytest.importorskip("triton.experimental.gluon")
+    from attention_kernels.block_sparse import hopper_kernel, hopper_producer_kernel
+
+    from tests.kernels.gluon_stand_in import Kernel
+
+    name = "block_sparse_hopper_kernel"
+    monkeypatch.setattr(hopper_kernel, name, Kernel(name, hopper_producer_kernel, hopper_kernel))
+    monkeypatch.setattr(hopper, "_processors", lambda device: 5)
+    monkeypatch.setattr(hopper, "full_row_splits", lambda *given: splits)
+    monkeypatch.setattr(torch, "empty_like", lambda x, **kw: torch.full_like(x, float("nan"), **kw))
+    q, k, v = case.tensors(torch.float16, "cpu")
+    index = with_full_rows(case, rows, "cpu")
+    out = block_sparse_hopper(q, k, v, index, scale=case.dim**-0.5)
+    assert error(out, attention(q, k, v, index)) < TOLERANCE[torch.float16] / 4
+
+
+def test_full_rows_are_cut_into_parts_that_fill_a_gpu() -> None:
+    def splits(length: int, last: int, heads: int = 32, batch: int = 1, programs: int = 132) -> int:
+        index = Case(1, 1, 1, length, length, 16, 128, 128, 1).index("cpu", share=0.0).with_last_rows(last)
+        return full_row_splits(index, batch * heads, 128, programs)
+
+    assert (splits(8192, 1), splits(8192, 2), splits(32768, 2)) == (4, 2, 2), "128 parts for 132 programs"
+    assert splits(8192, 2, batch=8) == 1 and splits(300, 1, heads=1) == 3, "no part without a block"
+
+
+@GPU
+@pytest.mark.parametrize(("case", "rows", "splits"), FULL_ROWS, ids=str)
+@pytest.mark.parametrize("chosen", [False, True])
+def test_parts_of_full_rows(case: Case, rows: int, splits: int, chosen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not chosen:
+        monkeypatch.setattr(hopper, "full_row_splits", lambda *given: splits)
+    monkeypatch.setattr(torch, "empty_like", lambda x, **kw: torch.full_like(x, float("nan"), **kw))
+    for dtype in (torch.bfloat16, torch.float16):
+        q, k, v = case.tensors(dtype, "cuda")
+        index = with_full_rows(case, rows, "cuda")
+        out = block_sparse_hopper(q, k, v, index, scale=case.dim**-0.5)
+        assert error(out, attention(q, k, v, index)) < TOLERANCE[dtype]
 
 
 @GPU

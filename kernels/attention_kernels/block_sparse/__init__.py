@@ -82,8 +82,10 @@ def block_sparse_attention(
     if not q.numel():
         return torch.empty_like(q)
     index, scale = as_run(index, name), dim**-0.5 if scale is None else scale
-    out = BACKENDS[name].run(q, k, v, index, scale=scale) if index.listed_rows else torch.empty_like(q)
-    if index.full_rows:
+    backend = BACKENDS[name]
+    alone = not backend.full_rows  # it computes full rows itself
+    out = backend.run(q, k, v, index, scale=scale) if index.listed_rows or alone else torch.empty_like(q)
+    if index.full_rows and not alone:
         dense, first = full_row_kernel(name, device=q.device, dtype=q.dtype, head_dim=dim), index.listed_queries
         full_row_attention(q[:, :, first:], k, v, out[:, :, first:], scale=scale, kernel=dense)
     return out
@@ -91,8 +93,10 @@ def block_sparse_attention(
 
 @lru_cache(maxsize=256)  # asked at every call, as resolve_kernel is
 def full_row_kernel(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-    """Return the dense kernel (`attention_kernels.full_rows`) that computes full rows beside `kernel`, a resolved name."""
-    return resolve_full_rows(BACKENDS[kernel].full_rows, device=device, dtype=dtype, head_dim=head_dim)
+    """Return the dense kernel (`attention_kernels.full_rows`) that computes full rows beside `kernel`, a resolved name, or
+    that itself where it does so alone."""
+    beside = BACKENDS[kernel].full_rows
+    return resolve_full_rows(beside, device=device, dtype=dtype, head_dim=head_dim) if beside else kernel
 
 
 def check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:

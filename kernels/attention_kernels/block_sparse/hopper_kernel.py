@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from attention_kernels.block_sparse.hopper_producer_kernel import produce, program_turns, row_list, tile_at
+from attention_kernels.block_sparse.hopper_producer_kernel import part_at, produce, program_turns, row_list, tile_at
 
 ROWS = 128
 """Query rows of a tile, 64 for each consumer warpgroup."""
@@ -37,8 +37,22 @@ def _mask(s, lists, base, count, position, KB: gl.constexpr, N: gl.constexpr, S:
 
 
 @gluon.jit
+def _write(desc, tiles, b, h, row, W: gl.constexpr, QB: gl.constexpr, D: gl.constexpr):
+    """Start to copy the 64 rows of a consumer to query block `row` of an output, 64 elements at a time."""
+    QR: gl.constexpr = QB if QB < 64 else 64
+    for part in gl.static_range(64 // QR):
+        for c in gl.static_range(D // 64):
+            tma.async_copy_shared_to_global(
+                desc,
+                [b, h + (64 * W + part * QR) // QB, row * QB + (64 * W + part * QR) % QB, c * 64],
+                tiles.index(c * (64 // QR) + part),
+            )
+
+
+@gluon.jit
 def _consume(
     od,
+    pd,
     q_tiles,
     o_tiles,
     ring,
@@ -48,13 +62,17 @@ def _consume(
     empty,
     Counts,
     Indices,
+    Every,
+    Sizes,
     scb,
     sch,
     sib,
     sih,
     sim,
     tiles,
-    rows,
+    lines,
+    listed,
+    splits,
     units,
     heads_kv,
     bundle,
@@ -68,16 +86,21 @@ def _consume(
     SLOTS: gl.constexpr,
     PACK: gl.constexpr,
     SHARED: gl.constexpr,
+    FULL: gl.constexpr,
+    SPLIT: gl.constexpr,
     Q_IN_REGISTERS: gl.constexpr,
     OWN_OUT: gl.constexpr,
 ):
-    """Run one consumer warpgroup: rows 64·W to 64·W + 63 of every tile."""
+    """Run one consumer warpgroup: rows 64·W to 64·W + 63 of every tile.
+
+    SPLIT: full rows are in several parts. What a part computes goes to `pd` as query blocks of its own, and the log2 of its
+    softmax's denominator to Sizes [B, Hq, parts, QB], minus infinity where a query sees none of its keys: the output of such a
+    query is NaN.
+    """
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P: gl.constexpr = gl.DotOperandLayout(0, OUT, 2)
     SHAPE: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
-    QR: gl.constexpr = QB if QB < 64 else 64
-    CHUNKS: gl.constexpr = D // 64
     PER_STEP: gl.constexpr = N // KB
     dtype: gl.constexpr = q_tiles.dtype
     slots = ring._reinterpret(dtype, [SLOTS, N, D], SHAPE)
@@ -87,11 +110,16 @@ def _consume(
     at = 0
     q_phase = 0
     for turn in range(program_turns(tiles)):
-        b, kv, h, row = tile_at(turn, rows, units, heads_kv, bundle, PACK)
-        lists, count, steps, first = row_list(Counts, Indices, scb, sch, sib, sih, sim, b, kv if SHARED else h, row, PER_STEP)
+        b, kv, h, line = tile_at(turn, lines, units, heads_kv, bundle, PACK)
+        row, full_row, part = part_at(line, listed, splits)
+        hi = kv if SHARED else h
+        lists, count, steps, first = row_list(
+            Counts, Indices, Every, scb, sch, sib, sih, sim, b, hi, row, full_row, part, splits, PER_STEP, FULL
+        )
         start = row * QB + offset  # position of the first query
         position = start + rr % QB
         # blocks that reach into some query's future: those over the query block's own tokens, all of them listed, at the end
+        # (and at the end of a part, if any of its are)
         diagonal = (start + QB - 1) // KB + 1 - start // KB
         masked = 1 + (gl.maximum(diagonal - first, 0) + PER_STEP - 1) // PER_STEP
         base = count - first
@@ -150,13 +178,15 @@ def _consume(
             tma.store_wait(0)  # the last tile's output has left
         o_view.store(o.to(dtype))
         fence_async_shared()
-        for part in gl.static_range(64 // QR):
-            for c in gl.static_range(CHUNKS):
-                tma.async_copy_shared_to_global(
-                    od,
-                    [b, h + (64 * W + part * QR) // QB, row * QB + (64 * W + part * QR) % QB, c * 64],
-                    o_tiles.index(c * (64 // QR) + part),
-                )
+        if SPLIT:
+            if full_row:
+                at_part = ((b * heads_kv * units * PACK + h + rr // QB) * (lines - listed) + line - listed) * QB + rr % QB
+                gl.store(Sizes + at_part, shift + gl.log2(total))
+                _write(pd, o_tiles, b, h, line - listed, W, QB, D)
+            else:
+                _write(od, o_tiles, b, h, row, W, QB, D)
+        else:
+            _write(od, o_tiles, b, h, row, W, QB, D)
         if not OWN_OUT:
             tma.store_wait(0)
         if not (Q_IN_REGISTERS and OWN_OUT):
@@ -166,21 +196,26 @@ def _consume(
 
 
 # Lengths and the index's shape change from call to call and help no address: one compiled kernel serves them all.
-@gluon.jit(do_not_specialize=["scb", "sch", "sib", "sih", "sim", "tiles", "rows", "bundle", "offset"])
+@gluon.jit(do_not_specialize=["scb", "sch", "sib", "sih", "sim", "tiles", "lines", "listed", "splits", "bundle", "offset"])
 def block_sparse_hopper_kernel(
     qd,
     kd,
     vd,
     od,
+    pd,
     Counts,
     Indices,
+    Every,
+    Sizes,
     scb,
     sch,
     sib,
     sih,
     sim,
     tiles,
-    rows,
+    lines,
+    listed,
+    splits,
     units,
     heads_kv,
     bundle,
@@ -193,6 +228,8 @@ def block_sparse_hopper_kernel(
     SLOTS: gl.constexpr,
     PACK: gl.constexpr,
     SHARED: gl.constexpr,
+    FULL: gl.constexpr,
+    SPLIT: gl.constexpr,
     Q_IN_REGISTERS: gl.constexpr,
     OWN_OUT: gl.constexpr,
 ):
@@ -227,6 +264,7 @@ def block_sparse_hopper_kernel(
                 _consume,
                 (
                     od,
+                    pd,
                     q0,
                     o0,
                     ring,
@@ -236,13 +274,17 @@ def block_sparse_hopper_kernel(
                     empty,
                     Counts,
                     Indices,
+                    Every,
+                    Sizes,
                     scb,
                     sch,
                     sib,
                     sih,
                     sim,
                     tiles,
-                    rows,
+                    lines,
+                    listed,
+                    splits,
                     units,
                     heads_kv,
                     bundle,
@@ -256,6 +298,8 @@ def block_sparse_hopper_kernel(
                     SLOTS,
                     PACK,
                     SHARED,
+                    FULL,
+                    SPLIT,
                     Q_IN_REGISTERS,
                     OWN_OUT,
                 ),
@@ -264,6 +308,7 @@ def block_sparse_hopper_kernel(
                 _consume,
                 (
                     od,
+                    pd,
                     q1,
                     o1,
                     ring,
@@ -273,13 +318,17 @@ def block_sparse_hopper_kernel(
                     empty,
                     Counts,
                     Indices,
+                    Every,
+                    Sizes,
                     scb,
                     sch,
                     sib,
                     sih,
                     sim,
                     tiles,
-                    rows,
+                    lines,
+                    listed,
+                    splits,
                     units,
                     heads_kv,
                     bundle,
@@ -293,6 +342,8 @@ def block_sparse_hopper_kernel(
                     SLOTS,
                     PACK,
                     SHARED,
+                    FULL,
+                    SPLIT,
                     Q_IN_REGISTERS,
                     OWN_OUT,
                 ),
@@ -312,13 +363,16 @@ def block_sparse_hopper_kernel(
                     empty,
                     Counts,
                     Indices,
+                    Every,
                     scb,
                     sch,
                     sib,
                     sih,
                     sim,
                     tiles,
-                    rows,
+                    lines,
+                    listed,
+                    splits,
                     units,
                     heads_kv,
                     bundle,
@@ -329,6 +383,7 @@ def block_sparse_hopper_kernel(
                     SLOTS,
                     PACK,
                     SHARED,
+                    FULL,
                 ),
             ),
         ],

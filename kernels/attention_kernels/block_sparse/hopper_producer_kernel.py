@@ -1,6 +1,9 @@
 # mypy: disable-error-code="no-untyped-def"
 """The first half of the kernel for Hopper: which tiles a program takes, and the warp that loads their
-queries, keys and values."""
+queries, keys and values.
+
+A line is a query block that has a list, or one of the `splits` parts of a full one: the first `listed` lines are the former.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ def program_turns(tiles):
 
 
 @gluon.jit
-def tile_at(turn, rows, units, heads_kv, bundle, PACK: gl.constexpr):
-    """Turn of this program -> batch, KV head, first query head, query block. Programs take tiles in turns, back and forth, so
+def tile_at(turn, lines, units, heads_kv, bundle, PACK: gl.constexpr):
+    """Turn of this program -> batch, KV head, first query head, line. Programs take tiles in turns, back and forth, so
     that none always gets the longer rows. The query heads of `bundle` KV heads run side by side, so that their keys stay in
     L2, and of each bundle the longest rows come first."""
     me = gl.program_id(0)
@@ -30,18 +33,48 @@ def tile_at(turn, rows, units, heads_kv, bundle, PACK: gl.constexpr):
     pair = t // units
     head = pair % bundle
     pair = pair // bundle
-    row = rows - 1 - pair % rows
-    head += pair // rows * bundle
+    line = lines - 1 - pair % lines
+    head += pair // lines * bundle
     kv = head % heads_kv
-    return head // heads_kv, kv, kv * units * PACK + unit * PACK, row
+    return head // heads_kv, kv, kv * units * PACK + unit * PACK, line
 
 
 @gluon.jit
-def row_list(Counts, Indices, scb, sch, sib, sih, sim, b, h, row, PER_STEP: gl.constexpr):
+def part_at(line, listed, splits):
+    """Line -> query block, whether it is a full one, and which part of it the line is."""
+    past = gl.maximum(line - listed, 0)
+    full = line >= listed
+    return gl.where(full, listed + past // splits, line), full, past % splits
+
+
+@gluon.jit
+def row_list(
+    Counts,
+    Indices,
+    Every,
+    scb,
+    sch,
+    sib,
+    sih,
+    sim,
+    b,
+    h,
+    row,
+    full,
+    part,
+    splits,
+    PER_STEP: gl.constexpr,
+    FULL: gl.constexpr,
+):
     """Return the list of a row and its length, the steps it takes, and how many of its blocks the first step has: it is walked
-    from its end, where the diagonal is."""
+    from its end, where the diagonal is. Every: the block numbers 0, 1, 2, …: the list of a full row is a part of it."""
     count = gl.load(Counts + b.to(gl.int64) * scb + h.to(gl.int64) * sch + row)
     lists = Indices + b.to(gl.int64) * sib + h.to(gl.int64) * sih + row.to(gl.int64) * sim
+    if FULL:
+        begin = gl.where(full, count * part // splits, 0)
+        count = gl.where(full, count * (part + 1) // splits, count) - begin
+        if full:
+            lists = Every + begin
     steps = (count + PER_STEP - 1) // PER_STEP
     return lists, count, steps, count - (steps - 1) * PER_STEP
 
@@ -106,13 +139,16 @@ def produce(
     empty,
     Counts,
     Indices,
+    Every,
     scb,
     sch,
     sib,
     sih,
     sim,
     tiles,
-    rows,
+    lines,
+    listed,
+    splits,
     units,
     heads_kv,
     bundle,
@@ -123,6 +159,7 @@ def produce(
     SLOTS: gl.constexpr,
     PACK: gl.constexpr,
     SHARED: gl.constexpr,
+    FULL: gl.constexpr,
 ):
     """Run the producer warp: it loads the queries of every tile, then keys and values of its steps, as far ahead as the ring
     has slots.
@@ -133,8 +170,12 @@ def produce(
     at = 0
     q_phase = 0
     for turn in range(program_turns(tiles)):
-        b, kv, h, row = tile_at(turn, rows, units, heads_kv, bundle, PACK)
-        lists, count, steps, first = row_list(Counts, Indices, scb, sch, sib, sih, sim, b, kv if SHARED else h, row, PER_STEP)
+        b, kv, h, line = tile_at(turn, lines, units, heads_kv, bundle, PACK)
+        row, full_row, part = part_at(line, listed, splits)
+        hi = kv if SHARED else h
+        lists, count, steps, first = row_list(
+            Counts, Indices, Every, scb, sch, sib, sih, sim, b, hi, row, full_row, part, splits, PER_STEP, FULL
+        )
         mbarrier.wait(q_empty, q_phase ^ 1)
         mbarrier.expect(q_full, 128 * D * 2)
         _load_queries(qd, q0, q_full, b, h, row, 0, QB, D)

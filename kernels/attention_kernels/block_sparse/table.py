@@ -34,9 +34,10 @@ class Backend:
         reason: takes device, dtype, head_dim, q_block, k_block and shared (query heads that have one index) as keywords;
             None where the kernel runs, else why not.
         run: takes q, k, v, the index and scale, as `block_sparse_attention` does once everything is checked. It computes
-            the rows that have a list; what it returns for full rows holds anything.
+            the rows that have a list; what it returns for full rows holds anything, unless it computes them itself.
         merges: tokens of the blocks that it merges finer ones into; None: it runs the index as it is.
-        full_rows: what may compute full rows beside it, first that runs (see `attention_kernels.full_rows`).
+        full_rows: what may compute full rows beside it, first that runs (see `attention_kernels.full_rows`); none: it does
+            so itself.
     """
 
     reason: Callable[..., str | None]
@@ -89,7 +90,7 @@ BACKENDS = {
     "reference": Backend(_anywhere, block_sparse_reference, full_rows=("reference",)),
     "sdpa": Backend(_anywhere, block_sparse_sdpa, full_rows=("sdpa",)),
     "triton": Backend(_triton_reason, _triton),
-    "hopper": Backend(hopper_reason, block_sparse_hopper),
+    "hopper": Backend(hopper_reason, block_sparse_hopper, full_rows=()),
     "flash4": Backend(flash4_reason, block_sparse_flash4),
     "flash4_merged": Backend(_merged_reason, block_sparse_flash4, merges=MERGED),
     "flex": Backend(flex_reason, block_sparse_flex),

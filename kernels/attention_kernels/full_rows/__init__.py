@@ -1,9 +1,9 @@
-"""Dense attention of the few queries at the end of a prompt, whose rows keep every key block.
+"""Dense attention of the few queries at the end of a prompt, whose rows keep every key block, beside a block-sparse kernel.
 
 One program that worked through such a row alone would end long after all others, so the keys are split among programs. Floor on
 an H200, of Llama-3.1-8B's attention (32 query heads, 8 KV heads of 128) at FlashAttention-3's 650 TFLOP/s: 128 queries of 8k
 keys are 17 GFLOP, 0.026 ms; 256 of 32k keys 137 GFLOP, 0.21 ms. The keys and values are read once by each tile of queries,
-out of L2.
+out of L2. The kernel for Hopper does the same among its other tiles, which saves the end of a launch of its own.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Dense attention of few queries in Triton: the keys of a tile of queries are split over several programs, a second kernel
-combines their results.
+(`combine_kernel`) puts their results together.
 
 A tile holds the queries of all heads that read one KV head, token by token. Programs of one part of the keys run side by side.
 """
@@ -7,7 +7,6 @@ A tile holds the queries of all heads that read one KV head, token by token. Pro
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import triton
@@ -19,23 +18,23 @@ from attention_kernels.block_sparse.triton_kernel import LOWEST, load_step, soft
 from attention_kernels.block_sparse.triton_tuning import Tile, choose_tile, describable
 from attention_kernels.decode.splits import program_slots, split_count
 from attention_kernels.decode.triton_kernel import can_overlap
+from attention_kernels.full_rows.combine_kernel import combine_parts
 
 ROWS = 128
 """Query rows of a tile at most."""
 COLS = 64
 """Keys of a step at most."""
-COMBINED = 8
-"""Rows that a program of the second kernel combines."""
 
 
 # What changes with a prompt's length is not specialised on: one compiled kernel serves all.
-@triton.jit(do_not_specialize=["kv_heads", "group", "q_len", "k_len", "parts"])
+@triton.jit(do_not_specialize=["kv_heads", "group", "q_len", "k_len"])
 def _attend(
     Q,
     K,
     V,
     Out,
     Part,
+    Sizes,
     sqb,
     sqh,
     sqm,
@@ -52,7 +51,6 @@ def _attend(
     group,
     q_len,
     k_len,
-    parts,
     scale_log2e,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -63,8 +61,8 @@ def _attend(
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Compute a tile of queries over one part of its keys. Out gets the result where there is one part, else Part gets
-    [parts, D] float32 results, and behind them their log2-sum-exp [parts]."""
+    """Compute a tile of queries over one part of its keys. Out gets the result where there is one part, else Part and Sizes do,
+    as `combine_parts` takes them."""
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()  # the combining kernel may be put on the GPU now, and waits there
     tile = tl.program_id(0)
@@ -115,59 +113,15 @@ def _attend(
         best, total, acc = softmax_step(s, v, best, total, acc, scale_log2e, PRECISION)
 
     if SPLIT:
-        # A part may hold no key, or none that a row sees: it weighs nothing then
-        size = tl.where(total == 0.0, -float("inf"), best + tl.log2(tl.where(total == 0.0, 1.0, total)))
-        acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+        # A part may hold no key that a query sees: its size is minus infinity then, its output NaN
+        acc = acc * (1.0 / total)[:, None]
         part = (line * splits + split).to(tl.int64) * rows + row
-        tl.store(Part + parts.to(tl.int64) * D + part, size, mask=real)
+        tl.store(Sizes + part, best + tl.log2(total), mask=real)
         tl.store(Part + part[:, None] * D + offs_d[None, :], acc, mask=keep)
     else:
         acc = acc * (1.0 / total)[:, None]
         o_at = b.to(tl.int64) * sob + head.to(tl.int64) * soh + token.to(tl.int64) * som
         tl.store(Out + o_at[:, None] + offs_d[None, :], acc.to(Out.dtype.element_ty), mask=keep)
-
-
-@triton.jit(do_not_specialize=["splits", "parts", "kv_heads", "group", "q_len"])
-def _combine(
-    Part,
-    Out,
-    sob,
-    soh,
-    som,
-    splits,
-    parts,
-    kv_heads,
-    group,
-    q_len,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """Compute BLOCK_R rows of the output: the parts' results, weighted by their share of the softmax's denominator."""
-    line = tl.program_id(1)
-    rows = q_len * group
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    real = row < rows
-    offs_d = tl.arange(0, BLOCK_D)
-    keep = real[:, None] & (offs_d < D)[None, :]
-    start = line.to(tl.int64) * splits * rows + row
-    sums = Part + parts.to(tl.int64) * D + start
-    if OVERLAP:
-        tl.extra.cuda.gdc_wait()  # until the results are there
-    top = tl.full([BLOCK_R], -float("inf"), tl.float32)
-    for split in range(0, splits):
-        top = tl.maximum(top, tl.load(sums + split * rows, mask=real, other=0.0))
-    total = tl.zeros([BLOCK_R], tl.float32)
-    acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
-    for split in range(0, splits):
-        weight = tl.exp2(tl.load(sums + split * rows, mask=real, other=0.0) - top)
-        total += weight
-        acc += weight[:, None] * tl.load(Part + (start + split * rows)[:, None] * D + offs_d[None, :], mask=keep, other=0.0)
-    acc = acc / total[:, None]
-    o_at = (line // kv_heads).to(tl.int64) * sob + (line % kv_heads * group + row % group).to(tl.int64) * soh
-    o_at += (row // group).to(tl.int64) * som
-    tl.store(Out + o_at[:, None] + offs_d[None, :], acc.to(Out.dtype.element_ty), mask=keep)
 
 
 def full_rows_triton(q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, scale: float) -> None:
@@ -214,14 +168,15 @@ def run_split(
         shared = q.element_size() * pad * (tile.rows + 2 * tile.stages * tile.cols)
         splits = split_count(lines * tiles, triton.cdiv(k_len, tile.cols), program_slots(q.device, shared))
     overlap = splits > 1 and (can_overlap(q.device) if overlap is None else overlap)
-    parts = lines * splits * rows
-    part = torch.empty(parts * (dim + 1), dtype=torch.float32, device=q.device) if splits > 1 else out
+    part = sizes = out  # never read
+    if splits > 1:
+        part = torch.empty(lines, splits, rows, dim, dtype=torch.float32, device=q.device)
+        sizes = torch.empty(lines, splits, rows, dtype=torch.float32, device=q.device)
     k_from, v_from = (
         (TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, tile.cols, pad]) for x in (k, v))
         if (tile.described)
         else (k, v)
     )
-    options: dict[str, Any] = {"launch_pdl": True} if overlap else {}
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _attend[(tiles, splits, lines)](
             q,
@@ -229,6 +184,7 @@ def run_split(
             v_from,
             out,
             part,
+            sizes,
             *q.stride()[:3],
             *k.stride()[:3],
             *v.stride()[:3],
@@ -237,7 +193,6 @@ def run_split(
             heads // kv_heads,
             q_len,
             k_len,
-            parts,
             scale * math.log2(math.e),
             D=dim,
             BLOCK_D=pad,
@@ -250,20 +205,5 @@ def run_split(
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
-        if splits > 1:
-            _combine[(triton.cdiv(rows, COMBINED), lines)](
-                part,
-                out,
-                *out.stride()[:3],
-                splits,
-                parts,
-                kv_heads,
-                heads // kv_heads,
-                q_len,
-                D=dim,
-                BLOCK_D=pad,
-                BLOCK_R=COMBINED,
-                OVERLAP=overlap,
-                num_warps=4,
-                **options,
-            )
+    if splits > 1:
+        combine_parts(part, sizes, out, q_block=q_len, group=heads // kv_heads, splits=splits, overlap=overlap)
