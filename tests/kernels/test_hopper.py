@@ -219,12 +219,12 @@ def with_full_rows(case: Case, rows: int, device: str) -> BlockIndex:
 def test_the_source_equals_the_formula(case: Case, rows: int, splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel as it is written, its warp groups in threads: tiles, parts, masks and barriers."""
     pytest.importorskip("triton.experimental.gluon")
-    from attention_kernels.block_sparse import hopper_kernel, hopper_producer_kernel
+    from attention_kernels.block_sparse import hopper_consumer_kernel, hopper_kernel, hopper_producer_kernel
 
     from tests.kernels.gluon_stand_in import Kernel
 
     name = "block_sparse_hopper_kernel"
-    monkeypatch.setattr(hopper_kernel, name, Kernel(name, hopper_producer_kernel, hopper_kernel))
+    monkeypatch.setattr(hopper_kernel, name, Kernel(name, hopper_producer_kernel, hopper_consumer_kernel, hopper_kernel))
     monkeypatch.setattr(hopper, "_processors", lambda device: 5)
     monkeypatch.setattr(hopper, "full_row_splits", lambda *given: splits)
     monkeypatch.setattr(torch, "empty_like", lambda x, **kw: torch.full_like(x, float("nan"), **kw))
