@@ -107,6 +107,18 @@ def test_any_shape(case: Case, share: float) -> None:
 
 
 @pytest.mark.usefixtures("hopper")
+def test_full_rows_are_left_to_others() -> None:
+    """They have no blocks here, and all other rows are as without them."""
+    case = COARSE[0]
+    q, k, v = case.tensors(torch.float64, "cpu")
+    index = case.index("cpu").with_last_rows(1)
+    listed = slice(0, index.listed_queries)
+    out = block_sparse_flash4(q, k, v, index, scale=case.dim**-0.5)[:, :, listed]
+    assert 0 < index.listed_queries < case.q_len
+    assert error(out, attention(q, k, v, index)[:, :, listed]) < 1e-12
+
+
+@pytest.mark.usefixtures("hopper")
 def test_heads_are_packed_where_they_share_an_index(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[torch.Size, tuple[int, int] | None]] = []
 
