@@ -185,10 +185,9 @@ def test_every_tile_is_dealt_once(batch: int, heads_kv: int, units: int, pack: i
         for bundle in (n for n in range(1, batch * heads_kv + 1) if batch * heads_kv % n == 0):
             tiles = batch * heads_kv * units * rows
             turns = turns_of(torch.tensor(tiles))
-            dealt = []
-            for turn in range(int(turns.max())):
-                tile = torch.stack(torch.broadcast_tensors(*tile_of(torch.tensor(turn), rows, units, heads_kv, bundle, pack)))
-                dealt += tile[:, turn < turns].T.tolist()
+            turn = torch.arange(int(turns.max()))[:, None]
+            tile = torch.stack(torch.broadcast_tensors(*tile_of(turn, rows, units, heads_kv, bundle, pack)))
+            dealt = tile[:, turn < turns].T.tolist()
             assert len(dealt) == tiles
             expected = product(range(batch), range(heads_kv), range(units), range(rows))
             assert {tuple(tile) for tile in dealt} == {
