@@ -48,7 +48,7 @@ class Blasst(Method):
         return Knob("factor", low=1e-6, high=1e12, rising=False, log=True) if self.sparsity else None
 
     def select(self, x: LayerInputs) -> SkipRule:
-        threshold = 0.0 if self.sparsity == 0 else self.factor / x.k.shape[2]
+        threshold = 0.0 if self.sparsity == 0 else self.factor / x.prompt_tokens
         return SkipRule(threshold, q_block=self.block_size, k_block=self.block_size)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:

@@ -64,7 +64,7 @@ class BlockTopK(ScoredMethod):
 
     def scores(self, x: LayerInputs) -> Tensor:
         """Return the softmax of the scores, [B,Hq,Mq,Nk] float32, or with shared [B,Hkv,Mq,Nk]."""
-        q, k = (pool_blocks(tokens, self.block_size, (self.pool,)).float() for tokens in (x.q, x.k))
+        q, k = (self._pooled(tokens).float() for tokens in (x.q, x.k))
         logits = q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].mT * x.scale  # [B,Hkv,G,Mq,Nk]
         logits = logits.mean(2) if self.shared else logits.flatten(1, 2)
         future = ~causal_mask(**self.grid(x), device=x.q.device)
@@ -72,9 +72,13 @@ class BlockTopK(ScoredMethod):
 
     def select(self, x: LayerInputs) -> BlockIndex:
         grid = self.grid(x)
-        q, k = (pool_blocks(tokens, self.block_size, (self.pool,)) for tokens in (x.q, x.k))
+        q, k = self._pooled(x.q), x.block_vectors(self.block_size, lambda keys, _: self._pooled(keys), self.pool)
         share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
-        return select_from_pooled(q, k, scale=x.scale, share=share, **self.rule(x, grid), **grid)
+        return select_from_pooled(q, k, scale=x.scale, share=share, **self.rule(x), **grid)
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        """Return the blocks of queries or keys [B,H,P,D], pooled: [B,H,ceil(P/block),D]."""
+        return pool_blocks(tokens, self.block_size, (self.pool,))
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {

@@ -154,7 +154,7 @@ class DuoAttention(Method):
         if self.sparsity == 0:
             return BlockIndex.full(batch, kv_heads, device=x.q.device, **grid)
         ranks = self._ranks()[x.layer]
-        dense, sparsity = self.split(grid)
+        dense, sparsity = self.split(self.prompt_grid(x))
         full = [head for head, rank in enumerate(ranks) if rank < dense]
         narrow = [head for head in range(kv_heads) if head not in full]
         if not narrow:

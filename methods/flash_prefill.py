@@ -31,7 +31,7 @@ class FlashPrefill(Method):
     Given a sparsity, alpha is calibrated for it, and the forced blocks shrink where they would leave the scores no say: full
     rows and the diagonal take at most half of the budget (the diagonal always stays), and sinks and window get half of each
     other row's budget. An alpha above 1 leaves nothing but these. The release divides by the row's sum, which is in both sides
-    of the comparison; logarithms are compared here. It is for whole prompts; in a chunk of one the last blocks are the chunk's.
+    of the comparison; logarithms are compared here. It is for whole prompts.
     """
 
     paper = "FlashPrefill, arXiv 2603.06199"
@@ -74,13 +74,17 @@ class FlashPrefill(Method):
         if self.sparsity == 0:
             return BlockIndex.full(*x.q.shape[:2], **grid, device=device)
         density = None if self.fixed_floors else 1 - self.required_sparsity()
-        forced = forced_blocks(self.sinks, self.window, self.last, density, **grid, device=device)
+        of_prompt = self.prompt_grid(x)
+        forced = forced_blocks(self.sinks, self.window, self.last, density, **of_prompt, device=device)
+        forced = forced[self.rows(x), : -(-grid["k_len"] // grid["k_block"])]
         # mean keys in the inputs' type, as the release has them: the product then runs on tensor cores
-        means = pool(x.k, self.block_size, ("mean",)).to(x.q.dtype)
+        means = x.block_vectors(
+            self.block_size, lambda k, _: pool(k, self.block_size, ("mean",)).to(x.q.dtype), "means in the keys' type"
+        )
         scores = key_mean_map(x.q, means, q_block=self.block_size, k_block=self.block_size, k_len=grid["k_len"], scale=x.scale)
         best = scores.amax(-1, keepdim=True)
         index = BlockIndex.from_mask((scores >= best + math.log(self.alpha)) | forced, **grid, wait=False)
-        return index.with_last_rows(full_forced_rows(self.last, density, **grid))
+        return index.with_last_rows(self.last_rows_here(full_forced_rows(self.last, density, **of_prompt), x))
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"alpha": self.alpha, "sinks": self.sinks, "window": self.window, "last": self.last}

@@ -90,10 +90,11 @@ class FlexPrefill(Method):
         grid = self.grid(x)
         if self.sparsity == 0:
             return BlockIndex.full(x.q.shape[0], x.k.shape[1], device=x.q.device, **grid)
-        if self.fixed_floors and grid["k_len"] <= max(2 * self.block_size, self.min_budget):
+        if self.fixed_floors and x.prompt_tokens <= max(2 * self.block_size, self.min_budget):
             return None
-        pooled_q, pooled_k = (pool(tokens, self.block_size, ("mean",)) for tokens in (x.q, x.k))
-        columns, diagonals, aware = self._patterns(x, pooled_k, self._floor(grid))
+        pooled_q = pool(x.q, self.block_size, ("mean",))
+        pooled_k = x.block_vectors(self.block_size, lambda k, _: pool(k, self.block_size, ("mean",)), "means")
+        columns, diagonals, aware = self._patterns(x, pooled_k, self._floor(self.prompt_grid(x)))
         group = x.q.shape[1] // x.k.shape[1]
         causal = causal_mask(grid["q_len"], grid["k_len"], self.block_size, self.block_size, x.q.device)
 

@@ -15,7 +15,7 @@ from attention_kernels.selection import row_budget, select_topk
 from torch import Tensor
 
 from methods import register
-from methods.parts.base import Knob, LayerInputs, Method
+from methods.parts.base import Grid, Knob, LayerInputs, Method
 from methods.parts.release import Release
 from methods.searches.kascade_search import KascadeSearch, Plan, parse_plan
 
@@ -169,13 +169,16 @@ class Kascade(Method):
         return select_topk(mass, self._budget(x), **grid)
 
     def _budget(self, x: LayerInputs) -> tuple[int, ...]:
+        return self._prompt_budget(self.prompt_grid(x))[self.rows(x)]
+
+    def _prompt_budget(self, grid: Grid) -> tuple[int, ...]:
         rolling = not self.as_released if self.rolling_prefill is None else self.rolling_prefill
         if self.topk is None or self.sparsity is not None:
             density = 1 - self.required_sparsity() if self.topk is None else self.topk
-            return (row_budget if rolling else even_budget)(density, **self.grid(x))
+            return (row_budget if rolling else even_budget)(density, **grid)
         if self.as_released or not rolling:
-            return released_budget(self.topk, rolling=rolling, **self.grid(x))
-        return native_budget(self.topk, **self.grid(x))
+            return released_budget(self.topk, rolling=rolling, **grid)
+        return native_budget(self.topk, **grid)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         anchors = f"every {self.every}" if self.plan is None else ",".join(map(str, self.plan.anchors))

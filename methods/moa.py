@@ -54,7 +54,7 @@ class MoA(Method):
 
     alpha and beta are each head's own. They come from job=search_heads (`moa-rules.json`, required), which finds rules for
     several budgets, or from the file `rules`. A span is at least two blocks, at most the prompt, and rounded up to whole
-    blocks. In a chunk of a prompt N is the tokens so far.
+    blocks.
 
     budget: mean span ÷ prompt that the rules were found for, 0.5 unless given, as in the release. sinks: first tokens that
     every row keeps, rounded up to whole blocks; they are part of the span. new_tokens: counted in N beside the prompt, 1024 in
@@ -159,8 +159,8 @@ class MoA(Method):
         spans = rules.spans(grid["k_len"] + self.new_tokens, LEAST_BLOCKS * self.block_size)
         return tuple(tokens for layer in spans for tokens in layer)
 
-    def rows(self, grid: Grid, device: torch.device) -> dict[int, LayerRows]:
-        """Return what the rows of every layer that has rules keep; for the latest shapes it is kept for the next call."""
+    def prompt_rows(self, grid: Grid, device: torch.device) -> dict[int, LayerRows]:
+        """Return what the rows of a prompt keep in every layer that has rules; for the latest shapes it is kept for the next call."""
         key = (grid["q_len"], grid["k_len"], device)
         if key not in self._rows:
             rules = self.plan(grid)
@@ -187,12 +187,13 @@ class MoA(Method):
         grid, batch = self.grid(x), x.q.shape[0]
         if self.sparsity == 0:
             return BlockIndex.full(batch, x.k.shape[1], device=x.q.device, **grid)
-        rows = self.rows(grid, x.q.device).get(x.layer)
-        if rows is None:
+        of_prompt = self.prompt_rows(self.prompt_grid(x), x.q.device).get(x.layer)
+        if of_prompt is None:
             raise ValueError(f"method {self.name} has no rules for layer {x.layer}, which its search never saw")
-        if rows.all_seen:
+        if of_prompt.all_seen:
             return None
-        return span_index(rows.counts, -(-self.sinks // self.block_size), batch, grid, width=rows.most)
+        counts = of_prompt.counts[:, self.rows(x)]
+        return span_index(counts, -(-self.sinks // self.block_size), batch, grid, width=min(of_prompt.most, -(-grid["k_len"] // grid["k_block"])))
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         rules = None if self.rules is None else Path(self.rules).name  # a row tells the file by its hash

@@ -68,10 +68,10 @@ class MoBA(Method):
         self.exact = exact
 
     def tokens(self, x: LayerInputs) -> int:
-        """Return the tokens of a block in this call."""
+        """Return the tokens of a block in this prompt."""
         if self.block is not None:
             return self.block
-        return self.block_size * max(1, min(4096, x.k.shape[2] // PARTS) // self.block_size)
+        return self.block_size * max(1, min(4096, x.prompt_tokens // PARTS) // self.block_size)
 
     @torch.no_grad()
     def select(self, x: LayerInputs) -> BlockIndex | None:
@@ -79,7 +79,8 @@ class MoBA(Method):
             return None  # every query chooses every block: lists of single queries would say the same at a high price
         if self.sparsity == 0:
             return BlockIndex.full(*x.q.shape[:2], device=x.q.device, **self.grid(x))
-        means = pool_blocks(x.k, self.tokens(x), "mean")
+        block = self.tokens(x)
+        means = x.block_vectors(block, lambda k, _: pool_blocks(k, block, "mean"), "means")
         return self._own_lists(x, means) if self.exact else self._unions(x, means)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
@@ -91,7 +92,9 @@ class MoBA(Method):
         block = self.tokens(x)
         grid = Grid(q_block=1, k_block=block, q_len=x.q.shape[2], k_len=x.k.shape[2])
         if self.topk is None:
-            budget = row_budget(1 - self.required_sparsity(), **grid)
+            tokens = x.prompt_tokens
+            budget = row_budget(1 - self.required_sparsity(), **{**grid, "q_len": tokens, "k_len": tokens})
+            budget = budget[grid["k_len"] - grid["q_len"] :][: grid["q_len"]] if x.prompt is not None else budget
         else:
             budget = (self.topk,) * grid["q_len"]
         ranked = torch.cat([gates for _, gates in token_gates(x.q, means, block, grid["k_len"])], dim=2)

@@ -59,7 +59,7 @@ class Oracle(ScoredMethod):
 
     def select(self, x: LayerInputs) -> BlockIndex:
         grid = self.grid(x)
-        rule = self.rule(x, grid)
+        rule = self.rule(x)
         truth = block_map(x.q, x.k, q_block=self.block_size, k_block=self.block_size, scale=x.scale, pool=self.pool)
         if "budget" in rule:
             return select_topk(truth, rule["budget"], full_rows=rule["full_rows"], **grid)

@@ -65,7 +65,7 @@ class RandomBlocks(Method):
         columns = -(-grid["k_len"] // self.block_size)
         heads = [hashed_uniform(self.seed, x.layer, head, rows, columns) for head in range(x.q.shape[1])]
         scores = torch.stack(heads).expand(x.q.shape[0], -1, -1, -1)
-        return select_topk(scores, self.budget(x), full_rows=self.rows_in_full(grid), **grid)
+        return select_topk(scores, self.budget(x), full_rows=self.rows_in_full(x), **grid)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"seed": self.seed, "last": self.full_rows}

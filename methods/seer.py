@@ -100,11 +100,11 @@ class Seer(ScoredMethod):
         if self.as_released and self.threshold is not None:
             logits = self._logits(x).to(x.q.dtype)
             index = BlockIndex.from_mask(logits.softmax(-1) > self.threshold, wait=False, **grid)
-            return index.with_last_rows(self.rows_in_full(grid))
-        pooled_q, pooled_k = gate.pool(x.q, x.k, rope)
-        queries, keys = gate.project(pooled_q, pooled_k, rope, q_len=grid["q_len"], k_len=grid["k_len"])
+            return index.with_last_rows(self.rows_in_full(x))
+        queries = gate.queries(x.q, rope, first=grid["k_len"] - grid["q_len"])
+        keys = x.block_vectors(self.block_size, lambda k, first: gate.keys(k, rope, first=first), "keys of a gate")
         share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
-        return select_from_pooled(queries, keys, scale=keys.shape[-1] ** -0.5, share=share, **self.rule(x, grid), **grid)
+        return select_from_pooled(queries, keys, scale=keys.shape[-1] ** -0.5, share=share, **self.rule(x), **grid)
 
     @torch.no_grad()
     def scores(self, x: LayerInputs) -> Tensor:

@@ -116,19 +116,20 @@ class Sparge(Method):
         grid = self.grid(x)
         if self.sparsity == 0:
             return BlockIndex.full(x.q.shape[0], x.k.shape[1], device=x.q.device, **grid)
-        pooled_q, pooled_k = pool(x.q, grid["q_block"], ("mean",)), pool(x.k, grid["k_block"], ("mean",))
+        pooled_q = pool(x.q, grid["q_block"], ("mean",))
+        pooled_k = x.block_vectors(grid["k_block"], lambda k, _: pool(k, grid["k_block"], ("mean",)), "means")
         unlike_q, unlike_k = self._unlike(x, grid)
-        group, least = x.q.shape[1] // x.k.shape[1], self._least(grid)
+        group, least = x.q.shape[1] // x.k.shape[1], self._least(self.prompt_grid(x))
         future = ~causal_mask(grid["q_len"], grid["k_len"], grid["q_block"], grid["k_block"], x.q.device)
 
         def choose(kv: slice) -> Tensor:
             heads = query_heads(kv, group)
             scores = pooled_scores(pooled_q[:, heads], pooled_k[:, kv], scale=x.scale).masked_fill_(future, -float("inf"))
             if unlike_q is None or unlike_k is None:
-                mask = self._best(scores, least)
+                mask = self._best(scores, least, x)
             else:
                 unlike = unlike_k[:, kv].repeat_interleave(group, dim=1).unsqueeze(-2)
-                mask = self._best(scores.masked_fill_(unlike, -float("inf")), least) | unlike | unlike_q[:, heads, :, None]
+                mask = self._best(scores.masked_fill_(unlike, -float("inf")), least, x) | unlike | unlike_q[:, heads, :, None]
             if self.sink:
                 mask[..., 0] = True
             return mask
@@ -160,20 +161,22 @@ class Sparge(Method):
         diagonal = -(-grid["q_block"] // grid["k_block"])
         return 1 if mean_row_budget(self.required_sparsity(), **grid) >= diagonal + 1 else 0
 
-    def _best(self, scores: Tensor, least: int) -> Tensor:
+    def _best(self, scores: Tensor, least: int, x: LayerInputs) -> Tensor:
         """Return bool [B,H,Mq,Nk], the chosen blocks by scores that are -inf where nothing is to be chosen.
 
         Rows of nothing but -inf choose any block: those they see are all kept for not being alike.
         """
         best, order = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
         if self.rule == "topk":
-            count = self._share_of_blocks(best.shape[-2], best.shape[-1], least, best.device).expand(best.shape[:-1])
+            grid = self.prompt_grid(x)
+            rows, blocks = -(-grid["q_len"] // grid["q_block"]), -(-grid["k_len"] // grid["k_block"])
+            count = self._share_of_blocks(rows, blocks, least, best.device)[self.rows(x)].expand(best.shape[:-1])
         else:
             count = (best.cumsum(-1) <= self.cdf).sum(-1).clamp(min=least)
         return first_ranked(order, count)
 
     def _share_of_blocks(self, rows: int, blocks: int, least: int, device: torch.device) -> Tensor:
-        """Return how many blocks each row chooses with the rule "topk", int64 [Mq]: the share rounded down. With a sparsity,
+        """Return how many blocks each row of a prompt chooses with the rule "topk", int64 [rows]: the share rounded down. With a sparsity,
         whose density may lie between two whole numbers, rows take the next one up by turns, so that their mean is the share."""
         share = self.topk * blocks
         if self.sparsity is None:

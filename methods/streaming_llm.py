@@ -69,7 +69,7 @@ class StreamingLLM(Method):
         blocks = -(-grid["k_len"] // self.block_size)
         column = torch.arange(blocks, device=x.q.device)
         scores = torch.where(column < sinks, 2 * blocks - column, column).float()
-        full = self.rows_in_full(grid)
+        full = self.rows_in_full(x)
         index = select_topk(scores.expand(1, 1, len(budget), blocks), budget, full_rows=full, **grid)
         batch, heads = x.k.shape[:2]  # one index for a whole group of query heads, and the same for every group
         return replace(

@@ -23,8 +23,7 @@ class TriShape(StreamingLLM):
     as_released: the full rows are as many as asked for whatever the sparsity.
 
     With a sparsity instead of a window, each row spends its share of the budget as in StreamingLLM. Deviation, only with a
-    sparsity: the full rows are as many as half of the budget pays, so that any sparsity can be reached at short lengths. In a
-    chunk of a prompt the last queries are the chunk's.
+    sparsity: the full rows are as many as half of the budget pays, so that any sparsity can be reached at short lengths.
     """
 
     paper = "SCBench (Tri-shape), arXiv 2412.10319"
@@ -55,18 +54,23 @@ class TriShape(StreamingLLM):
         self.last = last
 
     def row_budgets(self, x: LayerInputs) -> tuple[int, ...]:
-        grid = self.grid(x)
-        rows = rows_of_last_queries(self.last, grid["q_len"], self.block_size)
         if self.window is None:
-            return budget_with_full_rows(1 - self.required_sparsity(), rows, **grid, whole=self.as_released)[1]
-        narrow, seen = super().row_budgets(x), causal_blocks(**grid).tolist()
+            return self.budget(x)
+        narrow, seen, rows = super().row_budgets(x), causal_blocks(**self.grid(x)).tolist(), self.rows_in_full(x)
         return (*narrow[: len(seen) - rows], *seen[len(seen) - rows :])
 
-    def rows_in_full(self, grid: Grid) -> int:
-        rows = rows_of_last_queries(self.last, grid["q_len"], self.block_size)
+    def prompt_budget(self, grid: Grid) -> tuple[int, ...]:
+        return self._full_and_budget(grid)[1]
+
+    def prompt_rows_in_full(self, grid: Grid) -> int:
         if self.window is None:
-            return budget_with_full_rows(1 - self.required_sparsity(), rows, **grid, whole=self.as_released)[0]
-        return rows
+            return self._full_and_budget(grid)[0]
+        return rows_of_last_queries(self.last, grid["q_len"], self.block_size)
+
+    def _full_and_budget(self, grid: Grid) -> tuple[int, tuple[int, ...]]:
+        """Return the full rows of a prompt and the blocks of each of its rows, with a sparsity."""
+        rows = rows_of_last_queries(self.last, grid["q_len"], self.block_size)
+        return budget_with_full_rows(1 - self.required_sparsity(), rows, **grid, whole=self.as_released)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {**super().knobs(), "last": self.last}

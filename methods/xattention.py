@@ -177,8 +177,9 @@ class XAttention(Method):
             raise ValueError(f"method {self.name} has thresholds={self.thresholds} and was given none: load_search takes them")
         density = None if self.fixed_floors else 1 - self.required_sparsity()
         forced, group = self._forced(x, density), x.q.shape[1] // x.k.shape[1]
-        first = self._first_chunk(grid) if self.as_released else 0
-        diagonal = forced_blocks(0, 1, self.full_rows, None, **grid, device=device)
+        first = self._first_chunk(x) if self.as_released else 0
+        diagonal = self._in_call(forced_blocks(0, 1, self.full_rows, None, **self.prompt_grid(x), device=device), x)
+        full = self.last_rows_here(full_forced_rows(self.full_rows, density, **self.prompt_grid(x)), x)
 
         def choose(kv: slice) -> Tensor:
             heads = query_heads(kv, group)
@@ -188,17 +189,22 @@ class XAttention(Method):
             late = late_top_p_mask(scores[..., :first, :], diagonal[:first], shares) | forced[:first]
             return torch.cat((late, top_p_mask(scores[..., first:, :], forced[first:], shares)), dim=-2)
 
-        return select_in_chunks(choose, x, grid).with_last_rows(full_forced_rows(self.full_rows, density, **grid))
+        return select_in_chunks(choose, x, grid).with_last_rows(full)
 
     def _scores(self, x: LayerInputs) -> Tensor:
         return antidiagonal_map(x.q, x.k, stride=self.stride, block=self.block_size, scale=x.scale)
 
     def _forced(self, x: LayerInputs, density: float | None = None) -> Tensor:
-        return forced_blocks(1, 1, self.full_rows, density, **self.grid(x), device=x.q.device)
+        return self._in_call(forced_blocks(1, 1, self.full_rows, density, **self.prompt_grid(x), device=x.q.device), x)
 
-    def _first_chunk(self, grid: Grid) -> int:
+    def _in_call(self, forced: Tensor, x: LayerInputs) -> Tensor:
+        """Return the rows and blocks of a call, of forced blocks [rows, blocks] of its prompt."""
+        return forced[self.rows(x), : -(-x.k.shape[2] // self.block_size)]
+
+    def _first_chunk(self, x: LayerInputs) -> int:
         """Return how many rows begin in the first of the chunks that the release scores a prompt in."""
-        tokens = chunk_tokens(grid["k_len"]) - (grid["k_len"] - grid["q_len"])
+        grid = self.grid(x)
+        tokens = chunk_tokens(x.prompt_tokens) - (grid["k_len"] - grid["q_len"])
         return min(max(0, -(-tokens // grid["q_block"])), -(-grid["q_len"] // grid["q_block"]))
 
     def _shares(self, x: LayerInputs, heads: slice) -> float | Tensor:

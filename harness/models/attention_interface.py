@@ -54,9 +54,12 @@ _NEUTRAL = frozenset(
 
 
 class AttentionRunner(Protocol):
-    """Runs the attention of the layers that it is attached to. full: a single query is of a prompt, no step of decoding."""
+    """Runs the attention of the layers that it is attached to."""
 
-    full: bool
+    @property
+    def in_prompt(self) -> bool:
+        """Return whether a single query is of a prompt, no step of decoding."""
+        ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
         """Return the attention [B,Hq,Q,D] of a prompt or a chunk of it; window: of keys, None for all."""
@@ -153,7 +156,7 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window = _window(module, mask, kwargs.get("sliding_window"))
     layer = int(getattr(module, "layer_idx", 0))
-    if query.shape[2] == 1 and not runner.full:  # a question of a single token is no step of decoding
+    if query.shape[2] == 1 and not runner.in_prompt:
         out = runner.decode(layer, query, key, value, scale=scale, window=window, key_mask=mask.key_mask)
     elif mask.key_mask is None:
         out = runner.attend(layer, query, key, value, scale=scale, window=window)

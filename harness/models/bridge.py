@@ -5,7 +5,8 @@
     bridge.stats()
 
 decoding= gives it a method of decoding too (see harness.models.decoder), method=None or one of prefill beside it. A chunk of a
-prompt (1 < Q < K) is the method's as a whole prompt is, unless it runs `with bridge.in_full()`.
+prompt (1 < Q < K) is the method's as a whole prompt is, unless it runs `with bridge.in_full()`. The chunks of one prompt run
+`with bridge.chunked(tokens)`: the method then knows how long it is, and keeps what it pooled.
 
 Nothing is patched: transformers calls one registered function for every attention layer (`harness.models.attention_interface`),
 which hands q [B,Hq,Q,D] and k/v [B,Hkv,K,D], post-RoPE, to the Bridge of that layer's module. What ran is kept by layer
@@ -32,6 +33,7 @@ from harness.models.loading import LoadedModel
 from harness.models.rope import LayerRopes
 from methods.decode.parts.base import DecodeMethod
 from methods.parts.base import LayerInputs, Method
+from methods.parts.prompt_chunks import ChunkedPrompt
 
 MASKED = ("sdpa", "sdpa_math", "sdpa_efficient", "reference")
 """Dense kernels with a place for a key mask; where another one is asked for, a padded batch is decoded with "sdpa"."""
@@ -86,6 +88,8 @@ class Bridge:
         self.decode_kernels: set[str] = set()
         self.full = False
         self._left_out = False
+        self._chunked_tokens: int | None = None
+        self._chunked: dict[int, ChunkedPrompt] = {}
         self._timer = timer
         self._observer = observer
         self._record = record
@@ -135,11 +139,35 @@ class Bridge:
         finally:
             self.full, self._left_out = before
 
+    @contextmanager
+    def chunked(self, tokens: int) -> Iterator[None]:
+        """Take all forward passes while it lasts for the chunks of one prompt of so many tokens, a single token among them. The
+        densities count the prompt once."""
+        self._chunked_tokens = tokens
+        try:
+            yield
+        finally:
+            self._chunked_tokens = None
+            self._chunked.clear()
+            for log in self._logs.values():
+                log.join_chunks()
+
+    def chunked_prompt(self, layer: int) -> ChunkedPrompt | None:
+        """Return what a layer knows of the prompt whose chunk it sees; None where prompts run whole."""
+        if self._chunked_tokens is None:
+            return None
+        return self._chunked.setdefault(layer, ChunkedPrompt(self._chunked_tokens))
+
+    @property
+    def in_prompt(self) -> bool:
+        """Return whether a single query is of a prompt, no step of decoding: of a question in full, or a chunk."""
+        return self.full or self._chunked_tokens is not None
+
     # -- one attention call ------------------------------------------------------------------------------------------
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
         """Return the attention [B,Hq,Q,D] of one layer over a prompt or a chunk of it (Q > 1, or any Q in full)."""
-        if window is not None and k.shape[2] > window:
+        if window is not None and max(k.shape[2], self._chunked_tokens or 0) > window:  # as the whole prompt would
             self._log(layer).kernels[SLIDING] += 1
             return sliding_window_attention(q, k, v, window=window, scale=scale)
         if self._left_out:
@@ -166,7 +194,9 @@ class Bridge:
         end = self._mark()
         log = self._log(layer)
         log.kernels[kernel] += 1
-        if self._record:
+        if self._record and self._chunked_tokens is not None:
+            log.add_chunk(index, q.shape[2], k.shape[2])
+        elif self._record:
             log.add_density(index)
         if self._timer:
             log.marks.append((start, selected, end))
@@ -179,7 +209,8 @@ class Bridge:
         choice: Choice | None = None
         if self.method is not None:
             rope = self._ropes[layer] if self.method.needs_rope else None
-            choice = self.method.select(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope))
+            prompt = self.chunked_prompt(layer)
+            choice = self.method.select(LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope, prompt=prompt))
         if self._choices is not None:
             self._choices.by_layer[layer] = choice
         return choice

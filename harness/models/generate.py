@@ -20,6 +20,7 @@ from transformers import Cache
 from harness.core.clock import Mark, elapsed_ms, mark, sync
 from harness.core.errors import UserError
 from harness.models.batch_cache import BatchCache
+from harness.models.chunks import Chunks, forward_prompt
 from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
 from harness.models.recompute import recomputed_lengths
@@ -72,6 +73,7 @@ def generate(
     on_batch: Callable[[int, list[Generation]], None] | None = None,
     ended: Callable[[list[int]], bool] | None = None,
     split: Split | None = None,
+    chunks: Chunks | None = None,
 ) -> list[Generation]:
     """Continue each prompt (token ids) greedily by up to max_new tokens, or until one of stop_ids.
 
@@ -82,7 +84,8 @@ def generate(
     longest, and they are at most batch_size; a longer one is decoded by itself. own_stops are more stop ids for each
     prompt; one that has some gets no stop id, of either kind, as its first token (transformers' min_new_tokens=1).
     on_batch(i, generations) is called when the batch that begins with prompt i is done, in the order of the prompts.
-    split: prefill the prompts in two pieces (see Split); tokens and positions are the same.
+    split: prefill the prompts in two pieces (see Split); tokens and positions are the same. chunks: prefill them, or of two
+    pieces the first, in chunks.
     Raises UserError for an empty prompt, one that doesn't fit the model's max_length, or a context that isn't part of one.
     """
     limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
@@ -92,7 +95,7 @@ def generate(
     for batch in batches([len(p) + m for p, m in zip(prompts, limits, strict=True)], batch_tokens, batch_size):
         part = slice(batch.start, batch.stop)
         batch_split = None if split is None else replace(split, contexts=split.contexts[part])
-        generations = _generate_batch(loaded, prompts[part], limits[part], stop_ids, stops[part], ended, batch_split)
+        generations = _generate_batch(loaded, prompts[part], limits[part], stop_ids, stops[part], ended, batch_split, chunks)
         results += generations
         if on_batch is not None:
             on_batch(batch.start, generations)
@@ -149,6 +152,7 @@ def _generate_batch(
     own_stops: list[frozenset[int]],
     ended: Callable[[list[int]], bool] | None,
     split: Split | None,
+    chunks: Chunks | None,
 ) -> list[Generation]:
     lengths = [len(p) for p in prompts]
     longest, steps = max(lengths), max(limits)
@@ -156,10 +160,10 @@ def _generate_batch(
     stops = _stop_tensor([stop_ids | own for own in own_stops], loaded.device)
     not_first = [sorted(stop_ids | own) if own else [] for own in own_stops]
     ids = _to_device([token for prompt in prompts for token in prompt], loaded.device).split(lengths)
-    first, finite, marks = _prefill(loaded, ids, cache, not_first, split)
+    first, finite, marks = _prefill(loaded, ids, cache, not_first, split, chunks)
 
     def again(row: int, new: Tensor) -> tuple[Tensor, Tensor]:
-        result = _prefill_row(loaded, torch.cat((ids[row], new)), cache, row, None, split)
+        result = _prefill_row(loaded, torch.cat((ids[row], new)), cache, row, None, split, chunks)
         cache.decode()
         return result
 
@@ -172,15 +176,20 @@ def _generate_batch(
 
 
 def _prefill(
-    loaded: LoadedModel, ids: Sequence[Tensor], cache: BatchCache, not_first: list[list[int]], split: Split | None
+    loaded: LoadedModel,
+    ids: Sequence[Tensor],
+    cache: BatchCache,
+    not_first: list[list[int]],
+    split: Split | None,
+    chunks: Chunks | None,
 ) -> tuple[Tensor, Tensor, list[tuple[Mark, Mark]]]:
-    """Run each prompt by itself, in one piece or as `split` says. Returns the first new token of each [B], which is none of
+    """Run each prompt by itself, in one piece or as `split` and `chunks` say. Returns the first new token of each [B], which is none of
     `not_first`, whether its logit is finite [B], and the marks around each prefill."""
     first, finite, marks = [], [], []
     for row, prompt in enumerate(ids):
         began = mark(loaded.device)
         banned = _to_device(not_first[row], loaded.device) if not_first[row] else None
-        token, is_finite = _prefill_row(loaded, prompt, cache, row, banned, split)
+        token, is_finite = _prefill_row(loaded, prompt, cache, row, banned, split, chunks)
         first.append(token)
         finite.append(is_finite)
         marks.append((began, mark(loaded.device)))
@@ -188,16 +197,27 @@ def _prefill(
 
 
 def _prefill_row(
-    loaded: LoadedModel, ids: Tensor, cache: BatchCache, row: int, banned: Tensor | None, split: Split | None
+    loaded: LoadedModel,
+    ids: Tensor,
+    cache: BatchCache,
+    row: int,
+    banned: Tensor | None,
+    split: Split | None,
+    chunks: Chunks | None,
 ) -> tuple[Tensor, Tensor]:
-    """Run one prompt, ids [N], in one piece or as `split` says. Returns what `_next` does."""
+    """Run one prompt, ids [N], in one piece or as `split` and `chunks` say. Returns what `_next` does."""
     cache.prefill(row, len(ids))
-    if split is None:
-        return _next(loaded, ids[None], cache, banned)
-    context = split.contexts[row]
-    with frequencies_of(loaded.model, len(ids)):  # a question after its context is one prompt
-        # for the keys and values that it leaves in the cache
-        _next(loaded, ids[None] if split.reread else ids[None, :context], cache)
+
+    def of_prompt(prompt: Tensor) -> tuple[Tensor, Tensor]:
+        return forward_prompt(loaded, prompt[None], cache, chunks, lambda last: _next(loaded, last, cache, banned))
+
+    if split is None and chunks is None:
+        return of_prompt(ids)
+    with frequencies_of(loaded.model, len(ids)):  # all pieces are of one prompt
+        if split is None:
+            return of_prompt(ids)
+        context = split.contexts[row]
+        of_prompt(ids if split.reread else ids[:context])  # for the keys and values that it leaves in the cache
         cache.crop_prompt(context)
         with split.in_full():
             return _next(loaded, ids[None, context:], cache, banned)

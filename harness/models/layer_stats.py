@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
 import torch
+from attention_kernels.block_index import causal_pairs, causal_total
 from attention_kernels.sparse_attention import SparseIndex
 from torch import Tensor
 
@@ -19,7 +21,7 @@ class LayerStats(TypedDict):
     """What one layer did at prefill since the last reset; decode steps don't count (`Decoder.take_densities`), and of what ran
     in full (`Bridge.in_full`) only the kernel and the call.
 
-    densities: kept ÷ causal blocks, one value a call, mean over batch and heads; 1.0 where dense attention ran; empty
+    densities: kept ÷ causal blocks, one value a call, or a prompt in chunks, mean over batch and heads; 1.0 where dense attention ran; empty
     for a layer of a sliding window. token_densities: the same of (query, key) pairs. Times are medians in milliseconds,
     None without timer=True.
     """
@@ -34,6 +36,36 @@ class LayerStats(TypedDict):
     attention_ms: float | None
 
 
+@dataclass(frozen=True)
+class ChunkDensity:
+    """The densities of one chunk of a prompt, over q_len queries and k_len keys. blocks: tokens of a query and of a key block;
+    None for dense attention, whose densities are 1."""
+
+    density: Tensor | float
+    token_density: Tensor | float
+    q_len: int
+    k_len: int
+    blocks: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, index: SparseIndex | None, q_len: int, k_len: int) -> ChunkDensity:
+        """Return those of the index that ran, the mean over batch and heads; None: dense attention."""
+        if index is None:
+            return cls(1.0, 1.0, q_len, k_len, None)
+        blocks = index.q_block, index.k_block
+        return cls(index.density().mean(), index.token_density().mean(), q_len, k_len, blocks)
+
+
+def prompt_densities(chunks: Sequence[ChunkDensity]) -> tuple[Tensor | float, Tensor | float]:
+    """Return the density and the token density of a prompt from those of its chunks: what is kept of all of them ÷ what is causal
+    in all of them. Does not wait for the device."""
+    blocks = next((chunk.blocks for chunk in chunks if chunk.blocks is not None), (1, 1))
+    causal = [causal_total(chunk.q_len, chunk.k_len, *(chunk.blocks or blocks)) for chunk in chunks]
+    pairs = [causal_pairs(chunk.q_len, chunk.k_len) for chunk in chunks]
+    density = sum(chunk.density * (n / sum(causal)) for chunk, n in zip(chunks, causal, strict=True))
+    return density, sum(chunk.token_density * (n / sum(pairs)) for chunk, n in zip(chunks, pairs, strict=True))
+
+
 @dataclass
 class LayerLog:
     """What one layer's calls leave behind: a density of each, on the device where it was measured there; the kernels; and marks
@@ -41,6 +73,7 @@ class LayerLog:
 
     densities: list[Tensor | float] = field(default_factory=list)
     token_densities: list[Tensor | float] = field(default_factory=list)
+    chunks: list[ChunkDensity] = field(default_factory=list)
     kernels: Counter[str] = field(default_factory=Counter)
     marks: list[tuple[Mark, Mark, Mark]] = field(default_factory=list)
 
@@ -48,6 +81,18 @@ class LayerLog:
         """Keep the densities of the index that ran; None: dense attention, whose density is 1."""
         self.densities.append(1.0 if index is None else index.density().mean())
         self.token_densities.append(1.0 if index is None else index.token_density().mean())
+
+    def add_chunk(self, index: SparseIndex | None, q_len: int, k_len: int) -> None:
+        """Keep the densities of a chunk of a prompt, until `join_chunks`."""
+        self.chunks.append(ChunkDensity.of(index, q_len, k_len))
+
+    def join_chunks(self) -> None:
+        """Keep the densities of the prompt whose chunks these were, as of one call."""
+        if self.chunks:
+            density, token_density = prompt_densities(self.chunks)
+            self.densities.append(density)
+            self.token_densities.append(token_density)
+            self.chunks.clear()
 
 
 def read_log(layer: int, log: LayerLog) -> LayerStats:

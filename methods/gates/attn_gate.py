@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from attention_kernels.block_index import causal_blocks
-from attention_kernels.pool import pool
+from attention_kernels.pool import Pool, pool
 from attention_kernels.project import project
 from torch import Tensor, nn
 
@@ -65,10 +65,29 @@ class AttnGate(Gate):
 
     def pool(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         """Return pre-RoPE means of q [B,Hq,Mq,D] and k pooled three ways [B,Hkv,Nk,3D], float32, of post-RoPE q and k."""
-        cos, sin = rope.table(k.shape[2], k.device)
-        offset = k.shape[2] - q.shape[2]
-        pooled_q = pool(q, self.block_size, ("mean",), cos=cos[offset:], sin=sin[offset:])
-        return pooled_q, pool(k, self.block_size, POOLED_K, cos=cos, sin=sin)
+        return self._pool(q, ("mean",), rope, k.shape[2] - q.shape[2]), self._pool(k, POOLED_K, rope, 0)
+
+    def queries(self, q: Tensor, rope: Rope, *, first: int) -> Tensor:
+        """Return the projected queries [B,Hq,Mq,D], as `project` does, of post-RoPE q [B,Hq,Q,D] from position `first` on."""
+        return self._project(self._pool(q, ("mean",), rope, first), self.q, rope, first, q.shape[2], "auto")
+
+    def keys(self, k: Tensor, rope: Rope, *, first: int) -> Tensor:
+        """Return the projected keys [B,Hq,Nk,D], as `project` does, of post-RoPE k [B,Hkv,K,D] from position `first` on, where a
+        block begins."""
+        return self._project(self._pool(k, POOLED_K, rope, first), self.k, rope, first, k.shape[2], "auto")
+
+    def _pool(self, x: Tensor, how: tuple[Pool, ...], rope: Rope, first: int) -> Tensor:
+        """Return x [B,H,P,D] from position `first` on pooled from before RoPE."""
+        cos, sin = (table[first:] for table in rope.table(first + x.shape[2], x.device))
+        return pool(x, self.block_size, how, cos=cos, sin=sin)
+
+    def _project(
+        self, pooled: Tensor, weight: Tensor | None, rope: Rope, first: int, tokens: int, kernel: str
+    ) -> Tensor:
+        """Return what was pooled of `tokens` tokens from position `first` on, projected, with RoPE at the first token of each
+        block."""
+        cos, sin = (table[first :: self.block_size] for table in rope.table(first + tokens, pooled.device))
+        return project(pooled, weight, cos=cos, sin=sin, kernel=kernel)
 
     def project(
         self, pooled_q: Tensor, pooled_k: Tensor, rope: Rope, *, q_len: int, k_len: int, kernel: str = "auto"
@@ -77,10 +96,8 @@ class AttnGate(Gate):
 
         They are projected, with RoPE at the first token of each block. Differentiable with kernel="reference".
         """
-        cos, sin = (table[:: self.block_size] for table in rope.table(k_len, pooled_k.device))
-        keys = project(pooled_k, self.k, cos=cos, sin=sin, kernel=kernel)
-        cos, sin = (table[k_len - q_len :: self.block_size] for table in rope.table(k_len, pooled_q.device))
-        return project(pooled_q, self.q, cos=cos, sin=sin, kernel=kernel), keys
+        keys = self._project(pooled_k, self.k, rope, 0, k_len, kernel)
+        return self._project(pooled_q, self.q, rope, k_len - q_len, q_len, kernel), keys
 
     def score(self, pooled_q: Tensor, pooled_k: Tensor, rope: Rope, *, q_len: int, k_len: int) -> Tensor:
         """Return logits [B,Hq,Mq,Nk] float32, -inf above the causal diagonal, of the results of `pool`. Differentiable."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypedDict
 
@@ -13,6 +13,7 @@ from attention_kernels.selection import row_budget
 from attention_kernels.skip_softmax import SkipRule
 from torch import Generator, Tensor
 
+from methods.parts.prompt_chunks import ChunkedPrompt
 from methods.parts.release import Releasable
 from methods.parts.rope_protocol import Rope
 from methods.parts.row_budgets import budget_with_full_rows
@@ -31,7 +32,8 @@ class LayerInputs:
     """One layer of one prompt as a method sees it: q [B,Hq,Q,D] and k [B,Hkv,K,D], post-RoPE, KV heads not repeated.
 
     Query i stands at position i + K - Q and key j at position j. layer: number of the layer. scale: of the scores q · k. rope:
-    None unless the method has `needs_rope`.
+    None unless the method has `needs_rope`. prompt: where the queries are a chunk of a prompt that comes chunk by chunk; None:
+    nothing is known of more than these tokens.
     """
 
     q: Tensor
@@ -39,6 +41,17 @@ class LayerInputs:
     layer: int
     scale: float
     rope: Rope | None = None
+    prompt: ChunkedPrompt | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Return the tokens of the whole prompt, as far as it is known: all keys, and those of the chunks to come."""
+        return self.k.shape[2] if self.prompt is None else self.prompt.tokens
+
+    def block_vectors(self, block: int, vectors: Callable[[Tensor, int], Tensor], name: str) -> Tensor:
+        """Return one vector for each block of all keys, [B,H,Nk,E]: what `vectors` makes of them, for a chunk of a prompt only
+        of those that no earlier chunk had (see `ChunkedPrompt.block_vectors`)."""
+        return vectors(self.k, 0) if self.prompt is None else self.prompt.block_vectors(self.k, block, vectors, name)
 
 
 class Grid(TypedDict):
@@ -108,7 +121,7 @@ class Method(Releasable, ABC):
     """Whether it may select single key columns: fewer kernels take them."""
     full_rows: int = 0
     """Query blocks at the end that keep everything, in methods that take the knob `last`; they count in the density.
-    `rows_in_full` says how many do in a call."""
+    `rows_in_full` says how many do in a call: of a prompt in chunks they are the prompt's last."""
     in_kernel: ClassVar[bool] = False
     """Whether it selects nothing, and hands the kernel a rule to decide by: fewer kernels have one."""
 
@@ -191,16 +204,45 @@ class Method(Releasable, ABC):
         """Return the blocks of this call, for the functions of kernels/."""
         return Grid(q_block=self.block_size, k_block=self.block_size, q_len=x.q.shape[2], k_len=x.k.shape[2])
 
-    def budget(self, x: LayerInputs) -> tuple[int, ...]:
-        """Return the key blocks to keep in each row so that the density of the call is 1 - sparsity: Mq numbers."""
-        if self.full_rows:
-            density = 1 - self.required_sparsity()
-            return budget_with_full_rows(density, self.full_rows, **self.grid(x), whole=self.as_released)[1]
-        return row_budget(1 - self.required_sparsity(), **self.grid(x))
+    def prompt_grid(self, x: LayerInputs) -> Grid:
+        """Return the blocks of the whole prompt that this call is a chunk of, or of the call where nothing is known of more:
+        what is spread over all rows is spread over these, and `rows` are the call's."""
+        grid = self.grid(x)
+        if x.prompt is not None:
+            grid["q_len"] = grid["k_len"] = x.prompt.tokens
+        return grid
 
-    def rows_in_full(self, grid: Grid) -> int:
-        """Return the query blocks at the end of a call that keep everything: as many as were asked for, or with a sparsity as
-        many as half of the budget pays. What selects takes the number (`full_rows`), and makes no list for them."""
+    def rows(self, x: LayerInputs) -> slice:
+        """Return which query blocks of `prompt_grid` the call holds."""
+        grid = self.grid(x)
+        first = 0 if x.prompt is None else (grid["k_len"] - grid["q_len"]) // grid["q_block"]
+        return slice(first, first - (-grid["q_len"] // grid["q_block"]))
+
+    def last_rows_here(self, last: int, x: LayerInputs) -> int:
+        """Return how many of the last `last` query blocks of the prompt the call holds; they are its own last ones."""
+        grid = self.prompt_grid(x)
+        later = -(-grid["q_len"] // grid["q_block"]) - self.rows(x).stop
+        return max(0, min(last - later, -(-x.q.shape[2] // grid["q_block"])))
+
+    def budget(self, x: LayerInputs) -> tuple[int, ...]:
+        """Return the key blocks to keep in each row so that the density of the prompt is 1 - sparsity: Mq numbers."""
+        return self.prompt_budget(self.prompt_grid(x))[self.rows(x)]
+
+    def prompt_budget(self, grid: Grid) -> tuple[int, ...]:
+        """Return `budget` of all rows of a prompt, whose grid this is."""
+        density = 1 - self.required_sparsity()
+        if self.full_rows:
+            return budget_with_full_rows(density, self.full_rows, **grid, whole=self.as_released)[1]
+        return row_budget(density, **grid)
+
+    def rows_in_full(self, x: LayerInputs) -> int:
+        """Return the query blocks at the end of a call that keep everything. What selects takes the number (`full_rows`), and
+        makes no list for them."""
+        return self.last_rows_here(self.prompt_rows_in_full(self.prompt_grid(x)), x)
+
+    def prompt_rows_in_full(self, grid: Grid) -> int:
+        """Return the query blocks at the end of a prompt that keep everything: as many as were asked for, or with a sparsity as
+        many as half of the budget pays. grid: of the prompt."""
         if self.sparsity is None or not self.full_rows:
             return min(self.full_rows, -(-grid["q_len"] // grid["q_block"]))
         return budget_with_full_rows(1 - self.sparsity, self.full_rows, **grid, whole=self.as_released)[0]

@@ -223,7 +223,8 @@ def _block_sparse(x: LayerInputs, grid: Grid, heads: tuple[int, ...], patterns: 
     """Return the best blocks by the product of mean queries and mean keys, heads of one budget at a time."""
     group = x.q.shape[1] // x.k.shape[1]
     pooled_q = pool(x.q, grid["q_block"], ("mean",)).index_select(1, _tensor(heads, x.q.device))
-    pooled_k = pool(x.k, grid["k_block"], ("mean",)).index_select(1, _tensor(tuple(h // group for h in heads), x.q.device))
+    means = x.block_vectors(grid["k_block"], lambda k, _: pool(k, grid["k_block"], ("mean",)), "means")
+    pooled_k = means.index_select(1, _tensor(tuple(h // group for h in heads), x.q.device))
     parts = []
     for blocks in sorted({p.first for p in patterns}):
         members = [i for i, p in enumerate(patterns) if p.first == blocks]

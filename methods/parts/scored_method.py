@@ -22,14 +22,14 @@ class SelectionRule(TypedDict, total=False):
 class ScoredMethod(Method):
     """Keeps blocks by their share of the row's pooled attention: a gate's prediction, an estimate, or the truth.
 
-    selection="topk": each row keeps its share of its causal blocks, so that the density of a call is 1 - sparsity.
+    selection="topk": each row keeps its share of its causal blocks, so that the density of a prompt is 1 - sparsity.
     selection="threshold": blocks whose share is above `threshold`; given a sparsity instead, the threshold is searched.
     selection="nz_ratio": SeerAttention's rule, the same number of blocks in every row, rounded down; early rows have fewer.
     blocks: that number itself. Given a sparsity instead, it is searched: of the two whole numbers beside it the nearer one.
 
     last: query blocks at the end that keep everything, 0; SeerAttention's release has 2 but for perplexity. They count in the
-    density: given a sparsity, they take at most half of the budget, and the other rows spend the remainder. In a chunk of a
-    prompt the last query blocks are the chunk's.
+    density: given a sparsity, they take at most half of the budget, and the other rows spend the remainder. Of a
+    prompt in chunks they are the prompt's, and no earlier chunk has any.
     """
 
     def __init__(
@@ -92,11 +92,19 @@ class ScoredMethod(Method):
             raise ValueError(f"nz_ratio={nz_ratio}: must be above 0 and at most 1")
         return nz_ratio
 
-    def rule(self, x: LayerInputs, grid: Grid) -> SelectionRule:
+    def rule(self, x: LayerInputs) -> SelectionRule:
         """Return the rule for a layer's call. Raises ValueError where a threshold is still to be calibrated."""
-        full = self.rows_in_full(grid)
+        rule = self._prompt_rule(self.prompt_grid(x))
+        if "budget" in rule:
+            rule["budget"] = rule["budget"][self.rows(x)]
+        rule["full_rows"] = self.last_rows_here(rule["full_rows"], x)
+        return rule
+
+    def _prompt_rule(self, grid: Grid) -> SelectionRule:
+        """Return the rule for all rows of a prompt, whose grid this is."""
+        full = self.prompt_rows_in_full(grid)
         if self.selection == "topk":
-            return SelectionRule(budget=self.budget(x), full_rows=full)
+            return SelectionRule(budget=self.prompt_budget(grid), full_rows=full)
         if self.blocks is not None:
             return SelectionRule(budget=even_budget(self.blocks, full, **grid), full_rows=full)
         if self.nz_ratio is not None:
