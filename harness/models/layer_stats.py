@@ -59,7 +59,9 @@ class ChunkDensity:
 def prompt_densities(chunks: Sequence[ChunkDensity]) -> tuple[Tensor | float, Tensor | float]:
     """Return the density and the token density of a prompt from those of its chunks: what is kept of all of them ÷ what is causal
     in all of them. Does not wait for the device."""
-    blocks = next((chunk.blocks for chunk in chunks if chunk.blocks is not None), (1, 1))
+    blocks = next((chunk.blocks for chunk in chunks if chunk.blocks is not None), None)
+    if blocks is None:
+        return 1.0, 1.0
     causal = [causal_total(chunk.q_len, chunk.k_len, *(chunk.blocks or blocks)) for chunk in chunks]
     pairs = [causal_pairs(chunk.q_len, chunk.k_len) for chunk in chunks]
     density = sum(chunk.density * (n / sum(causal)) for chunk, n in zip(chunks, causal, strict=True))
