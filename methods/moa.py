@@ -160,7 +160,8 @@ class MoA(Method):
         return tuple(tokens for layer in spans for tokens in layer)
 
     def prompt_rows(self, grid: Grid, device: torch.device) -> dict[int, LayerRows]:
-        """Return what the rows of a prompt keep in every layer that has rules; for the latest shapes it is kept for the next call."""
+        """Return what the rows of a prompt keep in every layer that has rules; for the latest shapes it is kept for the
+        next call."""
         key = (grid["q_len"], grid["k_len"], device)
         if key not in self._rows:
             rules = self.plan(grid)
@@ -193,7 +194,8 @@ class MoA(Method):
         if of_prompt.all_seen:
             return None
         counts = of_prompt.counts[:, self.rows(x)]
-        return span_index(counts, -(-self.sinks // self.block_size), batch, grid, width=min(of_prompt.most, -(-grid["k_len"] // grid["k_block"])))
+        width = min(of_prompt.most, -(-grid["k_len"] // grid["k_block"]))
+        return span_index(counts, -(-self.sinks // self.block_size), batch, grid, width=width)
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         rules = None if self.rules is None else Path(self.rules).name  # a row tells the file by its hash

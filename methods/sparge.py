@@ -105,11 +105,18 @@ class Sparge(Method):
     def calibrates(self) -> Knob | None:
         return Knob(self.rule, low=1e-3, high=1.0, rising=True) if self.sparsity else None
 
-    def grid(self, x: LayerInputs) -> Grid:
-        k_block = self.block_size // 2 if self.block_size % 32 == 0 else self.block_size
+    @property
+    def chunk_step(self) -> int:
+        return max(self.block_size, self._k_block())
+
+    def _k_block(self) -> int:
+        """Return the tokens of a key block."""
         if self.as_released and self.block_size <= WIDE:
-            k_block = 2 * self.block_size
-        return Grid(q_block=self.block_size, k_block=k_block, q_len=x.q.shape[2], k_len=x.k.shape[2])
+            return 2 * self.block_size
+        return self.block_size // 2 if self.block_size % 32 == 0 else self.block_size
+
+    def grid(self, x: LayerInputs) -> Grid:
+        return Grid(q_block=self.block_size, k_block=self._k_block(), q_len=x.q.shape[2], k_len=x.k.shape[2])
 
     @torch.no_grad()
     def select(self, x: LayerInputs) -> BlockIndex:
@@ -176,8 +183,9 @@ class Sparge(Method):
         return first_ranked(order, count)
 
     def _share_of_blocks(self, rows: int, blocks: int, least: int, device: torch.device) -> Tensor:
-        """Return how many blocks each row of a prompt chooses with the rule "topk", int64 [rows]: the share rounded down. With a sparsity,
-        whose density may lie between two whole numbers, rows take the next one up by turns, so that their mean is the share."""
+        """Return how many blocks each row of a prompt chooses with the rule "topk", int64 [rows]: the share rounded down.
+        With a sparsity, whose density may lie between two whole numbers, rows take the next one up by turns, so that their
+        mean is the share."""
         share = self.topk * blocks
         if self.sparsity is None:
             return torch.full((rows,), max(least, int(share)), device=device)

@@ -12,7 +12,7 @@ from attention_kernels.block_map import block_map
 from torch import Tensor
 
 from methods import register
-from methods.parts.base import Grid, Knob, LayerInputs, Method
+from methods.parts.base import Knob, LayerInputs, Method
 from methods.parts.forced_blocks import forced_blocks, full_forced_rows
 from methods.parts.head_chunks import query_heads, select_in_chunks
 from methods.parts.release import Release

@@ -141,6 +141,7 @@ def build_arms(settings: Settings, loaded: LoadedModel) -> list[RunnableArm]:
             max_length=loaded.asked_length,
             rope_dtype=_rope_dtype(loaded),
             shape=None if loaded.shape is None else loaded.shape.values,
+            prefill_chunk=settings.prefill_chunk,
         )
         notices = () if loaded.shape is None else (loaded.shape.notice,)
         arms = [RunnableArm(ArmIdentity(setting, baseline_name(), 0.0), None, notices=notices)]

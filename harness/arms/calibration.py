@@ -19,6 +19,7 @@ from harness.arms.density_ladder import DensityLadder
 from harness.arms.knob_search import RUNGS, RUNGS_IN_KERNEL, KnobSearch
 from harness.core.errors import UserError
 from harness.models.bridge import Bridge
+from harness.models.chunks import Chunks, prefill
 from harness.models.loading import LoadedModel
 from methods.parts.base import Knob, Method
 
@@ -72,18 +73,19 @@ def calibrate(
     on_prefill: Callable[[], None] | None = None,
     sparse_kernel: str = "auto",
     dense_kernel: str = "auto",
+    chunk: int | None = None,
 ) -> Calibration:
     """Set `knob` of `method` so that the density over the prompts is `target`, and return what was reached.
 
-    Prefills only. The method is left with the value that came nearest. on_prefill: called after each prompt. Raises UserError
-    where there is no prompt.
+    Prefills only. The method is left with the value that came nearest. on_prefill: called after each prompt. chunk: tokens of a
+    prompt that go through the model at once, None for all. Raises UserError where there is no prompt.
     """
     began = time.perf_counter()
     search = KnobSearch(knob, target, RUNGS_IN_KERNEL if method.in_kernel else RUNGS)
     whole = [(task, ids) for task, members in prompts.items() for ids in members]
     if not whole:
         raise UserError(f"no prompts to find {knob.name} of {method.name} on")
-    prefill = _Prefills(loaded, on_prefill, {"sparse_kernel": sparse_kernel, "dense_kernel": dense_kernel})
+    prefills = _Prefills(loaded, on_prefill, {"sparse_kernel": sparse_kernel, "dense_kernel": dense_kernel}, chunk)
     few = subsample(prompts)
     for turn in range(LADDERS):
         values = search.ladder()
@@ -92,16 +94,16 @@ def calibrate(
         if turn:
             method.set_knob(knob, search.guess())
         ladder = DensityLadder(loaded, method, knob, values, sparse_kernel)
-        search.note_ladder(values, prefill.ladder(few, ladder, method if turn else None))
+        search.note_ladder(values, prefills.ladder(few, ladder, method if turn else None))
     reached: dict[float, Reached] = {}
-    while prefill.count + len(whole) <= PASSES * len(whole) and (value := search.next()) is not None:
+    while prefills.count + len(whole) <= PASSES * len(whole) and (value := search.next()) is not None:
         method.set_knob(knob, value)
-        reached[value] = prefill.densities(whole, method, value)
+        reached[value] = prefills.densities(whole, method, value)
         search.note(value, reached[value].density)
     best, neighbour = search.best(), search.neighbour()
     method.set_knob(knob, best)
     beside = None if neighbour is None else reached[neighbour]
-    return Calibration(reached[best], beside, len(reached), len(whole), prefill.count, time.perf_counter() - began)
+    return Calibration(reached[best], beside, len(reached), len(whole), prefills.count, time.perf_counter() - began)
 
 
 @torch.inference_mode()
@@ -111,11 +113,12 @@ def densities_of(
     prompts: PromptSet,
     *,
     on_prefill: Callable[[], None] | None = None,
+    chunk: int | None = None,
     **kernels: Any,
 ) -> Reached:
-    """Prefill the prompts with the method as it is and return its densities; the value is NaN."""
+    """Prefill the prompts with the method as it is and return its densities; the value is NaN. chunk: as in `calibrate`."""
     whole = [(task, ids) for task, members in prompts.items() for ids in members]
-    return _Prefills(loaded, on_prefill, kernels).densities(whole, method, float("nan"))
+    return _Prefills(loaded, on_prefill, kernels, chunk).densities(whole, method, float("nan"))
 
 
 def subsample(prompts: PromptSet) -> list[Prompt]:
@@ -136,12 +139,14 @@ class _Prefills:
     loaded: LoadedModel
     on_prefill: Callable[[], None] | None
     kernels: Mapping[str, Any]
+    chunk: int | None
     count: int = 0
 
     def ladder(self, prompts: Sequence[Prompt], ladder: DensityLadder, method: Method | None) -> list[float]:
         """Return the density of each value of a ladder, the mean over tasks, while the method attends (None: densely)."""
         by_task: dict[str, list[list[float]]] = {}
         with Bridge(self.loaded, method, observer=ladder.observe, record=False, **self.kernels) as bridge:
+            ladder.of_chunks = bridge.chunked_prompt
             for task, _ in self._run(prompts, bridge):
                 by_task.setdefault(task, []).append(ladder.take())
         tasks = [[fmean(densities) for densities in zip(*members, strict=True)] for members in by_task.values()]
@@ -168,7 +173,7 @@ class _Prefills:
         for task, ids in prompts:
             bridge.reset()
             tokens = torch.tensor([list(ids)], dtype=torch.int64, device=self.loaded.device)
-            self.loaded.model(input_ids=tokens, use_cache=False, logits_to_keep=1)
+            prefill(self.loaded, tokens, None if self.chunk is None else Chunks(self.chunk, bridge.chunked))
             self.count += 1
             if self.on_prefill is not None:
                 self.on_prefill()

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from harness.models.layer_stats import ChunkDensity, prompt_densities
 from harness.models.loading import LoadedModel
 from harness.models.observe import layer_inputs, what_runs
 from methods.parts.base import Knob, Method
+from methods.parts.prompt_chunks import ChunkedPrompt
 
 
 class DensityLadder:
     """An observer of the Bridge that selects in every layer with each of some values of a knob, and notes the density.
 
     Each value has a copy of the method, so that what one keeps from layer to layer is its own. sparse_kernel: runs only where a
-    method leaves the choice to it.
+    method leaves the choice to it. of_chunks: `Bridge.chunked_prompt` of the bridge that it observes.
     """
 
     def __init__(
@@ -28,21 +30,26 @@ class DensityLadder:
         self._methods = [copy.copy(method) for _ in values]
         for of_value, value in zip(self._methods, values, strict=True):
             of_value.set_knob(knob, value)
-        self._layers: list[Tensor] = []
+        self._layers: dict[int, list[list[ChunkDensity]]] = {}
+        self.of_chunks: Callable[[int], ChunkedPrompt | None] = lambda _: None
 
     def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
         """Note what each value would keep of this layer."""
-        x, densities = layer_inputs(self.loaded, self._methods[0], layer, q, k, scale), []
-        for method in self._methods:
+        x = layer_inputs(self.loaded, self._methods[0], layer, q, k, scale, self.of_chunks(layer))
+        of_values = self._layers.setdefault(layer, [[] for _ in self._methods])
+        for method, chunks in zip(self._methods, of_values, strict=True):
             choice = method.select(x)
-            if choice is None:
-                densities.append(torch.ones((), device=q.device))
-                continue
-            index = what_runs(self.loaded, q, k, v, choice, scale=scale, kernel=self.sparse_kernel)
-            densities.append(index.density().mean().float())
-        self._layers.append(torch.stack(densities))
+            index = None
+            if choice is not None:
+                index = what_runs(self.loaded, q, k, v, choice, scale=scale, kernel=self.sparse_kernel)
+            chunks.append(ChunkDensity.of(index, q.shape[2], k.shape[2]))
 
     def take(self) -> list[float]:
-        """Return the density of each value since the last call, the mean over layers. Waits for the device."""
-        layers, self._layers = [layer.tolist() for layer in self._layers], []
-        return [fmean(densities) for densities in zip(*layers, strict=True)]
+        """Return the density of each value in the prompt since the last call, the mean over layers. Waits for the device."""
+        device = self.loaded.device
+        layers = []
+        for of_values in self._layers.values():
+            densities = [torch.as_tensor(prompt_densities(chunks)[0], device=device).float() for chunks in of_values]
+            layers.append(torch.stack(densities).tolist())
+        self._layers = {}
+        return [fmean(of_layers) for of_layers in zip(*layers, strict=True)]

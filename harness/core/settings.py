@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 RESERVED = ("name", "paper", ABOUT)
 """Keys of a conf/method or conf/decode file that are no knobs of the method."""
+PREFILL = "prefill"
+"""The section of conf/config.yaml that says how prompts go through the model."""
 WITH_OWN_SETTINGS = ("method", "decode", "job")
 """Groups of which every choice has settings of its own, those of its file."""
 LONGEST, MOST, LARGEST_SEED = 10**9, 10**6, 2**32 - 1
@@ -53,6 +55,7 @@ class Settings:
     sparsity: float | None
     samples: int
     question: str
+    prefill_chunk: int | None
     seed: int
     block_size: int
     device_choice: str
@@ -124,6 +127,7 @@ def read_settings(cfg: DictConfig) -> Settings:
         sparsity=checks.sparsity("sparsity", raw["sparsity"]),
         samples=checks.whole_number("samples", raw["samples"], 1, MOST),
         question=check_question(raw["question"]),
+        prefill_chunk=checks.whole_number_or_null("prefill.chunk", raw[PREFILL]["chunk"], 1, LONGEST),
         seed=checks.whole_number("seed", raw["seed"], 0, LARGEST_SEED),
         block_size=checks.whole_number("block_size", raw["block_size"], 1),
         device_choice=devices.check_device(raw["device"]),
@@ -155,7 +159,7 @@ def _check_names(raw: Mapping[str, Any]) -> None:
     sections = {
         group: _settings_of(group, raw) for group in groups() if group != "experiment"
     }  # experiments set other settings
-    for section in ("data", TASK_SETTINGS):
+    for section in ("data", TASK_SETTINGS, PREFILL):
         sections[section] = {name.partition(".")[2] for name in in_no_group if name.startswith(f"{section}.")}
     _compare("", raw, {*sections, *(name for name in in_no_group if "." not in name)})
     for section, names in sections.items():

@@ -12,7 +12,7 @@ from harness.core.output import check_output
 from harness.core.partial_files import remove_abandoned
 from harness.core.settings import Settings, read_settings
 from harness.jobs.command_state import CommandState
-from harness.jobs.table import Does, check_model_fits, check_question_fits, find_job, unread
+from harness.jobs.table import Does, check_chunks_fit, check_model_fits, check_question_fits, find_job, unread
 from harness.models.source import check_model
 from harness.tasks.names import expand_tasks
 
@@ -30,6 +30,7 @@ def run_job(cfg: DictConfig, command: CommandState) -> int:
     job = find_job(settings.job)
     check_question_fits(job, settings.question)
     check_model_fits(job, settings)
+    check_chunks_fit(job, settings.prefill_chunk)
     unread_names = unread(job, command.given, by_shape=settings.by_shape)
     settings = replace(settings, tasks=tuple(expand_tasks(settings.tasks)))
     if job.does is not Does.TRAINS:  # those have folders of their own

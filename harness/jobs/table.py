@@ -63,7 +63,8 @@ _METHOD = (*_MODEL, *_ARM, "kernel", "dense_kernel")
 _MEASURED = (*_METHOD, "knob_value")
 _TIMES = ("latency_repeats", "latency_seconds")
 _GATES = (*_MODEL, "method", "decode", "block_size", "seed", *_DATA, "data.text_dir")
-_ANSWERS = ("question", "decode_kernel", "checks", "batch_tokens")
+_CHUNKS = "prefill"
+_ANSWERS = ("question", _CHUNKS, "decode_kernel", "checks", "batch_tokens")
 
 _ROWS = (
     Job(
@@ -73,9 +74,21 @@ _ROWS = (
         (*_MEASURED, *_PROMPTS, *_ANSWERS, "latency", *_TIMES, "margin"),
         takes_question=True,
     ),
-    Job("latency", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, *_TIMES, "margin"), times_alone=True),
+    Job(
+        "latency",
+        Does.MEASURES,
+        "harness.jobs.measure:run",
+        (*_MEASURED, *_PROMPTS, *_TIMES, "margin", _CHUNKS),
+        times_alone=True,
+    ),
     Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, "margin")),
-    Job("densities", Does.MEASURES, "harness.jobs.densities:run", (*_MEASURED, *_PROMPTS, "question"), takes_question=True),
+    Job(
+        "densities",
+        Does.MEASURES,
+        "harness.jobs.densities:run",
+        (*_MEASURED, *_PROMPTS, "question", _CHUNKS),
+        takes_question=True,
+    ),
     Job("perplexity", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, "data.text_dir", "margin")),
     Job("kernel_speed", Does.MEASURES, "harness.jobs.kernel_speed:run", (*_MODEL, "seed", *_DATA, *_TIMES), loads_model=False),
     Job("maps", Does.MEASURES, "harness.jobs.maps:run", (*_MEASURED, *_PROMPTS)),
@@ -127,6 +140,16 @@ def check_model_fits(job: Job, settings: Settings) -> None:
         raise UserError(
             f"job={job.name} needs what a model has learned, and {settings.model['name']} has random weights: it is for times "
             f"alone (attention, selection, time to first token, memory): {able}"
+        )
+
+
+def check_chunks_fit(job: Job, chunk: int | None) -> None:
+    """Raise UserError for chunks of prompts where the job measures what it prefills whole: its records would say otherwise."""
+    if chunk is not None and job.does is Does.MEASURES and _CHUNKS not in job.reads:
+        able = ", job=".join(name for name, other in JOBS.items() if _CHUNKS in other.reads)
+        raise UserError(
+            f"job={job.name} prefills in one piece, so prefill.chunk={chunk} does not change it: leave it out; it is for "
+            f"job={able}"
         )
 
 

@@ -54,7 +54,8 @@ class RunContext:
 
     length: of prompts, in tokens; sample_count: samples a task; chat: whether prompts go through the model's chat template;
     question: when it is asked (`harness.core.question`); data: the settings of the group `data`, and how long prompts are;
-    batch_tokens: columns of KV cache decoded together, None for what suits the device; debug: whether tracebacks are shown.
+    chunk: tokens of a prompt that go through the model at once, None for all; batch_tokens: columns of KV cache decoded
+    together, None for what suits the device; debug: whether tracebacks are shown.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class RunContext:
         self.loaded, self.store, self.console, self.sweep = loaded, store, console, sweep or SweepCache()
         self.length, self.sample_count, self.seed = settings.length, settings.samples, settings.seed
         self.chat, self.question, self.data = bool(settings.model.get("chat_template")), settings.question, settings.data
+        self.chunk = settings.prefill_chunk
         self.kernels = Kernels(settings.kernel, settings.dense_kernel, settings.decode_kernel)
         repeats, seconds, dense_kernel = settings.latency_repeats, settings.latency_seconds, settings.dense_kernel
         self.timing = timing_limits(repeats, seconds, settings.job, settings.options, dense_kernel=dense_kernel)

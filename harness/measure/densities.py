@@ -40,6 +40,7 @@ def measure_densities(context: RunContext, arm: RunnableArm, source: PromptSourc
                     on_prefill=partial(progress.advance, bar),
                     sparse_kernel=kernels.sparse,
                     dense_kernel=kernels.dense,
+                    chunk=context.chunk,
                 )
                 seconds = time.perf_counter() - began
         if attempt.error is not None:

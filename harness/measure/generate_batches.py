@@ -17,6 +17,7 @@ from harness.core.device_memory import is_out_of_memory, release_frames
 from harness.core.question import QUESTION_REREAD
 from harness.measure.context import RunContext
 from harness.models.bridge import Bridge
+from harness.models.chunks import Chunks
 from harness.models.decoder import mean_density
 from harness.models.generate import Generation, Split, batches, generate
 from harness.models.layer_shapes import column_bytes
@@ -161,6 +162,7 @@ def _generate(context: RunContext, bridge: Bridge, todo: Todo) -> Batch:
             stop_ids=stop_ids(loaded.tokenizer, loaded.model),
             batch_tokens=len(samples) * max(todo.lengths),  # all at once
             own_stops=[task_stop_ids(loaded.tokenizer, registry.get(sample.task).stop) for sample in samples],
+            chunks=None if context.chunk is None else Chunks(context.chunk, bridge.chunked),
             split=None if todo.contexts is None else Split(todo.contexts, bridge.in_full, reread=reread),
         )
         seconds = time.perf_counter() - began  # generation has waited for the device

@@ -153,6 +153,7 @@ def _searched(context: RunContext, arm: RunnableArm, knob: Knob, source: PromptS
                 on_prefill=partial(progress.advance, bar),
                 sparse_kernel=context.kernels.sparse,
                 dense_kernel=context.kernels.dense,
+                chunk=context.chunk,
             )
         except (ValueError, AssertionError):
             raise

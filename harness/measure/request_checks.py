@@ -16,6 +16,7 @@ from harness.measure.latency.limits import timing_limits
 from harness.tasks import registry
 from harness.tasks.haystack import haystack_source, load_haystack
 from harness.tasks.ruler.samples import check_words
+from methods.parts.base import Method
 
 
 def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
@@ -42,7 +43,18 @@ def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
         raise UserError(
             f"knob_value={settings.knob_value}: {settings.method} needs none at sparsity={settings.sparsity}: leave it out"
         )
+    check_chunk(settings.prefill_chunk, method)
     check_data(settings, task_names)
+
+
+def check_chunk(chunk: int | None, method: Method) -> None:
+    """Raise UserError for chunks of prompts that would cut a method's blocks."""
+    step = 1 if method.family == "none" else method.chunk_step
+    if chunk is not None and chunk % step:
+        raise UserError(
+            f"prefill.chunk={chunk}: must be a multiple of the blocks of {step} tokens that {method.name} has, for example "
+            f"{-(-chunk // step) * step}"
+        )
 
 
 def check_kernels(settings: Settings) -> None:

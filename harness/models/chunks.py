@@ -1,4 +1,4 @@
-"""Prefilling a prompt in chunks, as servers do: each chunk's queries attend to the cache of all chunks before it, and to itself."""
+"""Prefilling a prompt in chunks, as servers do: queries attend to the cache of all chunks before theirs, and to their own."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from harness.models.rope_lengths import frequencies_of
 
 @dataclass(frozen=True)
 class Chunks:
-    """Prompts that are prefilled in chunks of `tokens` tokens; the last one has what is left, and a prompt that is no longer than
-    a chunk runs whole. of_prompt(n): whoever runs the attention takes all forward passes while it lasts for the chunks of one
-    prompt of n tokens (`Bridge.chunked`).
+    """Prompts that are prefilled in chunks of `tokens` tokens; the last one has what is left, and a prompt that is no longer
+    than a chunk runs whole. of_prompt(n): whoever runs the attention takes all forward passes while it lasts for the chunks of
+    one prompt of n tokens (`Bridge.chunked`).
     """
 
     tokens: int
     of_prompt: Callable[[int], AbstractContextManager[None]]
 
 
-def forward_prompt(loaded: LoadedModel, ids: Tensor, cache: Cache, chunks: Chunks | None, forward: Callable[[Tensor], Any]) -> Any:
+def forward_prompt(
+    loaded: LoadedModel, ids: Tensor, cache: Cache, chunks: Chunks | None, forward: Callable[[Tensor], Any]
+) -> Any:
     """Return `forward` of the last chunk of a prompt, ids [1,N], all others having gone into the cache before it; of the whole
     prompt where there are no chunks, or one would do.
 
@@ -44,8 +46,8 @@ def forward_prompt(loaded: LoadedModel, ids: Tensor, cache: Cache, chunks: Chunk
 
 
 def prefill(loaded: LoadedModel, ids: Tensor, chunks: Chunks | None, *, use_cache: bool = False) -> None:
-    """Prefill one prompt, ids [1,N], with the logits of its last token, which are dropped. Without chunks, use_cache says whether
-    keys and values are kept until the end."""
+    """Prefill one prompt, ids [1,N], with the logits of its last token, which are dropped. Without chunks, use_cache says
+    whether keys and values are kept until the end."""
     tokens = ids.shape[1]
     if chunks is None or tokens <= chunks.tokens:
         loaded.model(input_ids=ids, use_cache=use_cache, logits_to_keep=1)

@@ -183,8 +183,8 @@ def _prefill(
     split: Split | None,
     chunks: Chunks | None,
 ) -> tuple[Tensor, Tensor, list[tuple[Mark, Mark]]]:
-    """Run each prompt by itself, in one piece or as `split` and `chunks` say. Returns the first new token of each [B], which is none of
-    `not_first`, whether its logit is finite [B], and the marks around each prefill."""
+    """Run each prompt by itself, in one piece or as `split` and `chunks` say. Returns the first new token of each [B], which is
+    none of `not_first`, whether its logit is finite [B], and the marks around each prefill."""
     first, finite, marks = [], [], []
     for row, prompt in enumerate(ids):
         began = mark(loaded.device)

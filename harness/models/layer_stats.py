@@ -21,9 +21,9 @@ class LayerStats(TypedDict):
     """What one layer did at prefill since the last reset; decode steps don't count (`Decoder.take_densities`), and of what ran
     in full (`Bridge.in_full`) only the kernel and the call.
 
-    densities: kept ÷ causal blocks, one value a call, or a prompt in chunks, mean over batch and heads; 1.0 where dense attention ran; empty
-    for a layer of a sliding window. token_densities: the same of (query, key) pairs. Times are medians in milliseconds,
-    None without timer=True.
+    densities: kept ÷ causal blocks, one value a call, or a prompt in chunks, mean over batch and heads; 1.0 where dense
+    attention ran; empty for a layer of a sliding window. token_densities: the same of (query, key) pairs. Times are medians
+    in milliseconds, None without timer=True.
     """
 
     layer: int
@@ -57,8 +57,8 @@ class ChunkDensity:
 
 
 def prompt_densities(chunks: Sequence[ChunkDensity]) -> tuple[Tensor | float, Tensor | float]:
-    """Return the density and the token density of a prompt from those of its chunks: what is kept of all of them ÷ what is causal
-    in all of them. Does not wait for the device."""
+    """Return the density and the token density of a prompt from those of its chunks: what is kept of all of them ÷ what is
+    causal in all of them. Does not wait for the device."""
     blocks = next((chunk.blocks for chunk in chunks if chunk.blocks is not None), None)
     if blocks is None:
         return 1.0, 1.0

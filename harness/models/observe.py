@@ -15,6 +15,7 @@ from harness.models.kernel_choice import sparse_kernel_of
 from harness.models.loading import LoadedModel
 from harness.models.rope import ModelRope
 from methods.parts.base import LayerInputs, Method
+from methods.parts.prompt_chunks import ChunkedPrompt
 
 
 class PrefillDone(Exception):
@@ -45,13 +46,22 @@ def dense_prefill(
                 after_prompt()
 
 
-def layer_inputs(loaded: LoadedModel, method: Method, layer: int, q: Tensor, k: Tensor, scale: float) -> LayerInputs:
-    """Return what `method` sees of a layer: post-RoPE q [B,Hq,Q,D] and k [B,Hkv,K,D], and the layer's RoPE where it needs that.
+def layer_inputs(
+    loaded: LoadedModel,
+    method: Method,
+    layer: int,
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    prompt: ChunkedPrompt | None = None,
+) -> LayerInputs:
+    """Return what `method` sees of a layer: post-RoPE q [B,Hq,Q,D] and k [B,Hkv,K,D], the prompt that the queries are a chunk
+    of, if they are, and the layer's RoPE where it needs that.
 
     Raises UserError where the method needs the RoPE and the model's is of a kind that can't be undone (`ModelRope`).
     """
     rope = ModelRope(loaded.model, layer) if method.needs_rope else None
-    return LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope)
+    return LayerInputs(q=q, k=k, layer=layer, scale=scale, rope=rope, prompt=prompt)
 
 
 def global_layers(loaded: LoadedModel, prompt: Sequence[int], *, dense_kernel: str = "auto") -> list[int]:

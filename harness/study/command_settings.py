@@ -46,7 +46,8 @@ def arm_settings(identity: Mapping[str, Any]) -> list[str]:
     values |= {"length": identity["length"], "seed": identity["seed"], "dtype": identity["dtype"]}
     values |= {"device": identity["device_type"], "kernel": identity["kernel"], "dense_kernel": identity["dense_kernel"]}
     values["decode_kernel"] = decode.get("kernel")
-    optional = ("kernel", "decode_kernel", "knob_value", "model.max_length")
+    values["prefill.chunk"] = identity.get("prefill_chunk")
+    optional = ("kernel", "decode_kernel", "knob_value", "model.max_length", "prefill.chunk")
     return [f"{name}={text(value)}" for name, value in values.items() if value is not None or name not in optional]
 
 

@@ -29,7 +29,8 @@ class Setting:
     """What a method and the dense baseline beside it have in common: the model with the hash of its weights, the length of
     prompts in tokens, the seed of the samples, the dtype, the type of device, and the kernel of dense attention. max_length:
     tokens of the longest text, where the user has set it. rope_dtype: of RoPE's frequencies, None where it is `dtype`. shape:
-    the config for which a model's weights were drawn at random, None for a model with weights of its own."""
+    the config for which a model's weights were drawn at random, None for a model with weights of its own. prefill_chunk: tokens
+    of a prompt that go through the model at once, None for all."""
 
     model: str
     model_hash: str
@@ -41,12 +42,13 @@ class Setting:
     max_length: int | None = None
     rope_dtype: str | None = None
     shape: dict[str, Any] | None = None
+    prefill_chunk: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that determine numbers. A length that is the config's own has no entry, nor has RoPE in the
         model's dtype, as in every record before 2026-11-30: those keep their ids, and 16-bit arms are measured anew. Nor has a
-        model with weights a shape."""
-        optional = ("max_length", "rope_dtype", "shape")
+        model with weights a shape, or a prompt that goes through it whole a chunk."""
+        optional = ("max_length", "rope_dtype", "shape", "prefill_chunk")
         return {k: v for k, v in asdict(self).items() if k not in optional or v is not None}
 
 

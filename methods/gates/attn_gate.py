@@ -72,8 +72,8 @@ class AttnGate(Gate):
         return self._project(self._pool(q, ("mean",), rope, first), self.q, rope, first, q.shape[2], "auto")
 
     def keys(self, k: Tensor, rope: Rope, *, first: int) -> Tensor:
-        """Return the projected keys [B,Hq,Nk,D], as `project` does, of post-RoPE k [B,Hkv,K,D] from position `first` on, where a
-        block begins."""
+        """Return the projected keys [B,Hq,Nk,D], as `project` does, of post-RoPE k [B,Hkv,K,D] from position `first` on, where
+        a block begins."""
         return self._project(self._pool(k, POOLED_K, rope, first), self.k, rope, first, k.shape[2], "auto")
 
     def _pool(self, x: Tensor, how: tuple[Pool, ...], rope: Rope, first: int) -> Tensor:
@@ -81,9 +81,7 @@ class AttnGate(Gate):
         cos, sin = (table[first:] for table in rope.table(first + x.shape[2], x.device))
         return pool(x, self.block_size, how, cos=cos, sin=sin)
 
-    def _project(
-        self, pooled: Tensor, weight: Tensor | None, rope: Rope, first: int, tokens: int, kernel: str
-    ) -> Tensor:
+    def _project(self, pooled: Tensor, weight: Tensor | None, rope: Rope, first: int, tokens: int, kernel: str) -> Tensor:
         """Return what was pooled of `tokens` tokens from position `first` on, projected, with RoPE at the first token of each
         block."""
         cos, sin = (table[first :: self.block_size] for table in rope.table(first + tokens, pooled.device))

@@ -254,6 +254,11 @@ class Method(Releasable, ABC):
         self.full_rows = last
 
     @property
+    def chunk_step(self) -> int:
+        """Return the tokens that each chunk of a prompt but the last must be a multiple of: no block is cut then."""
+        return self.block_size
+
+    @property
     def fixed_floors(self) -> bool:
         """Return whether blocks that rows always keep are as many as their knobs say: without a sparsity, or as released.
         Otherwise they shrink where they would leave the selection no say."""

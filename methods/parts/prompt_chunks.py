@@ -10,7 +10,8 @@ from torch import Tensor
 
 @dataclass
 class _KeptVectors:
-    """Vectors [B,H,blocks,E] with room for the whole prompt; those of the first `blocks` blocks, which have ended, are final."""
+    """Vectors [B,H,blocks,E] with room for the whole prompt; those of the first `blocks` blocks, which have ended, are
+    final."""
 
     room: Tensor
     blocks: int = 0

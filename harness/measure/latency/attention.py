@@ -82,11 +82,13 @@ def time_attention(
     layers: Sequence[int] | None = None,
     repeats: int = 20,
     max_seconds: float = 60.0,
+    chunk: int | None = None,
 ) -> AttentionTiming:
     """Time a method's attention (None: dense) beside the dense kernels, in a prefill of prompt_ids.
 
     dense_kernel: what runs where the method asks for dense attention. dense_kernels: those it is raced with, None: all
-    that run on the device except the ORACLES. layers None: all but those of a sliding window.
+    that run on the device except the ORACLES. layers None: all but those of a sliding window. chunk: queries at once, each call
+    being all chunks of the prompt in their order, the dense kernels' too; None: all queries.
     Each layer is timed `repeats` times or as often as max_seconds allow, at least once; max_seconds leaves out the
     prefill itself. Raises UserError if nothing could be timed.
     """
@@ -103,6 +105,7 @@ def time_attention(
         _raced_kernels(loaded, dense_kernels),
         repeats,
         failures={} if dense_kernels is not None else broken_dense(**kernel_site(loaded)),
+        chunk=chunk,
     )
     timings: dict[int, LayerTiming] = {}
     deadline = time.perf_counter() + max_seconds

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,11 @@ from torch import Tensor
 from harness.core.errors import UserError
 from harness.measure.latency.timing import Times, extra_mib, nothing_timed, take_turns
 from harness.models.kernel_choice import dense_kernel_of, sparse_kernel_of
+from harness.models.layer_stats import ChunkDensity, prompt_densities
 from harness.models.loading import LoadedModel
 from harness.models.observe import layer_inputs
 from methods.parts.base import Method
+from methods.parts.prompt_chunks import ChunkedPrompt
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class LayerTimer:
 
     sparse_kernel, dense_kernel: names, or "auto", of what runs the method's choice, and where it asks for dense attention.
     dense_kernels: resolved names of those it is raced with. failures: why one of them can't run, filled in while timing; what
-    failed in one layer isn't tried again in the next.
+    failed in one layer isn't tried again in the next. chunk: queries at once, None for all; a call is of all chunks then.
     """
 
     loaded: LoadedModel
@@ -38,6 +40,7 @@ class LayerTimer:
     dense_kernels: list[str]
     repeats: int
     failures: dict[str, str]
+    chunk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,10 @@ def time_layer(
     Raises UserError where no dense kernel runs.
     """
     loaded, method = timer.loaded, timer.method
-    inputs = None if method is None else layer_inputs(loaded, method, layer, q, k, scale)
+    pieces = _pieces(q, k, v, timer.chunk)
     functions: dict[str, Callable[[], Any]] = {}
     for name in timer.dense_kernels:
-        dense = partial(dense_attention, q, k, v, scale=scale, kernel=name)
+        dense = partial(_attend_densely, pieces, scale, name)
         if name not in timer.failures and (reason := _failure(dense)) is not None:
             timer.failures[name] = reason
         if name not in timer.failures:
@@ -79,41 +82,81 @@ def time_layer(
     if not functions:
         raise UserError(f"no dense kernel could run: {timer.failures}")
 
-    def select() -> Choice | None:
-        return None if method is None or inputs is None else method.select(inputs)
+    inputs = None if method is None else layer_inputs(loaded, method, layer, q, k, scale)
 
-    choice = select()
-    if choice is None:
-        kernel = dense_kernel_of(loaded, timer.dense_kernel, q.shape[3])
-    else:
-        kernel = sparse_kernel_of(loaded, timer.sparse_kernel, choice, heads=q.shape[1], head_dim=q.shape[3])
+    def select() -> list[Choice | None]:
+        if method is None or inputs is None:
+            return [None] * len(pieces)
+        prompt = None if len(pieces) == 1 else ChunkedPrompt(k.shape[2])
+        return [method.select(replace(inputs, q=queries, k=keys, prompt=prompt)) for queries, keys, _ in pieces]
 
-    def attend(choice: Choice | None) -> tuple[Tensor, SparseIndex | None]:
-        if choice is None:
-            return dense_attention(q, k, v, scale=scale, kernel=kernel), None
-        return sparse_attention.attend(q, k, v, choice, scale=scale, kernel=kernel)
+    choices = select()
+    kernels = [_kernel(timer, q, choice) for choice in choices]
+
+    def attend(choices: Sequence[Choice | None]) -> list[SparseIndex | None]:
+        return [_attend(piece, choice, scale, kernel) for piece, choice, kernel in zip(pieces, choices, kernels, strict=True)]
 
     peak = extra_mib(lambda: attend(select()), loaded.device)
+    kernel = "+".join(sorted(set(kernels)))
     raced = f"dense {kernel}"
     if method is not None or raced not in functions:
-        functions |= {"selection": select, "attention": lambda: attend(choice), "total": lambda: attend(select())}
+        functions |= {"selection": select, "attention": lambda: attend(choices), "total": lambda: attend(select())}
     times = take_turns(functions, loaded.device, repeats=timer.repeats, max_seconds=max_seconds)
     if "total" not in times:  # dense attention itself is one of those that it is raced with
         times |= {"selection": nothing_timed(times[raced]), "attention": times[raced], "total": times[raced]}
     times = {name: measured.beside(times["total"]) for name, measured in times.items()}
-    index = attend(choice)[1]
-    if choice is None or index is None:
-        return LayerTiming(times, 1.0, 1.0, _dense_flop(q, k), kernel, 1.0, peak)
-    return LayerTiming(
-        times,
-        density=float(index.density().mean()),
-        token_density=float(index.token_density().mean()),
-        flop=sparse_attention.flop(q, choice, index),
-        kernel=kernel,
-        kept_mass=float(kept_mass(q, k, index, scale=scale).mean()),
-        peak_mib=peak,
-        full_row_kernel=sparse_attention.full_row_kernel(index, kernel, dtype=q.dtype, head_dim=q.shape[3]),
+    indices = attend(choices)
+    density, token_density = prompt_densities(
+        [ChunkDensity.of(index, piece[0].shape[2], piece[1].shape[2]) for piece, index in zip(pieces, indices, strict=True)]
     )
+    flop, mass = 0.0, 0.0
+    full_row_kernel = None
+    for (queries, keys, _), choice, index, ran in zip(pieces, choices, indices, kernels, strict=True):
+        share = queries.shape[2] / q.shape[2]
+        if choice is None or index is None:
+            flop, mass = flop + _dense_flop(queries, keys), mass + share
+            continue
+        flop += sparse_attention.flop(queries, choice, index)
+        mass += share * float(kept_mass(queries, keys, index, scale=scale).mean())
+        full_rows = sparse_attention.full_row_kernel(index, ran, dtype=q.dtype, head_dim=q.shape[3])
+        full_row_kernel = full_row_kernel or full_rows
+    return LayerTiming(times, float(density), float(token_density), flop, kernel, mass, peak, full_row_kernel)
+
+
+Piece = tuple[Tensor, Tensor, Tensor]
+"""Queries of a chunk [B,Hq,Q,D], and the keys and values up to its end [B,Hkv,K,D]."""
+
+
+def _pieces(q: Tensor, k: Tensor, v: Tensor, chunk: int | None) -> list[Piece]:
+    """Return the chunks of a prompt as they would come, views of what a cache holds; all of it where chunk is None."""
+    before, tokens = k.shape[2] - q.shape[2], q.shape[2]
+    step = tokens if chunk is None else chunk
+    ends = [min(first + step, tokens) for first in range(0, tokens, step)]
+    return [
+        (q[:, :, first:end], k[:, :, : before + end], v[:, :, : before + end])
+        for first, end in zip(range(0, tokens, step), ends, strict=True)
+    ]
+
+
+def _kernel(timer: LayerTimer, q: Tensor, choice: Choice | None) -> str:
+    """Return the kernel that runs what was chosen, None: dense attention."""
+    if choice is None:
+        return dense_kernel_of(timer.loaded, timer.dense_kernel, q.shape[3])
+    return sparse_kernel_of(timer.loaded, timer.sparse_kernel, choice, heads=q.shape[1], head_dim=q.shape[3])
+
+
+def _attend(piece: Piece, choice: Choice | None, scale: float, kernel: str) -> SparseIndex | None:
+    """Run the attention of a chunk over what was chosen; returns the index that ran, None for dense attention."""
+    if choice is None:
+        dense_attention(*piece, scale=scale, kernel=kernel)
+        return None
+    return sparse_attention.attend(*piece, choice, scale=scale, kernel=kernel)[1]
+
+
+def _attend_densely(pieces: Sequence[Piece], scale: float, kernel: str) -> None:
+    """Run dense attention over all chunks of a prompt."""
+    for piece in pieces:
+        dense_attention(*piece, scale=scale, kernel=kernel)
 
 
 def _failure(function: Callable[[], Any]) -> str | None:

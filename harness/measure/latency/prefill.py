@@ -16,6 +16,8 @@ from harness.core.clock import sync
 from harness.core.errors import UserError
 from harness.measure.latency.timing import take_turns
 from harness.models.bridge import Bridge
+from harness.models.chunks import Chunks
+from harness.models.chunks import prefill as prefill_prompt
 from harness.models.loading import LoadedModel
 from methods.parts.base import Method
 
@@ -57,8 +59,11 @@ def time_prefill(
     dense_kernel: str = "auto",
     repeats: int = 5,
     max_seconds: float = 60.0,
+    chunk: int | None = None,
 ) -> PrefillTiming:
     """Time the prefill of one prompt with a method (None: dense), in turns with dense attention and with none.
+
+    chunk: tokens of the prompt that go through the model at once, into a cache that has room for all of them; None: all.
 
     Runs `repeats` times or as often as max_seconds allow, at least once; on a GPU two more runs warm up before.
     Raises UserError for no repeats or no prompt.
@@ -69,7 +74,8 @@ def time_prefill(
     ids = torch.tensor([list(prompt_ids)], dtype=torch.int64, device=device)
 
     def prefill() -> None:
-        loaded.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        chunks = None if chunk is None else Chunks(chunk, bridge.chunked)
+        prefill_prompt(loaded, ids, chunks, use_cache=True)
 
     kernels: dict[str, Any] = {"sparse_kernel": sparse_kernel, "dense_kernel": dense_kernel}
     densities = (1.0, 1.0)

@@ -87,6 +87,7 @@ def _times(context: RunContext, arm: RunnableArm, prompt: Sequence[int]) -> tupl
         "max_seconds": context.timing.seconds,
         "sparse_kernel": context.kernels.sparse,
         "dense_kernel": context.kernels.dense,
+        "chunk": context.chunk,
     }
     count = context.timing.layers
     attention = time_attention(
