@@ -23,13 +23,17 @@ LEAST_TOKENS = 128
 """Keys that a row keeps at least at the native knob, as in the release."""
 
 
-@dataclass(frozen=True)
+_Call = tuple[object, ...]
+"""Shapes, type and device of the tensors of a call."""
+
+
+@dataclass
 class _AnchorSelection:
-    """What an anchor layer selected. call: shapes, type and device of the tensors that it selected for."""
+    """What an anchor layer selected. last: the layer that has taken it last."""
 
     layer: int
     index: BlockIndex
-    call: tuple[object, ...]
+    last: int
 
 
 @register("kascade")
@@ -97,8 +101,7 @@ class Kascade(Method):
         self.rolling_prefill = rolling_prefill
         self.plan: Plan | None = None
         self._maps: dict[int, Tensor] = {}
-        self._selected: _AnchorSelection | None = None
-        self._last = -1
+        self._selected: dict[_Call, _AnchorSelection] = {}
 
     # -- the plan of a search ----------------------------------------------------------------------------------------
 
@@ -108,7 +111,7 @@ class Kascade(Method):
     def load_search(self, result: Mapping[str, Any], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         self.plan = parse_plan(result, self.anchors, layers=layers, kv_heads=kv_heads)
         self._maps = {layer: torch.tensor(heads) for layer, heads in self.plan.heads.items()}
-        self._selected = None
+        self._selected = {}
 
     def to(self, device: Any) -> Self:
         self._maps = {layer: heads.to(device) for layer, heads in self._maps.items()}
@@ -123,20 +126,17 @@ class Kascade(Method):
     @torch.no_grad()
     def select(self, x: LayerInputs) -> BlockIndex | None:
         call = (x.q.shape, x.k.shape, x.q.dtype, x.q.device)
-        selected, self._last, before = self._selected, x.layer, self._last
-        if (
-            selected is None
-            or selected.call != call
-            or x.layer <= selected.layer
-            or x.layer < before
-            or not self._reuses(x.layer, selected)
-        ):
+        selected = self._selected.get(call)
+        if selected is None or not selected.layer < x.layer >= selected.last or not self._reuses(x.layer, selected):
             if self.plan is not None and x.layer not in self.plan.anchors:
                 raise ValueError(
                     f"method {self.name} reuses in layer {x.layer} what layer {self.plan.anchor(x.layer)} selected, and that "
                     "has selected nothing for this prompt: give it all layers, in their order"
                 )
-            selected = self._selected = _AnchorSelection(x.layer, self._exact(x), call)
+            if x.q.shape[2] == x.k.shape[2]:  # of a prompt in chunks, what was selected for each is still to be reused
+                self._selected = {}
+            selected = self._selected[call] = _AnchorSelection(x.layer, self._exact(x), x.layer)
+        selected.last = x.layer
         if self.dense_first and x.layer == 0:
             return None
         heads = self._maps.get(x.layer)

@@ -6,6 +6,7 @@ and it stays below MOST tokens; the record says which it does not pass.
 - dense attention through the bridge is the model's own attention (of the baseline),
 - sparsity=0 is dense attention,
 - where the question is not seen with its context, both at sparsity 0 are one dense prefill,
+- where prompts come in chunks, so are these at sparsity 0,
 - with the blocks held fixed, no row changes with the tokens after it: kernel and bridge keep the causal mask,
 - the method selects the same blocks for a row whatever comes after its query block, unless it says that it reads the prompt's
   end, or a mean over all of it (`reads_end`): then earlier rows may depend on later tokens through the selection, and the check
@@ -29,6 +30,7 @@ from harness.core.question import QUESTION_REREAD, QUESTION_SEEN
 from harness.measure.context import Kernels, RunContext
 from harness.models.batch_cache import BatchCache
 from harness.models.bridge import Bridge, LayerChoices
+from harness.models.chunks import Chunks, prefill
 from harness.models.edges import edges
 from harness.models.loading import LoadedModel
 from harness.models.rope_lengths import frequencies_of
@@ -54,6 +56,7 @@ REASONS = {
     "own": "dense attention through the bridge is {0:.2g} from the model's own (at most {1:.2g}): mask, scale or kernel",
     "zero": "sparsity=0 is {0:.2g} from dense attention (at most {1:.2g}): selection or kernel loses or adds something",
     "question": "a question after its context at sparsity 0 is {0:.2g} from dense attention (at most {1:.2g}): cache or kernel",
+    "chunks": "a prompt in chunks at sparsity 0 is {0:.2g} from dense attention (at most {1:.2g}): cache or kernel",
     "causal": "rows change by {0:.2g} with the tokens after them, the blocks held fixed: kernel or bridge sees the future",
     "selection": "rows change by {0:.2g} with the tokens after their query block: the selection sees the future",
 }
@@ -80,7 +83,9 @@ def check_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str], 
     loaded = context.loaded
     prompt, unchecked = _prompt(context, arm, task_names)
     began = time.monotonic()  # making the samples is not the check's time
-    distances, density = measure(loaded, arm, prompt, zero=zero, kernels=context.kernels, question=context.question)
+    distances, density = measure(
+        loaded, arm, prompt, zero=zero, kernels=context.kernels, question=context.question, chunk=context.chunk
+    )
     wrong = [REASONS[name].format(*pair) for name, pair in distances.items() if not pair[0] <= pair[1]]
     chat = chat_problem(loaded.tokenizer, stop_ids(loaded.tokenizer, loaded.model), context.chat) or ""
     reason = "; ".join(filter(None, [chat, *wrong]))
@@ -144,12 +149,20 @@ def _worst_mean(distances: Tensor, lengths: Sequence[int]) -> float:
 
 @torch.inference_mode()
 def measure(
-    loaded: LoadedModel, arm: RunnableArm, prompt: Sequence[int], *, zero: Method | None, kernels: Kernels, question: str
+    loaded: LoadedModel,
+    arm: RunnableArm,
+    prompt: Sequence[int],
+    *,
+    zero: Method | None,
+    kernels: Kernels,
+    question: str,
+    chunk: int | None = None,
 ) -> tuple[dict[str, tuple[float, float]], float | None]:
     """Return {check: (distance measured, distance allowed)} of an arm on a prompt, and the density of its method there.
 
-    The checks are the keys of REASONS, those that apply; distances are relative (`row_distances`). zero: the method at sparsity
-    0, None where there is none. Raises UserError where all layers have a window, and the method acts in none.
+    The checks are the keys of REASONS, those that apply; distances are relative (`row_distances`). zero: the method at
+    sparsity 0, None where there is none. chunk: tokens of a prompt that go through the model at once; here they are a third
+    of it at most. Raises UserError where all layers have a window, and the method acts in none.
     """
     ids = torch.tensor([list(prompt)], device=loaded.device)
     same, still = SAME.get(loaded.dtype, 1e-2), STILL.get(loaded.dtype, 1e-5)
@@ -166,6 +179,12 @@ def measure(
             context_tokens = 3 * len(prompt) // 4
             asked = hidden_of_question(bridge, ids, context_tokens, reread=question == QUESTION_REREAD)
             distances["question"] = row_distances(asked, dense[:, context_tokens:]).mean().item(), same
+    if chunk is not None and (arm.method is None or zero is not None):
+        step = 1 if zero is None else zero.chunk_step
+        tokens = min(chunk, max(step, len(prompt) // 3 // step * step))
+        with _bridge(loaded, zero, kernels) as bridge:
+            in_chunks = hidden_in_chunks(bridge, ids, tokens)
+        distances["chunks"] = _worst_mean(row_distances(in_chunks, dense), edges(loaded)), same
     choices = LayerChoices()
     with _bridge(loaded, arm.method, kernels, choices) as bridge:
         before = hidden(loaded, ids)
@@ -221,6 +240,17 @@ def hidden_of_question(bridge: Bridge, ids: Tensor, context_tokens: int, *, rere
         cache.crop_prompt(context_tokens)
         with bridge.in_full():
             return decoder(input_ids=ids[:, context_tokens:], past_key_values=cache, use_cache=True).last_hidden_state.float()
+
+
+def hidden_in_chunks(bridge: Bridge, ids: Tensor, chunk: int) -> Tensor:
+    """Return the last hidden states [1, tokens, width], float32, of a prompt in chunks of so many tokens."""
+    loaded, states = bridge.loaded, []
+    handle = loaded.model.get_decoder().register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state.float()))
+    try:
+        prefill(loaded, ids, Chunks(chunk, bridge.chunked))
+    finally:
+        handle.remove()
+    return torch.cat(states, 1)
 
 
 def other_tokens(ids: Tensor, start: int, loaded: LoadedModel) -> Tensor:

@@ -73,6 +73,7 @@ def _order(row: Row, baselines: set[str]) -> tuple[Any, ...]:
         decode.split(" ")[0],
         row.decode_density or 0.0,
         decode,
+        row.prefill_chunk or 0,
         row.seed,
         row.device,
         row.task == AVERAGE,

@@ -83,7 +83,8 @@ def _split_by_settings(parts: Parts, along: Along) -> Parts:
     for setting in SETTINGS:
         if setting != along:
             parts = _split(parts, _Trait(setting.split("_")[0], partial(_setting_text, setting=setting)))
-    return _split(parts, _Trait("", lambda row: row.decode.method or FULL))
+    chunk = _Trait("chunk", lambda row: "" if row.prefill_chunk is None else str(row.prefill_chunk))
+    return _split(_split(parts, chunk, always=True), _Trait("", lambda row: row.decode.method or FULL))
 
 
 def _split_by_knobs(parts: Parts, method: str, rows: Sequence[Row], along: Along) -> Parts:

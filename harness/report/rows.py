@@ -166,6 +166,7 @@ class Row:
     dense_layer_kernel: str | None = None
     task: str = ""
     question: str = ""
+    prefill_chunk: int | None = None
     haystack: str = ""
     generator: str = ""
     samples: int | None = None

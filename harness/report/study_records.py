@@ -92,6 +92,7 @@ def arm_row(record: Record, study: str, origin: Origin) -> Row:
         block_size=identity["block_size"],
         decode=_decode(identity),
         dense_layer_kernel=identity["dense_kernel"],
+        prefill_chunk=identity.get("prefill_chunk"),
         neighbour=bool(record.get("neighbour")),
         settings=tuple(arm_settings(identity)),
         origin=origin,

@@ -89,6 +89,13 @@ ROWS: list[tuple[str, str]] = [
     ("dense_kernel=[]", "dense_kernel=[]: must be a name"),
     ("decode_kernel=fast", "decode_kernel=fast is not known; choose one of: auto, "),
     ("question=null", "question=None: must be seen"),
+    ("prefill.chunk=0", "prefill.chunk=0: must be null or a whole number of at least 1"),
+    (
+        "prefill.chunk=96 method=block_topk",
+        "prefill.chunk=96: must be a multiple of the blocks of 64 tokens that block_topk has",
+    ),
+    ("prefill=8192", "prefill=8192: it has settings below it: chunk"),
+    ("prefill.chunk=64 job=maps", "job=maps prefills in one piece"),
     ("task=5", "task=5: tasks are values"),
     ("task=[]", "task=[]: tasks are values"),
     ("task={a: 1}", "tasks are values"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from attention_kernels import sparse_attention
 from attention_kernels.dense import dense_attention
-from attention_kernels.kept_mass import kept_mass
+from attention_kernels.kept_mass import ROWS, kept_mass
 from attention_kernels.optional import first_line
 from attention_kernels.sparse_attention import Choice, SparseIndex
 from torch import Tensor
@@ -109,15 +109,17 @@ def time_layer(
     density, token_density = prompt_densities(
         [ChunkDensity.of(index, piece[0].shape[2], piece[1].shape[2]) for piece, index in zip(pieces, indices, strict=True)]
     )
-    flop, mass = 0.0, 0.0
-    full_row_kernel = None
-    for (queries, keys, _), choice, index, ran in zip(pieces, choices, indices, kernels, strict=True):
-        share = queries.shape[2] / q.shape[2]
+    flop, mass, full_row_kernel = 0.0, 0.0, None
+    block = 1 if method is None else method.block_size
+    rows = [-(-queries.shape[2] // block) for queries, _, _ in pieces]
+    for (queries, keys, _), choice, index, ran, count in zip(pieces, choices, indices, kernels, rows, strict=True):
+        share = count / sum(rows)  # query blocks weigh the same
         if choice is None or index is None:
             flop, mass = flop + _dense_flop(queries, keys), mass + share
             continue
         flop += sparse_attention.flop(queries, choice, index)
-        mass += share * float(kept_mass(queries, keys, index, scale=scale).mean())
+        kept = kept_mass(queries, keys, index, scale=scale, rows=-(-ROWS // len(pieces)))
+        mass += share * float(kept.mean())
         full_rows = sparse_attention.full_row_kernel(index, ran, dtype=q.dtype, head_dim=q.shape[3])
         full_row_kernel = full_row_kernel or full_rows
     return LayerTiming(times, float(density), float(token_density), flop, kernel, mass, peak, full_row_kernel)

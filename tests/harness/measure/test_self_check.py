@@ -53,9 +53,10 @@ def check(
     family: str = "llama",
     question: str = "seen",
     prompt: Sequence[int] = PROMPT,
+    chunk: int | None = None,
 ) -> tuple[dict[str, tuple[float, float]], float | None]:
     """The self-check of an arm of `method`, None for dense, on a tiny model."""
-    return measure(toy_model(family), arm(method), prompt, zero=zero, kernels=Kernels(), question=question)
+    return measure(toy_model(family), arm(method), prompt, zero=zero, kernels=Kernels(), question=question, chunk=chunk)
 
 
 def arm(method: Method | None) -> RunnableArm:

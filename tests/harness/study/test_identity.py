@@ -24,6 +24,7 @@ def test_ids_are_stable_and_ignore_order() -> None:
     assert "files" not in CELL.as_dict(), "cells of tasks that read none keep their ids"
     assert "question" not in CELL.as_dict(), "nor does a question that is seen with its context change them"
     assert "sizing" not in CELL.as_dict(), "nor do prompts as long as fits"
+    assert "prefill_chunk" not in CELL.as_dict(), "nor those that are prefilled whole"
     assert digest({"a": 1}) == "015abd7f5cc57a2d", "changing this orphans every record there is"
 
 
@@ -48,7 +49,14 @@ def test_methods_differ_but_share_their_pair(other: Cell) -> None:
     [
         *(
             Cell(replace(ARM, setting=replace(SETTING, **{k: v})), SAMPLES)
-            for k, v in {"model_hash": "x", "length": 8192, "seed": 1, "dtype": "float16", "rope_dtype": "float32"}.items()
+            for k, v in {
+                "model_hash": "x",
+                "length": 8192,
+                "seed": 1,
+                "dtype": "float16",
+                "rope_dtype": "float32",
+                "prefill_chunk": 8192,
+            }.items()
         ),
         Cell(ARM, replace(SAMPLES, task="two")),
         Cell(ARM, replace(SAMPLES, generator="2")),
