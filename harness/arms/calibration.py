@@ -146,9 +146,10 @@ class _Prefills:
         """Return the density of each value of a ladder, the mean over tasks, while the method attends (None: densely)."""
         by_task: dict[str, list[list[float]]] = {}
         with Bridge(self.loaded, method, observer=ladder.observe, record=False, **self.kernels) as bridge:
-            ladder.of_chunks = bridge.chunked_prompt
-            for task, _ in self._run(prompts, bridge):
-                by_task.setdefault(task, []).append(ladder.take())
+            for task, ids in prompts:
+                ladder.begin(None if self.chunk is None or len(ids) <= self.chunk else len(ids))
+                for _ in self._run([(task, ids)], bridge):
+                    by_task.setdefault(task, []).append(ladder.take())
         tasks = [[fmean(densities) for densities in zip(*members, strict=True)] for members in by_task.values()]
         return [fmean(densities) for densities in zip(*tasks, strict=True)]
 

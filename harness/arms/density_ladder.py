@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 import torch
@@ -20,7 +20,7 @@ class DensityLadder:
     """An observer of the Bridge that selects in every layer with each of some values of a knob, and notes the density.
 
     Each value has a copy of the method, so that what one keeps from layer to layer is its own. sparse_kernel: runs only where a
-    method leaves the choice to it. of_chunks: `Bridge.chunked_prompt` of the bridge that it observes.
+    method leaves the choice to it.
     """
 
     def __init__(
@@ -31,11 +31,19 @@ class DensityLadder:
         for of_value, value in zip(self._methods, values, strict=True):
             of_value.set_knob(knob, value)
         self._layers: dict[int, list[list[ChunkDensity]]] = {}
-        self.of_chunks: Callable[[int], ChunkedPrompt | None] = lambda _: None
+        self._chunked_tokens: int | None = None
+        self._prompts: dict[int, ChunkedPrompt] = {}
+
+    def begin(self, chunked_tokens: int | None) -> None:
+        """Begin with another prompt: of so many tokens, where it comes in chunks, or None."""
+        self._chunked_tokens, self._prompts = chunked_tokens, {}
 
     def observe(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
         """Note what each value would keep of this layer."""
-        x = layer_inputs(self.loaded, self._methods[0], layer, q, k, scale, self.of_chunks(layer))
+        prompt = None
+        if self._chunked_tokens is not None:
+            prompt = self._prompts.setdefault(layer, ChunkedPrompt(self._chunked_tokens))
+        x = layer_inputs(self.loaded, self._methods[0], layer, q, k, scale, prompt)
         of_values = self._layers.setdefault(layer, [[] for _ in self._methods])
         for method, chunks in zip(self._methods, of_values, strict=True):
             choice = method.select(x)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from transformers import Cache
@@ -26,23 +25,23 @@ class Chunks:
     of_prompt: Callable[[int], AbstractContextManager[None]]
 
 
-def forward_prompt(
-    loaded: LoadedModel, ids: Tensor, cache: Cache, chunks: Chunks | None, forward: Callable[[Tensor], Any]
-) -> Any:
-    """Return `forward` of the last chunk of a prompt, ids [1,N], all others having gone into the cache before it; of the whole
-    prompt where there are no chunks, or one would do.
+@contextmanager
+def last_chunk(loaded: LoadedModel, ids: Tensor, cache: Cache, chunks: Chunks | None) -> Iterator[Tensor]:
+    """Run all chunks of a prompt but the last, ids [1,N], into the cache, and hand over the last one [1,n], which must run
+    while it lasts; the whole prompt where there are no chunks, or one would do.
 
     The caller sees to RoPE whose frequencies depend on the length (`frequencies_of`).
     """
     tokens = ids.shape[1]
     if chunks is None or tokens <= chunks.tokens:
-        return forward(ids)
+        yield ids
+        return
     *earlier, last = ids.split(chunks.tokens, dim=1)
     decoder = loaded.model.get_decoder()
     with chunks.of_prompt(tokens):
         for chunk in earlier:  # no logits of these
             decoder(input_ids=chunk, past_key_values=cache, use_cache=True)
-        return forward(last)
+        yield last
 
 
 def prefill(loaded: LoadedModel, ids: Tensor, chunks: Chunks | None, *, use_cache: bool = False) -> None:
@@ -54,11 +53,5 @@ def prefill(loaded: LoadedModel, ids: Tensor, chunks: Chunks | None, *, use_cach
         return
     cache = BatchCache(loaded.layers, rows=1, prompt=tokens, columns=tokens)
     cache.prefill(0, tokens)
-    with frequencies_of(loaded.model, tokens):
-        forward_prompt(
-            loaded,
-            ids,
-            cache,
-            chunks,
-            lambda last: loaded.model(input_ids=last, past_key_values=cache, use_cache=True, logits_to_keep=1),
-        )
+    with frequencies_of(loaded.model, tokens), last_chunk(loaded, ids, cache, chunks) as last:
+        loaded.model(input_ids=last, past_key_values=cache, use_cache=True, logits_to_keep=1)

@@ -20,7 +20,7 @@ from transformers import Cache
 from harness.core.clock import Mark, elapsed_ms, mark, sync
 from harness.core.errors import UserError
 from harness.models.batch_cache import BatchCache
-from harness.models.chunks import Chunks, forward_prompt
+from harness.models.chunks import Chunks, last_chunk
 from harness.models.length_check import check_length
 from harness.models.loading import LoadedModel
 from harness.models.recompute import recomputed_lengths
@@ -207,17 +207,15 @@ def _prefill_row(
 ) -> tuple[Tensor, Tensor]:
     """Run one prompt, ids [N], in one piece or as `split` and `chunks` say. Returns what `_next` does."""
     cache.prefill(row, len(ids))
-
-    def of_prompt(prompt: Tensor) -> tuple[Tensor, Tensor]:
-        return forward_prompt(loaded, prompt[None], cache, chunks, lambda last: _next(loaded, last, cache, banned))
-
     if split is None and chunks is None:
-        return of_prompt(ids)
+        return _next(loaded, ids[None], cache, banned)
+    first = ids if split is None or split.reread else ids[: split.contexts[row]]
     with frequencies_of(loaded.model, len(ids)):  # all pieces are of one prompt
+        with last_chunk(loaded, first[None], cache, chunks) as last:
+            result = _next(loaded, last, cache, banned)
         if split is None:
-            return of_prompt(ids)
-        context = split.contexts[row]
-        of_prompt(ids if split.reread else ids[:context])  # for the keys and values that it leaves in the cache
+            return result
+        context = split.contexts[row]  # the first piece is there for the keys and values that it leaves in the cache
         cache.crop_prompt(context)
         with split.in_full():
             return _next(loaded, ids[None, context:], cache, banned)

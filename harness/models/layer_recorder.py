@@ -30,7 +30,7 @@ class LayerRecorder:
     """An AttentionRunner that notes what attention gets, and returns zeros. seen: the queries of each call, and what the model
     made of them in the end."""
 
-    full = True
+    in_prompt = True
 
     def __init__(self) -> None:
         self.shapes: dict[int, LayerShape] = {}

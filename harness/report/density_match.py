@@ -77,8 +77,8 @@ def arm_but_numbers(row: Row) -> tuple[Any, ...]:
         if (name not in searched if searched else not is_number(value))
     )
     setting = (row.model, row.method, row.sparsity, row.length, row.seed, row.dtype, row.block_size, row.device)
-    setting = (*setting, row.prefill_chunk)
-    return rule, *setting, decode_text(row.decode), row.question, row.haystack, row.task, row.tasks, row.prompt_set
+    asked = (row.prefill_chunk, decode_text(row.decode), row.question)
+    return rule, *setting, *asked, row.haystack, row.task, row.tasks, row.prompt_set
 
 
 def _match(row: Row) -> Match | None:

@@ -72,8 +72,7 @@ def _line(row: Row) -> tuple[Any, ...]:
     number goes with the density, as a threshold found for each does."""
     rule = tuple((name, value_text(value)) for name, value in row.knobs.items() if not is_number(value))
     setting = (row.model, row.method, row.length, row.seed, row.dtype, row.block_size, row.device)
-    setting = (*setting, row.prefill_chunk)
-    return rule, *setting, decode_text(row.decode), row.haystack, row.question
+    return rule, *setting, row.prefill_chunk, decode_text(row.decode), row.haystack, row.question
 
 
 def _gated(row: Row, scores: Scores, line: Sequence[tuple[Row, Scores]]) -> Row:

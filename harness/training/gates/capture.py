@@ -25,7 +25,7 @@ class Capture:
     text fits in the window: elsewhere there is nothing for a gate to choose.
     """
 
-    full = True
+    in_prompt = True
 
     def __init__(self, model: Any, visit: Visitor) -> None:
         self.model = model

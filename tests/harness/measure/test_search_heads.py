@@ -187,6 +187,7 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
         latency_repeats=1,
         latency_seconds=1.0,
         batch_tokens=None,
+        prefill_chunk=None,
     )
     context = RunContext(settings, model, Store(tmp_path_factory.mktemp("study")), Console(quiet=True))
     return context, spare_prompts(context, ["niah_multikey_1", "vt"], 2)
