@@ -29,7 +29,7 @@ from tests.methods.support import ready
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-PROMPTS = {"first": [tokens(320, seed=1).tolist()], "second": [tokens(305, seed=2).tolist()]}
+PROMPTS = {"first": [tokens(200, seed=1).tolist()], "second": [tokens(183, seed=2).tolist()]}
 
 
 def test_rows_in_chunks_are_beside_those_of_whole_prompts(
@@ -66,17 +66,16 @@ def test_a_line_in_chunks_says_so_even_where_all_are() -> None:
     assert set(rows_by_line([*chunked, row("a", 0.5, 4096, 0.8)])) == {"a", "a (chunk 64)"}
 
 
-@pytest.mark.parametrize(("name", "knobs"), [("flexprefill", {}), ("xattention", {"last": 2})])
-def test_a_knob_is_searched_in_chunks(name: str, knobs: dict[str, Any]) -> None:
+def test_a_knob_is_searched_in_chunks() -> None:
     """What chooses by each chunk's last queries keeps another share than of whole prompts."""
-    loaded, method = shared("llama"), ready(name, block_size=16, sparsity=0.6, **knobs)
+    loaded, method = shared("llama"), ready("flexprefill", block_size=16, sparsity=0.6)
     knob = method.calibrates()
     assert knob is not None
-    found = calibrate(loaded, method, knob, PROMPTS, 0.4, chunk=112)
+    found = calibrate(loaded, method, knob, PROMPTS, 0.4, chunk=80)
     assert is_matched(0.6, found.reached.density)
-    again, whole = (densities_of(loaded, method, PROMPTS, chunk=chunk).density for chunk in (112, None))
+    again, whole = (densities_of(loaded, method, PROMPTS, chunk=chunk).density for chunk in (80, None))
     assert again == pytest.approx(found.reached.density)
-    assert (whole == pytest.approx(again, abs=1e-6)) == (not method.reads_end)
+    assert whole != pytest.approx(again, abs=1e-3)
 
 
 @pytest.mark.parametrize(("name", "knobs"), [("block_topk", {"last": 2}), ("kascade", {})])

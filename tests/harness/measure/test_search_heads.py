@@ -102,6 +102,7 @@ def test_bad_input_is_one_clear_line(
 
 def settings_of(folder: Path, name: str, **knobs: Any) -> Any:
     return SimpleNamespace(
+        prefill_chunk=None,
         model={"name": "toy", "path": str(folder), "gates": str(folder)},
         method=name,
         method_knobs=knobs,

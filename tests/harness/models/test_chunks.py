@@ -17,7 +17,7 @@ from methods import decode
 from methods.parts.base import LayerInputs, Method
 from tests.harness.models import test_rope_lengths
 from tests.harness.models.test_generate import expected_of, prompts
-from tests.harness.tiny import FAMILIES, Fixed, shared, tokens
+from tests.harness.tiny import Fixed, shared, tokens
 from tests.methods.support import ready
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -39,22 +39,23 @@ def generated(
     return generate(bridge.loaded, given, new, stop_ids=set(), batch_tokens=batch_tokens, chunks=chunks, **options)
 
 
-@pytest.mark.parametrize(("family", "chunk"), [*((family, 16) for family in FAMILIES), ("llama", 49), ("gemma3", 1)])
+@pytest.mark.parametrize(("family", "chunk"), [("llama_group3", 16), ("qwen3", 49), ("mistral_window", 16), ("gemma3", 16)])
 def test_dense_attention_is_the_same_in_chunks(family: str, chunk: int) -> None:
     """Prompts of 33, 7, 1 and 50 tokens: a last chunk of one token, and chunks that are longer than any; in GQA groups, and
     past windows of 24 tokens. Two decode together where the batch holds no more."""
     with Bridge(shared(family, torch.float64), None) as bridge:
         out = generated(bridge, prompts(), chunk, batch_tokens=130)
+        one_by_one = generated(bridge, prompts()[1:2], 1)
     assert [g.ids for g in out] == expected_of(family) and not bridge.in_prompt
+    assert one_by_one[0].ids == expected_of(family)[1]
 
 
-@pytest.mark.parametrize("kind", test_rope_lengths.KINDS)
+@pytest.mark.parametrize("kind", ["recomputing", "dynamic", "by_layer"])
 def test_rope_that_depends_on_the_length_takes_the_whole_prompts(kind: str) -> None:
     with Bridge(test_rope_lengths.loaded_of(kind), None) as bridge:
-        out = generated(bridge, test_rope_lengths.prompts(), 10, new=test_rope_lengths.STEPS)
-        split = Split((49, 9, 20, 1, 12), bridge.in_full)
-        both = generated(bridge, test_rope_lengths.prompts(), 10, new=test_rope_lengths.STEPS, split=split)
-    assert [g.ids for g in out] == [g.ids for g in both] == test_rope_lengths.expected_of(kind)
+        split = Split((49, 9, 20, 1, 12), bridge.in_full) if kind == "dynamic" else None
+        out = generated(bridge, test_rope_lengths.prompts(), 10, new=test_rope_lengths.STEPS, split=split)
+    assert [g.ids for g in out] == test_rope_lengths.expected_of(kind)
 
 
 @pytest.mark.parametrize("chunk", [48, 64])
