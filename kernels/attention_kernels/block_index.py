@@ -47,7 +47,7 @@ def causal_total(q_len: int, k_len: int, q_block: int, k_block: int) -> int:
     return int(causal_blocks(q_len, k_len, q_block, k_block).sum())
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)  # a prompt in chunks has a shape for each of them
 def row_pairs(q_len: int, k_len: int, q_block: int, k_block: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return three float64 [Mq], of each query block: its queries, the blocks over its own tokens, and the (query, key) pairs
     in those that are no future. Kept for the next call: read only. All other causal blocks are whole, and before all of its

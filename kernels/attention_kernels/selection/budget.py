@@ -27,7 +27,7 @@ def row_budget(density: float, q_len: int, k_len: int, q_block: int, k_block: in
     return tuple(budget)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)  # a prompt in chunks has a shape for each of them
 def kept_counts(
     budget: tuple[int, ...], shape: tuple[int, int, int, int], device: torch.device, full_rows: int = 0
 ) -> tuple[Tensor, int]:
