@@ -82,14 +82,7 @@ def time_layer(
     if not functions:
         raise UserError(f"no dense kernel could run: {timer.failures}")
 
-    inputs = None if method is None else layer_inputs(loaded, method, layer, q, k, scale)
-
-    def select() -> list[Choice | None]:
-        if method is None or inputs is None:
-            return [None] * len(pieces)
-        prompt = None if len(pieces) == 1 else ChunkedPrompt(k.shape[2])
-        return [method.select(replace(inputs, q=queries, k=keys, prompt=prompt)) for queries, keys, _ in pieces]
-
+    select = selection_of(timer, layer, q, k, v, scale)
     choices = select()
     kernels = [_kernel(timer, q, choice) for choice in choices]
 
@@ -123,6 +116,22 @@ def time_layer(
         full_rows = sparse_attention.full_row_kernel(index, ran, dtype=q.dtype, head_dim=q.shape[3])
         full_row_kernel = full_row_kernel or full_rows
     return LayerTiming(times, float(density), float(token_density), flop, kernel, mass, peak, full_row_kernel)
+
+
+def selection_of(
+    timer: LayerTimer, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float
+) -> Callable[[], list[Choice | None]]:
+    """Return what selects in a layer, for all chunks of the prompt in their order, each time with nothing kept from before."""
+    method, pieces = timer.method, _pieces(q, k, v, timer.chunk)
+    inputs = None if method is None else layer_inputs(timer.loaded, method, layer, q, k, scale)
+
+    def select() -> list[Choice | None]:
+        if method is None or inputs is None:
+            return [None] * len(pieces)
+        prompt = None if len(pieces) == 1 else ChunkedPrompt(k.shape[2])
+        return [method.select(replace(inputs, q=queries, k=keys, prompt=prompt)) for queries, keys, _ in pieces]
+
+    return select
 
 
 Piece = tuple[Tensor, Tensor, Tensor]
