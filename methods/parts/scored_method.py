@@ -94,26 +94,23 @@ class ScoredMethod(Method):
 
     def rule(self, x: LayerInputs) -> SelectionRule:
         """Return the rule for a layer's call. Raises ValueError where a threshold is still to be calibrated."""
-        rule = self._prompt_rule(self.prompt_grid(x))
-        if "budget" in rule:
-            rule["budget"] = rule["budget"][self.rows(x)]
-        rule["full_rows"] = self.last_rows_here(rule["full_rows"], x)
-        return rule
-
-    def _prompt_rule(self, grid: Grid) -> SelectionRule:
-        """Return the rule for all rows of a prompt, whose grid this is."""
-        full = self.prompt_rows_in_full(grid)
+        full = self.rows_in_full(x)
         if self.selection == "topk":
-            return SelectionRule(budget=self.prompt_budget(grid), full_rows=full)
-        if self.blocks is not None:
-            return SelectionRule(budget=even_budget(self.blocks, full, **grid), full_rows=full)
-        if self.nz_ratio is not None:
-            if not full:
-                return SelectionRule(budget=nz_ratio_budget(self.nz_ratio, **grid), full_rows=0)
-            budget = nz_ratio_budget_with_full_rows(self.nz_ratio, full, **grid, pays=self.sparsity is not None)
-            return SelectionRule(budget=budget, full_rows=full)
+            return SelectionRule(budget=self.budget(x), full_rows=full)
+        if self.selection == "nz_ratio":
+            return SelectionRule(budget=self._even_budget(self.prompt_grid(x))[self.rows(x)], full_rows=full)
         if self.threshold is None:
             raise ValueError(
                 f"the threshold for sparsity={self.sparsity} has not been calibrated: see harness.arms.calibration"
             )
         return SelectionRule(threshold=self.threshold, full_rows=full)
+
+    def _even_budget(self, grid: Grid) -> tuple[int, ...]:
+        """Return the budget of all rows of a prompt, whose grid this is, with selection="nz_ratio"."""
+        full = self.prompt_rows_in_full(grid)
+        if self.blocks is not None:
+            return even_budget(self.blocks, full, **grid)
+        assert self.nz_ratio is not None
+        if not full:
+            return nz_ratio_budget(self.nz_ratio, **grid)
+        return nz_ratio_budget_with_full_rows(self.nz_ratio, full, **grid, pays=self.sparsity is not None)
