@@ -26,9 +26,8 @@ class LatencyRecord:
     a method chooses, both in turns with the method's. ttft_rounds: of each round, see `harness.measure.latency.prefill`.
     prefill_density, prefill_token_density: the method's in this prefill. peak_mib: of a prefill, weights included.
 
-    full_row_kernel: the dense kernel of full rows beside the sparse one, None where none ran.
-
-    neighbour, notices: as in `CellRecord`.
+    full_row_kernel: the kernel that ran the last rows which keep everything, beside `kernel` or in it; null where there were
+    none, and in older records, where `kernel` ran them too. neighbour, notices: as in `CellRecord`.
     """
 
     latency: str

@@ -16,10 +16,10 @@ from attention_kernels.dense import available_dense, broken_dense
 from torch import Tensor
 
 from harness.core.errors import UserError
-from harness.measure.latency.layer import LayerTimer, LayerTiming, time_layer
+from harness.measure.latency.layer import LayerTimer, LayerTiming, selection_of, time_layer
 from harness.models.kernel_choice import dense_kernel_of, kernel_site
 from harness.models.loading import LoadedModel
-from harness.models.observe import PrefillDone, dense_prefill, layer_inputs
+from harness.models.observe import PrefillDone, dense_prefill
 from methods.parts.base import Method
 
 ORACLES = ("reference", "sdpa_math")
@@ -112,8 +112,7 @@ def time_attention(
 
     def observe(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
         if layer not in chosen:
-            if timer.method is not None:  # which may choose again in a later layer what it chose here
-                timer.method.select(layer_inputs(loaded, timer.method, layer, q, k, scale))
+            selection_of(timer, layer, q, k, v, scale)()  # the method may choose again in a later layer what it chose here
             return
         seconds = max(deadline - time.perf_counter(), 0.0) / (len(chosen) - len(timings))
         timings[layer] = time_layer(timer, layer, q, k, v, scale, max_seconds=seconds)

@@ -88,6 +88,8 @@ def test_times_of_a_layer_are_of_all_its_chunks(name: str, knobs: dict[str, Any]
     assert chunked.density == pytest.approx(whole.density) and chunked.token_density == pytest.approx(whole.token_density)
     assert chunked.kept_mass == pytest.approx(whole.kept_mass) and chunked.kernel == whole.kernel
     assert chunked.tflops * chunked.attention_ms == pytest.approx(whole.tflops * whole.attention_ms)
+    second = time_attention(loaded, method, ids, chunk=48, layers=[1], **options)
+    assert second.kept_mass == pytest.approx(chunked.kept_by_layer[1]), "the layer before it selects, and is not timed"
     dense = [time_attention(loaded, None, ids, chunk=chunk, **options) for chunk in (None, 48)]
     assert [d.density for d in dense] == [1, 1] and dense[0].speedup == dense[1].speedup == 1
     assert dense[0].tflops * dense[0].attention_ms == pytest.approx(dense[1].tflops * dense[1].attention_ms)
@@ -96,8 +98,11 @@ def test_times_of_a_layer_are_of_all_its_chunks(name: str, knobs: dict[str, Any]
 def test_a_prefill_is_timed_in_chunks() -> None:
     loaded, method = shared("llama"), Fixed()
     timing = time_prefill(loaded, method, tokens(145).tolist(), repeats=1, max_seconds=1, chunk=48)
-    assert timing.ttft_ms > 0 and timing.dense_ttft_ms > 0
-    assert method.seen == [(layer, n, k) for n, k in ((48, 48), (48, 96), (48, 144), (1, 145)) for layer in (0, 1)]
+    assert timing.ttft_ms > 0 and timing.dense_ttft_ms > 0 and timing.no_attention_ttft_ms > 0
+    chunks = [(layer, n, k) for n, k in ((48, 48), (48, 96), (48, 144), (1, 145)) for layer in (0, 1)]
+    assert method.seen == chunks * 2, "once for the density, and once for the time"
+    rows = [1, *[2] * 9]
+    assert timing.density == pytest.approx(sum(rows) / 55)
 
 
 def test_chunks_are_checked_before_the_first_sample(monkeypatch: pytest.MonkeyPatch) -> None:
