@@ -39,12 +39,48 @@ def pool(
         raise ValueError(f"block={block}: must be at least 1 token")
     check_tables(cos, sin, x.shape[2], x.shape[3])
     if resolve_backend(kernel, x) == "triton":
-        if block > MOST_BLOCK or x.shape[3] > MOST_DIM:
-            raise ValueError(
-                f"kernel=triton pools blocks of at most {MOST_BLOCK} tokens and heads of at most {MOST_DIM} elements, "
-                f"not {block} and {x.shape[3]}; use kernel=reference"
-            )
+        _check_triton(block, x.shape[3])
         from attention_kernels.pool.triton_kernel import pool_triton  # imported late: needs triton
 
         return pool_triton(x, block, tuple(how), cos, sin)
     return pool_reference(x, block, tuple(how), cos, sin)
+
+
+def pool_pair(
+    q: Tensor,
+    k: Tensor,
+    block: int,
+    q_how: Sequence[Pool],
+    k_how: Sequence[Pool],
+    *,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    kernel: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Pool queries q [B, Hq, Q, D] and keys k [B, Hkv, K, D], each as `pool` does; with Triton in one launch.
+
+    The queries are the last Q of the K tokens. cos, sin: tables [K, R/2] of all of them. Raises ValueError as `pool` does.
+    """
+    if q.ndim == k.ndim == 4 and q.dtype == k.dtype and q.shape[::3] == k.shape[::3] and 1 <= q.shape[2] <= k.shape[2]:
+        check_tables(cos, sin, k.shape[2], k.shape[3])
+        if resolve_backend(kernel, q) == "triton" and q_how and k_how and not set((*q_how, *k_how)) - set(get_args(Pool)):
+            _check_triton(block, q.shape[3])
+            from attention_kernels.pool.triton_kernel import pool_pair_triton  # imported late: needs triton
+
+            return pool_pair_triton(q, k, block, tuple(q_how), tuple(k_how), cos, sin)
+    else:
+        raise ValueError(
+            f"q {q.dtype} {tuple(q.shape)}, k {k.dtype} {tuple(k.shape)}: expected [B,Hq,Q,D], the last Q of [B,Hkv,K,D]"
+        )
+    last = k.shape[2] - q.shape[2]
+    of_q = {} if cos is None or sin is None else {"cos": cos[last:], "sin": sin[last:]}
+    return pool(q, block, q_how, kernel=kernel, **of_q), pool(k, block, k_how, cos=cos, sin=sin, kernel=kernel)
+
+
+def _check_triton(block: int, dim: int) -> None:
+    """Raise ValueError for blocks or heads that Triton does not pool."""
+    if block > MOST_BLOCK or dim > MOST_DIM:
+        raise ValueError(
+            f"kernel=triton pools blocks of at most {MOST_BLOCK} tokens and heads of at most {MOST_DIM} elements, "
+            f"not {block} and {dim}; use kernel=reference"
+        )

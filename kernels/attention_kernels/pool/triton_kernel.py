@@ -42,9 +42,8 @@ def _store(Line, total, top, low, d, inside, step, tokens, MEAN: tl.constexpr, M
         tl.store(Line + MIN * step + d, tl.where(bad, float("nan"), tl.min(low, 0)), mask=inside)
 
 
-# What changes with a prompt's length is not specialised on: no compiling for each length.
-@triton.jit(do_not_specialize=["length"])
-def _pool(
+@triton.jit
+def _pool_block(
     X,
     Cos,
     Sin,
@@ -57,7 +56,9 @@ def _pool(
     sob,
     soh,
     soi,
-    heads,
+    b,
+    h,
+    block,
     length,
     D: tl.constexpr,
     HALF: tl.constexpr,
@@ -69,9 +70,7 @@ def _pool(
     MAX: tl.constexpr,
     MIN: tl.constexpr,
 ):
-    block = tl.program_id(0) // heads  # the heads of one block follow one another
-    h = (tl.program_id(0) % heads).to(tl.int64)
-    b = tl.program_id(1).to(tl.int64)
+    """Pool one block of a head h of a row b of X to its line of Out."""
     tokens = tl.minimum(length - block * BLOCK, BLOCK)
     offs_p = tl.arange(0, TURN)
     offs_h = tl.arange(0, PAD_HALF)
@@ -112,17 +111,162 @@ def _pool(
         _store(line + 2 * HALF, total3, top3, low3, offs_r, in_rest, D, tokens, MEAN, MAX, MIN)
 
 
-def pool_triton(x: Tensor, block: int, how: tuple[str, ...], cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """Run `attention_kernels.pool.pool` in Triton."""
+# What changes with a prompt's length is not specialised on: no compiling for each length.
+@triton.jit(do_not_specialize=["length"])
+def _pool(
+    X,
+    Cos,
+    Sin,
+    Out,
+    sxb,
+    sxh,
+    sxp,
+    scp,
+    ssp,
+    sob,
+    soh,
+    soi,
+    heads,
+    length,
+    D: tl.constexpr,
+    HALF: tl.constexpr,
+    PAD_HALF: tl.constexpr,
+    PAD_REST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TURN: tl.constexpr,
+    MEAN: tl.constexpr,
+    MAX: tl.constexpr,
+    MIN: tl.constexpr,
+):
+    block = tl.program_id(0) // heads  # the heads of one block follow one another
+    h = (tl.program_id(0) % heads).to(tl.int64)
+    b = tl.program_id(1).to(tl.int64)
+    strides = (sxb, sxh, sxp, scp, ssp, sob, soh, soi)
+    _pool_block(X, Cos, Sin, Out, *strides, b, h, block, length, D, HALF, PAD_HALF, PAD_REST, BLOCK, TURN, MEAN, MAX, MIN)
+
+
+@triton.jit(do_not_specialize=["q_length", "k_length", "q_programs"])
+def _pool_pair(
+    Q,
+    K,
+    Cos,
+    Sin,
+    OutQ,
+    OutK,
+    sqb,
+    sqh,
+    sqp,
+    skb,
+    skh,
+    skp,
+    scp,
+    ssp,
+    sob,
+    soh,
+    soi,
+    spb,
+    sph,
+    spi,
+    q_heads,
+    k_heads,
+    q_length,
+    k_length,
+    q_programs,
+    D: tl.constexpr,
+    HALF: tl.constexpr,
+    PAD_HALF: tl.constexpr,
+    PAD_REST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TURN: tl.constexpr,
+    Q_MEAN: tl.constexpr,
+    Q_MAX: tl.constexpr,
+    Q_MIN: tl.constexpr,
+    K_MEAN: tl.constexpr,
+    K_MAX: tl.constexpr,
+    K_MIN: tl.constexpr,
+):
+    """Pool a block of queries in each of the first `q_programs` programs, one of keys in the others. Cos, Sin: of the keys."""
+    me = tl.program_id(0)
+    b = tl.program_id(1).to(tl.int64)
+    if me < q_programs:
+        h = (me % q_heads).to(tl.int64)
+        ahead = (k_length - q_length).to(tl.int64)
+        strides = (sqb, sqh, sqp, scp, ssp, sob, soh, soi)
+        _pool_block(
+            Q,
+            Cos + ahead * scp,
+            Sin + ahead * ssp,
+            OutQ,
+            *strides,
+            b,
+            h,
+            me // q_heads,
+            q_length,
+            D,
+            HALF,
+            PAD_HALF,
+            PAD_REST,
+            BLOCK,
+            TURN,
+            Q_MEAN,
+            Q_MAX,
+            Q_MIN,
+        )
+    else:
+        own = me - q_programs
+        h = (own % k_heads).to(tl.int64)
+        strides = (skb, skh, skp, scp, ssp, spb, sph, spi)
+        _pool_block(
+            K,
+            Cos,
+            Sin,
+            OutK,
+            *strides,
+            b,
+            h,
+            own // k_heads,
+            k_length,
+            D,
+            HALF,
+            PAD_HALF,
+            PAD_REST,
+            BLOCK,
+            TURN,
+            K_MEAN,
+            K_MAX,
+            K_MIN,
+        )
+
+
+def _places(how: tuple[str, ...]) -> tuple[int, int, int]:
+    """Return where mean, max and min go among the ways `how`, -1 for one that isn't asked for. Raises ValueError for a way that
+    comes twice."""
     if len(set(how)) < len(how):
         raise ValueError(f"how={how}: kernel=triton pools each way once; use kernel=reference")
+    mean, top, low = (how.index(way) if way in how else -1 for way in ("mean", "max", "min"))
+    return mean, top, low
+
+
+def _widths(dim: int, half: int, is_cuda: bool) -> dict[str, int]:
+    """Return the constants of a kernel for heads of `dim` elements of which 2 · `half` rotate."""
+    columns = triton.next_power_of_2(max(half, dim - 2 * half))
+    return {
+        "D": dim,
+        "HALF": half,
+        "PAD_HALF": triton.next_power_of_2(max(1, half)),
+        "PAD_REST": triton.next_power_of_2(max(1, dim - 2 * half)),
+        "TURN": max(1, 256 // columns) if is_cuda else 16,  # one load of 16 bytes a lane
+    }
+
+
+def pool_triton(x: Tensor, block: int, how: tuple[str, ...], cos: Tensor | None, sin: Tensor | None) -> Tensor:
+    """Run `attention_kernels.pool.pool` in Triton."""
+    mean, top, low = _places(how)
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, heads, length, dim = x.shape
     blocks = -(-length // block)
     out = torch.empty(batch, heads, blocks, len(how) * dim, dtype=torch.float32, device=x.device)
     cos, sin, half = kernel_tables(cos, sin, unread=out)
-    place = {way: how.index(way) if way in how else -1 for way in ("mean", "max", "min")}
-    columns = triton.next_power_of_2(max(half, dim - 2 * half))
     with torch.cuda.device_of(x):  # Triton launches on the current device
         _pool[(blocks * heads, batch)](
             x,
@@ -135,15 +279,60 @@ def pool_triton(x: Tensor, block: int, how: tuple[str, ...], cos: Tensor | None,
             *out.stride()[:3],
             heads,
             length,
-            D=dim,
-            HALF=half,
-            PAD_HALF=triton.next_power_of_2(max(1, half)),
-            PAD_REST=triton.next_power_of_2(max(1, dim - 2 * half)),
             BLOCK=block,
-            TURN=max(1, 256 // columns) if x.is_cuda else 16,  # one load of 16 bytes a lane
-            MEAN=place["mean"],
-            MAX=place["max"],
-            MIN=place["min"],
+            MEAN=mean,
+            MAX=top,
+            MIN=low,
             num_warps=1,
+            **_widths(dim, half, x.is_cuda),
         )
     return out
+
+
+def pool_pair_triton(
+    q: Tensor,
+    k: Tensor,
+    block: int,
+    q_how: tuple[str, ...],
+    k_how: tuple[str, ...],
+    cos: Tensor | None,
+    sin: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Run `attention_kernels.pool.pool_pair` in Triton."""
+    q_places, k_places = _places(q_how), _places(k_how)
+    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    (batch, q_heads, q_length, dim), (_, k_heads, k_length, _) = q.shape, k.shape
+    q_blocks, k_blocks = -(-q_length // block), -(-k_length // block)
+    out_q = torch.empty(batch, q_heads, q_blocks, len(q_how) * dim, dtype=torch.float32, device=q.device)
+    out_k = torch.empty(batch, k_heads, k_blocks, len(k_how) * dim, dtype=torch.float32, device=q.device)
+    cos, sin, half = kernel_tables(cos, sin, unread=out_k)
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        _pool_pair[(q_blocks * q_heads + k_blocks * k_heads, batch)](
+            q,
+            k,
+            cos,
+            sin,
+            out_q,
+            out_k,
+            *q.stride()[:3],
+            *k.stride()[:3],
+            cos.stride(0),
+            sin.stride(0),
+            *out_q.stride()[:3],
+            *out_k.stride()[:3],
+            q_heads,
+            k_heads,
+            q_length,
+            k_length,
+            q_blocks * q_heads,
+            BLOCK=block,
+            Q_MEAN=q_places[0],
+            Q_MAX=q_places[1],
+            Q_MIN=q_places[2],
+            K_MEAN=k_places[0],
+            K_MAX=k_places[1],
+            K_MIN=k_places[2],
+            num_warps=1,
+            **_widths(dim, half, q.is_cuda),
+        )
+    return out_q, out_k

@@ -14,6 +14,64 @@ from torch import Tensor
 from attention_kernels.rope import kernel_tables
 
 
+@triton.jit
+def project_rows(
+    Rows,
+    W,
+    Cos,
+    Sin,
+    m,
+    in_rows,
+    swi,
+    scm,
+    ssm,
+    INNER: tl.constexpr,
+    D: tl.constexpr,
+    HALF: tl.constexpr,
+    PAD_HALF: tl.constexpr,
+    PAD_REST: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    LINEAR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return the vectors at Rows [M, 1], mapped by the head's W and rotated as rows m [M] of the tables: two halves that turned
+    [M, PAD_HALF], and the rest [M, PAD_REST]. in_rows [M, 1]: where there are any; elsewhere all is 0."""
+    offs_h = tl.arange(0, PAD_HALF)
+    offs_r = tl.arange(0, PAD_REST)
+    in_half = (offs_h < HALF)[None, :]
+    in_rest = (offs_r < D - 2 * HALF)[None, :]
+    one = tl.zeros([m.shape[0], PAD_HALF], tl.float32)
+    two = tl.zeros([m.shape[0], PAD_HALF], tl.float32)
+    rest = tl.zeros([m.shape[0], PAD_REST], tl.float32)
+    if LINEAR:
+        for start in range(0, INNER, BLOCK_I):
+            i = start + tl.arange(0, BLOCK_I)
+            in_i = i < INNER
+            x = tl.load(Rows + i[None, :], mask=in_rows & in_i[None, :], other=0.0)
+            w = W + i[:, None] * swi
+            if HALF > 0:
+                w_one = tl.load(w + offs_h[None, :], mask=in_i[:, None] & in_half, other=0.0)
+                one = tl.dot(x, w_one, one, input_precision=PRECISION)
+                w_two = tl.load(w + HALF + offs_h[None, :], mask=in_i[:, None] & in_half, other=0.0)
+                two = tl.dot(x, w_two, two, input_precision=PRECISION)
+            if D > 2 * HALF:
+                w_rest = tl.load(w + 2 * HALF + offs_r[None, :], mask=in_i[:, None] & in_rest, other=0.0)
+                rest = tl.dot(x, w_rest, rest, input_precision=PRECISION)
+    else:
+        if HALF > 0:
+            one = tl.load(Rows + offs_h[None, :], mask=in_rows & in_half, other=0.0).to(tl.float32)
+            two = tl.load(Rows + HALF + offs_h[None, :], mask=in_rows & in_half, other=0.0).to(tl.float32)
+        if D > 2 * HALF:
+            rest = tl.load(Rows + 2 * HALF + offs_r[None, :], mask=in_rows & in_rest, other=0.0).to(tl.float32)
+    if HALF > 0:
+        cos = tl.load(Cos + m.to(tl.int64)[:, None] * scm + offs_h[None, :], mask=in_rows & in_half, other=1.0)
+        sin = tl.load(Sin + m.to(tl.int64)[:, None] * ssm + offs_h[None, :], mask=in_rows & in_half, other=0.0)
+        turned = one * cos - two * sin
+        two = two * cos + one * sin
+        one = turned
+    return one, two, rest
+
+
 # What changes with a prompt's length is not specialised on: no compiling for each length.
 @triton.jit(do_not_specialize=["length"])
 def _project(
@@ -46,42 +104,18 @@ def _project(
     h = (tl.program_id(1) % heads).to(tl.int64)
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     in_rows = (m < length)[:, None]
+    rows = X + b * sxb + (h // group) * sxh + m.to(tl.int64)[:, None] * sxm
+    one, two, rest = project_rows(
+        rows, W + h * swh, Cos, Sin, m, in_rows, swi, scm, ssm, INNER, D, HALF, PAD_HALF, PAD_REST, BLOCK_I, LINEAR, PRECISION
+    )
     offs_h = tl.arange(0, PAD_HALF)
     offs_r = tl.arange(0, PAD_REST)
-    in_half = (offs_h < HALF)[None, :]
-    in_rest = (offs_r < D - 2 * HALF)[None, :]
-    rows = X + b * sxb + (h // group) * sxh + m.to(tl.int64)[:, None] * sxm
-    one = tl.zeros([BLOCK_M, PAD_HALF], tl.float32)
-    two = tl.zeros([BLOCK_M, PAD_HALF], tl.float32)
-    rest = tl.zeros([BLOCK_M, PAD_REST], tl.float32)
-    if LINEAR:
-        for start in range(0, INNER, BLOCK_I):
-            i = start + tl.arange(0, BLOCK_I)
-            in_i = i < INNER
-            x = tl.load(rows + i[None, :], mask=in_rows & in_i[None, :], other=0.0)
-            w = W + h * swh + i[:, None] * swi
-            if HALF > 0:
-                w_one = tl.load(w + offs_h[None, :], mask=in_i[:, None] & in_half, other=0.0)
-                one = tl.dot(x, w_one, one, input_precision=PRECISION)
-                w_two = tl.load(w + HALF + offs_h[None, :], mask=in_i[:, None] & in_half, other=0.0)
-                two = tl.dot(x, w_two, two, input_precision=PRECISION)
-            if D > 2 * HALF:
-                w_rest = tl.load(w + 2 * HALF + offs_r[None, :], mask=in_i[:, None] & in_rest, other=0.0)
-                rest = tl.dot(x, w_rest, rest, input_precision=PRECISION)
-    else:
-        if HALF > 0:
-            one = tl.load(rows + offs_h[None, :], mask=in_rows & in_half, other=0.0).to(tl.float32)
-            two = tl.load(rows + HALF + offs_h[None, :], mask=in_rows & in_half, other=0.0).to(tl.float32)
-        if D > 2 * HALF:
-            rest = tl.load(rows + 2 * HALF + offs_r[None, :], mask=in_rows & in_rest, other=0.0).to(tl.float32)
     line = Out + ((b * heads + h) * length + m.to(tl.int64)[:, None]) * D
     if HALF > 0:
-        cos = tl.load(Cos + m.to(tl.int64)[:, None] * scm + offs_h[None, :], mask=in_rows & in_half, other=1.0)
-        sin = tl.load(Sin + m.to(tl.int64)[:, None] * ssm + offs_h[None, :], mask=in_rows & in_half, other=0.0)
-        tl.store(line + offs_h[None, :], one * cos - two * sin, mask=in_rows & in_half)
-        tl.store(line + HALF + offs_h[None, :], two * cos + one * sin, mask=in_rows & in_half)
+        tl.store(line + offs_h[None, :], one, mask=in_rows & (offs_h < HALF)[None, :])
+        tl.store(line + HALF + offs_h[None, :], two, mask=in_rows & (offs_h < HALF)[None, :])
     if D > 2 * HALF:
-        tl.store(line + 2 * HALF + offs_r[None, :], rest, mask=in_rows & in_rest)
+        tl.store(line + 2 * HALF + offs_r[None, :], rest, mask=in_rows & (offs_r < D - 2 * HALF)[None, :])
 
 
 def project_triton(x: Tensor, weight: Tensor | None, cos: Tensor | None, sin: Tensor | None) -> Tensor:
