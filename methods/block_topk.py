@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from attention_kernels.block_index import BlockIndex, causal_mask
+from attention_kernels.gated_selection import Side, select_gated
 from attention_kernels.pool import pool as pool_blocks
+from attention_kernels.pool import pool_pair
 from attention_kernels.selection import select_from_pooled
 from torch import Tensor
 
@@ -72,8 +74,11 @@ class BlockTopK(ScoredMethod):
 
     def select(self, x: LayerInputs) -> BlockIndex:
         grid = self.grid(x)
-        q, k = self._pooled(x.q), x.block_vectors(self.block_size, lambda keys, _: self._pooled(keys), self.pool)
         share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
+        if x.prompt is None:
+            q, k = pool_pair(x.q, x.k, self.block_size, (self.pool,), (self.pool,))
+            return select_gated(Side(q), Side(k), scale=x.scale, share=share, **self.rule(x), **grid)
+        q, k = self._pooled(x.q), x.block_vectors(self.block_size, lambda keys, _: self._pooled(keys), self.pool)
         return select_from_pooled(q, k, scale=x.scale, share=share, **self.rule(x), **grid)
 
     def _pooled(self, tokens: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from attention_kernels.block_index import BlockIndex
+from attention_kernels.gated_selection import select_gated
 from attention_kernels.selection import select_from_pooled
 from torch import Tensor
 
@@ -101,10 +102,12 @@ class Seer(ScoredMethod):
             logits = self._logits(x).to(x.q.dtype)
             index = BlockIndex.from_mask(logits.softmax(-1) > self.threshold, wait=False, **grid)
             return index.with_last_rows(self.rows_in_full(x))
+        share, scale = x.q.shape[1] // x.k.shape[1] if self.shared else 1, x.q.shape[-1] ** -0.5
+        if x.prompt is None:
+            return select_gated(*gate.sides(x.q, x.k, rope), scale=scale, share=share, **self.rule(x), **grid)
         queries = gate.queries(x.q, rope, first=grid["k_len"] - grid["q_len"])
         keys = x.block_vectors(self.block_size, lambda k, first: gate.keys(k, rope, first=first), "keys of a gate")
-        share = x.q.shape[1] // x.k.shape[1] if self.shared else 1
-        return select_from_pooled(queries, keys, scale=keys.shape[-1] ** -0.5, share=share, **self.rule(x), **grid)
+        return select_from_pooled(queries, keys, scale=scale, share=share, **self.rule(x), **grid)
 
     @torch.no_grad()
     def scores(self, x: LayerInputs) -> Tensor:

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 
 import torch
 from attention_kernels.block_index import causal_blocks
-from attention_kernels.pool import Pool, pool
+from attention_kernels.gated_selection import Side
+from attention_kernels.pool import Pool, pool, pool_pair
 from attention_kernels.project import project
 from torch import Tensor, nn
 
@@ -65,7 +66,15 @@ class AttnGate(Gate):
 
     def pool(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         """Return pre-RoPE means of q [B,Hq,Mq,D] and k pooled three ways [B,Hkv,Nk,3D], float32, of post-RoPE q and k."""
-        return self._pool(q, ("mean",), rope, k.shape[2] - q.shape[2]), self._pool(k, POOLED_K, rope, 0)
+        cos, sin = rope.table(k.shape[2], k.device)
+        return pool_pair(q, k, self.block_size, ("mean",), POOLED_K, cos=cos, sin=sin)
+
+    def sides(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Side, Side]:
+        """Return queries and keys of a whole prompt, pooled, with what `project` does with them, for `select_gated`."""
+        pooled_q, pooled_k = self.pool(q, k, rope)
+        cos, sin = rope.table(k.shape[2], k.device)
+        first, block = k.shape[2] - q.shape[2], self.block_size
+        return Side(pooled_q, self.q, cos[first::block], sin[first::block]), Side(pooled_k, self.k, cos[::block], sin[::block])
 
     def queries(self, q: Tensor, rope: Rope, *, first: int) -> Tensor:
         """Return the projected queries [B,Hq,Mq,D], as `project` does, of post-RoPE q [B,Hq,Q,D] from position `first` on."""
