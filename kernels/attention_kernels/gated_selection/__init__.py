@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
 from attention_kernels.backends import resolve_backend
 from attention_kernels.block_index import BlockIndex
+from attention_kernels.gated_selection.side import Side
 from attention_kernels.project import project
 from attention_kernels.selection import select_from_pooled
 from attention_kernels.selection.budget import kept_counts
 
+__all__ = ["MOST_COLUMNS", "MOST_DIM", "Side", "select_gated"]
+
 MOST_COLUMNS = 128
 """Key blocks of a short prompt: one program holds the projected keys of a head, and whole rows of its scores."""
 MOST_DIM = 128
-
-
-@dataclass(frozen=True)
-class Side:
-    """Pooled vectors of queries or keys, float32 [B, Hx, M, I], and what is done with them before they are multiplied.
-
-    weight: [H, I, D], a map for each gate head, head h reading x's head h // (H // Hx); None maps nothing. cos, sin: float32
-    [M, R/2], RoPE at each block's position; None for none.
-    """
-
-    pooled: Tensor
-    weight: Tensor | None = None
-    cos: Tensor | None = None
-    sin: Tensor | None = None
 
 
 def select_gated(
@@ -53,8 +38,8 @@ def select_gated(
     cost as much as attention does. Raises ValueError as those functions do.
     """
     grid = {"q_block": q_block, "k_block": k_block, "q_len": q_len, "k_len": k_len}
-    rules = {"budget": budget, "threshold": threshold, "mass": mass}
-    if share == 1 and _is_short(queries, keys, kernel, **grid) and _is_one_rule(queries.pooled.shape[2], **rules):
+    is_right = _is_one_rule(queries.pooled.shape[2], budget=budget, threshold=threshold, mass=mass)
+    if share == 1 and is_right and _is_short(queries, keys, kernel, **grid):
         from attention_kernels.gated_selection.triton_kernel import select_gated_triton  # imported late: needs triton
 
         full_rows = min(full_rows, queries.pooled.shape[2])
@@ -64,7 +49,21 @@ def select_gated(
             queries, keys, shape, scale=scale, counts=counts, threshold=threshold, mass=mass, full_rows=full_rows
         )
     q, k = (project(side.pooled, side.weight, cos=side.cos, sin=side.sin, kernel=kernel) for side in (queries, keys))
-    return select_from_pooled(q, k, scale=scale, share=share, full_rows=full_rows, kernel=kernel, **rules, **grid)
+    return select_from_pooled(
+        q,
+        k,
+        scale=scale,
+        q_block=q_block,
+        k_block=k_block,
+        q_len=q_len,
+        k_len=k_len,
+        budget=budget,
+        threshold=threshold,
+        mass=mass,
+        share=share,
+        full_rows=full_rows,
+        kernel=kernel,
+    )
 
 
 def _is_short(queries: Side, keys: Side, kernel: str, *, q_block: int, k_block: int, q_len: int, k_len: int) -> bool:

@@ -11,20 +11,16 @@ products are 0.6 GFLOP, three times. What remains is one program's own time, som
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from attention_kernels.block_index import BlockIndex
+from attention_kernels.gated_selection.side import Side
 from attention_kernels.project.triton_kernel import project_rows
 from attention_kernels.rope import kernel_tables
 from attention_kernels.selection.cut_kernel import MASS, THRESHOLD, TOPK, select_rows
-
-if TYPE_CHECKING:
-    from attention_kernels.gated_selection import Side
 
 
 # What changes with a prompt's length or the sparsity is not specialised on: no compiling for each.
