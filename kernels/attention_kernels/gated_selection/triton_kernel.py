@@ -11,6 +11,8 @@ products are 0.6 GFLOP, three times. What remains is one program's own time, som
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -21,6 +23,22 @@ from attention_kernels.gated_selection.side import Side
 from attention_kernels.project.triton_kernel import project_rows
 from attention_kernels.rope import kernel_tables
 from attention_kernels.selection.cut_kernel import MASS, THRESHOLD, TOPK, select_rows
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The shape of a launch. tile: rows of scores a program; inner: elements of pooled vectors that it maps at once."""
+
+    tile: int
+    inner: int
+    warps: int
+    stages: int = 2
+
+
+def launch_shape(rows: int, cols: int, *, on_gpu: bool) -> Launch:
+    """Return the shape of a launch for `rows` rows of `cols` columns, a power of two."""
+    tile = min(64 if on_gpu else 16, max(16, triton.next_power_of_2(rows)))
+    return Launch(tile, inner=32 if on_gpu else 16, warps=4 if cols <= 64 else 8)
 
 
 # What changes with a prompt's length or the sparsity is not specialised on: no compiling for each.
@@ -187,11 +205,11 @@ def select_gated_triton(
         raise ValueError(f"{2 * q_half} elements of the queries rotate, and {2 * half} of the keys")
     rest = dim - 2 * half
     wide = max(16, triton.next_power_of_2(cols))
-    tile = min(64 if q.is_cuda else 16, max(16, triton.next_power_of_2(rows)))
+    launch = launch_shape(rows, wide, on_gpu=q.is_cuda)
     out_counts = torch.empty(batch, heads, rows, dtype=torch.int32, device=q.device)
     indices = torch.empty(batch, heads, rows, width, dtype=torch.int32, device=q.device)
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        _select_gated[(-(-rows // tile), batch * heads)](
+        _select_gated[(-(-rows // launch.tile), batch * heads)](
             q,
             k,
             q_weight,
@@ -230,16 +248,16 @@ def select_gated_triton(
             HALF=half,
             PAD_HALF=max(16, triton.next_power_of_2(half)) if half else 1,
             PAD_REST=max(16, triton.next_power_of_2(rest)) if rest else 1,
-            BLOCK_M=tile,
-            BLOCK_I=32 if q.is_cuda else 16,
+            BLOCK_M=launch.tile,
+            BLOCK_I=launch.inner,
             W=wide,
             FILL=min(256, wide),
             Q_LINEAR=queries.weight is not None,
             K_LINEAR=keys.weight is not None,
             RULE=rule,
             PRECISION="tf32x3" if q.dtype == torch.float32 else "tf32",
-            num_warps=4 if wide <= 64 else 8,
-            num_stages=2,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
         )
     return BlockIndex(out_counts, indices, q_block, k_block, q_len, k_len, full_rows)
 

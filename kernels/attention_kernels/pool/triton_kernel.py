@@ -248,7 +248,7 @@ def _places(how: tuple[str, ...]) -> tuple[int, int, int]:
 
 
 def _widths(dim: int, half: int, is_cuda: bool) -> dict[str, int]:
-    """Return the constants of a kernel for heads of `dim` elements of which 2 · `half` rotate."""
+    """Return the constants and warps of a kernel for heads of `dim` elements of which 2 · `half` rotate."""
     columns = triton.next_power_of_2(max(half, dim - 2 * half))
     return {
         "D": dim,
@@ -256,6 +256,7 @@ def _widths(dim: int, half: int, is_cuda: bool) -> dict[str, int]:
         "PAD_HALF": triton.next_power_of_2(max(1, half)),
         "PAD_REST": triton.next_power_of_2(max(1, dim - 2 * half)),
         "TURN": max(1, 256 // columns) if is_cuda else 16,  # one load of 16 bytes a lane
+        "num_warps": 1,
     }
 
 
@@ -283,7 +284,6 @@ def pool_triton(x: Tensor, block: int, how: tuple[str, ...], cos: Tensor | None,
             MEAN=mean,
             MAX=top,
             MIN=low,
-            num_warps=1,
             **_widths(dim, half, x.is_cuda),
         )
     return out
@@ -332,7 +332,6 @@ def pool_pair_triton(
             K_MEAN=k_places[0],
             K_MAX=k_places[1],
             K_MIN=k_places[2],
-            num_warps=1,
             **_widths(dim, half, q.is_cuda),
         )
     return out_q, out_k
