@@ -78,7 +78,7 @@ _ROWS = (
         "latency",
         Does.MEASURES,
         "harness.jobs.measure:run",
-        (*_MEASURED, *_PROMPTS, *_TIMES, "margin", _CHUNKS),
+        (*_MEASURED, *_PROMPTS, *_TIMES, "margin", _CHUNKS, "decode_kernel"),
         times_alone=True,
     ),
     Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, "margin")),

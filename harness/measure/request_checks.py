@@ -12,26 +12,30 @@ from harness.core.mistakes import as_user_error
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
 from harness.core.sizing import FULL
-from harness.measure.latency.limits import timing_limits
+from harness.measure.latency.limits import TimingLimits, timing_limits
 from harness.tasks import registry
 from harness.tasks.haystack import haystack_source, load_haystack
 from harness.tasks.ruler.samples import check_words
 from methods.parts.base import Method
 
+STEPS_SETTING = "job.decode_steps"
+
 
 def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
     """Raise UserError for what no model makes right: a question or a decoding that the job does not take, a knob out of range,
     a kernel that there isn't, layers that can't be timed, and data of the tasks that can't be read."""
-    if settings.job in ("latency", "perplexity") and not decodes_densely(settings.decode):
+    limits = timing_limits(settings.latency_repeats, settings.latency_seconds, settings.job, settings.options)
+    if settings.job in ("latency", "perplexity") and not limits.decode_batches and not decodes_densely(settings.decode):
+        instead = ", or time decoding too, as job.decode_batches=[1,4] does" if settings.job == "latency" else ""
         raise UserError(
-            f"job={settings.job} measures prefill, which decode={settings.decode} does not change: leave decode out"
+            f"job={settings.job} measures prefill, which decode={settings.decode} does not change: leave decode out{instead}"
         )
+    check_decoding(settings, limits)
     if settings.question != QUESTION_SEEN and (silent := [name for name in task_names if not registry.get(name).asks]):
         raise UserError(
             f"question={settings.question}: no question follows the context in {', '.join(silent)}: leave these tasks out"
         )
     check_kernels(settings)
-    timing_limits(settings.latency_repeats, settings.latency_seconds, settings.job, settings.options)
     try:
         method = build_method(settings)
         build_decode_method(settings)
@@ -45,6 +49,17 @@ def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
         )
     check_chunk(settings.prefill_chunk, method)
     check_data(settings, task_names)
+
+
+def check_decoding(settings: Settings, limits: TimingLimits) -> None:
+    """Raise UserError for settings of timed decoding where none is timed, and for rounds that leave nothing of a prompt."""
+    if not limits.decode_batches and STEPS_SETTING in settings.given:
+        raise UserError(f"{STEPS_SETTING}={limits.decode_steps} times nothing: job.decode_batches=[1,4] says of which batches")
+    if limits.decode_batches and limits.decode_steps > settings.length - 2:
+        raise UserError(
+            f"{STEPS_SETTING}={limits.decode_steps}: a prompt of length={settings.length} ends with a step before the clock runs "
+            f"and these; choose {max(1, settings.length - 2)} or less"
+        )
 
 
 def check_chunk(chunk: int | None, method: Method) -> None:

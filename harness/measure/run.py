@@ -79,7 +79,8 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
             done.failed += measure_densities(context, arm, source)
         elif settings.job == "evaluate":
             done.failed += evaluate(context, settings, arm, task_names)
-        timed = arm.method is not None or arm.baseline  # dense prefill is timed with the baseline
+        # dense prefill is timed with the baseline
+        timed = arm.method is not None or arm.baseline or context.timing.decode_batches
         if timed and (settings.job == "latency" or (settings.job == "evaluate" and settings.latency)):
             done.failed += time_arm(context, arm, task_names)
     return done

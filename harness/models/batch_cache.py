@@ -59,6 +59,16 @@ class _BatchLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.seen if self.row is not None else self.filled
 
+    def copy_row(self, other: _BatchLayer) -> None:
+        """Write the only row of another layer into every row of this one, as far as that is filled."""
+        if not other.is_initialized:  # its keys are those of an earlier layer
+            return
+        assert other.keys is not None and other.values is not None
+        self.lazy_initialization(other.keys, other.values)
+        assert self.keys is not None and self.values is not None
+        self.keys[:, :, : other.filled] = other.keys[:, :, : other.filled]
+        self.values[:, :, : other.filled] = other.values[:, :, : other.filled]
+
 
 class BatchCache(Cache):
     """The cache of a batch, in transformers' own terms, so that any decoder accepts it.
@@ -67,6 +77,7 @@ class BatchCache(Cache):
     """
 
     def __init__(self, layers: int, *, rows: int, prompt: int, columns: int) -> None:
+        self.rows, self.columns = rows, columns
         self._all = [_BatchLayer(rows, prompt, columns) for _ in range(layers)]
         super().__init__(layers=list(self._all))
 
@@ -85,3 +96,20 @@ class BatchCache(Cache):
         """Take every forward pass from now on for one more token of all rows."""
         for layer in self._all:
             layer.row = None
+
+    def crop(self, max_length: int) -> None:
+        """Keep the first `max_length` columns of every row while decoding: the next step writes the one after them."""
+        for layer in self._all:
+            layer.filled = max_length
+
+    def repeated(self, rows: int) -> BatchCache:
+        """Return a cache of `rows` sequences, each a copy of the one in this cache, in memory of its own, for decoding on.
+
+        Raises ValueError for a cache of several rows.
+        """
+        if self.rows != 1:
+            raise ValueError(f"a cache of {self.rows} rows: only one row can be repeated")
+        other = BatchCache(len(self._all), rows=rows, prompt=self._all[0].filled, columns=self.columns)
+        for own, copy in zip(self._all, other._all, strict=True):
+            copy.copy_row(own)
+        return other

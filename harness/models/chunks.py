@@ -51,7 +51,12 @@ def prefill(loaded: LoadedModel, ids: Tensor, chunks: Chunks | None, *, use_cach
     if chunks is None or tokens <= chunks.tokens:
         loaded.model(input_ids=ids, use_cache=use_cache, logits_to_keep=1)
         return
-    cache = BatchCache(loaded.layers, rows=1, prompt=tokens, columns=tokens)
+    prefill_row(loaded, ids, BatchCache(loaded.layers, rows=1, prompt=tokens, columns=tokens), chunks)
+
+
+def prefill_row(loaded: LoadedModel, ids: Tensor, cache: BatchCache, chunks: Chunks | None) -> None:
+    """Prefill one prompt, ids [1,N], into the first row of a cache, with the logits of its last token, which are dropped."""
+    tokens = ids.shape[1]
     cache.prefill(0, tokens)
     with frequencies_of(loaded.model, tokens), last_chunk(loaded, ids, cache, chunks) as last:
         loaded.model(input_ids=last, past_key_values=cache, use_cache=True, logits_to_keep=1)

@@ -26,6 +26,14 @@ class LatencyRecord:
     a method chooses, both in turns with the method's. ttft_rounds: of each round, see `harness.measure.latency.prefill`.
     prefill_density, prefill_token_density: the method's in this prefill. peak_mib: of a prefill, weights included.
 
+    decode_steps: of a round of decoding that were timed, null where none were, as in older records. The fields of decoding are
+    by batch, the number of sequences. decode_tokens_s: tokens a second of all sequences together as the arm decodes, the median
+    round, `_low` and `_high` the 10th and 90th percentile; dense_decode_tokens_s: after the same prefill, with dense attention,
+    in turns with the arm's own (`beside` it). decode_rounds: milliseconds of each round's steps. decode_peak_mib: GPU memory
+    while the arm decodes, weights included. decode_failed: why a batch was not timed. decode_density: kept ÷ all blocks at
+    these steps, null for dense decoding; decode_kernels: of attention that ran at them. decode_timing: "events", step by step
+    as Python launches them.
+
     full_row_kernel: the kernel that ran the last rows which keep everything, beside `kernel` or in it; null where there were
     none, and in older records, where `kernel` ran them too. neighbour, notices: as in `CellRecord`.
     """
@@ -69,6 +77,17 @@ class LatencyRecord:
     prefill_token_density: SummedShare | None = None
     attention_layers: Count | None = None
     timed_layers: list[Count] = field(default_factory=list)
+    decode_steps: PositiveCount | None = None
+    decode_tokens_s: dict[str, PositiveAmount] = field(default_factory=dict)
+    decode_tokens_s_low: dict[str, PositiveAmount] = field(default_factory=dict)
+    decode_tokens_s_high: dict[str, PositiveAmount] = field(default_factory=dict)
+    dense_decode_tokens_s: dict[str, PositiveAmount] = field(default_factory=dict)
+    decode_rounds: dict[str, dict[str, list[Amount]]] = field(default_factory=dict)
+    decode_peak_mib: dict[str, Amount] = field(default_factory=dict)
+    decode_failed: dict[str, str] = field(default_factory=dict)
+    decode_density: SummedShare | None = None
+    decode_kernels: list[str] = field(default_factory=list)
+    decode_timing: str = ""
     schema: int = SCHEMA
 
 

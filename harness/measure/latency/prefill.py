@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from harness.core.clock import sync
 from harness.core.errors import UserError
-from harness.measure.latency.timing import take_turns
+from harness.measure.latency.timing import peak_mib, take_turns
 from harness.models.bridge import Bridge
 from harness.models.chunks import Chunks
 from harness.models.chunks import prefill as prefill_prompt
@@ -84,7 +83,7 @@ def time_prefill(
             prefill()
             densities = _densities(bridge)
     with Bridge(loaded, method, record=False, **kernels) as bridge:
-        peak = _peak_mib(prefill, device)
+        peak = peak_mib(prefill, device)
 
         def dense() -> None:
             bridge.method = None
@@ -121,14 +120,3 @@ def _densities(bridge: Bridge) -> tuple[float, float]:
     """Return density and token density of the one prefill that a bridge has seen, 1 where no layer let the method choose."""
     blocks, pairs = bridge.prefill_densities(), bridge.prefill_densities(tokens=True)
     return (blocks[0], pairs[0]) if blocks else (1.0, 1.0)
-
-
-def _peak_mib(function: Callable[[], None], device: torch.device) -> float | None:
-    """Return the most MiB of GPU memory allocated during one call, what was allocated before it included; None on a CPU, where
-    nothing is called."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    function()
-    sync(device)
-    return torch.cuda.max_memory_allocated(device) / 2**20

@@ -1,4 +1,4 @@
-"""The times of an arm: attention and prefill beside dense, once for each device, commit, torch and limits."""
+"""The times of an arm: attention, prefill and decoding beside dense, once for each device, commit, torch and limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from harness.arms.build import RunnableArm
 from harness.measure.cells import arm_label
 from harness.measure.context import RunContext
-from harness.measure.latency import AttentionTiming, PrefillTiming, time_attention, time_prefill
+from harness.measure.latency import AttentionTiming, DecodeTiming, PrefillTiming, time_attention, time_decoding, time_prefill
 from harness.measure.latency.attention import spread_layers
 from harness.study.identity import digest
 from harness.study.provenance import commit, device_name, now, versions
@@ -17,7 +17,7 @@ from harness.study.timing_schema import LatencyRecord
 
 
 def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -> int:
-    """Time attention and prefill of an arm beside dense, once for each device, commit, torch and limits of the timing, on the
+    """Time attention and prefill of an arm beside dense, and its decoding where that is asked for, once for each device, commit, torch and limits of the timing, on the
     prompt that `RunContext.first_prompt` picks. Returns 1 where that failed, else 0."""
     identity, device = arm.identity.as_dict(), device_name(context.loaded.device)
     limits = context.timing.identity
@@ -28,12 +28,14 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
     context.console.print(f"timing {arm_label(arm)} at {context.length} tokens", style="dim")
     with Attempt() as attempt:
         prompt = context.first_prompt(task_names)
-        attention, prefill = _times(context, arm, prompt)
+        attention, prefill, decoding = _times(context, arm, prompt)
     if attempt.error is not None:
         context.complain(f"failed: timing {arm_label(arm)}: {attempt.reason}", attempt.error)
         return 1
     for name, reason in attention.dense_failed.items():
         context.console.print(f"dense kernel {name} is not timed: {reason}", style="dim", markup=False, highlight=False)
+    for batch, reason in decoding.failed.items():
+        context.complain(f"decoding a batch of {batch} is not timed: {reason}")
     context.store.latency.append(
         LatencyRecord(
             latency=key,
@@ -75,13 +77,17 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
             neighbour=arm.neighbour,
             notices=list(arm.notices),
             full_row_kernel=attention.full_row_kernel,
+            **(decoding.as_record() if context.timing.decode_batches else {}),
         )
     )
     return 0
 
 
-def _times(context: RunContext, arm: RunnableArm, prompt: Sequence[int]) -> tuple[AttentionTiming, PrefillTiming]:
-    """Return the times of an arm's attention and prefill on a prompt (token ids)."""
+def _times(
+    context: RunContext, arm: RunnableArm, prompt: Sequence[int]
+) -> tuple[AttentionTiming, PrefillTiming, DecodeTiming]:
+    """Return the times of an arm's attention, prefill and decoding on a prompt (token ids); of no batch where no decoding was
+    asked for."""
     limits: dict[str, Any] = {
         "repeats": context.timing.repeats,
         "max_seconds": context.timing.seconds,
@@ -98,4 +104,18 @@ def _times(context: RunContext, arm: RunnableArm, prompt: Sequence[int]) -> tupl
         layers=None if count is None else spread_layers(context.loaded, len(prompt), count) or None,
         **limits,
     )
-    return attention, time_prefill(context.loaded, arm.method, prompt, **limits)
+    prefill = time_prefill(context.loaded, arm.method, prompt, **limits)
+    steps = context.timing.decode_steps
+    if not context.timing.decode_batches:
+        return attention, prefill, DecodeTiming(steps)
+    decoding = time_decoding(
+        context.loaded,
+        arm.method,
+        arm.decoding,
+        prompt,
+        batches=context.timing.decode_batches,
+        steps=steps,
+        decode_kernel=context.kernels.decode,
+        **limits,
+    )
+    return attention, prefill, decoding

@@ -76,19 +76,24 @@ def take_turns(
     at_least: int = 1,
     warm: bool = False,
     head_start: bool = True,
+    before: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Times]:
     """Time every function `repeats` times, or as often as fits into max_seconds (warm-up included), but `at_least` times
     (or `repeats` times, where that is less), however long that takes.
 
     warm: each function has been called just before, and needs no call without the clock. head_start: let the host queue a
-    call's launches before the GPU begins; without, its launches are part of the time.
+    call's launches before the GPU begins; without, its launches are part of the time. before: by name, what runs before each
+    call of a function, without the clock.
     """
+    prepare = before or {}
     stop = time.perf_counter() + max_seconds
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if device.type == "cuda" else None
     if flush is not None and not warm:  # the first calls on a CPU are no slower than the next, and there they are dear
         for _ in range(WARM_UP):
             began = time.perf_counter()
-            for function in functions.values():
+            for name, function in functions.items():
+                if name in prepare:
+                    prepare[name]()
                 function()
             sync(device)
             if 2 * time.perf_counter() - began > stop:  # long calls are warm after one, and the time is for the clock
@@ -98,6 +103,8 @@ def take_turns(
         began = time.perf_counter()
         marks = {}
         for name, function in list(functions.items())[:: -1 if turn % 2 else 1]:
+            if name in prepare:
+                prepare[name]()
             if flush is not None:
                 flush.zero_()
                 if head_start:
@@ -126,3 +133,14 @@ def extra_mib(function: Callable[[], Any], device: torch.device) -> float | None
     function()
     sync(device)
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def peak_mib(function: Callable[[], Any], device: torch.device) -> float | None:
+    """Return the most MiB of GPU memory allocated during one call, what was allocated before it included; None on a CPU, where
+    nothing is called."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    function()
+    sync(device)
+    return torch.cuda.max_memory_allocated(device) / 2**20

@@ -1,0 +1,267 @@
+"""Decoding speed of a whole model: tokens a second of a batch, by a method of decoding in turns with dense attention.
+
+One prompt is prefilled as the arm does it. Its keys and values are copied for every sequence of a batch, each into memory of
+its own: a batch of the same text reads as many bytes as one of different texts, and no sequence is padded. Every round decodes
+the same columns of the cache. It goes back to the end of the prompt and takes one step without the clock, in which a method
+makes what it keeps of all keys; then the clock runs for `steps` steps. All of them together end where the prompt that was
+given ends: that many tokens of it are not prefilled, and the first of them is the first token that is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from harness.core.clock import sync
+from harness.core.device_memory import available_bytes, release_frames
+from harness.core.errors import UserError
+from harness.measure.latency.timing import Times, peak_mib, take_turns
+from harness.models.batch_cache import BatchCache
+from harness.models.bridge import Bridge
+from harness.models.chunks import Chunks, prefill_row
+from harness.models.layer_shapes import column_bytes
+from harness.models.loading import LoadedModel
+from harness.study.resume import Attempt
+from methods.decode.parts.base import DecodeMethod
+from methods.parts.base import Method
+
+BASELINE, METHOD = "baseline", "method"
+"""The two decodings of a round: densely, and with the method."""
+EVENTS = "events"
+"""How rounds are timed, as a record names it: step by step, as Python launches them."""
+FIRST_STEP = 1
+"""Steps of a round before the clock runs."""
+
+
+@dataclass(frozen=True)
+class BatchTiming:
+    """The rounds of one batch. times: milliseconds of `steps` steps of all sequences, of BASELINE and METHOD (none where the
+    arm decodes densely). peak_mib: the most GPU memory allocated while the arm decoded them, weights and the keys and values of
+    all sequences included; None on a CPU, which keeps no count."""
+
+    times: Mapping[str, Times]
+    peak_mib: float | None
+
+    @property
+    def own(self) -> Times:
+        """Return the times of the arm's own decoding."""
+        return self.times.get(METHOD, self.times[BASELINE])
+
+    @property
+    def dense_ms(self) -> float:
+        """Return the milliseconds of dense decoding that go with the arm's own median (`Times.beside`)."""
+        return self.times[BASELINE].beside(self.own).median
+
+
+@dataclass(frozen=True)
+class DecodeTiming:
+    """Decoding after one prompt. steps: of a round that were timed. batches: what was timed, by sequences of a batch; failed:
+    why others were not. density: kept ÷ all blocks of the method's steps, the mean over steps, layers and heads; None for dense
+    decoding. kernels: of attention that ran in the arm's own steps."""
+
+    steps: int
+    batches: Mapping[int, BatchTiming] = field(default_factory=dict)
+    failed: Mapping[int, str] = field(default_factory=dict)
+    density: float | None = None
+    kernels: tuple[str, ...] = ()
+    timing: str = EVENTS
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the fields of a latency record that hold it (`harness.study.timing_schema.LatencyRecord`)."""
+        batches = {str(batch): timing for batch, timing in self.batches.items()}
+
+        def rate(batch: str, milliseconds: float) -> float:
+            return int(batch) * self.steps * 1e3 / milliseconds
+
+        return {
+            "decode_steps": self.steps,
+            "decode_tokens_s": {batch: rate(batch, timing.own.median) for batch, timing in batches.items()},
+            "decode_tokens_s_low": {batch: rate(batch, timing.own.high) for batch, timing in batches.items()},
+            "decode_tokens_s_high": {batch: rate(batch, timing.own.low) for batch, timing in batches.items()},
+            "dense_decode_tokens_s": {batch: rate(batch, timing.dense_ms) for batch, timing in batches.items()},
+            "decode_rounds": {
+                batch: {name: list(times.samples) for name, times in timing.times.items()} for batch, timing in batches.items()
+            },
+            "decode_peak_mib": {b: timing.peak_mib for b, timing in batches.items() if timing.peak_mib is not None},
+            "decode_failed": {str(batch): reason for batch, reason in self.failed.items()},
+            "decode_density": self.density,
+            "decode_kernels": list(self.kernels),
+            "decode_timing": self.timing,
+        }
+
+
+@torch.inference_mode()
+def time_decoding(
+    loaded: LoadedModel,
+    method: Method | None,
+    decoding: DecodeMethod | None,
+    prompt_ids: Sequence[int],
+    *,
+    batches: Sequence[int],
+    steps: int,
+    sparse_kernel: str = "auto",
+    dense_kernel: str = "auto",
+    decode_kernel: str = "auto",
+    repeats: int = 5,
+    max_seconds: float = 60.0,
+    chunk: int | None = None,
+) -> DecodeTiming:
+    """Time greedy decoding after one prompt, of each number of sequences in `batches`, with `decoding` (None: densely alone).
+
+    method: of the prefill, which is not timed; None: dense. Each batch runs `repeats` rounds or as many as max_seconds allow,
+    at least one; on a GPU two more warm up before. A batch that fails costs itself alone: its reason is kept, its memory given
+    back. A failure of the prefill, or of the steps in which the density is measured, is the reason of all batches.
+    """
+    device = loaded.device
+    kernels: dict[str, Any] = {"sparse_kernel": sparse_kernel, "dense_kernel": dense_kernel, "decode_kernel": decode_kernel}
+    with Attempt() as attempt:
+        source = _prefilled(loaded, method, prompt_ids, FIRST_STEP + steps, kernels, chunk)
+        density, ran = _observed(_Rounds(loaded, source, prompt_ids, steps), loaded, decoding, kernels)
+    if attempt.error is not None:
+        release_frames(attempt.error, device)
+        return DecodeTiming(steps, failed=dict.fromkeys(sorted(batches), attempt.reason))
+    timed, failed = {}, {}
+    for rows in sorted(batches):
+        with Attempt() as attempt:
+            timed[rows] = _time_batch(loaded, source, rows, prompt_ids, steps, decoding, kernels, repeats, max_seconds)
+        if attempt.error is not None:
+            failed[rows] = attempt.reason
+            release_frames(attempt.error, device)
+    return DecodeTiming(steps, timed, failed, density, ran)
+
+
+class _Rounds:
+    """Rounds of decoding in one cache: `begin` goes back to the end of the prompt and takes the first step, `run` takes those
+    that are timed. prompt_ids: what was prefilled, and more: the token after that is the first one decoded."""
+
+    def __init__(self, loaded: LoadedModel, cache: BatchCache, prompt_ids: Sequence[int], steps: int) -> None:
+        self.loaded, self.cache, self.steps = loaded, cache, steps
+        self.context = len(prompt_ids) - FIRST_STEP - steps
+        shape, device = (cache.rows, 1), loaded.device
+        self._first = torch.full(shape, prompt_ids[self.context], dtype=torch.int64, device=device)
+        self._position = torch.full(shape, self.context, dtype=torch.int64, device=device)
+        self._token = self._first
+
+    def begin(self) -> None:
+        """Go back to the end of the prompt, and take the first step from there. Waits for the device."""
+        self.cache.decode()
+        self.cache.crop(self.context)
+        self._token = self._first
+        self._step(0)
+        sync(self.loaded.device)
+
+    def run(self) -> None:
+        """Take the steps that follow."""
+        for step in range(FIRST_STEP, FIRST_STEP + self.steps):
+            self._step(step)
+
+    def _step(self, step: int) -> None:
+        """Decode one token of every sequence: the most likely one is the next that is given."""
+        output = self.loaded.model(
+            input_ids=self._token,
+            position_ids=self._position + step,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._token = output.logits.argmax(-1)
+
+
+def _prefilled(
+    loaded: LoadedModel,
+    method: Method | None,
+    prompt_ids: Sequence[int],
+    to_decode: int,
+    kernels: Mapping[str, Any],
+    chunk: int | None,
+) -> BatchCache:
+    """Return a cache of one sequence, with a prompt in it but for the tokens that will be decoded, and room for those. Raises
+    UserError where nothing would be left of the prompt."""
+    context = len(prompt_ids) - to_decode
+    if context < 1:
+        raise UserError(
+            f"a prompt of {len(prompt_ids)} tokens: it must have more than the {to_decode} that are decoded (job.decode_steps)"
+        )
+    ids = torch.tensor([list(prompt_ids[:context])], dtype=torch.int64, device=loaded.device)
+    _check_room(loaded, 1, len(prompt_ids))
+    cache = BatchCache(loaded.layers, rows=1, prompt=context, columns=len(prompt_ids))
+    with Bridge(loaded, method, record=False, **kernels) as bridge:
+        prefill_row(loaded, ids, cache, None if chunk is None else Chunks(chunk, bridge.chunked))
+    return cache
+
+
+def _observed(
+    rounds: _Rounds, loaded: LoadedModel, decoding: DecodeMethod | None, kernels: Mapping[str, Any]
+) -> tuple[float | None, tuple[str, ...]]:
+    """Decode one round by itself, as what is noted costs time. Returns the density of the steps that are timed later (None for
+    dense decoding), and the kernels that ran."""
+    with Bridge(loaded, None, decoding=decoding, **kernels) as bridge:
+        rounds.begin()
+        rounds.run()
+        ran = tuple(sorted(bridge.decode_kernels))
+        if bridge.decoder is None:
+            return None, ran
+        densities = [row for step in bridge.decoder.take_densities()[FIRST_STEP:] for row in step]
+    return (sum(densities) / len(densities) if densities else None), ran
+
+
+def _time_batch(
+    loaded: LoadedModel,
+    source: BatchCache,
+    rows: int,
+    prompt_ids: Sequence[int],
+    steps: int,
+    decoding: DecodeMethod | None,
+    kernels: Mapping[str, Any],
+    repeats: int,
+    max_seconds: float,
+) -> BatchTiming:
+    """Time the rounds of a batch of `rows` sequences, each a copy of the one in `source`."""
+    _check_room(loaded, rows - 1, len(prompt_ids))  # one sequence decodes in the cache that is there
+    own_bytes = 0 if rows == 1 else len(prompt_ids) * _column_bytes(loaded)
+    cache = source if rows == 1 else source.repeated(rows)
+    rounds = _Rounds(loaded, cache, prompt_ids, steps)
+    with Bridge(loaded, None, record=False, decoding=decoding, **kernels) as bridge:
+        decoder = bridge.decoder
+
+        def begin_densely() -> None:
+            bridge.decoder = None
+            rounds.begin()
+
+        def begin() -> None:
+            bridge.decoder = decoder
+            rounds.begin()
+
+        functions: dict[str, Callable[[], None]] = {BASELINE: rounds.run}
+        if decoding is not None:
+            functions[METHOD] = rounds.run
+        begin()
+        peak = peak_mib(rounds.run, loaded.device)
+        times = take_turns(
+            functions,
+            loaded.device,
+            repeats=repeats,
+            max_seconds=max_seconds,
+            head_start=False,
+            before={BASELINE: begin_densely, METHOD: begin},
+        )
+    return BatchTiming(times, None if peak is None else peak - own_bytes / 2**20)  # less the cache that was copied
+
+
+def _column_bytes(loaded: LoadedModel) -> int:
+    """Return the bytes that the keys and values of one token take."""
+    return column_bytes(loaded.layer_shapes, loaded.dtype.itemsize)
+
+
+def _check_room(loaded: LoadedModel, rows: int, columns: int) -> None:
+    """Raise UserError where the keys and values of so many sequences don't fit into what is free: a CPU would swap, or end the
+    process."""
+    needed, free = rows * columns * _column_bytes(loaded), available_bytes(loaded.device)
+    if free is not None and needed > free:
+        raise UserError(
+            f"out of memory: keys and values of {rows} more sequences of {columns} tokens take {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free"
+        )
