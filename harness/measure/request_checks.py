@@ -57,8 +57,8 @@ def check_decoding(settings: Settings, limits: TimingLimits) -> None:
         raise UserError(f"{STEPS_SETTING}={limits.decode_steps} times nothing: job.decode_batches=[1,4] says of which batches")
     if limits.decode_batches and limits.decode_steps > settings.length - 2:
         raise UserError(
-            f"{STEPS_SETTING}={limits.decode_steps}: a prompt of length={settings.length} ends with a step before the clock runs "
-            f"and these; choose {max(1, settings.length - 2)} or less"
+            f"{STEPS_SETTING}={limits.decode_steps}: these and one step before them must leave some of "
+            f"length={settings.length}; choose {max(1, settings.length - 2)} or less"
         )
 
 

@@ -37,7 +37,7 @@ from harness.report.study_records import (
 )
 from harness.study import verdict
 from harness.study.columns import AVERAGE
-from harness.study.command_settings import prompt_settings, sample_settings
+from harness.study.command_settings import prompt_settings, sample_settings, timed_decoding
 from harness.study.full_rows import full_rows
 from harness.study.identity import digest
 from harness.study.schema import Status
@@ -156,11 +156,13 @@ def _timing_row(timing: Record, records: StudyRecords) -> Row:
     density, token_density = _timed_densities(timing)
     row = replace(
         row,
-        settings=("job=latency", *row.settings),
+        settings=("job=latency", *timed_decoding(timing), *row.settings),
         density=density,
         token_density=token_density,
         full_rows=full_rows(timing["identity"], [timing["tokens"]]),
         kernels=tuple(timing["kernel"].split("+")),
+        decode=replace(row.decode, kernels=tuple(timing.get("decode_kernels", []))),
+        decode_density=timing.get("decode_density"),
         reason=noticed(timing),
     )
     return with_times(row, timing)

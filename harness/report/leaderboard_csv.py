@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.report.csv_file import write_csv
+from harness.report.csv_file import value_text, write_csv
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.row_texts import decode_text, knobs_text
 from harness.report.rows import Perplexity, Row, Times
@@ -44,9 +45,25 @@ def _times(times: Times | None) -> dict[str, Any]:
     """Return the columns of times; the density of the prompt that was timed is none of them."""
     if times is None:
         return {}
-    measured = {name: value for name, value in vars(times).items() if name != "density"}
+    measured = {name: value for name, value in vars(times).items() if name not in ("density", "decode")}
     derived = ("speedup", "pct_ideal", "ttft_speedup", "ttft_limit", "rest_ms")
-    return measured | {name: getattr(times, name) for name in derived}
+    return measured | {name: getattr(times, name) for name in derived} | _decoding(times)
+
+
+def _decoding(times: Times) -> dict[str, Any]:
+    """Return the columns of decoding: each has a value for every batch."""
+    return {
+        "decode_tokens_s": _by_batch({batch: speed.tokens_s for batch, speed in times.decode.items()}),
+        "dense_decode_tokens_s": _by_batch({batch: speed.dense_tokens_s for batch, speed in times.decode.items()}),
+        "decode_speedup": _by_batch({batch: speed.speedup for batch, speed in times.decode.items()}),
+        "decode_peak_mib": _by_batch({batch: speed.peak_mib for batch, speed in times.decode.items()}),
+        "decode_failed": _by_batch(times.decode_failed),
+    }
+
+
+def _by_batch(values: Mapping[int, float | str | None]) -> str:
+    """Return "BATCH=value;…", nothing for values that are not known."""
+    return ";".join(f"{batch}={value_text(value)}" for batch, value in values.items() if value is not None)
 
 
 def _perplexity(perplexity: Perplexity | None) -> dict[str, Any]:

@@ -56,11 +56,29 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class DecodeSpeed:
+    """Tokens a second of one batch, all its sequences together: as the arm decodes, the 10th and the 90th percentile of its
+    rounds, and after the same prefill with dense attention. peak_mib: GPU memory meanwhile, in MiB."""
+
+    tokens_s: float
+    low: float
+    high: float
+    dense_tokens_s: float
+    peak_mib: float | None = None
+
+    @property
+    def speedup(self) -> float:
+        """Return how many times faster than dense attention the arm decodes."""
+        return self.tokens_s / self.dense_tokens_s
+
+
+@dataclass(frozen=True)
 class Times:
     """Times of an arm: milliseconds per attention layer call, `ttft_ms` of a whole prefill, `dense_ttft_ms` and
     `no_attention_ttft_ms` of one with dense attention and with none. `dense_ms` is of the fastest dense kernel, `density` that
     of the prompt that was timed, `peak_mib` in MiB, `tflops` reached, `attention_layers` how many layers a method chooses in.
-    paired: all are of the same rounds (`harness.study.timing_schema.LatencyRecord`)."""
+    paired: all are of the same rounds (`harness.study.timing_schema.LatencyRecord`). decode: of decoding, by the sequences of a
+    batch; decode_failed: why a batch was not timed; decode_timing: how they were timed."""
 
     selection_ms: float
     attention_ms: float
@@ -74,6 +92,9 @@ class Times:
     paired: bool = False
     no_attention_ttft_ms: float | None = None
     attention_layers: int | None = None
+    decode: Mapping[int, DecodeSpeed] = field(default_factory=dict)
+    decode_failed: Mapping[int, str] = field(default_factory=dict)
+    decode_timing: str = ""
 
     @property
     def speedup(self) -> float:

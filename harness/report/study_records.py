@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.core.question import QUESTION_SEEN
-from harness.report.rows import Decode, Origin, Row, Times
+from harness.report.rows import Decode, DecodeSpeed, Origin, Row, Times
 from harness.study import verdict
 from harness.study.columns import PERPLEXITY
 from harness.study.command_settings import arm_settings
@@ -185,8 +185,30 @@ def with_times(row: Row, timing: Record | None) -> Row:
         paired=bool(timing.get("paired")),
         no_attention_ttft_ms=timing.get("no_attention_ttft_ms"),
         attention_layers=timing.get("attention_layers"),
+        decode=_decode_speeds(timing),
+        decode_failed={int(batch): reason for batch, reason in sorted_batches(timing.get("decode_failed", {}))},
+        decode_timing=timing.get("decode_timing", ""),
     )
     return replace(row, times=times, dense_kernel=timing["dense_kernel"], kept_mass=timing.get("kept_mass"))
+
+
+def _decode_speeds(timing: Record) -> dict[int, DecodeSpeed]:
+    """Return the decoding speeds of a record of times, by batch; none of one in which decoding was not timed."""
+    return {
+        int(batch): DecodeSpeed(
+            tokens_s,
+            timing["decode_tokens_s_low"][batch],
+            timing["decode_tokens_s_high"][batch],
+            timing["dense_decode_tokens_s"][batch],
+            timing["decode_peak_mib"].get(batch),
+        )
+        for batch, tokens_s in sorted_batches(timing.get("decode_tokens_s", {}))
+    }
+
+
+def sorted_batches(by_batch: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return what a record holds by batch, the smallest first."""
+    return sorted(by_batch.items(), key=lambda item: int(item[0]))
 
 
 def mean_mass(record: Record) -> float:

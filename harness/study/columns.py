@@ -84,6 +84,12 @@ COLUMNS: tuple[str, ...] = (
     "ttft_limit",
     "attention_layers",
     "rest_ms",
+    "decode_tokens_s",
+    "dense_decode_tokens_s",
+    "decode_speedup",
+    "decode_peak_mib",
+    "decode_failed",
+    "decode_timing",
 )
 """The columns of leaderboard.csv, in order. Times are milliseconds per attention layer call, `ttft_ms` per prompt,
 `peak_mib` MiB, accuracy and density fractions in [0, 1], `pct_ideal` per cent. Times come from timings alone: a row that was
@@ -109,7 +115,10 @@ pays. `settings` measures the row again, whatever the defaults are by then: `pyt
 (`harness.study.command_settings`). `ttft_speedup` is `dense_ttft_ms` ÷ `ttft_ms`; `no_attention_ttft_ms` is the whole
 prefill without the attention of the `attention_layers` layers in which a method chooses, timed in turns, and `ttft_limit` is
 `dense_ttft_ms` ÷ that: what no method of attention can pass. `rest_ms` is `ttft_ms` less `attention_layers` × `total_ms`, the
-same by subtraction. Where a row's samples came from several processes, `commit`, `command`, versions and
+same by subtraction. `decode_tokens_s` and the columns after it have a value for each batch, the number of sequences that decode
+together: "1=80;16=900". They are tokens a second of the whole model, all sequences of the batch together, `decode_speedup` the
+arm's ÷ those of dense attention after the same prefill, in turns; `decode_failed` says why a batch was not timed, and
+`decode_timing` how they were timed. Where a row's samples came from several processes, `commit`, `command`, versions and
 `device` hold each value, joined by "+" (commands by "; ")."""
 
 

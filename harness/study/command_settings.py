@@ -60,6 +60,14 @@ def sample_settings(identity: Mapping[str, Any], tasks: Sequence[str], samples: 
     return [f"{name}={text(value)}" for name, value in values.items()]
 
 
+def timed_decoding(timing: Mapping[str, Any]) -> list[str]:
+    """Return the settings of the decoding that a record of times holds, none where it holds none."""
+    if timing.get("decode_steps") is None:
+        return []
+    batches = sorted(int(batch) for batch in {*timing["decode_tokens_s"], *timing["decode_failed"]})
+    return [f"job.decode_batches={text(batches)}", f"job.decode_steps={timing['decode_steps']}"]
+
+
 def document_settings(identity: Mapping[str, Any], documents: int) -> list[str]:
     """Return the settings of job=perplexity, from the identity of its cell."""
     data = identity["data"]

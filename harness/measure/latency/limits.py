@@ -81,7 +81,7 @@ def _batches(value: Any) -> tuple[int, ...]:
     if not whole or len(set(numbers)) < len(numbers):
         text = f"[{','.join(map(str, numbers))}]" if isinstance(value, list) else str(value)
         raise UserError(
-            f"job.decode_batches={text}: must be a list of different whole numbers from 1 to {MOST}, such as [1,4,16], or [] to "
-            "time no decoding"
+            f"job.decode_batches={text}: must be a list of different whole numbers from 1 to {MOST}, such as [1,4,16], or [] "
+            "to time no decoding"
         )
     return tuple(sorted(numbers))

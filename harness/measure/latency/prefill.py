@@ -6,7 +6,7 @@ computed from the times of a layer: calls of attention alone need not take what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 

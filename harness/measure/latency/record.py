@@ -17,8 +17,9 @@ from harness.study.timing_schema import LatencyRecord
 
 
 def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -> int:
-    """Time attention and prefill of an arm beside dense, and its decoding where that is asked for, once for each device, commit, torch and limits of the timing, on the
-    prompt that `RunContext.first_prompt` picks. Returns 1 where that failed, else 0."""
+    """Time attention and prefill of an arm beside dense, and its decoding where that is asked for, on the prompt that
+    `RunContext.first_prompt` picks: once for each device, commit, torch and limits of the timing. Returns 1 where that failed,
+    else 0; a batch that can't be decoded is no failure, and recorded."""
     identity, device = arm.identity.as_dict(), device_name(context.loaded.device)
     limits = context.timing.identity
     origin = [commit(), *(versions().get(name) for name in ("torch", "triton", "transformers"))]
@@ -83,9 +84,7 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
     return 0
 
 
-def _times(
-    context: RunContext, arm: RunnableArm, prompt: Sequence[int]
-) -> tuple[AttentionTiming, PrefillTiming, DecodeTiming]:
+def _times(context: RunContext, arm: RunnableArm, prompt: Sequence[int]) -> tuple[AttentionTiming, PrefillTiming, DecodeTiming]:
     """Return the times of an arm's attention, prefill and decoding on a prompt (token ids); of no batch where no decoding was
     asked for."""
     limits: dict[str, Any] = {

@@ -16,6 +16,7 @@ from harness.report.row_texts import question_title
 from harness.report.rows import Row
 from harness.report.significance import MARGIN
 from harness.report.terminal import formats
+from harness.report.terminal.decode_table import show_decoding
 from harness.report.terminal.match_marks import explain_marks, marked_density
 from harness.report.terminal.perplexity_table import show_perplexities
 from harness.study.columns import AVERAGE, PERPLEXITY
@@ -80,6 +81,7 @@ def show_rows(console: Console, rows: Sequence[Row], arms: Set[str]) -> None:
         if len(members) <= FEW:
             _show_tasks(console, [*compared.tasks, *_alone(shown, compared.tasks)], members)
         _show_arms(console, members)
+        show_decoding(console, members)
     names = line_names([*compared.left_out, *shown])
     for row in compared.left_out:
         where = f"{names[id(row)]} at {row.length}{question_title(row.question)}"
