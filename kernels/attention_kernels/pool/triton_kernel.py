@@ -17,29 +17,49 @@ from attention_kernels.rope import kernel_tables
 
 
 @triton.jit
-def _gather(x, valid, total, top, low, MEAN: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr):
-    """Add tokens x [T, elements] to what was pooled of the tokens before them, each token of a turn on its own."""
+def _load(at, inside, MASKED: tl.constexpr):
+    """Load what is inside as float32; without MASKED all is."""
+    if MASKED:
+        return tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    else:
+        return tl.load(at).to(tl.float32)
+
+
+@triton.jit
+def _gather(x, valid, total, top, low, WHOLE: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr):
+    """Add tokens x [T, elements] to what was pooled of the tokens before them, each token of a turn on its own. valid [T, 1]:
+    without WHOLE the others repeat a token, which changes neither its maximum nor its minimum."""
     if MEAN >= 0:
-        total += tl.where(valid, x, 0.0)
+        total += x if WHOLE else tl.where(valid, x, 0.0)
     if MAX >= 0:
-        top = tl.maximum(top, tl.where(valid, x, -float("inf")), propagate_nan=tl.PropagateNan.ALL)
+        top = tl.maximum(top, x, propagate_nan=tl.PropagateNan.ALL)
     if MIN >= 0:
-        low = tl.minimum(low, tl.where(valid, x, float("inf")), propagate_nan=tl.PropagateNan.ALL)
+        low = tl.minimum(low, x, propagate_nan=tl.PropagateNan.ALL)
     return total, top, low
 
 
 @triton.jit
-def _store(Line, total, top, low, d, inside, step, tokens, MEAN: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr):
-    """Pool [T, elements] down to one, each way to its place in the line; -1 marks a way that isn't asked for."""
+def _store(Line, total, top, low, d, inside, step, tokens, undo, MEAN: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr):
+    """Pool [T, elements] down to one, each way times undo to its place in the line; -1 marks a way that isn't asked for."""
     if MEAN >= 0:
-        tl.store(Line + MEAN * step + d, tl.sum(total, 0) / tokens, mask=inside)
+        tl.store(Line + MEAN * step + d, tl.sum(total, 0) / tokens * undo, mask=inside)
     # the hardware's max and min pass over NaN, PyTorch's don't
     if MAX >= 0:
         bad = tl.max((top != top).to(tl.int32), 0) > 0
-        tl.store(Line + MAX * step + d, tl.where(bad, float("nan"), tl.max(top, 0)), mask=inside)
+        tl.store(Line + MAX * step + d, tl.where(bad, float("nan"), tl.max(top, 0) * undo), mask=inside)
     if MIN >= 0:
         bad = tl.max((low != low).to(tl.int32), 0) > 0
-        tl.store(Line + MIN * step + d, tl.where(bad, float("nan"), tl.min(low, 0)), mask=inside)
+        tl.store(Line + MIN * step + d, tl.where(bad, float("nan"), tl.min(low, 0) * undo), mask=inside)
+
+
+@triton.jit
+def _turn_back(X, Cos, Sin, x_at, cos_at, sin_at, inside, HALF: tl.constexpr, MASKED: tl.constexpr):
+    """Return both halves of tokens with RoPE undone, but for its scaling."""
+    one = _load(X + x_at, inside, MASKED)
+    two = _load(X + HALF + x_at, inside, MASKED)
+    cos = _load(Cos + cos_at, inside, MASKED)
+    sin = _load(Sin + sin_at, inside, MASKED)
+    return one * cos + two * sin, two * cos - one * sin
 
 
 @triton.jit
@@ -60,55 +80,92 @@ def _pool_block(
     h,
     block,
     length,
+    part,
     D: tl.constexpr,
     HALF: tl.constexpr,
     PAD_HALF: tl.constexpr,
     PAD_REST: tl.constexpr,
     BLOCK: tl.constexpr,
     TURN: tl.constexpr,
+    SPLIT: tl.constexpr,
     MEAN: tl.constexpr,
     MAX: tl.constexpr,
     MIN: tl.constexpr,
 ):
-    """Pool one block of a head h of a row b of X to its line of Out."""
+    """Pool one block of a head h of a row b of X to its line of Out: the part-th of SPLIT parts of its pairs of elements.
+
+    RoPE's scaling is one number for a whole table, and positive: the block's first token tells it, and what was pooled is
+    divided by its square.
+    """
+    PAIRS: tl.constexpr = PAD_HALF // SPLIT
+    MASKED: tl.constexpr = PAD_HALF > HALF
+    MASKED_REST: tl.constexpr = PAD_REST > D - 2 * HALF
     tokens = tl.minimum(length - block * BLOCK, BLOCK)
-    offs_p = tl.arange(0, TURN)
-    offs_h = tl.arange(0, PAD_HALF)
+    whole = tokens // TURN * TURN  # tokens that need no mask
+    p = tl.arange(0, TURN).to(tl.int64)[:, None]
+    offs_h = part * PAIRS + tl.arange(0, PAIRS)
     offs_r = tl.arange(0, PAD_REST)
     in_half = offs_h < HALF
     in_rest = offs_r < D - 2 * HALF
-    total1 = tl.zeros([TURN, PAD_HALF], tl.float32)
-    top1 = tl.full([TURN, PAD_HALF], -float("inf"), tl.float32)
-    low1 = tl.full([TURN, PAD_HALF], float("inf"), tl.float32)
+    half = in_half[None, :]
+    rest = in_rest[None, :]
+    first = (block * BLOCK).to(tl.int64)
+    source = X + b * sxb + h * sxh + first * sxp
+    cosines = Cos + first * scp
+    sines = Sin + first * ssp
+    total1 = tl.zeros([TURN, PAIRS], tl.float32)
+    top1 = tl.full([TURN, PAIRS], -float("inf"), tl.float32)
+    low1 = tl.full([TURN, PAIRS], float("inf"), tl.float32)
     total2, top2, low2 = total1, top1, low1
     total3 = tl.zeros([TURN, PAD_REST], tl.float32)
     top3 = tl.full([TURN, PAD_REST], -float("inf"), tl.float32)
     low3 = tl.full([TURN, PAD_REST], float("inf"), tl.float32)
-    for start in range(0, tokens, TURN):
-        in_block = start + offs_p < tokens
-        p = (block * BLOCK + start + offs_p).to(tl.int64)
-        source = X + b * sxb + h * sxh + p[:, None] * sxp
+    x_at = p * sxp + offs_h[None, :]
+    cos_at = p * scp + offs_h[None, :]
+    sin_at = p * ssp + offs_h[None, :]
+    rest_at = 2 * HALF + p * sxp + offs_r[None, :]
+    valid = p < BLOCK
+    # two turns at once: a program waits for memory half as often
+    for start in tl.range(0, whole, TURN, loop_unroll_factor=2):
+        at = tl.cast(start, tl.int64)
         if HALF > 0:
-            half = in_block[:, None] & in_half[None, :]
-            one = tl.load(source + offs_h[None, :], mask=half, other=0.0).to(tl.float32)
-            two = tl.load(source + HALF + offs_h[None, :], mask=half, other=0.0).to(tl.float32)
-            cos = tl.load(Cos + p[:, None] * scp + offs_h[None, :], mask=half, other=1.0)
-            sin = tl.load(Sin + p[:, None] * ssp + offs_h[None, :], mask=half, other=0.0)
-            undo = 1.0 / (cos * cos + sin * sin)  # the attention scaling, squared: 1 where there is none
-            cos *= undo
-            sin *= undo
-            total1, top1, low1 = _gather(one * cos + two * sin, half, total1, top1, low1, MEAN, MAX, MIN)
-            total2, top2, low2 = _gather(two * cos - one * sin, half, total2, top2, low2, MEAN, MAX, MIN)
+            one, two = _turn_back(
+                source + at * sxp, cosines + at * scp, sines + at * ssp, x_at, cos_at, sin_at, half, HALF, MASKED
+            )
+            total1, top1, low1 = _gather(one, valid, total1, top1, low1, True, MEAN, MAX, MIN)
+            total2, top2, low2 = _gather(two, valid, total2, top2, low2, True, MEAN, MAX, MIN)
         if D > 2 * HALF:
-            rest = in_block[:, None] & in_rest[None, :]
-            x = tl.load(source + 2 * HALF + offs_r[None, :], mask=rest, other=0.0).to(tl.float32)
-            total3, top3, low3 = _gather(x, rest, total3, top3, low3, MEAN, MAX, MIN)
+            x = _load(source + at * sxp + rest_at, rest, MASKED_REST)
+            total3, top3, low3 = _gather(x, valid, total3, top3, low3, True, MEAN, MAX, MIN)
+    if whole < tokens:
+        valid = whole + p < tokens
+        at = tl.minimum(whole + p, tokens - 1)
+        if HALF > 0:
+            one, two = _turn_back(
+                source,
+                cosines,
+                sines,
+                at * sxp + offs_h[None, :],
+                at * scp + offs_h[None, :],
+                at * ssp + offs_h[None, :],
+                half,
+                HALF,
+                MASKED,
+            )
+            total1, top1, low1 = _gather(one, valid, total1, top1, low1, False, MEAN, MAX, MIN)
+            total2, top2, low2 = _gather(two, valid, total2, top2, low2, False, MEAN, MAX, MIN)
+        if D > 2 * HALF:
+            x = _load(source + 2 * HALF + at * sxp + offs_r[None, :], rest, MASKED_REST)
+            total3, top3, low3 = _gather(x, valid, total3, top3, low3, False, MEAN, MAX, MIN)
     line = Out + b * sob + h * soh + block.to(tl.int64) * soi
     if HALF > 0:
-        _store(line, total1, top1, low1, offs_h, in_half, D, tokens, MEAN, MAX, MIN)
-        _store(line + HALF, total2, top2, low2, offs_h, in_half, D, tokens, MEAN, MAX, MIN)
+        cos = tl.load(cosines + offs_h, mask=in_half, other=1.0)
+        sin = tl.load(sines + offs_h, mask=in_half, other=0.0)
+        undo = 1.0 / (cos * cos + sin * sin)  # the scaling, squared: 1 where there is none
+        _store(line, total1, top1, low1, offs_h, in_half, D, tokens, undo, MEAN, MAX, MIN)
+        _store(line + HALF, total2, top2, low2, offs_h, in_half, D, tokens, undo, MEAN, MAX, MIN)
     if D > 2 * HALF:
-        _store(line + 2 * HALF, total3, top3, low3, offs_r, in_rest, D, tokens, MEAN, MAX, MIN)
+        _store(line + 2 * HALF, total3, top3, low3, offs_r, in_rest, D, tokens, 1.0, MEAN, MAX, MIN)
 
 
 # What changes with a prompt's length is not specialised on: no compiling for each length.
@@ -142,10 +199,12 @@ def _pool(
     h = (tl.program_id(0) % heads).to(tl.int64)
     b = tl.program_id(1).to(tl.int64)
     strides = (sxb, sxh, sxp, scp, ssp, sob, soh, soi)
-    _pool_block(X, Cos, Sin, Out, *strides, b, h, block, length, D, HALF, PAD_HALF, PAD_REST, BLOCK, TURN, MEAN, MAX, MIN)
+    _pool_block(
+        X, Cos, Sin, Out, *strides, b, h, block, length, 0, D, HALF, PAD_HALF, PAD_REST, BLOCK, TURN, 1, MEAN, MAX, MIN
+    )
 
 
-@triton.jit(do_not_specialize=["q_length", "k_length", "q_programs"])
+@triton.jit(do_not_specialize=["q_length", "k_length", "k_programs"])
 def _pool_pair(
     Q,
     K,
@@ -171,13 +230,14 @@ def _pool_pair(
     k_heads,
     q_length,
     k_length,
-    q_programs,
+    k_programs,
     D: tl.constexpr,
     HALF: tl.constexpr,
     PAD_HALF: tl.constexpr,
     PAD_REST: tl.constexpr,
     BLOCK: tl.constexpr,
     TURN: tl.constexpr,
+    K_SPLIT: tl.constexpr,
     Q_MEAN: tl.constexpr,
     Q_MAX: tl.constexpr,
     Q_MIN: tl.constexpr,
@@ -185,35 +245,12 @@ def _pool_pair(
     K_MAX: tl.constexpr,
     K_MIN: tl.constexpr,
 ):
-    """Pool a block of queries in each of the first `q_programs` programs, one of keys in the others. Cos, Sin: of the keys."""
+    """Pool a part of a block of keys in each of the first `k_programs` programs, a block of queries in the others. Cos, Sin: of
+    the keys."""
     me = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
-    if me < q_programs:
-        h = (me % q_heads).to(tl.int64)
-        ahead = (k_length - q_length).to(tl.int64)
-        strides = (sqb, sqh, sqp, scp, ssp, sob, soh, soi)
-        _pool_block(
-            Q,
-            Cos + ahead * scp,
-            Sin + ahead * ssp,
-            OutQ,
-            *strides,
-            b,
-            h,
-            me // q_heads,
-            q_length,
-            D,
-            HALF,
-            PAD_HALF,
-            PAD_REST,
-            BLOCK,
-            TURN,
-            Q_MEAN,
-            Q_MAX,
-            Q_MIN,
-        )
-    else:
-        own = me - q_programs
+    if me < k_programs:  # pooled in more ways, they take longest: first
+        own = me // K_SPLIT
         h = (own % k_heads).to(tl.int64)
         strides = (skb, skh, skp, scp, ssp, spb, sph, spi)
         _pool_block(
@@ -226,15 +263,44 @@ def _pool_pair(
             h,
             own // k_heads,
             k_length,
+            me % K_SPLIT,
+            D,
+            HALF,
+            PAD_HALF,
+            PAD_REST,
+            BLOCK,
+            TURN * K_SPLIT,
+            K_SPLIT,
+            K_MEAN,
+            K_MAX,
+            K_MIN,
+        )
+    else:
+        own = me - k_programs
+        h = (own % q_heads).to(tl.int64)
+        ahead = (k_length - q_length).to(tl.int64)
+        strides = (sqb, sqh, sqp, scp, ssp, sob, soh, soi)
+        _pool_block(
+            Q,
+            Cos + ahead * scp,
+            Sin + ahead * ssp,
+            OutQ,
+            *strides,
+            b,
+            h,
+            own // q_heads,
+            q_length,
+            0,
             D,
             HALF,
             PAD_HALF,
             PAD_REST,
             BLOCK,
             TURN,
-            K_MEAN,
-            K_MAX,
-            K_MIN,
+            1,
+            Q_MEAN,
+            Q_MAX,
+            Q_MIN,
         )
 
 
@@ -306,8 +372,9 @@ def pool_pair_triton(
     out_q = torch.empty(batch, q_heads, q_blocks, len(q_how) * dim, dtype=torch.float32, device=q.device)
     out_k = torch.empty(batch, k_heads, k_blocks, len(k_how) * dim, dtype=torch.float32, device=q.device)
     cos, sin, half = kernel_tables(cos, sin, unread=out_k)
+    split = 2 if dim == 2 * half >= 32 else 1
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        _pool_pair[(q_blocks * q_heads + k_blocks * k_heads, batch)](
+        _pool_pair[(k_blocks * k_heads * split + q_blocks * q_heads, batch)](
             q,
             k,
             cos,
@@ -324,8 +391,9 @@ def pool_pair_triton(
             k_heads,
             q_length,
             k_length,
-            q_blocks * q_heads,
+            k_blocks * k_heads * split,
             BLOCK=block,
+            K_SPLIT=split,
             Q_MEAN=q_places[0],
             Q_MAX=q_places[1],
             Q_MIN=q_places[2],
