@@ -3,7 +3,8 @@
 
 The cut between kept and left is found by counting: how many scores are at least x? The first x is the last row's cut, as
 neighbours are alike; the next ones come from interpolating the logarithm of the count, and where that doesn't end, from
-halving the order-preserving integers of the floats, which ends after 32 turns whatever the scores. A running sum over the row
+halving the order-preserving integers of the floats, which ends after 32 turns whatever the scores. Short rows are sorted in
+place of that. A running sum over the row
 then places the kept columns in ascending order.
 """
 
@@ -16,6 +17,8 @@ LEAST = tl.constexpr(-3e38)
 """What NaN and minus infinity count as; blocks that can't be chosen are minus infinity, below it."""
 GUESSES = tl.constexpr(20)
 """Turns of interpolation before halving integers."""
+SORTED = tl.constexpr(128)
+"""Rows of at most as many columns are sorted for their top-k: counting waits for other threads once a turn."""
 TOPK = tl.constexpr(0)
 THRESHOLD = tl.constexpr(1)
 MASS = tl.constexpr(2)
@@ -124,6 +127,21 @@ def _cut(score, weight, target, free, guess, reach, RULE: tl.constexpr):
 
 
 @triton.jit
+def _sorted_cut(score, target, free):
+    """Do what `_cut` does for top-k, with short rows sorted in place of counted: its score, cut and kept."""
+    place = tl.arange(0, score.shape[1])[None, :]
+    n_kept = tl.maximum(tl.minimum(target, free), 0)
+    best = tl.sort(score, 1, descending=True)
+    cut = tl.sum(tl.where(place == n_kept[:, None] - 1, best, 0.0), 1)
+    cut = tl.where(n_kept > 0, cut, float("inf"))  # no score is infinite
+    n_low = score.shape[1] - tl.sum(_under(score, cut), 1)
+    if tl.max((n_low > n_kept).to(tl.int32), 0) > 0:
+        n_high = tl.sum((score > cut[:, None]).to(tl.int32), 1)
+        score = _first_of_equal(score, cut, tl.where(n_kept > 0, n_kept - n_high, 1))
+    return score, cut, n_kept
+
+
+@triton.jit
 def _first_of_equal(score, cut, room):
     """Return score [R, W] with all but the first `room` [R] of those that equal the cut [R] set to minus infinity."""
     cols = tl.arange(0, score.shape[1])[None, :]
@@ -181,7 +199,10 @@ def select_rows(
     score = tl.where(free, clean + 0.0, -float("inf"))  # adding zero makes -0.0 zero
     if RULE == TOPK:
         target = tl.load(Budget + row, mask=inside, other=0) - forced
-        score, cut, n_kept, guess, reach = _cut(score, score, target, own, guess, reach, TOPK)
+        if W <= SORTED:
+            score, cut, n_kept = _sorted_cut(score, target, own)
+        else:
+            score, cut, n_kept, guess, reach = _cut(score, score, target, own, guess, reach, TOPK)
     else:
         # a NaN anywhere makes the whole softmax NaN, and no comparison with it is true
         scores = tl.where(cols < causal[:, None], scores, -float("inf"))
