@@ -2,7 +2,7 @@
 
 One warp pools one block of one head, a few tokens side by side, and nothing leaves its registers: many such programs on an SM
 keep memory busy. Each reads RoPE's tables for itself, from L2, where the programs of the other heads of its block find them
-too. Measured on an H100 (32 query heads of 128, 131,072 tokens): 0.41 ms for 1.07 GB, against 0.63 ms where a program pools
+too; in `_pool_pair` a program takes two heads of queries with one reading of the tables. Measured on an H100 before that (32 query heads of 128, 131,072 tokens): 0.41 ms for 1.07 GB, against 0.63 ms where a program pools
 eight heads one after another.
 """
 
@@ -53,12 +53,10 @@ def _store(Line, total, top, low, d, inside, step, tokens, undo, MEAN: tl.conste
 
 
 @triton.jit
-def _turn_back(X, Cos, Sin, x_at, cos_at, sin_at, inside, HALF: tl.constexpr, MASKED: tl.constexpr):
+def _turn_back(at, cos, sin, inside, HALF: tl.constexpr, MASKED: tl.constexpr):
     """Return both halves of tokens with RoPE undone, but for its scaling."""
-    one = _load(X + x_at, inside, MASKED)
-    two = _load(X + HALF + x_at, inside, MASKED)
-    cos = _load(Cos + cos_at, inside, MASKED)
-    sin = _load(Sin + sin_at, inside, MASKED)
+    one = _load(at, inside, MASKED)
+    two = _load(at + HALF, inside, MASKED)
     return one * cos + two * sin, two * cos - one * sin
 
 
@@ -88,11 +86,13 @@ def _pool_block(
     BLOCK: tl.constexpr,
     TURN: tl.constexpr,
     SPLIT: tl.constexpr,
+    TWO: tl.constexpr,
     MEAN: tl.constexpr,
     MAX: tl.constexpr,
     MIN: tl.constexpr,
 ):
-    """Pool one block of a head h of a row b of X to its line of Out: the part-th of SPLIT parts of its pairs of elements.
+    """Pool one block of a head h of a row b of X to its line of Out: the part-th of SPLIT parts of its pairs of elements. TWO: and
+    that of the next head, which shares what is read of the tables; all its elements rotate.
 
     RoPE's scaling is one number for a whole table, and positive: the block's first token tells it, and what was pooled is
     divided by its square.
@@ -117,6 +117,8 @@ def _pool_block(
     top1 = tl.full([TURN, PAIRS], -float("inf"), tl.float32)
     low1 = tl.full([TURN, PAIRS], float("inf"), tl.float32)
     total2, top2, low2 = total1, top1, low1
+    total4, top4, low4 = total1, top1, low1
+    total5, top5, low5 = total1, top1, low1
     total3 = tl.zeros([TURN, PAD_REST], tl.float32)
     top3 = tl.full([TURN, PAD_REST], -float("inf"), tl.float32)
     low3 = tl.full([TURN, PAD_REST], float("inf"), tl.float32)
@@ -129,11 +131,15 @@ def _pool_block(
     for start in tl.range(0, whole, TURN, loop_unroll_factor=2):
         at = tl.cast(start, tl.int64)
         if HALF > 0:
-            one, two = _turn_back(
-                source + at * sxp, cosines + at * scp, sines + at * ssp, x_at, cos_at, sin_at, half, HALF, MASKED
-            )
+            cos = _load(cosines + at * scp + cos_at, half, MASKED)
+            sin = _load(sines + at * ssp + sin_at, half, MASKED)
+            one, two = _turn_back(source + at * sxp + x_at, cos, sin, half, HALF, MASKED)
             total1, top1, low1 = _gather(one, valid, total1, top1, low1, True, MEAN, MAX, MIN)
             total2, top2, low2 = _gather(two, valid, total2, top2, low2, True, MEAN, MAX, MIN)
+            if TWO:
+                one, two = _turn_back(source + sxh + at * sxp + x_at, cos, sin, half, HALF, MASKED)
+                total4, top4, low4 = _gather(one, valid, total4, top4, low4, True, MEAN, MAX, MIN)
+                total5, top5, low5 = _gather(two, valid, total5, top5, low5, True, MEAN, MAX, MIN)
         if D > 2 * HALF:
             x = _load(source + at * sxp + rest_at, rest, MASKED_REST)
             total3, top3, low3 = _gather(x, valid, total3, top3, low3, True, MEAN, MAX, MIN)
@@ -141,19 +147,15 @@ def _pool_block(
         valid = whole + p < tokens
         at = tl.minimum(whole + p, tokens - 1)
         if HALF > 0:
-            one, two = _turn_back(
-                source,
-                cosines,
-                sines,
-                at * sxp + offs_h[None, :],
-                at * scp + offs_h[None, :],
-                at * ssp + offs_h[None, :],
-                half,
-                HALF,
-                MASKED,
-            )
+            cos = _load(cosines + at * scp + offs_h[None, :], half, MASKED)
+            sin = _load(sines + at * ssp + offs_h[None, :], half, MASKED)
+            one, two = _turn_back(source + at * sxp + offs_h[None, :], cos, sin, half, HALF, MASKED)
             total1, top1, low1 = _gather(one, valid, total1, top1, low1, False, MEAN, MAX, MIN)
             total2, top2, low2 = _gather(two, valid, total2, top2, low2, False, MEAN, MAX, MIN)
+            if TWO:
+                one, two = _turn_back(source + sxh + at * sxp + offs_h[None, :], cos, sin, half, HALF, MASKED)
+                total4, top4, low4 = _gather(one, valid, total4, top4, low4, False, MEAN, MAX, MIN)
+                total5, top5, low5 = _gather(two, valid, total5, top5, low5, False, MEAN, MAX, MIN)
         if D > 2 * HALF:
             x = _load(source + 2 * HALF + at * sxp + offs_r[None, :], rest, MASKED_REST)
             total3, top3, low3 = _gather(x, valid, total3, top3, low3, False, MEAN, MAX, MIN)
@@ -164,6 +166,9 @@ def _pool_block(
         undo = 1.0 / (cos * cos + sin * sin)  # the scaling, squared: 1 where there is none
         _store(line, total1, top1, low1, offs_h, in_half, D, tokens, undo, MEAN, MAX, MIN)
         _store(line + HALF, total2, top2, low2, offs_h, in_half, D, tokens, undo, MEAN, MAX, MIN)
+        if TWO:
+            _store(line + soh, total4, top4, low4, offs_h, in_half, D, tokens, undo, MEAN, MAX, MIN)
+            _store(line + soh + HALF, total5, top5, low5, offs_h, in_half, D, tokens, undo, MEAN, MAX, MIN)
     if D > 2 * HALF:
         _store(line + 2 * HALF, total3, top3, low3, offs_r, in_rest, D, tokens, 1.0, MEAN, MAX, MIN)
 
@@ -200,7 +205,7 @@ def _pool(
     b = tl.program_id(1).to(tl.int64)
     strides = (sxb, sxh, sxp, scp, ssp, sob, soh, soi)
     _pool_block(
-        X, Cos, Sin, Out, *strides, b, h, block, length, 0, D, HALF, PAD_HALF, PAD_REST, BLOCK, TURN, 1, MEAN, MAX, MIN
+        X, Cos, Sin, Out, *strides, b, h, block, length, 0, D, HALF, PAD_HALF, PAD_REST, BLOCK, TURN, 1, False, MEAN, MAX, MIN
     )
 
 
@@ -238,6 +243,7 @@ def _pool_pair(
     BLOCK: tl.constexpr,
     TURN: tl.constexpr,
     K_SPLIT: tl.constexpr,
+    Q_TWO: tl.constexpr,
     Q_MEAN: tl.constexpr,
     Q_MAX: tl.constexpr,
     Q_MIN: tl.constexpr,
@@ -245,8 +251,8 @@ def _pool_pair(
     K_MAX: tl.constexpr,
     K_MIN: tl.constexpr,
 ):
-    """Pool a part of a block of keys in each of the first `k_programs` programs, a block of queries in the others. Cos, Sin: of
-    the keys."""
+    """Pool a part of a block of keys in each of the first `k_programs` programs, a block of queries in the others, with
+    Q_TWO of two heads. Cos, Sin: of the keys."""
     me = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
     if me < k_programs:  # pooled in more ways, they take longest: first
@@ -271,13 +277,15 @@ def _pool_pair(
             BLOCK,
             TURN * K_SPLIT,
             K_SPLIT,
+            False,
             K_MEAN,
             K_MAX,
             K_MIN,
         )
     else:
         own = me - k_programs
-        h = (own % q_heads).to(tl.int64)
+        q_teams = q_heads // 2 if Q_TWO else q_heads
+        h = (own % q_teams).to(tl.int64) * (2 if Q_TWO else 1)
         ahead = (k_length - q_length).to(tl.int64)
         strides = (sqb, sqh, sqp, scp, ssp, sob, soh, soi)
         _pool_block(
@@ -288,7 +296,7 @@ def _pool_pair(
             *strides,
             b,
             h,
-            own // q_heads,
+            own // q_teams,
             q_length,
             0,
             D,
@@ -298,6 +306,7 @@ def _pool_pair(
             BLOCK,
             TURN,
             1,
+            Q_TWO,
             Q_MEAN,
             Q_MAX,
             Q_MIN,
@@ -373,8 +382,11 @@ def pool_pair_triton(
     out_k = torch.empty(batch, k_heads, k_blocks, len(k_how) * dim, dtype=torch.float32, device=q.device)
     cos, sin, half = kernel_tables(cos, sin, unread=out_k)
     split = 2 if dim == 2 * half >= 32 else 1
+    # Heads share what is read of the tables, twice what is read of one head: more than L2 brings where each reads its own
+    two = dim == 2 * half and len(q_how) == 1 and q_heads % 2 == 0
+    q_programs = q_blocks * q_heads // (2 if two else 1)
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        _pool_pair[(k_blocks * k_heads * split + q_blocks * q_heads, batch)](
+        _pool_pair[(k_blocks * k_heads * split + q_programs, batch)](
             q,
             k,
             cos,
@@ -394,6 +406,7 @@ def pool_pair_triton(
             k_blocks * k_heads * split,
             BLOCK=block,
             K_SPLIT=split,
+            Q_TWO=two,
             Q_MEAN=q_places[0],
             Q_MAX=q_places[1],
             Q_MIN=q_places[2],
