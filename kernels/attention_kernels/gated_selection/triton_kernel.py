@@ -6,7 +6,8 @@ others, and selects in whole rows, all in registers. Programs of one head projec
 of 128 that is 3 million multiply-adds of three TF32 products, which takes less than a launch.
 
 Floor at 8k tokens, blocks of 128, 32 heads of 128, an H200: 6.3 MB of weights and 5 MB of pooled vectors are read, 3 µs; the
-products are 0.6 GFLOP, three times. What remains is one program's own time, some 15 µs, as there are fewer programs than SMs.
+products are 0.6 GFLOP, three times. What remains is one program's own time, predicted some
+20 µs: there are about as many programs as SMs.
 """
 
 from __future__ import annotations

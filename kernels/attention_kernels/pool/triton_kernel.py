@@ -2,7 +2,8 @@
 
 One warp pools one block of one head, a few tokens side by side, and nothing leaves its registers: many such programs on an SM
 keep memory busy. Each reads RoPE's tables for itself, from L2, where the programs of the other heads of its block find them
-too; in `_pool_pair` a program takes two heads of queries with one reading of the tables. Measured on an H100 before that (32 query heads of 128, 131,072 tokens): 0.41 ms for 1.07 GB, against 0.63 ms where a program pools
+too; in `_pool_pair` a program takes two heads of queries with one reading of the tables.
+Measured on an H100 before that (32 heads of 128, 131,072 tokens): 0.41 ms for 1.07 GB, against 0.63 ms where a program pools
 eight heads one after another.
 """
 
@@ -91,8 +92,8 @@ def _pool_block(
     MAX: tl.constexpr,
     MIN: tl.constexpr,
 ):
-    """Pool one block of a head h of a row b of X to its line of Out: the part-th of SPLIT parts of its pairs of elements. TWO: and
-    that of the next head, which shares what is read of the tables; all its elements rotate.
+    """Pool one block of a head h of a row b of X to its line of Out: the part-th of SPLIT parts of its pairs of elements. TWO:
+    and that of the next head, which shares what is read of the tables; all its elements rotate.
 
     RoPE's scaling is one number for a whole table, and positive: the block's first token tells it, and what was pooled is
     divided by its square.
@@ -413,6 +414,7 @@ def pool_pair_triton(
             K_MEAN=k_places[0],
             K_MAX=k_places[1],
             K_MIN=k_places[2],
+            maxnreg=128,  # predicted: 16 programs an SM, all at once for 8k tokens
             **_widths(dim, half, q.is_cuda),
         )
     return out_q, out_k
