@@ -238,8 +238,9 @@ def test_full_rows_are_cut_into_parts_that_fill_a_gpu() -> None:
         index = Case(1, 1, 1, length, length, 16, 128, 128, 1).index("cpu", share=0.0).with_last_rows(last)
         return full_row_splits(index, batch * heads, 128, programs)
 
-    assert (splits(8192, 1), splits(8192, 2), splits(32768, 2)) == (4, 2, 2), "128 parts for 132 programs"
-    assert splits(8192, 2, batch=8) == 1 and splits(300, 1, heads=1) == 3, "no part without a block"
+    assert (splits(4096, 1), splits(8192, 1), splits(8192, 2)) == (4, 4, 4), "128 parts for 132 programs; 16 steps a part"
+    assert (splits(32768, 2), splits(1 << 20, 2)) == (16, 64), "parts of 16 steps, and 64 parts at most"
+    assert splits(2048, 2, batch=8) == 1 and splits(300, 1, heads=1) == 3, "no part without a block"
 
 
 @GPU

@@ -1,11 +1,10 @@
 """Block-sparse attention on Hopper GPUs: the host's side of `hopper_kernel`.
 
 Full rows are cut into parts of their keys, which are dealt out among the tiles of all other rows: the work is that of any index
-of their density. What they add is a second launch, which combines the parts (kept in the inputs' type), and what a tile costs
-beside its steps. On an H200 (Llama-3.1-8B's heads, blocks of 128, density 0.1) a step of 128 keys takes 1.7 µs at 650 TFLOP/s
-and a tile about 2.6 µs more (0.125 ms at 8k are 6,656 steps and 2,048 tiles of 132 programs). So one full row of 8k in four
-parts, 96 tiles more, adds 2 µs, and combining them 4: 6 of 235 µs with the selection, 3 %. Two rows of 32k in two parts add 6
-of 1,610 µs, 0.4 %.
+of their density. What they add is a second launch, which combines the parts (kept in the inputs' type), what a tile costs
+beside its steps, and uneven turns: programs take tiles in turns, and one with a long part has no fewer of them. On an H200
+(Llama-3.1-8B's heads, blocks of 128, density 0.1) two full rows of 32k in two parts of 128 steps each took 13.6 % longer than
+none. Dealing out tiles on paper, 1.55 µs a step and 2.6 µs a tile, gives 13.4 %, and in 16 parts 2 %.
 """
 
 from __future__ import annotations
@@ -25,6 +24,10 @@ ROWS = 128
 """Query rows of a tile: q_block × the query heads that are packed into it."""
 HEAD_DIMS = (64, 128, 256)
 BLOCKS = (16, 32, 64, 128)
+LONGEST_PART = 16
+"""Steps of a part of a full row, which is about what other rows take; but for very long rows: of MOST_PARTS parts."""
+MOST_PARTS = 64
+"""Parts of a full row. Each is written in the inputs' type and read once more."""
 NEAR = 32 << 20
 """Bytes of keys and values to work on at a time, of an L2 of 50 MB."""
 
@@ -137,12 +140,14 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, scale: float, co
 
 def full_row_splits(index: BlockIndex, units: int, step: int, programs: int) -> int:
     """Return into how many parts each full row is cut, so that no program works through one alone while others have nothing to
-    do. units: tiles of a row; step: keys that a program takes at a time."""
+    do, and no part is much longer than other rows are. units: tiles of a row; step: keys that a program takes at a time."""
     from attention_kernels.decode.splits import split_count  # imported late: decoding imports this package
 
     shape = (index.q_len, index.k_len, index.q_block, index.k_block)
     blocks = _causal_of_row(*shape, index.listed_rows)  # of the shortest full row: a part has a block at least
-    return split_count(units * index.full_rows, min(blocks, -(-blocks * index.k_block // step)), programs)
+    steps = -(-blocks * index.k_block // step)
+    to_fill = split_count(units * index.full_rows, min(blocks, steps), programs)
+    return max(to_fill, min(MOST_PARTS, -(-steps // LONGEST_PART)))
 
 
 @lru_cache(maxsize=256)
