@@ -18,7 +18,7 @@ from harness.tasks.haystack import haystack_source, load_haystack
 from harness.tasks.ruler.samples import check_words
 from methods.parts.base import Method
 
-STEPS_SETTING = "job.decode_steps"
+STEPS_SETTING, GRAPH_SETTING = "job.decode_steps", "job.decode_graph"
 
 
 def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
@@ -53,8 +53,11 @@ def check_without_model(settings: Settings, task_names: Sequence[str]) -> None:
 
 def check_decoding(settings: Settings, limits: TimingLimits) -> None:
     """Raise UserError for settings of timed decoding where none is timed, and for rounds that leave nothing of a prompt."""
-    if not limits.decode_batches and STEPS_SETTING in settings.given:
-        raise UserError(f"{STEPS_SETTING}={limits.decode_steps} times nothing: job.decode_batches=[1,4] says of which batches")
+    silent = [name for name in (STEPS_SETTING, GRAPH_SETTING) if name in settings.given]
+    if not limits.decode_batches and silent:
+        raise UserError(f"{silent[0]} says how decoding is timed, and none is: say of which batches, job.decode_batches=[1,4]")
+    if limits.decode_graph and limits.decode_batches and settings.device.type != "cuda":
+        raise UserError(f"{GRAPH_SETTING}=true: CUDA graphs need a GPU, and this runs on {settings.device}: leave it out")
     if limits.decode_batches and limits.decode_steps > settings.length - 2:
         raise UserError(
             f"{STEPS_SETTING}={limits.decode_steps}: these and one step before them must leave some of "

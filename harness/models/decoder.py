@@ -113,7 +113,8 @@ class Decoder:
             inputs = StepInputs(q=q, k=k, layer=layer, scale=scale, rope=rope, starts=self._find_starts(key_mask, k))
             state = layers[layer] = _LayerState(method.start(inputs), k.shape[2], k.shape[0], inputs.starts)
         index = method.select(inputs, state.state)
-        self._note_density(k, None if index is None else index.counts[..., 0].float().mean(1) / method.blocks(inputs))
+        if self._record:
+            self._note_density(k, None if index is None else index.counts[..., 0].float().mean(1) / method.blocks(inputs))
         return index, inputs.starts
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, starts: Tensor | None, *, scale: float) -> Tensor:

@@ -58,6 +58,7 @@ def _decoding(times: Times) -> dict[str, Any]:
         "decode_speedup": _by_batch({batch: speed.speedup for batch, speed in times.decode.items()}),
         "decode_peak_mib": _by_batch({batch: speed.peak_mib for batch, speed in times.decode.items()}),
         "decode_failed": _by_batch(times.decode_failed),
+        "decode_timing": _by_batch({batch: speed.timing for batch, speed in times.decode.items()}),
     }
 
 

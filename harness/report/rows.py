@@ -58,12 +58,14 @@ class Origin:
 @dataclass(frozen=True)
 class DecodeSpeed:
     """Tokens a second of one batch, all its sequences together: as the arm decodes, the 10th and the 90th percentile of its
-    rounds, and after the same prefill with dense attention. peak_mib: GPU memory meanwhile, in MiB."""
+    rounds, and after the same prefill with dense attention. peak_mib: GPU memory meanwhile, in MiB. timing: how both were
+    timed, "events" or "graph" (`harness.study.timing_schema.LatencyRecord`)."""
 
     tokens_s: float
     low: float
     high: float
     dense_tokens_s: float
+    timing: str
     peak_mib: float | None = None
 
     @property
@@ -78,7 +80,7 @@ class Times:
     `no_attention_ttft_ms` of one with dense attention and with none. `dense_ms` is of the fastest dense kernel, `density` that
     of the prompt that was timed, `peak_mib` in MiB, `tflops` reached, `attention_layers` how many layers a method chooses in.
     paired: all are of the same rounds (`harness.study.timing_schema.LatencyRecord`). decode: of decoding, by the sequences of a
-    batch; decode_failed: why a batch was not timed; decode_timing: how they were timed."""
+    batch; decode_failed: why a batch was not timed."""
 
     selection_ms: float
     attention_ms: float
@@ -94,7 +96,6 @@ class Times:
     attention_layers: int | None = None
     decode: Mapping[int, DecodeSpeed] = field(default_factory=dict)
     decode_failed: Mapping[int, str] = field(default_factory=dict)
-    decode_timing: str = ""
 
     @property
     def speedup(self) -> float:

@@ -187,7 +187,6 @@ def with_times(row: Row, timing: Record | None) -> Row:
         attention_layers=timing.get("attention_layers"),
         decode=_decode_speeds(timing),
         decode_failed={int(batch): reason for batch, reason in sorted_batches(timing.get("decode_failed", {}))},
-        decode_timing=timing.get("decode_timing", ""),
     )
     return replace(row, times=times, dense_kernel=timing["dense_kernel"], kept_mass=timing.get("kept_mass"))
 
@@ -200,6 +199,7 @@ def _decode_speeds(timing: Record) -> dict[int, DecodeSpeed]:
             timing["decode_tokens_s_low"][batch],
             timing["decode_tokens_s_high"][batch],
             timing["dense_decode_tokens_s"][batch],
+            timing["decode_timing"][batch],
             timing["decode_peak_mib"].get(batch),
         )
         for batch, tokens_s in sorted_batches(timing.get("decode_tokens_s", {}))

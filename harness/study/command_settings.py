@@ -65,7 +65,9 @@ def timed_decoding(timing: Mapping[str, Any]) -> list[str]:
     if timing.get("decode_steps") is None:
         return []
     batches = sorted(int(batch) for batch in {*timing["decode_tokens_s"], *timing["decode_failed"]})
-    return [f"job.decode_batches={text(batches)}", f"job.decode_steps={timing['decode_steps']}"]
+    graph = "graph" in timing["decode_timing"].values()
+    values = {"decode_batches": batches, "decode_steps": timing["decode_steps"], "decode_graph": graph}
+    return [f"job.{name}={text(value)}" for name, value in values.items()]
 
 
 def document_settings(identity: Mapping[str, Any], documents: int) -> list[str]:

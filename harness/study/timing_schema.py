@@ -32,7 +32,7 @@ class LatencyRecord:
     in turns with the arm's own (`beside` it). decode_rounds: milliseconds of each round's steps. decode_peak_mib: GPU memory
     while the arm decodes, weights included. decode_failed: why a batch was not timed. decode_density: kept ÷ all blocks at
     these steps, null for dense decoding; decode_kernels: of attention that ran at them. decode_timing: "events", step by step
-    as Python launches them.
+    as Python launches them, or "graph", replayed as a CUDA graph.
 
     full_row_kernel: the kernel that ran the last rows which keep everything, beside `kernel` or in it; null where there were
     none, and in older records, where `kernel` ran them too. neighbour, notices: as in `CellRecord`.
@@ -87,7 +87,7 @@ class LatencyRecord:
     decode_failed: dict[str, str] = field(default_factory=dict)
     decode_density: SummedShare | None = None
     decode_kernels: list[str] = field(default_factory=list)
-    decode_timing: str = ""
+    decode_timing: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
 

@@ -5,6 +5,9 @@ its own: a batch of the same text reads as many bytes as one of different texts,
 the same columns of the cache. It goes back to the end of the prompt and takes one step without the clock, in which a method
 makes what it keeps of all keys; then the clock runs for `steps` steps. All of them together end where the prompt that was
 given ends: that many tokens of it are not prefilled, and the first of them is the first token that is decoded.
+
+Step by step, a small model waits for Python to launch its kernels, whatever its attention. On a GPU the steps of a round can be
+replayed as one CUDA graph instead (`decode_graph.py`): of both decodings or, where one can't be captured, of neither.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 from harness.core.clock import sync
 from harness.core.device_memory import available_bytes, release_frames
 from harness.core.errors import UserError
+from harness.measure.latency.decode_graph import captured_round
 from harness.measure.latency.timing import Times, peak_mib, take_turns
 from harness.models.batch_cache import BatchCache
 from harness.models.bridge import Bridge
@@ -30,8 +34,8 @@ from methods.parts.base import Method
 
 BASELINE, METHOD = "baseline", "method"
 """The two decodings of a round: densely, and with the method."""
-EVENTS = "events"
-"""How rounds are timed, as a record names it: step by step, as Python launches them."""
+EVENTS, GRAPH = "events", "graph"
+"""How rounds are timed, as a record names it: step by step, as Python launches them, or replayed as a CUDA graph."""
 FIRST_STEP = 1
 """Steps of a round before the clock runs."""
 
@@ -40,10 +44,13 @@ FIRST_STEP = 1
 class BatchTiming:
     """The rounds of one batch. times: milliseconds of `steps` steps of all sequences, of BASELINE and METHOD (none where the
     arm decodes densely). peak_mib: the most GPU memory allocated while the arm decoded them, weights and the keys and values of
-    all sequences included; None on a CPU, which keeps no count."""
+    all sequences included, step by step; None on a CPU, which keeps no count. timing: EVENTS or GRAPH, the same for both;
+    notice: why it is not as asked, "" where it is."""
 
     times: Mapping[str, Times]
     peak_mib: float | None
+    timing: str = EVENTS
+    notice: str = ""
 
     @property
     def own(self) -> Times:
@@ -67,7 +74,11 @@ class DecodeTiming:
     failed: Mapping[int, str] = field(default_factory=dict)
     density: float | None = None
     kernels: tuple[str, ...] = ()
-    timing: str = EVENTS
+
+    @property
+    def notices(self) -> list[str]:
+        """Return a line for each batch that is not timed as was asked for."""
+        return [f"decoding a batch of {batch}: {timing.notice}" for batch, timing in self.batches.items() if timing.notice]
 
     def as_record(self) -> dict[str, Any]:
         """Return the fields of a latency record that hold it (`harness.study.timing_schema.LatencyRecord`)."""
@@ -89,7 +100,7 @@ class DecodeTiming:
             "decode_failed": {str(batch): reason for batch, reason in self.failed.items()},
             "decode_density": self.density,
             "decode_kernels": list(self.kernels),
-            "decode_timing": self.timing,
+            "decode_timing": {batch: timing.timing for batch, timing in batches.items()},
         }
 
 
@@ -108,12 +119,14 @@ def time_decoding(
     repeats: int = 5,
     max_seconds: float = 60.0,
     chunk: int | None = None,
+    graph: bool = False,
 ) -> DecodeTiming:
     """Time greedy decoding after one prompt, of each number of sequences in `batches`, with `decoding` (None: densely alone).
 
-    method: of the prefill, which is not timed; None: dense. Each batch runs `repeats` rounds or as many as max_seconds allow,
-    at least one; on a GPU two more warm up before. A batch that fails costs itself alone: its reason is kept, its memory given
-    back. A failure of the prefill, or of the steps in which the density is measured, is the reason of all batches.
+    method: of the prefill, which is not timed; None: dense. graph: replay the steps of a round as a CUDA graph. Each batch runs
+    `repeats` rounds or as many as max_seconds allow, at least one; on a GPU two more warm up before. A batch that fails costs
+    itself alone: its reason is kept, its memory given back. A failure of the prefill, or of the steps in which the density is
+    measured, is the reason of all batches.
     """
     device = loaded.device
     kernels: dict[str, Any] = {"sparse_kernel": sparse_kernel, "dense_kernel": dense_kernel, "decode_kernel": decode_kernel}
@@ -126,7 +139,9 @@ def time_decoding(
     timed, failed = {}, {}
     for rows in sorted(batches):
         with Attempt() as attempt:
-            timed[rows] = _time_batch(loaded, source, rows, prompt_ids, steps, decoding, kernels, repeats, max_seconds)
+            _check_room(loaded, rows - 1, len(prompt_ids))  # one sequence decodes in the cache that is there
+            rounds = _Rounds(loaded, source if rows == 1 else source.repeated(rows), prompt_ids, steps)
+            timed[rows] = _time_batch(loaded, rounds, decoding, kernels, repeats, max_seconds, graph)
         if attempt.error is not None:
             failed[rows] = attempt.reason
             release_frames(attempt.error, device)
@@ -139,7 +154,7 @@ class _Rounds:
 
     def __init__(self, loaded: LoadedModel, cache: BatchCache, prompt_ids: Sequence[int], steps: int) -> None:
         self.loaded, self.cache, self.steps = loaded, cache, steps
-        self.context = len(prompt_ids) - FIRST_STEP - steps
+        self.columns, self.context = len(prompt_ids), len(prompt_ids) - FIRST_STEP - steps
         shape, device = (cache.rows, 1), loaded.device
         self._first = torch.full(shape, prompt_ids[self.context], dtype=torch.int64, device=device)
         self._position = torch.full(shape, self.context, dtype=torch.int64, device=device)
@@ -210,20 +225,16 @@ def _observed(
 
 def _time_batch(
     loaded: LoadedModel,
-    source: BatchCache,
-    rows: int,
-    prompt_ids: Sequence[int],
-    steps: int,
+    rounds: _Rounds,
     decoding: DecodeMethod | None,
     kernels: Mapping[str, Any],
     repeats: int,
     max_seconds: float,
+    graph: bool,
 ) -> BatchTiming:
-    """Time the rounds of a batch of `rows` sequences, each a copy of the one in `source`."""
-    _check_room(loaded, rows - 1, len(prompt_ids))  # one sequence decodes in the cache that is there
-    own_bytes = 0 if rows == 1 else len(prompt_ids) * _column_bytes(loaded)
-    cache = source if rows == 1 else source.repeated(rows)
-    rounds = _Rounds(loaded, cache, prompt_ids, steps)
+    """Time the rounds of a batch, those of a method of decoding in turns with dense ones."""
+    device, rows = loaded.device, rounds.cache.rows
+    timing, notice = EVENTS, ""
     with Bridge(loaded, None, record=False, decoding=decoding, **kernels) as bridge:
         decoder = bridge.decoder
 
@@ -235,20 +246,32 @@ def _time_batch(
             bridge.decoder = decoder
             rounds.begin()
 
-        functions: dict[str, Callable[[], None]] = {BASELINE: rounds.run}
+        before: dict[str, Callable[[], None]] = {BASELINE: begin_densely}
         if decoding is not None:
-            functions[METHOD] = rounds.run
-        begin()
-        peak = peak_mib(rounds.run, loaded.device)
+            before[METHOD] = begin
+        functions: dict[str, Callable[[], None]] = dict.fromkeys(before, rounds.run)
+        peak = None
+        for prepare in before.values() if device.type == "cuda" else ():
+            prepare()
+            peak = peak_mib(rounds.run, device)  # the arm's own is the last
+        if graph:
+            with Attempt() as attempt:
+                functions = {name: captured_round(loaded.model, first, rounds.run, device) for name, first in before.items()}
+                timing = GRAPH
+            if attempt.error is not None:
+                notice = f"timed step by step, as no CUDA graph could be made of it ({attempt.reason})"
+                release_frames(attempt.error, device)
         times = take_turns(
             functions,
-            loaded.device,
+            device,
             repeats=repeats,
             max_seconds=max_seconds,
-            head_start=False,
-            before={BASELINE: begin_densely, METHOD: begin},
+            head_start=timing == GRAPH,
+            before=before if timing == EVENTS else None,
         )
-    return BatchTiming(times, None if peak is None else peak - own_bytes / 2**20)  # less the cache that was copied
+    if peak is not None and rows > 1:  # the cache that was copied is no part of it
+        peak -= rounds.columns * _column_bytes(loaded) / 2**20
+    return BatchTiming(times, peak, timing, notice)
 
 
 def _column_bytes(loaded: LoadedModel) -> int:

@@ -23,7 +23,7 @@ STEPS = 16
 class TimingLimits:
     """How often a call is timed, and for how many seconds at most; how many layers are timed by themselves (None: all), and
     beside which dense kernels (None: all fast ones that run); of which batches decoding is timed, in rounds of how many
-    steps."""
+    steps, and whether as CUDA graphs."""
 
     repeats: int
     seconds: float
@@ -31,6 +31,7 @@ class TimingLimits:
     dense_kernels: tuple[str, ...] | None = None
     decode_batches: tuple[int, ...] = ()
     decode_steps: int = STEPS
+    decode_graph: bool = False
 
     @property
     def identity(self) -> list[Any]:
@@ -39,7 +40,8 @@ class TimingLimits:
         limits: list[Any] = [self.repeats, self.seconds]
         if self.layers is not None or self.dense_kernels is not None:
             limits += [self.layers, self.dense_kernels]
-        return [*limits, {"decode": [self.decode_batches, self.decode_steps]}] if self.decode_batches else limits
+        decoding = [self.decode_batches, self.decode_steps, self.decode_graph]
+        return [*limits, {"decode": decoding}] if self.decode_batches else limits
 
 
 def timing_limits(
@@ -55,6 +57,7 @@ def timing_limits(
         _dense_kernels(chosen.get("dense_kernels", ALL), dense_kernel),
         _batches(chosen.get("decode_batches", [])),
         checks.whole_number("job.decode_steps", chosen.get("decode_steps", STEPS), 1, MOST),
+        checks.true_or_false("job.decode_graph", chosen.get("decode_graph", False)),
     )
 
 
@@ -79,7 +82,7 @@ def _batches(value: Any) -> tuple[int, ...]:
     numbers = value if isinstance(value, list) else [value]
     whole = all(isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MOST for number in numbers)
     if not whole or len(set(numbers)) < len(numbers):
-        text = f"[{','.join(map(str, numbers))}]" if isinstance(value, list) else str(value)
+        text = f"[{','.join(map(str, numbers))}]" if isinstance(value, list) else "null" if value is None else str(value)
         raise UserError(
             f"job.decode_batches={text}: must be a list of different whole numbers from 1 to {MOST}, such as [1,4,16], or [] "
             "to time no decoding"

@@ -76,7 +76,7 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
             token_density=attention.token_density,
             paired=True,
             neighbour=arm.neighbour,
-            notices=list(arm.notices),
+            notices=[*arm.notices, *decoding.notices],
             full_row_kernel=attention.full_row_kernel,
             **(decoding.as_record() if context.timing.decode_batches else {}),
         )
@@ -115,6 +115,7 @@ def _times(context: RunContext, arm: RunnableArm, prompt: Sequence[int]) -> tupl
         batches=context.timing.decode_batches,
         steps=steps,
         decode_kernel=context.kernels.decode,
+        graph=context.timing.decode_graph,
         **limits,
     )
     return attention, prefill, decoding
