@@ -139,7 +139,7 @@ def check_model_fits(job: Job, settings: Settings) -> None:
         able = ", ".join(f"job={name}" for name, other in JOBS.items() if other.times_alone)
         raise UserError(
             f"job={job.name} needs what a model has learned, and {settings.model['name']} has random weights: it is for times "
-            f"alone (attention, selection, time to first token, memory): {able}"
+            f"alone (attention, selection, time to first token, decoding, memory): {able}"
         )
 
 

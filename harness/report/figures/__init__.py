@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.report.rows import Row
 
 PICTURES = re.compile(
-    r"((ttft(_native)?|pareto|accuracy|lengths|by_task|perplexity)(_\d+)?|blocks_\d+_0\.\d+(_\d+)?|tasks)(_\d+-(prompt|document)s?(-\d+)?)?\.png"
+    r"((ttft(_native)?|decode_speed|pareto|accuracy|lengths|by_task|perplexity)(_\d+)?|blocks_\d+_0\.\d+(_\d+)?|tasks)(_\d+-(prompt|document)s?(-\d+)?)?\.png"
 )
 """The names of pictures that are made of the rows of a study alone."""
 
@@ -21,6 +21,7 @@ def write_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
         accuracy,
         by_block_size,
         by_length,
+        decode_speed,
         dense_by_task,
         methods_by_task,
         pareto,
@@ -28,7 +29,7 @@ def write_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
         ttft,
     )
 
-    pictures = (pareto, accuracy, by_length, by_block_size, dense_by_task, methods_by_task, perplexity, ttft)
+    pictures = (pareto, accuracy, by_length, by_block_size, dense_by_task, methods_by_task, perplexity, ttft, decode_speed)
     paths = [path for picture in pictures for path in picture.write(rows, folder)]
     for old in folder.glob("*.png"):  # of when the rows allowed another: what it compares need not be comparable
         if PICTURES.fullmatch(old.name) and old not in paths:

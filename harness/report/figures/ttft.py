@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -19,12 +19,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from harness.report.density_match import arm_but_numbers, prefill_request
+from harness.report.density_match import arm_but_numbers, judge_densities, prefill_request
 from harness.report.figures import style
 from harness.report.figures.picture_rows import usual_sparsity
 from harness.report.lines import rows_by_line
 from harness.report.notes import left_out_note, off_density
-from harness.report.rows import Row, Times
+from harness.report.row_texts import knobs_text
+from harness.report.rows import Decode, Row, Times
 from harness.study.columns import AVERAGE
 from harness.study.matching import Match
 
@@ -99,15 +100,35 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def timed_points(rows: Iterable[Row]) -> list[Point]:
-    """Return every arm of each device once that was timed beside a prefill without attention."""
+    """Return every arm of each device once that was timed beside a prefill without attention; of arms that differ in nothing
+    but how they decode, the first one."""
     points: dict[tuple[str, str], Point] = {}
-    for row in rows:
+    for row in _prefills(rows):
         times = row.times
         if times is None or row.task not in ("", AVERAGE):
             continue
         if times.dense_ttft_ms and times.no_attention_ttft_ms and times.ttft_ms:
             points.setdefault((row.arm, row.device), Point(row, times, times.dense_ttft_ms, times.no_attention_ttft_ms))
     return list(points.values())
+
+
+def _prefills(rows: Iterable[Row]) -> list[Row]:
+    """Return rows without a method of decoding, which is no part of a prefill, nor of the density that was asked for there:
+    those that decode densely, and of the others each prefill that is not among them, once. Dense attention's is the
+    baseline's."""
+    plain, others = [], {}
+    for row in rows:
+        if row.decode.method is None:
+            plain.append(row)
+        elif row.block_size is not None:
+            others.setdefault(_prefill_of(row), replace(row, decode=Decode(), decode_density=None))
+    known = set(map(_prefill_of, plain))
+    return [*plain, *judge_densities([row for prefill, row in others.items() if prefill not in known])]
+
+
+def _prefill_of(row: Row) -> tuple[object, ...]:
+    """Return what is equal for rows that differ in nothing but how they decode."""
+    return arm_but_numbers(replace(row, decode=Decode())), knobs_text(row.knobs), row.kernels
 
 
 def picture_of(points: Sequence[Point]) -> Picture:
