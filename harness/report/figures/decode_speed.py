@@ -115,7 +115,7 @@ def _lines(points: Sequence[Point]) -> dict[str, list[Point]]:
 def _with_decoding(name: str, rows: Sequence[Row]) -> str:
     """Return the name of a line with its method of decoding, which it has only where the lines of its method differ in it."""
     method = str(rows[0].decode.method)
-    return name if method in name else f"{name}, {method}"
+    return name if method in name.partition(" (")[2] else f"{name}, {method}"
 
 
 def _handle(name: str, line: Sequence[Point], look: style.Look) -> Line2D:
