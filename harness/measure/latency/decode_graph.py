@@ -33,11 +33,12 @@ def captured_round(model: Any, begin: Callable[[], None], run: Callable[[], None
     the steps put tensors of their own in its place: each replay starts from it. A method that changes it in place must come to
     the same when the same keys are taken in once more. Raises what a step raises that waits for the device.
     """
-    pool = torch.cuda.MemPool()
-    with torch.cuda.use_mem_pool(pool, device):
-        begin()
-    graph = torch.cuda.CUDAGraph()
-    # torch leaves the stream of a capture that fails the current one
-    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph):
-        run()
+    with torch.cuda.device(device):
+        pool = torch.cuda.MemPool()
+        with torch.cuda.use_mem_pool(pool):
+            begin()
+        graph = torch.cuda.CUDAGraph()
+        # torch leaves the stream of a capture that fails the current one
+        with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph):
+            run()
     return RoundGraph(graph, pool, rope_tables(model))

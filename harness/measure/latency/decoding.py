@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -128,54 +129,84 @@ def time_decoding(
     itself alone: its reason is kept, its memory given back. A failure of the prefill, or of the steps in which the density is
     measured, is the reason of all batches.
     """
-    device = loaded.device
-    kernels: dict[str, Any] = {"sparse_kernel": sparse_kernel, "dense_kernel": dense_kernel, "decode_kernel": decode_kernel}
+    kernels = {"sparse_kernel": sparse_kernel, "dense_kernel": dense_kernel, "decode_kernel": decode_kernel}
+    work = _Work(loaded, decoding, tuple(prompt_ids), steps, kernels, repeats, max_seconds, graph)
     with Attempt() as attempt:
-        source = _prefilled(loaded, method, prompt_ids, FIRST_STEP + steps, kernels, chunk)
-        density, ran = _observed(_Rounds(loaded, source, prompt_ids, steps), loaded, decoding, kernels)
+        source = _prefilled(work, method, chunk)
+        density, ran = _observed(work, source)
     if attempt.error is not None:
-        release_frames(attempt.error, device)
+        release_frames(attempt.error, loaded.device)
         return DecodeTiming(steps, failed=dict.fromkeys(sorted(batches), attempt.reason))
     timed, failed = {}, {}
     for rows in sorted(batches):
         with Attempt() as attempt:
-            _check_room(loaded, rows - 1, len(prompt_ids))  # one sequence decodes in the cache that is there
-            rounds = _Rounds(loaded, source if rows == 1 else source.repeated(rows), prompt_ids, steps)
-            timed[rows] = _time_batch(loaded, rounds, decoding, kernels, repeats, max_seconds, graph)
+            timed[rows] = _time_batch(work, source, rows)
         if attempt.error is not None:
             failed[rows] = attempt.reason
-            release_frames(attempt.error, device)
+            release_frames(attempt.error, loaded.device)
     return DecodeTiming(steps, timed, failed, density, ran)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all batches have in common: see `time_decoding`. kernels: by the names that a Bridge has for them."""
+
+    loaded: LoadedModel
+    decoding: DecodeMethod | None
+    prompt_ids: Sequence[int]
+    steps: int
+    kernels: Mapping[str, Any]
+    repeats: int
+    max_seconds: float
+    graph: bool
+
+    @property
+    def columns(self) -> int:
+        """Return the tokens in the cache at the end of a round: those of the prompt that was given."""
+        return len(self.prompt_ids)
+
+    @property
+    def context(self) -> int:
+        """Return how many of them are prefilled."""
+        return self.columns - FIRST_STEP - self.steps
+
+    @property
+    def column_bytes(self) -> int:
+        """Return the bytes that the keys and values of one token take."""
+        return column_bytes(self.loaded.layer_shapes, self.loaded.dtype.itemsize)
+
+    def bridge(self, *, record: bool) -> Bridge:
+        """Return a bridge that decodes with the method of decoding, and prefills nothing."""
+        return Bridge(self.loaded, None, record=record, decoding=self.decoding, **self.kernels)
 
 
 class _Rounds:
     """Rounds of decoding in one cache: `begin` goes back to the end of the prompt and takes the first step, `run` takes those
-    that are timed. prompt_ids: what was prefilled, and more: the token after that is the first one decoded."""
+    that are timed."""
 
-    def __init__(self, loaded: LoadedModel, cache: BatchCache, prompt_ids: Sequence[int], steps: int) -> None:
-        self.loaded, self.cache, self.steps = loaded, cache, steps
-        self.columns, self.context = len(prompt_ids), len(prompt_ids) - FIRST_STEP - steps
-        shape, device = (cache.rows, 1), loaded.device
-        self._first = torch.full(shape, prompt_ids[self.context], dtype=torch.int64, device=device)
-        self._position = torch.full(shape, self.context, dtype=torch.int64, device=device)
+    def __init__(self, work: _Work, cache: BatchCache) -> None:
+        self.work, self.cache = work, cache
+        shape, device = (cache.rows, 1), work.loaded.device
+        self._first = torch.full(shape, work.prompt_ids[work.context], dtype=torch.int64, device=device)
+        self._position = torch.full(shape, work.context, dtype=torch.int64, device=device)
         self._token = self._first
 
     def begin(self) -> None:
         """Go back to the end of the prompt, and take the first step from there. Waits for the device."""
         self.cache.decode()
-        self.cache.crop(self.context)
+        self.cache.crop(self.work.context)
         self._token = self._first
         self._step(0)
-        sync(self.loaded.device)
+        sync(self.work.loaded.device)
 
     def run(self) -> None:
         """Take the steps that follow."""
-        for step in range(FIRST_STEP, FIRST_STEP + self.steps):
+        for step in range(FIRST_STEP, FIRST_STEP + self.work.steps):
             self._step(step)
 
     def _step(self, step: int) -> None:
         """Decode one token of every sequence: the most likely one is the next that is given."""
-        output = self.loaded.model(
+        output = self.work.loaded.model(
             input_ids=self._token,
             position_ids=self._position + step,
             past_key_values=self.cache,
@@ -185,57 +216,43 @@ class _Rounds:
         self._token = output.logits.argmax(-1)
 
 
-def _prefilled(
-    loaded: LoadedModel,
-    method: Method | None,
-    prompt_ids: Sequence[int],
-    to_decode: int,
-    kernels: Mapping[str, Any],
-    chunk: int | None,
-) -> BatchCache:
+def _prefilled(work: _Work, method: Method | None, chunk: int | None) -> BatchCache:
     """Return a cache of one sequence, with a prompt in it but for the tokens that will be decoded, and room for those. Raises
     UserError where nothing would be left of the prompt."""
-    context = len(prompt_ids) - to_decode
-    if context < 1:
+    if work.context < 1:
         raise UserError(
-            f"a prompt of {len(prompt_ids)} tokens: it must have more than the {to_decode} that are decoded (job.decode_steps)"
+            f"a prompt of {work.columns} tokens: it must have more than the {FIRST_STEP + work.steps} that are decoded "
+            "(job.decode_steps)"
         )
-    ids = torch.tensor([list(prompt_ids[:context])], dtype=torch.int64, device=loaded.device)
-    _check_room(loaded, 1, len(prompt_ids))
-    cache = BatchCache(loaded.layers, rows=1, prompt=context, columns=len(prompt_ids))
-    with Bridge(loaded, method, record=False, **kernels) as bridge:
-        prefill_row(loaded, ids, cache, None if chunk is None else Chunks(chunk, bridge.chunked))
+    _check_room(work, 1)
+    ids = torch.tensor([work.prompt_ids[: work.context]], dtype=torch.int64, device=work.loaded.device)
+    cache = BatchCache(work.loaded.layers, rows=1, prompt=work.context, columns=work.columns)
+    with Bridge(work.loaded, method, record=False, **work.kernels) as bridge:
+        prefill_row(work.loaded, ids, cache, None if chunk is None else Chunks(chunk, bridge.chunked))
     return cache
 
 
-def _observed(
-    rounds: _Rounds, loaded: LoadedModel, decoding: DecodeMethod | None, kernels: Mapping[str, Any]
-) -> tuple[float | None, tuple[str, ...]]:
+def _observed(work: _Work, source: BatchCache) -> tuple[float | None, tuple[str, ...]]:
     """Decode one round by itself, as what is noted costs time. Returns the density of the steps that are timed later (None for
     dense decoding), and the kernels that ran."""
-    with Bridge(loaded, None, decoding=decoding, **kernels) as bridge:
+    rounds = _Rounds(work, source)
+    with work.bridge(record=True) as bridge:
         rounds.begin()
         rounds.run()
         ran = tuple(sorted(bridge.decode_kernels))
         if bridge.decoder is None:
             return None, ran
         densities = [row for step in bridge.decoder.take_densities()[FIRST_STEP:] for row in step]
-    return (sum(densities) / len(densities) if densities else None), ran
+    return (fmean(densities) if densities else None), ran
 
 
-def _time_batch(
-    loaded: LoadedModel,
-    rounds: _Rounds,
-    decoding: DecodeMethod | None,
-    kernels: Mapping[str, Any],
-    repeats: int,
-    max_seconds: float,
-    graph: bool,
-) -> BatchTiming:
-    """Time the rounds of a batch, those of a method of decoding in turns with dense ones."""
-    device, rows = loaded.device, rounds.cache.rows
-    timing, notice = EVENTS, ""
-    with Bridge(loaded, None, record=False, decoding=decoding, **kernels) as bridge:
+def _time_batch(work: _Work, source: BatchCache, rows: int) -> BatchTiming:
+    """Time the rounds of a batch of `rows` sequences, each a copy of the one in `source`; those of a method of decoding take
+    turns with dense ones."""
+    device, timing, notice = work.loaded.device, EVENTS, ""
+    _check_room(work, rows - 1)  # one sequence decodes in the cache that is there
+    rounds = _Rounds(work, source if rows == 1 else source.repeated(rows))
+    with work.bridge(record=False) as bridge:
         decoder = bridge.decoder
 
         def begin_densely() -> None:
@@ -247,16 +264,18 @@ def _time_batch(
             rounds.begin()
 
         before: dict[str, Callable[[], None]] = {BASELINE: begin_densely}
-        if decoding is not None:
+        if decoder is not None:
             before[METHOD] = begin
         functions: dict[str, Callable[[], None]] = dict.fromkeys(before, rounds.run)
         peak = None
         for prepare in before.values() if device.type == "cuda" else ():
             prepare()
             peak = peak_mib(rounds.run, device)  # the arm's own is the last
-        if graph:
+        if work.graph:
             with Attempt() as attempt:
-                functions = {name: captured_round(loaded.model, first, rounds.run, device) for name, first in before.items()}
+                functions = {
+                    name: captured_round(work.loaded.model, first, rounds.run, device) for name, first in before.items()
+                }
                 timing = GRAPH
             if attempt.error is not None:
                 notice = f"timed step by step, as no CUDA graph could be made of it ({attempt.reason})"
@@ -264,27 +283,22 @@ def _time_batch(
         times = take_turns(
             functions,
             device,
-            repeats=repeats,
-            max_seconds=max_seconds,
+            repeats=work.repeats,
+            max_seconds=work.max_seconds,
             head_start=timing == GRAPH,
             before=before if timing == EVENTS else None,
         )
     if peak is not None and rows > 1:  # the cache that was copied is no part of it
-        peak -= rounds.columns * _column_bytes(loaded) / 2**20
+        peak -= work.columns * work.column_bytes / 2**20
     return BatchTiming(times, peak, timing, notice)
 
 
-def _column_bytes(loaded: LoadedModel) -> int:
-    """Return the bytes that the keys and values of one token take."""
-    return column_bytes(loaded.layer_shapes, loaded.dtype.itemsize)
-
-
-def _check_room(loaded: LoadedModel, rows: int, columns: int) -> None:
+def _check_room(work: _Work, rows: int) -> None:
     """Raise UserError where the keys and values of so many sequences don't fit into what is free: a CPU would swap, or end the
     process."""
-    needed, free = rows * columns * _column_bytes(loaded), available_bytes(loaded.device)
+    needed, free = rows * work.columns * work.column_bytes, available_bytes(work.loaded.device)
     if free is not None and needed > free:
         raise UserError(
-            f"out of memory: keys and values of {rows} more sequences of {columns} tokens take {needed / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free"
+            f"out of memory: keys and values of {rows} more sequences of {work.columns} tokens take {needed / 2**30:.1f} GiB, "
+            f"and {free / 2**30:.1f} GiB are free"
         )

@@ -62,22 +62,26 @@ def test_rounds_decode_all_sequences_at_the_same_columns(monkeypatch: pytest.Mon
     assert not attached
 
 
+def _work(method: DecodeMethod | None) -> Any:
+    """Rounds of three timed steps at the end of PROMPT."""
+    return decoding_module._Work(shared("llama"), method, PROMPT, 3, {}, 1, 1.0, False)
+
+
 def test_a_batch_decodes_what_its_sequences_do_alone() -> None:
     """Each sequence of a batch gives the tokens that the one it was copied from gives, densely and by a method."""
-    loaded = shared("llama")
 
     def decoded(cache: BatchCache, method: DecodeMethod | None) -> torch.Tensor:
-        rounds = decoding_module._Rounds(loaded, cache, PROMPT, 3)
-        with torch.inference_mode(), Bridge(loaded, None, decoding=method):
+        work = _work(method)
+        rounds = decoding_module._Rounds(work, cache)
+        with torch.inference_mode(), work.bridge(record=False):
             for _ in range(2):
                 rounds.begin()
                 rounds.run()
                 assert cache.get_seq_length() == len(PROMPT)
         return rounds._token
 
-    kernels = {"sparse_kernel": "auto", "dense_kernel": "auto", "decode_kernel": "auto"}
     with torch.inference_mode():
-        source = decoding_module._prefilled(loaded, None, PROMPT, 4, kernels, 32)
+        source = decoding_module._prefilled(_work(None), None, 32)
         copies = source.repeated(3)
     assert copies.layers[0].keys.shape[0] == 3 and copies.layers[0].keys[2].data_ptr() != source.layers[0].keys.data_ptr()
     for method in (None, quest()):
