@@ -116,7 +116,8 @@ def _prefills(rows: Iterable[Row]) -> list[Row]:
     """Return rows without a method of decoding, which is no part of a prefill, nor of the density that was asked for there:
     those that decode densely, and of the others each prefill that is not among them, once. Dense attention's is the
     baseline's."""
-    plain, others = [], {}
+    plain: list[Row] = []
+    others: dict[tuple[object, ...], Row] = {}
     for row in rows:
         if row.decode.method is None:
             plain.append(row)
