@@ -83,8 +83,18 @@ def arm_but_numbers(row: Row) -> tuple[Any, ...]:
 
 def _match(row: Row) -> Match | None:
     """Return the worse of the verdicts at prefill and at decode."""
-    prefill = match_of(row.sparsity, row.density, neighbour=row.neighbour) if prefill_request(row) is not None else None
-    return max(prefill, match_of(_decode_sparsity(row), row.decode_density), key=SEVERITY.index)
+    return max(prefill_match(row), decode_match(row), key=SEVERITY.index)
+
+
+def prefill_match(row: Row) -> Match | None:
+    """Return the verdict on the density at prefill, None where none was asked for. A row that is `nearest` need not have a
+    neighbour (`judge_densities`)."""
+    return match_of(row.sparsity, row.density, neighbour=row.neighbour) if prefill_request(row) is not None else None
+
+
+def decode_match(row: Row) -> Match | None:
+    """Return the verdict on the density at decode, None where none was asked for."""
+    return match_of(_decode_sparsity(row), row.decode_density)
 
 
 def _decode_sparsity(row: Row) -> float | None:

@@ -17,7 +17,7 @@ from harness.report.rows import Row
 from harness.report.significance import MARGIN
 from harness.report.terminal import formats
 from harness.report.terminal.decode_table import show_decoding
-from harness.report.terminal.match_marks import explain_marks, marked_density
+from harness.report.terminal.match_marks import explain_marks, marked_decode_density, marked_density
 from harness.report.terminal.perplexity_table import show_perplexities
 from harness.study.columns import AVERAGE, PERPLEXITY
 from harness.study.schema import Status
@@ -160,7 +160,7 @@ def _cells(row: Row, *, with_count: bool) -> tuple[str | Text, ...]:
         formats.tokens(row.length),
         str(row.tasks) if with_count and row.tasks is not None else "",
         marked_density(row),
-        formats.number(row.decode_density, ".3f"),
+        marked_decode_density(row),
         _accuracy(row),
         _difference(row),
         formats.p_value(row.p_holm),

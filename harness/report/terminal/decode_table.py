@@ -11,6 +11,7 @@ from harness.report.lines import line_names
 from harness.report.row_texts import FULL
 from harness.report.rows import Row
 from harness.report.terminal import formats
+from harness.report.terminal.match_marks import marked_decode_density
 
 NOTES = (
     "of all sequences of a batch together; × dense: how many times as fast as dense",
@@ -32,8 +33,8 @@ def show_decoding(console: Console, rows: Sequence[Row]) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in timed:
         cells = [_speed(row, batch) for batch in batches]
-        density = formats.number(row.decode_density, ".3f")
-        table.add_row(names[id(row)], row.decode.method or FULL, formats.tokens(row.length), density, *cells)
+        length, density = formats.tokens(row.length), marked_decode_density(row)
+        table.add_row(names[id(row)], row.decode.method or FULL, length, density, *cells)
     console.print(table)
     for note in NOTES:
         console.print(note, style="dim", highlight=False, soft_wrap=True)

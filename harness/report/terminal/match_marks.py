@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
+from harness.report.density_match import decode_match, prefill_match
 from harness.report.rows import Row
 from harness.report.terminal import formats
 from harness.study.matching import TOLERANCE, Match
@@ -20,8 +21,15 @@ MEANINGS = {
 
 
 def marked_density(row: Row) -> str:
-    """Return the measured density, marked where it is not the one asked for."""
-    return formats.number(row.density, ".3f") + (MARKS.get(row.match, "") if row.match is not None else "")
+    """Return the measured density at prefill, marked where it is not the one asked for."""
+    off = row.match is not None and prefill_match(row) not in (None, Match.MATCHED)
+    return formats.number(row.density, ".3f") + (MARKS.get(row.match, "") if row.match is not None and off else "")
+
+
+def marked_decode_density(row: Row) -> str:
+    """Return the measured density at decode, marked where it is not the one asked for."""
+    match = decode_match(row)
+    return formats.number(row.decode_density, ".3f") + ("" if match is None else MARKS.get(match, ""))
 
 
 def explain_marks(console: Console, rows: Iterable[Row]) -> None:

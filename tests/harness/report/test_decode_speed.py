@@ -15,6 +15,7 @@ from harness.report.figures import PICTURES, decode_speed, ttft
 from harness.report.leaderboard_csv import row_columns
 from harness.report.rows import Decode, DecodeSpeed, Row
 from harness.report.terminal.decode_table import show_decoding
+from harness.report.terminal.match_marks import marked_density
 from tests.harness.report.support import TIMES, make_row
 
 
@@ -83,9 +84,10 @@ def test_the_table_and_the_columns() -> None:
     text = io.StringIO()
     show_decoding(Console(file=text, width=80), rows())
     lines = [line.split() for line in text.getvalue().splitlines()]
-    assert ["sieve", "(gate)", "gate", "4k", "0.400", "100", "2.00×", "1,200", "1.50×", "✗"] in lines
+    assert ["sieve", "(gate)", "gate", "4k", "0.400≠", "100", "2.00×", "1,200", "1.50×", "✗"] in lines
     assert ["full", "(full)", "full", "4k", "100", "1,200", "✗"] in lines
     assert all(len(line) <= 80 for line in text.getvalue().splitlines())
+    assert [marked_density(row) for row in rows()[-2:]] == ["0.100", "0.100"], "of the prefill, which is as asked"
     columns = row_columns(rows()[-1])
     assert columns["decode_tokens_s"] == "1=100;16=1200" and columns["dense_decode_tokens_s"] == "1=50;16=800"
     assert (columns["decode_speedup"], columns["decode_peak_mib"]) == ("1=2;16=1.5", "1=10;16=10")
