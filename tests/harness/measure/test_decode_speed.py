@@ -18,11 +18,12 @@ from harness.models.attention_interface import attached
 from harness.models.batch_cache import BatchCache
 from harness.models.bridge import Bridge
 from harness.models.decoder import Decoder
+from harness.models.loading import wrap_model
 from methods import decode
 from methods.decode.parts.base import DecodeMethod
 from tests.harness.measure.study_files import board, lines
 from tests.harness.settings import tiny_shape
-from tests.harness.tiny import Fixed, shared, tokens
+from tests.harness.tiny import Fixed, build, shared, tokens
 
 Command = Callable[..., int]
 PROMPT = tokens(100).tolist()
@@ -136,6 +137,49 @@ def test_both_are_replayed_as_graphs_or_neither(monkeypatch: pytest.MonkeyPatch)
     assert timing.batches[2].timing == "events" and set(timing.batches[2].times) == {BASELINE, METHOD}
     (notice,) = timing.notices
     assert notice.startswith("decoding a batch of 2: timed step by step, as no CUDA graph could be made of it (RuntimeError:")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", [None, "quest", "streaming"])
+def test_a_graph_decodes_what_python_does(method: str | None) -> None:
+    """Replayed again and again, the steps of a round write the keys that they write one by one, and leave the stream alone."""
+    device = torch.device("cuda")
+    loaded = wrap_model(build("llama"), None, name="llama", device=device, dtype=torch.float32)
+    decoder = None if method is None else decode.build(method, budget=48, dense_layers=0)
+    work = decoding_module._Work(loaded, decoder, PROMPT, 20, {}, 2, 60.0, True)
+    stream = torch.cuda.current_stream(device)
+    with torch.inference_mode():
+        cache = decoding_module._prefilled(work, None, None).repeated(3)
+        rounds = decoding_module._Rounds(work, cache)
+        with work.bridge(record=False):
+            rounds.begin()
+            rounds.run()
+            keys = [layer.keys.clone() for layer in cache.layers]
+            replay = decoding_module.captured_round(loaded.model, rounds.begin, rounds.run, device)
+            for layer in cache.layers:
+                layer.keys[:, :, work.context + 1 :] = 0
+            for _ in range(3):
+                replay()
+        assert torch.cuda.current_stream(device) == stream
+    for layer, expected in zip(cache.layers, keys, strict=True):
+        torch.testing.assert_close(layer.keys, expected)
+    timing = time_decoding(loaded, None, decoder, PROMPT, batches=(1, 3), steps=4, repeats=2, graph=True)
+    assert not timing.failed and timing.notices == []
+    assert all(batch.timing == "graph" and batch.peak_mib is not None for batch in timing.batches.values())
+
+
+@pytest.mark.gpu
+def test_a_step_that_waits_is_timed_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = wrap_model(build("llama"), None, name="llama", device=torch.device("cuda"), dtype=torch.float32)
+    select = Decoder.select
+
+    def waiting(self: Decoder, layer: int, q: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        assert float(q.abs().max()) >= 0
+        return select(self, layer, q, *args, **kwargs)
+
+    monkeypatch.setattr(Decoder, "select", waiting)
+    timing = time_decoding(loaded, None, quest(), PROMPT, batches=(2,), steps=2, repeats=2, graph=True)
+    assert timing.batches[2].timing == "events" and len(timing.notices) == 1
 
 
 def test_rows(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
