@@ -4,12 +4,12 @@ knobs of swept methods, lists for groups."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from hydra.conf import HydraConf
 
 from harness.core import checks
-from harness.core.conf_files import groups
+from harness.core.conf_files import MAIN, groups, setting_names
 from harness.core.errors import UserError, did_you_mean
 from harness.core.task_settings import as_given, in_files
 from harness.jobs.flags import flags_first
@@ -23,7 +23,7 @@ NO_NAME = r"[-+]?[\d.]+(e[-+]?\d+)?|true|false"
 
 def prepare(arguments: Sequence[str]) -> list[str]:
     """Return the arguments as Hydra is to read them. Raises UserError for a choice of a group that Hydra would misread."""
-    arguments = task_settings(tasks_as_values(flags_first(arguments)))
+    arguments = job_settings(task_settings(tasks_as_values(flags_first(arguments))))
     check_choices(arguments)
     check_studies(arguments)
     return knobs_as_sweeps(arguments)
@@ -42,6 +42,29 @@ def task_settings(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with `task.NAME=V` as the section of conf/ has it that is beside `task`, a value; +, which would add
     it, is left out."""
     return [in_files(argument.lstrip("+")) if _name(argument).startswith("task.") else argument for argument in arguments]
+
+
+def job_settings(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with a setting of the job, written without its `job.`, as Hydra takes it: `max_loss=2`. A name that
+    conf/ has too stays what it is there. Only a group that has no such choice is the job's: `method=gone`, of recorded rows."""
+    jobs = [argument.partition("=")[2] for argument in arguments if _name(argument) == "job"]
+    if not jobs or jobs[-1] not in groups()["job"]:
+        return list(arguments)
+    of_job, of_all = set(setting_names("job", jobs[-1])) - {"name"}, set(setting_names("", MAIN))
+    return [_of_job(argument) if _is_of_job(argument, of_job, of_all) else argument for argument in arguments]
+
+
+def _is_of_job(argument: str, of_job: Set[str], of_all: Set[str]) -> bool:
+    """Return whether an argument sets what only the job has a place for."""
+    name, value = _name(argument), argument.partition("=")[2]
+    if name not in of_job or name in of_all:
+        return False
+    plain = bool(value) and not set(value) & set(",()[]{}$")
+    return name not in groups() or (plain and value != "null" and value not in groups()[name])
+
+
+def _of_job(argument: str) -> str:
+    return f"job.{argument.lstrip('+')}"
 
 
 def check_choices(arguments: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ def run_job(cfg: DictConfig, command: CommandState) -> int:
     check_chunks_fit(job, settings.prefill_chunk)
     unread_names = unread(job, command.given, by_shape=settings.by_shape)
     settings = replace(settings, tasks=tuple(expand_tasks(settings.tasks)))
-    if job.does is not Does.TRAINS:  # those have folders of their own
+    if job.does is not Does.TRAINS and job.writes_study:  # those have folders of their own
         check_output(f"results={settings.results} study={settings.study}", settings.folder, "records")
     if job.does is not Does.READS:
         if job.loads_model and not settings.by_shape:

@@ -34,7 +34,7 @@ class Job:
     failed. `takes_question` says whether the job asks the questions of prompts, or reads what such a job recorded.
     `whole_study` says that it compares all records of a study, of which a setting that it does not read would seem to choose,
     and `loads_model` whether it always loads the model of the settings, where it measures or trains. `times_alone` says that it
-    measures what a model of random weights has too.
+    measures what a model of random weights has too, `writes_study` that it writes into the folder of the study.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Job:
     whole_study: bool = False
     loads_model: bool = True
     times_alone: bool = False
+    writes_study: bool = True
 
     def load(self) -> Callable[..., Any]:
         """Import the job's module and return its function."""
@@ -95,6 +96,15 @@ _ROWS = (
     Job("report", Does.READS, "harness.jobs.report:run", ("margin",), takes_question=True),
     Job("compare", Does.READS, "harness.jobs.compare:run", ("method",), takes_question=True, whole_study=True),
     Job("power", Does.READS, "harness.jobs.power:run", (), takes_question=True, whole_study=True),
+    Job(
+        "choose",
+        Does.READS,
+        "harness.jobs.choose:run",
+        ("model", "length", _CHUNKS),
+        takes_question=True,
+        whole_study=True,
+        writes_study=False,
+    ),
     Job("archive", Does.READS, "harness.jobs.archive:run", ("margin",), takes_question=True),
     Job(
         "pretrain",

@@ -50,7 +50,12 @@ def leaderboard_rows(store: Store, margin: float = significance.MARGIN) -> list[
     margin: the accuracy that a method may lose and still be called non-inferior to dense. Raises RecordError for corrupt
     records.
     """
-    records = read_study(store)
+    return rows_of(read_study(store), margin)
+
+
+def rows_of(records: StudyRecords, margin: float = significance.MARGIN) -> list[Row]:
+    """Return all rows of what was read of a study, sorted as `leaderboard_rows` has them. Of some of its lengths or models they
+    are the same as among all: nothing is compared across those."""
     rows = [*_accuracy_rows(records), *perplexity_rows(records), *_rows_without_cells(records)]
     rows = significance.judge(with_matches([_with_mass(row, records) for row in rows]), margin)
     baselines = {row.method for row in rows if row.is_baseline}

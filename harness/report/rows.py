@@ -79,8 +79,9 @@ class Times:
     """Times of an arm: milliseconds per attention layer call, `ttft_ms` of a whole prefill, `dense_ttft_ms` and
     `no_attention_ttft_ms` of one with dense attention and with none. `dense_ms` is of the fastest dense kernel, `density` that
     of the prompt that was timed, `peak_mib` in MiB, `tflops` reached, `attention_layers` how many layers a method chooses in.
-    paired: all are of the same rounds (`harness.study.timing_schema.LatencyRecord`). decode: of decoding, by the sequences of a
-    batch; decode_failed: why a batch was not timed."""
+    `_low` and `_high` are 10th and 90th percentiles. paired: all are of the same rounds
+    (`harness.study.timing_schema.LatencyRecord`). decode: of decoding, by the sequences of a batch; decode_failed: why a batch
+    was not timed."""
 
     selection_ms: float
     attention_ms: float
@@ -96,6 +97,10 @@ class Times:
     attention_layers: int | None = None
     decode: Mapping[int, DecodeSpeed] = field(default_factory=dict)
     decode_failed: Mapping[int, str] = field(default_factory=dict)
+    total_low: float | None = None
+    total_high: float | None = None
+    ttft_low: float | None = None
+    ttft_high: float | None = None
 
     @property
     def speedup(self) -> float:

@@ -187,6 +187,10 @@ def with_times(row: Row, timing: Record | None) -> Row:
         attention_layers=timing.get("attention_layers"),
         decode=_decode_speeds(timing),
         decode_failed={int(batch): reason for batch, reason in sorted_batches(timing.get("decode_failed", {}))},
+        total_low=timing["total_low"],
+        total_high=timing["total_high"],
+        ttft_low=timing["ttft_low"],
+        ttft_high=timing["ttft_high"],
     )
     return replace(row, times=times, dense_kernel=timing["dense_kernel"], kept_mass=timing.get("kept_mass"))
 

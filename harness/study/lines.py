@@ -169,4 +169,7 @@ def _is_shallow(value: Any, levels: int) -> bool:
         return True
     if levels == 0:
         return False
-    return all(_is_shallow(part, levels - 1) for part in (value.values() if isinstance(value, dict) else value))
+    for part in value.values() if isinstance(value, dict) else value:  # most are neither: no call for those
+        if isinstance(part, dict | list) and not _is_shallow(part, levels - 1):
+            return False
+    return True

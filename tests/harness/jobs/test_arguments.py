@@ -84,3 +84,21 @@ def test_the_study_of_an_experiment_is_called_after_any_model() -> None:
     arguments = ("experiment=pareto", "model=hf", "sparsity=0.5", "method=block_topk")
     assert composed(*arguments, "model.path=Qwen/Qwen3-0.6B").study == "pareto_Qwen-Qwen3-0.6B"
     assert composed(*arguments, "model.path=/tmp/a", "model.name=/a/@b").study == "pareto_a-b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["job=choose", "max_loss=2", "by=ttft", "length=8"], ["job=choose", "job.max_loss=2", "job.by=ttft", "length=8"]),
+        (["max_loss=1,2", "-m", "job=choose"], ["-m", "job.max_loss=1,2", "job=choose"]),
+        (["job=choose", "model=Coder"], ["job=choose", "job.model=Coder"]),
+        (["job=choose", "model=bundled"], ["job=choose", "model=bundled"]),
+        (["job=pretrain", "length=8", "dtype=float32"], ["job=pretrain", "length=8", "dtype=float32"]),
+        (["job=evaluate", "max_loss=2"], ["job=evaluate", "max_loss=2"]),
+        (["max_loss=2"], ["max_loss=2"]),
+        (["job=none", "to=seer"], ["job=none", "to=seer"]),
+        (["job=compare", "to=seer", "job.to=moba"], ["job=compare", "job.to=seer", "job.to=moba"]),
+    ],
+)
+def test_settings_of_the_job_need_no_prefix(arguments: list[str], expected: list[str]) -> None:
+    assert prepare(arguments) == expected
