@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+from harness.core.errors import UserError
 from harness.core.settings import Settings
 from harness.jobs.command_state import CommandState
 from harness.jobs.studies import OpenStudy
-from harness.report.compare import comparisons, write_pairs
+from harness.report.compare import Comparisons, comparisons, write_pairs
+from harness.report.csv_file import read_csv
 from harness.report.figures import compare as figure
 from harness.report.terminal.comparison_table import show_pairs
+from harness.study.store import Store
 
 LONGEST_NAME = 80
 """Letters that a line has in the names of files."""
@@ -20,9 +24,34 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     or where the line isn't among them, or alone."""
     study.check_has_records(settings)
     compared = comparisons(study.store, str(settings.options["to"] or settings.method))
-    pairs = compared.pairs
-    show_pairs(command.console, pairs, compared.left_out)
-    name = re.sub(r"[^a-z0-9]+", "-", pairs[0].beside.lower()).strip("-")[:LONGEST_NAME] or "line"
-    path = write_pairs(study.store.folder / f"compare_{name}.csv", pairs)
-    command.print_written([path, *figure.write(pairs, study.store.folder, name, compared.left_out)])
+    show_pairs(command.console, compared.pairs, compared.left_out)
+    command.print_written(write(compared, study.store.folder))
     return 0
+
+
+def write(compared: Comparisons, folder: Path) -> list[Path]:
+    """Write CSV and figures of comparisons into a folder, and return their paths."""
+    pairs = compared.pairs
+    name = re.sub(r"[^a-z0-9]+", "-", pairs[0].beside.lower()).strip("-")[:LONGEST_NAME] or "line"
+    path = write_pairs(folder / f"compare_{name}.csv", pairs)
+    return [path, *figure.write(pairs, folder, name, compared.left_out)]
+
+
+def write_again(store: Store) -> tuple[list[Path], list[Path]]:
+    """Write the comparisons of a study anew from its records. Returns the paths that were written, and those of comparisons
+    that can't be made any more, as their line is gone or alone."""
+    written, stale = [], []
+    for path in sorted(store.folder.glob("compare_*.csv")):
+        try:
+            written += _again(store, read_csv(path)[0]["beside"])
+        except (UserError, LookupError):
+            stale += [path, *store.folder.glob(f"{path.stem}.png"), *store.folder.glob(f"{path.stem}_[0-9]*.png")]
+    return written, [path for path in stale if path not in written]
+
+
+def _again(store: Store, beside: str) -> list[Path]:
+    """Write the comparisons beside a line again, and return their paths. Raises UserError where it is gone or alone."""
+    compared = comparisons(store, beside)
+    if compared.pairs[0].beside != beside:  # a line whose name has that one in it
+        raise UserError(f"{beside}: no such line any more")
+    return write(compared, store.folder)

@@ -105,6 +105,14 @@ _ROWS = (
         whole_study=True,
         writes_study=False,
     ),
+    Job(
+        "prune",
+        Does.READS,
+        "harness.jobs.prune:run",
+        (*_METHOD, "task", "length", "seed", _CHUNKS, "margin"),
+        takes_question=True,
+        whole_study=True,
+    ),
     Job("archive", Does.READS, "harness.jobs.archive:run", ("margin",), takes_question=True),
     Job(
         "pretrain",

@@ -16,7 +16,7 @@ from typing import Literal
 from harness.core.method_facts import method_facts
 from harness.report.choose_times import Timing, dense_spread, timing_of
 from harness.report.lines import line_names, rows_by_line
-from harness.report.recorded_rows import RecordedArm
+from harness.report.recorded_rows import RecordedArm, TaskSet
 from harness.report.rows import Row
 from harness.stats.paired import difference_interval, mean_difference
 from harness.study.matching import Match
@@ -125,7 +125,7 @@ class Choice:
 def choices(arms: Sequence[RecordedArm], bound: Bound) -> list[Choice]:
     """Return the answer for every device and set of tasks, that with most timed arms first. Arms that were only timed are in
     each of their device."""
-    panels: dict[tuple[str, frozenset[tuple[str, str, str]]], list[RecordedArm]] = defaultdict(list)
+    panels: dict[tuple[str, TaskSet], list[RecordedArm]] = defaultdict(list)
     for arm in arms:
         if arm.tasks:
             panels[arm.row.device, arm.task_set].append(arm)

@@ -13,6 +13,8 @@ from harness.report.study_records import is_perplexity, read_study
 from harness.study.columns import AVERAGE
 from harness.study.store import Record, Store
 
+TaskSet = frozenset[tuple[str, str]]
+"""Tasks, each with what is equal for all that saw its samples (`Row.samples_seen`)."""
 ModelLength = tuple[str, int]
 """The name of a model and a length in tokens."""
 
@@ -31,9 +33,10 @@ class RecordedArm:
     times_study: str = ""
 
     @property
-    def task_set(self) -> frozenset[tuple[str, str, str]]:
-        """Return which tasks it is of, with their data and the versions of their prompts."""
-        return frozenset((row.task, row.haystack, row.generator) for row in self.tasks)
+    def task_set(self) -> TaskSet:
+        """Return which tasks it is of, each with what says which samples it has and of which weights: two models of one name
+        are still two."""
+        return frozenset((row.task, row.samples_seen) for row in self.tasks)
 
     @property
     def on_device(self) -> tuple[str, str]:

@@ -37,10 +37,20 @@ def report_study(store: Store, console: Console, *, margin: float = MARGIN, arms
     if points := gate_curve.curve_points(store, rows):
         paths.append(gate_curve.write_points(store.folder / "gate_curve.csv", points))
         paths += _drawn(console, lambda: _gate_curves(points, rows, store.folder))
+    else:
+        _remove(store.folder, "gate_curve.csv", "gate_curve.png", "gate_curve_[0-9]*.png")
     if masses := mass_rows.mass_rows(store):
         paths.append(mass_rows.write_masses(store.folder / "kept_mass.csv", masses))
         paths += _drawn(console, lambda: _mass_figures(masses, store.folder))
+    else:
+        _remove(store.folder, "kept_mass.csv", "kept_mass*.png")
     return paths
+
+
+def _remove(folder: Path, *patterns: str) -> None:
+    """Remove what an earlier report left of rows that are gone."""
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        path.unlink()
 
 
 def _figures(rows: Sequence[Row], folder: Path) -> list[Path]:

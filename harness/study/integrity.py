@@ -11,6 +11,7 @@ from collections import Counter
 from harness.study import verdict
 from harness.study.columns import PERPLEXITY
 from harness.study.lines import shown
+from harness.study.pruning import check_finished
 from harness.study.record_io import RecordError
 from harness.study.schema import Status
 from harness.study.store import RecordFile, Store
@@ -30,7 +31,8 @@ def check_study(store: Store) -> None:
 
 def check_records(store: Store) -> None:
     """Read all records of a study. Raises RecordError where one is corrupt, or of a process that isn't recorded, which can't be
-    measured again."""
+    measured again, or where a process died as it took records out."""
+    check_finished(store)
     records = [(file, file.read()) for file in store.files() if file is not store.runs]
     runs = {run["run"] for run in store.runs.read()}  # read last: a process is recorded before anything that it measures
     for file, lines in records:

@@ -30,6 +30,29 @@ def locked(fd: int, how: int) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
+@contextmanager
+def opened_locked(path: Path, flags: int, how: int) -> Iterator[int]:
+    """Open a file of records, hold its lock, and yield its descriptor. Where another file has taken its place while the lock
+    was waited for (`harness.study.pruning`), it is that one. Raises as `open_file` does."""
+    while True:
+        fd = open_file(path, flags)
+        try:
+            with locked(fd, how):
+                if _is_at(fd, path):
+                    yield fd
+                    return
+        finally:
+            os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Return whether an open file is still what lies at a path."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def write_lines(fd: int, lines: bytes, path: Path) -> None:
     """Write lines in one piece and sync them. Raises RecordError where the disk doesn't take them, as when it is full."""
     try:

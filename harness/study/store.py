@@ -25,7 +25,7 @@ from harness.core.errors import UserError
 from harness.core.files import write_atomically
 from harness.study.lines import LineError, Record, check_record, parse_line, shown, to_line
 from harness.study.record_files import KEYS, RECORDS
-from harness.study.record_io import RESTORE, RecordError, decompress, locked, open_file, signature_of, unreadable, write_lines
+from harness.study.record_io import RESTORE, RecordError, decompress, opened_locked, signature_of, unreadable, write_lines
 
 __all__ = ("Record", "RecordError", "RecordFile", "Store")
 
@@ -61,6 +61,7 @@ class RecordFile:
         self._offset = 0
         self._line = 0
         self._archive_read: tuple[int, int] | None = None
+        self._inode: int | None = None
 
     def exists(self) -> bool:
         """Return whether anything was ever recorded."""
@@ -78,18 +79,15 @@ class RecordFile:
     def read(self) -> list[Record]:
         """Return all complete records, oldest first. Raises RecordError at a line that is no record of this kind."""
         try:
-            fd = open_file(self.path, os.O_RDONLY)
+            with opened_locked(self.path, os.O_RDONLY, fcntl.LOCK_SH) as fd:
+                self._refresh(fd)
         except FileNotFoundError:
+            if self._inode is not None:  # it was there at the last read
+                self._forget()
             self._torn = False
             self._refresh_archive()
-            return list(self._records)
-        try:
-            with locked(fd, fcntl.LOCK_SH):
-                self._refresh(fd)
         except OSError as error:
             raise unreadable(self.path, error) from error
-        finally:
-            os.close(fd)
         return list(self._records)
 
     def has(self, *key: Any) -> bool:
@@ -111,22 +109,18 @@ class RecordFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecordError(f"{self.path.parent} can't be made ({error.strerror}): records go into that folder") from error
-        fd = open_file(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
-        try:
-            with locked(fd, fcntl.LOCK_EX):
-                torn = self._refresh(fd)
-                if torn:
-                    self._set_aside(fd, torn)
-                new = list({self.key(data): data for data in rows if self.key(data) not in self._by_key}.values())
-                if new:
-                    lines = b"".join(map(to_line, new))
-                    write_lines(fd, lines, self.path)
-                    for data in new:
-                        self._line += 1
-                        self._take(data, f"{self.path}:{self._line}")
-                    self._offset += len(lines)
-        finally:
-            os.close(fd)
+        with opened_locked(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, fcntl.LOCK_EX) as fd:
+            torn = self._refresh(fd)
+            if torn:
+                self._set_aside(fd, torn)
+            new = list({self.key(data): data for data in rows if self.key(data) not in self._by_key}.values())
+            if new:
+                lines = b"".join(map(to_line, new))
+                write_lines(fd, lines, self.path)
+                for data in new:
+                    self._line += 1
+                    self._take(data, f"{self.path}:{self._line}")
+                self._offset += len(lines)
         return len(new)
 
     def archive(self) -> int:
@@ -134,19 +128,15 @@ class RecordFile:
         the new archive replaces the old one whole, and lines that are still in both count once."""
         if not self.exists():
             return 0
-        fd = open_file(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
-        try:
-            with locked(fd, fcntl.LOCK_EX):
-                torn = self._refresh(fd)
-                if torn:
-                    self._set_aside(fd, torn)
-                if self._line:
-                    self._write_archive()
-                    os.ftruncate(fd, 0)
-                    self._offset = self._line = 0
-                    self._places = [f"{self.archived}:{number}" for number in range(1, len(self._records) + 1)]
-        finally:
-            os.close(fd)
+        with opened_locked(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, fcntl.LOCK_EX) as fd:
+            torn = self._refresh(fd)
+            if torn:
+                self._set_aside(fd, torn)
+            if self._line:
+                self._write_archive()
+                os.ftruncate(fd, 0)
+                self._offset = self._line = 0
+                self._places = [f"{self.archived}:{number}" for number in range(1, len(self._records) + 1)]
         return len(self._records)
 
     def _write_archive(self) -> None:
@@ -172,8 +162,13 @@ class RecordFile:
         self._archive_read = signature
 
     def _refresh(self, fd: int) -> bytes:
-        """Read the lines after the last known one; returns the unfinished last line, if there is one."""
+        """Read the lines after the last known one; returns the unfinished last line, if there is one. Of a file that has taken
+        the place of the known one, or is shorter (`harness.study.pruning`), all of them."""
+        status = os.fstat(fd)
+        if self._inode not in (None, status.st_ino) or status.st_size < self._offset:
+            self._forget()
         self._refresh_archive()
+        self._inode = status.st_ino
         os.lseek(fd, self._offset, os.SEEK_SET)
         chunks = []
         while chunk := os.read(fd, 1 << 20):

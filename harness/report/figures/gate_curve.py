@@ -25,7 +25,7 @@ NO_REQUEST = -1.0
 
 def write(points: Sequence[CurvePoint], rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `gate_curve.png`, or a numbered picture for each of several panels. Nothing is written where no panel has trainings
-    of different lengths at the sparsity that was asked for."""
+    of different lengths at the sparsity that was asked for. Pictures that an earlier call left under such names go."""
     panels: dict[Panel, list[CurvePoint]] = defaultdict(list)
     left_out: dict[Panel, list[CurvePoint]] = defaultdict(list)
     for point in points:
@@ -37,6 +37,9 @@ def write(points: Sequence[CurvePoint], rows: Sequence[Row], folder: Path) -> li
     for number, (panel, members) in enumerate(sorted(shown.items())):
         name = "gate_curve.png" if len(shown) == 1 else f"gate_curve_{number}.png"
         paths.append(_draw(panel, members, _beside(panel, rows, members), left_out[panel], folder / name))
+    for old in (folder / "gate_curve.png", *folder.glob("gate_curve_[0-9]*.png")):
+        if old not in paths:
+            old.unlink(missing_ok=True)
     return paths
 
 

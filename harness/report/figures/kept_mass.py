@@ -28,7 +28,7 @@ import."""
 def write(rows: Sequence[MassRow], folder: Path) -> list[Path]:
     """Write `kept_mass.png` (the sparsity that most methods have, the nearest to 0.9) and `kept_mass_native.png` (methods at
     their native knobs), as far as there are rows; one each per model and device, and for each set of prompts beside the one
-    that most methods have."""
+    that most methods have. Pictures that an earlier call left under such names go."""
     sets: dict[tuple[str, str, str], list[MassRow]] = defaultdict(list)
     titles = _titles(rows)
     for mass in rows:
@@ -47,6 +47,9 @@ def write(rows: Sequence[MassRow], folder: Path) -> list[Path]:
                 left_out = [mass.row for mass in at_sparsity if off_density(mass.row)]
                 figure = draw(shown, f"{model}: attention mass kept {at}{f', {prompts}' if prompts else ''}", device, left_out)
                 paths.append(style.save(figure, folder / f"{name}{suffix}.png"))
+    for old in folder.glob("kept_mass*.png"):
+        if old not in paths:
+            old.unlink()
     return paths
 
 
