@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from harness.core import checks
 from harness.core.errors import UserError, did_you_mean
@@ -23,7 +24,8 @@ from harness.study.store import RecordError, Store
 
 ALL = "all"
 """The value of study= that stands for every study in results=, as no value does."""
-BOUNDS = {"max_loss": "loss", "max_density": "density", "max_ms": "ms"}
+BOUNDS: Mapping[str, Literal["loss", "density", "ms"]] = {"max_loss": "loss", "max_density": "density", "max_ms": "ms"}
+"""What the settings of bounds are of."""
 
 
 def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:

@@ -27,10 +27,7 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     where nothing is chosen or left, and where there is no terminal to ask at."""
     store = study.store
     if settings.options["undo"] is not None:
-        number = checks.whole_number("undo", settings.options["undo"], 1)
-        what = said_of(taken_out(store)[number]) if number in taken_out(store) else ""
-        bring_back(store, number)
-        _say(command, f"back in {store.folder}: {what}")
+        _bring_back(checks.whole_number("undo", settings.options["undo"], 1), store, command)
         _report(settings, study, command)
         return 0
     chosen = list(selectors(settings))
@@ -53,6 +50,14 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     for path in stale:
         _say(command, f"removed {path}: its line is gone")
     return 0
+
+
+def _bring_back(number: int, store: Store, command: CommandState) -> None:
+    """Bring back what was taken out under a number, and say what it is."""
+    folder = taken_out(store).get(number)
+    what = "" if folder is None else said_of(folder)
+    bring_back(store, number)
+    _say(command, f"back in {store.folder}: {what}")
 
 
 def _say(command: CommandState, text: str) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.core import checks
 from harness.core.conf_files import setting_names
+from harness.core.errors import UserError
 from harness.core.knob_names import RELEASED, asked_value
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
@@ -41,7 +43,7 @@ def selectors(settings: Settings) -> Iterator[Selector]:
     """Yield what the settings that were given choose by."""
     given, options = settings.given, settings.options
     if options["arm"] is not None:
-        arm = str(options["arm"])
+        arm = _arm_id(options["arm"])
         yield Selector(f"arm={arm}", lambda record: str(record.get("arm", "")).startswith(arm))
     for name, recorded in (("method", settings.method), ("model", settings.model["name"])):
         asked = options[name] if options[name] is not None else recorded
@@ -80,6 +82,13 @@ def selectors(settings: Settings) -> Iterator[Selector]:
     if "task" in given:
         tasks = settings.tasks
         yield Selector(f"task={','.join(tasks)}", lambda r: r["identity"].get("task") in tasks, True)
+
+
+def _arm_id(value: Any) -> str:
+    """Return the id of an arm, or its beginning. Raises UserError for what the command line reads as another number."""
+    if isinstance(value, float | bool):
+        raise UserError(f"arm={value}: that id reads as a number: quote it, 'arm=\"ID\"', or leave its last letters out")
+    return checks.text("arm", value)
 
 
 def _model_field(identity: Mapping[str, Any]) -> Any:

@@ -35,8 +35,8 @@ def show_selection(console: Console, selection: Selection, store: Store) -> None
     console.print(table)
     stays = f"{len(selection.left)} of {whole} arms stay" if whole else f"{len(cases)} cases of kernels go"
     console.print(stays, highlight=False, soft_wrap=True)
-    cells = [record for records in selection.gone.values() for record in records if "cell" in record]
-    if lonely := _without_baseline(cells, selection):
+    gone = [record for records in selection.gone.values() for record in records if "cell" in record]
+    if lonely := _without_baseline(gone, selection):
         console.print(f"{lonely} lose what they are compared with: dense attention goes", style="yellow", soft_wrap=True)
 
 

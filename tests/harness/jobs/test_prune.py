@@ -15,7 +15,9 @@ from harness.jobs import compare
 from harness.jobs.command_state import CommandState
 from harness.jobs.prune import run
 from harness.report import study_report
+from harness.report.compare import comparisons
 from harness.report.csv_file import read_csv
+from harness.report.leaderboard_csv import write_leaderboard
 from harness.study.identity import ArmIdentity, Decoding
 from harness.study.pruning import Removed, take_out, taken_out
 from harness.study.schema import CalibrationRecord
@@ -99,28 +101,32 @@ def test_cases_of_kernels_are_chosen_too(tmp_path: Path) -> None:
     assert not chosen(store, {"method": "uniform", "sparsity": 0.5}).cases
 
 
-def test_the_command_shows_asks_takes_out_and_brings_back(
-    study: Store,
-    command: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def prune(store: Store, given: dict[str, Any] | None = None, **options: Any) -> None:
+    """Run the job, from the folder of the results."""
+    settings = replace(with_options(composed("job=prune"), **options), study=store.folder.name, **(given or {}))
+    command = CommandState()
+    assert run(replace(settings, given=frozenset(given or {})), command.open_study(settings), command) == 0
+
+
+def test_it_shows_asks_takes_out_and_brings_back(
+    study: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def draw(pairs: object, folder: Path, name: str, left_out: object) -> list[Path]:
         (folder / f"compare_{name}.png").write_bytes(b"picture")
         return [folder / f"compare_{name}.png"]
 
+    monkeypatch.chdir(study.folder.parents[1])
     monkeypatch.setattr(study_report, "_figures", lambda rows, folder: [])
     monkeypatch.setattr(compare.figure, "write", draw)
-    assert command("job=compare", "study=one", 'to="sieve (width 3)"') == 0
-    assert command("job=report", "study=one") == 0
+    compare.write(comparisons(study, "sieve (width 3)"), study.folder)
+    write_leaderboard(study)
     before = {path: path.read_bytes() for path in study.folder.rglob("*") if path.is_file()}
-    arguments = ["job=prune", "study=one", "method=sieve", "sparsity=0.9"]
-    capsys.readouterr()
-    assert command(*arguments) == 2
-    said = capsys.readouterr()
-    assert "job=prune asks first, and there is no terminal to ask at: ask=false" in said.err and "5 of 7 arms stay" in said.out
+    given = {"method": "sieve", "sparsity": 0.9}
+    with pytest.raises(UserError, match="job=prune asks first, and there is no terminal to ask at: ask=false"):
+        prune(study, given)
+    assert "5 of 7 arms stay" in capsys.readouterr().out
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    for answer in ("n", EOFError):
+    for answer in ("", "n", EOFError):
 
         def reply(prompt: str, answer: Any = answer) -> str:
             assert prompt == "take these 2 out? [y/N] "
@@ -129,17 +135,18 @@ def test_the_command_shows_asks_takes_out_and_brings_back(
             return str(answer)
 
         monkeypatch.setattr("builtins.input", reply)
-        assert command(*arguments) == 0 and "nothing was changed" in capsys.readouterr().out
+        prune(study, given)
+        assert "nothing was changed" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in study.folder.rglob("*") if path.is_file()} == before
     monkeypatch.setattr("builtins.input", lambda prompt: "y")
-    assert command(*arguments) == 0
+    prune(study, given)
     out = capsys.readouterr().out
     assert "bring it back: python -m harness job=prune study=one undo=1" in out
     assert "removed results/one/compare_sieve-width-3.csv: its line is gone" in out
     rows = read_csv(study.folder / "leaderboard.csv")
     assert {row["sparsity"] for row in rows if row["method"] == "sieve"} == {"0.5"} and len(rows) == 15
     assert not list(study.folder.glob("compare_*"))
-    assert command("job=prune", "study=one", "undo=1") == 0
+    prune(study, undo=1)
     assert {path: path.read_bytes() for path in study.folder.rglob("*") if path.is_file()} == before
 
 
@@ -157,10 +164,8 @@ def test_bad_input_is_one_line(
     study: Store, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], given: dict[str, Any], error: str
 ) -> None:
     monkeypatch.chdir(study.folder.parents[1])
-    settings = replace(with_options(composed("job=prune"), **options), study="one", **given, given=frozenset(given))
-    command = CommandState()
     with pytest.raises(UserError) as raised:
-        run(settings, command.open_study(settings), command)
+        prune(study, given, **options)
     assert str(raised.value).startswith(error) and "\n" not in str(raised.value) and not taken_out(study)
 
 

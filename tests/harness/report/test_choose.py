@@ -281,4 +281,3 @@ def test_a_study_that_cannot_be_read_is_said_and_left_out(
     (recorded / "results" / "two" / "records" / "cells.jsonl").write_text("no record\n")
     assert command("job=choose", "max_loss=90") == 0
     assert "warning: study=two is left out: " in capsys.readouterr().err
-    assert command("job=choose", "max_loss=90", "study=two") == 2
