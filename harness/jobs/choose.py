@@ -16,7 +16,7 @@ from harness.jobs.command_state import CommandState
 from harness.jobs.studies import OpenStudy
 from harness.report.choose import Bound, Choice, choices
 from harness.report.choose_csv import write_choices
-from harness.report.choose_text import TIMES
+from harness.report.choose_text import TIMES, elsewhere
 from harness.report.recorded_rows import ModelLength, RecordedArm, measured_in, recorded_arms, studies_in
 from harness.report.terminal.choose_table import show_choice
 from harness.report.terminal.formats import tokens
@@ -36,9 +36,9 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     measured = {store.folder: pairs for store in stores if (pairs := _measured(store, only=len(stores) == 1))}
     place = _place(settings, {pair for pairs in measured.values() for pair in pairs})
     arms = recorded_arms([store for store in stores if place in measured.get(store.folder, ())], place)
-    answers = choices(_asked(arms, settings, place), bound)
-    main, *others = _on_device(answers, settings.options["measured_on"])
-    show_choice(command.console, main, others)
+    asked = _asked(arms, settings, place)
+    main, *others = _on_device(choices(asked, bound), settings.options["measured_on"])
+    show_choice(command.console, main, others, elsewhere(asked, [main, *others]))
     if out is not None:
         command.print_written([write_choices(out, [main, *others])])
     return 0
@@ -139,9 +139,11 @@ def _asked(arms: Sequence[RecordedArm], settings: Settings, place: ModelLength) 
     """Return the arms whose questions and chunks are those asked for. Raises UserError where there is none with an accuracy."""
     question, chunk = settings.question, settings.prefill_chunk
     fit = [arm for arm in arms if arm.row.prefill_chunk == chunk and arm.row.question in ("", question)]
-    if any(arm.tasks for arm in fit):
-        return fit
     where = f"{place[0]} at {tokens(place[1])}"
+    if any(arm.tasks and not arm.row.is_baseline for arm in fit):
+        return fit
+    if any(arm.tasks for arm in fit):
+        raise UserError(f"{where}: only dense attention was measured there: measure a method, see job=evaluate")
     scored = [arm for arm in arms if arm.tasks]
     if not scored:
         raise UserError(f"{where}: times are recorded, but no accuracies, so nothing can be chosen: measure with job=evaluate")

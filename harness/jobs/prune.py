@@ -81,16 +81,18 @@ def _report(settings: Settings, study: OpenStudy, command: CommandState) -> list
 def _check(selection: Selection, store: Store, asked: str) -> None:
     """Raise UserError where nothing is chosen, with what there is, or where nothing would be left."""
     if not selection.gone and not selection.cases:
-        raise UserError(f"{asked}: study={store.folder.name} has no such arm; it has {_there(selection.left) or 'none'}")
+        raise UserError(f"{asked}: study={store.folder.name} has no such arm; it has {_there(selection.left, store)}")
     others = len(selection.cases) < len({record["case"] for record in store.kernels.read()})
     if not selection.left and not others:
         raise UserError(f"{asked}: that is all of study={store.folder.name}: move its folder away instead, {store.folder}")
 
 
-def _there(arms: Mapping[str, Sequence[Record]]) -> str:
-    """Return the arms that there are, by name, and how many of each."""
+def _there(arms: Mapping[str, Sequence[Record]], store: Store) -> str:
+    """Return the arms that there are, by name, and how many of each; of kernels the methods of their cases."""
+    if cases := sorted({record["identity"]["method"] for record in store.kernels.read()}):
+        return f"cases of kernels with method={', '.join(filter(None, cases))}"
     counts = Counter(arm_name(records[0]["identity"]) for records in arms.values())
-    return "; ".join(f"{line} ({count})" if count > 1 else line for line, count in sorted(counts.items()))
+    return "; ".join(f"{line} ({count})" if count > 1 else line for line, count in sorted(counts.items())) or "none"
 
 
 def _agreed(count: int) -> bool:

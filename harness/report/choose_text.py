@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from harness.core.conf_files import groups
 from harness.core.method_facts import method_facts
 from harness.report.choose import Bound, Candidate, Choice, Verdict
+from harness.report.recorded_rows import RecordedArm
 
 TIMES = {"attention": "attention time", "ttft": "time to first token"}
 """What the two kinds of time are called."""
@@ -47,7 +48,7 @@ def answer(choice: Choice) -> str:
     faster = _faster(first, bound)
     if bound.ranks_times and loss is not None:
         tied = any(candidate.row.is_baseline for candidate in choice.tied)
-        unsure = ", which is not told apart from dense attention's" if tied else ""
+        unsure = " (not told apart from it)" if tied else ""
         return f"{name}{faster}{unsure}, and at most {points(loss.high, bound.most)} points lost (95 %)"
     lost = "" if loss is None else f"{points(loss.points)} points lost ({points(loss.low)} to {points(loss.high)} at 95 %)"
     return f"{name}{lost}, the least {bound_text(bound)}{f'; {faster}' if faster else ''}"
@@ -83,7 +84,20 @@ def _dense_answer(choice: Choice) -> str:
 def _no_answer(choice: Choice) -> str:
     if choice.bound.ranks_times:
         return f"No answer: nothing here was timed beside dense attention and is shown {bound_text(choice.bound)}"
-    return f"No answer: nothing here is shown {bound_text(choice.bound)}"
+    over = [candidate for candidate in choice.candidates if candidate.verdict == Verdict.OUTSIDE]
+    least = min(over, key=lambda candidate: _value(candidate, choice.bound), default=None)
+    unit = " ms" if choice.bound.of == "ms" else ""
+    near = (
+        "" if least is None or choice.not_shown else f"; the least is {_value(least, choice.bound):.3g}{unit}, {named(least)}"
+    )
+    return f"No answer: nothing here is shown {bound_text(choice.bound)}{near}"
+
+
+def _value(candidate: Candidate, bound: Bound) -> float:
+    """Return what a bound on the density or the time is held against."""
+    if bound.of == "density":
+        return candidate.row.density or 0.0
+    return candidate.timing.ms if candidate.timing is not None else float("inf")
 
 
 def where(choice: Choice) -> str:
@@ -111,6 +125,17 @@ def notes(choice: Choice) -> list[str]:
     if never := never_measured(choice.candidates):
         texts.append(f"no row at all: {', '.join(never)}")
     return texts
+
+
+def elsewhere(arms: Sequence[RecordedArm], choices: Sequence[Choice]) -> list[str]:
+    """Return a line for each device on which there is something, but nothing to choose among: dense attention alone, or times
+    without an accuracy."""
+    shown = {id(candidate.arm) for choice in choices for candidate in choice.candidates}
+    studies: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for arm in arms:
+        if id(arm) not in shown:
+            studies[arm.row.device, "dense attention alone" if arm.tasks else "times alone, no accuracy"].add(arm.row.study)
+    return [f"{device}: {what} ({', '.join(sorted(names))})" for (device, what), names in sorted(studies.items())]
 
 
 def _arms(candidates: Sequence[Candidate]) -> str:

@@ -46,6 +46,8 @@ OF_ARMS = ("cells", "latency", "mass", "arm_densities", "checks")
 """Kinds whose records name their arm."""
 OF_CELLS = ("cells", "samples", "perplexity")
 """Kinds whose records name their cell."""
+PRUNABLE = {*OF_ARMS, *OF_CELLS, "calibrations", "kernels"}
+"""Kinds that anything is taken out of."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,12 @@ def take_out(store: Store, removed: Removed, what: str) -> int:
     home = _folder(store, number)
     halfway = home.with_name(f"{home.name}{UNFINISHED}")
     originals, following, positions = Files(), Files(), {}
-    with _locked([file for file in store.files() if _positions(file, removed)]) as files:
+    with _locked([file for file in store.files() if file.kind in PRUNABLE and file.exists()]) as files:
         for file in files:
-            positions[file.kind] = _positions(file, removed)
-            originals |= {path.name: path.read_bytes() for path in (file.archived, file.path) if path.exists()}
-            following |= files_without(text_of(file.path.parent, file), positions[file.kind], file)
+            if goes := _positions(file, removed):
+                positions[file.kind] = goes
+                originals |= {path.name: path.read_bytes() for path in (file.archived, file.path) if path.exists()}
+                following |= files_without(text_of(file.path.parent, file), goes, file)
         with _partial(halfway) as folder:
             _write_all(folder / ORIGINAL, originals)
             _write_all(folder / NEXT, following)
@@ -123,8 +126,6 @@ def _go_on(store: Store, halfway: Path, following: Files) -> None:
 
 def _positions(file: RecordFile, removed: Removed) -> list[int]:
     """Return which of the lines of a kind go, of both of its files."""
-    if not file.exists():
-        return []
     records = records_of(text_of(file.path.parent, file), file)
     return [position for position, record in enumerate(records) if removed.takes(file.kind, record)]
 

@@ -26,12 +26,11 @@ def write_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
         methods_by_task,
         pareto,
         perplexity,
+        style,
         ttft,
     )
 
     pictures = (pareto, accuracy, by_length, by_block_size, dense_by_task, methods_by_task, perplexity, ttft, decode_speed)
     paths = [path for picture in pictures for path in picture.write(rows, folder)]
-    for old in folder.glob("*.png"):  # of when the rows allowed another: what it compares need not be comparable
-        if PICTURES.fullmatch(old.name) and old not in paths:
-            old.unlink()
+    style.remove_others(folder, PICTURES, paths)  # of when the rows allowed another: what it compares need not be comparable
     return paths

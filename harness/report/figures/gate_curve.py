@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,9 +38,7 @@ def write(points: Sequence[CurvePoint], rows: Sequence[Row], folder: Path) -> li
     for number, (panel, members) in enumerate(sorted(shown.items())):
         name = "gate_curve.png" if len(shown) == 1 else f"gate_curve_{number}.png"
         paths.append(_draw(panel, members, _beside(panel, rows, members), left_out[panel], folder / name))
-    for old in (folder / "gate_curve.png", *folder.glob("gate_curve_[0-9]*.png")):
-        if old not in paths:
-            old.unlink(missing_ok=True)
+    style.remove_others(folder, re.compile(r"gate_curve(_\d+)?\.png"), paths)
     return paths
 
 

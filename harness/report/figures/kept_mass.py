@@ -25,6 +25,10 @@ QUERY_BLOCKS = 16
 import."""
 
 
+PICTURES = re.compile(r"kept_mass(_native)?(_\d+)?(_\d+-prompts?(-\d+)?)?\.png")
+"""The names of these pictures."""
+
+
 def write(rows: Sequence[MassRow], folder: Path) -> list[Path]:
     """Write `kept_mass.png` (the sparsity that most methods have, the nearest to 0.9) and `kept_mass_native.png` (methods at
     their native knobs), as far as there are rows; one each per model and device, and for each set of prompts beside the one
@@ -47,9 +51,7 @@ def write(rows: Sequence[MassRow], folder: Path) -> list[Path]:
                 left_out = [mass.row for mass in at_sparsity if off_density(mass.row)]
                 figure = draw(shown, f"{model}: attention mass kept {at}{f', {prompts}' if prompts else ''}", device, left_out)
                 paths.append(style.save(figure, folder / f"{name}{suffix}.png"))
-    for old in folder.glob("kept_mass*.png"):
-        if old not in paths:
-            old.unlink()
+    style.remove_others(folder, PICTURES, paths)
     return paths
 
 

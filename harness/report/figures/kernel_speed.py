@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ MICROSECONDS_BELOW = 5.0
 def write(rows: Sequence[KernelRow], folder: Path) -> list[Path]:
     """Write the pictures the rows allow, one set per shape, dtype and device: `time_by_length.png`, `share_of_ideal.png`, and
     `decode.png` of a study of decoding. A picture needs two lengths, or two sparsities. Rows with full last rows are in none:
-    beside each other in a table they say what those cost."""
+    beside each other in a table they say what those cost. Pictures that an earlier call left under these names go."""
     sets: dict[tuple[str, str, str], list[KernelRow]] = defaultdict(list)
     for row in rows:
         if row.status == Status.OK and row.times.total_ms is not None and row.full_rows is None:
@@ -44,6 +45,7 @@ def write(rows: Sequence[KernelRow], folder: Path) -> list[Path]:
         ):
             if figure is not None:
                 paths.append(style.save(figure, folder / f"{name}{suffix}.png"))
+    style.remove_others(folder, re.compile(r"(time_by_length|share_of_ideal|decode)(_\d+)?\.png"), paths)
     return paths
 
 

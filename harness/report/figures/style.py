@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,6 +87,13 @@ def save(figure: Figure, path: Path) -> Path:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box stands for a letter that the font lacks
         figure.savefig(picture, format="png")
     return write_atomically(path, lambda file: file.write(picture.getvalue()))
+
+
+def remove_others(folder: Path, names: re.Pattern[str], paths: Sequence[Path]) -> None:
+    """Remove the pictures with such names that an earlier call left in a folder, all but `paths`: of rows that are gone."""
+    for old in folder.glob("*.png"):
+        if names.fullmatch(old.name) and old not in paths:
+            old.unlink()
 
 
 def show_as_written(figure: Figure) -> None:

@@ -21,8 +21,9 @@ TIED = "="
 """Written after the rank of what is not told apart from the first."""
 
 
-def show_choice(console: Console, choice: Choice, others: Sequence[Choice] = ()) -> None:
-    """Print the answer of a choice, its tables and notes, and a sentence for each other device and set of tasks."""
+def show_choice(console: Console, choice: Choice, others: Sequence[Choice] = (), lines: Sequence[str] = ()) -> None:
+    """Print the answer of a choice, its tables and notes, and a sentence for each other device and set of tasks; lines: what
+    else was measured elsewhere."""
     console.print(f"{answer(choice)}.", style="bold", highlight=False, soft_wrap=True)
     row = choice.candidates[0].row
     console.print(f"{row.model} at {row.length} tokens, {where(choice)}", highlight=False, soft_wrap=True)
@@ -33,12 +34,14 @@ def show_choice(console: Console, choice: Choice, others: Sequence[Choice] = ())
         _show_not_shown(console, choice)
     for note in notes(choice):
         _say(console, note)
-    if others:
+    if others or lines:
         console.print()
         text = "Elsewhere, not compared with this (measured_on= shows another device, study= another study):"
         console.print(text, highlight=False, soft_wrap=True)
         for other in others:
             _say(console, f"{where(other)}: {answer(other)}.")
+        for line in lines:
+            _say(console, line)
     if choice.first is not None:
         console.print()
         _say(console, f"measure it again: python -m harness {as_command_line(choice.first.row.settings)}")

@@ -13,6 +13,7 @@ from harness.study.selection import Selection
 from harness.study.store import Record, Store
 
 HEADINGS = ("arm", "id", "sparsity", "length", "cells", "samples", "others")
+"""Columns of the table; cells are those of accuracy or, of kernels, the cases, others every other record of the arm."""
 
 
 def show_selection(console: Console, selection: Selection, store: Store) -> None:
@@ -30,7 +31,7 @@ def show_selection(console: Console, selection: Selection, store: Store) -> None
         table.add_row(
             arm_name(records[0]["identity"]), arm[:8], *_setting(records[0]), str(len(cells)), str(samples), str(others)
         )
-    for name, count in Counter((_case_name(record), *_setting(record)) for record in _once(selection.cases)).items():
+    for name, count in sorted(Counter((_case_name(record), *_setting(record)) for record in _once(selection.cases)).items()):
         table.add_row(name[0], "", *name[1:], str(count), "", "")
     console.print(table)
     stays = f"{len(selection.left)} of {whole} arms stay" if whole else f"{len(cases)} cases of kernels go"

@@ -16,7 +16,7 @@ from harness.jobs.choose import run
 from harness.jobs.command_state import CommandState
 from harness.report.choose import Bound, Candidate, Choice, Verdict, choices
 from harness.report.choose_csv import write_choices
-from harness.report.choose_text import answer, points
+from harness.report.choose_text import answer, elsewhere, points
 from harness.report.csv_file import read_csv
 from harness.report.recorded_rows import RecordedArm, recorded_arms
 from harness.report.rows import Answer, Row, Times
@@ -131,7 +131,7 @@ def test_times_whose_ranges_meet_are_not_told_apart() -> None:
     assert names(choice.tied) == ["fast"], "dense attention's own time moved more than that between the rounds"
     close = only([FULL, arm("close", 0.1, 9.9)])
     assert names(close.ranked) == ["close", "full"]
-    assert "Use close at density 0.100: 1 % less attention time than dense attention, which is not told apart" in answer(close)
+    assert "1 % less attention time than dense attention (not told apart from it), and at most" in answer(close)
 
 
 def test_the_best_arm_of_a_line_stands_for_it() -> None:
@@ -152,6 +152,9 @@ def test_under_a_density_or_a_time_the_least_loss_is_first() -> None:
     within = only([FULL, FAST, other, untimed], Bound("ms", 2.02))
     assert names(within.not_shown) == ["fast"] and not within.ranked, "a tenth of its calls take longer"
     assert answer(within) == "No answer: nothing here is shown within 2.02 ms of attention time"
+    too_much = only([FULL, FAST, other], Bound("ms", 0.1))
+    assert answer(too_much).endswith("within 0.1 ms of attention time; the least is 2 ms, fast at density 0.100")
+    assert answer(only([FULL, FAST], Bound("density", 0.05))).endswith("; the least is 0.1, fast at density 0.100")
     gain = arm("gain", -0.3, 4.0)
     assert names(only([FULL, gain, SLOW], Bound("ms", 20.0)).ranked) == ["gain", "full", "slow"], "a gain is no loss"
 
@@ -168,12 +171,17 @@ def test_prefills_are_ranked_beside_dense_ones_of_their_rounds_or_their_study() 
 
 
 def test_devices_and_sets_of_tasks_are_never_compared() -> None:
-    elsewhere = [arm("full", None, 1.0, device="gpu"), arm("fast", 0.1, 0.1, device="gpu"), arm("new", 0.1, 0.1, device="gpu")]
+    on_gpu = [arm("full", None, 1.0, device="gpu"), arm("fast", 0.1, 0.1, device="gpu"), arm("new", 0.1, 0.1, device="gpu")]
     other = [replace(one, tasks=(replace(one.tasks[0], task="qa"),)) for one in (FULL, FAST)]
-    main, second, third = choices([FULL, FAST, *elsewhere, *other], LOSS)
+    main, second, third = choices([FULL, FAST, *on_gpu, *other], LOSS)
     assert main.device == "gpu" and {second.device, third.device} == {"cpu (x)"}
     assert [len(choice.candidates) for choice in (main, second, third)] == [3, 2, 2]
     assert choices([FULL], LOSS) == [], "dense attention alone is no choice"
+    alone, timed = arm("full", None, 1.0, device="alone"), replace(arm("fast", None, 1.0, device="timed"), tasks=())
+    arms = [FULL, FAST, alone, timed]
+    assert elsewhere(arms, choices(arms, LOSS)) == [
+        *("alone: dense attention alone (mine)", "timed: times alone, no accuracy (mine)")
+    ]
 
 
 def test_the_terminal_loses_nothing_at_80_columns_and_the_csv_has_every_arm(tmp_path: Path) -> None:
@@ -225,6 +233,8 @@ def recorded(tmp_path: Path) -> Path:
         record_cell(store, replace(dense, kernel=None), "vt", [1.0] * 4)
         record_cell(store, sparse, "vt", [1.0, 1.0, 0.0, 1.0], density=0.1)
         record_times(store, sparse)
+    dense = replace(SPARSE, setting=replace(SPARSE.setting, length=2048), method="full", kernel=None, block_size=None)
+    record_cell(Store(tmp_path / "results" / "two"), dense, "vt", [1.0])
     return tmp_path
 
 
@@ -236,7 +246,7 @@ def test_the_command_answers_and_changes_no_study(
     out = capsys.readouterr().out
     assert out.startswith("Use sieve at density 0.100: 75 % less attention time than dense attention, and at most ")
     assert "wrote answer.csv" in out and len(read_csv(recorded / "answer.csv")) == 2
-    assert command("job=choose", "model=tiny", "study=two", "by=ttft", "max_loss=90") == 0, "it has one length"
+    assert command("job=choose", "model=tiny", "length=8192", "by=ttft", "max_loss=90") == 0
     assert "dense attention's time not measured: sieve" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in (recorded / "results").rglob("*") if path.is_file()} == before
 
@@ -253,10 +263,14 @@ def test_the_command_answers_and_changes_no_study(
         ({"max_loss": 2, "by": "time"}, "by=time: must be one of attention, ttft"),
         ({"max_loss": 2, "model": "huge"}, "model=huge: no model of that name is recorded; name one of: tiny"),
         ({"max_loss": 2, "given": ["model"]}, "model=bundled: nothing is recorded of it"),
-        ({"max_loss": 2}, "no length; it was measured at 4096, 8192"),
-        ({"max_loss": 2, "length": 1024}, "length=1024: nothing is recorded of tiny there; it was measured at 4096, 8192"),
+        ({"max_loss": 2}, "no length; it was measured at 2048, 4096, 8192"),
+        (
+            {"max_loss": 2, "length": 1024},
+            "length=1024: nothing is recorded of tiny there; it was measured at 2048, 4096, 8192",
+        ),
         ({"max_loss": 2, "length": 4096, "question": "after"}, "tiny at 4k: nothing is recorded with question=after; there is"),
         ({"max_loss": 2, "length": 4096, "measured_on": "H100"}, "measured_on=H100: nothing was measured on such a device"),
+        ({"max_loss": 2, "length": 2048}, "tiny at 2k: only dense attention was measured there"),
         ({"max_loss": 2, "study": "none"}, "study=none: no records"),
         ({"max_loss": 2, "results": Path("nowhere")}, "results=nowhere: no study there has records"),
         ({"max_loss": 2, "out": "results"}, "out=results: a folder"),
@@ -279,5 +293,5 @@ def test_a_study_that_cannot_be_read_is_said_and_left_out(
     recorded: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (recorded / "results" / "two" / "records" / "cells.jsonl").write_text("no record\n")
-    assert command("job=choose", "max_loss=90") == 0
+    assert command("job=choose", "max_loss=90") == 0, "one has one model and one length"
     assert "warning: study=two is left out: " in capsys.readouterr().err

@@ -59,17 +59,17 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a study of dense attention and a method, with records of every kind."""
-    folder = tmp_path_factory.mktemp("made") / "study"
+    folder = tmp_path_factory.mktemp("recorded") / "study"
     record_models(folder)
     return folder
 
 
 @pytest.fixture
-def store(made: Path, tmp_path: Path) -> Store:
+def store(recorded: Path, tmp_path: Path) -> Store:
     """A copy of the study."""
-    shutil.copytree(made, tmp_path / "study")
+    shutil.copytree(recorded, tmp_path / "study")
     return Store(tmp_path / "study")
 
 
