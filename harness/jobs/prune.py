@@ -17,7 +17,7 @@ from harness.jobs.command_state import CommandState
 from harness.jobs.studies import OpenStudy
 from harness.report.terminal.prune_table import show_selection
 from harness.study.full_rows import arm_name
-from harness.study.pruning import bring_back, finish, keep_derived, said_of, take_out, taken_out, undo_command
+from harness.study.pruning import bring_back, finish, forget, is_back, keep_derived, said_of, take_out, taken_out, undo_command
 from harness.study.selection import Selection, select, selectors
 from harness.study.store import Record, Store
 
@@ -27,8 +27,10 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     where nothing is chosen or left, and where there is no terminal to ask at."""
     store = study.store
     if settings.options["undo"] is not None:
-        _bring_back(checks.whole_number("undo", settings.options["undo"], 1), store, command)
+        number = checks.whole_number("undo", settings.options["undo"], 1)
+        _bring_back(number, store, command)
         _report(settings, study, command)
+        forget(store, number)
         return 0
     chosen = list(selectors(settings))
     if not chosen:
@@ -38,6 +40,8 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     if number is None:
         study.check_has_records(settings)
         selection = select(store, chosen)
+        number = _out_already(selection, store, asked)
+    if number is None:
         _check(selection, store, asked)
         show_selection(command.console, selection, store)
         if settings.options["ask"] and not _agreed(len(selection.gone) or len(selection.cases)):
@@ -55,6 +59,8 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
 def _bring_back(number: int, store: Store, command: CommandState) -> None:
     """Bring back what was taken out under a number, and say what it is."""
     folder = taken_out(store).get(number)
+    if folder is None and is_back(store, number):  # the process of this command died while it made the report
+        return
     what = "" if folder is None else said_of(folder)
     bring_back(store, number)
     _say(command, f"back in {store.folder}: {what}")
@@ -76,6 +82,15 @@ def _report(settings: Settings, study: OpenStudy, command: CommandState) -> list
     if (study.store.folder / "power.csv").exists():
         _say(command, "power.csv and power.png are of before: make them again with job=power")
     return stale
+
+
+def _out_already(selection: Selection, store: Store, asked: str) -> int | None:
+    """Return the number under which the same was taken out last, where the study holds nothing of it: its process died while it
+    made the report, or the command was given twice."""
+    last = max(taken_out(store), default=None)
+    if last is None or selection.gone or selection.cases or said_of(taken_out(store)[last]) != asked:
+        return None
+    return last
 
 
 def _check(selection: Selection, store: Store, asked: str) -> None:

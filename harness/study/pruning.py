@@ -6,7 +6,8 @@ What is taken out stays in `records/pruned/N/`: the files as they were (`origina
 2. Each file of records is replaced by its next one.
 3. The folder becomes `N`.
 
-Bringing back goes the other way: `restored/` appears in it whole, each file is replaced by its own there, the folder goes.
+Bringing back goes the other way: `restored/` appears in it whole, each file is replaced by its own there, and the folder
+becomes `N.back`, which goes once the report is made.
 Between the first and the last step a study is neither the one nor the other: `unfinished` says so, and every command stops
 there (`harness.study.integrity`). The same command again, or bringing back, ends it. The files are locked all the while: no
 other process adds to them.
@@ -28,15 +29,14 @@ from typing import BinaryIO
 
 from harness.core.errors import UserError
 from harness.core.files import partial_folder, write_atomically
-from harness.core.partial_files import partial_path
 from harness.study.pruned_lines import Files, files_restored, files_without, records_of, text_of
 from harness.study.record_io import RecordError, opened_locked
 from harness.study.store import Record, RecordFile, Store
 
 PRUNED = "pruned"
 """The folder of what was taken out, below that of the records."""
-UNFINISHED = ".unfinished"
-"""The end of the name of one that is not done."""
+UNFINISHED, BACK = ".unfinished", ".back"
+"""The ends of the names of one that is not done, and of one that was brought back."""
 ORIGINAL, NEXT, RESTORED, DERIVED = "original", "next", "restored", "derived"
 """Folders in it: files as they were, as they are to be, as they are brought back; tables and pictures that can't be made
 without what was taken out."""
@@ -131,8 +131,11 @@ def _positions(file: RecordFile, removed: Removed) -> list[int]:
 
 
 def bring_back(store: Store, number: int) -> None:
-    """Bring back what was taken out under a number; what was recorded since comes after it. Raises UserError, and changes
-    nothing, for a number that there isn't, for any but the last one, and where that can't be done (`files_restored`)."""
+    """Bring back what was taken out under a number; what was recorded since comes after it. `forget` is the end of it.
+
+    Raises UserError, and changes nothing, for a number that there isn't, for any but the last one, and where that can't be done
+    (`files_restored`).
+    """
     home = _find(store, number)
     staged, lines = home / RESTORED, json.loads((home / ABOUT).read_bytes())["lines"]
     with _locked([file for file in store.files() if file.kind in lines]) as files:
@@ -151,11 +154,20 @@ def bring_back(store: Store, number: int) -> None:
         _replace_all(store, _staged(store, staged))
     for path in sorted((home / DERIVED).glob("*")):
         path.replace(store.folder / path.name)
-    going = partial_path(home)
-    home.rename(going)
-    shutil.rmtree(going, ignore_errors=True)
-    with suppress(OSError):  # others are kept in it
-        home.parent.rmdir()
+    forget(store, number)
+    home.rename(_folder(store, number).with_name(f"{number}{BACK}"))
+
+
+def is_back(store: Store, number: int) -> bool:
+    """Return whether the last that was brought back under a number is still there, for the same command to go on after it."""
+    return _folder(store, number).with_name(f"{number}{BACK}").is_dir()
+
+
+def forget(store: Store, number: int) -> None:
+    """Remove what was brought back under a number, once nothing is left to be done."""
+    shutil.rmtree(_folder(store, number).with_name(f"{number}{BACK}"), ignore_errors=True)
+    with suppress(OSError):  # something else is in it
+        _folder(store, number).parent.rmdir()
 
 
 def _staged(store: Store, staged: Path) -> Files:

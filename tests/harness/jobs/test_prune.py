@@ -184,6 +184,8 @@ def test_the_same_command_goes_on_where_its_process_died(
         take_out(study, removed, "method=net")
     assert command("job=report", "study=one") == 2
     assert "nothing is lost, the same command goes on, and this brings them back" in capsys.readouterr().err
-    assert command("job=prune", "study=one", "method=net", "ask=false", "report=false") == 0
-    assert "bring it back: " in capsys.readouterr().out
+    for again in ("goes on", "is done already"):
+        assert command("job=prune", "study=one", "method=net", "ask=false", "report=false") == 0, again
+        assert "bring it back: python -m harness job=prune study=one undo=1" in capsys.readouterr().out
+    assert list(taken_out(Store(study.folder))) == [1]
     assert "net" not in {record["identity"]["method"] for record in Store(study.folder).cells.read()}

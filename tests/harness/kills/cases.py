@@ -33,6 +33,7 @@ def all_cases(model: Path, books: Path) -> list[Case]:
         (*train, "method=seer", "job.out=gates"),
         (*train, "decode=seer_r", "decode.block_size=32", "job.out=gates"),
     )
+    prune = ("job=prune", "study=toy", "method=block_topk", "ask=false")
     recall = (*toy, *text, "job=gate_recall", "method=seer", "model.gates=gates", "job.lengths=[128]", "job.sequences=1")
     convert = (*toy, "job=convert_gates", "method=seer", "block_size=32")
     to_release = (*convert, "job.source=gates", "job.to=release", "job.out=released")
@@ -62,6 +63,7 @@ def all_cases(model: Path, books: Path) -> list[Case]:
         Case("compare", (*toy, "job=compare"), (sweep,)),
         Case("power", (*toy, "job=power", "job.discordance=0.1", "job.powers=[0.8]", "job.margins=[0.1]"), (evaluate,)),
         Case("archive", (*toy, "job=archive"), (evaluate,)),
+        Case("prune", prune, (evaluate,)),
         Case("distill", (*prefill, "job.checkpoint_every=1")),
         Case("distill, no checkpoints", (*prefill, "job.checkpoint_every=0")),
         Case("distill, overwriting", (*prefill, "job.checkpoint_every=1", "job.overwrite=true"), ((*prefill, "job.lr=0.1"),)),

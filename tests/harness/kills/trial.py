@@ -70,7 +70,8 @@ def run(case: Case, command: tuple[str, ...], folder: Path, death: Death | None 
     codes = wait_for(children, began + LONGEST, all_die=case.joined)
     seconds = time.monotonic() - began
     counted = folder.parent / f"{folder.name}.counted"
-    changes, modules = json.loads(counted.read_text()) if counted.exists() else (0, [])
+    text = counted.read_text() if counted.exists() else ""  # nothing in it: killed as it wrote that
+    changes, modules = json.loads(text) if text else (0, [])
     return Ended(codes, seconds, changes, tuple(modules))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,18 @@ import pytest
 from harness.core.errors import UserError
 from harness.study import record_io
 from harness.study.integrity import check_study
-from harness.study.pruning import Removed, bring_back, finish, keep_derived, take_out, taken_out, undo_command, unfinished
+from harness.study.pruning import (
+    Removed,
+    bring_back,
+    finish,
+    forget,
+    is_back,
+    keep_derived,
+    take_out,
+    taken_out,
+    undo_command,
+    unfinished,
+)
 from harness.study.record_io import RecordError, opened_locked
 from harness.study.schema import SampleRecord
 from harness.study.selection import Selector, select
@@ -74,8 +86,8 @@ def store(recorded: Path, tmp_path: Path) -> Store:
 
 
 def contents(store: Store) -> dict[str, bytes]:
-    """What lies in the folder of a study, but for what a killed process was writing."""
-    paths = [path for path in store.folder.rglob("*") if path.is_file() and ".partial" not in str(path)]
+    """What lies in the folder of a study, but for what a killed process was writing, and what was brought back."""
+    paths = [path for path in store.folder.rglob("*") if path.is_file() and not re.search(r"\.(partial|back)(/|$)", str(path))]
     return {str(path.relative_to(store.folder)): path.read_bytes() for path in paths}
 
 
@@ -96,6 +108,8 @@ def test_what_is_taken_out_comes_back_byte_for_byte(store: Store, kind: str) -> 
         assert not [text for text in texts if SPARSE.id in text or cell_of(SPARSE, "vt").id in text], file.kind
     assert left.cells.read() and left.samples.read() and left.gate_steps.read() and not left.calibrations.read()
     bring_back(Store(store.folder), 1)
+    assert is_back(store, 1) and not taken_out(store)
+    forget(store, 1)
     assert contents(store) == before and not (store.folder / "records" / "pruned").exists()
 
 
