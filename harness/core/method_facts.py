@@ -50,3 +50,10 @@ def method_facts(name: str) -> MethodFacts:
     except TypeError:
         known = ", ".join(MethodFacts.__dataclass_fields__)
         raise UserError(f"{path}: {ABOUT} holds {', '.join(about)}; it may hold: {known}") from None
+
+
+@lru_cache
+def decoding_is_bound(name: str | None) -> bool:
+    """Return whether a method of decoding is the bound that others are held to (the entry `about` of conf/decode/NAME.yaml);
+    False for full attention (None) and for a method of another version."""
+    return name in groups().get("decode", []) and bool(about_of("decode", str(name)).get("bound"))

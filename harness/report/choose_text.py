@@ -72,8 +72,7 @@ def _faster(candidate: Candidate, bound: Bound) -> str:
 
 
 def _dense_answer(choice: Choice) -> str:
-    bound, name = choice.bound, choice.ranked[0].name
-    begin = f"Use {name} attention" if name == choice.ranked[0].row.method else f"Use {name}"
+    bound, begin = choice.bound, f"Use {choice.ranked[0].row.method} attention"
     if not bound.ranks_times:
         return f"{begin}: it is {bound_text(bound)}, and no method loses less"
     if len(choice.ranked) == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.report.recorded_rows import RecordedArm
 from harness.report.rows import Times
@@ -50,31 +50,34 @@ def dense_spread(times: Iterable[Times], by: str) -> tuple[float, float]:
 
 
 def timing_of(arm: RecordedArm, arms: Sequence[RecordedArm], spread: tuple[float, float], by: str) -> Timing | None:
-    """Return the time of an arm, None where it was not timed. That of dense attention is of its fastest kernel. Where an older
-    record has no dense prefill in turns with its own, the one that its study timed by itself takes its place."""
-    times = arm.times
-    if times is None and arm.row.is_baseline:  # timed beside other arms, if not by itself
-        beside = [ms for other in arms if other.times is not None and (ms := _dense_ms(other.times, by))]
-        middle = statistics.median(beside) if beside else 0.0
-        return Timing(middle, middle * spread[0], middle * spread[1], middle) if beside else None
+    """Return the time of an arm, None where it was not timed.
+
+    A prefill with dense attention takes as long as dense attention, whatever decodes after it: its own time, else the median of
+    those beside other arms. Where an older record has no dense prefill in turns with its own, the one that its study timed by
+    itself takes its place.
+    """
+    times, dense = arm.times, arm.row.block_size is None
     if times is None:
-        return None
-    dense_ms = _dense_ms(times, by) or next(
-        (
-            other.times.ttft_ms
-            for other in arms
-            if other.row.is_baseline and other.times and other.times_study == arm.times_study
-        ),
-        None,
-    )
-    if arm.row.is_baseline and by == "attention":
-        ms, low, high = times.dense_ms, None, None
-    elif by == "attention":
-        ms, low, high = times.total_ms, times.total_low, times.total_high
-    else:
-        ms, low, high = times.ttft_ms, times.ttft_low, times.ttft_high
-        dense_ms = ms if arm.row.is_baseline else dense_ms
-    return Timing(ms, min(low or ms, ms * spread[0]), max(high or ms, ms * spread[1]), dense_ms)
+        beside = [ms for other in arms if other.times is not None and (ms := _dense_ms(other.times, by))]
+        return _timing(statistics.median(beside), None, None, spread, None) if dense and beside else None
+    if by == "attention" and dense:
+        return _timing(times.dense_ms, None, None, spread, None)
+    if by == "attention":
+        return _timing(times.total_ms, times.total_low, times.total_high, spread, times)
+    timing = _timing(times.ttft_ms, times.ttft_low, times.ttft_high, spread, None)
+    return timing if dense else replace(timing, dense_ms=times.dense_ttft_ms or _alone(arm, arms))
+
+
+def _timing(ms: float, low: float | None, high: float | None, spread: tuple[float, float], times: Times | None) -> Timing:
+    """Return a time with its range, beside the dense attention of its rounds, or (times None) beside itself."""
+    low, high = min(low or ms, ms * spread[0]), max(high or ms, ms * spread[1])
+    return Timing(ms, low, high, ms if times is None else times.dense_ms)
+
+
+def _alone(arm: RecordedArm, arms: Sequence[RecordedArm]) -> float | None:
+    """Return the dense prefill that the study of an arm's times has timed by itself, None where it has not."""
+    baselines = (other for other in arms if other.row.is_baseline and other.times_study == arm.times_study)
+    return next((other.times.ttft_ms for other in baselines if other.times is not None), None)
 
 
 def _dense_ms(times: Times, by: str) -> float | None:

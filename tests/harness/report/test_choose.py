@@ -19,7 +19,7 @@ from harness.report.choose_csv import write_choices
 from harness.report.choose_text import answer, elsewhere, points
 from harness.report.csv_file import read_csv
 from harness.report.recorded_rows import RecordedArm, recorded_arms
-from harness.report.rows import Answer, Row, Times
+from harness.report.rows import Answer, Decode, Row, Times
 from harness.report.terminal.choose_table import show_choice
 from harness.study.identity import ArmIdentity
 from harness.study.matching import Match
@@ -94,6 +94,7 @@ def test_the_upper_limit_may_be_the_bound_itself() -> None:
     ("fields", "verdict"),
     [
         ({"method": "oracle"}, Verdict.IS_BOUND),
+        ({"decode": Decode("oracle", {})}, Verdict.IS_BOUND),
         ({"match": Match.OFF_DENSITY}, Verdict.OFF_DENSITY),
         ({"status": Status.GATED, "reason": "suspected bug"}, Verdict.HELD_BACK),
         ({"ms": None}, Verdict.NOT_MEASURED),
@@ -120,6 +121,16 @@ def test_dense_attention_is_the_answer_where_nothing_within_the_bound_is_faster(
     )
     untimed = replace(FULL, times=None, times_study="")
     assert names(only([untimed, slower]).ranked) == ["full", "slower"], "timed beside the other"
+
+
+def test_sparse_decoding_after_a_dense_prefill_saves_none_of_it() -> None:
+    after = arm("full", None, 9.5, decode=Decode("quest", {"budget": 64}), block_size=None)
+    compared = Comparison(0.5, 0.5, 0.0, -0.01, 0.01)
+    row = after.row
+    after = replace(after, row=replace(row, score=replace(row.scored, comparison=compared)))
+    choice = only([after, FULL])
+    assert [candidate.row.decode.method for candidate in choice.ranked] == [None, "quest"]
+    assert answer(choice).startswith("Use full attention: no method shown to lose")
 
 
 def test_times_whose_ranges_meet_are_not_told_apart() -> None:
