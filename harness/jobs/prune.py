@@ -27,10 +27,10 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     where nothing is chosen or left, and where there is no terminal to ask at."""
     store = study.store
     if settings.options["undo"] is not None:
-        number = checks.whole_number("undo", settings.options["undo"], 1)
-        _bring_back(number, store, command)
+        last = checks.whole_number("undo", settings.options["undo"], 1)
+        _bring_back(last, store, command)
         _report(settings, study, command)
-        forget(store, number)
+        forget(store, last)
         return 0
     chosen = list(selectors(settings))
     if not chosen:
