@@ -26,8 +26,8 @@ Command = Callable[..., int]
         (["model=nothing"], "model=nothing is not known; choose one of: bundled, gemma3_270m, gemma3_270m_base, hf, "),
         (["task=rular"], "task rular is not known (did you mean ruler?); choose from: niah_single_1, "),
         (
-            ["job=run"],
-            "job=run is not known; choose one of: archive, compare, convert_gates, densities, distill, evaluate, export, ",
+            ["job=xyz"],
+            "job=xyz is not known; choose one of: archive, choose, compare, convert_gates, densities, distill, evaluate, ",
         ),
         (
             ["task.tasks=[niah_single_9]"],
@@ -68,7 +68,7 @@ Command = Callable[..., int]
         (["results=null"], "results=null: must be a name or a path"),
         (["study="], "study=: must be a name or a path"),
         (["model.chat_template=maybe"], "model.chat_template=maybe: must be true or false"),
-        (["job.name=evaluat"], "job=evaluat is not known (did you mean evaluate?); choose one of: archive, compare, "),
+        (["job.name=evaluat"], "job=evaluat is not known (did you mean evaluate?); choose one of: archive, choose, compare, "),
         (["question=later"], "question=later: must be seen (the prompt is prefilled whole), after (its context, "),
         (["job=latency", "question=after"], "job=latency asks no question of a prompt, so question=after does not change it"),
         (["job=distill", "question=after"], "job=distill asks no question of a prompt"),

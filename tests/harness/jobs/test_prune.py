@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from harness.core.errors import UserError
 from harness.jobs import compare
@@ -18,6 +19,7 @@ from harness.report import study_report
 from harness.report.compare import comparisons
 from harness.report.csv_file import read_csv
 from harness.report.leaderboard_csv import write_leaderboard
+from harness.report.study_report import report_study
 from harness.study.identity import ArmIdentity, Decoding
 from harness.study.pruning import Removed, take_out, taken_out
 from harness.study.schema import CalibrationRecord
@@ -182,10 +184,11 @@ def test_the_same_command_goes_on_where_its_process_died(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr("harness.study.pruning._replace_all", die)
         take_out(study, removed, "method=net")
-    assert command("job=report", "study=one") == 2
-    assert "nothing is lost, the same command goes on, and this brings them back" in capsys.readouterr().err
-    for again in ("goes on", "is done already"):
-        assert command("job=prune", "study=one", "method=net", "ask=false", "report=false") == 0, again
-        assert "bring it back: python -m harness job=prune study=one undo=1" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nothing is lost, the same command goes on, and this brings them back"):
+        report_study(study, Console(quiet=True))
+    assert command("job=prune", "study=one", "method=net", "ask=false", "report=false") == 0
+    assert "bring it back: python -m harness job=prune study=one undo=1" in capsys.readouterr().out
+    prune(study, {"method": "net", "report": False})
+    assert "bring it back: python -m harness job=prune study=one undo=1" in capsys.readouterr().out, "it is done already"
     assert list(taken_out(Store(study.folder))) == [1]
     assert "net" not in {record["identity"]["method"] for record in Store(study.folder).cells.read()}

@@ -249,6 +249,16 @@ def recorded(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def ask(asked: dict[str, Any]) -> None:
+    """Run the job in the folder of the results, with settings and those of the job; given: others that count as given."""
+    settings = composed("job=choose")
+    options = {name: asked[name] for name in asked.keys() & settings.options.keys()}
+    others = {name: asked[name] for name in asked.keys() - options.keys() - {"given"}}
+    given = frozenset([*asked.get("given", []), *others])
+    settings, command = replace(with_options(settings, **options), **others, given=given), CommandState()
+    assert run(settings, command.open_study(settings), command) == 0
+
+
 def test_the_command_answers_and_changes_no_study(
     recorded: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,7 +267,7 @@ def test_the_command_answers_and_changes_no_study(
     out = capsys.readouterr().out
     assert out.startswith("Use sieve at density 0.100: 75 % less attention time than dense attention, and at most ")
     assert "wrote answer.csv" in out and len(read_csv(recorded / "answer.csv")) == 2
-    assert command("job=choose", "model=tiny", "length=8192", "by=ttft", "max_loss=90") == 0
+    ask({"model": "tiny", "length": 8192, "by": "ttft", "max_loss": 90})
     assert "dense attention's time not measured: sieve" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in (recorded / "results").rglob("*") if path.is_file()} == before
 
@@ -289,20 +299,15 @@ def test_the_command_answers_and_changes_no_study(
 )
 def test_bad_input_is_one_line(recorded: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], error: str) -> None:
     monkeypatch.chdir(recorded)
-    settings = composed("job=choose")
-    options = {name: asked[name] for name in asked.keys() & settings.options.keys()}
-    others = {name: asked[name] for name in asked.keys() - options.keys() - {"given"}}
-    given = frozenset([*asked.get("given", []), *others])
-    settings = replace(with_options(settings, **options), **others, given=given)
-    command = CommandState()
     with pytest.raises(UserError) as raised:
-        run(settings, command.open_study(settings), command)
+        ask(asked)
     assert str(raised.value).startswith(error) and "\n" not in str(raised.value)
 
 
 def test_a_study_that_cannot_be_read_is_said_and_left_out(
-    recorded: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(recorded)
     (recorded / "results" / "two" / "records" / "cells.jsonl").write_text("no record\n")
-    assert command("job=choose", "max_loss=90") == 0, "one has one model and one length"
+    ask({"max_loss": 90})  # the other one has one model and one length
     assert "warning: study=two is left out: " in capsys.readouterr().err
