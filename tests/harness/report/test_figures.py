@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 from matplotlib.text import Text
+from rich.console import Console
 
+from harness.report import study_report
 from harness.report.figures import (
     accuracy,
     by_block_size,
     dense_by_task,
+    gate_curve,
+    kept_mass,
+    kernel_speed,
     methods_by_task,
     pareto,
     picture_rows,
@@ -25,7 +30,8 @@ from harness.report.figures import (
 from harness.report.figures.by_length import LENGTHS
 from harness.report.figures.pareto import draw
 from harness.report.rows import Row
-from tests.harness.report.support import TIMES, decoded, row
+from harness.study.store import Store
+from tests.harness.report.support import DENSE, TIMES, decoded, record_cell, row
 
 
 def study(lengths: list[int]) -> list[Row]:
@@ -265,3 +271,21 @@ def test_dense_attention_asked_in_another_way_has_a_panel_of_its_own() -> None:
     ]
     titles = [axes.get_title(loc="left").replace("\n", "") for axes in dense_by_task.draw(rows).axes]
     assert titles == ["tiny", "tiny, question after the context", "tiny, question read again"]
+
+
+def test_pictures_and_tables_of_rows_that_are_gone_go(tmp_path: Path) -> None:
+    names = ["kept_mass.png", "kept_mass_native_1_12-prompts.png", "gate_curve_0.png", "decode.png", "share_of_ideal_1.png"]
+    for name in (*names, "kept_mass_of_mine.png"):
+        (tmp_path / name).touch()
+    assert [*kept_mass.write([], tmp_path), *gate_curve.write([], [], tmp_path), *kernel_speed.write([], tmp_path)] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["kept_mass_of_mine.png"], "a name that no report gives"
+
+
+def test_a_report_without_masses_or_trainings_leaves_none_of_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_report, "_figures", lambda rows, folder: [])
+    store = Store(tmp_path / "study")
+    record_cell(store, DENSE, "vt", [1.0])
+    for name in ("kept_mass.csv", "kept_mass_1.png", "gate_curve.csv", "gate_curve.png"):
+        (store.folder / name).touch()
+    study_report.report_study(store, Console(quiet=True))
+    assert sorted(path.name for path in store.folder.iterdir()) == ["leaderboard.csv", "records"]
