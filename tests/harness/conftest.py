@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import omegaconf._utils
 import pytest
 import torch
-import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 
-from harness.core.conf_files import conf_dir
 from harness.measure import before_loading, sweep
+from tests.harness.quick_hydra import quick_hydra
 from tests.harness.settings import toy_arguments
 
 STOPS = 8
@@ -26,44 +21,9 @@ STOPS = 8
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_yaml() -> Iterator[None]:
-    """libyaml reads the files of conf/, where PyYAML comes with it: in Python it takes a third of a command's time. What the
-    values are is OmegaConf's own loader's to say, as before."""
-    loader = omegaconf._utils.get_yaml_loader()
-    if not yaml.__with_libyaml__:
-        yield
-        return
-    from yaml.cyaml import CParser
-
-    class QuickLoader(CParser, loader):
-        def __init__(self, stream: Any) -> None:
-            CParser.__init__(self, stream)
-            yaml.constructor.SafeConstructor.__init__(self)
-            yaml.resolver.Resolver.__init__(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(omegaconf._utils, "get_yaml_loader", lambda: QuickLoader)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def merged_once() -> Iterator[None]:
-    """Files of conf/ that are merged in the same order are merged once: that takes most of the time in which Hydra composes the
-    settings of a command. Its own checks, and the arguments that set values, come before and after, as in any command."""
-    merge = ConfigLoaderImpl._compose_config_from_defaults_list
-    merged: dict[str, bytes] = {}
-
-    def copy_of_merged(self: Any, defaults: Any, repo: Any) -> Any:
-        paths = [str(source.path) for source in repo.get_sources() if source.path]
-        if any(Path(path).is_dir() and Path(path) != conf_dir() for path in paths):  # of a test's own, whose files may change
-            return merge(self, defaults, repo)
-        key = str((defaults, paths))
-        if key not in merged:
-            merged[key] = pickle.dumps(merge(self, defaults, repo))
-        return pickle.loads(merged[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", copy_of_merged)
+def composed_quickly() -> Iterator[None]:
+    """Hydra reads conf/ once in a process."""
+    with quick_hydra():
         yield
 
 
