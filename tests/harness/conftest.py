@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -13,6 +14,7 @@ import torch
 from hydra._internal.hydra import Hydra
 
 from harness.measure import before_loading, sweep
+from tests.harness.log_lines import LogLines
 from tests.harness.quick_hydra import quick_hydra
 from tests.harness.settings import toy_arguments
 
@@ -25,6 +27,15 @@ def composed_quickly() -> Iterator[None]:
     """Hydra reads conf/ once in a process."""
     with quick_hydra():
         yield
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> LogLines:
+    """What reaches the root logger from here on. pytest's own `caplog` would set up and tear down handlers for each of the
+    thousands of tests that never look at it."""
+    lines, root = LogLines(), logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [*root.handlers, lines])
+    return lines
 
 
 @pytest.fixture(scope="session")

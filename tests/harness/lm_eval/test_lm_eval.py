@@ -27,6 +27,7 @@ from harness.models.bridge import Bridge
 from harness.models.loading import ModelConfig, load_model
 from harness.tasks.tokens import encode
 from tests.harness.lm_eval.lm_eval_tools import ENVIRONMENT, answers, evaluate
+from tests.harness.log_lines import LogLines
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
@@ -254,18 +255,19 @@ def test_a_nan_is_an_error(lm: SparseLM, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_five_tokens_under_a_method_are_a_warning_in_the_results(
-    lm: SparseLM, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    lm: SparseLM, logged: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = logging.getLogger("lm_eval.sparse")
-    monkeypatch.setattr(log, "handlers", [caplog.handler])  # lm-eval's own command, in another test, changes those above it
+    monkeypatch.setattr(log, "handlers", [logged])  # lm-eval's own command, in another test, changes those above it
     monkeypatch.setattr(log, "propagate", False)
     monkeypatch.setattr(log, "disabled", False)
-    caplog.set_level(logging.WARNING, logger=log.name)  # which forgets what the logger was told before
+    monkeypatch.setattr(log, "level", logging.NOTSET)
+    log.setLevel(logging.WARNING)  # which forgets what the logger was told before
     request = Instance("generate_until", {"max_length": 4096}, ("The sky", {"max_gen_toks": 2}), 0, ("short", 0, 1))
     lm.generate_until([request], True)
     task = lm.get_model_info()["sparse_attention"]["tasks"]["short"]
     assert task["warnings"][0].startswith("density 1.000, where sparsity=0.5 asks for 0.500: prompts of ")
-    assert [r.levelname for r in caplog.records if task["warnings"][0] in r.message] == ["WARNING"]
+    assert [r.levelname for r in logged.records if task["warnings"][0] in r.getMessage()] == ["WARNING"]
     assert task["by_length"]["4096"]["mean"] == task["longest"] < 16
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from harness.core.errors import UserError
 from harness.models.loading import ModelConfig, load_model, revision_hash
 from harness.models.weight_checks import check_finite, check_stored_types, check_tensors, first_not_finite
+from tests.harness.log_lines import LogLines
 from tests.harness.tiny import build
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -65,7 +66,7 @@ def load(folder: Path) -> object:
 )
 def test_weights_that_are_not_what_they_say(
     toy_copy: Callable[..., Path],
-    caplog: pytest.LogCaptureFixture,
+    logged: LogLines,
     monkeypatch: pytest.MonkeyPatch,
     change: Change,
     config: dict[str, object],
@@ -74,7 +75,7 @@ def test_weights_that_are_not_what_they_say(
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with pytest.raises(UserError, match=message) as caught:
         load(toy_copy(change, **config))
-    assert "\n" not in str(caught.value) and "LOAD REPORT" not in caplog.text
+    assert "\n" not in str(caught.value) and "LOAD REPORT" not in logged.text
 
 
 def test_what_a_checkpoint_may_lack_or_carry(toy_copy: Callable[..., Path]) -> None:
