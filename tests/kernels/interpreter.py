@@ -20,11 +20,35 @@ def make_cheap() -> None:
         from triton.runtime import interpreter
     except ImportError:
         return
-    for change in (_keep_the_language_patched, _compute_no_unread_overflow, _look_up_types, _share_shapes):
+    for change in (
+        _call_builtins_directly,
+        _keep_the_language_patched,
+        _compute_no_unread_overflow,
+        _look_up_types,
+        _share_shapes,
+        _check_no_handles,
+        _convert_operands_once,
+    ):
         try:
             change(interpreter, core, semantic)
         except AttributeError:
             continue
+
+
+def _call_builtins_directly(interpreter: Any, core: Any, semantic: Any) -> None:
+    """Call a function of the language itself, not the wrapper that refuses a call from outside a kernel, and pass its arguments
+    on as they are. Only for those that are patched after this."""
+
+    def patch(obj: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+        inner = getattr(member, "__wrapped__", member) if getattr(member, core.TRITON_BUILTIN, False) else member
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            kwargs["_semantic"] = interpreter.interpreter_semantic
+            return inner(*args, **kwargs)
+
+        scope.set_attr(obj, name, call)
+
+    interpreter._patch_attr = patch
 
 
 def _keep_the_language_patched(interpreter: Any, core: Any, semantic: Any) -> None:
@@ -99,3 +123,86 @@ def _share_shapes(interpreter: Any, core: Any, semantic: Any) -> None:
 
     core.block_type.__init__, core.tensor.__init__, core.tuple.__eq__ = init_type, init_tensor, equal_shapes
     semantic.TritonSemantic.broadcast_impl_value = broadcast_values
+
+
+def _check_no_handles(interpreter: Any, core: Any, semantic: Any) -> None:
+    """Make a handle without comparing the size of its values with that of its type, which is a check of the interpreter by
+    itself; and add an axis without numpy's own checks of it."""
+    handle = interpreter.TensorHandle
+
+    def init(self: Any, data: np.ndarray, dtype: Any, attr: dict[Any, Any] | None = None) -> None:
+        self.data, self.dtype, self.attr = data, dtype, {} if attr is None else attr
+
+    def expand_dims(self: Any, arg: Any, axis: int) -> Any:
+        shape = arg.data.shape
+        return handle(arg.data.reshape((*shape[:axis], 1, *shape[axis:])), arg.dtype.scalar)
+
+    handle.__init__ = init
+    interpreter.InterpreterBuilder.create_expand_dims = expand_dims
+
+
+def _convert_operands_once(interpreter: Any, core: Any, semantic: Any) -> None:
+    """Operands of one type, pointers with offsets, and a number beside a tensor that can hold it need no rules of conversion.
+    Nor need operands be spread to their common shape: numpy does that in the operation itself."""
+    slow, spread = semantic.TritonSemantic.binary_op_type_checking_impl, semantic.TritonSemantic.broadcast_impl_value
+    tensor, block_type, halves = core.tensor, core.block_type, ("fp16", "bf16")
+    constants: dict[tuple[float, str], Any] = {}
+
+    def constant(self: Any, value: float, dtype: Any) -> Any:
+        if dtype.is_int_unsigned():  # whose values a shift may change to signed ones, in place
+            return self.scalar_constant(value, dtype)
+        if (value, dtype.name) not in constants:
+            constants[value, dtype.name] = self.scalar_constant(value, dtype)
+        return constants[value, dtype.name]
+
+    def can_hold(dtype: Any, value: Any) -> bool:
+        if type(value) is float:
+            return dtype.is_floating()
+        if type(value) is not int or dtype.is_ptr() or dtype.is_bool():
+            return False
+        return dtype.is_floating() or dtype.get_int_min_value() <= value <= dtype.get_int_max_value()
+
+    def shaped(value: Any, shape: list[int]) -> Any:
+        if value.type.is_block() and value.type.shape.values == shape:
+            return value
+        return tensor(value.handle, block_type(value.type.scalar, shape))
+
+    def meet(self: Any, lhs: Any, rhs: Any) -> Any:
+        one, two = lhs.type, rhs.type
+        if not one.is_block():
+            return (shaped(lhs, two.shape.values), rhs) if two.is_block() else (lhs, rhs)
+        if not two.is_block():
+            return lhs, shaped(rhs, one.shape.values)
+        left, right = one.shape.values, two.shape.values
+        if left == right:
+            return lhs, rhs
+        if len(left) != len(right) or any(1 not in sizes and sizes[0] != sizes[1] for sizes in zip(left, right, strict=True)):
+            return spread(self, lhs, rhs)
+        shape = [b if a == 1 else a for a, b in zip(left, right, strict=True)]
+        return shaped(lhs, shape), shaped(rhs, shape)
+
+    def operands(
+        self: Any,
+        lhs: Any,
+        rhs: Any,
+        allow_lhs_ptr: bool = False,
+        allow_rhs_ptr: bool = False,
+        arithmetic_check: bool = True,
+        div_or_mod: bool = False,
+    ) -> Any:
+        if isinstance(lhs, tensor):
+            dtype = lhs.dtype
+            if isinstance(rhs, tensor):
+                other = rhs.dtype
+                if dtype.is_ptr():
+                    if allow_lhs_ptr and other.is_int():
+                        return meet(self, lhs, rhs)
+                elif dtype.name == other.name and not (div_or_mod and dtype.name in halves):
+                    return meet(self, lhs, rhs)
+            elif can_hold(dtype, rhs) and not (div_or_mod and dtype.name in halves):
+                return meet(self, lhs, constant(self, rhs, dtype))
+        elif isinstance(rhs, tensor) and can_hold(rhs.dtype, lhs) and not (div_or_mod and rhs.dtype.name in halves):
+            return meet(self, constant(self, lhs, rhs.dtype), rhs)
+        return slow(self, lhs, rhs, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+
+    semantic.TritonSemantic.binary_op_type_checking_impl = operands
