@@ -30,12 +30,16 @@ def composed_quickly() -> Iterator[None]:
 
 
 @pytest.fixture
-def logged(monkeypatch: pytest.MonkeyPatch) -> LogLines:
-    """What reaches the root logger from here on. pytest's own `caplog` would set up and tear down handlers for each of the
-    thousands of tests that never look at it."""
+def logged() -> Iterator[LogLines]:
+    """The warnings that reach the root logger from here on, whatever commands have told it before. pytest's own `caplog` would
+    set up and tear down handlers for each of the thousands of tests that never look at it."""
     lines, root = LogLines(), logging.getLogger()
-    monkeypatch.setattr(root, "handlers", [*root.handlers, lines])
-    return lines
+    level = root.level
+    root.addHandler(lines)
+    root.setLevel(logging.WARNING)
+    yield lines
+    root.setLevel(level)
+    root.removeHandler(lines)
 
 
 @pytest.fixture(scope="session")
