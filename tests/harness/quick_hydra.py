@@ -20,6 +20,7 @@ import yaml
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from omegaconf import DictConfig
 
 from harness.core.conf_files import conf_dir
 
@@ -31,6 +32,7 @@ def quick_hydra() -> Iterator[None]:
         _parse_with_libyaml(patch)
         _read_once(patch)
         _order_once(patch)
+        _copy_quickly(patch)
         yield
 
 
@@ -60,22 +62,28 @@ def _read_once(patch: pytest.MonkeyPatch) -> None:
     once, from copies of their own, as merging takes them apart."""
     load, merge = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
     files: dict[Any, Any] = {}
+    contents: dict[Any, bytes] = {}
     merged: dict[Any, bytes] = {}
 
     def shared_file(self: Any, config_path: str) -> Any:
-        sources = _sources(self)
-        if sources is None:
+        key = (_sources(self), config_path)
+        if key[0] is None:
             return load(self, config_path)
-        if (sources, config_path) not in files:
-            files[sources, config_path] = load(self, config_path)
-        return files[sources, config_path]
+        if key not in files:
+            files[key] = load(self, config_path)
+            contents[key] = pickle.dumps(files[key])
+        return files[key]
+
+    def own_file(self: Any, config_path: str) -> Any:
+        shared, sources = shared_file(self, config_path), _sources(self)
+        return shared if sources is None else pickle.loads(contents[sources, config_path])
 
     def copy_of_merged(self: Any, defaults: Any, repo: Any) -> Any:
         key = (_sources(repo), str(defaults))
         if key in merged:
             return pickle.loads(merged[key])
         with pytest.MonkeyPatch.context() as unshared:
-            unshared.setattr(ConfigRepository, "load_config", load)
+            unshared.setattr(ConfigRepository, "load_config", own_file)
             repo.cache.clear()
             settings = merge(self, defaults, repo)
         if key[0] is not None:
@@ -108,3 +116,21 @@ def _order_once(patch: pytest.MonkeyPatch) -> None:
         return files
 
     patch.setattr(defaults_list, "_create_defaults_list", shared_order)
+
+
+def _copy_quickly(patch: pytest.MonkeyPatch) -> None:
+    """Copy whole settings by pickle, as Hydra copies them thrice in a command: OmegaConf takes three times as long for it."""
+    slow = DictConfig.__deepcopy__
+
+    def copy_of(self: Any, memo: dict[int, Any]) -> Any:
+        if memo:  # part of a copy of more
+            return slow(self, memo)
+        parent, vars(self)["_parent"] = vars(self)["_parent"], None
+        try:
+            copied = pickle.loads(pickle.dumps(self))
+        finally:
+            vars(self)["_parent"] = parent
+        vars(copied)["_parent"] = parent
+        return copied
+
+    patch.setattr(DictConfig, "__deepcopy__", copy_of)
