@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,44 +17,77 @@ from harness.core.conf_files import MAIN, conf_file, conf_lines, groups
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = ("torch", "transformers", "pandas", "matplotlib", "datasets", "lm_eval")
+COMMANDS = {
+    "help": ("--help",),
+    "method": ("method=seerr",),
+    "task": ("job=report", "task=rular"),
+    "study": ("job=report", "study=none"),
+    "report": ("job=report", "study=bundled_short"),
+}
+"""Arguments of commands that need no torch, by the folder that each runs in."""
+REPORTED = Path("report", "results", "bundled_short")
+
+# Runs each command in a process of its own, forked from one that has imported what every command begins with, in the folder of
+# its name. Its exit code, and which modules there are at its end, go into the file `code`, what it says into `said`.
 PROGRAM = """
-import sys
+import contextlib, json, os, sys
+import harness.jobs.command
 from harness.__main__ import main
-code = main(sys.argv[1:])
-print("imported:", *(name for name in {heavy!r} if name in sys.modules))
-sys.exit(code)
+
+for name, arguments in json.loads(sys.argv[1]).items():
+    if os.fork() == 0:
+        os.chdir(name)
+        with open("said", "w") as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            code = main(arguments)
+        with open("code", "w") as file:
+            print(code, *(module for module in json.loads(sys.argv[2]) if module in sys.modules), file=file)
+        os._exit(0)
+    os.wait()
 """
 
 
-def imported(folder: Path, *arguments: str, heavy: tuple[str, ...]) -> tuple[int, set[str], str]:
-    """Exit code, which of `heavy` a command has imported, and its output, of a process of its own."""
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PROGRAM.format(heavy=heavy)}"
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=100
-    )
-    assert "imported:" in done.stdout, done.stderr
-    text, _, names = done.stdout.rpartition("imported:")
-    return done.returncode, set(names.split()), text + done.stderr
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of COMMANDS, the last of which finds the records of a study."""
+    folder = tmp_path_factory.mktemp("commands")
+    for name in COMMANDS:
+        (folder / name).mkdir()
+    shutil.copytree(ROOT / "results" / "bundled_short" / "records", folder / REPORTED / "records")
+    return folder
 
 
-def test_the_help_needs_no_torch(tmp_path: Path) -> None:
-    code, names, text = imported(tmp_path, "--help", heavy=(*HEAVY, "numpy", "rich.progress"))
-    assert (code, names) == (0, set()) and "length: 4096" in text
+@pytest.fixture(scope="module")
+def told(folder: Path) -> dict[str, tuple[int, set[str], str]]:
+    """Of each of COMMANDS: its exit code, which modules that take long are imported at its end, and what it said."""
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PROGRAM}"
+    names = (*HEAVY, "numpy", "rich.progress")
+    command = [sys.executable, "-c", program, json.dumps(COMMANDS), json.dumps(names)]
+    subprocess.run(command, cwd=folder, check=True, timeout=100)
+    answers = {}
+    for name in COMMANDS:
+        code, *imported = (folder / name / "code").read_text().split()
+        answers[name] = int(code), set(imported), (folder / name / "said").read_text()
+    return answers
 
 
-@pytest.mark.parametrize("arguments", [("method=seerr",), ("job=report", "task=rular"), ("job=report", "study=none")])
-def test_bad_input_needs_no_torch(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    code, names, text = imported(tmp_path, *arguments, heavy=HEAVY)
-    assert (code, names) == (2, set()) and "error: " in text
+def test_the_help_needs_no_torch(told: dict[str, tuple[int, set[str], str]]) -> None:
+    code, imported, text = told["help"]
+    assert (code, imported) == (0, set()) and "length: 4096" in text
 
 
-def test_a_report_needs_no_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["method", "task", "study"])
+def test_bad_input_needs_no_torch(told: dict[str, tuple[int, set[str], str]], command: str) -> None:
+    code, imported, text = told[command]
+    assert (code, imported & set(HEAVY)) == (2, set()) and "error: " in text
+
+
+def test_a_report_needs_no_torch(told: dict[str, tuple[int, set[str], str]], folder: Path) -> None:
     """Its CSV and pictures are those of the records alone."""
-    shutil.copytree(ROOT / "results" / "bundled_short" / "records", tmp_path / "results" / "bundled_short" / "records")
-    code, names, text = imported(tmp_path, "job=report", "study=bundled_short", heavy=("torch", "transformers"))
-    assert (code, names) == (0, set()) and "wrote results/bundled_short/leaderboard.csv" in text
+    code, imported, text = told["report"]
+    assert (code, imported & {"torch", "transformers"}) == (0, set())
+    assert "wrote results/bundled_short/leaderboard.csv" in text
     recorded = (ROOT / "results" / "bundled_short" / "leaderboard.csv").read_bytes()
-    assert (tmp_path / "results" / "bundled_short" / "leaderboard.csv").read_bytes() == recorded
+    assert (folder / REPORTED / "leaderboard.csv").read_bytes() == recorded
 
 
 def test_help_names_groups_tasks_and_settings(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,22 +107,25 @@ def test_full_disk_is_an_error_and_loses_nothing(tmp_path: Path, monkeypatch: py
 
 
 def test_concurrent_writers(tmp_path: Path) -> None:
-    """Four processes append overlapping samples: every sample is there once, every line whole."""
+    """Four processes append overlapping samples: every sample is there once, every line whole. They are forks of one that has
+    imported what they need, each with its own file."""
     code = (
-        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
+        "import os, sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
         "from pathlib import Path\n"
         "from test_store import sample\n"
         "from harness.study.store import RecordFile\n"
-        "file = RecordFile(Path(sys.argv[3]), 'samples')\n"
-        "for i in range(int(sys.argv[4]), int(sys.argv[4]) + 40): file.append(sample(i))\n"
+        "for first in (0, 20, 20, 40):\n"
+        "    if os.fork() == 0:\n"
+        "        file = RecordFile(Path(sys.argv[3]), 'samples')\n"
+        "        for i in range(first, first + 40): file.append(sample(i))\n"
+        "        os._exit(0)\n"
+        "print([os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(4)])\n"
     )
     here = Path(__file__).resolve()
     path = tmp_path / "samples.jsonl"
-    started = [
-        subprocess.Popen([sys.executable, "-c", code, str(here.parents[3]), str(here.parent), str(path), str(first)])
-        for first in (0, 20, 20, 40)
-    ]
-    assert [p.wait(timeout=60) for p in started] == [0] * 4
+    command = [sys.executable, "-c", code, str(here.parents[3]), str(here.parent), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split("\n")[0] == "[0, 0, 0, 0]", done.stderr
     assert sorted(r["index"] for r in RecordFile(path, "samples").read()) == list(range(80))
     assert len(path.read_text().splitlines()) == 80
 

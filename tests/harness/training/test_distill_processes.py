@@ -26,7 +26,7 @@ from methods.gates.attn_gate import AttnGate
 from tests.harness.training.distilling import distill_one
 from tests.harness.training.test_distill import BLOCK, sharp_llama, topics
 
-RECIPE = Recipe(steps=4, block_size=BLOCK, warmup=2, lr=1e-2)
+RECIPE = Recipe(steps=3, block_size=BLOCK, warmup=2, lr=1e-2)
 TOLERANCE = 1e-5
 """Of weights that begin at 0.02 and move by up to 0.03: sums in another order, and AdamW's division, no more."""
 
