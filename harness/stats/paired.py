@@ -11,7 +11,8 @@ so the variance is at most that of a coin, and the interval is wide rather than 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,12 +75,20 @@ def score_statistic(wins: npt.ArrayLike, losses: npt.ArrayLike, n: float, differ
     """Return how many standard errors (wins - losses) / n lies above `difference`, were that the truth (Tango, Statistics in
     Medicine 17, 1998, eq. 10 and 13). wins, losses: arrays of counts, or sums of gains and losses; difference in (-1, 1)."""
     b, c = np.asarray(wins, dtype=np.float64), np.asarray(losses, dtype=np.float64)
-    linear = -b - c + (2 * n - b + c) * difference
-    root = np.sqrt(np.maximum(linear**2 + 8 * n * c * difference * (1 - difference), 0))
-    worse = (root - linear) / (4 * n)  # the likeliest share of losses under that difference
-    variance = np.maximum(n * (2 * worse + difference * (1 - difference)), 1e-12)
-    statistic: Array = (b - c - n * difference) / np.sqrt(variance)
+    statistic: Array = _statistic(b, c, n, difference, np.sqrt, np.maximum)
     return statistic
+
+
+def _statistic(
+    b: Any, c: Any, n: float, difference: float, sqrt: Callable[[Any], Any], maximum: Callable[[Any, float], Any]
+) -> Any:
+    """Return the statistic of arrays with numpy's functions, and of one pair of numbers with Python's own, which take a tenth
+    of the time for it."""
+    linear = -b - c + (2 * n - b + c) * difference
+    root = sqrt(maximum(linear * linear + 8 * n * c * difference * (1 - difference), 0.0))
+    worse = (root - linear) / (4 * n)  # the likeliest share of losses under that difference
+    variance = maximum(n * (2 * worse + difference * (1 - difference)), 1e-12)
+    return (b - c - n * difference) / sqrt(variance)
 
 
 def score_interval(wins: float, losses: float, n: float, z: float = Z95) -> tuple[float, float]:
@@ -95,7 +104,7 @@ def _bound(wins: float, losses: float, n: float, z: float) -> float:
     low, high = -1.0, (wins - losses) / n
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if score_statistic(wins, losses, n, middle) > z else (low, middle)
+        low, high = (middle, high) if _statistic(wins, losses, n, middle, math.sqrt, max) > z else (low, middle)
     return low
 
 

@@ -42,15 +42,12 @@ def power_differs(n: int, discordance: float, effect: float, alpha: float = 0.05
         z = float(scipy_stats.norm.isf(alpha / 2))
         return _normal((abs(effect) * math.sqrt(n) - z * math.sqrt(discordance)) / _deviation(discordance, effect))
     better = (discordance + abs(effect)) / (2 * discordance)  # of the discordant pairs, the share that goes the one way
-    power = 0.0
-    for m, chance in _discordant(n, discordance):
-        # reject at k losses or fewer, where twice the tail of a fair coin is at most alpha
-        most = int(scipy_stats.binom.ppf(alpha / 2, m, 0.5))
-        while most >= 0 and 2 * scipy_stats.binom.cdf(most, m, 0.5) > alpha:
-            most -= 1
-        if most >= 0:
-            power += chance * (scipy_stats.binom.cdf(most, m, 1 - better) + scipy_stats.binom.cdf(most, m, better))
-    return float(power)
+    m, chances = _discordant(n, discordance)
+    # reject at k losses or fewer, where twice the tail of a fair coin is at most alpha; at none where k is -1
+    most = scipy_stats.binom.ppf(alpha / 2, m, 0.5)
+    while (over := 2 * scipy_stats.binom.cdf(most, m, 0.5) > alpha).any():
+        most -= over
+    return float(chances @ (scipy_stats.binom.cdf(most, m, 1 - better) + scipy_stats.binom.cdf(most, m, better)))
 
 
 def power_noninferior(n: int, discordance: float, margin: float, difference: float = 0.0, alpha: float = 0.05) -> float:
@@ -62,12 +59,13 @@ def power_noninferior(n: int, discordance: float, margin: float, difference: flo
         under = math.sqrt(max(discordance, margin) - margin**2)  # the deviation where the truth lies on the margin
         return _normal(((difference + margin) * math.sqrt(n) - z * under) / _deviation(discordance, difference))
     better = (discordance + difference) / (2 * discordance) if discordance else 0.0
-    power = 0.0
-    for m, chance in _discordant(n, discordance):
-        wins = np.arange(m + 1)
-        shown = score_statistic(wins, m - wins, n, -margin) > z
-        power += chance * float(scipy_stats.binom.pmf(wins[shown], m, better).sum())
-    return power
+    m, chances = _discordant(n, discordance)
+    low, high = np.full_like(m, -1), m + 1  # of m discordant pairs, high wins or more show it: the statistic rises with them
+    while (high - low > 1).any():
+        wins = (low + high) // 2  # low itself where it is settled
+        shown = (wins > low) & (score_statistic(wins, m - wins, n, -margin) > z)
+        low, high = np.where(shown, low, wins), np.where(shown, wins, high)
+    return float(chances @ scipy_stats.binom.sf(high - 1, m, better))
 
 
 def samples_for(power: Callable[[int], float], target: float) -> int | None:
@@ -85,12 +83,12 @@ def samples_for(power: Callable[[int], float], target: float) -> int | None:
     return high
 
 
-def _discordant(n: int, discordance: float) -> list[tuple[int, float]]:
-    """Return the numbers of discordant pairs that may come up, and how likely each is."""
+def _discordant(n: int, discordance: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return the numbers of discordant pairs that may come up, and how likely each is, in two arrays."""
     half = TAIL * math.sqrt(n * discordance * (1 - discordance)) + TAIL
     m = np.arange(max(0, int(n * discordance - half)), min(n, math.ceil(n * discordance + half)) + 1)
     chances: npt.NDArray[np.float64] = scipy_stats.binom.pmf(m, n, discordance)
-    return [(int(k), float(c)) for k, c in zip(m, chances, strict=True) if c > 1e-9]
+    return m[chances > 1e-9], chances[chances > 1e-9]
 
 
 def _deviation(discordance: float, difference: float) -> float:
