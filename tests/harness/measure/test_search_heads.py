@@ -169,13 +169,13 @@ def test_an_arm_that_can_not_be_built_is_one_clear_line(loaded: LoadedModel, tmp
 
 @pytest.fixture(scope="module")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
-    """A context of the bundled model and two prompts of 1536 tokens, one to search on and one to look at."""
+    """A context of the bundled model and two prompts of 1280 tokens, one to search on and one to look at."""
     model = load_model(ModelConfig(name="bundled", path="bundled", dtype=torch.float32, device=torch.device("cpu")))
     settings: Any = SimpleNamespace(
         job="search_heads",
         options={},
         model={"name": "bundled", "path": "bundled"},
-        length=1536,
+        length=1280,
         seed=0,
         question="seen",
         data={},
