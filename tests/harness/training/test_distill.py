@@ -83,7 +83,7 @@ def loaded() -> LoadedModel:
 @pytest.fixture(scope="module")
 def distilled(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Distilled:
     out = tmp_path_factory.mktemp("gates")
-    return train(loaded, topics(), out=out, steps=30, warmup=3, lr=1e-2, block_size=BLOCK, held_out=rows_of(2, seed=9))
+    return train(loaded, topics(), out=out, steps=22, warmup=3, lr=1e-2, block_size=BLOCK, held_out=rows_of(2, seed=9))
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +94,11 @@ def usual(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Dist
 
 def test_loss_falls_all_along_on_one_text(loaded: LoadedModel, tmp_path: Path) -> None:
     text = itertools.repeat(rows_of(1, seed=0)[0])
-    result = train(loaded, text, out=tmp_path, steps=30, warmup=3, lr=5e-3, block_size=BLOCK)
+    result = train(loaded, text, out=tmp_path, steps=20, warmup=2, lr=8e-3, block_size=BLOCK)
     losses = [step.loss for step in result.steps]
-    fives = [sum(losses[i : i + 5]) for i in range(0, 30, 5)]
+    fives = [sum(losses[i : i + 5]) for i in range(0, 20, 5)]
     assert fives == sorted(fives, reverse=True)
-    assert len(set(fives)) == 6
+    assert len(set(fives)) == 4
     assert losses[-1] < 0.85 * losses[0]
 
 
@@ -140,8 +140,8 @@ def test_the_file_says_how_it_was_made(loaded: LoadedModel, distilled: Distilled
     with safe_open(str(distilled.path), framework="pt") as file:
         metadata = {key: json.loads(value) for key, value in file.metadata().items()}
     assert metadata["block_size"] == 16
-    assert metadata["steps"] == 30
-    assert metadata["tokens"] == 30 * LENGTH
+    assert metadata["steps"] == 22
+    assert metadata["tokens"] == 22 * LENGTH
     assert metadata["seed"] == 0
     assert (metadata["model"], metadata["model_hash"]) == ("tiny", "abc")
     assert metadata["recall"]["0.2"]["recall"] == mean_recall(distilled.recall)[0.2]["recall"]

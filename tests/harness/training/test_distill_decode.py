@@ -54,7 +54,7 @@ def test_gates_learn(loaded: LoadedModel, tmp_path: Path) -> None:
         loaded,
         topics(),
         out=tmp_path,
-        steps=60,
+        steps=40,
         warmup=3,
         lr=1e-2,
         block_size=BLOCK,
