@@ -20,6 +20,7 @@ import yaml
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from harness.core.conf_files import conf_dir
@@ -33,6 +34,7 @@ def quick_hydra() -> Iterator[None]:
         _read_once(patch)
         _order_once(patch)
         _copy_quickly(patch)
+        _parse_arguments_once(patch)
         yield
 
 
@@ -134,3 +136,16 @@ def _copy_quickly(patch: pytest.MonkeyPatch) -> None:
         return copied
 
     patch.setattr(DictConfig, "__deepcopy__", copy_of)
+
+
+def _parse_arguments_once(patch: pytest.MonkeyPatch) -> None:
+    """Parse the same argument once. Hydra changes an argument's own fields later, but nothing inside them."""
+    parse = OverridesParser.parse_rule
+    parsed: dict[tuple[str, str], Any] = {}
+
+    def shared_parse(self: Any, s: str, rule_name: str) -> Any:
+        if (s, rule_name) not in parsed:
+            parsed[s, rule_name] = parse(self, s, rule_name)
+        return copy.copy(parsed[s, rule_name])
+
+    patch.setattr(OverridesParser, "parse_rule", shared_parse)
