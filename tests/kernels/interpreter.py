@@ -86,6 +86,7 @@ def _look_up_types(interpreter: Any, core: Any, semantic: Any) -> None:
 def _share_shapes(interpreter: Any, core: Any, semantic: Any) -> None:
     """Equal block types share what follows from their shape, and tensors of one type share their shape."""
     make_type, make_tensor, equal = core.block_type.__init__, core.tensor.__init__, core.tuple.__eq__
+    of_elements: dict[tuple[str, int], tuple[Any, Any]] = {}
     broadcast = semantic.TritonSemantic.broadcast_impl_value
     types: dict[Any, dict[str, Any]] = {}
     shapes: dict[int, tuple[Any, Any, Any]] = {}
@@ -98,6 +99,12 @@ def _share_shapes(interpreter: Any, core: Any, semantic: Any) -> None:
             types[element_ty.name, sizes] = dict(self.__dict__)
         else:
             self.__dict__.update(known, element_ty=element_ty)
+
+    def with_element_ty(self: Any, scalar_ty: Any) -> Any:
+        key = (scalar_ty.name, id(self.shape))  # the shape is kept, so that its id stays its own
+        if key not in of_elements:
+            of_elements[key] = core.block_type(scalar_ty, self.shape), self.shape
+        return of_elements[key][0]
 
     def init_tensor(self: Any, handle: Any, type: Any) -> None:
         shape = type.shape if type.is_block() else None
@@ -122,6 +129,7 @@ def _share_shapes(interpreter: Any, core: Any, semantic: Any) -> None:
         return broadcast(self, lhs, rhs)
 
     core.block_type.__init__, core.tensor.__init__, core.tuple.__eq__ = init_type, init_tensor, equal_shapes
+    core.block_type.with_element_ty = with_element_ty
     semantic.TritonSemantic.broadcast_impl_value = broadcast_values
 
 
@@ -163,16 +171,14 @@ def _convert_operands_once(interpreter: Any, core: Any, semantic: Any) -> None:
         return dtype.is_floating() or dtype.get_int_min_value() <= value <= dtype.get_int_max_value()
 
     def shaped(value: Any, shape: list[int]) -> Any:
-        if value.type.is_block() and value.type.shape.values == shape:
-            return value
-        return tensor(value.handle, block_type(value.type.scalar, shape))
+        return value if value.type.shape.values == shape else tensor(value.handle, block_type(value.type.scalar, shape))
 
     def meet(self: Any, lhs: Any, rhs: Any) -> Any:
         one, two = lhs.type, rhs.type
         if not one.is_block():
-            return (shaped(lhs, two.shape.values), rhs) if two.is_block() else (lhs, rhs)
+            return (tensor(lhs.handle, two.with_element_ty(one)), rhs) if two.is_block() else (lhs, rhs)
         if not two.is_block():
-            return lhs, shaped(rhs, one.shape.values)
+            return lhs, tensor(rhs.handle, one.with_element_ty(two))
         left, right = one.shape.values, two.shape.values
         if left == right:
             return lhs, rhs
