@@ -188,7 +188,8 @@ def _record(
 
 def _tell(context: RunContext, arm: RunnableArm, record: Record) -> None:
     """Say what a search reached and cost, and whether that is what was asked for."""
-    cost = f"{record['prefills']} prefills of {record['prompts']} prompts, {record['seconds']:.1f} s"
+    prompts = f"{record['prompts']} prompt{'' if record['prompts'] == 1 else 's'}"
+    cost = f"{record['prefills']} prefills of {prompts}, {record['seconds']:.1f} s"
     for line in (f"{arm.identity.method}: {_numbers(record)} ({cost})", *by_task(record["tasks"])):
         context.console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
     if _matches(arm, record["density"]):

@@ -48,9 +48,9 @@ INTERVAL = 13
 stay in the leaderboard."""
 PREFILL_NOTES = (
     "none: a prefill without attention, timed in turns with dense and the method",
-    "limit: dense TTFT ÷ none, what no method passes, of the row's own rounds",
-    "rest: TTFT less the attention layers × total; it differs from none where calls",
-    "of a layer alone and those of a prefill do",
+    "limit: dense TTFT ÷ none, in the row's own rounds; beyond it there is only noise",
+    "rest: TTFT less the attention layers × total; it differs from none where a layer",
+    "alone takes another time than within a prefill",
 )
 """What the columns of a whole prefill mean. They are shown where no row has an accuracy."""
 SCORE = 5
@@ -149,7 +149,8 @@ def verdict_note(rows: Sequence[Row], margin: float) -> str:
 def _prompts(rows: Sequence[Row], unit: str = "") -> str:
     """Return ", N prompts" for the rows of a table that have accuracies: the same ones at each length. unit: said after it."""
     counts = [row.samples for row in rows if row.score is not None and row.task != ""]
-    return f", {count_range(counts, '–')} prompts{unit}" if counts else ""
+    plural = "" if set(counts) == {1} else "s"
+    return f", {count_range(counts, '–')} prompt{plural}{unit}" if counts else ""
 
 
 def _cells(row: Row, *, with_count: bool) -> tuple[str | Text, ...]:

@@ -61,6 +61,13 @@ def test_long_names_take_lines_of_their_own() -> None:
     assert "density 0.1" in text, "a number above a column says what it is"
 
 
+def test_one_prompt_is_no_prompts() -> None:
+    """The caption of the table by task counts in the singular and in the plural."""
+    rows = {count: [replace(row, samples=count) for row in study([4096], "bundled")] for count in (1, 2)}
+    assert "1 prompt a task" in shown(rows[1])
+    assert "2 prompts a task" in shown(rows[2])
+
+
 def test_the_mark_is_explained_where_it_stands() -> None:
     """A legend of ✓ below rows that have none reads as their verdict."""
     row = make_row("m", 0.9, 4096, 0.75, task=AVERAGE, tasks=1)
