@@ -48,9 +48,9 @@ INTERVAL = 13
 stay in the leaderboard."""
 PREFILL_NOTES = (
     "none: a prefill without attention, timed in turns with dense and the method",
-    "limit: dense TTFT ÷ none, in the row's own rounds; beyond it there is only noise",
-    "rest: TTFT less the attention layers × total; it differs from none where a layer",
-    "alone takes another time than within a prefill",
+    "limit: dense TTFT ÷ none, in the row's own rounds; what is beyond is noise",
+    "rest: TTFT less the attention layers × total; it differs from none where",
+    "a layer alone takes another time than within a prefill",
 )
 """What the columns of a whole prefill mean. They are shown where no row has an accuracy."""
 SCORE = 5

@@ -21,7 +21,7 @@ def test_the_experiment(command: Command, brief_folder: Path, tmp_path: Path, ca
     assert command("-m", *arguments, "method=block_topk") == 0
     said = capsys.readouterr()
     assert said.err == "as_released=true: block_topk has no release to follow, and is passed over\n"
-    assert "limit" in said.out and "beyond it there is only noise" in said.out
+    assert "limit" in said.out and "what is beyond is noise" in said.out
     _, _, notes = said.out.partition("none: ")
     assert all(len(line) < 80 for line in notes.partition("wrote ")[0].splitlines())  # no terminal breaks a word of them
     assert command(*arguments, "method=streaming_llm", "as_released=true") == 0
