@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,9 @@ def test_rows_in_chunks_are_beside_those_of_whole_prompts(
     before = lines(finished, "samples")
     timed = ["latency=true", "latency_repeats=1", "latency_seconds=0.2"]
     assert command(*toy, *timed, "prefill.chunk=192", "sparsity=0.5", "method.selection=topk") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for method in ("dense", "block_topk"):
+        assert re.search(rf"timing {method} at \d+ tokens in chunks of 192 ", said), "each timing says its chunk"
     after = lines(finished, "samples")[len(before) :]
     assert len(after) == len(before) == 4, "dense attention is measured in the same chunks"
     for whole, chunked in zip(before, after, strict=True):
@@ -53,7 +57,7 @@ def test_rows_in_chunks_are_beside_those_of_whole_prompts(
         ("block_topk", True, True),
     ]
     assert rows[3]["dense_accuracy"] == rows[1]["accuracy"]
-    assert "block_topk (chunk 192)" in capsys.readouterr().out.replace("\n", " ")
+    assert "block_topk (chunk 192)" in said
     settings = merged(*arm_settings(of_chunks[-1]["identity"]))
     assert settings.prefill_chunk == 192
 
@@ -133,7 +137,7 @@ def test_chunks_that_cut_a_block_are_refused() -> None:
 
 
 def test_jobs_that_prefill_whole_refuse_chunks() -> None:
-    able = {name for name, job in JOBS.items() if "prefill" in job.reads}
+    able = {name for name, job in JOBS.items() if job.does is Does.MEASURES and "prefill" in job.reads}
     assert able == {"evaluate", "latency", "densities"}
     for job in JOBS.values():
         check_chunks_fit(job, None)
