@@ -33,9 +33,11 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     nothing was measured that they ask for."""
     bound, out = read_bound(settings), _out(settings.options["out"])
     stores = _stores(settings, study)
-    measured = {store.folder: pairs for store in stores if (pairs := _measured(store, only=len(stores) == 1))}
-    place = _place(settings, {pair for pairs in measured.values() for pair in pairs})
-    arms = recorded_arms([store for store in stores if place in measured.get(store.folder, ())], place)
+    studies = f"{len(stores)} studies" if len(stores) > 1 else stores[0].folder.name
+    with command.console.status(f"reading the records of {printable(studies)}"):  # seconds; only a terminal shows it
+        measured = {store.folder: pairs for store in stores if (pairs := _measured(store, only=len(stores) == 1))}
+        place = _place(settings, {pair for pairs in measured.values() for pair in pairs})
+        arms = recorded_arms([store for store in stores if place in measured.get(store.folder, ())], place)
     asked = _asked(arms, settings, place)
     main, *others = _on_device(choices(asked, bound), settings.options["measured_on"])
     show_choice(command.console, main, others, elsewhere(asked, [main, *others]))

@@ -104,7 +104,7 @@ def _show_ranked(console: Console, choice: Choice) -> None:
         _say(console, f"{TIED} not told apart from the first in {what}: {', '.join(map(named, choice.tied))}")
     elif len(choice.ranked) > 1:
         _say(console, f"every other one is told apart from the first in {what}")
-    _say(console, f"of {len(choice.candidates)} arms, the best of each line; a limit holds for its row alone")
+    _say(console, f"of {len(choice.candidates)} arms, the best of each name; a limit holds for its row alone")
     console.print()
 
 

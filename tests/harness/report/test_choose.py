@@ -311,3 +311,16 @@ def test_a_study_that_cannot_be_read_is_said_and_left_out(
     (recorded / "results" / "two" / "records" / "cells.jsonl").write_text("no record\n")
     ask({"max_loss": 90})  # the other one has one model and one length
     assert "warning: study=two is left out: " in capsys.readouterr().err
+
+
+def test_a_terminal_shows_that_records_are_read(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many studies take seconds. A pipe gets the answer alone."""
+    monkeypatch.chdir(recorded)
+    ask({"max_loss": 90, "length": 4096})
+    piped = capsys.readouterr()
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    ask({"max_loss": 90, "length": 4096})
+    assert "reading the records of 2 studies" in capsys.readouterr().out
+    assert "reading" not in piped.out + piped.err
