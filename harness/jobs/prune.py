@@ -28,6 +28,8 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     store = study.store
     if settings.options["undo"] is not None:
         last = checks.whole_number("undo", settings.options["undo"], 1)
+        if others := " ".join(selector.text for selector in selectors(settings)):
+            raise UserError(f"undo={last}: brings back all that went under this number, not only {others}: leave that out")
         _bring_back(last, store, command)
         _report(settings, study, command)
         forget(store, last)

@@ -127,7 +127,7 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
             table.add_column(heading, justify="left" if named else "right", no_wrap=not named)
     for line in lines:
         table.add_row(*(cell for cell, show in zip(line, filled, strict=True) if show))
-    console.print(table)
+    table.show(console)
     explain_marks(console, rows)
     if only_times:
         for note in PREFILL_NOTES:
@@ -212,7 +212,7 @@ def _show_tasks(console: Console, rows: Sequence[Row], averages: Sequence[Row]) 
         texts = [Text() if row is None else _accuracy(row) for row in cells]
         style = "bold" if task == AVERAGE else None
         table.add_row(task, *(text if full else text.split(" ")[0] for text in texts), style=style)
-    console.print(table)
+    table.show(console)
     console.print()
 
 

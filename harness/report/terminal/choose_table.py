@@ -98,7 +98,7 @@ def _show_ranked(console: Console, choice: Choice) -> None:
         if by_loss:
             cells.append("" if candidate.to_first is None else points(candidate.to_first.points))
         table.add_row(*cells)
-    console.print(table)
+    table.show(console)
     what = "points lost" if by_loss else "time"
     if choice.tied:
         _say(console, f"{TIED} not told apart from the first in {what}: {', '.join(map(named, choice.tied))}")
@@ -116,7 +116,7 @@ def _show_not_shown(console: Console, choice: Choice) -> None:
         if needs:
             cells += [str(candidate.row.samples or ""), _needed(candidate, choice)]
         table.add_row(*cells)
-    console.print(table)
+    table.show(console)
     if needs:
         _say(console, f"needs: prompts that show it with power {POWER:g}, if it loses what it lost here")
     console.print()

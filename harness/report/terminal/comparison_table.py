@@ -40,7 +40,7 @@ def show_pairs(console: Console, pairs: Sequence[LinePair], left_out: Sequence[L
                 f"{100 * pair.difference_low:+.1f} to {100 * pair.difference_high:+.1f}",
                 f"{pair.p_holm:.3f}",
             )
-        console.print(table)
+        table.show(console)
         if decoded:
             beside = formats.number(members[0].beside_decode_density, ".3f") or "1"
             text = f"decode: its density, of {members[0].beside} {beside}; nothing matches those"

@@ -35,7 +35,7 @@ def show_decoding(console: Console, rows: Sequence[Row]) -> None:
         cells = [_speed(row, batch) for batch in batches]
         length, density = formats.tokens(row.length), marked_decode_density(row)
         table.add_row(names[id(row)], row.decode.method or FULL, length, density, *cells)
-    console.print(table)
+    table.show(console)
     for note in NOTES:
         console.print(note, style="dim", highlight=False, soft_wrap=True)
     console.print()

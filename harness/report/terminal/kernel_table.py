@@ -38,7 +38,7 @@ def show_kernels(console: Console, rows: Sequence[KernelRow]) -> None:
     shown = timed if len(timed) <= MOST else _longest(timed)
     if shown:
         console.print()
-        console.print(_table(shown))
+        _table(shown).show(console)
     if hidden := len(timed) - len(shown):
         console.print(f"and {hidden} more rows in the CSV", style="dim")
     for status in (Status.FAILED, Status.GATED):

@@ -25,7 +25,7 @@ def show_perplexities(console: Console, rows: Sequence[Row]) -> None:
             table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
         for row in members:
             table.add_row(names[id(row)], *_cells(row))
-        console.print(table)
+        table.show(console)
         explain_marks(console, members)
         console.print()
 

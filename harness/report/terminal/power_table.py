@@ -28,7 +28,7 @@ def show_samples_needed(console: Console, rows: Sequence[SamplesNeeded]) -> None
     for (discordance, source, claim, margin), samples in by_claim.items():
         counts = [_count(samples[power]) for power in powers]
         table.add_row(f"{discordance:.3f}", source, claim, f"{margin:g}", *counts)
-    console.print(table)
+    table.show(console)
     console.print(EXPLANATION, style="dim", highlight=False, soft_wrap=True)
     console.print()
 

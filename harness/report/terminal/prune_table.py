@@ -19,7 +19,7 @@ HEADINGS = ("arm", "id", "sparsity", "length", "cells", "samples", "others")
 def show_selection(console: Console, selection: Selection, store: Store) -> None:
     """Print the arms that go with their cells, samples and other records, and how many stay."""
     measured = Counter(record["cell"] for file in (store.samples, store.perplexity) for record in file.read())
-    whole, cases = len(selection.gone) + len(selection.left), {record["case"] for record in selection.cases}
+    whole, cases = len(selection.gone.keys() | selection.left.keys()), {record["case"] for record in selection.cases}
     table = formats.PlainTable(f"to be taken out of {store.folder}")
     for heading in HEADINGS:
         table.add_column(
@@ -33,9 +33,10 @@ def show_selection(console: Console, selection: Selection, store: Store) -> None
         )
     for name, count in sorted(Counter((_case_name(record), *_setting(record)) for record in _once(selection.cases)).items()):
         table.add_row(name[0], "", *name[1:], str(count), "", "")
-    console.print(table)
+    table.show(console)
     stays = f"{len(selection.left)} of {whole} arms stay" if whole else f"{len(cases)} cases of kernels go"
-    console.print(stays, highlight=False, soft_wrap=True)
+    fewer = len(selection.gone.keys() & selection.left.keys())
+    console.print(f"{stays}, {fewer} of them without these cells" if fewer else stays, highlight=False, soft_wrap=True)
     gone = [record for records in selection.gone.values() for record in records if "cell" in record]
     if lonely := _without_baseline(gone, selection):
         console.print(f"{lonely} lose what they are compared with: dense attention goes", style="yellow", soft_wrap=True)

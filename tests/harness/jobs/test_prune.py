@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,10 +21,11 @@ from harness.report.compare import comparisons
 from harness.report.csv_file import read_csv
 from harness.report.leaderboard_csv import write_leaderboard
 from harness.report.study_report import report_study
+from harness.report.terminal.prune_table import show_selection
 from harness.study.identity import ArmIdentity, Decoding
 from harness.study.pruning import Removed, take_out, taken_out
 from harness.study.schema import CalibrationRecord
-from harness.study.selection import select, selectors
+from harness.study.selection import Selector, select, selectors
 from harness.study.store import Store
 from tests.harness.report.support import DATE, DENSE, SETTING, record_cell
 from tests.harness.settings import composed, with_options
@@ -152,6 +154,13 @@ def test_it_shows_asks_takes_out_and_brings_back(
     assert {path: path.read_bytes() for path in study.folder.rglob("*") if path.is_file()} == before
 
 
+def test_an_arm_that_loses_single_cells_stays(study: Store) -> None:
+    text = io.StringIO()
+    selection = select(study, [Selector("task=vt", lambda record: record["identity"].get("task") == "vt", True)])
+    show_selection(Console(file=text, width=80), selection, study)
+    assert "7 of 7 arms stay, 7 of them without these cells" in text.getvalue()
+
+
 @pytest.mark.parametrize(
     ("options", "given", "error"),
     [
@@ -160,6 +169,7 @@ def test_it_shows_asks_takes_out_and_brings_back(
         ({}, {"seed": 0}, "seed=0: that is all of study=one: move its folder away instead"),
         ({"undo": 1}, {}, "undo=1: there is no such number; nothing is out of this study"),
         ({"undo": "last"}, {}, "undo=last: must be a whole number of at least 1"),
+        ({"undo": 1}, {"method": "net"}, "undo=1: brings back all that went under this number, not only method=net: leave"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -21,6 +21,7 @@ from harness.report.csv_file import cell, read_csv, write_csv
 from harness.report.figures import pareto, style
 from harness.report.lines import LONGEST, rows_by_line
 from harness.report.terminal.accuracy_table import show_rows
+from harness.report.terminal.formats import PlainTable
 from tests.harness.report.support import make_row
 from tests.harness.settings import CONF
 
@@ -139,3 +140,16 @@ def test_a_study_is_called_by_a_safe_name() -> None:
         with pytest.raises(UserError, match=r"(?s)^study=.*(must be|may have)") as error:
             read_settings(cfg)
         assert len(error_line(error.value)) < 500
+
+
+def test_a_table_loses_nothing_on_a_narrow_terminal() -> None:
+    console = terminal()
+    console.width = 10
+    table = PlainTable("above")
+    for heading in ("method", "ms", "points"):
+        table.add_column(heading, no_wrap=heading != "method")
+    table.add_row("a_long_name_of_a_method", "1234.5", "12.3 to 45.6")
+    table.show(console)
+    lines = shown(console).splitlines()[2:]
+    assert "1234.5 12.3 to 45.6" in lines[0], "no number loses digits"
+    assert "".join(line[:12] for line in lines).strip() == "a_long_name_of_a_method"
