@@ -64,7 +64,7 @@ def read_bound(settings: Settings) -> Bound:
         raise UserError(f"{name}={value}: must be at most {'100 points' if name == 'max_loss' else '1, every block'}")
     by = options["by"]
     if by not in TIMES:
-        raise UserError(f"by={by}: must be one of {', '.join(TIMES)}{did_you_mean(str(by), TIMES)}")
+        raise UserError(f"by={'null' if by is None else by}: must be one of {', '.join(TIMES)}{did_you_mean(str(by), TIMES)}")
     return Bound(BOUNDS[name], most, by)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 
 from rich.console import Console, JustifyMethod
+from rich.text import Text
 
 from harness.report.choose import Candidate, Choice, Loss, discordance
 from harness.report.choose_text import TIMES, answer, bound_text, named, notes, points, where
@@ -61,7 +62,7 @@ def _table(choice: Choice, above: str, *headings: str) -> formats.PlainTable:
     return table
 
 
-def _cells(candidate: Candidate, mark: str, most: float | None) -> list[str]:
+def _cells(candidate: Candidate, mark: str, most: float | None) -> list[str | Text]:
     timing, share = candidate.timing, None
     if timing is not None and timing.share_range is not None:
         low, high = (f"{100 * value:.0f}" for value in timing.share_range)
@@ -72,7 +73,7 @@ def _cells(candidate: Candidate, mark: str, most: float | None) -> list[str]:
         mark,
         name,
         marked_density(candidate.row),
-        MISSING.replace(" ", "\n") if share is None else share,
+        Text(MISSING.replace(" ", "\n")) if share is None else share,
         "" if timing is None else formats.milliseconds(timing.ms),
         _interval(candidate.loss, most),
     ]

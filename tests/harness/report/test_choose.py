@@ -170,6 +170,21 @@ def test_under_a_density_or_a_time_the_least_loss_is_first() -> None:
     assert names(only([FULL, gain, SLOW], Bound("ms", 20.0)).ranked) == ["gain", "full", "slow"], "a gain is no loss"
 
 
+@pytest.mark.parametrize("sparsity", [0.7, 0.8, 0.9])
+def test_a_row_at_the_density_that_it_was_asked_for_is_within_a_bound_of_that(sparsity: float) -> None:
+    bound, request = Bound("density", round(1 - sparsity, 3)), 1 - sparsity
+    best = arm("best", 0.1, None)
+    for measured, match, within in (
+        (request * 1.0013, Match.MATCHED, True),
+        (request * 1.0013, Match.NEAREST, False),
+        (request * 0.95, Match.NEAREST, True),
+    ):
+        near = replace(best, row=replace(best.row, density=measured, sparsity=sparsity, match=match))
+        assert (of(only([FULL, SLOW, near], bound), "best").verdict == Verdict.WITHIN) == within
+    native = replace(best, row=replace(best.row, density=request * 1.0013, sparsity=None))
+    assert of(only([FULL, native], bound), "best").verdict == Verdict.OUTSIDE
+
+
 def test_prefills_are_ranked_beside_dense_ones_of_their_rounds_or_their_study() -> None:
     def timed(one: RecordedArm, ttft: float, dense: float | None) -> RecordedArm:
         times: Times = replace(one.times or TIMES, ttft_ms=ttft, ttft_low=ttft, ttft_high=ttft, dense_ttft_ms=dense)
@@ -203,6 +218,7 @@ def test_the_terminal_loses_nothing_at_80_columns_and_the_csv_has_every_arm(tmp_
         choice = only(arms, bound)
         show_choice(Console(file=text, width=80), choice, [choice])
         shown = text.getvalue()
+        assert bound.of != "density" or ("not" in shown.split() and "not\\n" not in shown), "two lines of a cell"
         assert "…" not in shown and long[:20] in shown and long[-8:] in shown, "wrapped, not cut"
         assert "no row at all: " in shown and "never chosen, as it looks at what no usable method can: oracle" in shown
     path = write_choices(tmp_path / "choose.csv", [only(arms)])
