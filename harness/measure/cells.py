@@ -7,7 +7,6 @@ from typing import Any
 
 from harness.arms.build import RunnableArm
 from harness.core.errors import UserError
-from harness.core.knob_names import RELEASED, with_texts
 from harness.core.mistakes import origin
 from harness.core.model_name import name_of_path
 from harness.measure.context import RunContext
@@ -92,9 +91,5 @@ def _distinct_by_shape(loaded: LoadedModel, store: Store) -> LoadedModel:
 
 
 def arm_label(arm: RunnableArm) -> str:
-    """Return what an arm is called in the terminal (`harness.study.full_rows.arm_name`), and what decodes where there is
-    such a method, of which it says whether it runs as released."""
-    label, decode = arm_name(arm.identity.as_dict()), arm.identity.decode
-    if decode is None:
-        return label
-    return f"{label} + {with_texts(decode.method, [RELEASED.replace('_', ' ')] if decode.knobs.get(RELEASED) else [])}"
+    """Return what an arm is called in the terminal (`harness.study.full_rows.arm_name`)."""
+    return arm_name(arm.identity.as_dict())

@@ -76,11 +76,17 @@ def with_full_rows(method: str, knobs: Mapping[str, Any], texts: Sequence[str], 
 
 
 def arm_name(identity: Mapping[str, Any]) -> str:
-    """Return what an arm is called before its prompts are known: its method, the knobs that are not at their defaults, and full
-    rows that do not fit at its length. identity: as records hold it."""
+    """Return what an arm is called before its prompts are known: its method, the chunks of its prompts, the knobs that are not
+    at their defaults, full rows that do not fit at its length, and what decodes where there is such a method, of which it says
+    whether it runs as released. identity: as records hold it."""
     method, knobs = identity["method"], identity["knobs"]
     full = full_rows(identity, [identity["length"]])
-    return with_texts(method, with_full_rows(method, knobs, knob_names(method, knobs), full))
+    chunk, decode = identity.get("prefill_chunk"), identity.get("decode")
+    texts = with_full_rows(method, knobs, knob_names(method, knobs), full)
+    name = with_texts(method, texts if chunk is None else (f"chunk {chunk}", *texts))
+    if decode is None:
+        return name
+    return f"{name} + {with_texts(decode['method'], [RELEASED.replace('_', ' ')] if decode['knobs'].get(RELEASED) else [])}"
 
 
 @lru_cache(maxsize=4096)

@@ -13,6 +13,7 @@ from harness.core.errors import UserError
 from harness.core.knob_names import RELEASED, asked_value
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
+from harness.study.command_settings import text
 from harness.study.pruning import OF_ARMS, Removed
 from harness.study.store import Record, Store
 
@@ -103,8 +104,8 @@ def _decode_method(identity: Mapping[str, Any]) -> Any:
 def _equal(name: str, field: str | Callable[[Mapping[str, Any]], Any], value: Any, shown: Any = None) -> Selector:
     """Return what chooses the records of a value in their identity, at a name in it or as a function finds it."""
     of: Callable[[Mapping[str, Any]], Any] = field if callable(field) else lambda identity: identity.get(field)
-    text = f"{name}={'null' if value is None and shown is None else value if shown is None else shown}"
-    return Selector(text, lambda record: _same(of(record["identity"]), value))
+    said = f"{name}={'null' if value is None and shown is None else value if shown is None else shown}"
+    return Selector(said, lambda record: _same(of(record["identity"]), value))
 
 
 def _method_knob(name: str, value: Any) -> Selector:
@@ -113,7 +114,7 @@ def _method_knob(name: str, value: Any) -> Selector:
         knobs = record.get("knobs", identity.get("knobs", {}))
         return _same(asked_value(identity["method"], knobs, name), value)
 
-    return Selector(f"method.{name}={value}", fits)
+    return Selector(f"method.{name}={text(value)}", fits)
 
 
 def _decode_knob(name: str, value: Any) -> Selector:
@@ -121,7 +122,7 @@ def _decode_knob(name: str, value: Any) -> Selector:
         decode = record["identity"].get("decode")
         return decode is not None and _same(decode["knobs"].get(name), value)
 
-    return Selector(f"decode.{name}={value}", fits)
+    return Selector(f"decode.{name}={text(value)}", fits)
 
 
 def _same(recorded: Any, asked: Any) -> bool:

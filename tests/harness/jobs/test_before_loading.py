@@ -130,3 +130,5 @@ def test_every_job_says_what_it_reads() -> None:
     assert unread(find_job("evaluate"), given) == "data.text_dir="
     assert unread(find_job("latency"), given) == "data.text_dir=, checks="
     assert unread(find_job("report"), ["question", "model.path", "study"]) == "question=, model="
+    assert unread(find_job("choose"), ["question", "prefill.chunk", "study"]) == "", "it chooses among records"
+    assert unread(find_job("prune"), ["question", "prefill.chunk", "task"]) == ""

@@ -87,6 +87,12 @@ def test_what_is_given_chooses(study: Store, given: dict[str, Any], names: list[
     assert chosen(study, given).arms == {ARMS[name].id for name in names}
 
 
+def test_what_chooses_is_said_as_the_command_line_has_it() -> None:
+    settings = replace(composed("job=prune"), method_knobs={"last": None}, decode_knobs={"shared": True})
+    texts = [selector.text for selector in selectors(replace(settings, given=frozenset({"method.last", "decode.shared"})))]
+    assert texts == ["method.last=null", "decode.shared=true"]
+
+
 def test_a_calibration_goes_with_the_last_arm_that_has_its_value(study: Store) -> None:
     assert not chosen(study, {"method": "sieve", "method.width": 3}).calibrations, "two whole numbers share it"
     assert chosen(study, {"method": "sieve", "sparsity": 0.9}).calibrations == {"b"}

@@ -106,6 +106,15 @@ def test_a_name_says_what_is_not_the_default_and_what_did_not_fit(arm: dict[str,
     assert line_names([named]) == {id(named): name} and list(rows_by_line([named])) == [name]
 
 
+def test_a_name_says_the_chunks_of_its_prompts_and_what_decodes() -> None:
+    arm = identity("seer", selection="topk", last=0) | {"prefill_chunk": 128}
+    assert arm_name(arm) == "seer (chunk 128, topk, last 0)"
+    arm |= {"decode": {"method": "quest", "knobs": {"budget": 64}}}
+    assert arm_name(arm) == "seer (chunk 128, topk, last 0) + quest"
+    arm["decode"]["knobs"]["as_released"] = True
+    assert arm_name(arm) == "seer (chunk 128, topk, last 0) + quest (as released)"
+
+
 def test_a_line_says_the_range_and_its_rows_their_own() -> None:
     knobs = {"selection": "threshold", "threshold": 0.1, "last": 2}
     rows = [
