@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from harness.report.kernel_rows import KernelRow
 from harness.report.terminal import formats
@@ -54,7 +53,7 @@ def _longest(rows: Sequence[KernelRow]) -> list[KernelRow]:
     return [row for row in rows if row.length == length and row.sparsity in (None, nearest)]
 
 
-def _table(rows: Sequence[KernelRow]) -> Table:
+def _table(rows: Sequence[KernelRow]) -> formats.PlainTable:
     table = formats.PlainTable(f"{rows[0].shape} on {rows[0].device}")
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=True)
