@@ -13,7 +13,7 @@ from rich.text import Text
 from harness.core.printable import printable
 
 NAME = 12
-"""Characters that a column whose cells may be folded has at least, however narrow the terminal; fewer where its words are."""
+"""Characters that are counted for a column whose cells may be folded, in any terminal; fewer where its words are shorter."""
 PADDING = 1
 """Spaces after a cell."""
 WIDEST = 10_000
