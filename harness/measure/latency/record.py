@@ -26,8 +26,7 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
     key = digest({**identity, "device": device, "limits": limits, "origin": origin})
     if recorded(context.store.latency, key) is not None:
         return 0
-    chunks = "" if context.chunk is None else f" in chunks of {context.chunk}"
-    context.console.print(f"timing {arm_label(arm)} at {context.length} tokens{chunks}", style="dim")
+    context.console.print(f"timing {arm_label(arm)} at {context.length} tokens", style="dim")
     with Attempt() as attempt:
         prompt = context.first_prompt(task_names)
         attention, prefill, decoding = _times(context, arm, prompt)
