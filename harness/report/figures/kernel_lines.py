@@ -62,7 +62,7 @@ class Line:
     def label(self) -> str:
         """Return its name and the value of its last point."""
         last = self.points[-1][1]
-        return f"{self.name}  {last:.0f}" if last >= 100 else f"{self.name}  {last:.3g}"
+        return f"{self.name}  {last:.0f}" if last >= 100 else f"{self.name}  {last:#.3g}"
 
 
 def lines_of(

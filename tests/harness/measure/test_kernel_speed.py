@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,58 +17,13 @@ from rich.console import Console
 
 import methods
 from harness.__main__ import main
-from harness.core.errors import UserError
 from harness.measure.kernel_speed.inputs import Work
-from harness.measure.kernel_speed.options import grid
-from harness.measure.kernel_speed.study import Study
 from harness.report.kernel_rows import kernel_rows
 from harness.study.columns import COLUMNS, KERNEL_COLUMNS
 from harness.study.store import Store
 from methods.parts.base import LayerInputs
-from tests.harness.measure.study_files import board, lines
-from tests.harness.settings import composed, with_options
-
-Command = Callable[..., int]
-CPU = torch.device("cpu")
-SMALL = [
-    "job=kernel_speed",
-    "study=speed",
-    "device=cpu",
-    "latency_repeats=1",
-    "latency_seconds=1",
-    "job.shape=bundled",
-    "job.lengths=[192,300]",
-    "job.sparsities=[0.5,0.8]",
-    "job.blocks=[64]",
-    "job.kernels=[sdpa,reference]",
-    "job.indices=[uniform]",
-    "job.selections=[block_topk]",
-    "job.block_map=null",
-]
-DECODE = [
-    *SMALL[:-4],
-    "job.phase=decode",
-    "job.batches=[1,2]",
-    "job.kernels=[reference]",
-    "job.indices=[uniform,uniform_shared]",
-]
-ONE: dict[str, Any] = {"lengths": [192], "sparsities": [0.5]}
-"""Options of one length and sparsity."""
-
-
-def records(folder: Path, kind: str = "kernels") -> list[dict[str, Any]]:
-    return lines(folder, kind)
-
-
-def sparse_records(folder: Path, by: str = "kernel") -> dict[str, dict[str, Any]]:
-    """The last state of the sparse cases, by kernel or kind of index."""
-    return {record["identity"][by]: record for record in records(folder) if record["identity"]["op"] == "sparse"}
-
-
-def study(folder: Path, console: Console | None = None, *, settings: dict[str, Any] | None = None, **options: Any) -> int:
-    """What the command SMALL measures, without its report, with other options of the job. Returns how many cases failed."""
-    changed = replace(with_options(composed(*SMALL), **options), **(settings or {}))
-    return Study(changed, Store(folder), console or Console(quiet=True)).go()
+from tests.harness.measure.kernel_study import DECODE, ONE, SMALL, Command, records, sparse_records, study
+from tests.harness.measure.study_files import board
 
 
 @pytest.fixture(scope="module")
@@ -237,59 +191,6 @@ def test_decode(command: Command, tmp_path: Path) -> None:
     assert (folder / "decode.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"kernels": ["fast"]}, "job.kernels: fast is not known; choose from: reference, sdpa, triton"),
-        ({"dense_kernels": ["fa9"]}, "job.dense_kernels: fa9 is not known; choose from: sdpa_flash, "),
-        ({"shape": "gpt"}, "job.shape: gpt is not known; choose from: llama3_8b, "),
-        ({"indices": ["seer", "best"]}, "job.indices: best is not known; choose from: uniform, uniform_shared, block_topk, "),
-        ({"indices": ["dense"]}, "job.indices: dense is not known"),
-        ({"selections": ["none"]}, "job.selections: none is not known; choose from: block_topk, "),
-        ({"selections": ["blasst"]}, "job.selections: blasst is not known; choose from: block_topk, "),  # it selects nothing
-        ({"indices": ["blasst"]}, "job.indices: blasst is not known"),
-        ({"phase": "train"}, "job.phase: train is not known; choose from: prefill, decode"),
-        (
-            {"phase": "decode", "kernels": ["reference"], "indices": ["seer"]},
-            "job.indices: seer is not known; choose from: uniform, uniform_shared",
-        ),
-        ({"block_map": "fast"}, "job.block_map: fast is not known; choose from: null, auto, reference, triton"),
-        ({"lengths": []}, "job.lengths=[]: must be one or more whole numbers of at least 16"),
-        ({"sparsities": [0.5, 1]}, "job.sparsities=[0.5, 1]: must be one or more shares in [0, 1)"),
-        ({"blocks": [24]}, "block_size=24: must be a multiple of 16"),
-        ({"last": [-1]}, "job.last=[-1]: must be one or more whole numbers of query blocks"),
-        (
-            {"last": [2], "indices": ["moba"]},
-            "job.last=[2]: method moba has no knob for full last rows; job.indices: uniform, ",
-        ),
-        ({"phase": "decode", "kernels": ["reference"], "last": [2]}, "job.last=[2]: a decode step has one query"),
-    ],
-)
-def test_bad_input_is_one_line(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError) as caught:
-        grid(with_options(composed(*SMALL), **options))
-    assert says in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_bad_input_is_one_line_of_the_command_and_writes_nothing(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for argument, says in (
-        ("job.length=[64]", "unknown setting 'job.length' (did you mean job.lengths?)"),
-        ("job.blocks=[24]", "block_size=24: must be a multiple of 16"),
-    ):
-        assert command(*SMALL, argument) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ") and says in line
-    assert not (tmp_path / "results").exists()
-
-
-def test_missing_gates_stop_the_study_before_it_begins(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no weights of seer for bundled at block size 80") as caught:
-        study(tmp_path, indices=["seer"], blocks=[80])
-    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
-
-
 def test_a_study_of_other_measurements_is_left_alone(
     command: Command, toy: list[str], copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,40 +245,3 @@ def test_a_cut_run_has_the_first_sparsity_whole_and_every_call_three_times(comma
     assert {values[3] for r in cases if r["identity"]["op"] in ("full", "sparse") for values in r["times"].values()} == {3}
     maps = [r for r in board(tmp_path / "results" / "speed") if r["op"] == "block_map"]
     assert len(maps) == 2 and all(r["total_ms"] and not r["speedup"] and not r["pct_ideal"] for r in maps)
-
-
-@pytest.mark.gpu
-def test_a_kernel_that_writes_nothing_is_held_back(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Work.sparse
-
-    def idle(self: Work, kernel: str, index: BlockIndex) -> Callable[[], Any]:
-        return (lambda: torch.empty_like(self.q)) if kernel == "sdpa" else real(self, kernel, index)
-
-    monkeypatch.setattr(Work, "sparse", idle)
-    arguments = [
-        "device=cuda",
-        "job.shape=llama3_8b",
-        "job.kernels=[triton,sdpa]",
-        "job.lengths=[2048]",
-        "job.sparsities=[0.5]",
-    ]
-    assert command(*SMALL, *arguments) == 1
-    rows = {r["kernel"]: r["status"] for r in board(tmp_path / "results" / "speed") if r["op"] == "sparse"}
-    assert rows == {"triton": "ok", "sdpa": "gated"}
-
-
-@pytest.mark.gpu
-def test_calls_of_decoding_are_replayed_as_graphs(command: Command, tmp_path: Path) -> None:
-    arguments = ["device=cuda", "job.shape=llama3_8b", "job.kernels=[triton]", "job.lengths=[4096]"]
-    assert command(*DECODE, *arguments) == 0
-    rows = [r for r in board(tmp_path / "results" / "speed") if r["status"] == "ok"]
-    assert {r["op"] for r in rows} == {"full", "sparse"} and {r["timing"] for r in rows} == {"graph"}
-
-
-@pytest.mark.gpu
-def test_every_kernel_of_a_gpu_answers_right(command: Command, tmp_path: Path) -> None:
-    arguments = ["device=cuda", "job.shape=llama3_8b", "job.kernels=auto", "job.lengths=[2048]", "job.blocks=[64,128]"]
-    assert command(*SMALL, *arguments, "job.selections=[seer]", "job.indices=[uniform,uniform_shared,seer]") == 0
-    rows = board(tmp_path / "results" / "speed")
-    assert {r["status"] for r in rows if r["kernel"] == "triton"} == {"ok"}
-    assert not [r["reason"] for r in rows if r["status"] == "gated"]
