@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -73,21 +73,9 @@ def _draw(
         for number, ((text, text_id, lr), members) in enumerate(sorted(recipes.items())):
             name = f"{text} ({text_id[:6]})" if len(texts[text]) > 1 else text
             _draw_recipe(axes, members, style.PALETTE[number % len(style.PALETTE)], f"{name}, learning rate {lr:g}")
-        names = line_names(beside)
-        trained = {point.method for point in points}
-        for number, row in enumerate(sorted(beside, key=lambda row: -row.scored.accuracy)):
-            colour = style.INK if row.is_baseline else style.PALETTE[-1 - number % len(style.PALETTE)]
-            name = f"{names[id(row)]}, other weights" if row.method in trained else names[id(row)]
-            axes.axhline(row.scored.percent, color=colour, linewidth=1.2, linestyle=style.DENSE_DASH, zorder=1)
-            axes.annotate(
-                name,
-                (1.0, row.scored.percent),
-                xycoords=("axes fraction", "data"),
-                fontsize=8.5,
-                color=colour,
-                ha="right",
-                va="bottom",
-            )
+        lines = _lines_beside(beside, {point.method for point in points})
+        for _, percent, colour in lines:
+            axes.axhline(percent, color=colour, linewidth=1.2, linestyle=style.DENSE_DASH, zorder=1)
         axes.set_xscale("log")
         axes.set_xlabel("tokens that the gates were trained on (millions)")
         ticks = sorted({point.tokens for point in points})
@@ -95,6 +83,7 @@ def _draw(
         axes.minorticks_off()
         axes.set_ylabel("accuracy (%)")
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+        _write_names(axes, lines)
         axes.legend(frameon=False, fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
         asked = "" if sparsity == NO_REQUEST else f", density {1 - sparsity:.3g}"
         style.set_title(figure, f"{model}: accuracy by training of the gates, {style.tokens(length)} tokens{asked}")
@@ -106,6 +95,26 @@ def _draw(
             f"{left_out_text(len(left_out), {f'gates {point.training}' for point in left_out})}Measured on {device}.",
         )
     return style.save(figure, path)
+
+
+def _lines_beside(beside: Sequence[Row], trained: Collection[str]) -> list[tuple[str, float, str]]:
+    """Return name, accuracy in per cent and colour of what is no training of the study. trained: methods of the trainings.
+    Colours go by name, so that a method has one colour in the pictures of all models."""
+    names = line_names(beside)
+    lines = []
+    for number, row in enumerate(sorted(beside, key=lambda row: (row.is_baseline, names[id(row)]))):
+        colour = style.INK if row.is_baseline else style.PALETTE[-1 - number % len(style.PALETTE)]
+        name = f"{names[id(row)]}, other weights" if row.method in trained else names[id(row)]
+        lines.append((name, row.scored.percent, colour))
+    return lines
+
+
+def _write_names(axes: Axes, lines: Sequence[tuple[str, float, str]]) -> None:
+    """Write the names of lines right of the panel, one below the other: within it they would lie on the last trainings."""
+    low, high = axes.get_ylim()
+    heights = style.spread([percent for _, percent, _ in lines], (high - low) * 0.045, low, high)
+    for (name, _, colour), height in zip(lines, heights, strict=True):
+        axes.annotate(name, (1.01, height), xycoords=("axes fraction", "data"), fontsize=8.5, color=colour, va="center")
 
 
 def _draw_recipe(axes: Axes, points: Sequence[CurvePoint], colour: str, label: str) -> None:

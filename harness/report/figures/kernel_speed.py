@@ -28,11 +28,12 @@ MICROSECONDS_BELOW = 5.0
 
 def write(rows: Sequence[KernelRow], folder: Path) -> list[Path]:
     """Write the pictures the rows allow, one set per shape, dtype and device: `time_by_length.png`, `share_of_ideal.png`, and
-    `decode.png` of a study of decoding. A picture needs two lengths, or two sparsities. Rows with full last rows are in none:
-    beside each other in a table they say what those cost. Pictures that an earlier call left under these names go."""
+    `decode.png` of a study of decoding. A picture needs two lengths, or two sparsities. Rows with full last rows are in none,
+    and the small print says so: beside each other in a table they say what those cost. Pictures that an earlier call left
+    under these names go."""
     sets: dict[tuple[str, str, str], list[KernelRow]] = defaultdict(list)
     for row in rows:
-        if row.status == Status.OK and row.times.total_ms is not None and row.full_rows is None:
+        if row.status == Status.OK and row.times.total_ms is not None:
             sets[row.shape, row.dtype, row.device].append(row)
     paths = []
     for number, (_, members) in enumerate(sorted(sets.items(), key=lambda item: item[0])):
@@ -74,7 +75,7 @@ def _by_length(rows: Sequence[KernelRow], panels: _Panels) -> Figure | None:
     """Return time against length, a panel each for the lowest and highest value; dense kernels in every panel (of its batch).
     None where there is nothing to draw."""
     dense = [row for row in rows if row.op == FULL]
-    sparse, off = _on_one_index([row for row in rows if row.op == SPARSE])
+    sparse, off = _on_one_index([row for row in rows if row.op == SPARSE and row.full_rows is None])
     sparsity = usual_sparsity(row.sparsity for row in sparse)
     sparse = [row for row in sparse if row.sparsity == sparsity]
     left_out = [row for row in off if row.sparsity == sparsity]
@@ -131,7 +132,8 @@ def _ends(values: Iterable[int]) -> list[int]:
 def _by_sparsity(rows: Sequence[KernelRow]) -> Figure | None:
     """Return per cent of the ideal against sparsity, a panel each for the smallest and largest block size, at the length where
     most was timed; of equal ones the longest. None where there is nothing to draw."""
-    sparse, off = _on_one_index([row for row in rows if row.op == SPARSE and row.times.pct_ideal is not None])
+    timed_rows = [row for row in rows if row.op == SPARSE and row.full_rows is None and row.times.pct_ideal is not None]
+    sparse, off = _on_one_index(timed_rows)
     timed: dict[int, set[tuple[int | None, float | None]]] = defaultdict(set)
     for row in sparse:
         timed[row.length].add((row.block_size, row.sparsity))
@@ -186,5 +188,6 @@ def _write_texts(
     shared = "; shared: one for the query heads of a KV head" if any(row.shared for row in sparse) else ""
     names = ", ".join(sorted({row.kernel for row in left_out}))
     off = f" Left out, as merged blocks are off the density asked for: {len(left_out)} of {names}." if left_out else ""
-    text = f"Index: {', '.join(kinds)}{shared}.{selected}\nMedians, {first.dtype}. Measured on {first.device}.{off}"
+    full = ", without full last rows" if any(row.full_rows is not None for row in rows) else ""
+    text = f"Index: {', '.join(kinds)}{shared}.{selected}\nMedians, {first.dtype}{full}. Measured on {first.device}.{off}"
     style.set_small_print(figure, text)

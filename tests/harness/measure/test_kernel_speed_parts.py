@@ -124,6 +124,11 @@ def test_pictures_show_real_indices_before_random_ones(tmp_path: Path) -> None:
     assert figure is not None
     texts = [t.get_text().strip() for t in figure.axes[0].texts]
     assert texts == ["FlashAttention-3  200", "quick  20"]
+    full = [replace(row, full_rows=2, times=KernelTimes(total_ms=500.0)) for row in rows if row.op == "sparse"]
+    beside = pictures._by_length(rows + full, pictures.BLOCKS)
+    assert beside is not None and [t.get_text().strip() for t in beside.axes[0].texts] == texts
+    notes = [" ".join(text.get_text() for text in drawn.texts) for drawn in (figure, beside)]
+    assert ["without full last rows" in note for note in notes] == [False, True]
     assert [p.name for p in pictures.write(rows, tmp_path)] == ["time_by_length.png"], "one sparsity is no curve"
     gated = [replace(r, status=Status.GATED) for r in rows]
     assert pictures.write(gated, tmp_path) == []

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from harness.report.figures import gate_curve as picture
 from harness.report.gate_curve import curve_points, trainings, write_points
@@ -116,3 +118,19 @@ def test_a_picture_is_of_one_sparsity_and_leaves_out_what_is_off_it(tmp_path: Pa
         ([0.6, 0.5, 0.8], ["arm-None-half"], []),
         ([0.6, 0.8], ["arm-None"], ["middle"]),
     ]
+
+
+def test_names_beside_the_curve_stand_apart_and_keep_their_colours(tmp_path: Path) -> None:
+    dense = replace(average(None, 0.9), method="dense", knobs={}, sparsity=None)
+    others = [replace(average(None, 0.3), arm=name, method=name, knobs={}) for name in ("oracle", "block_topk")]
+    colours = []
+    for beside in ([dense, *others], [replace(others[1], score=Score(0.31, 0.2, 0.4)), others[0], dense]):
+        lines = picture._lines_beside(beside, {"seer"})
+        colours.append({name: colour for name, _, colour in lines})
+    assert colours[0] == colours[1], "colours must not go by accuracy"
+    axes = Figure().add_subplot()
+    axes.set_ylim(0, 100)
+    picture._write_names(axes, lines)
+    places = {note.get_text(): note.xy for note in axes.texts if isinstance(note, Annotation)}
+    assert all(x > 1 for x, _ in places.values()), "names must not lie on the points"
+    assert abs(places["oracle"][1] - places["block_topk"][1]) > 4
