@@ -62,12 +62,13 @@ def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
         at = "at their own defaults" if sparsity is None else f"at density {1 - sparsity:.3g}"
         style.set_title(figure, f"{model} at {style.tokens(length)} tokens, methods {at}: accuracy by task (%)")
         counts = count_range((row.samples for row in single), " to ")
+        brackets = "In brackets: held back by a sanity gate. " if gated.any() else ""
         widest = 100 * max(row.scored.accuracy_high - row.scored.accuracy_low for row in single)
         style.set_small_print(
             figure,
             f"{request_note(compared.averages, compared.left_out)}The same {counts} prompts a task for all; "
             f"95 % intervals of a task are up to {widest:.0f} points wide, all of them in "
-            f"leaderboard.csv. Measured on {device}.",
+            f"leaderboard.csv. {brackets}Measured on {device}.",
         )
     return figure
 

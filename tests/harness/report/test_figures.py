@@ -255,7 +255,9 @@ def test_methods_at_one_sparsity_are_drawn_by_task(tmp_path: Path) -> None:
         rows += [row(method, sparsity, 2048, mean - 0.1, task=name) for name in ("vt", "cwe", "qa_1")]
         rows.append(row(method, sparsity, 2048, mean, tasks=3, status="gated" if method == "b" else "ok"))
     assert [p.name for p in methods_by_task.write(rows, tmp_path)] == ["by_task.png"]
-    (axes,) = methods_by_task.draw(rows, "tiny", "cpu (x)").axes
+    figure = methods_by_task.draw(rows, "tiny", "cpu (x)")
+    assert "In brackets: held back" in " ".join(t.get_text() for t in figure.texts)
+    (axes,) = figure.axes
     assert [t.get_text() for t in axes.get_xticklabels()] == ["full", "b", "a"]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["cwe", "qa_1", "vt", "avg"]
     assert sorted(t.get_text() for t in axes.texts) == sorted(["40"] * 3 + ["50"] + ["20"] * 3 + ["(30)"] + ["10"] * 3 + ["20"])
