@@ -123,7 +123,7 @@ def test_pictures_show_real_indices_before_random_ones(tmp_path: Path) -> None:
     figure = pictures._by_length(rows, pictures.BLOCKS)
     assert figure is not None
     texts = [t.get_text().strip() for t in figure.axes[0].texts]
-    assert texts == ["FlashAttention-3  200", "quick  20"]
+    assert texts == ["FlashAttention-3  200", "quick  20.0"]
     full = [replace(row, full_rows=2, times=KernelTimes(total_ms=500.0)) for row in rows if row.op == "sparse"]
     beside = pictures._by_length(rows + full, pictures.BLOCKS)
     assert beside is not None and [t.get_text().strip() for t in beside.axes[0].texts] == texts
