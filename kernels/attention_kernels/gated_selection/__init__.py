@@ -12,7 +12,7 @@ from attention_kernels.selection.budget import kept_counts
 __all__ = ["MOST_COLUMNS", "MOST_DIM", "Side", "select_gated"]
 
 MOST_COLUMNS = 128
-"""Key blocks of a short prompt: one program holds the projected keys of a head, and whole rows of its scores."""
+"""Key blocks of a short prompt: one program holds whole rows of scores, of some columns each thread."""
 MOST_DIM = 128
 
 
@@ -34,8 +34,8 @@ def select_gated(
 ) -> BlockIndex:
     """Return `select_from_pooled` of what `project` makes of both sides: rules, ties and width are its own.
 
-    With Triton, up to MOST_COLUMNS key blocks and share=1, this is one launch, in place of four or more: at 8k tokens launches
-    cost as much as attention does. Raises ValueError as those functions do.
+    With Triton, up to MOST_COLUMNS key blocks and share=1, these are two launches, or one where there is nothing to project, in
+    place of four or more: at 8k tokens launches cost as much as attention does. Raises ValueError as those functions do.
     """
     grid = {"q_block": q_block, "k_block": k_block, "q_len": q_len, "k_len": k_len}
     is_right = _is_one_rule(queries.pooled.shape[2], budget=budget, threshold=threshold, mass=mass)
@@ -48,7 +48,10 @@ def select_gated(
         return select_gated_triton(
             queries, keys, shape, scale=scale, counts=counts, threshold=threshold, mass=mass, full_rows=full_rows
         )
-    q, k = (project(side.pooled, side.weight, cos=side.cos, sin=side.sin, kernel=kernel) for side in (queries, keys))
+    q, k = (
+        side.pooled if side.is_projected() else project(side.pooled, side.weight, cos=side.cos, sin=side.sin, kernel=kernel)
+        for side in (queries, keys)
+    )
     return select_from_pooled(
         q,
         k,
@@ -67,18 +70,19 @@ def select_gated(
 
 
 def _is_short(queries: Side, keys: Side, kernel: str, *, q_block: int, k_block: int, q_len: int, k_len: int) -> bool:
-    """Return whether one launch can do it. What does not fit together goes the other way, which says so."""
+    """Return whether the launches for short prompts can do it. What does not fit together goes the other way, which says so."""
     q, k = queries.pooled, keys.pooled
     if resolve_backend(kernel, q) != "triton" or q.ndim != 4 or k.ndim != 4 or k.shape[2] > MOST_COLUMNS:
         return False
     blocks = (-(-q_len // q_block), -(-k_len // k_block))
-    shapes = {_shape(side) for side in (queries, keys)}
+    (q_heads, q_dim), (k_heads, k_dim) = _shape(queries), _shape(keys)
+    are_projected = queries.is_projected() and keys.is_projected()
     return (
         (q.shape[0], q.dtype) == (k.shape[0], k.dtype)
         and (q.shape[2], k.shape[2]) == blocks
         and q_len <= k_len
-        and len(shapes) == 1
-        and shapes.pop()[1] <= MOST_DIM
+        and (q_heads % k_heads == 0 if are_projected else q_heads == k_heads)
+        and q_dim == k_dim <= MOST_DIM
         and all(_maps(side) and side.pooled.device == q.device for side in (queries, keys))
     )
 

@@ -19,3 +19,7 @@ class Side:
     weight: Tensor | None = None
     cos: Tensor | None = None
     sin: Tensor | None = None
+
+    def is_projected(self) -> bool:
+        """Return whether there is nothing left to do with the vectors."""
+        return self.weight is None and self.cos is None

@@ -127,11 +127,16 @@ def _cut(score, weight, target, free, guess, reach, RULE: tl.constexpr):
 
 
 @triton.jit
-def _sorted_cut(score, target, free):
-    """Do what `_cut` does for top-k, with short rows sorted in place of counted: its score, cut and kept."""
-    place = tl.arange(0, score.shape[1])[None, :]
+def _sorted_cut(score, target, free, BEST: tl.constexpr):
+    """Do what `_cut` does for top-k, with short rows sorted in place of counted: its score, cut and kept. BEST: no target is
+    larger, a power of two; only so many are sorted to the end."""
     n_kept = tl.maximum(tl.minimum(target, free), 0)
-    best = tl.sort(score, 1, descending=True)
+    if BEST < score.shape[1]:
+        place = tl.arange(0, BEST)[None, :]
+        best = tl.topk(score, BEST, 1)
+    else:
+        place = tl.arange(0, score.shape[1])[None, :]
+        best = tl.sort(score, 1, descending=True)
     cut = tl.sum(tl.where(place == n_kept[:, None] - 1, best, 0.0), 1)
     cut = tl.where(n_kept > 0, cut, float("inf"))  # no score is infinite
     n_low = score.shape[1] - tl.sum(_under(score, cut), 1)
@@ -176,12 +181,14 @@ def select_rows(
     FILL: tl.constexpr,
     RULE: tl.constexpr,
     CAPPED: tl.constexpr,
+    BEST: tl.constexpr = SORTED,
 ):
     """Select in R rows from `first` on, whose scores are [R, W], anything beyond their causal columns. Counts and Indices are
     those of the head. Returns guess and reach (see `_cut`) for the next rows.
 
     listed: rows from this one on keep every causal block, and have no list. level: the threshold or mass. CAPPED: the index may
-    be too narrow for what they keep. FILL: zeros to write at once.
+    be too narrow for what they keep. FILL: zeros to write at once. BEST: no row's budget is larger, a power of two; read of rows that
+    are sorted.
     """
     R: tl.constexpr = scores.shape[0]
     W: tl.constexpr = scores.shape[1]
@@ -200,7 +207,7 @@ def select_rows(
     if RULE == TOPK:
         target = tl.load(Budget + row, mask=inside, other=0) - forced
         if W <= SORTED:
-            score, cut, n_kept = _sorted_cut(score, target, own)
+            score, cut, n_kept = _sorted_cut(score, target, own, BEST)
         else:
             score, cut, n_kept, guess, reach = _cut(score, score, target, own, guess, reach, TOPK)
     else:
