@@ -5,7 +5,7 @@ from __future__ import annotations
 import attention_kernels.pool.reference
 import pytest
 import torch
-from attention_kernels.pool import Pool, pool
+from attention_kernels.pool import Pool, pool, pool_pair
 from torch import Tensor
 
 GPU = pytest.mark.gpu
@@ -136,3 +136,41 @@ def test_bad_input_is_one_clear_line(change: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         pool(**given)
     assert "\n" not in str(caught.value)
+
+
+PAIRS = [
+    # query heads, key heads, queries, keys, head dim, block, rotary elements, ways of queries
+    (8, 4, 37, 53, 32, 16, 32, ("mean",)),
+    (6, 3, 40, 40, 64, 24, 64, ("mean",)),  # three heads of keys: a warp a program
+    (3, 1, 20, 36, 24, 8, 8, ("mean",)),  # some elements don't rotate
+    (4, 2, 33, 33, 32, 16, 32, ("max", "mean")),
+]
+
+
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=CPU_TRITON), pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize(("heads", "own", "queries", "keys", "dim", "block", "rotary", "how"), PAIRS)
+def test_a_pair_is_pooled_as_each_alone(
+    heads: int,
+    own: int,
+    queries: int,
+    keys: int,
+    dim: int,
+    block: int,
+    rotary: int,
+    how: tuple[Pool, ...],
+    split: int,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("attention_kernels.pool.triton_kernel.WHOLE_FROM", 0 if split == 1 else 1000)
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, h, n, dim, generator=generator).to(device) for h, n in ((heads, queries), (own, keys)))
+    q[0, -1, 3, 1] = k[0, 0, 5, 2] = float("nan")
+    cos, sin = tables(keys, rotary, 1.2)
+    ways: tuple[Pool, ...] = ("max", "min", "mean")
+    pooled = pool_pair(q, k, block, how, ways, cos=cos.to(device), sin=sin.to(device), kernel="triton")
+    last = keys - queries
+    expected = (pooled_by_loops(q, block, how, cos[last:], sin[last:]), pooled_by_loops(k, block, ways, cos, sin))
+    for result, right in zip(pooled, expected, strict=True):
+        torch.testing.assert_close(result.cpu().double(), right, rtol=1e-5, atol=1e-5, equal_nan=True)
