@@ -1,4 +1,4 @@
-"""One launch from pooled vectors to blocks against the steps that it replaces, and against plain float64."""
+"""The launches from pooled vectors to blocks of short prompts against the steps they replace, and against plain float64."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def given(rule: dict[str, Any], grid: dict[str, int]) -> dict[str, Any]:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("full_rows", [0, 2])
 @pytest.mark.parametrize(("number", "shape"), enumerate(SHAPES))
-def test_one_launch_chooses_what_the_steps_choose(
+def test_short_prompts_choose_what_the_steps_choose(
     number: int, shape: Shape, full_rows: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries, keys, grid = sides(shape, device, q_linear=number % 2 == 0)
@@ -70,6 +70,21 @@ def test_one_launch_chooses_what_the_steps_choose(
         assert index.full_rows == expected.full_rows and same > (0.999 if device == "cuda" else 0.9999)
         width = index.indices.shape[-1]
         assert not index.indices[torch.arange(width, device=device) >= index.counts[..., None]][..., None].any() or full_rows
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_equal_and_odd_scores_rank_as_everywhere(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grid = {"q_block": 16, "k_block": 16, "q_len": 300, "k_len": 417}
+    q = torch.randint(-2, 3, (1, 4, 19, 16), generator=generator).float()  # products are exact, and often equal
+    k = torch.randint(-1, 2, (1, 2, 27, 16), generator=generator).float()
+    k[0, 0, 3, 0], k[0, 1, 2, 5], q[0, 1, 17, 3] = float("nan"), float("inf"), -float("inf")
+    monkeypatch.setattr(gated, "select_from_pooled", None)  # nothing to project: one launch, a head of keys for two of queries
+    for rule in RULES:
+        options: dict[str, Any] = {**given(rule, grid), "scale": 0.25, "full_rows": 1, **grid}
+        index = select_gated(Side(q.to(device)), Side(k.to(device)), kernel="triton", **options)
+        expected = select_from_pooled(q, k, kernel="reference", **options)
+        assert torch.equal(index.to_mask().cpu(), expected.to_mask())
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,23 @@ def test_equals_the_formula(
     torch.testing.assert_close(result.cpu().double(), true, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="interpreter")),
+        pytest.param("cuda", marks=GPU),
+    ],
+)
+def test_infinities_and_nan_are_those_of_float32(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(1, 1, 20, 48, generator=generator), torch.randn(1, 48, 32, generator=generator)
+    x[0, 0, 2, 5], x[0, 0, 3, 7], x[0, 0, 4, 9], weight[0, 3, 4] = float("inf"), -float("inf"), float("nan"), 3e38
+    given = {"cos": torch.ones(20, 16), "sin": torch.zeros(20, 16)}
+    result = project(x.to(device), weight.to(device), kernel="triton", **{n: t.to(device) for n, t in given.items()})
+    expected = project(x, weight, kernel="reference", **given)
+    torch.testing.assert_close(result.cpu(), expected, rtol=1e-5, atol=2e-5, equal_nan=True)
+
+
 def test_the_reference_has_gradients() -> None:
     weight = torch.randn(2, 16, 16, requires_grad=True)
     cos, sin = tables(5, 16)

@@ -11,8 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from attention_kernels.gated_selection.side import Side
-from attention_kernels.project.triton_kernel import kernel_weight, launch_shape, project_tile
+from attention_kernels.project.triton_kernel import kernel_weight, launch_shape, prefetch, project_tile
 from attention_kernels.rope import kernel_tables
+
+PREFETCH = True
+"""Bring the keys' weights to L2 while the launch before ends: they come from memory, as a model's layers have one set each."""
 
 
 # What changes with a prompt's length is not specialised on: no compiling for each length.
@@ -59,11 +62,17 @@ def _project_pair(
     Q_LINEAR: tl.constexpr,
     K_LINEAR: tl.constexpr,
     OVERLAP: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     """Project a part of BLOCK_M keys in each of the first k_tiles programs of a head, of queries in the others. OVERLAP: the
-    launch before may not have ended."""
+    launch before may not have ended. PREFETCH: bring weights to L2 meanwhile."""
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()  # who reads the results may be put on the GPU now, and waits there
+        if PREFETCH and K_LINEAR and HALF > 0:
+            i = tl.minimum(tl.arange(0, triton.next_power_of_2(K_INNER)), K_INNER - 1)[:, None]
+            second = tl.arange(0, 2)[None, :]
+            weights = KWeight + (tl.program_id(1) % heads).to(tl.int64) * swkh + tl.program_id(2) * PAD_HALF
+            prefetch(weights + i * swki + second * HALF)
         tl.extra.cuda.gdc_wait()  # until pooled vectors are there
     me = tl.program_id(0)
     if me < k_tiles:  # they take longest: first
@@ -178,6 +187,7 @@ def project_pair(queries: Side, keys: Side, *, overlap: bool) -> tuple[Tensor, T
             Q_LINEAR=queries.weight is not None,
             K_LINEAR=keys.weight is not None,
             OVERLAP=overlap,
+            PREFETCH=PREFETCH,
             **sizes,
             **options,
         )

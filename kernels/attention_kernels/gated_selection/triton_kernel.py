@@ -25,8 +25,8 @@ from attention_kernels.decode.triton_kernel import can_overlap
 from attention_kernels.gated_selection.project_pair import project_pair
 from attention_kernels.gated_selection.side import Side
 from attention_kernels.project.dot_kernel import dot_parts, whole
+from attention_kernels.project.triton_kernel import prefetch
 from attention_kernels.selection.cut_kernel import MASS, THRESHOLD, TOPK, select_rows
-
 
 OVERLAP = True
 """Begin a launch while the one before ends, where the GPU can."""
@@ -87,9 +87,11 @@ def _select_gated(
 ):
     """Select in BLOCK_M rows of one head. listed, level, width, FILL, BEST: see `select_rows`. W: columns, a power of two.
     OVERLAP: the launch before may not have ended."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_wait()  # until the vectors are there
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
+    if OVERLAP:
+        if RULE == TOPK:
+            prefetch(Budget + first)
+        tl.extra.cuda.gdc_wait()  # until the vectors are there
     head = tl.program_id(1)
     b = (head // heads).to(tl.int64)
     h = (head % heads).to(tl.int64)

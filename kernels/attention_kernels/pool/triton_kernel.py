@@ -32,8 +32,8 @@ def _load(at, inside, MASKED: tl.constexpr):
 
 @triton.jit
 def _gather(x, valid, total, top, low, WHOLE: tl.constexpr, MEAN: tl.constexpr, MAX: tl.constexpr, MIN: tl.constexpr):
-    """Add tokens x [H, T, elements] to what was pooled of the tokens before them, each token of a turn on its own. valid [T, 1]:
-    without WHOLE the others repeat a token, which changes neither its maximum nor its minimum."""
+    """Add tokens x [H, T, elements] to what was pooled of the tokens before them, each token of a turn on its own. valid
+    [T, 1]: without WHOLE the others repeat a token, which changes neither its maximum nor its minimum."""
     if MEAN >= 0:
         total += x if WHOLE else tl.where(valid, x, 0.0)
     if MAX >= 0:
@@ -98,12 +98,12 @@ def _pool_block(
     MAX: tl.constexpr,
     MIN: tl.constexpr,
 ):
-    """Pool one block of TEAM heads of a row b of X, from h on, to their lines of Out: the part-th of SPLIT parts of their pairs of
-    elements. TWO: and of the TEAM heads after them, all of whose elements rotate.
+    """Pool one block of TEAM heads of a row b of X, from h on, to their lines of Out: the part-th of SPLIT parts of their pairs
+    of elements. TWO: and of the TEAM heads after them, all of whose elements rotate.
 
     Each of TEAM warps has a head of its own; they find each other's stretches of the tables in L1, and with TWO a warp reads
-    them once for both its heads. RoPE's scaling is one number for a whole table, and positive: the block's first token tells it,
-    and what was pooled is divided by its square.
+    them once for both its heads. RoPE's scaling is one number for a whole table, and positive: the block's first token tells
+    it, and what was pooled is divided by its square.
     """
     PAIRS: tl.constexpr = PAD_HALF // SPLIT
     MASKED: tl.constexpr = PAD_HALF > HALF
@@ -382,8 +382,8 @@ def _widths(dim: int, half: int, is_cuda: bool) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class PairLaunch:
-    """The shape of `_pool_pair`. team: heads of a program, one each warp; two: twice as many of queries; q_split, k_split: parts
-    in which programs pool the elements of queries and keys; registers: of a thread at most."""
+    """The shape of `_pool_pair`. team: heads of a program, one each warp; two: twice as many of queries; q_split, k_split:
+    parts in which programs pool the elements of queries and keys; registers: of a thread at most."""
 
     team: int
     two: bool
@@ -393,8 +393,8 @@ class PairLaunch:
 
 
 def pair_shape(q_blocks: int, heads: tuple[int, int], half: int, ways: int) -> PairLaunch:
-    """Return the shape of a launch for `q_blocks` blocks of queries, all heads counted, of which 2 · half elements rotate (0 where
-    some don't), pooled in so many ways. heads: of queries and keys."""
+    """Return the shape of a launch for `q_blocks` blocks of queries, all heads counted, of which 2 · half elements rotate (0
+    where some don't), pooled in so many ways. heads: of queries and keys."""
     q_heads, k_heads = heads
     if half < 16:
         return PairLaunch(1, two=False, q_split=1, k_split=1)
@@ -408,7 +408,7 @@ def pair_shape(q_blocks: int, heads: tuple[int, int], half: int, ways: int) -> P
 TEAM = 2
 """Warps of a program of `_pool_pair`, where the heads allow it."""
 WHOLE_FROM = 2048
-"""Blocks of queries, all heads counted, from which on a warp pools all their elements: 8k tokens of 32 heads, in blocks of 128."""
+"""Blocks of queries, all heads counted, from which on a warp pools all elements: 8k tokens of 32 heads, in blocks of 128."""
 
 
 def pool_triton(x: Tensor, block: int, how: tuple[str, ...], cos: Tensor | None, sin: Tensor | None) -> Tensor:

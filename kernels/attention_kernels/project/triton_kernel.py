@@ -59,6 +59,14 @@ def launch_shape(rows: int, half: int, *, on_gpu: bool) -> Launch:
 
 
 @triton.jit
+def prefetch(at):
+    """Begin to bring what lies at pointers `at` to L2, whoever writes it."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; // dummy $0", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def project_rows(
     Rows,
     W,
@@ -158,7 +166,8 @@ def project_tile(
     BLOCK_I: tl.constexpr,
     LINEAR: tl.constexpr,
 ):
-    """Project the tile-th BLOCK_M rows of a line, head by head of row by row of the batch: the part-th part of their elements."""
+    """Project the tile-th BLOCK_M rows of a line, which stands for a head of a row of the batch: the part-th part of their
+    elements."""
     b = (line // heads).to(tl.int64)
     h = (line % heads).to(tl.int64)
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -131,7 +131,7 @@ def _sorted_cut(score, target, free, BEST: tl.constexpr):
     """Do what `_cut` does for top-k, with short rows sorted in place of counted: its score, cut and kept. BEST: no target is
     larger, a power of two; only so many are sorted to the end."""
     n_kept = tl.maximum(tl.minimum(target, free), 0)
-    if BEST < score.shape[1]:
+    if score.shape[1] > BEST:
         place = tl.arange(0, BEST)[None, :]
         best = tl.topk(score, BEST, 1)
     else:
@@ -187,8 +187,8 @@ def select_rows(
     those of the head. Returns guess and reach (see `_cut`) for the next rows.
 
     listed: rows from this one on keep every causal block, and have no list. level: the threshold or mass. CAPPED: the index may
-    be too narrow for what they keep. FILL: zeros to write at once. BEST: no row's budget is larger, a power of two; read of rows that
-    are sorted.
+    be too narrow for what they keep. FILL: zeros to write at once. BEST: no budget of a row is
+    larger, a power of two; read where rows are sorted.
     """
     R: tl.constexpr = scores.shape[0]
     W: tl.constexpr = scores.shape[1]
