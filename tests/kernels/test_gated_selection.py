@@ -50,11 +50,11 @@ def given(rule: dict[str, Any], grid: dict[str, int]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("full_rows", [0, 2])
-@pytest.mark.parametrize(("number", "shape"), enumerate(SHAPES))
+@pytest.mark.parametrize(("number", "full_rows"), [(0, 0), (0, 2), (1, 2), (2, 0), (3, 2)])
 def test_short_prompts_choose_what_the_steps_choose(
-    number: int, shape: Shape, full_rows: int, device: str, monkeypatch: pytest.MonkeyPatch
+    number: int, full_rows: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shape = SHAPES[number]
     queries, keys, grid = sides(shape, device, q_linear=number % 2 == 0)
     wide = [replace(side, pooled=side.pooled.double()) for side in (queries, keys)]
     exact = [
@@ -75,10 +75,10 @@ def test_short_prompts_choose_what_the_steps_choose(
 @pytest.mark.parametrize("device", DEVICES)
 def test_equal_and_odd_scores_rank_as_everywhere(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
-    grid = {"q_block": 16, "k_block": 16, "q_len": 300, "k_len": 417}
-    q = torch.randint(-2, 3, (1, 4, 19, 16), generator=generator).float()  # products are exact, and often equal
-    k = torch.randint(-1, 2, (1, 2, 27, 16), generator=generator).float()
-    k[0, 0, 3, 0], k[0, 1, 2, 5], q[0, 1, 17, 3] = float("nan"), float("inf"), -float("inf")
+    grid = {"q_block": 16, "k_block": 16, "q_len": 120, "k_len": 337}
+    q = torch.randint(-2, 3, (1, 4, 8, 16), generator=generator).float()  # products are exact, and often equal
+    k = torch.randint(-1, 2, (1, 2, 22, 16), generator=generator).float()
+    k[0, 0, 3, 0], k[0, 1, 2, 5], q[0, 1, 5, 3] = float("nan"), float("inf"), -float("inf")
     monkeypatch.setattr(gated, "select_from_pooled", None)  # nothing to project: one launch, a head of keys for two of queries
     for rule in RULES:
         options: dict[str, Any] = {**given(rule, grid), "scale": 0.25, "full_rows": 1, **grid}

@@ -45,7 +45,7 @@ class Launch:
 def launch_shape(rows: int, cols: int, *, on_gpu: bool) -> Launch:
     """Return the shape of a launch for `rows` rows of `cols` columns, a power of two."""
     if not on_gpu:
-        return Launch(16, inner=16, warps=4)
+        return Launch(16, inner=32, warps=4)
     # Small tiles, as there are fewer programs than SMs, and a short loop: a program runs its code once, and waits for it
     return Launch(16, inner=32, warps=4 if cols <= 64 else 8, stages=4)
 

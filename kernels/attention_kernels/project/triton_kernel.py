@@ -52,7 +52,7 @@ FEW_ROWS = 256
 def launch_shape(rows: int, half: int, *, on_gpu: bool) -> Launch:
     """Return the shape of a launch for `rows` rows of which 2 · `half` elements rotate."""
     if not on_gpu:
-        return Launch(16, pairs=16, inner=16, warps=4)
+        return Launch(16, pairs=16, inner=32, warps=4)
     if rows > FEW_ROWS:
         return Launch(32, pairs=max(16, triton.next_power_of_2(half)), inner=32, warps=4)
     return Launch(64 if rows > 32 else 32, pairs=16, inner=64, warps=4)
