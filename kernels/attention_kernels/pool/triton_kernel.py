@@ -23,11 +23,11 @@ from attention_kernels.rope import kernel_tables
 
 @triton.jit
 def _load(at, inside, MASKED: tl.constexpr):
-    """Load what is inside as float32; without MASKED all is."""
+    """Load what is inside; without MASKED all is."""
     if MASKED:
-        return tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        return tl.load(at, mask=inside, other=0.0)
     else:
-        return tl.load(at).to(tl.float32)
+        return tl.load(at)
 
 
 @triton.jit
@@ -59,10 +59,10 @@ def _store(at, total, top, low, inside, step, tokens, undo, MEAN: tl.constexpr, 
 
 
 @triton.jit
-def _turn_back(at, cos, sin, inside, HALF: tl.constexpr, MASKED: tl.constexpr):
+def _turn_back(one, two, cos, sin):
     """Return both halves of tokens with RoPE undone, but for its scaling."""
-    one = _load(at, inside, MASKED)
-    two = _load(at + HALF, inside, MASKED)
+    one = one.to(tl.float32)
+    two = two.to(tl.float32)
     return one * cos + two * sin, two * cos - one * sin
 
 
@@ -109,7 +109,7 @@ def _pool_block(
     MASKED: tl.constexpr = PAD_HALF > HALF
     MASKED_REST: tl.constexpr = PAD_REST > D - 2 * HALF
     tokens = tl.minimum(length - block * BLOCK, BLOCK)
-    whole = tokens // TURN * TURN  # tokens that need no mask
+    whole = tokens // (2 * TURN) * (2 * TURN)  # tokens that need no mask
     p = tl.arange(0, TURN).to(tl.int64)[:, None]
     team = tl.arange(0, TEAM).to(tl.int64)
     offs_h = part * PAIRS + tl.arange(0, PAIRS)
@@ -139,39 +139,63 @@ def _pool_block(
     sin_at = alike + (p * ssp + offs_h[None, :])[None, :, :]
     rest_at = members + (2 * HALF + p * sxp + offs_r[None, :])[None, :, :]
     valid = p < BLOCK
-    # two turns at once: a program waits for memory half as often
-    for start in tl.range(0, whole, TURN, loop_unroll_factor=2):
+    # Two turns at once, all of whose loads come first: a warp waits for memory half as often
+    for start in range(0, whole, 2 * TURN):
         at = tl.cast(start, tl.int64)
+        then = at + TURN
         if HALF > 0:
             cos = _load(cosines + at * scp + cos_at, half, MASKED)
             sin = _load(sines + at * ssp + sin_at, half, MASKED)
-            one, two = _turn_back(source + at * sxp + x_at, cos, sin, half, HALF, MASKED)
+            one = _load(source + at * sxp + x_at, half, MASKED)
+            two = _load(source + at * sxp + x_at + HALF, half, MASKED)
+            next_cos = _load(cosines + then * scp + cos_at, half, MASKED)
+            next_sin = _load(sines + then * ssp + sin_at, half, MASKED)
+            next_one = _load(source + then * sxp + x_at, half, MASKED)
+            next_two = _load(source + then * sxp + x_at + HALF, half, MASKED)
+            if TWO:
+                other_one = _load(source + next_team + at * sxp + x_at, half, MASKED)
+                other_two = _load(source + next_team + at * sxp + x_at + HALF, half, MASKED)
+                last_one = _load(source + next_team + then * sxp + x_at, half, MASKED)
+                last_two = _load(source + next_team + then * sxp + x_at + HALF, half, MASKED)
+            one, two = _turn_back(one, two, cos, sin)
+            total1, top1, low1 = _gather(one, valid, total1, top1, low1, True, MEAN, MAX, MIN)
+            total2, top2, low2 = _gather(two, valid, total2, top2, low2, True, MEAN, MAX, MIN)
+            one, two = _turn_back(next_one, next_two, next_cos, next_sin)
             total1, top1, low1 = _gather(one, valid, total1, top1, low1, True, MEAN, MAX, MIN)
             total2, top2, low2 = _gather(two, valid, total2, top2, low2, True, MEAN, MAX, MIN)
             if TWO:
-                one, two = _turn_back(source + next_team + at * sxp + x_at, cos, sin, half, HALF, MASKED)
+                one, two = _turn_back(other_one, other_two, cos, sin)
+                total4, top4, low4 = _gather(one, valid, total4, top4, low4, True, MEAN, MAX, MIN)
+                total5, top5, low5 = _gather(two, valid, total5, top5, low5, True, MEAN, MAX, MIN)
+                one, two = _turn_back(last_one, last_two, next_cos, next_sin)
                 total4, top4, low4 = _gather(one, valid, total4, top4, low4, True, MEAN, MAX, MIN)
                 total5, top5, low5 = _gather(two, valid, total5, top5, low5, True, MEAN, MAX, MIN)
         if D > 2 * HALF:
             x = _load(source + at * sxp + rest_at, rest, MASKED_REST)
-            total3, top3, low3 = _gather(x, valid, total3, top3, low3, True, MEAN, MAX, MIN)
-    if whole < tokens:
-        valid = whole + p < tokens
-        at = tl.minimum(whole + p, tokens - 1)
+            next_x = _load(source + then * sxp + rest_at, rest, MASKED_REST)
+            total3, top3, low3 = _gather(x.to(tl.float32), valid, total3, top3, low3, True, MEAN, MAX, MIN)
+            total3, top3, low3 = _gather(next_x.to(tl.float32), valid, total3, top3, low3, True, MEAN, MAX, MIN)
+    for start in range(whole, tokens, TURN):
+        valid = start + p < tokens
+        at = tl.minimum(start + p, tokens - 1)
         x_at = members + (at * sxp + offs_h[None, :])[None, :, :]
         if HALF > 0:
             cos = _load(cosines + alike + (at * scp + offs_h[None, :])[None, :, :], half, MASKED)
             sin = _load(sines + alike + (at * ssp + offs_h[None, :])[None, :, :], half, MASKED)
-            one, two = _turn_back(source + x_at, cos, sin, half, HALF, MASKED)
+            one = _load(source + x_at, half, MASKED)
+            two = _load(source + x_at + HALF, half, MASKED)
+            one, two = _turn_back(one, two, cos, sin)
             total1, top1, low1 = _gather(one, valid, total1, top1, low1, False, MEAN, MAX, MIN)
             total2, top2, low2 = _gather(two, valid, total2, top2, low2, False, MEAN, MAX, MIN)
             if TWO:
-                one, two = _turn_back(source + next_team + x_at, cos, sin, half, HALF, MASKED)
+                one = _load(source + next_team + x_at, half, MASKED)
+                two = _load(source + next_team + x_at + HALF, half, MASKED)
+                one, two = _turn_back(one, two, cos, sin)
                 total4, top4, low4 = _gather(one, valid, total4, top4, low4, False, MEAN, MAX, MIN)
                 total5, top5, low5 = _gather(two, valid, total5, top5, low5, False, MEAN, MAX, MIN)
         if D > 2 * HALF:
             rest_at = members + (2 * HALF + at * sxp + offs_r[None, :])[None, :, :]
-            x = _load(source + rest_at, rest, MASKED_REST)
+            x = _load(source + rest_at, rest, MASKED_REST).to(tl.float32)
             total3, top3, low3 = _gather(x, valid, total3, top3, low3, False, MEAN, MAX, MIN)
     line = Out + b * sob + (h + team)[:, None] * soh + block.to(tl.int64) * soi
     if HALF > 0:
@@ -402,7 +426,10 @@ def pair_shape(q_blocks: int, heads: tuple[int, int], half: int, ways: int) -> P
     # Where warps are too few to keep memory busy (4k tokens), each takes half the elements, and so half as long
     two = ways == 1 and q_heads % 2 == 0
     even = k_heads % TEAM == 0 and q_heads % (TEAM * (2 if two else 1)) == 0
-    return PairLaunch(TEAM if even else 1, two=two, q_split=1 if q_blocks >= WHOLE_FROM else 2, k_split=2)
+    team = TEAM if even else 1
+    if q_blocks < WHOLE_FROM:
+        return PairLaunch(team, two=two, q_split=2, k_split=2, registers=168)  # 12 warps an SM: all of 4k tokens, at once
+    return PairLaunch(team, two=two, q_split=1, k_split=2)  # predicted: 16 warps an SM, all of 8k tokens, at once
 
 
 TEAM = 2
