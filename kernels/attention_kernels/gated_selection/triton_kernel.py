@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
 """Projecting, scoring and selecting of a short prompt in two launches, in Triton.
 
-The first projects queries and keys, each once, in as many programs as there are SMs (`project_pair.py`); none where there is
+The first projects queries and keys, each once, in as many programs as there are SMs (`project_kernel.py`); none where there is
 nothing to project. A program of the second takes BLOCK_M rows of one gate head, scores them against all keys of the head, and
 selects in whole rows, all in registers. Each launch begins while the one before ends.
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.decode.triton_kernel import can_overlap
-from attention_kernels.gated_selection.project_pair import project_pair
+from attention_kernels.gated_selection.project_kernel import project_pair
 from attention_kernels.gated_selection.side import Side
 from attention_kernels.project.dot_kernel import dot_parts, whole
 from attention_kernels.project.triton_kernel import prefetch
