@@ -60,8 +60,11 @@ class ModelRope:
         layer_type = layer_types[layer_idx] if layer_types else None
         self._rotary = rotary
         self._layer_type = layer_type if hasattr(rotary, f"{layer_type}_inv_freq") else None
-        if not hasattr(rotary, self._name("inv_freq")):
-            raise UserError(f"the rotary_emb of {kind} has no {self._name('inv_freq')}: this kind is not supported")
+        # the rotary module's names of both, which may be one for each type of layers; made once, as every call asks for them
+        prefix = "" if self._layer_type is None else f"{self._layer_type}_"
+        self._inv_freq, self._attention_scaling = f"{prefix}inv_freq", f"{prefix}attention_scaling"
+        if not hasattr(rotary, self._inv_freq):
+            raise UserError(f"the rotary_emb of {kind} has no {self._inv_freq}: this kind is not supported")
         attention = _attention(model, layer_idx)
         self._dtype: torch.dtype = model.get_input_embeddings().weight.dtype
         self._rotates = bool(getattr(attention, "use_rope", True))
@@ -75,7 +78,7 @@ class ModelRope:
         """Return cos, sin [length,R/2] float32 of positions 0 to length - 1: one half of what cos_sin gives. Read only."""
         tables = _tables.setdefault(self._rotary, {})
         key = (self._layer_type, self._rotates, self._dtype, device)
-        frequencies, scaling = getattr(self._rotary, self._name("inv_freq")), self._scaling(self._rotary)
+        frequencies, scaling = getattr(self._rotary, self._inv_freq), self._scaling(self._rotary)
         table = tables.get(key)
         # where they depend on the length, other frequencies may be in the same tensor after every pass
         origin = (passes(self._rotary), scaling)
@@ -91,17 +94,13 @@ class ModelRope:
         return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
 
     def _waves(self, rotary: nn.Module, positions: Tensor) -> tuple[Tensor, Tensor]:
-        frequencies = getattr(rotary, self._name("inv_freq")).to(device=positions.device, dtype=torch.float32)
+        frequencies = getattr(rotary, self._inv_freq).to(device=positions.device, dtype=torch.float32)
         angles = positions[:, None].float() * (frequencies if self._rotates else torch.zeros_like(frequencies))
         scaling = self._scaling(rotary)
         return tuple((wave * scaling).to(self._dtype).float() for wave in (angles.cos(), angles.sin()))  # type: ignore[return-value]
 
     def _scaling(self, rotary: nn.Module) -> float:
-        return float(getattr(rotary, self._name("attention_scaling"), 1.0)) if self._rotates else 1.0
-
-    def _name(self, attribute: str) -> str:
-        """Return the rotary module's name of an attribute, which may be one for each type of layers."""
-        return attribute if self._layer_type is None else f"{self._layer_type}_{attribute}"
+        return float(getattr(rotary, self._attention_scaling, 1.0)) if self._rotates else 1.0
 
 
 def rope_tables(model: Any) -> list[Tensor]:

@@ -71,9 +71,9 @@ class AttnGate(Gate):
 
     def sides(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Side, Side]:
         """Return queries and keys of a whole prompt, pooled, with what `project` does with them, for `select_gated`."""
-        pooled_q, pooled_k = self.pool(q, k, rope)
         cos, sin = rope.table(k.shape[2], k.device)
         first, block = k.shape[2] - q.shape[2], self.block_size
+        pooled_q, pooled_k = pool_pair(q, k, block, ("mean",), POOLED_K, cos=cos, sin=sin)
         return Side(pooled_q, self.q, cos[first::block], sin[first::block]), Side(pooled_k, self.k, cos[::block], sin[::block])
 
     def queries(self, q: Tensor, rope: Rope, *, first: int) -> Tensor:

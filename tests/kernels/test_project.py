@@ -67,6 +67,13 @@ def test_infinities_and_nan_are_those_of_float32(device: str) -> None:
     torch.testing.assert_close(result.cpu(), expected, rtol=1e-5, atol=2e-5, equal_nan=True)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="interpreter")
+def test_what_is_neither_mapped_nor_turned_needs_no_launch() -> None:
+    x = torch.randn(1, 2, 5, 16)
+    assert project(x, None, kernel="triton") is x
+    assert torch.equal(project(x.half(), None, kernel="triton"), x.half().float())
+
+
 def test_the_reference_has_gradients() -> None:
     weight = torch.randn(2, 16, 16, requires_grad=True)
     cos, sin = tables(5, 16)

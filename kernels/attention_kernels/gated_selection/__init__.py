@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from attention_kernels.backends import resolve_backend
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.gated_selection.side import Side
@@ -74,37 +76,36 @@ def _is_short(queries: Side, keys: Side, kernel: str, *, q_block: int, k_block: 
     q, k = queries.pooled, keys.pooled
     if resolve_backend(kernel, q) != "triton" or q.ndim != 4 or k.ndim != 4 or k.shape[2] > MOST_COLUMNS:
         return False
-    blocks = (-(-q_len // q_block), -(-k_len // k_block))
-    (q_heads, q_dim), (k_heads, k_dim) = _shape(queries), _shape(keys)
+    (batch, _, rows, _), (k_batch, _, cols, _) = q.shape, k.shape
+    if (rows, cols) != (-(-q_len // q_block), -(-k_len // k_block)) or q_len > k_len:
+        return False
+    (q_heads, dim), (k_heads, k_dim) = _projected(queries), _projected(keys)
     are_projected = queries.is_projected() and keys.is_projected()
-    return (
-        (q.shape[0], q.dtype) == (k.shape[0], k.dtype)
-        and (q.shape[2], k.shape[2]) == blocks
-        and q_len <= k_len
-        and (q_heads % k_heads == 0 if are_projected else q_heads == k_heads)
-        and q_dim == k_dim <= MOST_DIM
-        and all(_maps(side) and side.pooled.device == q.device for side in (queries, keys))
-    )
+    fits = batch == k_batch and q.dtype == k.dtype and q.device == k.device and dim == k_dim <= MOST_DIM
+    heads_fit = q_heads % k_heads == 0 if are_projected else q_heads == k_heads
+    return fits and heads_fit and _maps(queries, dim) and _maps(keys, dim)
 
 
-def _shape(side: Side) -> tuple[int, int]:
+def _projected(side: Side) -> tuple[int, int]:
     """Return the heads and the elements of the projected vectors."""
-    projected = side.pooled if side.weight is None else side.weight
-    return (projected.shape[1], projected.shape[3]) if side.weight is None else (projected.shape[0], projected.shape[2])
+    shape = side.pooled.shape if side.weight is None else side.weight.shape
+    return (shape[1], shape[3]) if side.weight is None else (shape[0], shape[-1])
 
 
-def _maps(side: Side) -> bool:
-    """Return whether pooled vectors, their map and their tables go together, as `project` would check."""
-    weight, pooled, tables = side.weight, side.pooled, (side.cos, side.sin)
-    fits = weight is None or (
-        weight.ndim == 3 and weight.shape[1] == pooled.shape[3] and weight.shape[0] % pooled.shape[1] == 0
-    )
-    if side.cos is None or side.sin is None:
-        return fits and tables == (None, None)
-    return fits and all(
-        table.ndim == 2 and len(table) == pooled.shape[2] and 2 * table.shape[1] <= _shape(side)[1]
-        for table in (side.cos, side.sin)
-    )
+def _maps(side: Side, dim: int) -> bool:
+    """Return whether pooled vectors, their map and their tables go together, as `project` would check. dim: elements of what
+    comes out."""
+    (_, heads, blocks, inner), weight, cos, sin = side.pooled.shape, side.weight, side.cos, side.sin
+    if weight is not None and (weight.ndim != 3 or weight.shape[1] != inner or weight.shape[0] % heads):
+        return False
+    if cos is None or sin is None:
+        return cos is sin
+    return _is_table(cos, blocks, dim) and _is_table(sin, blocks, dim)
+
+
+def _is_table(table: Tensor, blocks: int, dim: int) -> bool:
+    """Return whether a table [M, R/2] has a row for each block, and turns no more elements than there are."""
+    return table.ndim == 2 and table.shape[0] == blocks and 2 * table.shape[1] <= dim
 
 
 def _is_one_rule(rows: int, *, budget: tuple[int, ...] | None, threshold: float | None, mass: float | None) -> bool:

@@ -31,6 +31,8 @@ def project(
     if resolve_backend(kernel, x) == "triton":
         if dim > MOST_DIM:
             raise ValueError(f"kernel=triton projects to at most {MOST_DIM} elements, not {dim}; use kernel=reference")
+        if weight is None and cos is None:
+            return x.float()  # x itself where it is float32: no launch
         from attention_kernels.project.triton_kernel import project_triton  # imported late: needs triton
 
         return project_triton(x, weight, cos, sin)
