@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
-from attention_kernels.block_index import BlockIndex, causal_blocks
+from attention_kernels.block_index import BlockIndex
 from attention_kernels.selection import select_topk
 
 from methods import register
 from methods.parts.base import LayerInputs, Method
 from methods.parts.release import Release
+from methods.parts.row_budgets import even_budget
 
 
 @register("streaming_llm")
@@ -58,19 +60,15 @@ class StreamingLLM(Method):
         """Return the blocks that each row keeps, Mq numbers."""
         if self.window is None:
             return self.budget(x)
-        # a row no longer than sinks and window together keeps all it sees
-        blocks = -(-self.sinks // self.block_size) + -(-self.window // self.block_size)
-        return tuple(causal_blocks(**self.grid(x)).clamp(max=blocks).tolist())
+        return even_budget(self.native_blocks(self.window), 0, **self.grid(x))
+
+    def native_blocks(self, window: int) -> int:
+        """Return the blocks of sinks and window: a row no longer than both keeps all it sees."""
+        return -(-self.sinks // self.block_size) + -(-window // self.block_size)
 
     def select(self, x: LayerInputs) -> BlockIndex:
-        grid, budget = self.grid(x), self.row_budgets(x)
         sinks = -(-self.sinks // self.block_size)
-        # top-k on these scores takes the diagonal (always first), then the sinks from the start, then from the end back
-        blocks = -(-grid["k_len"] // self.block_size)
-        column = torch.arange(blocks, device=x.q.device)
-        scores = torch.where(column < sinks, 2 * blocks - column, column).float()
-        full = self.rows_in_full(x)
-        index = select_topk(scores.expand(1, 1, len(budget), blocks), budget, full_rows=full, **grid)
+        index = _index_of_a_head(self.row_budgets(x), sinks, self.rows_in_full(x), x.q.device, **self.grid(x))
         batch, heads = x.k.shape[:2]  # one index for a whole group of query heads, and the same for every group
         return replace(
             index,
@@ -80,6 +78,31 @@ class StreamingLLM(Method):
 
     def knobs(self) -> dict[str, int | float | str | bool | None]:
         return {"window": self.window, "sinks": self.sinks}
+
+
+@lru_cache(maxsize=32)
+def _index_of_a_head(
+    budget: tuple[int, ...],
+    sinks: int,
+    full_rows: int,
+    device: torch.device,
+    *,
+    q_block: int,
+    k_block: int,
+    q_len: int,
+    k_len: int,
+) -> BlockIndex:
+    """Return the index of a batch of one and one head, whose rows keep `budget` blocks, `sinks` of them at the start.
+
+    It depends on no token, so it is kept for the next layers: read it only.
+    """
+    # top-k on these scores takes the diagonal (always first), then the sinks from the start, then from the end back
+    blocks = -(-k_len // k_block)
+    grid = {"q_block": q_block, "k_block": k_block, "q_len": q_len, "k_len": k_len}
+    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
+        column = torch.arange(blocks, device=device)
+        scores = torch.where(column < sinks, 2 * blocks - column, column).float()
+        return select_topk(scores.expand(1, 1, len(budget), blocks), budget, full_rows=full_rows, **grid)
 
 
 if __name__ == "__main__":

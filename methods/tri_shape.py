@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from attention_kernels.block_index import causal_blocks
-
 from methods import register
 from methods.parts.base import Grid, LayerInputs
 from methods.parts.release import Release
-from methods.parts.row_budgets import budget_with_full_rows, rows_of_last_queries
+from methods.parts.row_budgets import budget_with_full_rows, even_budget, rows_of_last_queries
 from methods.streaming_llm import StreamingLLM
 
 
@@ -56,8 +54,7 @@ class TriShape(StreamingLLM):
     def row_budgets(self, x: LayerInputs) -> tuple[int, ...]:
         if self.window is None:
             return self.budget(x)
-        narrow, seen, rows = super().row_budgets(x), causal_blocks(**self.grid(x)).tolist(), self.rows_in_full(x)
-        return (*narrow[: len(seen) - rows], *seen[len(seen) - rows :])
+        return even_budget(self.native_blocks(self.window), self.rows_in_full(x), **self.grid(x))
 
     def prompt_budget(self, grid: Grid) -> tuple[int, ...]:
         return self._full_and_budget(grid)[1]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from attention_kernels.sparse_attention import SparseIndex
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import methods
 from harness.core.method_facts import method_facts
@@ -87,6 +88,22 @@ def search(method: Method, tokens: int = 300) -> dict[str, Any]:
     result = finder.result()
     method.load_search(result, **SHAPE)
     return result
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations of torch that a GPU would be given a kernel for, while it lasts."""
+
+    FREE = ("alias", "as_strided", "detach", "empty", "empty_like", "expand", "select", "slice", "split", "t", "transpose")
+    FREE += ("unbind", "unfold", "unsqueeze", "squeeze", "view", "_unsafe_view", "permute")
+    """Views, and memory without values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket.__name__ not in self.FREE
+        return func(*args, **(kwargs or {}))
 
 
 def select_without_waiting(method: Method, x: LayerInputs) -> SparseIndex:

@@ -12,7 +12,7 @@ from attention_kernels.sparse_attention import SparseIndex, sparse_attention
 
 import methods
 from methods.parts.base import LayerInputs, Method
-from tests.methods.support import bisect, layer, ready, select_without_waiting
+from tests.methods.support import Launches, bisect, layer, ready, select_without_waiting
 
 SPARSE = [name for name in methods.names() if methods.get(name).family != "none" and not methods.get(name).in_kernel]
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95]
@@ -227,6 +227,18 @@ def test_streaming_budget_goes_to_diagonal_then_sinks_then_recent() -> None:
         sinks = min(2, count - 1)
         expected = set(range(sinks)) | set(range(row + 1 - (count - sinks), row + 1))
         assert set(mask[row].nonzero().flatten().tolist()) == expected
+
+
+@pytest.mark.parametrize("name", ["streaming_llm", "tri_shape"])
+def test_what_depends_on_no_token_is_made_once(name: str) -> None:
+    method = ready(name, sparsity=0.8)
+    first, other = layer(640), layer(640, batch=2)
+    index = method.select(first)
+    with Launches() as launches:
+        again = method.select(other)
+    assert isinstance(index, BlockIndex) and isinstance(again, BlockIndex)
+    assert launches.count <= 2  # counts and indices, a copy for every head
+    assert again.full_rows == index.full_rows and all(torch.equal(mask, index.to_mask()[0]) for mask in again.to_mask())
 
 
 def test_block_topk_finds_the_block_that_queries_point_at() -> None:
