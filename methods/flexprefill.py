@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from attention_kernels.block_index import BlockIndex, causal_mask
+from attention_kernels.largest_within import largest_within
 from attention_kernels.last_queries import vertical_slash
 from attention_kernels.pool import pool
 from attention_kernels.selection.reference import pooled_scores
@@ -142,24 +143,6 @@ def js_distance(p: Tensor, q: Tensor) -> Tensor:
     middle = (p + q) / 2
     halves = [torch.xlogy(x, x) - torch.xlogy(x, middle) for x in (p, q)]
     return ((halves[0] + halves[1]).sum(-1) / 2).clamp(min=0).sqrt()
-
-
-def largest_within(probs: Tensor, mass: float) -> Tensor:
-    """Return bool [B,H,Mq,Nk], the largest entries of each head's whole map probs, as many as sum to no more than `mass`.
-
-    Equal entries are kept or left out together. The smallest entry that is kept is searched bit by bit (numbers above 0 order
-    as their bits do): that reads the map 31 times, which is cheaper than sorting it and needs no room.
-    """
-    double = probs.dtype == torch.float64
-    bits = probs.view(torch.int64 if double else torch.int32)
-    steps = 63 if double else 31
-    low = torch.zeros(*probs.shape[:2], 1, 1, dtype=bits.dtype, device=probs.device)
-    high = torch.full_like(low, 1 << (steps - 1))  # the bits of 2.0: no probability is as large
-    for _ in range(steps):
-        middle = low + (high - low) // 2
-        fits = torch.where(bits >= middle, probs, 0).sum((-2, -1), keepdim=True) <= mass
-        low, high = torch.where(fits, low, middle + 1), torch.where(fits, middle, high)
-    return bits >= high
 
 
 if __name__ == "__main__":

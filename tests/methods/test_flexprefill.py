@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import methods
-from methods.flexprefill import FlexPrefill, js_distance, largest_within
+from methods.flexprefill import FlexPrefill, js_distance
 from methods.parts.base import LayerInputs
 from tests.methods.support import layer, select_without_waiting
 
@@ -193,25 +193,6 @@ def test_js_distance() -> None:
     halves = torch.tensor([0.5, 0.25, 0.25])
     expected = 0.5 * (math.log(1 / 0.75)) + 0.5 * (0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.25 / 0.125))
     assert float(js_distance(p, halves)) == pytest.approx(math.sqrt(expected))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_within_keeps_the_largest_that_fit(dtype: torch.dtype) -> None:
-    probs = torch.randn(2, 3, 9, 11, dtype=dtype).mul(3).softmax(-1)
-    for mass in (0.0, 0.5, 4.0, 8.9, 10.0):
-        mask = largest_within(probs, mass)
-        for b in range(2):
-            for h in range(3):
-                ordered = probs[b, h].flatten().sort(descending=True).values
-                count = int((ordered.double().cumsum(0) <= mass).sum())
-                assert int(mask[b, h].sum()) == count
-                assert count == 0 or probs[b, h][mask[b, h]].min() == ordered[count - 1]
-
-
-def test_within_keeps_or_leaves_equals_together() -> None:
-    probs = torch.tensor([0.25, 0.5, 0.25]).expand(1, 1, 1, 3).contiguous()
-    assert largest_within(probs, 0.8).flatten().tolist() == [False, True, False]
-    assert largest_within(probs, 1.0).all()
 
 
 @pytest.mark.gpu
