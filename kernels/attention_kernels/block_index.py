@@ -76,10 +76,6 @@ def causal_pairs(q_len: int, k_len: int) -> int:
     return q_len * (k_len - q_len) + q_len * (q_len + 1) // 2
 
 
-MASK_CHUNK = 1 << 25
-"""Entries of a mask made into indices at once; each takes 20 bytes meanwhile."""
-
-
 @dataclass(frozen=True)
 class BlockIndex:
     """Key blocks kept for each (batch, head, query block).
@@ -109,20 +105,12 @@ class BlockIndex:
 
         wait: for the device, once, to learn the longest row; without, `indices` are as wide as there are key blocks.
         """
-        shape = (q_len, k_len, q_block, k_block)
         rows, cols = -(-q_len // q_block), -(-k_len // k_block)
         if mask.shape[-2:] != (rows, cols):
             raise ValueError(f"mask has {tuple(mask.shape[-2:])} blocks; {q_len} queries by {k_len} keys need ({rows}, {cols})")
-        mask = (mask | diagonal_mask(*shape, mask.device)) & causal_mask(*shape, mask.device)
-        counts = mask.sum(-1, dtype=torch.int32)
-        width = int(counts.max()) if wait else cols
-        columns = torch.arange(cols, dtype=torch.int32, device=mask.device)
-        indices = torch.empty(*mask.shape[:-1], width, dtype=torch.int32, device=mask.device)
-        step = max(1, MASK_CHUNK // max(1, mask[:, :1].numel()))
-        for chunk, out in zip(mask.split(step, 1), indices.split(step, 1), strict=True):
-            place = torch.where(chunk, chunk.cumsum(-1, dtype=torch.int32) - 1, width).long()  # not kept: a last column
-            wide = torch.zeros(*chunk.shape[:-1], width + 1, dtype=torch.int32, device=mask.device)
-            out.copy_(wide.scatter_(-1, place, columns.expand(chunk.shape))[..., :width])
+        from attention_kernels.mask_lists import mask_lists  # imported late: it reads this module
+
+        counts, indices = mask_lists(mask, q_block=q_block, k_block=k_block, q_len=q_len, k_len=k_len, wait=wait)
         return cls(counts, indices, q_block, k_block, q_len, k_len)
 
     @classmethod

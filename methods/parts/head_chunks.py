@@ -22,9 +22,11 @@ def select_in_chunks(choose: Callable[[slice], Tensor], x: LayerInputs, grid: Gr
     """
     batch, heads, kv_heads = x.q.shape[0], x.q.shape[1], x.k.shape[1]
     rows, cols, group = -(-grid["q_len"] // grid["q_block"]), -(-grid["k_len"] // grid["k_block"]), heads // kv_heads
+    step = max(1, BLOCK_PAIRS // (batch * group * rows * cols))
+    if step >= kv_heads:
+        return BlockIndex.from_mask(choose(slice(0, kv_heads)), wait=False, **grid)
     counts = torch.empty(batch, heads, rows, dtype=torch.int32, device=x.q.device)
     indices = torch.empty(batch, heads, rows, cols, dtype=torch.int32, device=x.q.device)
-    step = max(1, BLOCK_PAIRS // (batch * group * rows * cols))
     for first in range(0, kv_heads, step):
         kv = slice(first, min(first + step, kv_heads))
         part = BlockIndex.from_mask(choose(kv), wait=False, **grid)

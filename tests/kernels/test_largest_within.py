@@ -20,12 +20,12 @@ WHERE = [
 @pytest.mark.parametrize(("kernel", "device", "dtype"), WHERE)
 def test_keeps_the_largest_that_fit(kernel: str, device: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    probs = torch.randn(2, 3, 9, 11, dtype=dtype, generator=generator).mul(3).softmax(-1)
+    probs = torch.randn(2, 2, 9, 11, dtype=dtype, generator=generator).mul(3).softmax(-1)
     probs[..., -1] = 0.0  # the future has no share
-    for mass in (0.0, 0.5, 4.0, 8.9, 10.0):
+    for mass in (0.0, 4.0, 10.0):
         mask = largest_within(probs.to(device), mass, kernel=kernel).cpu()
         for b in range(2):
-            for h in range(3):
+            for h in range(2):
                 ordered = probs[b, h].flatten().sort(descending=True).values
                 fitting = ordered[ordered.double().cumsum(0) <= mass]
                 # zeros add nothing: they are kept with everything, or where nothing would be
@@ -52,5 +52,5 @@ def test_kernels_agree_at_the_sizes_of_prompts(blocks: int) -> None:
 def test_what_triton_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     probs = torch.rand(1, 2, 4, 5)
     monkeypatch.setattr(operation, "MOST_ENTRIES", 19)
-    with pytest.raises(ValueError, match="at most 19 entries a head, not .* of 20; use kernel=reference"):
+    with pytest.raises(ValueError, match=r"at most 19 entries a head, not .* of 20; use kernel=reference"):
         largest_within(probs, 1.0, kernel="triton")
