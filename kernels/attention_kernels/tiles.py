@@ -1,10 +1,17 @@
-"""How deep a Triton loop may prefetch: what fits in a GPU's shared memory, asked of the device and never guessed by name."""
+"""Sizes of what a Triton program works on: powers of two, and how deep a loop may prefetch, which is what fits into shared
+memory. That is asked of the device and never guessed by name."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 import torch
+
+
+def power_of_two(n: int) -> int:
+    """Return the smallest power of two that is at least n, for n from 1 on: what `triton.next_power_of_2` does. That one can be
+    called in kernels too, and costs the host as much as ten arguments of a launch each time."""
+    return 1 << (n - 1).bit_length()
 
 
 @lru_cache

@@ -1,11 +1,15 @@
-"""The prefetch depth that fits in shared memory."""
+"""Powers of two, and the prefetch depth that fits in shared memory."""
 
 from __future__ import annotations
 
 import pytest
-from attention_kernels.tiles import prefetch_depth
+from attention_kernels.tiles import power_of_two, prefetch_depth
 
 H100, A100 = 227 << 10, 163 << 10
+
+
+def test_powers_of_two() -> None:
+    assert [power_of_two(n) for n in (1, 2, 3, 4, 5, 16, 17, 1000)] == [1, 2, 4, 4, 8, 16, 32, 1024]
 
 
 def test_deep_where_there_is_room() -> None:

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from attention_kernels.block_map.tuning import LOG_SUM_EXP, POOL, tile_for
+from attention_kernels.tiles import power_of_two
 
 LOG2E = tl.constexpr(math.log2(math.e))
 
@@ -242,7 +243,7 @@ def log_sum_exp_triton(q: Tensor, k: Tensor, *, scale: float) -> Tensor:
     """Run `attention_kernels.block_map.log_sum_exp` in Triton."""
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     batch, heads, q_len, dim = q.shape
-    tile = tile_for(LOG_SUM_EXP, q.device, q.element_size(), triton.next_power_of_2(dim))
+    tile = tile_for(LOG_SUM_EXP, q.device, q.element_size(), power_of_two(dim))
     lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _log_sum_exp[(-(-q_len // tile.rows), batch * heads)](
@@ -274,7 +275,7 @@ def block_map_triton(
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     batch, heads, q_len, dim = q.shape
     k_len = k.shape[2]
-    tile = tile_for(POOL, q.device, q.element_size(), triton.next_power_of_2(dim))
+    tile = tile_for(POOL, q.device, q.element_size(), power_of_two(dim))
     q_part, k_part = min(q_block, tile.rows), min(k_block, tile.cols)  # larger blocks are put together afterwards
     lse = log_sum_exp_triton(q, k, scale=scale) if lse is None else lse.float().contiguous()
     rows, cols = -(-q_len // q_part), -(-k_len // k_part)

@@ -18,6 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse.triton_tuning import Tile, choose_tile, describable
+from attention_kernels.tiles import power_of_two
 
 LOWEST = tl.constexpr(-1.0e30)
 """Where a row's maximum starts: below every score, and finite, so that a row that has seen no key yet makes no NaN."""
@@ -234,7 +235,7 @@ def run_tile(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float
     counts, indices = index.counts, index.indices
     if indices.stride(-1) != 1 or counts.stride(-1) != 1:
         counts, indices = counts.contiguous(), indices.contiguous()
-    pad = triton.next_power_of_2(dim)
+    pad = power_of_two(dim)
     rows = min(tile.rows, index.q_block)
     packs = -(-shared_heads(q, k, index) * rows // tile.rows)
     tiles = index.q_block // rows * packs * (index_heads // kv_heads)

@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attention_kernels.block_sparse.triton_tuning import Tile, default_tile, describable
 from attention_kernels.column_index import ColumnIndex
-from attention_kernels.tiles import shared_bytes
+from attention_kernels.tiles import power_of_two, shared_bytes
 
 LOWEST = tl.constexpr(-1.0e30)
 """Where a row's maximum starts: below every score, and finite, so that a step without an open column makes no NaN."""
@@ -216,7 +216,7 @@ def run_tile(q: Tensor, k: Tensor, v: Tensor, index: ColumnIndex, *, scale: floa
     if not scale > 0:
         raise ValueError(f"scale={scale} must be positive: the kernel takes a row's maximum before it scales")
     (batch, heads, q_len, dim), kv_heads = q.shape, k.shape[1]
-    out, pad = torch.empty_like(q), triton.next_power_of_2(dim)
+    out, pad = torch.empty_like(q), power_of_two(dim)
     listed = (index.blocks.counts, index.blocks.indices, index.columns, index.open, index.reach)
     counts, indices, columns, open_, reach = (x.contiguous() for x in listed)
     k_from, v_from = (_descriptor(x, tile.cols, pad) for x in (k, v)) if tile.described else (k, v)

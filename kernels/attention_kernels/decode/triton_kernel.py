@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.decode.splits import program_slots, split_count
-from attention_kernels.tiles import prefetch_depth, shared_bytes
+from attention_kernels.tiles import power_of_two, prefetch_depth, shared_bytes
 
 TILE_BYTES = {2: 16 << 10, 4: 8 << 10}
 """Of K, and of V, that a program reads at a time, by the size of an element: 64 keys at head dim 128 in bfloat16. Two such
@@ -205,8 +205,8 @@ def sparse_decode_triton(
     batch, _, q_len, dim = q.shape
     lists, block = counts.shape[1], index.k_block
     rows = q.shape[1] // lists * q_len
-    block_m = max(16, triton.next_power_of_2(rows))
-    pad, itemsize = triton.next_power_of_2(dim), q.element_size()
+    block_m = max(16, power_of_two(rows))
+    pad, itemsize = power_of_two(dim), q.element_size()
     tile = max(16, min(128, TILE_BYTES[itemsize] // (pad * itemsize)))
     if splits is None:
         shared = itemsize * (4 * tile * pad + block_m * (pad + tile)) + 2048  # two stages of K and V, Q, P
@@ -251,7 +251,7 @@ def sparse_decode_triton(
             num_stages=prefetch_depth(block_m, 2 * tile, pad, itemsize, shared_bytes(q.device), 2 if itemsize == 4 else 3),
         )
         if splits > 1:
-            block_s = max(16, triton.next_power_of_2(splits))  # few of them, so that little is compiled as keys grow
+            block_s = max(16, power_of_two(splits))  # few of them, so that little is compiled as keys grow
             _combine[(batch * lists * rows,)](
                 part,
                 out,

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from attention_kernels.decode.triton_kernel import can_overlap
+from attention_kernels.tiles import power_of_two
 
 QUERIES = 8
 """Queries that a program combines."""
@@ -78,7 +79,7 @@ def combine_parts(
     overlap = can_overlap(out.device) if overlap is None else overlap
     options: dict[str, Any] = {"launch_pdl": True} if overlap else {}
     with torch.cuda.device_of(out):  # Triton launches on the current device
-        _combine[(triton.cdiv(tokens, QUERIES), batch * heads)](
+        _combine[(-(-tokens // QUERIES), batch * heads)](
             part,
             sizes,
             out,
@@ -90,7 +91,7 @@ def combine_parts(
             q_block,
             group,
             D=dim,
-            BLOCK_D=max(16, triton.next_power_of_2(dim)),
+            BLOCK_D=max(16, power_of_two(dim)),
             QUERIES=QUERIES,
             OVERLAP=overlap,
             num_warps=4,

@@ -19,6 +19,7 @@ from attention_kernels.block_sparse.triton_tuning import Tile, choose_tile, desc
 from attention_kernels.decode.splits import program_slots, split_count
 from attention_kernels.decode.triton_kernel import can_overlap
 from attention_kernels.full_rows.combine_kernel import combine_parts
+from attention_kernels.tiles import power_of_two
 
 ROWS = 128
 """Query rows of a tile at most."""
@@ -132,7 +133,7 @@ def full_rows_triton(q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, scale: flo
         q.device,
         q.dtype,
         dim=q.shape[-1],
-        q_block=max(16, min(ROWS, triton.next_power_of_2(rows))),
+        q_block=max(16, min(ROWS, power_of_two(rows))),
         k_block=COLS,
         shared=1,
         described=describable(k) and describable(v),
@@ -162,11 +163,11 @@ def run_split(
         return
     batch, heads, q_len, dim = q.shape
     kv_heads, k_len = k.shape[1:3]
-    rows, lines, pad = heads // kv_heads * q_len, batch * kv_heads, max(16, triton.next_power_of_2(dim))
-    tiles = triton.cdiv(rows, tile.rows)
+    rows, lines, pad = heads // kv_heads * q_len, batch * kv_heads, max(16, power_of_two(dim))
+    tiles = -(-rows // tile.rows)
     if splits is None:
         shared = q.element_size() * pad * (tile.rows + 2 * tile.stages * tile.cols)
-        splits = split_count(lines * tiles, triton.cdiv(k_len, tile.cols), program_slots(q.device, shared))
+        splits = split_count(lines * tiles, -(-k_len // tile.cols), program_slots(q.device, shared))
     overlap = splits > 1 and (can_overlap(q.device) if overlap is None else overlap)
     part = sizes = out  # never read
     if splits > 1:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from attention_kernels.tiles import prefetch_depth, shared_bytes
+from attention_kernels.tiles import power_of_two, prefetch_depth, shared_bytes
 
 LOG2E = tl.constexpr(math.log2(math.e))
 
@@ -115,8 +115,8 @@ def key_mean_map_triton(q: Tensor, means: Tensor, *, q_block: int, k_block: int,
     """Run `attention_kernels.key_mean_map.key_mean_map` in Triton."""
     q, means = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, means))
     batch, heads, q_len, dim = q.shape
-    rows, cols, pad = -(-q_len // q_block), means.shape[2], max(16, triton.next_power_of_2(dim))
-    tile_rows, tile_cols = max(16, triton.next_power_of_2(q_block)), 16 if q.dtype == torch.float32 else 64
+    rows, cols, pad = -(-q_len // q_block), means.shape[2], max(16, power_of_two(dim))
+    tile_rows, tile_cols = max(16, power_of_two(q_block)), 16 if q.dtype == torch.float32 else 64
     depth = prefetch_depth(tile_rows, tile_cols, pad, q.element_size(), shared_bytes(q.device))
     out = torch.full((batch, heads, rows, cols), -float("inf"), dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):  # Triton launches on the current device

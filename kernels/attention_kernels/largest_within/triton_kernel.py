@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from attention_kernels.tiles import power_of_two
+
 BITS = tl.constexpr(30)
 HIGHEST = tl.constexpr(1 << 29)
 """Of a float32 from 0 to below 2: its sign and the highest bit of its exponent are not set."""
@@ -39,7 +41,7 @@ def largest_within_triton(probs: Tensor, mass: float) -> Tensor:
     probs = probs.contiguous()
     batch, heads, rows, cols = probs.shape
     kept = torch.empty(probs.shape, dtype=torch.bool, device=probs.device)
-    wide = triton.next_power_of_2(rows * cols)
+    wide = power_of_two(rows * cols)
     with torch.cuda.device_of(probs):  # Triton launches on the current device
         _largest_within[(batch * heads,)](
             probs, kept.view(torch.uint8), rows * cols, float(mass), W=wide, num_warps=min(16, max(1, wide // 1024))

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from attention_kernels.last_queries.reference import SCORES
-from attention_kernels.tiles import prefetch_depth, shared_bytes
+from attention_kernels.tiles import power_of_two, prefetch_depth, shared_bytes
 
 LOWEST = tl.constexpr(-1.0e30)
 """Where a maximum starts: below every score, and finite, so that a span of keys that a query doesn't see makes no NaN."""
@@ -173,7 +173,7 @@ def vertical_slash_triton(q: Tensor, k: Tensor, *, scale: float, rows: int) -> t
     """Run `attention_kernels.last_queries.vertical_slash` in Triton. `rows` is the number of queries."""
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     (batch, heads, q_len, dim), (kv_heads, k_len) = q.shape, k.shape[1:3]
-    group, block_r = heads // kv_heads, max(16, triton.next_power_of_2(rows))
+    group, block_r = heads // kv_heads, max(16, power_of_two(rows))
     keys = KEYS if q.dtype.itemsize == 2 else WIDE_KEYS
     span = -(-k_len // SPANS // keys) * keys
     spans = -(-k_len // span)
@@ -183,12 +183,12 @@ def vertical_slash_triton(q: Tensor, k: Tensor, *, scale: float, rows: int) -> t
     laid = torch.empty(min(step, kv_heads) * group * rows * k_len, dtype=torch.float32, device=q.device)
     shape = {
         "D": dim,
-        "BLOCK_D": triton.next_power_of_2(dim),
+        "BLOCK_D": power_of_two(dim),
         "BLOCK_R": block_r,
         "BLOCK_N": keys,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         "num_warps": 4 if block_r <= 64 else 8,
-        "num_stages": prefetch_depth(block_r, keys, triton.next_power_of_2(dim), q.dtype.itemsize, shared_bytes(q.device)),
+        "num_stages": prefetch_depth(block_r, keys, power_of_two(dim), q.dtype.itemsize, shared_bytes(q.device)),
     }
     strides, log2e = (*q.stride()[:3], *k.stride()[:3]), scale * math.log2(math.e)
     with torch.cuda.device_of(q):  # Triton launches on the current device

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from attention_kernels.tiles import power_of_two
+
 MOST_COLUMNS = 1024
 """Columns that a program looks at side by side."""
 
@@ -62,7 +64,7 @@ def mask_lists_triton(mask: Tensor, shape: tuple[int, int, int, int]) -> tuple[T
     batch, heads, rows, cols = mask.shape
     counts = torch.empty(batch, heads, rows, dtype=torch.int32, device=mask.device)
     indices = torch.empty(batch, heads, rows, cols, dtype=torch.int32, device=mask.device)
-    wide = min(MOST_COLUMNS, max(32, triton.next_power_of_2(cols)))
+    wide = min(MOST_COLUMNS, max(32, power_of_two(cols)))
     with torch.cuda.device_of(mask):  # Triton launches on the current device
         _list_mask[(rows, batch * heads)](
             mask.view(torch.uint8),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attention_kernels.project.dot_kernel import dot_parts, whole
 from attention_kernels.rope import kernel_tables
+from attention_kernels.tiles import power_of_two
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Launch:
             "D": dim,
             "HALF": half,
             "PAD_HALF": self.pairs if half else 1,
-            "PAD_REST": max(16, triton.next_power_of_2(-(-rest // parts))) if rest else 1,
+            "PAD_REST": max(16, power_of_two(-(-rest // parts))) if rest else 1,
             "BLOCK_M": self.tile,
             "BLOCK_I": self.inner,
             "num_warps": self.warps,
@@ -54,7 +55,7 @@ def launch_shape(rows: int, half: int, *, on_gpu: bool) -> Launch:
     if not on_gpu:
         return Launch(16, pairs=16, inner=32, warps=4)
     if rows > FEW_ROWS:
-        return Launch(32, pairs=max(16, triton.next_power_of_2(half)), inner=32, warps=4)
+        return Launch(32, pairs=max(16, power_of_two(half)), inner=32, warps=4)
     return Launch(64 if rows > 32 else 32, pairs=16, inner=64, warps=4)
 
 

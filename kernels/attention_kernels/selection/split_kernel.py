@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from attention_kernels.tiles import power_of_two
+
 
 @dataclass(frozen=True)
 class Halves:
@@ -132,7 +134,7 @@ def split_halves(q: Tensor, k: Tensor, share: int = 1) -> tuple[Halves, Halves]:
             *totals,
             tiles[0],
             D=dim,
-            PAD_D=triton.next_power_of_2(dim),
+            PAD_D=power_of_two(dim),
             BLOCK_M=block,
             SHARE=share,
             num_warps=4,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.selection.cut_kernel import THRESHOLD, TOPK, select_rows
+from attention_kernels.tiles import power_of_two
 
 
 # What changes from step to step is not specialised on: no compiling in the middle of decoding.
@@ -67,7 +68,7 @@ def select_step_triton(
     """Run `attention_kernels.selection.step.select_step` in Triton."""
     scores = scores if scores.stride(-1) == 1 else scores.contiguous()
     batch, heads, columns = scores.shape
-    wide = max(16, triton.next_power_of_2(columns))
+    wide = max(16, power_of_two(columns))
     out_counts = torch.empty(batch, heads, 1, dtype=torch.int32, device=scores.device)
     indices = torch.empty(batch, heads, 1, width, dtype=torch.int32, device=scores.device)
     with torch.cuda.device_of(scores):  # Triton launches on the current device

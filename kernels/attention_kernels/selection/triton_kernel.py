@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import triton
 from torch import Tensor
 
 from attention_kernels.block_index import BlockIndex
@@ -21,7 +20,7 @@ from attention_kernels.selection.cut_kernel import MASS, THRESHOLD, TOPK
 from attention_kernels.selection.pooled_kernel import select_pooled_kernel
 from attention_kernels.selection.reference import one_key_head
 from attention_kernels.selection.split_kernel import split_halves
-from attention_kernels.tiles import shared_bytes
+from attention_kernels.tiles import power_of_two, shared_bytes
 
 MOST_COLUMNS = 65535
 """Key blocks at most: a row is held in registers, past 8192 in part in local memory, and the scratch takes 64 KiB a column."""
@@ -74,7 +73,7 @@ def select_triton(
     folds = share > 1 and combine == "mean" and one_key_head(q_heads, k.shape[1], share)
     if cols > MOST_COLUMNS or dim > 256:
         raise ValueError(f"kernel=triton selects from {MOST_COLUMNS} key blocks and vectors of 256 at most, not {cols}, {dim}")
-    wide = triton.next_power_of_2(cols)
+    wide = power_of_two(cols)
     config = config or _config(q, 1 if folds else share, wide)
     rule, level = TOPK.value, 0.0
     if counts is not None:
@@ -131,7 +130,7 @@ def select_triton(
             Q_BLOCK=q_block,
             K_BLOCK=k_block,
             D=dim,
-            PAD_D=max(16, triton.next_power_of_2(dim)),
+            PAD_D=max(16, power_of_two(dim)),
             BLOCK_M=config.rows,
             BLOCK_N=config.columns,
             R=at_once,

@@ -17,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse.triton_tuning import describable
 from attention_kernels.skip_softmax.rule import SkipRule
-from attention_kernels.tiles import prefetch_depth, shared_bytes
+from attention_kernels.tiles import power_of_two, prefetch_depth, shared_bytes
 
 FAR = tl.constexpr(1.0e30)
 """Beyond every score: where a row's maximum starts (below), and where that of a row past the end stays (above), so that such a
@@ -154,7 +154,7 @@ def _update(s, top, v, best, total, acc, scale_log2e, PRECISION: tl.constexpr):
 
 def skip_softmax_triton(q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, scale: float) -> tuple[Tensor, BlockIndex]:
     """Run `attention_kernels.skip_softmax.skip_softmax_attention` in Triton."""
-    pad = triton.next_power_of_2(q.shape[-1])
+    pad = power_of_two(q.shape[-1])
     # V has one place. K comes two tiles ahead: where a tile is skipped, nothing else hides the next one's way from L2.
     rows = rule.q_block + rule.k_block
     depth = prefetch_depth(rows, rule.k_block, pad, q.element_size(), shared_bytes(q.device), most=3)
@@ -169,7 +169,7 @@ def run_with(q: Tensor, k: Tensor, v: Tensor, rule: SkipRule, *, scale: float, *
     out = torch.empty_like(q)
     counts = torch.empty(batch, heads, rows, dtype=torch.int32, device=q.device)
     indices = torch.zeros(batch, heads, rows, cols, dtype=torch.int32, device=q.device)
-    pad = triton.next_power_of_2(dim)
+    pad = power_of_two(dim)
     hopper = q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9
     described = hopper and q.element_size() == 2 and describable(k) and describable(v)
     k_from, v_from = (_descriptor(x, rule.k_block, pad) for x in (k, v)) if described else (k, v)

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from attention_kernels.tiles import power_of_two
+
 TILE_BYTES = 32 << 10
 """Of keys that a program reads: 64 blocks of 256 elements in 16 bits."""
 
@@ -58,7 +60,7 @@ def step_scores_triton(q: Tensor, keys: Tensor, scale: float) -> Tensor:
     q, keys = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, keys))
     batch, heads, dim = q.shape
     key_heads, blocks = keys.shape[1:3]
-    pad = max(16, triton.next_power_of_2(dim))
+    pad = max(16, power_of_two(dim))
     tile = max(16, min(64, TILE_BYTES // (pad * q.element_size())))
     out = torch.empty(batch, heads, blocks, dtype=torch.float32, device=q.device)
     with torch.cuda.device_of(q):  # Triton launches on the current device
@@ -75,7 +77,7 @@ def step_scores_triton(q: Tensor, keys: Tensor, scale: float) -> Tensor:
             E=dim,
             PAD_E=pad,
             GROUP=heads // key_heads,
-            BLOCK_G=max(16, triton.next_power_of_2(heads // key_heads)),
+            BLOCK_G=max(16, power_of_two(heads // key_heads)),
             BLOCK_N=tile,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             num_warps=4,
