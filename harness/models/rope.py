@@ -87,6 +87,8 @@ class ModelRope:
                 positions = torch.arange(-(-length // TABLE_STEP) * TABLE_STEP, device=device)
                 table = _Table(frequencies, origin, *self._waves(self._rotary, positions))
             tables[key] = table
+        if len(table.cos) == length:
+            return table.cos, table.sin
         return table.cos[:length], table.sin[:length]
 
     def _cos_sin(self, rotary: nn.Module, positions: Tensor) -> tuple[Tensor, Tensor]:

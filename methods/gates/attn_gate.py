@@ -74,7 +74,9 @@ class AttnGate(Gate):
         cos, sin = rope.table(k.shape[2], k.device)
         first, block = k.shape[2] - q.shape[2], self.block_size
         pooled_q, pooled_k = pool_pair(q, k, block, ("mean",), POOLED_K, cos=cos, sin=sin)
-        return Side(pooled_q, self.q, cos[first::block], sin[first::block]), Side(pooled_k, self.k, cos[::block], sin[::block])
+        of_keys = cos[::block], sin[::block]
+        of_queries = (cos[first::block], sin[first::block]) if first else of_keys
+        return Side(pooled_q, self.q, *of_queries), Side(pooled_k, self.k, *of_keys)
 
     def queries(self, q: Tensor, rope: Rope, *, first: int) -> Tensor:
         """Return the projected queries [B,Hq,Mq,D], as `project` does, of post-RoPE q [B,Hq,Q,D] from position `first` on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from attention_kernels.block_index import causal_blocks
 from torch import Tensor
@@ -36,7 +38,13 @@ def vertical_slash_mask(columns: Tensor, diagonals: Tensor, grid: Grid) -> Tenso
 
     A diagonal is numbered by the column in which the last query block meets it (Nk - 1: the main one).
     """
-    last = causal_blocks(**grid, device=columns.device) - 1
-    blocks = torch.arange(columns.shape[-1], device=columns.device)
-    distance = (last[:, None] - blocks).clamp(min=0)  # the future is dropped when the index is made
-    return columns.unsqueeze(-2) | diagonals.flip(-1)[..., distance]
+    return columns.unsqueeze(-2) | diagonals.flip(-1)[..., _distances(**grid, device=columns.device)]
+
+
+@lru_cache(maxsize=4)  # of long prompts they are large; layers follow one another
+def _distances(q_block: int, k_block: int, q_len: int, k_len: int, device: torch.device) -> Tensor:
+    """Return how far before its last one each block of a row is, int64 [Mq,Nk]; 0 in the future, which is dropped when the
+    index is made. Kept for the next layers: read only."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in training later
+        last = causal_blocks(q_len, k_len, q_block, k_block, device) - 1
+        return (last[:, None] - torch.arange(-(-k_len // k_block), device=device)).clamp(min=0)
