@@ -110,7 +110,8 @@ class BlockIndex:
             raise ValueError(f"mask has {tuple(mask.shape[-2:])} blocks; {q_len} queries by {k_len} keys need ({rows}, {cols})")
         from attention_kernels.mask_lists import mask_lists  # imported late: it reads this module
 
-        counts, indices = mask_lists(mask, q_block=q_block, k_block=k_block, q_len=q_len, k_len=k_len, wait=wait)
+        width = None if wait else cols
+        counts, indices = mask_lists(mask, q_block=q_block, k_block=k_block, q_len=q_len, k_len=k_len, width=width)
         return cls(counts, indices, q_block, k_block, q_len, k_len)
 
     @classmethod

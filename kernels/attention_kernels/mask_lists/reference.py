@@ -9,14 +9,14 @@ MASK_CHUNK = 1 << 25
 """Entries of a mask made into indices at once; each takes 20 bytes meanwhile."""
 
 
-def mask_lists_reference(mask: Tensor, shape: tuple[int, int, int, int], *, wait: bool) -> tuple[Tensor, Tensor]:
+def mask_lists_reference(mask: Tensor, shape: tuple[int, int, int, int], width: int | None) -> tuple[Tensor, Tensor]:
     """Run `attention_kernels.mask_lists.mask_lists` in plain PyTorch. shape: q_len, k_len, q_block, k_block."""
     from attention_kernels.block_index import causal_mask, diagonal_mask  # imported late: it imports this package
 
     mask = (mask | diagonal_mask(*shape, mask.device)) & causal_mask(*shape, mask.device)
     cols = mask.shape[-1]
     counts = mask.sum(-1, dtype=torch.int32)
-    width = int(counts.max()) if wait else cols
+    width = int(counts.max()) if width is None else width
     columns = torch.arange(cols, dtype=torch.int32, device=mask.device)
     indices = torch.empty(*mask.shape[:-1], width, dtype=torch.int32, device=mask.device)
     step = max(1, MASK_CHUNK // max(1, mask[:, :1].numel()))

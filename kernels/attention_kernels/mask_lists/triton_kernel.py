@@ -15,7 +15,7 @@ MOST_COLUMNS = 1024
 
 
 # What changes with a prompt's length is not specialised on: no compiling for each length.
-@triton.jit(do_not_specialize=["heads", "rows", "cols", "q_len", "k_len", "smb", "smh", "smm"])
+@triton.jit(do_not_specialize=["heads", "rows", "width", "q_len", "k_len", "smb", "smh", "smm"])
 def _list_mask(
     Mask,
     Counts,
@@ -25,7 +25,7 @@ def _list_mask(
     smm,
     heads,
     rows,
-    cols,
+    width,
     q_len,
     k_len,
     Q_BLOCK: tl.constexpr,
@@ -37,7 +37,7 @@ def _list_mask(
     head = tl.program_id(1)
     mask = Mask + (head // heads).to(tl.int64) * smb + (head % heads).to(tl.int64) * smh + row.to(tl.int64) * smm
     line = head.to(tl.int64) * rows + row
-    indices = Indices + line * cols
+    indices = Indices + line * width
     ahead = k_len - q_len
     own = (row * Q_BLOCK + ahead) // K_BLOCK  # the first block over the row's own tokens
     causal = (tl.minimum((row + 1) * Q_BLOCK, q_len) - 1 + ahead) // K_BLOCK + 1
@@ -48,22 +48,21 @@ def _list_mask(
         kept = tl.load(mask + column, mask=column < causal, other=0) != 0
         kept = (kept | (column >= own)) & (column < causal)
         place = count + tl.cumsum(kept.to(tl.int32), 0) - 1
-        tl.store(indices + place, column, mask=kept)
+        tl.store(indices + place, column, mask=kept & (place < width))
         count += tl.sum(kept.to(tl.int32), 0)
-    for start in range(count // W * W, cols, W):
+    for start in range(count // W * W, width, W):
         column = start + offs
-        tl.store(indices + column, tl.zeros([W], tl.int32), mask=(column >= count) & (column < cols))
+        tl.store(indices + column, tl.zeros([W], tl.int32), mask=(column >= count) & (column < width))
     tl.store(Counts + line, count)
 
 
-def mask_lists_triton(mask: Tensor, shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
-    """Run `attention_kernels.mask_lists.mask_lists` in Triton, for lists as wide as the mask. shape: q_len, k_len, q_block,
-    k_block."""
+def mask_lists_triton(mask: Tensor, shape: tuple[int, int, int, int], width: int) -> tuple[Tensor, Tensor]:
+    """Run `attention_kernels.mask_lists.mask_lists` in Triton. shape: q_len, k_len, q_block, k_block."""
     q_len, k_len, q_block, k_block = shape
     mask = mask if mask.stride(-1) == 1 else mask.contiguous()
     batch, heads, rows, cols = mask.shape
     counts = torch.empty(batch, heads, rows, dtype=torch.int32, device=mask.device)
-    indices = torch.empty(batch, heads, rows, cols, dtype=torch.int32, device=mask.device)
+    indices = torch.empty(batch, heads, rows, width, dtype=torch.int32, device=mask.device)
     wide = min(MOST_COLUMNS, max(32, power_of_two(cols)))
     with torch.cuda.device_of(mask):  # Triton launches on the current device
         _list_mask[(rows, batch * heads)](
@@ -73,7 +72,7 @@ def mask_lists_triton(mask: Tensor, shape: tuple[int, int, int, int]) -> tuple[T
             *mask.stride()[:3],
             heads,
             rows,
-            cols,
+            width,
             q_len,
             k_len,
             Q_BLOCK=q_block,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_kernels.block_index import BlockIndex, causal_blocks, causal_mask, diagonal_mask
+from attention_kernels.mask_lists import mask_lists
 from attention_kernels.selection.budget import kept_counts
 
 Shape = tuple[int, int, int, int]
@@ -31,11 +32,8 @@ def _best(ranks: Tensor, counts: Tensor, width: int, shape: Shape) -> BlockIndex
     selected, equal = ranks > last, ranks == last
     room = counts - selected.sum(-1)
     selected = selected | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room.unsqueeze(-1)))
-    place = torch.where(selected, selected.cumsum(-1, dtype=torch.int32) - 1, width).long()
-    columns = torch.arange(ranks.shape[-1], dtype=torch.int32, device=ranks.device).expand(ranks.shape)
-    indices = torch.zeros(*ranks.shape[:-1], width + 1, dtype=torch.int32, device=ranks.device)
-    indices = indices.scatter_(-1, place, columns)[..., :width]
-    return BlockIndex(counts.to(torch.int32).contiguous(), indices.contiguous(), q_block, k_block, q_len, k_len)
+    grid = {"q_block": q_block, "k_block": k_block, "q_len": q_len, "k_len": k_len}
+    return BlockIndex(*mask_lists(selected, width=width, **grid), **grid)
 
 
 def select_topk(
