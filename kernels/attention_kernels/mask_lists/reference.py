@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attention_kernels.causal import causal_mask, diagonal_mask
+
 MASK_CHUNK = 1 << 25
 """Entries of a mask made into indices at once; each takes 20 bytes meanwhile."""
 
 
 def mask_lists_reference(mask: Tensor, shape: tuple[int, int, int, int], width: int | None) -> tuple[Tensor, Tensor]:
     """Run `attention_kernels.mask_lists.mask_lists` in plain PyTorch. shape: q_len, k_len, q_block, k_block."""
-    from attention_kernels.block_index import causal_mask, diagonal_mask  # imported late: it imports this package
-
     mask = (mask | diagonal_mask(*shape, mask.device)) & causal_mask(*shape, mask.device)
     cols = mask.shape[-1]
     counts = mask.sum(-1, dtype=torch.int32)
