@@ -32,8 +32,8 @@ def _best(ranks: Tensor, counts: Tensor, width: int, shape: Shape) -> BlockIndex
     selected, equal = ranks > last, ranks == last
     room = counts - selected.sum(-1)
     selected = selected | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room.unsqueeze(-1)))
-    grid = {"q_block": q_block, "k_block": k_block, "q_len": q_len, "k_len": k_len}
-    return BlockIndex(*mask_lists(selected, width=width, **grid), **grid)
+    lists = mask_lists(selected, q_block=q_block, k_block=k_block, q_len=q_len, k_len=k_len, width=width)
+    return BlockIndex(*lists, q_block, k_block, q_len, k_len)
 
 
 def select_topk(
