@@ -47,7 +47,7 @@ def launch_shape(rows: int, cols: int, *, on_gpu: bool) -> Launch:
     if not on_gpu:
         return Launch(16, inner=32, warps=4)
     # Small tiles, as there are fewer programs than SMs, and a short loop: a program runs its code once, and waits for it
-    return Launch(16, inner=32, warps=4 if cols <= 64 else 8, stages=4)
+    return Launch(16, inner=32, warps=8, stages=4)
 
 
 # What changes with a prompt's length or the sparsity is not specialised on: no compiling for each.

@@ -56,7 +56,8 @@ def launch_shape(rows: int, half: int, *, on_gpu: bool) -> Launch:
         return Launch(16, pairs=16, inner=32, warps=4)
     if rows > FEW_ROWS:
         return Launch(32, pairs=max(16, power_of_two(half)), inner=32, warps=4)
-    return Launch(64 if rows > 32 else 32, pairs=16, inner=64, warps=4)
+    # Of nine shapes the fastest between pooling and choice at 4k and 8k tokens (H200, Llama-3.1-8B's attention)
+    return Launch(32, pairs=min(32, max(16, power_of_two(half))), inner=64, warps=4)
 
 
 @triton.jit
