@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +33,12 @@ def captured_round(model: Any, begin: Callable[[], None], run: Callable[[], None
 
     What `begin` allocates stays as it is for as long as the graph lives, in a pool that nothing else allocates from, although
     the steps put tensors of their own in its place: each replay starts from it. A method that changes it in place must come to
-    the same when the same keys are taken in once more. Raises what a step raises that waits for the device.
+    the same when the same keys are taken in once more. Raises RuntimeError where a step waits for the device.
     """
     with torch.cuda.device(device):
+        begin()
+        with waits_refused():  # found out before, as a capture that fails can end the process with the pool it leaves
+            run()
         pool = torch.cuda.MemPool()
         with torch.cuda.use_mem_pool(pool):
             begin()
@@ -42,3 +47,16 @@ def captured_round(model: Any, begin: Callable[[], None], run: Callable[[], None
         with torch.cuda.stream(torch.cuda.current_stream(device)), torch.cuda.graph(graph):
             run()
     return RoundGraph(graph, pool, rope_tables(model))
+
+
+@contextmanager
+def waits_refused() -> Iterator[None]:
+    """Let PyTorch raise RuntimeError at each call that waits for the GPU, for as long as the context lasts."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says at each change that its own mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)

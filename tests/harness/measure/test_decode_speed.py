@@ -179,7 +179,8 @@ def test_a_step_that_waits_is_timed_without_a_graph(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Decoder, "select", waiting)
     timing = time_decoding(loaded, None, quest(), PROMPT, batches=(2,), steps=2, repeats=2, graph=True)
-    assert timing.batches[2].timing == "events" and len(timing.notices) == 1
+    assert timing.batches[2].timing == "events" and len(timing.notices) == 1 and "synchroniz" in timing.notices[0]
+    assert torch.cuda.get_sync_debug_mode() == 0
 
 
 def test_rows(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
