@@ -97,6 +97,15 @@ _ROWS = (
     Job("compare", Does.READS, "harness.jobs.compare:run", ("method",), takes_question=True, whole_study=True),
     Job("power", Does.READS, "harness.jobs.power:run", (), takes_question=True, whole_study=True),
     Job(
+        "leaderboard",
+        Does.READS,
+        "harness.jobs.leaderboard:run",
+        ("margin",),
+        takes_question=True,
+        whole_study=True,
+        writes_study=False,
+    ),
+    Job(
         "choose",
         Does.READS,
         "harness.jobs.choose:run",
