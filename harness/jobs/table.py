@@ -144,6 +144,25 @@ _ROWS = (
 )
 JOBS = {job.name: job for job in _ROWS}
 
+EXPORT_RESULTS = Job(
+    "export",
+    Does.READS,
+    "harness.jobs.export:run",
+    ("margin",),
+    takes_question=True,
+    whole_study=True,
+    writes_study=False,
+)
+"""job=export with any `format` but that of tasks: what a study measured."""
+TASKS_FORMAT = "tasks"
+"""The `format` of job=export that is of tasks."""
+
+
+def job_of(settings: Settings) -> Job:
+    """Return the job of the settings. Raises UserError, which lists all names, for an unknown one."""
+    job = find_job(settings.job)
+    return EXPORT_RESULTS if job.name == EXPORT_RESULTS.name and settings.options.get("format") != TASKS_FORMAT else job
+
 
 def find_job(name: str) -> Job:
     """Return the job of that name. Raises UserError, which lists all names, for an unknown one."""

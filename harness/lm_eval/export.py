@@ -51,6 +51,8 @@ HEADER = "# The prompts are whole: no --apply_chat_template, --system_instructio
 def main(cfg: DictConfig) -> None:
     """Write the tasks of one command. Raises UserError for samples that can't be built or aren't sound."""
     settings = read_settings(cfg)
+    if "job.to" in settings.given:
+        raise UserError(f"to={settings.options['to']}: the folder of results; that of format=tasks is out=")
     out = checks.text("job.out", settings.options["out"])
     check_own_output("job.out", out)
     check_data(settings, expand_tasks(settings.tasks))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,11 @@ def study_rows(store: Store, margin: float = MARGIN) -> list[JoinedRow]:
 
     margin: as in `leaderboard_rows`. Raises RecordError for corrupt records.
     """
-    rows = leaderboard_rows(store, margin)
+    return joined_rows(leaderboard_rows(store, margin))
+
+
+def joined_rows(rows: Sequence[Row]) -> list[JoinedRow]:
+    """Return the columns of all rows of a study, in their order; `superseded_by` is not known yet."""
     averaged: dict[str | None, list[Row]] = {row.group: [] for row in rows if row.task == AVERAGE}
     for row in rows:
         if row.task != AVERAGE and row.group in averaged:
