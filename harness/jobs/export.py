@@ -14,7 +14,7 @@ from harness.jobs.studies import OpenStudy
 from harness.jobs.table import TASKS_FORMAT
 from harness.report.exports import eval_results
 from harness.report.exports.evaluations import Publication, evaluations
-from harness.report.exports.table import FORMATS
+from harness.report.exports.table import FORMATS, OPTIONS
 
 
 def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
@@ -40,12 +40,14 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
         task = bar.add_task("evaluations", total=len(shown))
         files = 0
         for evaluation in shown:
-            files += len(FORMATS[name](folder, evaluation, publication))
+            files += len(FORMATS[name].write(folder, evaluation, publication))
             bar.advance(task)
     say = f"{files} files of {len(shown)} evaluations"
     if left_out:
         say += f"; {left_out} failed or held back, left out"
     command.console.print(say, highlight=False, soft_wrap=True)
+    if unread := [f"{option}=" for option in OPTIONS if f"job.{option}" in command.given and option not in FORMATS[name].reads]:
+        command.say_once(f"format={name} does not read {', '.join(unread)}: it does the same without")
     if name == "eval_results" and publication.dataset is None:
         command.say_once(f"dataset.id is {eval_results.PLACEHOLDER}/BENCHMARK: give dataset=, its id on the hub")
     command.print_written([folder])

@@ -28,9 +28,8 @@ def write(folder: Path, evaluation: Evaluation, publication: Publication) -> lis
     if len(name) > 120:  # tasks that have no name together
         name = f"{evaluation.benchmark}_{row.length}_{row.method}_{evaluation.id}"
     path = folder / safe_name(evaluation.model(publication)) / FOLDER / f"{safe_name(name)}.yaml"
-    pairs = [(evaluation.tasks_name, evaluation.columns)] if not evaluation.is_perplexity else []
-    pairs += [(row.task, columns) for row, columns in evaluation.tasks]
-    return [write_text(path, "".join(_entry(evaluation, publication, *pair) for pair in pairs))]
+    entries = (_entry(evaluation, publication, task, columns) for task, _, columns in evaluation.named)
+    return [write_text(path, "".join(entries))]
 
 
 def _entry(evaluation: Evaluation, publication: Publication, task: str, columns: JoinedRow) -> str:

@@ -93,6 +93,14 @@ class Evaluation:
         return self.columns["task_set"] or self.row.task
 
     @property
+    def named(self) -> list[tuple[str, Row, JoinedRow]]:
+        """Return the average and the rows behind it with their names; without the average where it is of one task of that
+        name, or of documents."""
+        tasks = [(row.task, row, columns) for row, columns in self.tasks]
+        lone = self.tasks_name in {name for name, *_ in tasks}
+        return tasks if lone else [(self.tasks_name, self.row, self.columns), *tasks]
+
+    @property
     def time(self) -> datetime:
         """Return when its last answer was given. Raises UserError for a recorded date that is none."""
         try:

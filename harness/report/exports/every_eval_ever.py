@@ -76,9 +76,7 @@ def _aggregate(evaluation: Evaluation, publication: Publication) -> dict[str, An
     }
     if publication.url is not None:
         source["source_organization_url"] = publication.url
-    results = [_score(evaluation, *pair) for pair in evaluation.tasks]
-    if not evaluation.is_perplexity:
-        results.insert(0, _score(evaluation, row, evaluation.columns))
+    results = [_score(evaluation, *named) for named in evaluation.named]
     return {
         "schema_version": VERSION,
         "evaluation_id": f"{evaluation.benchmark}/{model}/{row.study}-{evaluation.id}/{seconds}",
@@ -110,9 +108,8 @@ def _texts(**values: str | None) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
-def _score(evaluation: Evaluation, row: Row, columns: JoinedRow) -> dict[str, Any]:
+def _score(evaluation: Evaluation, name: str, row: Row, columns: JoinedRow) -> dict[str, Any]:
     """Return the result of one task, or of the average over all."""
-    name = evaluation.tasks_name if row is evaluation.row else row.task
     measured, called = ("perplexity", "perplexity") if evaluation.is_perplexity else ("accuracy", "score")
     metric = {
         "evaluation_description": f"{name} at {row.length} tokens: {called}",

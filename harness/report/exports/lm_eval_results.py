@@ -38,20 +38,19 @@ def write(folder: Path, evaluation: Evaluation, publication: Publication) -> lis
 def _results(evaluation: Evaluation, publication: Publication) -> dict[str, Any]:
     row, model = evaluation.row, evaluation.model(publication)
     names = [task.task for task, _ in evaluation.tasks]
-    tasks = {task.task: _metrics(task, columns) for task, columns in evaluation.tasks}
-    grouped = not evaluation.is_perplexity
-    group = {evaluation.tasks_name: _metrics(row, evaluation.columns, evaluation.tasks_name)} if grouped else {}
+    results = {name: _metrics(name, part, columns) for name, part, columns in evaluation.named}
+    group = {name: metrics for name, metrics in results.items() if name not in names}
     direction = {"perplexity": False} if evaluation.is_perplexity else {"score": True, "density": False}
     samples = {task.task: task.samples or 0 for task, _ in evaluation.tasks}
     versions = {task.task: task.generator for task, _ in evaluation.tasks}
     return {
-        "results": group | tasks if evaluation.tasks_name not in tasks else tasks,
+        "results": results,
         "groups": group,
-        "group_subtasks": {evaluation.tasks_name: names} if grouped and evaluation.tasks_name not in tasks else {},
+        "group_subtasks": dict.fromkeys(group, names),
         "configs": {task.task: _config(task) for task, _ in evaluation.tasks},
         "versions": {name: "+".join(sorted(set(versions.values()))) for name in group} | versions,
-        "n-shot": {name: 0 for name in names},
-        "higher_is_better": {name: direction for name in {**group, **tasks}},
+        "n-shot": dict.fromkeys(names, 0),
+        "higher_is_better": dict.fromkeys(results, direction),
         "n-samples": {name: {"original": count, "effective": count} for name, count in samples.items()},
         "config": {
             "model": "sparse",
@@ -75,10 +74,10 @@ def _results(evaluation: Evaluation, publication: Publication) -> dict[str, Any]
     }
 
 
-def _metrics(row: Row, columns: JoinedRow, name: str = "") -> dict[str, Any]:
-    """Return the metrics of a task, or of the average over all as `name`; no standard error of an average: lm-eval's own is of
-    pooled samples, which weighs tasks by their size."""
-    entry: dict[str, Any] = {"alias": name or row.task, "sample_len": columns["samples"] or 0}
+def _metrics(name: str, row: Row, columns: JoinedRow) -> dict[str, Any]:
+    """Return the metrics of a task, or of the average over all; no standard error of an average: lm-eval's own is of pooled
+    samples, which weighs tasks by their size."""
+    entry: dict[str, Any] = {"alias": name, "sample_len": columns["samples"] or 0}
     if row.perplexity is not None:
         return entry | {f"perplexity,{FILTER}": row.perplexity.perplexity, f"perplexity_stderr,{FILTER}": "N/A"}
     entry |= {f"score,{FILTER}": columns["accuracy"], f"score_stderr,{FILTER}": _standard_error(row)}

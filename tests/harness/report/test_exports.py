@@ -196,7 +196,20 @@ def test_bad_input_is_one_line(command: Callable[..., int], capsys: pytest.Captu
     assert "takes the whole study, whatever method= says" in said("format=lm_eval", "method=seer")
     Path("file").touch()
     assert "to=file: file can't be written to (it is no folder)" in said("format=lm_eval", "to=file")
-    assert "to=x: the folder of results; that of format=tasks is out=" in said("to=x", "length=1024")
+    assert "to=, url=: of results, with format=; tasks, as here, go to out=" in said("to=x", "url=y", "length=1024")
+
+
+def test_an_average_of_one_task_is_that_task(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    record_cell(Store(Path("results/mine")), DENSE, "vt", [1.0, 0.0])
+    (log,) = aggregates(exported(command, "every_eval_ever", "dataset=owner/ruler"))
+    assert [result["evaluation_result_id"] for result in log["evaluation_results"]] == ["vt", "vt density"]
+    assert "format=every_eval_ever does not read dataset=: it does the same without" in capsys.readouterr().err
+    shutil.rmtree("out")
+    (path,) = exported(command, "lm_eval")
+    assert list(json.loads(path.read_text())["results"]) == ["vt"]
+    shutil.rmtree("out")
+    (path,) = exported(command, "eval_results")
+    assert len(yaml.safe_load(path.read_text())) == 1
 
 
 def test_names_of_files_hold_what_every_system_takes() -> None:
