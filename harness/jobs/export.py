@@ -42,7 +42,7 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
         for evaluation in shown:
             files += len(FORMATS[name].write(folder, evaluation, publication))
             bar.advance(task)
-    say = f"{files} files of {len(shown)} evaluations"
+    say = f"{files} file{'s' if files > 1 else ''} of {len(shown)} evaluation{'s' if len(shown) > 1 else ''}"
     if left_out:
         say += f"; {left_out} failed or held back, left out"
     command.console.print(say, highlight=False, soft_wrap=True)

@@ -35,10 +35,10 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     if not rows:
         raise UserError(f"results={settings.results}: {_why_empty(len(stores), len(damaged))}; {out} stays as it is")
     write_joined(out, rows)
-    kinds = Counter(row["kind"] for row in rows)
-    studies = len({row["study"] for row in rows})
+    kinds, studies = Counter(row["kind"] for row in rows), len({row["study"] for row in rows})
     counted = ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind])
-    command.console.print(f"{len(rows)} rows of {studies} studies: {counted}", highlight=False, soft_wrap=True)
+    of = f"{studies} {'study' if studies == 1 else 'studies'}"
+    command.console.print(f"{len(rows)} rows of {of}: {counted}", highlight=False, soft_wrap=True)
     command.print_written([out])
     return len(damaged)
 

@@ -24,10 +24,8 @@ def write(folder: Path, evaluation: Evaluation, publication: Publication) -> lis
     """Write an evaluation below `folder`, in a folder of its model, and return the path. Raises UserError where it can't be
     written."""
     row = evaluation.row
-    name = f"{evaluation.tasks_name}_{row.length}_{row.method}_{evaluation.id}"
-    if len(name) > 120:  # tasks that have no name together
-        name = f"{evaluation.benchmark}_{row.length}_{row.method}_{evaluation.id}"
-    path = folder / safe_name(evaluation.model(publication)) / FOLDER / f"{safe_name(name)}.yaml"
+    name = "_".join(map(safe_name, (evaluation.tasks_name, str(row.length), row.method, evaluation.id)))
+    path = folder / safe_name(evaluation.model(publication)) / FOLDER / f"{name}.yaml"
     entries = (_entry(evaluation, publication, task, columns) for task, _, columns in evaluation.named)
     return [write_text(path, "".join(entries))]
 

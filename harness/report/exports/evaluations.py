@@ -27,6 +27,8 @@ DISTRIBUTION = "sparse-attention-harness"
 """The name of this project where it is installed, and in files that say what measured."""
 UNSAFE = re.compile(r"[^\w.+-]+")
 """What no name of a file holds."""
+LONGEST = 60
+"""Letters of a part of a name: file systems take names of 255 bytes, and letters may have four."""
 FACTS = (
     *("method", "knobs", "is_bound", "is_dense", "decode", "question", "block_size", "seed"),
     *("requested_density", "density", "match", "token_density", "decode_density", "kept_mass", "full_rows"),
@@ -152,8 +154,8 @@ def project_version() -> str:
 
 
 def safe_name(text: str) -> str:
-    """Return a text as a name of a file or folder: what none may hold becomes _."""
-    return UNSAFE.sub("_", text).strip("._") or "_"
+    """Return the first letters of a text as a name of a file or folder: what none may hold becomes _."""
+    return UNSAFE.sub("_", text)[:LONGEST].strip("._") or "_"
 
 
 def write_json(path: Path, value: Any) -> Path:

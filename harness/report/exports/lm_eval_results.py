@@ -30,7 +30,7 @@ FILTER = "none"
 def write(folder: Path, evaluation: Evaluation, publication: Publication) -> list[Path]:
     """Write an evaluation below `folder` and return the path. Raises UserError where it can't be written."""
     row = evaluation.row
-    name = safe_name(f"{evaluation.model(publication)}__{row.method}__{evaluation.id}")
+    name = "__".join(map(safe_name, (evaluation.model(publication), row.method, evaluation.id)))
     date = evaluation.time.replace(tzinfo=None).isoformat().replace(":", "-")
     return [write_json(folder / name / f"results_{date}.json", _results(evaluation, publication))]
 

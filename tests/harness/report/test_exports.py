@@ -176,7 +176,7 @@ def test_what_may_not_be_shown_is_left_out(command: Callable[..., int], capsys: 
     record_cell(store, DENSE, "vt", [1.0, 1.0])
     record_cell(store, SPARSE, "vt", [1.0, 1.0], sample_status=Status.GATED, sample_reason="two BOS")
     assert len(exported(command, "lm_eval")) == 1
-    assert capsys.readouterr().out.startswith("1 files of 1 evaluations; 1 failed or held back, left out\n")
+    assert capsys.readouterr().out.startswith("1 file of 1 evaluation; 1 failed or held back, left out\n")
 
 
 def test_bad_input_is_one_line(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

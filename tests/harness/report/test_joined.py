@@ -121,7 +121,7 @@ def test_a_damaged_study_is_named_and_the_others_stay(command: Callable[..., int
     first, second = err.splitlines()
     assert first.startswith("warning: study=damaged is left out: results/damaged/records/cells.jsonl:1: ")
     assert second == "warning: study=lost is left out: it has a leaderboard, and no records to make it of"
-    assert out.startswith("6 rows of 1 studies")
+    assert out.startswith("6 rows of 1 study: ")
     assert {row["study"] for row in joined()} == {"good"}
 
 
@@ -210,6 +210,7 @@ def test_the_question_of_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines are run as they are printed, on the committed file, and print what is printed below them."""
     text = (ROOT / "docs" / "leaderboard.md").read_text()
     (code, printed), *_ = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", text, re.DOTALL)
+    assert code.count("\n") == 2 + 3, "an import, and three lines"
     monkeypatch.chdir(ROOT)
     output = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(output):
