@@ -12,7 +12,7 @@ from harness.core.output import check_output
 from harness.core.partial_files import remove_abandoned
 from harness.core.settings import Settings, read_settings
 from harness.jobs.command_state import CommandState
-from harness.jobs.table import Does, check_chunks_fit, check_model_fits, check_question_fits, find_job, unread
+from harness.jobs.table import Does, check_chunks_fit, check_model_fits, check_question_fits, job_of, unread
 from harness.models.source import check_model
 from harness.tasks.names import expand_tasks
 
@@ -27,7 +27,7 @@ def has_release(settings: Settings) -> bool:
 def run_job(cfg: DictConfig, command: CommandState) -> int:
     """Run the job of one composed config. Returns how many cells failed. Raises UserError for bad input."""
     settings = read_settings(cfg)
-    job = find_job(settings.job)
+    job = job_of(settings)
     check_question_fits(job, settings.question)
     check_model_fits(job, settings)
     check_chunks_fit(job, settings.prefill_chunk)

@@ -97,6 +97,15 @@ _ROWS = (
     Job("compare", Does.READS, "harness.jobs.compare:run", ("method",), takes_question=True, whole_study=True),
     Job("power", Does.READS, "harness.jobs.power:run", (), takes_question=True, whole_study=True),
     Job(
+        "leaderboard",
+        Does.READS,
+        "harness.jobs.leaderboard:run",
+        ("margin",),
+        takes_question=True,
+        whole_study=True,
+        writes_study=False,
+    ),
+    Job(
         "choose",
         Does.READS,
         "harness.jobs.choose:run",
@@ -134,6 +143,25 @@ _ROWS = (
     Job("export", Does.TRAINS, "harness.lm_eval.export:main", ("model", *_PROMPTS)),
 )
 JOBS = {job.name: job for job in _ROWS}
+
+EXPORT_RESULTS = Job(
+    "export",
+    Does.READS,
+    "harness.jobs.export:run",
+    ("margin",),
+    takes_question=True,
+    whole_study=True,
+    writes_study=False,
+)
+"""job=export with any `format` but that of tasks: what a study measured."""
+TASKS_FORMAT = "tasks"
+"""The `format` of job=export that is of tasks."""
+
+
+def job_of(settings: Settings) -> Job:
+    """Return the job of the settings. Raises UserError, which lists all names, for an unknown one."""
+    job = find_job(settings.job)
+    return EXPORT_RESULTS if job.name == EXPORT_RESULTS.name and settings.options.get("format") != TASKS_FORMAT else job
 
 
 def find_job(name: str) -> Job:

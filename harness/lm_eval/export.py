@@ -22,6 +22,7 @@ from harness.core.terminal import Terminal
 from harness.lm_eval.exported import SPLIT
 from harness.measure.request_checks import check_data
 from harness.models.loading import load_tokenizer
+from harness.report.exports.table import OPTIONS
 from harness.study.provenance import command, commit
 from harness.tasks import registry
 from harness.tasks.checks import check_sample
@@ -51,6 +52,8 @@ HEADER = "# The prompts are whole: no --apply_chat_template, --system_instructio
 def main(cfg: DictConfig) -> None:
     """Write the tasks of one command. Raises UserError for samples that can't be built or aren't sound."""
     settings = read_settings(cfg)
+    if names := [f"{name}=" for name in ("to", *OPTIONS) if f"job.{name}" in settings.given]:
+        raise UserError(f"{', '.join(names)}: of results, with format=; tasks, as here, go to out=")
     out = checks.text("job.out", settings.options["out"])
     check_own_output("job.out", out)
     check_data(settings, expand_tasks(settings.tasks))

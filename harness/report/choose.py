@@ -15,7 +15,7 @@ from typing import Literal
 
 from harness.core.method_facts import decoding_is_bound, method_facts
 from harness.report.choose_times import Timing, dense_spread, timing_of
-from harness.report.density_match import prefill_request
+from harness.report.density_match import effective_density
 from harness.report.lines import line_names, rows_by_line
 from harness.report.recorded_rows import RecordedArm, TaskSet
 from harness.report.rows import Row
@@ -182,9 +182,10 @@ def _verdict(row: Row, loss: Loss | None, timing: Timing | None, bound: Bound) -
     if loss is None:
         return Verdict.NOT_MEASURED, "loss"
     if bound.of == "density":
-        if row.density is None:
+        density = effective_density(row)
+        if density is None:
             return Verdict.NOT_MEASURED, "density"
-        return (Verdict.WITHIN if _least_density(row, row.density) <= bound.most else Verdict.OUTSIDE), ""
+        return (Verdict.WITHIN if density <= bound.most else Verdict.OUTSIDE), ""
     value, high = (loss.points, loss.high) if timing is None or bound.of == "loss" else (timing.ms, timing.high)
     if bound.of == "loss" and value > bound.most:
         return Verdict.OUTSIDE, ""
@@ -193,15 +194,6 @@ def _verdict(row: Row, loss: Loss | None, timing: Timing | None, bound: Bound) -
     if value > bound.most:
         return Verdict.OUTSIDE, ""
     return (Verdict.WITHIN if high <= bound.most else Verdict.NOT_SHOWN), ""
-
-
-def _least_density(row: Row, measured: float) -> float:
-    """Return the density that a bound is held against: as measured or, of a row at the density that it was asked for, that one
-    where it is less. Else a bound of 0.2 would leave out every method that was asked for 0.2 and came to 0.2003."""
-    request = prefill_request(row)
-    if request is None or row.match != Match.MATCHED:
-        return measured
-    return min(measured, round(request, 12))  # 1 - 0.7 is above 0.3
 
 
 def _best_of_lines(candidates: Iterable[Candidate], verdict: Verdict, bound: Bound) -> list[Candidate]:

@@ -54,6 +54,16 @@ def prefill_request(row: Row) -> float | None:
     return None if row.block_size is None or row.sparsity is None else 1 - row.sparsity
 
 
+def effective_density(row: Row) -> float | None:
+    """Return the density that a limit is held against: as measured or, of a row at the density that it was asked for, that one
+    where it is less. Else a limit of 0.2 would leave out every method that was asked for 0.2 and came to 0.2003. None where no
+    density is known."""
+    request = prefill_request(row)
+    if row.density is None or request is None or row.match != Match.MATCHED:
+        return row.density
+    return min(row.density, round(request, 12))  # 1 - 0.7 is above 0.3
+
+
 def neighbour_of(row: Row, rows: Iterable[Row]) -> Row | None:
     """Return the row of the whole number on the other side of the request of a row that is `nearest`; None where none is."""
     request = prefill_request(row)

@@ -15,8 +15,25 @@ GROUPS: dict[str, tuple[str, ...]] = {
     **longbench.GROUPS,
 }
 """The tasks that one name stands for."""
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "ruler": ruler.TASKS,
+    "longbench": longbench.TASKS,
+    "longbench_e": longbench.TASKS_E,
+}
+"""The tasks of each benchmark."""
 LISTED_TASKS: tuple[str, ...] = (*ruler.TASKS, *longbench.TASKS)
 """The tasks that help and errors list: the buckets of LongBench-E are in the groups."""
+
+
+def benchmark_of(task: str) -> str:
+    """Return the benchmark that a task is of; an empty text for a recorded task that is of none any more."""
+    return next((name for name, tasks in BENCHMARKS.items() if task in tasks), "")
+
+
+def group_of(tasks: Sequence[str]) -> str:
+    """Return the name of the group that tasks are, in whatever order; else their names in order, joined by +."""
+    names = set(tasks)
+    return next((group for group, members in GROUPS.items() if set(members) == names), "+".join(sorted(names)))
 
 
 def check_name(name: str) -> str:

@@ -77,5 +77,7 @@ def all_cases(model: Path, books: Path) -> list[Case]:
             (*toy, "job=search_heads", "method=duo_attention", "job.prompts=1", "job.out=heads", "block_size=16"),
         ),
         Case("export", (*toy, "job=export", "length=1024", "task=[niah_single_1,niah_single_2]")),
+        Case("export, of results", ("job=export", "study=toy", "format=every_eval_ever", "progress=false"), (evaluate,)),
+        Case("leaderboard", ("job=leaderboard", "progress=false"), (evaluate,)),
         Case("pretrain", pretrain),
     ]

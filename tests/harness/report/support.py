@@ -8,7 +8,7 @@ from typing import Any
 from harness.report.rows import Decode, Knobs, Origin, Row, Times
 from harness.study.columns import AVERAGE
 from harness.study.identity import ArmIdentity, Cell, Samples, Setting
-from harness.study.schema import CellRecord, RunRecord, SampleRecord, Status
+from harness.study.schema import CellRecord, PerplexityRecord, RunRecord, SampleRecord, Status
 from harness.study.store import Store
 from harness.study.timing_schema import LatencyRecord
 from harness.study.verdict import Score
@@ -69,6 +69,33 @@ def record_cell(store: Store, arm: ArmIdentity, task: str, scores: list[float], 
             neighbour=more.get("neighbour", False),
         )
     )
+
+
+def record_documents(store: Store, of: ArmIdentity, losses: list[float], status: str = Status.OK, tokens: int = 100) -> None:
+    """Record an arm's cell of perplexity, a document for each loss; every second one has twice the tokens."""
+    cell = Cell(of, Samples("perplexity", "1", {"text": "books"}, False))
+    store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
+    kernel, density = ("sdpa", 1.0) if of.kernel is None else ("reference", 0.1)
+    for index, loss in enumerate(losses):
+        store.perplexity.append(
+            PerplexityRecord(
+                cell.id,
+                "r1",
+                index,
+                f"{index}.txt",
+                tokens * (1 + index % 2),
+                loss,
+                tokens,
+                0.5 + index,
+                density,
+                density,
+                [kernel],
+                Status.OK,
+                "",
+                DATE,
+            )
+        )
+    store.cells.append(CellRecord(cell.id, of.id, cell.pair, "r1", cell.as_dict(), status, "why", DATE, {}, "books"))
 
 
 def record_times(store: Store, arm: ArmIdentity) -> None:

@@ -19,11 +19,10 @@ from harness.report.leaderboard import leaderboard_rows
 from harness.report.leaderboard_csv import row_columns, write_leaderboard
 from harness.report.rows import Row
 from harness.report.terminal.perplexity_table import show_perplexities
-from harness.study.identity import ArmIdentity, Cell, Samples, Setting
-from harness.study.schema import CellRecord, PerplexityRecord, RunRecord, Status
+from harness.study.identity import ArmIdentity, Setting
+from harness.study.schema import Status
 from harness.study.store import Store
-
-DATE = "2026-01-01T00:00:00+00:00"
+from tests.harness.report.support import record_documents
 
 
 def arm(method: str, sparsity: float = 0.9, length: int = 4096) -> ArmIdentity:
@@ -31,32 +30,6 @@ def arm(method: str, sparsity: float = 0.9, length: int = 4096) -> ArmIdentity:
     return (
         ArmIdentity(setting, "full", 0.0) if method == "full" else ArmIdentity(setting, method, sparsity, {}, 64, "reference")
     )
-
-
-def record_documents(store: Store, of: ArmIdentity, losses: list[float], status: str = Status.OK, tokens: int = 100) -> None:
-    cell = Cell(of, Samples("perplexity", "1", {"text": "books"}, False))
-    store.runs.append(RunRecord("r1", DATE, "python -m harness", "c0ffee", {"torch": "2"}, "cpu (x)", "cpu", 1))
-    kernel, density = ("sdpa", 1.0) if of.kernel is None else ("reference", 0.1)
-    for index, loss in enumerate(losses):
-        store.perplexity.append(
-            PerplexityRecord(
-                cell.id,
-                "r1",
-                index,
-                f"{index}.txt",
-                tokens * (1 + index % 2),
-                loss,
-                tokens,
-                0.5 + index,
-                density,
-                density,
-                [kernel],
-                Status.OK,
-                "",
-                DATE,
-            )
-        )
-    store.cells.append(CellRecord(cell.id, of.id, cell.pair, "r1", cell.as_dict(), status, "why", DATE, {}, "books"))
 
 
 def rows(store: Store) -> dict[tuple[str, int], dict[str, Any]]:
