@@ -70,6 +70,9 @@ def _own_columns(row: Row) -> dict[str, Any]:
     measured = row.score is not None or row.perplexity is not None
     usable = row.status == Status.OK and row.match != Match.OFF_DENSITY
     percentiles = ("total_low", "total_high", "ttft_low", "ttft_high")
+    decoding = row.times.decode if row.times is not None else {}
+    largest = max(decoding, default=None)
+    speed = None if largest is None else decoding[largest]
     return {name: getattr(row.times, name, None) for name in percentiles} | {
         "kind": _kind(row),
         "rankable": measured and usable and not is_bound,
@@ -80,6 +83,9 @@ def _own_columns(row: Row) -> dict[str, Any]:
         "prompt_set": row.samples_seen,
         "requested_density": None if (asked := prefill_request(row)) is None else round(asked, 12),
         "effective_density": effective_density(row),
+        "decode_batch": largest,
+        "decode_tokens_s": None if speed is None else speed.tokens_s,
+        "decode_speedup": None if speed is None else speed.speedup,
         "date": row.origin.date[:10],
         "arm": row.arm,
         "group": row.group,

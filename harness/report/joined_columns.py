@@ -113,8 +113,9 @@ SECTIONS: dict[str, tuple[Column, ...]] = {
         _number("dense_ttft_ms", "the same with dense attention", "ms"),
         _number("ttft_speedup", "`dense_ttft_ms` ÷ `ttft_ms`"),
         _number("peak_mib", "memory of a prefill, weights included", "MiB"),
-        _text("decode_tokens_s", "decoding, tokens a second: `BATCH=VALUE;BATCH=VALUE`"),
-        _text("decode_speedup", "of that over dense attention: `BATCH=VALUE;BATCH=VALUE`"),
+        _whole("decode_batch", "the largest batch that was timed decoding", unit="sequences"),
+        _number("decode_tokens_s", "of all its sequences together", "tokens a second"),
+        _number("decode_speedup", "of that over dense attention, in turns"),
     ),
     "Where from": (
         _text("status", "`ok`, `gated` or `failed`", always=True),

@@ -38,6 +38,7 @@ RECORDED_TASKS = {
     "kernel_speed_cpu": "ruler_core",
 }
 RECORDED_TASKS |= {"pareto": "ruler", "gate_truths": "ruler", "ruler": "ruler", "longbench": "longbench"}
+RECORDED_TASKS["ttft"] = "niah_single_1"
 
 
 def tasks_of(arguments: Sequence[str]) -> tuple[str, ...]:
