@@ -51,9 +51,9 @@ def convert(name):
     place.mkdir()
     log = place / "results_2026-12-01T00-00-00.json"
     log.write_text(json.dumps(results))
-    options = ["convert", "lm_eval", "--log_path", str(log), "--output_dir", str(place / "out")]
+    options = ["convert", "lm_eval", "--log_path", str(log), "--output_dir", str(place / "data")]
     done = subprocess.run(command + options, capture_output=True, text=True)
-    return done, next(iter(sorted((place / "out").rglob("*.json"))), None)
+    return done, next(iter(sorted((place / "data").rglob("*.json"))), None)
 
 
 print("every-eval-ever", version("every-eval-ever"))
@@ -69,7 +69,9 @@ if record is not None:
     data = json.loads(record.read_text())
     data["model_info"] |= {"name": "tiny", "id": "tiny", "developer": "owner"}
     record.write_text(json.dumps(data))
-    valid = subprocess.run([*command, "validate", str(record)], capture_output=True).returncode == 0
+    place = folder / "owner_tiny"  # the validator takes paths below data/ alone
+    options = ["validate", str(record.relative_to(place))]
+    valid = subprocess.run(command + options, cwd=place, capture_output=True).returncode == 0
 print("the record of owner/tiny with id tiny and developer owner:", "valid" if valid else "not valid")
 sys.exit(0 if converted and refused and valid else 1)
 PYTHON
