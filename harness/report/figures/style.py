@@ -170,8 +170,10 @@ def log_axis(axis: Axis) -> None:
 
 
 def length_axis(axes: Axes, lengths: Sequence[int], label: str = "length (tokens)") -> None:
-    """Show lengths on the x axis, each doubling as far as the next, and say so. Sets no limits."""
+    """Show lengths on the x axis, each doubling as far as the next, and say so. A single one stands in the middle."""
     axes.set_xscale("log", base=2)
+    if len(lengths) == 1:
+        axes.set_xlim(lengths[0] / 1.5, lengths[0] * 1.5)
     axes.set_xticks(lengths, [tokens(length) for length in lengths])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_tick_params(which="minor", length=0)

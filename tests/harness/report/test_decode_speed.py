@@ -65,6 +65,13 @@ def test_a_picture_of_each_way_of_timing(tmp_path: Path) -> None:
     assert "Timed step by step" in figure._supxlabel.get_text().replace("\n", " ")
 
 
+def test_a_single_length_stands_in_the_middle_of_every_panel() -> None:
+    """Its points were outside all of them."""
+    points = [point for point in decode_speed.timed_points(rows()) if point.row.length == 4096]
+    figure = decode_speed.draw(points, ("tiny", "cpu (x)", "events"))
+    assert {axes.get_xlim() for axes in figure.axes} == {(4096 / 1.5, 4096 * 1.5)}
+
+
 def test_a_prefill_is_drawn_once_and_judged_by_itself() -> None:
     """Its line stood there once for each method of decoding, and was left out where that was off the density asked of it."""
     shown = ttft.timed_points(rows())
