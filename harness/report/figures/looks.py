@@ -36,11 +36,12 @@ Dash = str | tuple[int, tuple[float, ...]]
 
 
 class LineLook(NamedTuple):
-    """Colour, marker and dash of a line."""
+    """Colour, marker and dash of a line, and which part of its markers has the full colour (one of FILLS)."""
 
     colour: str
     marker: str
     dash: Dash
+    fill: str = "full"
 
 
 MARKERS: Mapping[str, str] = {
@@ -85,6 +86,8 @@ SERIES = (
 SOLID: Dash = "-"
 DASHES: tuple[Dash, ...] = (SOLID, (0, (7, 2, 1.5, 2)), (0, (7, 2, 1.5, 2, 1.5, 2)), (0, (3, 1.5, 1, 1.5)))
 """Dashes of a method's lines, by its settings: none is of dots alone, as the bound's is, or of strokes alone, as dense's."""
+FILLS = ("full", "left", "right", "bottom")
+"""Parts of a marker, in matplotlib's words, by which single points of the lines of one method are told apart."""
 DENSE_DASH: Dash = (0, (5, 3))
 """The dash of dense attention, everywhere."""
 BOUND_DASH: Dash = (0, (1, 1.5))
@@ -136,17 +139,10 @@ def is_bound(name: str) -> bool:
 
 
 def line_look(look: Look, number: int = 0, *, bound: bool = False) -> LineLook:
-    """Return how the line `number` (from 0) of a method is drawn: all in its colour and with its marker, the later ones in
-    another shade and dash; those of a bound are dotted."""
+    """Return how the line `number` (from 0) of a method is drawn: all in its colour and with its marker, the later ones with
+    another dash and their markers filled in part; those of a bound are dotted."""
     dash = BOUND_DASH if bound else DASHES[number % len(DASHES)]
-    return LineLook(shade(look.colour, number), look.marker, dash)
-
-
-def shade(colour: str, number: int) -> str:
-    """Return a shade of a colour: itself for 0, then ever darker ones of a light colour, lighter ones of a dark one, four in
-    turn."""
-    towards = INK if contrast(colour, PAPER) < 6.5 else PAPER
-    return mixed(colour, towards, 0.17 * (number % 4))
+    return LineLook(*look, dash, FILLS[number % len(FILLS)])
 
 
 def text_colour(colour: str, background: str = PAPER) -> str:

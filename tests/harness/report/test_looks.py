@@ -88,11 +88,11 @@ def test_names_that_no_file_knows_never_look_alike() -> None:
     assert looks_of([*names, "one_more"])["one_more"] in FREE
 
 
-def test_lines_of_a_method_share_its_hue_and_marker() -> None:
+def test_lines_of_a_method_share_its_colour_and_marker() -> None:
     first, *others = (line_look(method_look("seer"), number) for number in range(len(DASHES)))
     assert first == LineLook(*method_look("seer"), "-")
-    assert {line.marker for line in others} == {first.marker}
-    assert len({(line.colour, line.dash) for line in (first, *others)}) == len(DASHES)
+    assert {(line.colour, line.marker) for line in others} == {method_look("seer")}
+    assert len({line.dash for line in (first, *others)}) == len({line.fill for line in (first, *others)}) == len(DASHES)
     assert line_look(method_look("oracle"), bound=True).dash == looks.BOUND_DASH
 
 
