@@ -84,7 +84,7 @@ SERIES = (
 """Looks of what is no method: kernels, trainings, kinds of prompts. Muted, so that nobody takes a kernel for a method."""
 
 SOLID: Dash = "-"
-DASHES: tuple[Dash, ...] = (SOLID, (0, (7, 2, 1.5, 2)), (0, (7, 2, 1.5, 2, 1.5, 2)), (0, (3, 1.5, 1, 1.5)))
+DASHES: tuple[Dash, ...] = (SOLID, (0, (4, 1.5, 1, 1.5)), (0, (4, 1.5, 1, 1.5, 1, 1.5)), (0, (9, 1.5, 1, 1.5)))
 """Dashes of a method's lines, by its settings: none is of dots alone, as the bound's is, or of strokes alone, as dense's."""
 FILLS = ("full", "left", "right", "bottom")
 """Parts of a marker, in matplotlib's words, by which single points of the lines of one method are told apart."""
@@ -93,18 +93,18 @@ DENSE_DASH: Dash = (0, (5, 3))
 BOUND_DASH: Dash = (0, (1, 1.5))
 """The dash of what no usable method reaches, everywhere: the bound of methods, and a prefill without attention."""
 PLOTLY_DASHES: Mapping[Dash, str] = {
-    **dict(zip(DASHES, ("solid", "7px,2px,1.5px,2px", "7px,2px,1.5px,2px,1.5px,2px", "3px,1.5px,1px,1.5px"), strict=True)),
+    **dict(zip(DASHES, ("solid", "8px,3px,2px,3px", "8px,3px,2px,3px,2px,3px", "18px,3px,2px,3px"), strict=True)),
     DENSE_DASH: "dash",
     BOUND_DASH: "dot",
 }
 """The same dashes in plotly's words."""
 
 OFF_DENSITY_SIGN = "Hollow: not at the density asked for, on no line"
-GATED_SIGN = "crossed out: held back by a check"
+GATED_SIGN = "Crossed out: held back by a check"
 NATIVE_SIGN = "Ringed: at the method's own defaults"
-BOUND_SIGN = "Dotted: a bound, which may look at what no usable method can"
+BOUND_SIGN = "Dotted: the bound, which sees what no usable method can"
 DENSE_SIGN = "Dashed: dense attention"
-FRONT_SIGN = "Grey steps: the front, which no usable method measured here beats in both"
+FRONT_SIGN = "Grey steps: the front of what is usable, as measured"
 """What signs mean, in the same words below every picture that has them."""
 
 

@@ -74,10 +74,10 @@ def usual_sparsity(sparsities: Iterable[float | None]) -> float:
     return nearest
 
 
-def note(rows: Sequence[Row], device: str, *, bars: str = "bars", gated: str = "hollow") -> str:
+def note(rows: Sequence[Row], device: str, *, bars: str = "bars", gated: str = "") -> str:
     """Return what the reader must know, below a picture. bars: how intervals look, nothing where they aren't drawn; gated: how
-    rows look that a gate holds back."""
-    held_back = f"; {gated}: held back by a sanity gate" if any(row.status == Status.GATED for row in rows) else ""
+    rows look that a check holds back, nothing where a sign says it."""
+    held_back = f"; {gated}: held back by a check" if gated and any(row.status == Status.GATED for row in rows) else ""
     interval = f", {bars}: 95 % interval" if bars else ""
     return f"Mean over tasks, {same_prompts(rows)}{interval}{held_back}.\n{_phases(rows)}Measured on {device}."
 
