@@ -24,8 +24,8 @@ SIGNIFICANT = 0.05
 """A difference with a p-value (after Holm) below this is in full colour."""
 PALER = 0.6
 """Share of white in the colour of the others."""
-COLUMNS, PANEL = 3, 2.2
-"""Panels beside each other, and inches of one's width."""
+COLUMNS, PANEL = 4, 2.2
+"""Panels beside each other, and inches of one's width, at most."""
 
 
 def write(pairs: Sequence[LinePair], folder: Path, name: str, left_out: Sequence[LeftOut] = ()) -> list[Path]:
@@ -52,10 +52,12 @@ def _draw(pairs: Sequence[LinePair], left_out: Sequence[LeftOut]) -> Figure:
         differences[pair.line].append(pair.difference)
     lines = sorted(differences, key=lambda line: sum(differences[line]) / len(differences[line]))
     looks = looks_of(map(_method, pairs))
-    columns = min(COLUMNS, len(sparsities))
-    rows = -(-len(sparsities) // columns)
+    rows = -(-len(sparsities) // COLUMNS)
+    columns = -(-len(sparsities) // rows)
     names = min(4.0, 0.4 + style.NAME_LETTER * max(map(len, lines)))
-    figure = style.new_figure(names + PANEL * columns, 1.5 + rows * (0.7 + 0.26 * len(lines)))
+    figure = style.new_figure(
+        names + min(PANEL, (style.WIDEST_PAGE - names) / columns) * columns, 1.5 + rows * (0.7 + 0.26 * len(lines))
+    )
     with matplotlib.rc_context(style.RC):
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes in grid.flat[len(sparsities) :]:

@@ -18,8 +18,8 @@ from harness.report.stale import ROWS
 from harness.study.columns import AVERAGE
 from harness.study.schema import Status
 
-NARROW = 0.36
-"""Inches that a column's number needs."""
+NARROW, LETTER = 0.36, 0.078
+"""Inches that a column's number needs, and a letter of a panel's title."""
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -59,7 +59,7 @@ def draw(rows: Sequence[Row]) -> Figure:
                     table[tasks.index(row.task), groups.index(row.group)] = row.scored.percent
             heatmap.panel(axes, table, tasks, [_label(row, with_count=counts_differ) for row in members], label="tokens")
             axes.axhline(len(tasks) - 1.5, color="white", linewidth=2)
-            axes.set_title(_wrapped(model, 9 * len(groups)), loc="left", fontsize=9, fontweight="bold")
+            axes.set_title(_wrapped(model, int(column * len(groups) / LETTER)), loc="left", fontsize=9, fontweight="bold")
             if i:
                 axes.set_yticklabels([])
         style.set_title(figure, "Dense attention: accuracy by task (%)")

@@ -99,8 +99,6 @@ def _draw(
         axes = figure.add_subplot()
         for recipe in names:
             _draw_recipe(axes, recipes[recipe], looks[recipe] if recipe in coloured else Look(PALE, "."))
-        for line in lines:
-            axes.axhline(line.percent, color=line.look.colour, linewidth=1.2, linestyle=line.look.dash, zorder=1)
         axes.set_xscale("log")
         axes.set_xlabel(f"tokens that the gates were trained on (millions, {style.LOG})")
         ticks = sorted({point.tokens for point in points})
@@ -108,10 +106,12 @@ def _draw(
         axes.minorticks_off()
         ends = [end for point in points for end in (100 * point.accuracy_low, 100 * point.accuracy_high)]
         style.percent_axis(axes, [*ends, *(line.percent for line in lines)])
-        beside_ends = [
-            labels.End(line.name, ticks[-1] * AT_END, line.percent, line.look.colour, line.look.marker) for line in lines
-        ]
-        labels.write_names(axes, beside_ends, (WIDTH - 0.8, height - 2.0), (ticks[0], ticks[-1] * AT_END))
+        start, end = ticks[0] / AT_END, ticks[-1] * AT_END
+        for line in lines:
+            level = [line.percent] * 2
+            axes.plot([start, end], level, color=line.look.colour, linewidth=1.2, linestyle=line.look.dash, zorder=1)
+        named = [labels.End(line.name, end, line.percent, line.look.colour, line.look.marker) for line in lines]
+        labels.write_names(axes, named, (WIDTH - 0.8, height - 2.0), (start, end))
         handles = [
             Line2D([], [], color=looks[recipe].colour, marker=looks[recipe].marker, linewidth=1.6, label=names[recipe])
             for recipe in coloured

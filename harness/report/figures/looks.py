@@ -142,7 +142,7 @@ def line_look(look: Look, number: int = 0, *, bound: bool = False) -> LineLook:
     """Return how the line `number` (from 0) of a method is drawn: all in its colour and with its marker, the later ones with
     another dash and their markers filled in part; those of a bound are dotted."""
     dash = BOUND_DASH if bound else DASHES[number % len(DASHES)]
-    return LineLook(*look, dash, FILLS[number % len(FILLS)])
+    return LineLook(*look, dash, FILLS[(number + number // len(DASHES)) % len(FILLS)])
 
 
 def text_colour(colour: str, background: str = PAPER) -> str:

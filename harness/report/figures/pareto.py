@@ -169,4 +169,4 @@ def _title(rows: Sequence[Row], lengths: Sequence[int], model: str) -> str:
         return f"{model}{at}: accuracy of sparse decoding"
     if axes_of(rows) == (DENSITY,):
         return f"{model}{at}: accuracy against density"
-    return f"{model}{at}: what is left of the accuracy, and what it costs"
+    return f"{model}{at}: accuracy against density and time"

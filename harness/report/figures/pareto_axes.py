@@ -72,7 +72,7 @@ def set_limits(axes: Axes, costs: Sequence[float], axis: Axis) -> None:
         axes.set_xlim(low / span**0.1, high * span**0.1)
         style.log_axis(axes.xaxis)
         return
-    room = max(0.08 * (high - low), 0.02)
+    room = 0.08 * (high - low) if high - low > 0.02 else 0.1
     axes.set_xlim(low - room, high + room)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

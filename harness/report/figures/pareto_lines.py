@@ -48,8 +48,8 @@ def lines_of(rows: Sequence[Row], axis: Axis) -> dict[str, list[Row]]:
 
 def pareto_lines(rows: Sequence[Row], kinds: Sequence[Axis]) -> ParetoLines:
     """Return the lines of the sparse rows of a figure, the same in all panels. Lines of a method share colour and marker; the
-    first one is solid. Of too many lines those are told apart that have most points on a front, bounds before all others, and
-    of equal ones the most accurate."""
+    first one is solid. Of too many lines those are told apart that have most points on a front, after the most accurate
+    bound, and of equal ones the most accurate."""
     lines = _with_native(rows, kinds[0])
     methods = {name: colour_name(members[0]) for name, members in lines.items()}
     looks, drawn, line_looks = looks_of(methods.values()), Counter[str](), {}
@@ -62,10 +62,12 @@ def pareto_lines(rows: Sequence[Row], kinds: Sequence[Axis]) -> ParetoLines:
         for axis in kinds:
             on_front |= {id(row) for row in front_rows(at_length, axis.cost_of)}
 
-    def order(name: str) -> tuple[int, float]:
+    bound = max((name for name in lines if is_bound_row(lines[name][0])), key=lambda name: _accuracy(lines[name]), default="")
+
+    def order(name: str) -> tuple[bool, int, float]:
         """Return the place of a line among the others, the first ones the smallest."""
         points = sum(id(row) in on_front for row in lines[name])
-        return -(points + 1000 * is_bound_row(lines[name][0])), -_accuracy(lines[name])
+        return name != bound, -points, -_accuracy(lines[name])
 
     return ParetoLines(lines, line_looks, frozenset(set(lines) - set(best_few(lines, order, MOST - 1))))
 
