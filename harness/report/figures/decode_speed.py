@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from harness.report.figures import style
 from harness.report.figures.few import MOST, best_few
 from harness.report.figures.looks import DENSE_DASH, INK, LineLook, is_bound, line_look, looks_of
-from harness.report.figures.signs import PALE, draw_point, pale_note
+from harness.report.figures.signs import PALE, draw_bars, draw_point, pale_note
 from harness.report.lines import rows_by_line
 from harness.report.rows import DecodeSpeed, Row
 from harness.report.stale import ROWS
@@ -93,7 +93,7 @@ def draw(points: Sequence[Point], key: Set) -> Figure:
             style.length_axis(lower, lengths)
         above[0].set_yscale("log")
         style.log_axis(above[0].yaxis)
-        above[0].set_ylabel(f"tokens a second ({style.LOG})")
+        above[0].set_ylabel(f"tokens a second, {style.LOG}")
         below[0].set_ylabel("times as fast as dense")
         below[0].set_ylim(bottom=0)
         style.set_title(figure, f"{model}: decoding speed")
@@ -169,5 +169,4 @@ def _draw_line(axes: Axes, points: Sequence[Point], ys: Sequence[float], look: L
     for point, y in zip(points, ys, strict=True):
         draw_point(axes, (point.row.length, y), look, crossed=point.row.status == Status.GATED)
         if bars:
-            low, high = max(0.0, y - point.speed.low), max(0.0, point.speed.high - y)
-            axes.errorbar([point.row.length], [y], [[low], [high]], fmt="none", ecolor=look.colour, alpha=0.6, capsize=2)
+            draw_bars(axes, [(point.row.length, y)], [(point.speed.low, point.speed.high)], look.colour)

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from harness.report.figures import labels, style
 from harness.report.figures.few import MOST, best_few
 from harness.report.figures.looks import DENSE_DASH, INK, LineLook, Look, line_look, looks_of, series_looks
-from harness.report.figures.signs import PALE, pale_note, signs_note
+from harness.report.figures.signs import PALE, draw_bars, pale_note, signs_note
 from harness.report.front import is_bound_row
 from harness.report.gate_curve import NAME, CurvePoint
 from harness.report.lines import line_names
@@ -98,9 +98,9 @@ def _draw(
     with matplotlib.rc_context(style.RC):
         axes = figure.add_subplot()
         for recipe in names:
-            _draw_recipe(axes, recipes[recipe], looks[recipe] if recipe in coloured else Look(PALE, "."))
+            _draw_recipe(axes, recipes[recipe], looks[recipe] if recipe in coloured else Look(PALE, "."), names[recipe])
         axes.set_xscale("log")
-        axes.set_xlabel(f"tokens that the gates were trained on (millions, {style.LOG})")
+        axes.set_xlabel(f"tokens that the gates were trained on (millions), {style.LOG}")
         ticks = sorted({point.tokens for point in points})
         axes.set_xticks(ticks, [f"{tick / 1e6:.3g}" for tick in ticks])
         axes.minorticks_off()
@@ -147,18 +147,17 @@ def _lines_beside(beside: Sequence[Row], trained: Collection[str]) -> list[LineB
     return lines
 
 
-def _draw_recipe(axes: Axes, points: Sequence[CurvePoint], look: Look) -> None:
+def _draw_recipe(axes: Axes, points: Sequence[CurvePoint], look: Look, label: str) -> None:
     """Draw the points of one recipe, and a line through the means of those with as many tokens."""
     by_tokens: dict[int, list[float]] = defaultdict(list)
     for point in points:
         by_tokens[point.tokens].append(100 * point.accuracy)
     xs = sorted(by_tokens)
-    axes.plot(xs, [sum(by_tokens[x]) / len(by_tokens[x]) for x in xs], color=look.colour, linewidth=1.6, zorder=3)
+    axes.plot(xs, [sum(by_tokens[x]) / len(by_tokens[x]) for x in xs], color=look.colour, linewidth=1.6, label=label, zorder=3)
     seeds: dict[int, int] = defaultdict(int)
     for point in points:
         aside = 1 + 0.03 * seeds[point.tokens]  # so that the bars of several seeds are told apart
         seeds[point.tokens] += 1
         y, low, high = 100 * point.accuracy, 100 * point.accuracy_low, 100 * point.accuracy_high
-        bars = [[max(0.0, y - low)], [max(0.0, high - y)]]
-        drawn = {"fmt": look.marker, "color": look.colour, "markersize": 5}
-        axes.errorbar([point.tokens * aside], [y], bars, elinewidth=1, capsize=2, alpha=0.75, **drawn)
+        draw_bars(axes, [(point.tokens * aside, y)], [(low, high)], look.colour)
+        axes.plot(point.tokens * aside, y, look.marker, color=look.colour, markersize=5, alpha=0.75, zorder=4)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from harness.measure.kernel_speed.cases import FULL, UNIFORM
 from harness.report.figures import labels
 from harness.report.figures.looks import DASHES, DENSE_DASH, INK, SOLID, Dash, LineLook, Look, series_looks
+from harness.report.figures.signs import draw_bars
 from harness.report.kernel_rows import KernelRow
 
 NAMES = {
@@ -128,10 +129,7 @@ def draw_lines(axes: Axes, lines: Sequence[Line], inches: tuple[float, float]) -
     lines = [line for line in lines if line.points]
     for line in lines:
         look = line.look
-        for (x, y), ends in zip(line.points, line.bars, strict=True):
-            if ends is not None:
-                bars = [[max(0.0, y - ends[0])], [max(0.0, ends[1] - y)]]
-                axes.errorbar([x], [y], bars, fmt="none", ecolor=look.colour, elinewidth=1, capsize=2, alpha=0.6)
+        draw_bars(axes, line.points, line.bars, look.colour)
         xs, ys = zip(*line.points, strict=True)
         axes.plot(xs, ys, color=look.colour, linestyle=look.dash, linewidth=1.6, marker=look.marker, markersize=4.5, zorder=3)
     places = [x for line in lines for x, _ in line.points]

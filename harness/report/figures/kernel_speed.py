@@ -107,7 +107,7 @@ def _by_length(rows: Sequence[KernelRow], panels: _Panels) -> Figure | None:
                 axes.set_yscale("log")
                 draw_lines(axes, lines, (figure.get_figwidth() / len(values) - 0.7, HEIGHT - 0.9))
                 style.log_axis(axes.yaxis)
-            line_of_panels[0].set_ylabel(f"time per attention layer call ({unit}, {style.LOG})")
+            line_of_panels[0].set_ylabel(f"time per attention layer call ({unit}), {style.LOG}")
         _write_texts(
             figure, rows, sparse, left_out, f"{panels.call}, sparsity {sparsity:g}, measured density {_densities(sparse)}"
         )

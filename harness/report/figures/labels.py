@@ -74,8 +74,17 @@ def write_names(axes: Axes, ends: Sequence[End], inches: tuple[float, float], xs
         if end.x == xs[1]:  # from further left it would look like a line
             axes.plot([end.x, column], [end.y, at], color=end.colour, linewidth=0.7, alpha=0.5, zorder=2)
         axes.plot(column, at, end.marker, color=end.colour, markersize=5, zorder=6, clip_on=False)
-        text = folded(end.text).replace("\n", "\n  ")
-        axes.text(column, at, f"  {text}", color=colour, fontsize=9, va="center", zorder=6)
+        axes.annotate(
+            folded(end.text),
+            (column, at),
+            xytext=(7, 0),
+            textcoords="offset points",
+            color=colour,
+            fontsize=9,
+            va="center",
+            zorder=6,
+            annotation_clip=False,
+        )
 
 
 def _linear(scale: str) -> tuple[_Map, _Map]:

@@ -209,7 +209,7 @@ def _look_in_file(group: str, name: str) -> Look | None:
 
 def _free_look(name: str, others: Iterable[Look]) -> Look:
     """Return the look of a name that no file states one for: where its hash points, or the next one that no other has."""
-    start = int.from_bytes(sha256(name.encode()).digest()[:4]) % len(FREE)
+    start = int.from_bytes(sha256(name.encode("utf-8", "surrogatepass")).digest()[:4]) % len(FREE)
     in_use = set(others)
     turned = [*FREE[start:], *FREE[:start]]
     return next((look for look in turned if look not in in_use), turned[0])

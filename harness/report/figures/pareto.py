@@ -95,7 +95,7 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
     figure = style.new_figure(width, panel * len(grid) + legend + 0.9)
     with matplotlib.rc_context(style.RC):
         places = figure.add_gridspec(len(grid), columns)
-        accuracies = [end for row in rows for end in _ends(row)]
+        accuracies = [end for row in rows for end in picture_rows.interval(row)]
         for i, panels in enumerate(grid):
             for j, (length, axis) in enumerate(panels):
                 axes = figure.add_subplot(places[i, j])
@@ -109,11 +109,6 @@ def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -
         style.set_small_print(figure, _note(rows, lines, device))
         style.add_legend(figure, handles)
     return figure
-
-
-def _ends(row: Row) -> tuple[float, float]:
-    """Return the ends of the interval of a row in per cent."""
-    return 100 * row.scored.accuracy_low, 100 * row.scored.accuracy_high
 
 
 def _grid(lengths: Sequence[int], kinds: Sequence[Axis]) -> list[list[Place]]:
@@ -140,7 +135,7 @@ def _handles(rows: Sequence[Row], lines: ParetoLines) -> list[Artist]:
                 color=look.colour,
                 marker=look.marker,
                 fillstyle="full" if hollow else look.fill,
-                markerfacecolor=PAPER if hollow else look.colour,
+                markerfacecolor="none" if hollow else look.colour,
                 markerfacecoloralt=mixed(look.colour, PAPER, FADED),
                 markersize=SMALL if hollow else SIZE,
                 linestyle=look.dash if on_line else "",

@@ -35,14 +35,14 @@ DECODE = Axis(lambda row: row.decode_density, lambda row: 1.0, "density at decod
 TOTAL = Axis(
     lambda row: row.total_ms,
     lambda row: row.dense_ms,
-    f"time per attention layer call, with selection (ms, {style.LOG})",
+    f"time per attention layer call, with selection (ms), {style.LOG}",
     log=True,
 )
 
 RELATIVE = Axis(
     lambda row: None if row.times is None else 1 / row.times.speedup,
     lambda row: None if row.times is None else 1.0,
-    f"attention time ÷ dense attention's ({style.LOG})",
+    f"attention time ÷ dense attention's, {style.LOG}",
     log=True,
 )
 """The time of rows whose dense attention was timed with them: what their speed-up says, whatever the machine did in between."""

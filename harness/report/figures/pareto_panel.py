@@ -10,7 +10,7 @@ from harness.report.figures import picture_rows
 from harness.report.figures.looks import DENSE_DASH, GREY, INK, LineLook
 from harness.report.figures.pareto_axes import DECODE, DENSITY, Axis, set_limits
 from harness.report.figures.pareto_lines import ParetoLines, is_native
-from harness.report.figures.signs import PALE, draw_row
+from harness.report.figures.signs import PALE, draw_bars, draw_row
 from harness.report.front import front_rows
 from harness.report.notes import off_density
 from harness.report.rows import Row
@@ -61,8 +61,7 @@ def _joined(rows: Sequence[Row], axis: Axis) -> tuple[list[float], list[float]]:
 def _draw_line(axes: Axes, rows: Sequence[Row], axis: Axis, look: LineLook) -> None:
     """Draw a line with its points and their intervals."""
     xs, ys = [_place(row, axis) for row in rows], [row.scored.percent for row in rows]
-    below, above = zip(*(picture_rows.error_bars(row) for row in rows), strict=True)
-    axes.errorbar(xs, ys, yerr=[below, above], fmt="none", ecolor=look.colour, elinewidth=0.9, alpha=0.35, zorder=2)
+    draw_bars(axes, [*zip(xs, ys, strict=True)], [*map(picture_rows.interval, rows)], look.colour)
     axes.plot(*_joined(rows, axis), linestyle=look.dash, color=look.colour, linewidth=1.7, zorder=3)
     for x, y, row in zip(xs, ys, rows, strict=True):
         draw_row(axes, (x, y), look, row, ringed=is_native(row))

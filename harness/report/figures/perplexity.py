@@ -19,7 +19,7 @@ from harness.report.figures import labels, style, trend
 from harness.report.figures.few import best_few
 from harness.report.figures.looks import LineLook
 from harness.report.figures.picture_rows import prompts_suffix, usual_sparsity
-from harness.report.figures.signs import PALE, draw_row, pale_note, signs_note
+from harness.report.figures.signs import PALE, draw_bars, draw_row, pale_note, signs_note
 from harness.report.lines import rows_by_line
 from harness.report.notes import count_range, off_density, request_note
 from harness.report.rows import Perplexity, Row
@@ -162,8 +162,7 @@ def _draw_line(axes: Axes, points: Sequence[Point], look: LineLook, along: Along
     if _is_dense(points):
         axes.fill_between(xs, low, high, color=look.colour, alpha=0.08, linewidth=0)
     else:
-        bars = [[y - b for y, b in zip(ys, low, strict=True)], [b - y for y, b in zip(ys, high, strict=True)]]
-        axes.errorbar(xs, ys, bars, fmt="none", ecolor=look.colour, elinewidth=1, capsize=2.5, alpha=0.5)
+        draw_bars(axes, [*zip(xs, ys, strict=True)], [*zip(low, high, strict=True)], look.colour)
     joined = [point for point in points if not off_density(point.row)]
     axes.plot([point.x for point in joined], _values(joined), color=look.colour, linewidth=1.8, linestyle=look.dash, zorder=3)
     for x, y, point in zip(xs, ys, points, strict=True):
@@ -175,7 +174,7 @@ def _set_axes(axes: Axes, points: Sequence[Point], along: Along) -> None:
     values = _values(points)
     if max(values) > WIDE * min(values):
         axes.set_yscale("log")
-        axes.set_ylabel(f"perplexity ({style.LOG})")
+        axes.set_ylabel(f"perplexity, {style.LOG}")
         style.log_axis(axes.yaxis)
     else:
         axes.set_ylabel("perplexity")

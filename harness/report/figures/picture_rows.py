@@ -93,7 +93,6 @@ def _phases(rows: Sequence[Row]) -> str:
     return phases
 
 
-def error_bars(row: Row) -> tuple[float, float]:
-    """Return the lengths of the bar below and above the accuracy of a row, per cent."""
-    score = row.scored
-    return max(0.0, score.percent - 100 * score.accuracy_low), max(0.0, 100 * score.accuracy_high - score.percent)
+def interval(row: Row) -> tuple[float, float]:
+    """Return the ends of the interval of a row's accuracy, per cent."""
+    return 100 * row.scored.accuracy_low, 100 * row.scored.accuracy_high

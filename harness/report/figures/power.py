@@ -48,9 +48,9 @@ def write(rows: Sequence[SamplesNeeded], folder: Path) -> Path:
             axes.set_xticks(margins, [f"{margin:g}" for margin in margins])
             axes.minorticks_off()
             axes.set_title(CLAIMS[claim], loc="left")
-            axes.set_xlabel(f"{'margin' if claim == 'non-inferior' else 'difference'} (points, {style.LOG})")
+            axes.set_xlabel(f"{'margin' if claim == 'non-inferior' else 'difference'} (points), {style.LOG}")
         style.log_axis(panels[0].yaxis)
-        panels[0].set_ylabel(f"samples in all ({style.LOG})")
+        panels[0].set_ylabel(f"samples in all, {style.LOG}")
         style.set_title(figure, f"Samples for power {power:g} at alpha {rows[0].alpha:g}, by discordance")
         pale = f" Pale: {len(looks) - len(coloured)} more between them, in power.csv." if len(looks) > len(coloured) else ""
         style.set_small_print(figure, f"Discordance: the share of samples that only one of method and dense gets right.{pale}")

@@ -41,7 +41,7 @@ def draw_point(
         look.marker,
         color=look.colour,
         fillstyle="full" if hollow else look.fill,
-        markerfacecolor=PAPER if hollow else look.colour,
+        markerfacecolor="none" if hollow else look.colour,
         markerfacecoloralt=looks.mixed(to_hex(look.colour), PAPER, FADED),
         markersize=SMALL if hollow else SIZE,
         markeredgewidth=1.0,
@@ -49,6 +49,17 @@ def draw_point(
     )
     if crossed:
         axes.plot(x, y, "x", color=INK, markersize=SIZE + 3, markeredgewidth=1.1, zorder=6)
+
+
+def draw_bars(
+    axes: Axes, points: Sequence[tuple[float, float]], ends: Sequence[tuple[float, float] | None], colour: str
+) -> None:
+    """Draw the bars of points from their lower to their upper ends; None: a point has no bar, which the small print says."""
+    for (x, y), bar in zip(points, ends, strict=True):
+        if bar is not None:
+            lengths = [[max(0.0, y - bar[0])], [max(0.0, bar[1] - y)]]
+            style = {"color": colour, "ecolor": colour, "elinewidth": 1.0, "capsize": 2.0, "alpha": 0.5}
+            axes.errorbar([x], [y], lengths, fmt="none", zorder=2, **style)
 
 
 def signs_note(rows: Sequence[Row], *, ringed: bool = False, dashed: bool = False, front: bool = False) -> str:

@@ -26,7 +26,7 @@ def draw_training_curve(log: Path, path: Path) -> Path:
         left.plot(steps, [row["loss"] for row in losses], color=SERIES[0].colour, label="weighted, all scored tokens")
         answers = [max(row["answer_loss"], LOWEST) for row in losses]
         left.plot(steps, answers, color=SERIES[1].colour, label="answer tokens")
-        left.set(yscale="log", xlabel="step", ylabel=f"loss (nats per token, {style.LOG})", title="Training loss")
+        left.set(yscale="log", xlabel="step", ylabel=f"loss (nats per token), {style.LOG}", title="Training loss")
         left.legend(frameon=False)
         looks = series_looks(sorted(probe))
         for kind, by_length in sorted(probe.items()):

@@ -16,7 +16,7 @@ from harness.report.at_request import at_request
 from harness.report.figures import labels, picture_rows, style
 from harness.report.figures.few import best_few
 from harness.report.figures.looks import DENSE_DASH, INK, LineLook, line_look, looks_of
-from harness.report.figures.signs import PALE, draw_row, pale_note, signs_note
+from harness.report.figures.signs import PALE, draw_bars, draw_row, pale_note, signs_note
 from harness.report.front import is_bound_row
 from harness.report.lines import rows_by_line
 from harness.report.notes import request_note
@@ -62,7 +62,7 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
     alone = [name for name, members in points.items() if len({value for value, _ in members}) < 2]
     lines = {name: members for name, members in points.items() if name not in alone}
     coloured = best_few(lines, lambda name: (not lines[name][0][1].is_baseline, -fmean(_percents(lines[name]))))
-    heights = [end for name in lines for _, row in lines[name] for end in interval(row)]
+    heights = [end for name in lines for _, row in lines[name] for end in picture_rows.interval(row)]
     height = max(4.4, labels.names_height(coloured) + 1.6)
     figure = style.new_figure(WIDTH, height)
     with matplotlib.rc_context(style.RC):
@@ -75,7 +75,7 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
         looks = line_looks(lines)
         ends = []
         for name in coloured:
-            _draw_line(axes, lines[name], looks[name])
+            _draw_line(axes, lines[name], looks[name], name)
             look = looks[name]
             ends.append(labels.End(name, lines[name][-1][0], _percents(lines[name])[-1], look.colour, look.marker))
         labels.write_names(axes, ends, (WIDTH - 0.8, height - 1.6), (values[0], values[-1]))
@@ -106,11 +106,6 @@ def _percents(points: Sequence[Point]) -> list[float]:
     return [row.scored.percent for _, row in points]
 
 
-def interval(row: Row) -> tuple[float, float]:
-    """Return the ends of a row's interval in per cent."""
-    return 100 * row.scored.accuracy_low, 100 * row.scored.accuracy_high
-
-
 def _points(rows: Sequence[Row], trend: Trend, values: Sequence[int]) -> list[Point]:
     points = []
     for row in rows:
@@ -119,15 +114,14 @@ def _points(rows: Sequence[Row], trend: Trend, values: Sequence[int]) -> list[Po
     return sorted(points, key=lambda point: point[0])
 
 
-def _draw_line(axes: Axes, points: Sequence[Point], look: LineLook) -> None:
-    """Draw a line with its points and their intervals; dense attention's is a band."""
+def _draw_line(axes: Axes, points: Sequence[Point], look: LineLook, name: str) -> None:
+    """Draw a line, labelled with its name, with its points and their intervals; dense attention's is a band."""
     xs, ys = [x for x, _ in points], _percents(points)
     if points[0][1].is_baseline:
-        lows, highs = zip(*(interval(row) for _, row in points), strict=True)
+        lows, highs = zip(*(picture_rows.interval(row) for _, row in points), strict=True)
         axes.fill_between(xs, lows, highs, color=look.colour, alpha=0.08, linewidth=0)
     else:
-        below, above = zip(*(picture_rows.error_bars(row) for _, row in points), strict=True)
-        axes.errorbar(xs, ys, [below, above], fmt="none", ecolor=look.colour, elinewidth=1, capsize=2.5, alpha=0.5)
-    axes.plot(xs, ys, color=look.colour, linewidth=1.8, linestyle=look.dash, zorder=3)
+        draw_bars(axes, [*zip(xs, ys, strict=True)], [picture_rows.interval(row) for _, row in points], look.colour)
+    axes.plot(xs, ys, color=look.colour, linewidth=1.8, linestyle=look.dash, label=name, zorder=3)
     for (x, row), y in zip(points, ys, strict=True):
         draw_row(axes, (x, y), look, row)

@@ -22,7 +22,7 @@ from harness.report.figures import style
 from harness.report.figures.few import MOST, best_few
 from harness.report.figures.looks import BOUND_DASH, DENSE_DASH, INK, Dash, LineLook, line_look, looks_of
 from harness.report.figures.picture_rows import usual_sparsity
-from harness.report.figures.signs import PALE, draw_row, pale_note
+from harness.report.figures.signs import PALE, draw_bars, draw_row, pale_note
 from harness.report.front import is_bound_row
 from harness.report.lines import rows_by_line
 from harness.report.notes import left_out_note, off_density
@@ -205,13 +205,13 @@ def draw(picture: Picture, title: str) -> Figure:
         for text in picture.lines:
             points = picture.lines[text]
             look = looks[text] if text in coloured else None
-            _draw_line(left, points, [p.times.ttft_ms / unit for p in points], look)
-            _draw_line(right, points, [p.speedup for p in points], look)
+            _draw_line(left, points, [p.times.ttft_ms / unit for p in points], look, text)
+            _draw_line(right, points, [p.speedup for p in points], look, text)
             if look is not None:
                 _draw_bars(left, points, look, unit)
         left.set_yscale("log")
         style.log_axis(left.yaxis)
-        left.set_ylabel(f"time to first token ({name}, {style.LOG})")
+        left.set_ylabel(f"time to first token ({name}), {style.LOG}")
         right.set_ylabel("times as fast as with dense attention")
         right.set_ylim(bottom=0)
         for axes in (left, right):
@@ -252,13 +252,13 @@ def _draw_band(axes: Axes, band: Band, dash: Dash, unit: float = 1.0) -> None:
     axes.plot(list(band), middle, color=INK, linewidth=width, linestyle=dash, zorder=2)
 
 
-def _draw_line(axes: Axes, points: Sequence[Point], ys: Sequence[float], look: LineLook | None) -> None:
-    """Draw a method's line, a pale one without a look."""
+def _draw_line(axes: Axes, points: Sequence[Point], ys: Sequence[float], look: LineLook | None, name: str) -> None:
+    """Draw a method's line, labelled with its name, a pale one without a look."""
     xs = [point.row.length for point in points]
     if look is None:
-        axes.plot(xs, ys, color=PALE, linewidth=1.1, zorder=1.5)
+        axes.plot(xs, ys, color=PALE, linewidth=1.1, label=name, zorder=1.5)
         return
-    axes.plot(xs, ys, color=look.colour, linewidth=1.6, linestyle=look.dash, zorder=3)
+    axes.plot(xs, ys, color=look.colour, linewidth=1.6, linestyle=look.dash, label=name, zorder=3)
     for x, y, point in zip(xs, ys, points, strict=True):
         draw_row(axes, (x, y), look, point.row)
 
@@ -266,10 +266,9 @@ def _draw_line(axes: Axes, points: Sequence[Point], ys: Sequence[float], look: L
 def _draw_bars(axes: Axes, points: Sequence[Point], look: LineLook, unit: float) -> None:
     """Draw the bars of the times of a line, of rows that have their percentiles."""
     for point in points:
-        low, middle, high = point.times.ttft_low, point.times.ttft_ms, point.times.ttft_high
-        if low is not None and high is not None:
-            bars = [[max(0.0, middle - low) / unit], [max(0.0, high - middle) / unit]]
-            axes.errorbar([point.row.length], [middle / unit], bars, fmt="none", ecolor=look.colour, alpha=0.6, capsize=2)
+        low, high = point.times.ttft_low, point.times.ttft_high
+        ends = None if low is None or high is None else (low / unit, high / unit)
+        draw_bars(axes, [(point.row.length, point.times.ttft_ms / unit)], [ends], look.colour)
 
 
 def _note(picture: Picture) -> str:

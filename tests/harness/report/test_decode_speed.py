@@ -56,7 +56,7 @@ def test_a_picture_of_each_way_of_timing(tmp_path: Path) -> None:
     )
     points = decode_speed.timed_points(rows())
     figure = decode_speed.draw(points, ("tiny", "cpu (x)", "events"))
-    assert [axes.get_title() for axes in figure.axes] == ["1 sequence", "16 sequences", "", ""]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["1 sequence", "16 sequences", "", ""]
     legend = [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()]
     assert legend[0] == "dense attention" and "sieve (gate): density 0.400" in legend and len(legend) == 4
     dense, line = figure.axes[1].lines[0], figure.axes[1].lines[1]
