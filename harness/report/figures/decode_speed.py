@@ -6,8 +6,8 @@ after a method of prefill, whatever density it reached: the legend says which.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 
 from harness.report.figures import style
 from harness.report.figures.few import MOST, best_few
-from harness.report.figures.looks import DENSE_DASH, INK, LineLook, is_bound, line_look, looks_of
+from harness.report.figures.looks import DENSE_DASH, INK, LineLook, is_bound, line_looks
 from harness.report.figures.signs import PALE, draw_bars, draw_point, pale_note
 from harness.report.lines import rows_by_line
 from harness.report.rows import DecodeSpeed, Row
@@ -72,7 +72,8 @@ def draw(points: Sequence[Point], key: Set) -> Figure:
     batches = [batches[0], *batches[1:][-(BATCHES - 1) :]]
     lines = _lines([point for point in points if point.row.decode.method is not None])
     coloured = best_few(lines, lambda name: -max(point.speed.speedup for point in lines[name]), MOST - 1)
-    looks = _line_looks(lines)
+    methods = {name: str(lines[name][0].row.decode.method) for name in sorted(coloured)}
+    looks = line_looks(methods, bounds=[name for name, method in methods.items() if is_bound(method)])
     with matplotlib.rc_context(style.RC):
         handles = [Line2D([], [], color=INK, linestyle=DENSE_DASH, label="dense attention")]
         handles += [_handle(name, lines[name], looks[name]) for name in coloured]
@@ -107,16 +108,6 @@ def draw(points: Sequence[Point], key: Set) -> Figure:
         )
         style.add_legend(figure, handles)
     return figure
-
-
-def _line_looks(lines: Mapping[str, Sequence[Point]]) -> dict[str, LineLook]:
-    """Return how the line of every name is drawn: in the colour of its method of decoding."""
-    methods = {name: str(points[0].row.decode.method) for name, points in lines.items()}
-    looks, drawn, line_looks = looks_of(methods.values()), Counter[str](), {}
-    for name, method in sorted(methods.items()):
-        line_looks[name] = line_look(looks[method], drawn[method], bound=is_bound(method))
-        drawn[method] += 1
-    return line_looks
 
 
 def _lines(points: Sequence[Point]) -> dict[str, list[Point]]:

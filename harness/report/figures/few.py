@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 MOST = 10
 """Lines of a panel that are told apart, dense attention's among them."""
+Line = TypeVar("Line")
 
 
-def best_few(names: Iterable[str], order: Callable[[str], object], most: int = MOST) -> list[str]:
-    """Return the names of the lines that are told apart: all where they are at most so many, else the first in an order."""
-    everyone = list(names)
-    return everyone if len(everyone) <= most else sorted(everyone, key=lambda name: (order(name), name))[:most]  # type: ignore[type-var]
+def best_few(lines: Iterable[Line], order: Callable[[Line], Any], most: int = MOST) -> list[Line]:
+    """Return the lines that are told apart: all where they are at most so many, else the first in an order, the smallest first;
+    of equal ones those that come first."""
+    everyone = list(lines)
+    return everyone if len(everyone) <= most else sorted(everyone, key=order)[:most]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from harness.report.figures import labels, style
 from harness.report.figures.few import MOST, best_few
-from harness.report.figures.looks import DENSE_DASH, INK, LineLook, Look, line_look, looks_of, series_looks
+from harness.report.figures.looks import BOUND_DASH, DENSE_DASH, LineLook, Look, line_looks, series_looks
 from harness.report.figures.signs import PALE, draw_bars, pale_note, signs_note
 from harness.report.front import is_bound_row
 from harness.report.gate_curve import NAME, CurvePoint
@@ -28,6 +28,8 @@ Panel = tuple[str, str, int, int, float]
 """Model, device, length, seed of the samples and sparsity that was asked for, -1 for none: what one picture holds."""
 WIDTH = 8.6
 """Inches of the picture."""
+MOST_BESIDE = 5
+"""Lines at most of what no training of the study made; of a picture's lines the others are trainings."""
 AT_END = 1.06
 """How many times as far as the last training the names of other lines are led from: seeds stand up to there."""
 NO_REQUEST = -1.0
@@ -90,7 +92,11 @@ def _draw(
         (text, text_id, lr): f"{text}{f' ({text_id[:6]})' if len(texts[text]) > 1 else ''}, learning rate {lr:g}"
         for text, text_id, lr in sorted(recipes)
     }
-    coloured = best_few(names, lambda recipe: -max(point.accuracy for point in recipes[recipe]), MOST)
+    beside_lines = _lines_beside(beside, {point.method for point in points})
+    references = (DENSE_DASH, BOUND_DASH)
+    lines = best_few(beside_lines, lambda line: (line.look.dash not in references, -line.percent), MOST_BESIDE)
+    unseen = sorted(line.name for line in beside_lines if line not in lines)
+    coloured = best_few(names, lambda recipe: -max(point.accuracy for point in recipes[recipe]), MOST - len(lines))
     looks = dict(zip(names, series_looks(names.values()).values(), strict=True))
     lines = _lines_beside(beside, {point.method for point in points})
     height = max(4.6, labels.names_height([line.name for line in lines]) + 2.0)
@@ -120,6 +126,7 @@ def _draw(
         style.set_title(figure, f"{model}: accuracy by training of the gates, {style.tokens(length)} tokens{asked}")
         signs = pale_note((names[recipe] for recipe in names if recipe not in coloured), "accuracy")
         signs += signs_note(beside, dashed=any(row.is_baseline for row in beside))
+        signs += f"Beside, without a line, as less accurate: {', '.join(unseen)}. " if unseen else ""
         counts = count_range((point.samples for point in points), "–")
         style.set_small_print(
             figure,
@@ -136,15 +143,13 @@ def _lines_beside(beside: Sequence[Row], trained: Collection[str]) -> list[LineB
     """Return the lines of what is no training of the study, in the looks of their methods. trained: methods of the
     trainings."""
     names = line_names(beside)
-    looks, drawn, lines = looks_of(row.method for row in beside), Counter[str](), []
-    for row in sorted(beside, key=lambda row: (row.is_baseline, names[id(row)])):
-        look = line_look(looks[row.method], drawn[row.method], bound=is_bound_row(row))
-        if row.is_baseline:
-            look = look._replace(colour=INK, marker="o", dash=DENSE_DASH)
-        drawn[row.method] += 1
-        name = f"{names[id(row)]}, other weights" if row.method in trained else names[id(row)]
-        lines.append(LineBeside(name, row.scored.percent, look))
-    return lines
+    rows = sorted(beside, key=lambda row: (row.is_baseline, names[id(row)]))
+    titles = [f"{names[id(row)]}{', other weights' if row.method in trained else ''}" for row in rows]
+    methods = {title: row.method for title, row in zip(titles, rows, strict=True)}
+    bounds = [title for title, row in zip(titles, rows, strict=True) if is_bound_row(row)]
+    dense = [title for title, row in zip(titles, rows, strict=True) if row.is_baseline]
+    looks = line_looks(methods, bounds=bounds, dense=dense)
+    return [LineBeside(title, row.scored.percent, looks[title]) for title, row in zip(titles, rows, strict=True)]
 
 
 def _draw_recipe(axes: Axes, points: Sequence[CurvePoint], look: Look, label: str) -> None:

@@ -9,7 +9,8 @@ muted colours are anything else. A method's look stands in its own file, conf/me
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -143,6 +144,18 @@ def line_look(look: Look, number: int = 0, *, bound: bool = False) -> LineLook:
     another dash and their markers filled in part; those of a bound are dotted."""
     dash = BOUND_DASH if bound else DASHES[number % len(DASHES)]
     return LineLook(*look, dash, FILLS[(number + number // len(DASHES)) % len(FILLS)])
+
+
+def line_looks(methods: Mapping[str, str], *, bounds: Collection[str] = (), dense: Collection[str] = ()) -> dict[str, LineLook]:
+    """Return how every line of a picture is drawn. methods: by the name of a line, whose colour it has; of one method's lines
+    the first one is solid. bounds, dense: names of the lines of bounds, and of dense attention."""
+    looks, drawn, line_looks = looks_of(methods.values()), Counter[str](), {}
+    for name, method in methods.items():
+        line_looks[name] = line_look(looks[method], drawn[method], bound=name in bounds)
+        if name in dense:
+            line_looks[name] = LineLook(INK, "o", DENSE_DASH)
+        drawn[method] += 1
+    return line_looks
 
 
 def text_colour(colour: str, background: str = PAPER) -> str:

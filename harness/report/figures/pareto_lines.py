@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from harness.core.knob_names import RELEASED
 from harness.report.figures.few import MOST, best_few
-from harness.report.figures.looks import LineLook, line_look, looks_of
+from harness.report.figures.looks import LineLook, line_looks
 from harness.report.figures.pareto_axes import DECODE, Axis
 from harness.report.front import front_rows, is_bound_row
 from harness.report.lines import rows_by_line
@@ -52,10 +51,6 @@ def pareto_lines(rows: Sequence[Row], kinds: Sequence[Axis]) -> ParetoLines:
     bound, and of equal ones the most accurate."""
     lines = _with_native(rows, kinds[0])
     methods = {name: colour_name(members[0]) for name, members in lines.items()}
-    looks, drawn, line_looks = looks_of(methods.values()), Counter[str](), {}
-    for name, members in sorted(lines.items()):
-        line_looks[name] = line_look(looks[methods[name]], drawn[methods[name]], bound=is_bound_row(members[0]))
-        drawn[methods[name]] += 1
     on_front = set[int]()
     for length in {row.length for row in rows}:
         at_length = [row for row in rows if row.length == length]
@@ -69,7 +64,10 @@ def pareto_lines(rows: Sequence[Row], kinds: Sequence[Axis]) -> ParetoLines:
         points = sum(id(row) in on_front for row in lines[name])
         return name != bound, -points, -_accuracy(lines[name])
 
-    return ParetoLines(lines, line_looks, frozenset(set(lines) - set(best_few(lines, order, MOST - 1))))
+    pale = frozenset(set(lines) - set(best_few(lines, order, MOST - 1)))
+    ordered = sorted(lines, key=lambda name: (name in pale, name))
+    bounds = [name for name in lines if is_bound_row(lines[name][0])]
+    return ParetoLines(lines, line_looks({name: methods[name] for name in ordered}, bounds=bounds), pale)
 
 
 def is_native(row: Row) -> bool:

@@ -76,7 +76,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     shown, sparsity = compared, _sparsity_of(compared) if along == "length" else None
     names = _lines(shown, left_out, along)
     coloured = best_few(names, lambda name: (not _is_dense(names[name]), fmean(_values(names[name]))))
-    looks = trend.line_looks({name: [(0, point.row) for point in points] for name, points in names.items()})
+    looks = trend.looks_of_lines({name: [point.row for point in names[name]] for name in coloured})
     height = max(4.4, labels.names_height(coloured) + 1.6)
     figure = style.new_figure(WIDTH, height)
     with matplotlib.rc_context(style.RC):

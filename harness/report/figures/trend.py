@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from harness.report.at_request import at_request
 from harness.report.figures import labels, picture_rows, style
 from harness.report.figures.few import best_few
-from harness.report.figures.looks import DENSE_DASH, INK, LineLook, line_look, looks_of
+from harness.report.figures.looks import LineLook, line_looks
 from harness.report.figures.signs import PALE, draw_bars, draw_row, pale_note, signs_note
 from harness.report.front import is_bound_row
 from harness.report.lines import rows_by_line
@@ -72,7 +71,7 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
         axes.set_xticks(values, [trend.value_text(value) for value in values])
         for name in set(lines) - set(coloured):
             axes.plot([x for x, _ in lines[name]], _percents(lines[name]), color=PALE, linewidth=1.1, zorder=1.5)
-        looks = line_looks(lines)
+        looks = looks_of_lines({name: [row for _, row in lines[name]] for name in coloured})
         ends = []
         for name in coloured:
             _draw_line(axes, lines[name], looks[name], name)
@@ -89,16 +88,15 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
     return figure
 
 
-def line_looks(lines: Mapping[str, Sequence[Point]]) -> dict[str, LineLook]:
-    """Return how each line is drawn: those of a method in its colour, dense attention dashed."""
-    methods = {name: points[0][1].method for name, points in lines.items()}
-    looks, drawn, line_looks = looks_of(methods.values()), Counter[str](), {}
-    for name, points in lines.items():
-        row = points[0][1]
-        look = line_look(looks[row.method], drawn[row.method], bound=is_bound_row(row))
-        line_looks[name] = look._replace(colour=INK, marker="o", dash=DENSE_DASH) if row.is_baseline else look
-        drawn[row.method] += 1
-    return line_looks
+def looks_of_lines(lines: Mapping[str, Sequence[Row]]) -> dict[str, LineLook]:
+    """Return how the lines of rows are drawn, those of dense attention among them."""
+    first = {name: lines[name][0] for name in sorted(lines)}
+    bounds, dense = ([name for name, row in first.items() if of(row)] for of in (is_bound_row, _is_dense))
+    return line_looks({name: row.method for name, row in first.items()}, bounds=bounds, dense=dense)
+
+
+def _is_dense(row: Row) -> bool:
+    return row.is_baseline
 
 
 def _percents(points: Sequence[Point]) -> list[float]:

@@ -6,7 +6,7 @@ there no method of attention can pass the limit, and its band is how far the rou
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +20,10 @@ from matplotlib.lines import Line2D
 from harness.report.density_match import arm_but_numbers, judge_densities, prefill_request
 from harness.report.figures import style
 from harness.report.figures.few import MOST, best_few
-from harness.report.figures.looks import BOUND_DASH, DENSE_DASH, INK, Dash, LineLook, line_look, looks_of
+from harness.report.figures.looks import BOUND_DASH, DENSE_DASH, INK, Dash, LineLook
 from harness.report.figures.picture_rows import usual_sparsity
 from harness.report.figures.signs import PALE, draw_bars, draw_row, pale_note
-from harness.report.front import is_bound_row
+from harness.report.figures.trend import looks_of_lines
 from harness.report.lines import rows_by_line
 from harness.report.notes import left_out_note, off_density
 from harness.report.row_texts import knobs_text
@@ -192,7 +192,7 @@ def draw(picture: Picture, title: str) -> Figure:
     with matplotlib.rc_context(style.RC):
         handles = [Line2D([], [], color=INK, linestyle=DENSE_DASH, label="dense attention")]
         handles.append(Line2D([], [], color=INK, linestyle=BOUND_DASH, linewidth=LIMIT_WIDTH, label=LIMIT))
-        looks = _line_looks(picture)
+        looks = looks_of_lines({name: [point.row for point in picture.lines[name]] for name in coloured})
         handles += [_handle(name, looks[name]) for name in coloured]
         legend = style.legend_height([str(handle.get_label()) for handle in handles], WIDTH)
         figure = style.new_figure(WIDTH, 4.6 + legend)
@@ -226,18 +226,6 @@ def draw(picture: Picture, title: str) -> Figure:
 def _fastest_first(points: Sequence[Point]) -> tuple[int, float]:
     """Return what orders lines: the fastest at the longest length first."""
     return -points[-1].row.length, -points[-1].speedup
-
-
-def _line_looks(picture: Picture) -> dict[str, LineLook]:
-    """Return how the line of every name is drawn."""
-    looks = looks_of(points[0].row.method for points in picture.lines.values())
-    drawn: Counter[str] = Counter()
-    line_looks = {}
-    for name, points in sorted(picture.lines.items()):
-        row = points[0].row
-        line_looks[name] = line_look(looks[row.method], drawn[row.method], bound=is_bound_row(row))
-        drawn[row.method] += 1
-    return line_looks
 
 
 def _handle(name: str, look: LineLook) -> Line2D:
