@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from harness.report.compare import LeftOut, LinePair, by_panel
 from harness.report.figures import style
-from harness.report.figures.looks import GATED_SIGN, INK, PAPER, SOLID, LineLook, Look, looks_of, mixed
+from harness.report.figures.looks import GATED_SIGN, INK, SOLID, LineLook, Look, looks_of
 from harness.report.figures.signs import draw_point
 from harness.report.notes import count_range, left_out_text
 from harness.report.row_texts import question_title
@@ -21,9 +21,9 @@ from harness.report.stale import COMPARED, remove_stale
 from harness.study.schema import Status
 
 SIGNIFICANT = 0.05
-"""A difference with a p-value (after Holm) below this is in full colour."""
-PALER = 0.6
-"""Share of white in the colour of the others."""
+"""A difference with a p-value (after Holm) below this has a thick bar."""
+THICK, THIN = 3.6, 1.0
+"""Points that bars are wide."""
 COLUMNS, PANEL = 4, 2.2
 """Panels beside each other, and inches of one's width, at most."""
 
@@ -84,7 +84,7 @@ def _draw(pairs: Sequence[LinePair], left_out: Sequence[LeftOut]) -> Figure:
             figure,
             f"Points of accuracy above (right) or below {first.beside} at the same density{density_note(pairs)}; in brackets "
             f"its accuracy, on the most samples; bars: 95 % interval, {counts} prompts in pairs. "
-            f"Pale: p ≥ {SIGNIFICANT:g} after Holm, not told apart. {crossed}{between}{off}Measured on {first.device}.",
+            f"Thick: p < {SIGNIFICANT:g} after Holm. {crossed}{between}{off}Measured on {first.device}.",
         )
     return figure
 
@@ -102,8 +102,7 @@ def density_note(pairs: Sequence[LinePair]) -> str:
 
 
 def _draw_pair(axes: Axes, pair: LinePair, height: int, look: Look) -> None:
-    """Draw a difference and its interval, pale where the two are not told apart."""
+    """Draw a difference and its interval, thick where the two are told apart."""
     low, middle, high = (100 * value for value in (pair.difference_low, pair.difference, pair.difference_high))
-    colour = look.colour if pair.p_holm < SIGNIFICANT else mixed(look.colour, PAPER, PALER)
-    axes.plot([low, high], [height, height], color=colour, linewidth=1.8)
-    draw_point(axes, (middle, height), LineLook(colour, look.marker, SOLID), crossed=pair.status == Status.GATED)
+    axes.plot([low, high], [height, height], color=look.colour, linewidth=THICK if pair.p_holm < SIGNIFICANT else THIN)
+    draw_point(axes, (middle, height), LineLook(*look, SOLID), crossed=pair.status == Status.GATED)

@@ -154,7 +154,7 @@ def _note(rows: Sequence[Row], lines: ParetoLines, device: str) -> str:
     dense = any(row.is_baseline for row in rows)
     signs = signs_note(coloured, ringed=any(map(is_native, coloured)), dashed=dense, front=any(map(is_usable, rows)))
     bars = "bars and band" if dense else "bars"
-    pale = pale_note(lines.pale, "points on the front, then accuracy") + ("They have no bars. " if lines.pale else "")
+    pale = pale_note(lines.pale, "points on the front, then accuracy")
     return pale + signs + picture_rows.note(rows, device, bars=bars, gated="")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
@@ -81,28 +81,26 @@ def draw(rows: Sequence[Row]) -> Figure:
     figure = style.new_figure(WIDTH, height)
     with matplotlib.rc_context(style.RC):
         axes = figure.add_subplot()
-        for name in set(names) - set(coloured):
-            axes.plot([point.x for point in names[name]], _values(names[name]), color=PALE, linewidth=1.1, zorder=1.5)
+        pale = [name for name in names if name not in coloured]
+        for name in pale:
+            _draw_pale(axes, names[name])
         for name in coloured:
-            _draw_line(axes, names[name], looks[name], along)
+            _draw_line(axes, names[name], looks[name])
         _set_axes(axes, [point for points in names.values() for point in points], along)
         ends = [
             labels.End(name, names[name][-1].x, _values(names[name])[-1], looks[name].colour, looks[name].marker)
             for name in coloured
-            if not (along == "density" and _is_dense(names[name]))
         ]
-        xs = [point.x for name in coloured for point in names[name] if not (along == "density" and _is_dense(names[name]))]
-        labels.write_names(axes, ends, (WIDTH - 0.8, height - 1.6), (min(xs, default=0.0), max(xs, default=1.0)))
+        xs = [point.x for points in names.values() for point in points]
+        labels.write_names(axes, ends, (WIDTH - 0.8, height - 1.6), (min(xs), max(xs)))
         at = f" at density {1 - sparsity:.3g}" if sparsity is not None else ""
         by = "by length" if along == "length" else f"at {style.tokens(rows[0].length)} tokens"
         style.set_title(
             figure, f"{rows[0].model}: perplexity {by}{at}{f', {rows[0].prompt_set}' if rows[0].prompt_set else ''}"
         )
         drawn = [point.row for name in coloured for point in names[name]]
-        pale = pale_note(set(names) - set(coloured), "mean perplexity")
-        style.set_small_print(
-            figure, pale + signs_note(drawn, dashed=any(row.is_baseline for row in drawn)) + _note(shown, left_out)
-        )
+        signs = signs_note(drawn, dashed=any(row.is_baseline for row in drawn))
+        style.set_small_print(figure, pale_note(pale, "mean perplexity") + signs + _note(shown, left_out))
     return figure
 
 
@@ -130,6 +128,11 @@ def _lines(rows: Sequence[Row], left_out: Sequence[Row], along: Along) -> dict[s
     for name, members in sorted(grouped.items()):
         points = [Point(_place(row, along), row, row.perplexity) for row in members if row.perplexity is not None]
         lines[name] = sorted(points, key=lambda point: point.x)
+    if along == "density":  # dense attention is level, as far as the others go
+        xs = [point.x for points in lines.values() if not _is_dense(points) for point in points] or [1.0]
+        for name, points in lines.items():
+            if _is_dense(points):
+                lines[name] = [replace(points[0], x=x) for x in (min(xs), max(xs))]
     return lines
 
 
@@ -150,21 +153,27 @@ def _place(row: Row, along: Along) -> float:
     return place
 
 
-def _draw_line(axes: Axes, points: Sequence[Point], look: LineLook, along: Along) -> None:
-    """Draw a line with its points and their intervals; dense attention's is a band, all along an axis of densities."""
+def _joined(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    """Return the places of the points that a line passes through."""
+    joined = [point for point in points if not off_density(point.row)]
+    return [point.x for point in joined], _values(joined)
+
+
+def _draw_pale(axes: Axes, points: Sequence[Point]) -> None:
+    """Draw a line of too many, without bars and signs."""
+    axes.plot(*_joined(points), color=PALE, linewidth=1.1, zorder=1.5)
+    axes.plot([point.x for point in points], _values(points), ".", color=PALE, markersize=4, zorder=1.5)
+
+
+def _draw_line(axes: Axes, points: Sequence[Point], look: LineLook) -> None:
+    """Draw a line with its points and their intervals; dense attention's is a band."""
     xs, ys = [point.x for point in points], _values(points)
     low, high = [point.low for point in points], [point.high for point in points]
-    if _is_dense(points) and along == "density":
-        axes.axhspan(low[0], high[0], color=look.colour, alpha=0.08, linewidth=0)
-        axes.axhline(ys[0], color=look.colour, linewidth=1.2, linestyle=look.dash)
-        axes.annotate(points[0].row.method, (0.01, ys[0]), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
-        return
     if _is_dense(points):
         axes.fill_between(xs, low, high, color=look.colour, alpha=0.08, linewidth=0)
     else:
         draw_bars(axes, [*zip(xs, ys, strict=True)], [*zip(low, high, strict=True)], look.colour)
-    joined = [point for point in points if not off_density(point.row)]
-    axes.plot([point.x for point in joined], _values(joined), color=look.colour, linewidth=1.8, linestyle=look.dash, zorder=3)
+    axes.plot(*_joined(points), color=look.colour, linewidth=1.8, linestyle=look.dash, zorder=3)
     for x, y, point in zip(xs, ys, points, strict=True):
         draw_row(axes, (x, y), look, point.row)
 

@@ -79,4 +79,4 @@ def signs_note(rows: Sequence[Row], *, ringed: bool = False, dashed: bool = Fals
 def pale_note(names: Iterable[str], order: str) -> str:
     """Return which lines are pale, and by what the others were chosen; nothing where none is."""
     pale = sorted(names)
-    return f"Pale, as too many to tell apart: {', '.join(pale)}; in colour the first by {order}. " if pale else ""
+    return f"Pale, without bars, as too many to tell apart: {', '.join(pale)}; in colour the first by {order}. " if pale else ""

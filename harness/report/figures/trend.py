@@ -69,8 +69,9 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
         style.percent_axis(axes, heights)
         style.length_axis(axes, values, trend.label)
         axes.set_xticks(values, [trend.value_text(value) for value in values])
-        for name in set(lines) - set(coloured):
-            axes.plot([x for x, _ in lines[name]], _percents(lines[name]), color=PALE, linewidth=1.1, zorder=1.5)
+        pale = [name for name in lines if name not in coloured]
+        for name in pale:
+            axes.plot([x for x, _ in lines[name]], _percents(lines[name]), ".-", color=PALE, linewidth=1.1, zorder=1.5)
         looks = looks_of_lines({name: [row for _, row in lines[name]] for name in coloured})
         ends = []
         for name in coloured:
@@ -82,9 +83,9 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
         drawn = [row for name in coloured for _, row in lines[name]]
         single = f"Left out, with a single point: {len(alone)}. " if alone else ""
         signs = signs_note(drawn, dashed=any(row.is_baseline for row in drawn))
-        pale = pale_note(set(lines) - set(coloured), "mean accuracy")
         densities = request_note(rows, compared.left_out)
-        style.set_small_print(figure, pale + signs + single + densities + picture_rows.note(rows, device, bars="bars and band"))
+        text = pale_note(pale, "mean accuracy") + signs + single
+        style.set_small_print(figure, text + densities + picture_rows.note(rows, device, bars="bars and band"))
     return figure
 
 

@@ -96,7 +96,7 @@ def test_more_than_ten_lines_are_no_thicket(kind: str) -> None:
     figure = DRAWN[kind](measured(methods))
     assert all(len(colours) < MOST for colours in coloured(figure))
     text = small_print(figure)
-    assert "Pale, as too many to tell apart: " in text
+    assert "Pale, without bars, as too many to tell apart: " in text
     if kind in ("pareto", "trend"):
         assert "method_15" in text.split("in colour")[0] and "method_00" not in text.split("in colour")[0]
 
