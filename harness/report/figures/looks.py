@@ -118,10 +118,13 @@ def method_look(name: str) -> Look:
 def looks_of(names: Iterable[str]) -> dict[str, Look]:
     """Return colour and marker of every name as `method_look` does; of names that no file states a look for, such as methods of
     another version, no two alike in one picture."""
-    looks: dict[str, Look] = {}
-    stated = _stated()
-    for name in sorted(set(names)):
-        looks[name] = stated.get(name) or _free_look(name, looks.values())
+    stated, every = _stated(), sorted(set(names))
+    looks = {name: stated[name] for name in every if name in stated}
+    in_use = [look for look in looks.values() if look in FREE]
+    for name in every:
+        if name not in looks:
+            looks[name] = _free_look(name, in_use)
+            in_use.append(looks[name])
     return looks
 
 
@@ -221,8 +224,11 @@ def _look_in_file(group: str, name: str) -> Look | None:
 
 
 def _free_look(name: str, others: Iterable[Look]) -> Look:
-    """Return the look of a name that no file states one for: where its hash points, or the next one that no other has."""
+    """Return the look of a name that no file states one for: where its hash points, or the next one whose colour no other has,
+    or that no other is."""
     start = int.from_bytes(sha256(name.encode("utf-8", "surrogatepass")).digest()[:4]) % len(FREE)
     in_use = set(others)
+    colours = {look.colour for look in in_use}
     turned = [*FREE[start:], *FREE[:start]]
-    return next((look for look in turned if look not in in_use), turned[0])
+    free = [look for look in turned if look not in in_use]
+    return next((look for look in free if look.colour not in colours), free[0] if free else turned[0])

@@ -197,9 +197,10 @@ def _note(rows: Sequence[Row], left_out: Sequence[Row]) -> str:
     counts = count_range((row.samples for row in rows), "–")
     text, device = rows[0].haystack, rows[0].device
     single = "; none where there is one document" if any(row.samples == 1 for row in rows) else ""
+    plural, bars = "" if counts == "1" else "s", "bars and band" if any(row.is_baseline for row in rows) else "bars"
     of_a_length = " of a length" if len({row.length for row in rows}) > 1 else ""
     request = request_note([row for row in rows if not off_density(row)], left_out)
     return (
-        f"{request}The same {counts} documents of {text} for all{of_a_length}, bars and band: 95 % interval over "
+        f"{request}The same {counts} document{plural} of {text} for all{of_a_length}, {bars}: 95 % interval over "
         f"documents{single}.\nMeasured on {device}."
     )

@@ -17,7 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from harness.core.files import write_atomically
 from harness.core.printable import cut, printable
@@ -35,6 +35,8 @@ SMALL_PRINT = 8.5
 """Points of the letters of the small print."""
 LOG = "log scale"
 """What the label of a logarithmic axis says after its unit."""
+KEY = 0.75
+"""Inches of what stands beside a name in a legend."""
 LEGEND_LINE = 3.2
 """Letters that a line in a legend is long: as many as its dash needs to be seen."""
 TITLE_LETTER, NAME_LETTER, SMALL_LETTER = 0.105, 0.08, 0.067
@@ -161,7 +163,8 @@ def log_axis(axis: Axis) -> None:
     is short; nothing at its minor ticks."""
     limits = axis.axes.viewLim
     low, high = sorted(limits.intervalx if axis.axis_name == "x" else limits.intervaly)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 7)))
+    few = MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 3 * low else LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else few)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -186,7 +189,7 @@ def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     figure.get_layout_engine().set(rect=(0, height / whole, 1, 1 - height / whole))  # type: ignore[union-attr, call-arg]
     figure.legend(
         handles,
-        [f" {label}" if label.startswith("_") else label for label in labels],  # matplotlib hides those
+        [f" {label}" if label.startswith("_") else label for label in _folded(labels, width)],  # matplotlib hides those
         loc="lower left",
         bbox_to_anchor=(0.01, below / whole),
         borderaxespad=0,
@@ -198,12 +201,19 @@ def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
     )
 
 
+def _folded(labels: Sequence[str], inches: float) -> list[str]:
+    """Return names in lines that a legend so many inches wide has room for."""
+    return [textwrap.fill(label, int((inches - KEY) / NAME_LETTER)) or label for label in labels]
+
+
 def legend_columns(labels: Sequence[str], inches: float) -> int:
     """Return how many columns a legend has that is so many inches wide."""
-    widest = 0.75 + NAME_LETTER * max(map(len, labels), default=0)
+    widest = KEY + NAME_LETTER * max((len(line) for label in _folded(labels, inches) for line in label.split("\n")), default=0)
     return max(1, min(len(labels), int(inches / widest)))
 
 
 def legend_height(labels: Sequence[str], inches: float) -> float:
     """Return the inches that a legend takes from top to bottom."""
-    return 0.1 + 0.2 * math.ceil(len(labels) / legend_columns(labels, inches)) if labels else 0.0
+    columns = legend_columns(labels, inches)
+    lines = [1 + label.count("\n") for label in _folded(labels, inches)]
+    return 0.1 + 0.2 * (math.ceil(len(labels) / columns) if columns > 1 else sum(lines)) if labels else 0.0

@@ -84,8 +84,9 @@ def draw(rows: Sequence[Row], trend: Trend, title: str, device: str) -> Figure:
         single = f"Left out, with a single point: {len(alone)}. " if alone else ""
         signs = signs_note(drawn, dashed=any(row.is_baseline for row in drawn))
         densities = request_note(rows, compared.left_out)
-        text = pale_note(pale, "mean accuracy") + signs + single
-        style.set_small_print(figure, text + densities + picture_rows.note(rows, device, bars="bars and band"))
+        text = pale_note(pale, "mean accuracy") + signs + single + densities
+        bars = "bars and band" if any(row.is_baseline for row in drawn) else "bars"
+        style.set_small_print(figure, text + picture_rows.note(rows, device, bars=bars))
     return figure
 
 
