@@ -64,7 +64,8 @@ def pareto_lines(rows: Sequence[Row], kinds: Sequence[Axis]) -> ParetoLines:
         points = sum(id(row) in on_front for row in lines[name])
         return name != bound, -points, -_accuracy(lines[name])
 
-    pale = frozenset(set(lines) - set(best_few(lines, order, MOST - 1)))
+    first: list[str] = best_few(lines, order, MOST - 1)
+    pale = frozenset(set(lines) - set(first))
     ordered = sorted(lines, key=lambda name: (name in pale, name))
     bounds = [name for name in lines if is_bound_row(lines[name][0])]
     return ParetoLines(lines, line_looks({name: methods[name] for name in ordered}, bounds=bounds), pale)

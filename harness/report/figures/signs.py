@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -58,8 +59,8 @@ def draw_bars(
     for (x, y), bar in zip(points, ends, strict=True):
         if bar is not None:
             lengths = [[max(0.0, y - bar[0])], [max(0.0, bar[1] - y)]]
-            style = {"color": colour, "ecolor": colour, "elinewidth": 1.0, "capsize": 2.0, "alpha": 0.5}
-            axes.errorbar([x], [y], lengths, fmt="none", zorder=2, **style)
+            drawn: dict[str, Any] = {"color": colour, "ecolor": colour, "elinewidth": 1.0, "capsize": 2.0, "alpha": 0.5}
+            axes.errorbar([x], [y], lengths, fmt="none", zorder=2, **drawn)
 
 
 def signs_note(rows: Sequence[Row], *, ringed: bool = False, dashed: bool = False, front: bool = False) -> str:

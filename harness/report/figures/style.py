@@ -162,7 +162,7 @@ def log_axis(axis: Axis) -> None:
     """Write the numbers of a logarithmic axis, whose limits are settled, without exponents: 1, 2, 5, and those between where it
     is short; nothing at its minor ticks."""
     limits = axis.axes.viewLim
-    low, high = sorted(limits.intervalx if axis.axis_name == "x" else limits.intervaly)
+    low, high = sorted(limits.intervalx if axis is axis.axes.xaxis else limits.intervaly)
     few = MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 3 * low else LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7))
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else few)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
