@@ -61,7 +61,9 @@ def needs_gradient(*tensors: Tensor) -> bool:
 def check_no_gradient(kernel: str, *tensors: Tensor) -> None:
     """Raise ValueError where an input requires a gradient that a kernel would silently leave out."""
     if needs_gradient(*tensors):
-        raise ValueError(f"kernel={kernel} has no backward pass, and an input requires a gradient; run it under torch.no_grad()")
+        raise ValueError(
+            f"kernel={kernel} has no backward pass, and an input requires a gradient; run it under torch.no_grad()"
+        )
 
 
 def check_triton(device: torch.device, dtype: torch.dtype) -> None:

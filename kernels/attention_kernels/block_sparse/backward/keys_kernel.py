@@ -140,7 +140,9 @@ def _keys(
         head = hk * GROUP + i // steps
         token = first + i % steps * BLOCK_M
         q = _load_queries(Q, b, head, token, sqb, sqh, sqm, q_len, offs_m, offs_d, D, BLOCK_D, BLOCK_M, 1, DESCRIBED, True)
-        grad = _load_queries(Grad, b, head, token, sgb, sgh, sgm, q_len, offs_m, offs_d, D, BLOCK_D, BLOCK_M, 1, DESCRIBED, True)
+        grad = _load_queries(
+            Grad, b, head, token, sgb, sgh, sgm, q_len, offs_m, offs_d, D, BLOCK_D, BLOCK_M, 1, DESCRIBED, True
+        )
         lse = _load_sums(Lse, b, head, token, heads, q_len, offs_m, 1, True)
         delta = _load_sums(Delta, b, head, token, heads, q_len, offs_m, 1, True)
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
@@ -225,7 +227,10 @@ def key_gradients(
     tile: Tile,
 ) -> tuple[Tensor, Tensor]:
     """Return dK and dV [B, Hkv, K, D]. lse, delta: of the pass over the queries, float32 [B, Hq, Q], contiguous; the last
-    dimension of all others is. Every element is written: a key that no query sees gets zeros."""
+    dimension of all others is. Every element is written: a key that no query sees gets zeros. Raises ValueError for a tile
+    of more keys than a key block has, or with descriptors of more queries than a query block."""
+    if tile.cols > index.k_block or (tile.described and tile.rows > index.q_block):
+        raise ValueError(f"{tile} does not fit query blocks of {index.q_block} and key blocks of {index.k_block}")
     batch, heads, q_len, dim = q.shape
     kv_heads, k_len = k.shape[1:3]
     dk, dv = torch.empty_like(k), torch.empty_like(v)

@@ -165,7 +165,10 @@ def query_gradient(
     tile: Tile,
 ) -> Tensor:
     """Return dQ [B, Hq, Q, D], and write `delta`, float32 [B, Hq, Q]. lse: of the forward pass, to the base 2, as `delta`
-    contiguous; the last dimension of all others is. Every element is written."""
+    contiguous; the last dimension of all others is. Every element is written. Raises ValueError for a tile with descriptors of
+    more keys than a key block has."""
+    if tile.described and tile.cols > index.k_block:
+        raise ValueError(f"{tile} does not fit key blocks of {index.k_block}: a descriptor reads at most one of them a step")
     batch, heads, q_len, dim = q.shape
     kv_heads, index_heads = k.shape[1], index.counts.shape[1]
     dq = torch.empty_like(q)
