@@ -68,9 +68,9 @@ def block_sparse_attention(
     Query head h reads KV head h // (Hq // Hkv); the causal diagonal is at the bottom right (Q < K: a chunk of a prompt).
     `scale` is 1/√D unless given; triton and hopper take positive ones only. A kernel that merges blocks attends to all of
     `as_run(index, kernel)`. Full rows are dense attention beside the kernel, by `full_row_kernel`. Where an input requires a
-    gradient the output has one: `reference`, `sdpa`, `triton` and `flash4` have a backward pass (`docs/kernels.md`), and compute
-    full rows in it; others refuse. Raises ValueError for shapes that don't fit, an index on another device, or a kernel that
-    can't run.
+    gradient the output has one: `reference`, `sdpa`, `triton` and `flash4` have a backward pass (see `docs/kernels.md`) and
+    then compute full rows themselves; others refuse. Raises ValueError for shapes that don't fit, an index on another device,
+    or a kernel that can't run.
     """
     check_shapes(q, k, v)
     batch, heads, q_len, dim = q.shape

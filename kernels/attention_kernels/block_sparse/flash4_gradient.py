@@ -1,9 +1,9 @@
 """FlashAttention-4's block-sparse kernels under the library's own autograd: Hopper, key blocks of 128.
 
-Its backward pass goes over the key blocks, and takes the lists in that direction: the query blocks of each key block, those over
-their own tokens in the list that is masked. They are made here, on the device. The kernel adds dQ up as its programs come, and dK
-and dV where query heads share a KV head: two runs differ in the last bits. For 32k tokens, 32 heads and blocks of 128 the lists
-take 8 MiB, for 128k tokens 128.
+Its backward pass goes over the key blocks, and takes the lists in that direction: the query blocks of each key block, those
+over their own tokens in the list that is masked. They are made here, on the device. The kernel adds dQ up as its programs come,
+and dK and dV where query heads share a KV head: two runs differ in the last bits. For 32k tokens, 32 heads and blocks of 128
+the lists take 8 MiB, for 128k tokens 128.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def _release_problem() -> str | None:
 
 
 def block_sparse_flash4_with_gradient(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float) -> Tensor:
-    """Run `attention_kernels.block_sparse.block_sparse_attention` with FlashAttention-4, full rows too, so that the output has a
-    gradient. The lists of both directions are made now, as the library asks for both in its forward pass."""
+    """Run `attention_kernels.block_sparse.block_sparse_attention` with FlashAttention-4, full rows too, so that the output has
+    a gradient. The lists of both directions are made now, as the library asks for both in its forward pass."""
     from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
     from flash_attn.cute.interface import flash_attn_func
 
@@ -105,8 +105,8 @@ def block_sparse_flash4_with_gradient(q: Tensor, k: Tensor, v: Tensor, index: Bl
 
 
 def own_query_blocks(index: BlockIndex, heads: int) -> tuple[Tensor, Tensor]:
-    """Return counts int32 [B, heads, Nk] and query blocks int32 [B, heads, Nk, width], ascending: those that keep a key block as
-    one over their own tokens. It follows from the lengths alone."""
+    """Return counts int32 [B, heads, Nk] and query blocks int32 [B, heads, Nk, width], ascending: those that keep a key block
+    as one over their own tokens. It follows from the lengths alone."""
     shape, device = (index.q_len, index.k_len, index.q_block, index.k_block), index.counts.device
     cols = torch.arange(-(-index.k_len // index.k_block), device=device)
     # Both rise from row to row: the rows of a key block lie side by side

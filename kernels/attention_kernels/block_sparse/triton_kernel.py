@@ -109,8 +109,7 @@ def _forward(
     count = tl.load(Counts + b.to(tl.int64) * scb + hi.to(tl.int64) * sch + row)
     blocks = Indices + b.to(tl.int64) * sib + hi.to(tl.int64) * sih + row.to(tl.int64) * sim
     if KEEP:
-        if row >= listed:
-            blocks = Every
+        blocks = tl.where(row >= listed, Every, blocks)
     end = (count - row_last // K_BLOCK - 1) * (K_BLOCK // UNIT) + last // UNIT + 1
     diagonal = last // UNIT - (token0 + offset) // UNIT + 1
     free = tl.maximum(end - diagonal, 0) // JOIN

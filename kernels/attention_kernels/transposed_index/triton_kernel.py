@@ -94,7 +94,7 @@ def _transpose(
 
 def transpose_triton(index: BlockIndex, kv_heads: int, row_bits: int) -> tuple[Tensor, Tensor]:
     """Return `starts` and `entries` of a `TransposedIndex`."""
-    batch, heads, rows = index.counts.shape
+    batch, heads = index.counts.shape[:2]
     lists, cols, width = heads // kv_heads, -(-index.k_len // index.k_block), index.indices.shape[-1]
     room = lists * (index.listed_rows * width + index.full_rows * cols)
     sizes = torch.empty(batch, heads, cols, dtype=torch.int32, device=index.counts.device)

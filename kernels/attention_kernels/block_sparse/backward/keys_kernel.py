@@ -235,7 +235,6 @@ def key_gradients(
     kv_heads, k_len = k.shape[1:3]
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     pad = triton.next_power_of_2(dim)
-    cols = -(-k_len // index.k_block)
     q_from, g_from = (describe(x, tile.rows, pad) for x in (q, grad)) if tile.described else (q, grad)
     with torch.cuda.device_of(q):  # Triton launches on the current device
         _keys[(triton.cdiv(k_len, tile.cols), batch * kv_heads)](
