@@ -11,6 +11,11 @@ import torch
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse import block_sparse_attention, resolve_kernel
 from attention_kernels.block_sparse.table import BACKENDS
+from attention_kernels.column_sparse import column_sparse_attention
+from attention_kernels.decode import sparse_decode
+from attention_kernels.open_columns import with_columns
+from attention_kernels.skip_softmax import SkipRule, skip_softmax_attention
+from attention_kernels.sparse_attention import resolve_kernel as resolve_choice
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -233,3 +238,24 @@ def test_long_on_a_gpu(kernel: str, block: int, dim: int, index_heads: int) -> N
     for result, same, true in zip(results, again, exact, strict=True):
         assert error(result, true.cpu()) < TOLERANCE[torch.bfloat16]
         assert kernel == "flash4" or torch.equal(result, same), "triton is deterministic"
+
+
+def test_other_kernels_refuse_rather_than_leave_a_gradient_out() -> None:
+    case = Case(1, 2, 1, 4, 48, 16, 16, 16, 1)
+    q, k, v = case.tensors(torch.float32, DEVICE)
+    index, rule = case.index(DEVICE), SkipRule(0.0, 16, 16)
+    nothing = torch.zeros(1, 1, 0, dtype=torch.int32, device=DEVICE)
+    columns = with_columns(index, nothing, nothing.sum(-1, dtype=torch.int32))
+    calls: list[Callable[..., object]] = [
+        lambda *x: column_sparse_attention(*x, columns, kernel="triton"),
+        lambda *x: skip_softmax_attention(*x, rule, kernel="triton"),
+        lambda *x: sparse_decode(*x, index, kernel="triton"),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="kernel=triton has no backward pass, and an input requires a gradient"):
+            call(q, k, v.clone().requires_grad_())
+    for choice in (columns, rule):
+        site = {"device": q.device, "dtype": q.dtype, "head_dim": 16, "heads": 2, "grad": True}
+        assert resolve_choice("auto", choice, **site) == "reference"
+        with pytest.raises(ValueError, match="kernel=triton has no backward pass for single columns or skipped tiles"):
+            resolve_choice("triton", choice, **site)

@@ -28,7 +28,7 @@ MICROSECONDS_BELOW = 5.0
 
 def write(rows: Sequence[KernelRow], folder: Path) -> list[Path]:
     """Write the pictures the rows allow, one set per shape, dtype and device: `time_by_length.png`, `share_of_ideal.png`,
-    `decode.png` of a study of decoding, and `training.png` of both passes. A picture needs two lengths, or two sparsities.
+    `decode.png` of a study of decoding, and `both_passes.png` of training. A picture needs two lengths, or two sparsities.
     Rows with full last rows are in none, and the small print says so: beside each other in a table they say what those cost.
     Pictures that an earlier call left under these names go."""
     sets: dict[tuple[str, str, str], list[KernelRow]] = defaultdict(list)
@@ -44,11 +44,11 @@ def write(rows: Sequence[KernelRow], folder: Path) -> list[Path]:
             ("time_by_length", _by_length(prefill, BLOCKS)),
             ("share_of_ideal", _by_sparsity(prefill)),
             ("decode", _by_length(decode, BATCHES)),
-            ("training", _by_length(training, BOTH_PASSES)),
+            ("both_passes", _by_length(training, BOTH_PASSES)),
         ):
             if figure is not None:
                 paths.append(style.save(figure, folder / f"{name}{suffix}.png"))
-    style.remove_others(folder, re.compile(r"(time_by_length|share_of_ideal|decode|training)(_\d+)?\.png"), paths)
+    style.remove_others(folder, re.compile(r"(time_by_length|share_of_ideal|decode|both_passes)(_\d+)?\.png"), paths)
     return paths
 
 
