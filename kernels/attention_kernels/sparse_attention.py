@@ -3,6 +3,8 @@ apart."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,8 +48,8 @@ def resolve_kernel(
     if isinstance(choice, ColumnIndex):
         return column_sparse.resolve_kernel(kernel, device=device, dtype=dtype, head_dim=head_dim, **blocks)
     shared = heads // choice.heads
-    site = {"device": device, "dtype": dtype, "head_dim": head_dim}
-    return block_sparse.resolve_kernel(kernel, **site, shared=shared, grad=grad, **blocks)
+    site: dict[str, Any] = {"device": device, "dtype": dtype, "head_dim": head_dim, **blocks}
+    return block_sparse.resolve_kernel(kernel, **site, shared=shared, grad=grad)
 
 
 def as_run(index: SparseIndex, kernel: str) -> SparseIndex:

@@ -7,7 +7,8 @@ from itertools import product
 
 import pytest
 import torch
-from attention_kernels.block_sparse.backward.keys_kernel import key_gradients
+from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_sparse.backward.keys_kernel import key_gradients, longest_first
 from attention_kernels.block_sparse.backward.queries_kernel import query_gradient
 from attention_kernels.block_sparse.backward.tuning import _key_tile, _query_tile, choose_key_tile, choose_query_tile
 from attention_kernels.block_sparse.triton_kernel import run_tile
@@ -101,6 +102,17 @@ def test_a_tile_that_does_not_fit_is_refused(works: dict[Case, Work]) -> None:
     for tile in (Tile(32, 64, 4, 2), Tile(64, 32, 4, 2, described=True)):
         with pytest.raises(ValueError, match="does not fit query blocks of 32 and key blocks of 32"):
             works[WHOLE].keys(tile)
+
+
+def test_key_blocks_that_most_rows_keep_start_first() -> None:
+    case = Case(1, 4, 2, 160, 160, 16, 16, 16, 4)
+    mask = torch.zeros(1, 4, 10, 10, dtype=torch.bool, device=DEVICE)
+    mask[:, :2, :, 4] = mask[:, 3, :, 0] = mask[:, 2, 7, 1] = True
+    index = BlockIndex.from_mask(mask, **case.grid)
+    order = longest_first(transpose_index(index, 2, kernel="triton"), 2).tolist()
+    assert order == [4, 10, *(place for place in range(20) if place not in (4, 10))]
+    empty = BlockIndex.from_mask(torch.zeros_like(mask), **case.grid)
+    assert longest_first(transpose_index(empty, 2, kernel="triton"), 2).tolist() == list(range(20))
 
 
 ROOM = {(8, 0): 163 << 10, (8, 6): 99 << 10, (9, 0): 227 << 10, (12, 0): 99 << 10}

@@ -95,7 +95,7 @@ def _refusal(settings: Settings, phase: str, kernel: str, shape: Shape) -> str |
                 if phase == DECODE:
                     decode.resolve_decode(kernel, **site, k_block=block, rows=group)
                 else:
-                    sizes = {"q_block": block, "k_block": block, "shared": group}
+                    sizes: dict[str, Any] = {"q_block": block, "k_block": block, "shared": group}
                     block_sparse.resolve_kernel(kernel, **site, **sizes, grad=phase == TRAINING)
             except ValueError as error:
                 reason = str(error)

@@ -106,18 +106,24 @@ def block_sparse_flash4_with_gradient(q: Tensor, k: Tensor, v: Tensor, index: Bl
 
 def own_query_blocks(index: BlockIndex, heads: int) -> tuple[Tensor, Tensor]:
     """Return counts int32 [B, heads, Nk] and query blocks int32 [B, heads, Nk, width], ascending: those that keep a key block
-    as one over their own tokens. It follows from the lengths alone."""
-    shape, device = (index.q_len, index.k_len, index.q_block, index.k_block), index.counts.device
-    cols = torch.arange(-(-index.k_len // index.k_block), device=device)
-    # Both rise from row to row: the rows of a key block lie side by side
-    first = torch.searchsorted(causal_blocks(*shape, device), cols, right=True)
-    stop = torch.searchsorted(diagonal_start(*shape, device), cols, right=True)
-    counts = (stop - first).clamp(min=0)
-    width = -(-(index.k_block - 1) // index.q_block) + 1  # so many may begin or end in one block
-    steps = torch.arange(min(width, index.counts.shape[-1]), device=device)
-    blocks = torch.where(steps < counts[:, None], first[:, None] + steps, 0)
-    lead = index.counts.shape[0], heads
-    return (
-        counts.to(torch.int32).expand(*lead, -1).contiguous(),
-        blocks.to(torch.int32).expand(*lead, -1, -1).contiguous(),
-    )
+    as one over their own tokens. It follows from the lengths alone, and is kept for the next call: read only."""
+    shape = (index.q_len, index.k_len, index.q_block, index.k_block)
+    return _own_query_blocks(index.counts.shape[0], heads, shape, index.counts.device)
+
+
+@lru_cache(maxsize=4)
+def _own_query_blocks(batch: int, heads: int, shape: tuple[int, int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    _, k_len, q_block, k_block = shape
+    with torch.inference_mode(False):
+        cols = torch.arange(-(-k_len // k_block), device=device)
+        # Both rise from row to row: the rows of a key block lie side by side
+        causal, start = causal_blocks(*shape, device), diagonal_start(*shape, device)
+        first = torch.searchsorted(causal, cols, right=True)
+        counts = (torch.searchsorted(start, cols, right=True) - first).clamp(min=0)
+        width = -(-(k_block - 1) // q_block) + 1  # so many may begin or end in one block
+        steps = torch.arange(min(width, len(causal)), device=device)
+        blocks = torch.where(steps < counts[:, None], first[:, None] + steps, 0)
+        return (
+            counts.to(torch.int32).expand(batch, heads, -1).contiguous(),
+            blocks.to(torch.int32).expand(batch, heads, -1, -1).contiguous(),
+        )

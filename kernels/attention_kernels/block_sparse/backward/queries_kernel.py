@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """dQ of block-sparse attention in Triton, and the sums that dK and dV need: the loop of the forward pass once more.
 
 A program owns the same query rows as in the forward pass, and walks the same list. With the row's log-sum-exp kept it needs no
