@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from attention_kernels.block_index import BlockIndex
+from rich.console import Console
 
 from harness.measure.kernel_speed import inputs
 from harness.measure.kernel_speed.cases import SHAPES, TRAINING
@@ -16,6 +19,7 @@ from harness.measure.kernel_speed.correctness import gradient_error
 from harness.measure.kernel_speed.indices import random_index
 from harness.measure.kernel_speed.inputs import Work
 from harness.report.kernel_rows import kernel_rows
+from harness.report.terminal.kernel_table import show_kernels
 from harness.study.store import Store
 from tests.harness.measure.kernel_study import Command, records, sparse_records, study
 from tests.harness.measure.study_files import board
@@ -34,6 +38,10 @@ def test_both_passes_are_timed_beside_dense_ones(tmp_path: Path) -> None:
         row = rows["sparse", kernel, full]
         assert row.error is not None and row.error < 1e-5 and row.dense_kernel == "sdpa"
         assert row.times.speedup and row.times.selection_ms and row.times.attention_ms
+    console = Console(file=StringIO(), width=120)
+    show_kernels(console, [*rows.values(), replace(dense, phase="prefill")])
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.count("threads), forward and backward\n") == 1 and text.count("threads)\n") == 1, "a table for each phase"
     flop = {r["identity"]["op"]: r["flop"] for r in records(tmp_path)}
     assert flop["full"] == 3.5 * 4 * 64 * 4 * pairs and dense.error is not None and dense.error < 1e-5
 
