@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels.oracle import CASES, COARSE, Case, cases, error, gradients
+from tests.kernels.test_block_sparse import COMPILED as SHAPES
 from tests.kernels.test_block_sparse import examples, skip_where_it_cannot_run
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -95,13 +96,33 @@ def test_any_shape(kernel: str, case: Case, share: float, seed: int, full: int) 
     check(kernel, case, torch.float64, case.index("cpu", share, seed).with_last_rows(full), "cpu")
 
 
-@examples(100 if HAVE_GPU else 5)
+@pytest.mark.skipif(HAVE_GPU, reason="the interpreter is for machines without a GPU")
+@examples(5)
 @given(
     cases(blocks=(16, 32), dims=(16, 32), longest=50), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 99), st.integers(0, 2)
 )
-def test_any_shape_in_triton(case: Case, share: float, seed: int, full: int) -> None:
-    dtype = torch.float16 if HAVE_GPU else torch.float32
-    check("triton", case, dtype, case.index(DEVICE, share, seed).with_last_rows(full), DEVICE)
+def test_any_shape_in_the_interpreter(case: Case, share: float, seed: int, full: int) -> None:
+    check("triton", case, torch.float32, case.index("cpu", share, seed).with_last_rows(full), "cpu")
+
+
+@GPU
+@pytest.mark.timeout(300)
+@examples(60)
+@given(
+    st.sampled_from(SHAPES),
+    st.integers(1, 2),
+    st.integers(1, 700),
+    st.integers(0, 700),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.integers(0, 99),
+    st.integers(0, 2),
+)
+def test_any_shape_on_a_gpu(
+    shape: tuple[int, ...], batch: int, q_len: int, past: int, share: float, seed: int, full: int
+) -> None:
+    dim, q_block, k_block, heads, kv_heads, index_heads = shape
+    case = Case(batch, heads, kv_heads, q_len, q_len + past, dim, q_block, k_block, index_heads)
+    check("triton", case, torch.bfloat16, case.index("cuda", share, seed).with_last_rows(full), "cuda")
 
 
 @pytest.mark.parametrize("kernel", OWN)

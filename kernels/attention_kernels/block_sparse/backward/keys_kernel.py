@@ -26,7 +26,7 @@ from attention_kernels.transposed_index import ROW_BITS, TransposedIndex
 
 
 # Lengths change from call to call and help no address: one compiled kernel serves them all.
-@triton.jit(do_not_specialize=["kv_heads", "cols", "room", "q_len", "k_len"])
+@triton.jit(do_not_specialize=["kv_heads", "lists", "cols", "room", "q_len", "k_len"])
 def _keys(
     Q,
     K,
@@ -58,6 +58,7 @@ def _keys(
     sdvh,
     sdvn,
     kv_heads,
+    lists,
     cols,
     room,
     q_len,
@@ -70,7 +71,6 @@ def _keys(
     K_BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    LISTS: tl.constexpr,
     SHARED: tl.constexpr,
     ROW_BITS: tl.constexpr,
     DESCRIBED: tl.constexpr,
@@ -81,7 +81,6 @@ def _keys(
     JOIN: tl.constexpr = BLOCK_M // UNIT
     SPLIT: tl.constexpr = Q_BLOCK // UNIT
     PIECES: tl.constexpr = SHARED * SPLIT  # units that an entry stands for: the heads that share its list, the parts of a block
-    GROUP: tl.constexpr = LISTS * SHARED
     PARTS: tl.constexpr = K_BLOCK // BLOCK_N
     place = tl.load(Order + tl.program_id(0) // PARTS)
     block = place % cols
@@ -101,11 +100,12 @@ def _keys(
     v = tl.load(V + (b_ * svb + hk_ * svh + col_ * svn)[:, None] + offs_d[None, :], mask=keep, other=0.0)
 
     line = (b * kv_heads + hk).to(tl.int64)
-    starts = Starts + line * (cols * LISTS + 1) + block * LISTS
+    starts = Starts + line * (cols * lists + 1) + block * lists
     begin = tl.load(starts)
-    units = (tl.load(starts + LISTS) - begin) * PIECES
+    units = (tl.load(starts + lists) - begin) * PIECES
     entries = Entries + line * room + begin
-    heads = kv_heads * GROUP
+    group = lists * SHARED  # query heads of the KV head
+    heads = kv_heads * group
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     ahead = tl.load(entries, mask=units > 0, other=0)
@@ -113,12 +113,12 @@ def _keys(
         if JOIN == 1:
             entry = ahead  # known a turn early: the addresses of Q and dO don't wait for the list
             ahead = tl.load(entries + tl.minimum(i + 1, units - 1) // PIECES)
-            head = hk * GROUP + (entry >> ROW_BITS) * SHARED + i % PIECES // SPLIT
+            head = hk * group + (entry >> ROW_BITS) * SHARED + i % PIECES // SPLIT
             token = (entry & ((1 << ROW_BITS) - 1)) * Q_BLOCK + i % SPLIT * UNIT
         else:
             unit = i * JOIN + offs_m // UNIT
             entry = tl.load(entries + unit // PIECES, mask=unit < units, other=0)
-            head = hk * GROUP + (entry >> ROW_BITS) * SHARED + unit % PIECES
+            head = hk * group + (entry >> ROW_BITS) * SHARED + unit % PIECES
             token = tl.where(unit < units, (entry & ((1 << ROW_BITS) - 1)) * Q_BLOCK + offs_m % UNIT, q_len)
         BOUND: tl.constexpr = JOIN > 1 or not EVEN
         q = _load_queries(Q, b, head, token, sqb, sqh, sqm, q_len, offs_m, offs_d, D, BLOCK_D, BLOCK_M, JOIN, DESCRIBED, BOUND)
@@ -141,8 +141,8 @@ def _keys(
     rows = tl.maximum((block + 1) * K_BLOCK - offset + Q_BLOCK - 1, 0) // Q_BLOCK
     stop = tl.minimum(rows * Q_BLOCK, q_len)
     steps = tl.cdiv(tl.maximum(stop - first, 0), BLOCK_M)
-    for i in tl.range(0, steps * GROUP, num_stages=1):
-        head = hk * GROUP + i // steps
+    for i in tl.range(0, steps * group, num_stages=1):
+        head = hk * group + i // steps
         token = first + i % steps * BLOCK_M
         q = _load_queries(Q, b, head, token, sqb, sqh, sqm, q_len, offs_m, offs_d, D, BLOCK_D, BLOCK_M, 1, DESCRIBED, True)
         grad = _load_queries(
@@ -261,6 +261,7 @@ def key_gradients(
             *dk.stride()[:3],
             *dv.stride()[:3],
             kv_heads,
+            index.heads // kv_heads,
             cols,
             transposed.entries.shape[-1],
             q_len,
@@ -273,7 +274,6 @@ def key_gradients(
             K_BLOCK=index.k_block,
             BLOCK_M=tile.rows,
             BLOCK_N=tile.cols,
-            LISTS=index.heads // kv_heads,
             SHARED=heads // index.heads,
             ROW_BITS=ROW_BITS,
             DESCRIBED=tile.described,

@@ -1,16 +1,16 @@
 """Which tiles the two kernels of the backward pass work in: arithmetic alone, for registers and shared memory.
 
 Nothing is tuned at run time, and no time has been measured yet. A thread has 255 registers; on Hopper an accumulator of float32
-takes rows · columns ÷ (32 · warps) of them. In 16-bit types, head dim 128, as ptxas of CUDA 12.8 has them for sm_90:
+takes rows · columns ÷ (32 · warps) of them. In 16-bit types, head dim 128, by ptxas of CUDA 12.8 for sm_90 (triton 3.7.1):
 
 | kernel | blocks | tile | warps | sums | S, dP, and one in 16 bits | all | spilled bytes |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 | dQ | 128 | 128 queries, 128 keys a step | 8 | 64 | 160 | 240 | 0 |
 | dQ | 64 | 64 queries, 64 keys a step | 4 | 64 | 80 | 202 | 0 |
-| dK, dV | 128 | 128 keys, 64 queries a step | 8 | 128 | 80 | 255 | 28 |
-| dK, dV | 64 | 64 keys, 64 queries a step | 4 | 128 | 80 | 255 | 40 |
+| dK, dV | 128 | 128 keys, 64 queries a step | 8 | 128 | 80 | 255 | 36 |
+| dK, dV | 64 | 64 keys, 64 queries a step | 4 | 128 | 80 | 255 | 36 |
 
-Addresses come from descriptors; with pointers dK and dV of blocks of 64 spill 164 bytes. Programs of four warps share a
+Addresses come from descriptors; with pointers dK and dV of blocks of 64 spill 204 bytes. Programs of four warps share a
 multiprocessor in twos, so that one multiplies while the other is at its exponentials: half of the shared memory is for each.
 """
 
