@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from attention_kernels.block_index import BlockIndex
-from attention_kernels.block_sparse.backward.keys_kernel import key_gradients, longest_first
+from attention_kernels.block_sparse.backward.key_tasks import key_tasks
+from attention_kernels.block_sparse.backward.keys_kernel import key_gradients
 from attention_kernels.block_sparse.backward.queries_kernel import query_gradient
 from attention_kernels.block_sparse.backward.tuning import _key_tile, _query_tile, choose_key_tile, choose_query_tile
 from attention_kernels.block_sparse.triton_kernel import run_tile
@@ -54,9 +57,9 @@ def with_descriptors(tiles: list[tuple[Case, Tile]], *, by_rows: bool) -> list[t
 class Work:
     """The inputs of the backward pass of a case, and what it must return."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, index: BlockIndex | None = None) -> None:
         self.q, self.k, self.v = case.tensors(DTYPE, DEVICE)
-        self.index, self.scale = case.index(DEVICE, share=0.5), case.dim**-0.5
+        self.index, self.scale = index or case.index(DEVICE, share=0.5), case.dim**-0.5
         self.lse = torch.empty(self.q.shape[:3], device=DEVICE)
         tile = Tile(min(32, case.q_block), 16, 4, 1)
         self.out = run_tile(self.q, self.k, self.v, self.index, scale=self.scale, tile=tile, lse=self.lse)
@@ -107,12 +110,38 @@ def test_a_tile_that_does_not_fit_is_refused(works: dict[Case, Work]) -> None:
 def test_key_blocks_that_most_rows_keep_start_first() -> None:
     case = Case(1, 4, 2, 160, 160, 16, 16, 16, 4)
     mask = torch.zeros(1, 4, 10, 10, dtype=torch.bool, device=DEVICE)
-    mask[:, :2, :, 4] = mask[:, 3, :, 0] = mask[:, 2, 7, 1] = True
-    index = BlockIndex.from_mask(mask, **case.grid)
-    order = longest_first(transpose_index(index, 2, kernel="triton"), 2).tolist()
-    assert order == [4, 10, *(place for place in range(20) if place not in (4, 10))]
+    mask[:, :2, :, 4] = mask[:, 2:, :, 0] = mask[:, 2, :, 1] = mask[:, 3, 3:, 2] = mask[:, 2:, :, 3] = mask[:, 2, 7, 5] = True
+    order, splits, slots = key_tasks(transpose_index(BlockIndex.from_mask(mask, **case.grid), 2, kernel="triton"), 2)
+    assert (int(splits), slots) == (4, 4) and order[:4].tolist() == [4, 10, 11, 13], "the longest, in their order"
+    assert order[4:].tolist() == [12, *(place for place in range(20) if place not in (4, 10, 11, 12, 13))]
     empty = BlockIndex.from_mask(torch.zeros_like(mask), **case.grid)
-    assert longest_first(transpose_index(empty, 2, kernel="triton"), 2).tolist() == list(range(20))
+    order, splits, _ = key_tasks(transpose_index(empty, 2, kernel="triton"), 2)
+    assert int(splits) == 0 and order.tolist() == list(range(20))
+
+
+@pytest.mark.parametrize("tile", [Tile(32, 32, 4, 2), Tile(16, 16, 4, 2), Tile(64, 32, 4, 2)], ids=str)
+def test_the_parts_of_long_key_blocks_are_put_together(tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first key block and the last, short one of a chunk are in every row of both heads, few others are in any."""
+    case = Case(1, 2, 1, 300, 332, 16, 32, 32, 2)
+    mask = torch.zeros(1, 2, 10, 11, dtype=torch.bool, device=DEVICE)
+    mask[..., 0] = mask[..., 7, 3] = True
+    index = BlockIndex.from_mask(mask, **case.grid)
+    assert int(key_tasks(transpose_index(index, 1, kernel="triton"), 2)[1]) == 1
+    work = Work(case, index)
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    for result, true in zip(work.keys(tile), work.true[1:], strict=True):
+        assert error(result, true) < TOLERANCE[DTYPE]
+
+
+def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A way to make a tensor whose memory holds what must not be read."""
+
+    def poison(*args: Any, **kwargs: Any) -> Tensor:
+        tensor = make(*args, **kwargs)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else 0x3FFFFFFF)
+
+    return poison
 
 
 ROOM = {(8, 0): 163 << 10, (8, 6): 99 << 10, (9, 0): 227 << 10, (12, 0): 99 << 10}

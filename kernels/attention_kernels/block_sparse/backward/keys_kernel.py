@@ -6,8 +6,8 @@ the other in one loop, and then the queries inside or near the block, which need
 keys by queries, so that P and dS are left operands of dV += P·dO and dK += dS·Q as they come out of their products, without a
 way through shared memory. A sum has one order: two runs give the same bits.
 
-A key block that most rows keep, the first one say, is one long program: at 32k tokens, 10 % of the blocks and four query heads
-to a KV head it is 1,024 pairs of blocks, where a multiprocessor has 797 in all. So the long ones start first.
+Key blocks that most rows keep, the first one say, start first and are cut into parts; `key_tasks` says why. What the parts sum
+up lies in float32 until `add_parts` puts it together, in one order.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ import triton.language as tl
 from torch import Tensor
 
 from attention_kernels.block_index import BlockIndex
+from attention_kernels.block_sparse.backward.combine_kernel import add_parts
+from attention_kernels.block_sparse.backward.key_tasks import PARTS, key_tasks
 from attention_kernels.block_sparse.triton_kernel import describe
 from attention_kernels.block_sparse.triton_tuning import Tile
 from attention_kernels.transposed_index import ROW_BITS, TransposedIndex
 
 
 # Lengths change from call to call and help no address: one compiled kernel serves them all.
-@triton.jit(do_not_specialize=["kv_heads", "lists", "cols", "room", "q_len", "k_len"])
+@triton.jit(do_not_specialize=["kv_heads", "lists", "cols", "room", "slots", "q_len", "k_len"])
 def _keys(
     Q,
     K,
@@ -39,6 +41,8 @@ def _keys(
     Starts,
     Entries,
     Order,
+    Splits,
+    Part,
     sqb,
     sqh,
     sqm,
@@ -61,6 +65,7 @@ def _keys(
     lists,
     cols,
     room,
+    slots,
     q_len,
     k_len,
     scale,
@@ -72,6 +77,7 @@ def _keys(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SHARED: tl.constexpr,
+    PARTS: tl.constexpr,
     ROW_BITS: tl.constexpr,
     DESCRIBED: tl.constexpr,
     EVEN: tl.constexpr,
@@ -81,14 +87,23 @@ def _keys(
     JOIN: tl.constexpr = BLOCK_M // UNIT
     SPLIT: tl.constexpr = Q_BLOCK // UNIT
     PIECES: tl.constexpr = SHARED * SPLIT  # units that an entry stands for: the heads that share its list, the parts of a block
-    PARTS: tl.constexpr = K_BLOCK // BLOCK_N
-    place = tl.load(Order + tl.program_id(0) // PARTS)
+    TILES: tl.constexpr = K_BLOCK // BLOCK_N  # programs that a key block is cut into, or as many for each part of its sums
+    task = tl.program_id(0) // TILES
+    splits = tl.load(Splits)
+    split = task < slots * PARTS
+    number = tl.where(split, task // PARTS, task - slots * PARTS)
+    if split != (number < splits):
+        return
+    place = tl.load(Order + number)
     block = place % cols
-    col0 = block * K_BLOCK + tl.program_id(0) % PARTS * BLOCK_N
+    tile = tl.program_id(0) % TILES
+    col0 = block * K_BLOCK + tile * BLOCK_N
     b = place // cols // kv_heads
     hk = place // cols % kv_heads
-    if col0 >= k_len:  # the last key block is short, and this is a part past its end
+    if col0 >= k_len:  # the last key block is short, and this is a tile past its end
         return
+    part = tl.where(split, task % PARTS, 0)
+    parts = tl.where(split, PARTS, 1)
     col = col0 + tl.arange(0, BLOCK_N)
     offs_m = tl.arange(0, BLOCK_M)
     offs_d = tl.arange(0, BLOCK_D)
@@ -108,8 +123,10 @@ def _keys(
     heads = kv_heads * group
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    ahead = tl.load(entries, mask=units > 0, other=0)
-    for i in range(tl.cdiv(units, JOIN)):
+    turns = tl.cdiv(units, JOIN)
+    turn = turns * part // parts
+    ahead = tl.load(entries + turn // PIECES, mask=units > 0, other=0)
+    for i in range(turn, turns * (part + 1) // parts):
         if JOIN == 1:
             entry = ahead  # known a turn early: the addresses of Q and dO don't wait for the list
             ahead = tl.load(entries + tl.minimum(i + 1, units - 1) // PIECES)
@@ -141,6 +158,7 @@ def _keys(
     rows = tl.maximum((block + 1) * K_BLOCK - offset + Q_BLOCK - 1, 0) // Q_BLOCK
     stop = tl.minimum(rows * Q_BLOCK, q_len)
     steps = tl.cdiv(tl.maximum(stop - first, 0), BLOCK_M)
+    steps = tl.where(part < parts - 1, 0, steps)  # the last part sums these up
     for i in tl.range(0, steps * group, num_stages=1):
         head = hk * group + i // steps
         token = first + i % steps * BLOCK_M
@@ -159,6 +177,12 @@ def _keys(
         ds = p * (dp - delta[None, :])
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
 
+    if split:
+        where = Part + ((number * PARTS + part) * 2 * K_BLOCK + tile * BLOCK_N).to(tl.int64) * D
+        where = where + tl.arange(0, BLOCK_N)[:, None] * D + offs_d[None, :]
+        tl.store(where, dk * scale, mask=(offs_d < D)[None, :])
+        tl.store(where + K_BLOCK * D, dv, mask=(offs_d < D)[None, :])
+        return
     to_k = DK + (b_ * sdkb + hk_ * sdkh + col_ * sdkn)[:, None] + offs_d[None, :]
     to_v = DV + (b_ * sdvb + hk_ * sdvh + col_ * sdvn)[:, None] + offs_d[None, :]
     tl.store(to_k, (dk * scale).to(DK.dtype.element_ty), mask=keep)
@@ -236,13 +260,15 @@ def key_gradients(
     of more keys than a key block has, or with descriptors of more queries than a query block."""
     if tile.cols > index.k_block or (tile.described and tile.rows > index.q_block):
         raise ValueError(f"{tile} does not fit query blocks of {index.q_block} and key blocks of {index.k_block}")
-    batch, heads, q_len, dim = q.shape
+    heads, q_len, dim = q.shape[1:]
     kv_heads, k_len = k.shape[1:3]
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     pad, cols = triton.next_power_of_2(dim), -(-k_len // index.k_block)
+    order, splits, slots = key_tasks(transposed, index.heads // kv_heads)
+    part = torch.empty(slots * PARTS, 2, index.k_block, dim, dtype=torch.float32, device=q.device)
     q_from, g_from = (describe(x, tile.rows, pad) for x in (q, grad)) if tile.described else (q, grad)
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        _keys[(batch * kv_heads * cols * (index.k_block // tile.cols),)](
+        _keys[((order.numel() + slots * PARTS) * (index.k_block // tile.cols),)](
             q_from,
             k,
             v,
@@ -253,7 +279,9 @@ def key_gradients(
             delta,
             transposed.starts,
             transposed.entries,
-            longest_first(transposed, index.heads // kv_heads),
+            order,
+            splits,
+            part,
             *q.stride()[:3],
             *k.stride()[:3],
             *v.stride()[:3],
@@ -264,6 +292,7 @@ def key_gradients(
             index.heads // kv_heads,
             cols,
             transposed.entries.shape[-1],
+            slots,
             q_len,
             k_len,
             scale,
@@ -275,6 +304,7 @@ def key_gradients(
             BLOCK_M=tile.rows,
             BLOCK_N=tile.cols,
             SHARED=heads // index.heads,
+            PARTS=PARTS,
             ROW_BITS=ROW_BITS,
             DESCRIBED=tile.described,
             EVEN=q_len % index.q_block == 0,
@@ -282,16 +312,5 @@ def key_gradients(
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
+    add_parts(part, dk, dv, order, splits, slots)
     return dk, dv
-
-
-LONG = 2
-"""A key block is long that more query blocks list than LONG times the mean."""
-
-
-def longest_first(transposed: TransposedIndex, lists: int) -> Tensor:
-    """Return all (sequence, KV head, key block), int32 [B · Hkv · Nk]: the long ones, then the rest, both in their order, in
-    which programs side by side read the same queries. Does not wait for the device."""
-    lengths = transposed.starts[..., ::lists].diff(dim=-1).flatten()
-    short = lengths <= LONG * lengths.float().mean()
-    return torch.argsort(short.to(torch.uint8), stable=True).to(torch.int32)

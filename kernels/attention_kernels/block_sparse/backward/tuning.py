@@ -8,9 +8,9 @@ takes rows · columns ÷ (32 · warps) of them. In 16-bit types, head dim 128, b
 | dQ | 128 | 128 queries, 128 keys a step | 8 | 64 | 160 | 240 | 0 |
 | dQ | 64 | 64 queries, 64 keys a step | 4 | 64 | 80 | 202 | 0 |
 | dK, dV | 128 | 128 keys, 64 queries a step | 8 | 128 | 80 | 255 | 36 |
-| dK, dV | 64 | 64 keys, 64 queries a step | 4 | 128 | 80 | 255 | 36 |
+| dK, dV | 64 | 64 keys, 64 queries a step | 4 | 128 | 80 | 255 | 40 |
 
-Addresses come from descriptors; with pointers dK and dV of blocks of 64 spill 204 bytes. Programs of four warps share a
+Addresses come from descriptors; with pointers dK and dV of blocks of 64 spill 216 bytes. Programs of four warps share a
 multiprocessor in twos, so that one multiplies while the other is at its exponentials: half of the shared memory is for each.
 """
 
