@@ -20,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.oracle import CASES, COARSE, Case, cases, error, gradients
+from tests.kernels.oracle import CASES, COARSE, Case, cases, error, gradients, token_mask
 from tests.kernels.test_block_sparse import COMPILED as SHAPES
 from tests.kernels.test_block_sparse import examples, skip_where_it_cannot_run
+from tests.kernels.test_column_sparse import index_of, true_mask
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 GPU = pytest.mark.gpu
@@ -260,6 +261,17 @@ def test_long_on_a_gpu(kernel: str, block: int, dim: int, index_heads: int) -> N
     for result, same, true in zip(results, again, exact, strict=True):
         assert error(result, true.cpu()) < TOLERANCE[torch.bfloat16]
         assert kernel == "flash4" or torch.equal(result, same), "triton is deterministic"
+
+
+def test_columns_and_skipped_tiles_have_a_gradient_in_plain_pytorch() -> None:
+    case = Case(1, 4, 2, 60, 90, 16, 16, 16, 4)
+    q, k, v = case.tensors(torch.float64, "cpu")
+    leaves, grad, columns = [x.clone().requires_grad_() for x in (q, k, v)], upstream(q), index_of(case)
+    skipped, ran = skip_softmax_attention(*leaves, SkipRule(0.5, 16, 16), kernel="reference")
+    opened = column_sparse_attention(*leaves, columns, kernel="reference")
+    for out, mask in ((skipped, token_mask(ran, 4)), (opened, true_mask(columns, 4))):
+        for result, true in zip(torch.autograd.grad(out, leaves, grad), gradients(q, k, v, mask, grad), strict=True):
+            assert error(result, true) < 1e-12
 
 
 def test_other_kernels_refuse_rather_than_leave_a_gradient_out() -> None:

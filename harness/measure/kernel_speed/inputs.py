@@ -54,7 +54,7 @@ class Work:
     def dense(self, kernel: str) -> Callable[[], Any]:
         """Return a call of dense attention. Raises ValueError where the kernel can't run on the device."""
         q = self.q
-        resolve_dense(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1])
+        resolve_dense(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1], grad=self.phase == TRAINING)
         return self._call(lambda q, k, v: dense_attention(q, k, v, scale=self.scale, kernel=kernel), f"dense kernel {kernel}")
 
     def sparse(self, kernel: str, index: BlockIndex) -> Callable[[], Any]:

@@ -44,7 +44,7 @@ def grid(settings: Settings) -> Grid:
         sparsities=_list("sparsities", options, _share, "shares in [0, 1), for example 0.9"),
         blocks=_list("blocks", options, lambda x: _whole_number(x, 8), BLOCKS),
         kernels=_sparse_kernels(settings, phase, SHAPES[shape]),
-        dense=_dense_kernels(settings, SHAPES[shape].head_dim),
+        dense=_dense_kernels(settings, phase, SHAPES[shape].head_dim),
         indices=_indices(options, phase),
         selections=_selections(options, phase),
         block_map=_map_kernel(settings, phase),
@@ -104,12 +104,13 @@ def _refusal(settings: Settings, phase: str, kernel: str, shape: Shape) -> str |
     return reason
 
 
-def _dense_kernels(settings: Settings, head_dim: int) -> tuple[str, ...]:
+def _dense_kernels(settings: Settings, phase: str, head_dim: int) -> tuple[str, ...]:
     if settings.options["dense_kernels"] != "auto":
         return _names("dense_kernels", settings.options, dense.KERNELS)
     site: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "head_dim": head_dim}
     fails = dense.broken_dense(**site)
-    return tuple(name for name in dense.available_dense(**site) if name not in (*SLOW_DENSE, *fails))
+    available = dense.available_dense(**site, grad=phase == TRAINING)
+    return tuple(name for name in available if name not in (*SLOW_DENSE, *fails))
 
 
 def _indices(options: dict[str, Any], phase: str) -> tuple[str, ...]:

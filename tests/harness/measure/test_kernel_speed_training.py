@@ -42,6 +42,7 @@ def test_both_passes_are_timed_beside_dense_ones(tmp_path: Path) -> None:
     show_kernels(console, [*rows.values(), replace(dense, phase="prefill")])
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.count("threads), forward and backward\n") == 1 and text.count("threads)\n") == 1, "a table for each phase"
+    assert {r["about"]["full_rows"] for r in records(tmp_path) if "last" in r["identity"]} == {"sdpa", "reference"}
     flop = {r["identity"]["op"]: r["flop"] for r in records(tmp_path)}
     assert flop["full"] == 3.5 * 4 * 64 * 4 * pairs and dense.error is not None and dense.error < 1e-5
 
