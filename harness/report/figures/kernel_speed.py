@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from harness.measure.kernel_speed.cases import FULL, SPARSE
+from harness.measure.kernel_speed.cases import DECODE, FULL, PREFILL, SPARSE, TRAINING
 from harness.report.figures import style
 from harness.report.figures.kernel_lines import Scales, by_group, draw_lines, lines_of, shown_rows
 from harness.report.figures.picture_rows import usual_sparsity
@@ -27,10 +27,10 @@ MICROSECONDS_BELOW = 5.0
 
 
 def write(rows: Sequence[KernelRow], folder: Path) -> list[Path]:
-    """Write the pictures the rows allow, one set per shape, dtype and device: `time_by_length.png`, `share_of_ideal.png`, and
-    `decode.png` of a study of decoding. A picture needs two lengths, or two sparsities. Rows with full last rows are in none,
-    and the small print says so: beside each other in a table they say what those cost. Pictures that an earlier call left
-    under these names go."""
+    """Write the pictures the rows allow, one set per shape, dtype and device: `time_by_length.png`, `share_of_ideal.png`,
+    `decode.png` of a study of decoding, and `both_passes.png` of training. A picture needs two lengths, or two sparsities.
+    Rows with full last rows are in none, and the small print says so: beside each other in a table they say what those cost.
+    Pictures that an earlier call left under these names go."""
     sets: dict[tuple[str, str, str], list[KernelRow]] = defaultdict(list)
     for row in rows:
         if row.status == Status.OK and row.times.total_ms is not None:
@@ -38,15 +38,17 @@ def write(rows: Sequence[KernelRow], folder: Path) -> list[Path]:
     paths = []
     for number, (_, members) in enumerate(sorted(sets.items(), key=lambda item: item[0])):
         suffix = f"_{number}" if number else ""
-        prefill, decode = ([row for row in members if row.phase == phase] for phase in ("prefill", "decode"))
+        phases = (PREFILL, DECODE, TRAINING)
+        prefill, decode, training = ([row for row in members if row.phase == phase] for phase in phases)
         for name, figure in (
             ("time_by_length", _by_length(prefill, BLOCKS)),
             ("share_of_ideal", _by_sparsity(prefill)),
             ("decode", _by_length(decode, BATCHES)),
+            ("both_passes", _by_length(training, BOTH_PASSES)),
         ):
             if figure is not None:
                 paths.append(style.save(figure, folder / f"{name}{suffix}.png"))
-    style.remove_others(folder, re.compile(r"(time_by_length|share_of_ideal|decode)(_\d+)?\.png"), paths)
+    style.remove_others(folder, re.compile(r"(time_by_length|share_of_ideal|decode|both_passes)(_\d+)?\.png"), paths)
     return paths
 
 
@@ -68,6 +70,7 @@ class _Panels:
 BLOCKS = _Panels(
     lambda row: row.block_size or 0, "blocks of", "prefill, selection included", "length (tokens)", of_batches=False
 )
+BOTH_PASSES = replace(BLOCKS, call="forward and backward, selection included")
 BATCHES = _Panels(lambda row: row.batch, "batch", "one step of decoding", "keys (tokens)", of_batches=True)
 
 
