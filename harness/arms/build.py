@@ -297,7 +297,7 @@ def prefill_kernel(kernel: str, loaded: LoadedModel, method: Method) -> str:
     A method may share an index between the heads of a GQA group without saying so: a kernel that runs only where they do is let
     through, and refused at its first call if they don't. What ran is recorded from the calls themselves.
     """
-    blocks = {"q_block": method.block_size, "k_block": method.block_size}
+    blocks: dict[str, Any] = {"q_block": method.block_size, "k_block": method.block_size}
     site, group = kernel_site(loaded), loaded.heads // loaded.kv_heads
     if method.columns:
         return column_sparse.resolve_kernel(kernel, **site, **blocks)

@@ -23,7 +23,7 @@ NAMES = {
     ),
     GATE_CURVE: re.compile(r"gate_curve(_\d+)?\.png"),
     KEPT_MASS: re.compile(r"kept_mass(_native)?(_\d+)?(_\d+-prompts?(-\d+)?)?\.png"),
-    KERNELS: re.compile(r"(time_by_length|share_of_ideal|decode)(_\d+)?\.png"),
+    KERNELS: re.compile(r"(time_by_length|share_of_ideal|decode|both_passes)(_\d+)?\.png"),
 }
 """By mark, the names of pictures in studies of one model and device: how those from before there were marks are known."""
 HEAD = 4096

@@ -147,5 +147,5 @@ index (…_shared: one for the query heads of a KV head), `selection` the method
 and `total_high` are the 10th and 90th percentile of `repeats` calls; `attention_speedup` and `attention_pct_ideal` leave
 the selection out. `q_block` and `k_block` are of the index that ran: a kernel that merges blocks attends to more than it
 was given, and its density says so. `gb_s`, at decode, is keys and values that must be read ÷ time; `error` the relative
-error against float32 attention over the same index; `timing` says whether calls were timed by events or replayed as a CUDA
-graph."""
+error against float32 attention over the same index, in training the largest of the output's and the gradients'; `timing` says
+whether calls were timed by events or replayed as a CUDA graph."""

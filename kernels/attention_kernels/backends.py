@@ -53,6 +53,19 @@ def resolve_backend(kernel: str, x: Tensor) -> str:
     return kernel
 
 
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Return whether autograd records what is computed of these tensors."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def check_no_gradient(kernel: str, *tensors: Tensor) -> None:
+    """Raise ValueError where an input requires a gradient that a kernel would silently leave out."""
+    if needs_gradient(*tensors):
+        raise ValueError(
+            f"kernel={kernel} has no backward pass, and an input requires a gradient; run it under torch.no_grad()"
+        )
+
+
 def check_triton(device: torch.device, dtype: torch.dtype) -> None:
     """Raise ValueError where no Triton kernel runs on a device and type."""
     if reason := triton_problem(device, dtype):

@@ -3,6 +3,8 @@ apart."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,21 +20,36 @@ Choice = SparseIndex | SkipRule
 """What a method hands on: an index, or a rule by which the kernel itself decides."""
 
 
-def resolve_kernel(kernel: str, choice: Choice, *, device: torch.device, dtype: torch.dtype, head_dim: int, heads: int) -> str:
+def resolve_kernel(
+    kernel: str,
+    choice: Choice,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    heads: int,
+    grad: bool = False,
+) -> str:
     """Return the name of the kernel that will run `choice` for `heads` query heads, by the rules of its kind:
     `attention_kernels.block_sparse`, or `attention_kernels.column_sparse` and `attention_kernels.skip_softmax`, which have
-    fewer kernels. Raises ValueError where it can't run, TypeError for what is no choice."""
+    fewer kernels. grad: an input requires a gradient; of these two only `reference` has a backward pass. Raises ValueError
+    where it can't run, TypeError for what is no choice."""
     if not isinstance(choice, Choice):
         raise TypeError(
             f"select returned a {type(choice).__name__}: it must be a BlockIndex, a ColumnIndex, a SkipRule or None"
         )
     blocks = {"q_block": choice.q_block, "k_block": choice.k_block}
+    if grad and not isinstance(choice, BlockIndex):
+        if kernel not in ("auto", "reference"):
+            raise ValueError(f"kernel={kernel} has no backward pass for single columns or skipped tiles; use kernel=reference")
+        kernel = "reference"
     if isinstance(choice, SkipRule):
         return resolve_skip(kernel, device=device, dtype=dtype, head_dim=head_dim, **blocks)
     if isinstance(choice, ColumnIndex):
         return column_sparse.resolve_kernel(kernel, device=device, dtype=dtype, head_dim=head_dim, **blocks)
     shared = heads // choice.heads
-    return block_sparse.resolve_kernel(kernel, device=device, dtype=dtype, head_dim=head_dim, shared=shared, **blocks)
+    site: dict[str, Any] = {"device": device, "dtype": dtype, "head_dim": head_dim, **blocks}
+    return block_sparse.resolve_kernel(kernel, **site, shared=shared, grad=grad)
 
 
 def as_run(index: SparseIndex, kernel: str) -> SparseIndex:

@@ -116,6 +116,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex) -> Tensor:
     return probabilities(q, k, token_mask(index, q.shape[1])) @ values
 
 
+def gradients(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex | Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """dQ, dK and dV of dense masked attention by autograd, float64, for the gradient of its output. index: or the mask, bool
+    [B, Hq, Q, K]."""
+    mask = token_mask(index, q.shape[1]) if isinstance(index, BlockIndex) else index
+    leaves = [x.detach().cpu().double().requires_grad_() for x in (q, k, v)]
+    keys, values = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in leaves[1:])
+    scores = leaves[0] @ keys.mT * q.shape[-1] ** -0.5
+    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), -1)
+    return torch.autograd.grad(weights @ values, leaves, grad.cpu().double())
+
+
 def error(result: Tensor, true: Tensor) -> float:
     """‖found − true‖ ÷ ‖true‖; a NaN anywhere is infinitely wrong."""
     value = float((result.cpu().double() - true).norm() / true.norm())

@@ -142,3 +142,26 @@ def test_fa3_splits_the_keys_of_few_queries(monkeypatch: pytest.MonkeyPatch, que
     finally:
         find_library.cache_clear()
     assert seen == {"softmax_scale": 0.25, "causal": True, **splits}
+
+
+@pytest.mark.parametrize(("package", "auto"), [("flash_attn_interface", "fa3"), ("fa3_fwd_interface", "sdpa")])
+def test_a_package_without_a_backward_pass_is_not_differentiated(
+    monkeypatch: pytest.MonkeyPatch, package: str, auto: str
+) -> None:
+    module = ModuleType(package)
+    module.flash_attn_func = lambda q, *_, **__: q  # type: ignore[attr-defined]
+    other = {"flash_attn_interface", "fa3_fwd_interface"} - {package}
+    monkeypatch.setitem(sys.modules, package, module)
+    monkeypatch.setitem(sys.modules, other.pop(), None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr("attention_kernels.dense.call_problem", lambda *_: None)
+    site = {"device": torch.device("cuda", 0), "dtype": torch.bfloat16, "head_dim": 64}
+    find_library.cache_clear()
+    try:
+        assert resolve_dense("auto", **site) == "fa3" and resolve_dense("auto", **site, grad=True) == auto
+        assert ("fa3" in available_dense(**site, grad=True)) == (auto == "fa3") and "fa3" in available_dense(**site)
+        if auto != "fa3":
+            with pytest.raises(ValueError, match="dense kernel fa3 can't run here: its package fa3_fwd has no backward pass"):
+                resolve_dense("fa3", **site, grad=True)
+    finally:
+        find_library.cache_clear()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from attention_kernels.block_sparse import flash4
+from attention_kernels.block_sparse import flash4, flash4_gradient
 from attention_kernels.block_sparse.flash4 import block_sparse_flash4, flash4_reason, pack_heads, packed_heads, unpack_heads
+from attention_kernels.block_sparse.flash4_gradient import block_sparse_flash4_with_gradient, flash4_gradient_reason
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.kernels.oracle import COARSE, Case, attention, cases, error
+from tests.kernels.oracle import COARSE, Case, attention, cases, error, gradients
 
 
 class Blocks(NamedTuple):
@@ -60,6 +62,72 @@ def library(
     return (torch.softmax(scores, -1) @ values).transpose(1, 2).contiguous().to(q.dtype), None
 
 
+def seen(blocks: Blocks, rows: Tensor, lead: tuple[int, ...], lengths: tuple[int, int], *, by_key: bool) -> Tensor:
+    """bool [B, H, Q, K] of two lists: by query block which key blocks, or by key block which query blocks. `rows` is the mask
+    of the blocks in the first list."""
+    assert blocks.block_size is not None and blocks.full_block_idx is not None and blocks.full_block_cnt is not None
+    sees = torch.zeros(*lead, *lengths, dtype=torch.bool)
+    sizes = blocks.block_size[::-1] if by_key else blocks.block_size
+    for counts, indices, mask in ((*blocks[:2], rows), (*blocks[2:4], torch.ones_like(rows))):
+        assert counts.dtype == indices.dtype == torch.int32 and counts.is_contiguous() and indices.is_contiguous()
+        assert counts.shape == (*lead, -(-lengths[by_key] // sizes[0])) == indices.shape[:3]
+        assert indices.shape[3] <= -(-lengths[not by_key] // sizes[1])
+        for b, h, one in torch.cartesian_prod(*(torch.arange(n) for n in counts.shape)).tolist():
+            for other in indices[b, h, one, : counts[b, h, one]].tolist():
+                pair = [slice(n * size, (n + 1) * size) for n, size in zip((one, other), sizes, strict=True)]
+                where = (pair[1], pair[0]) if by_key else (pair[0], pair[1])
+                assert not sees[b, h][where].any(), "a block twice"
+                sees[b, h][where] = mask[where]
+    return sees
+
+
+class Differentiated(torch.autograd.Function):
+    """Attention whose forward pass reads one pair of lists and whose backward pass reads the other."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, by_query: Tensor, by_key: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.by_key, ctx.scale = by_key, scale
+        return masked(q, k, v, by_query, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+            return (*torch.autograd.grad(masked(*leaves, ctx.by_key, ctx.scale), leaves, grad), None, None, None)
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor, sees: Tensor, scale: float) -> Tensor:
+    """Attention of [B, N, H, D] under a mask."""
+    group = q.shape[2] // k.shape[2]
+    keys, values = (x.transpose(1, 2).repeat_interleave(group, 1) for x in (k, v))
+    scores = (q.transpose(1, 2) @ keys.mT * scale).masked_fill(~sees, float("-inf"))
+    return (torch.softmax(scores, -1) @ values).transpose(1, 2)
+
+
+def library_with_gradient(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    softmax_scale: float,
+    mask_mod: Any,
+    block_sparse_tensors: Blocks,
+    block_sparse_tensors_bwd: Blocks,
+    pack_gqa: bool,
+) -> tuple[Tensor, None]:
+    """The library's function under autograd."""
+    assert pack_gqa is False and block_sparse_tensors_bwd.block_size == block_sparse_tensors.block_size
+    (batch, q_len, heads, _), k_len = q.shape, k.shape[1]
+    lengths = SimpleNamespace(seqlen_q=q_len, seqlen_k=k_len)
+    causal = mask_mod(None, None, torch.arange(q_len)[:, None], torch.arange(k_len), lengths, None)
+    by_query, by_key = (
+        seen(blocks, causal, (batch, heads), (q_len, k_len), by_key=by_key)
+        for blocks, by_key in ((block_sparse_tensors, False), (block_sparse_tensors_bwd, True))
+    )
+    return Differentiated.apply(q, k, v, by_query, by_key, softmax_scale), None
+
+
 def module(name: str, **names: Any) -> ModuleType:
     stand_in = ModuleType(name)
     stand_in.__dict__.update(names)
@@ -73,7 +141,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for stand_in in (
         module("flash_attn"),
         module("flash_attn.cute"),
-        module("flash_attn.cute.interface", _flash_attn_fwd=library),
+        module("flash_attn.cute.interface", _flash_attn_fwd=library, flash_attn_func=library_with_gradient),
         module("flash_attn.cute.block_sparsity", BlockSparseTensorsTorch=Blocks),
         module("flash_attn.cute.utils", cute=cute, Int32=int, scalar_to_ssa=lambda x, kind: torch.tensor(kind(x))),
     ):
@@ -148,6 +216,24 @@ def test_packing_is_undone(group: int, layout: str) -> None:
     assert torch.equal(unpack_heads(packed, group), q)
 
 
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize(
+    ("case", "full"), [(COARSE[0], 0), (COARSE[1], 1), (COARSE[5], 0), (COARSE[7], 9), (COARSE[8], 0)], ids=str
+)
+def test_its_gradient_equals_the_formula(case: Case, full: int) -> None:
+    """Lists in the query direction, against float64: chunks, blocks of 64 queries, heads that share a list, full rows."""
+    q, k, v = case.tensors(torch.float64, "cpu")
+    index, grad = (
+        case.index("cpu").with_last_rows(full),
+        torch.randn(q.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)),
+    )
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out = block_sparse_flash4_with_gradient(*leaves, index, scale=case.dim**-0.5)
+    assert error(out.detach(), attention(q.detach(), k.detach(), v.detach(), index)) < 1e-12
+    for result, true in zip(torch.autograd.grad(out, leaves, grad), gradients(q, k, v, index, grad), strict=True):
+        assert error(result, true) < 1e-12
+
+
 def test_heads_that_fill_a_tile() -> None:
     assert [packed_heads(9, 64, shared) for shared in (1, 2, 3, 4, 7, 8)] == [1, 2, 1, 4, 1, 8]
     assert [packed_heads(9, 128, shared) for shared in (1, 4)] == [1, 1]
@@ -195,3 +281,41 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(flash4, "_installed", lambda: False)
     assert "pip install 'sparse-attention-harness[cuda]'" in str(flash4_reason(**WHERE))
+
+
+@pytest.mark.parametrize(
+    ("capability", "release", "change", "says"),
+    [
+        (9, "4.0.0b36", {}, None),
+        (9, "4.0.0b27", {"head_dim": 64}, None),
+        (9, "4.0.0", {"q_block": 64}, None),
+        (9, "4.1.0b1", {}, None),
+        (9, "4.0.0b26", {}, "needs flash-attn-4 4.0.0b27 or later, not 4.0.0b26"),
+        (9, "unknown", {}, "needs flash-attn-4 4.0.0b27 or later, not unknown"),
+        (9, None, {}, "needs flash-attn-4 4.0.0b27 or later, not one of another name"),
+        (9, "4.0.0b36", {"k_block": 64}, "its backward pass takes key blocks of 128, not 64"),
+        (9, "4.0.0b36", {"head_dim": 192, "k_block": 128}, "head dims up to 128, not 192"),
+        (
+            9,
+            "4.0.0b36",
+            {"head_dim": 64, "q_block": 64},
+            "at head dim 64 its backward pass takes query blocks that are multiples of 128",
+        ),
+        (10, "4.0.0b36", {}, "its backward pass runs on GPUs of compute capability 9.x only"),
+    ],
+)
+@pytest.mark.usefixtures("hopper")
+def test_reasons_of_the_gradient(
+    monkeypatch: pytest.MonkeyPatch, capability: int, release: str | None, change: dict[str, Any], says: str | None
+) -> None:
+    def version(package: str) -> str:
+        if release is None:
+            raise PackageNotFoundError(package)
+        return release
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (capability, 0))
+    monkeypatch.setattr(flash4_gradient, "version", version)
+    flash4_gradient._release_problem.cache_clear()
+    reason = flash4_gradient_reason(**{**WHERE, **change})
+    flash4_gradient._release_problem.cache_clear()
+    assert (reason is None) if says is None else (reason is not None and says in reason)

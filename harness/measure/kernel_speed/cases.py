@@ -17,6 +17,10 @@ FULL, SPARSE, SELECTION, BLOCK_MAP = "full", "sparse", "selection", "block_map"
 alone, or the pooled map of true attention that gates learn from."""
 
 
+PREFILL, DECODE, TRAINING = "prefill", "decode", "training"
+"""Phases: queries are all tokens; one query for each sequence of a batch; all tokens, and the backward pass after it."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """The shape of a model's attention: query heads, KV heads, elements of a head."""
@@ -78,7 +82,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Grid:
-    """All settings of a study. phase: "prefill" (queries are all tokens) or "decode" (one query for each sequence of a batch).
+    """All settings of a study. phase: see PREFILL.
 
     block_map: kernel of the block map, None: not timed. baseline: the method that drops nothing. merges: sparse kernels that
     merge finer blocks, and the size they merge them to; at that size itself they are another kernel by another name, and

@@ -15,10 +15,10 @@ from harness.core.errors import UserError
 from harness.core.method_facts import method_facts
 from harness.core.mistakes import as_user_error
 from harness.core.settings import LONGEST, Settings
-from harness.measure.kernel_speed.cases import SHAPES, SHARED, UNIFORM, Grid, Shape
+from harness.measure.kernel_speed.cases import DECODE, PREFILL, SHAPES, SHARED, TRAINING, UNIFORM, Grid, Shape
 from methods.parts.base import Method
 
-PHASES = ("prefill", "decode")
+PHASES = (PREFILL, DECODE, TRAINING)
 SLOW_DENSE = ("reference", "sdpa_math")
 """Dense kernels that form the whole n × n matrix: there to be right, not to be raced."""
 SLOW_ON_GPU = ("reference", "sdpa")
@@ -44,12 +44,12 @@ def grid(settings: Settings) -> Grid:
         sparsities=_list("sparsities", options, _share, "shares in [0, 1), for example 0.9"),
         blocks=_list("blocks", options, lambda x: _whole_number(x, 8), BLOCKS),
         kernels=_sparse_kernels(settings, phase, SHAPES[shape]),
-        dense=_dense_kernels(settings, SHAPES[shape].head_dim),
+        dense=_dense_kernels(settings, phase, SHAPES[shape].head_dim),
         indices=_indices(options, phase),
         selections=_selections(options, phase),
         block_map=_map_kernel(settings, phase),
         baseline=baseline_name(),
-        merges={name: backend.merges for name, backend in BACKENDS.items() if backend.merges} if phase == "prefill" else {},
+        merges={name: backend.merges for name, backend in BACKENDS.items() if backend.merges} if phase != DECODE else {},
         last=_last(options, phase),
     )
     _check_buildable(study_grid)
@@ -68,7 +68,7 @@ def left_out(settings: Settings, grid: Grid) -> dict[str, str]:
 
 
 def _known_kernels(phase: str) -> Sequence[str]:
-    return block_sparse.KERNELS if phase == "prefill" else decode.KERNELS
+    return decode.KERNELS if phase == DECODE else block_sparse.KERNELS
 
 
 def _sparse_kernels(settings: Settings, phase: str, shape: Shape) -> tuple[str, ...]:
@@ -78,7 +78,8 @@ def _sparse_kernels(settings: Settings, phase: str, shape: Shape) -> tuple[str, 
     slow = SLOW_ON_GPU if settings.device.type == "cuda" else ()
     kernels = [name for name in known if name not in slow and _refusal(settings, phase, name, shape) is None]
     if not kernels:
-        raise UserError(f"job.kernels=auto: no sparse kernel runs on {settings.device} with {settings.dtype}; name one")
+        what = "with a backward pass " if phase == TRAINING else ""
+        raise UserError(f"job.kernels=auto: no sparse kernel {what}runs on {settings.device} with {settings.dtype}; name one")
     return tuple(kernels)
 
 
@@ -91,10 +92,11 @@ def _refusal(settings: Settings, phase: str, kernel: str, shape: Shape) -> str |
     for block in _list("blocks", settings.options, lambda x: _whole_number(x, 8), BLOCKS):
         for group in (1, shape.heads // shape.kv_heads):
             try:
-                if phase == "prefill":
-                    block_sparse.resolve_kernel(kernel, **site, q_block=block, k_block=block, shared=group)
-                else:
+                if phase == DECODE:
                     decode.resolve_decode(kernel, **site, k_block=block, rows=group)
+                else:
+                    sizes: dict[str, Any] = {"q_block": block, "k_block": block, "shared": group}
+                    block_sparse.resolve_kernel(kernel, **site, **sizes, grad=phase == TRAINING)
             except ValueError as error:
                 reason = str(error)
             else:
@@ -102,29 +104,30 @@ def _refusal(settings: Settings, phase: str, kernel: str, shape: Shape) -> str |
     return reason
 
 
-def _dense_kernels(settings: Settings, head_dim: int) -> tuple[str, ...]:
+def _dense_kernels(settings: Settings, phase: str, head_dim: int) -> tuple[str, ...]:
     if settings.options["dense_kernels"] != "auto":
         return _names("dense_kernels", settings.options, dense.KERNELS)
     site: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "head_dim": head_dim}
     fails = dense.broken_dense(**site)
-    return tuple(name for name in dense.available_dense(**site) if name not in (*SLOW_DENSE, *fails))
+    available = dense.available_dense(**site, grad=phase == TRAINING)
+    return tuple(name for name in available if name not in (*SLOW_DENSE, *fails))
 
 
 def _indices(options: dict[str, Any], phase: str) -> tuple[str, ...]:
     sparse = [name for name in _selecting() if not methods.get(name).columns]  # the kernels of this study take blocks alone
-    sources = [UNIFORM, *sparse] if phase == "prefill" else [UNIFORM]
+    sources = [UNIFORM] if phase == DECODE else [UNIFORM, *sparse]
     return _names("indices", options, [f"{name}{ending}" for name in sources for ending in ("", SHARED)])
 
 
 def _selections(options: dict[str, Any], phase: str) -> tuple[str, ...]:
-    if phase == "decode":  # a decode step selects among keys pooled before it: that is another measurement
+    if phase == DECODE:  # a decode step selects among keys pooled before it: that is another measurement
         return ()
     return _names("selections", options, _selecting())
 
 
 def _last(options: dict[str, Any], phase: str) -> tuple[int, ...]:
     last = _list("last", options, lambda x: _whole_number(x, 0), "whole numbers of query blocks, 0 or more")
-    if phase == "decode" and any(last):
+    if phase == DECODE and any(last):
         raise UserError(f"job.last={list(last)}: a decode step has one query and no last rows; leave it at [0]")
     return last
 
@@ -137,7 +140,7 @@ def _selecting() -> list[str]:
 
 def _map_kernel(settings: Settings, phase: str) -> str | None:
     name = settings.options["block_map"]
-    if name is None or phase == "decode":
+    if name is None or phase != PREFILL:  # a map is made of what a prefill sees, and never differentiated
         return None
     _one_of("job.block_map", str(name), ["null", "auto", *block_map.KERNELS])
     if name == "auto":

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.core.settings import Settings
-from harness.measure.kernel_speed.cases import SPARSE, Case, Grid
+from harness.measure.kernel_speed.cases import SPARSE, TRAINING, Case, Grid
 from harness.measure.kernel_speed.indices import of_model
 from harness.measure.kernel_speed.method_selection import DRAWN, draws_weights
 from harness.measure.kernel_speed.options import dtype_name
@@ -112,7 +112,9 @@ class Recorder:
         )
 
     def _full_row_kernel(self, case: Case) -> str:
-        """Return the dense kernel that full rows run on beside the case's kernel."""
+        """Return the dense kernel that full rows run on beside the case's kernel; a kernel computes its own in training."""
+        if self.grid.phase == TRAINING:
+            return case.kernel
         site = {"device": self.settings.device, "dtype": self.settings.dtype, "head_dim": self.grid.shape.head_dim}
         return full_row_kernel(case.kernel, **site)
 

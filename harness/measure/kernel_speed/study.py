@@ -20,7 +20,7 @@ from harness.core.errors import UserError
 from harness.core.progress import progress_bar
 from harness.core.settings import Settings
 from harness.measure.kernel_speed import timing
-from harness.measure.kernel_speed.cases import BLOCK_MAP, FULL, SELECTION, SPARSE, Case
+from harness.measure.kernel_speed.cases import BLOCK_MAP, DECODE, FULL, SELECTION, SPARSE, TRAINING, Case
 from harness.measure.kernel_speed.indices import ModelIndices, Wish, of_model, random_index
 from harness.measure.kernel_speed.inputs import Work
 from harness.measure.kernel_speed.method_selection import plain_layer_inputs, selector
@@ -43,7 +43,7 @@ class Study:
     def __init__(self, settings: Settings, store: Store, console: Console, sweep: SweepCache | None = None) -> None:
         self.settings, self.console, self.sweep = settings, console, sweep or SweepCache()
         self.grid = grid(settings)
-        self.timer = Timer(settings.device, settings.latency_repeats, settings.latency_seconds, self.grid.phase == "decode")
+        self.timer = Timer(settings.device, settings.latency_repeats, settings.latency_seconds, self.grid.phase == DECODE)
         self.log = Recorder(settings, self.grid, store, console)
         self.models: ModelIndices | None = None
         self._selectors: dict[tuple[str, int, float, bool, int], Method] = {}
@@ -129,7 +129,8 @@ class Study:
     def _turn(self, cases: list[Case], work: Work, no_model: Exception | None, rivals: Sequence[str]) -> dict[Case, Result]:
         """Return the results of cases that share their turn; sparse ones beside the dense kernels `rivals`."""
         first = cases[0]
-        with torch.inference_mode():
+        training = self.grid.phase == TRAINING  # what is made in inference mode can't take part in a backward pass
+        with torch.no_grad() if training else torch.inference_mode():
             if first.op == BLOCK_MAP:
                 assert first.block is not None
                 pooled = partial(

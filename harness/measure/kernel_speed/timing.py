@@ -16,7 +16,7 @@ from attention_kernels.sparse_attention import SparseIndex
 
 from harness.core.mistakes import origin
 from harness.measure.kernel_speed.cases import Case
-from harness.measure.kernel_speed.correctness import TOLERANCE, relative_error
+from harness.measure.kernel_speed.correctness import TOLERANCE
 from harness.measure.kernel_speed.cuda_graph import captured
 from harness.measure.kernel_speed.inputs import Work
 from harness.measure.latency.timing import Times, extra_mib, take_turns
@@ -234,7 +234,7 @@ def _both(select: Callable[[], Any], attend: Callable[[], Any]) -> None:
 def _checked(work: Work, index: BlockIndex, call: Callable[[], Any]) -> Result:
     """Make the first call, which compiles, and return how far its output is from exact attention."""
     torch.full_like(work.q, float("nan"))  # freed at once: an output that isn't written holds NaN, not the last kernel's answer
-    error = relative_error(work.q, work.k, work.v, index, call(), scale=work.scale)
+    error = work.error(index, call())
     limit = TOLERANCE[work.q.dtype]
     if error <= limit:
         return Result(error=error)

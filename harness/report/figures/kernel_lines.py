@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 
 from harness.measure.kernel_speed.cases import FULL, UNIFORM
 from harness.report.figures import labels
+from harness.report.figures.few import best_few
 from harness.report.figures.looks import DASHES, DENSE_DASH, INK, SOLID, Dash, LineLook, Look, series_looks
-from harness.report.figures.signs import draw_bars
+from harness.report.figures.signs import PALE, draw_bars
 from harness.report.kernel_rows import KernelRow
 
 NAMES = {
@@ -124,15 +125,21 @@ def shown_rows(rows: Sequence[KernelRow]) -> list[KernelRow]:
     return [row for row in rows if row.method == kinds[0]]
 
 
-def draw_lines(axes: Axes, lines: Sequence[Line], inches: tuple[float, float]) -> None:
-    """Draw lines in a panel so many inches wide and high, whose scales are set, their names in a column right of all points."""
+def draw_lines(axes: Axes, lines: Sequence[Line], inches: tuple[float, float], *, best: Callable[[float], float]) -> list[str]:
+    """Draw lines in a panel so many inches wide and high, whose scales are set, their names in a column right of all points. Of
+    too many, those are pale whose last values are not among the smallest by `best`; return their names."""
     lines = [line for line in lines if line.points]
-    for line in lines:
+    named = best_few(lines, lambda line: (-line.points[-1][0], best(line.points[-1][1])))
+    pale = [line for line in lines if line not in named]
+    for line in pale:
+        axes.plot(*zip(*line.points, strict=True), color=PALE, linewidth=1.1, zorder=1.5)
+    for line in named:
         look = line.look
         draw_bars(axes, line.points, line.bars, look.colour)
         xs, ys = zip(*line.points, strict=True)
         axes.plot(xs, ys, color=look.colour, linestyle=look.dash, linewidth=1.6, marker=look.marker, markersize=4.5, zorder=3)
     places = [x for line in lines for x, _ in line.points]
     axes.set_ylim(axes.get_ylim())
-    ends = [labels.End(line.label, *line.points[-1], line.look.colour, line.look.marker) for line in lines]
+    ends = [labels.End(line.label, *line.points[-1], line.look.colour, line.look.marker) for line in named]
     labels.write_names(axes, ends, inches, (min(places), max(places)))
+    return [line.name for line in pale]

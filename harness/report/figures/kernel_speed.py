@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from harness.measure.kernel_speed.cases import FULL, SPARSE
+from harness.measure.kernel_speed.cases import DECODE, FULL, PREFILL, SPARSE, TRAINING
 from harness.report.figures import style
 from harness.report.figures.few import MOST
 from harness.report.figures.kernel_lines import Scales, by_group, draw_lines, lines_of, shown_rows
 from harness.report.figures.looks import BOUND_DASH, INK
 from harness.report.figures.picture_rows import usual_sparsity
+from harness.report.figures.signs import pale_note
 from harness.report.kernel_rows import KernelRow
 from harness.report.stale import KERNELS, remove_stale
 from harness.study.matching import Match
@@ -29,10 +30,10 @@ MICROSECONDS_BELOW = 5.0
 
 
 def write(rows: Sequence[KernelRow], folder: Path) -> list[Path]:
-    """Write the pictures the rows allow, one set per shape, dtype and device: `time_by_length.png`, `share_of_ideal.png`, and
-    `decode.png` of a study of decoding. A picture needs two lengths, or two sparsities. Rows with full last rows are in none,
-    and the small print says so: beside each other in a table they say what those cost. Pictures that an earlier call left
-    under these names go."""
+    """Write the pictures the rows allow, one set per shape, dtype and device: `time_by_length.png`, `share_of_ideal.png`,
+    `decode.png` of a study of decoding, and `both_passes.png` of training. A picture needs two lengths, or two sparsities.
+    Rows with full last rows are in none, and the small print says so: beside each other in a table they say what those cost.
+    Pictures that an earlier call left under these names go."""
     sets: dict[tuple[str, str, str], list[KernelRow]] = defaultdict(list)
     for row in rows:
         if row.status == Status.OK and row.times.total_ms is not None:
@@ -40,11 +41,13 @@ def write(rows: Sequence[KernelRow], folder: Path) -> list[Path]:
     paths = []
     for number, (_, members) in enumerate(sorted(sets.items(), key=lambda item: item[0])):
         suffix = f"_{number}" if number else ""
-        prefill, decode = ([row for row in members if row.phase == phase] for phase in ("prefill", "decode"))
+        phases = (PREFILL, DECODE, TRAINING)
+        prefill, decode, training = ([row for row in members if row.phase == phase] for phase in phases)
         for name, figure in (
             ("time_by_length", _by_length(prefill, BLOCKS)),
             ("share_of_ideal", _by_sparsity(prefill)),
             ("decode", _by_length(decode, BATCHES)),
+            ("both_passes", _by_length(training, BOTH_PASSES)),
         ):
             if figure is not None:
                 paths.append(style.save(figure, folder / f"{name}{suffix}.png", mark=KERNELS))
@@ -70,6 +73,7 @@ class _Panels:
 BLOCKS = _Panels(
     lambda row: row.block_size or 0, "blocks of", "prefill, selection included", "length (tokens)", of_batches=False
 )
+BOTH_PASSES = replace(BLOCKS, call="forward and backward, selection included")
 BATCHES = _Panels(lambda row: row.batch, "batch", "one step of decoding", "keys (tokens)", of_batches=True)
 
 
@@ -91,10 +95,10 @@ def _by_length(rows: Sequence[KernelRow], panels: _Panels) -> Figure | None:
         members = [row for row in sparse if panels.value(row) == value]
         longest = max(row.length for group in by_group(members).values() for row in shown_rows(group))
         members += [row for row in dense if not panels.of_batches or panels.value(row) == value]
-        rows_of[value] = [
-            row for row in members if row.length <= longest
-        ]  # a dense line that goes on alone compares with nothing
+        members = [row for row in members if row.length <= longest]  # a dense line that goes on alone compares with nothing
+        rows_of[value] = members
     by_share = _shares(rows_of.values(), scales, name_blocks=panels.of_batches)
+    pale: set[str] = set()
     figure = style.new_figure(max(7.0, PANEL * len(values)), 1.2 + HEIGHT * len(by_share))
     with matplotlib.rc_context(style.RC):
         grid = figure.subplots(len(by_share), len(values), squeeze=False)
@@ -105,12 +109,12 @@ def _by_length(rows: Sequence[KernelRow], panels: _Panels) -> Figure | None:
                 axes.set_title(f"{panels.name} {value}{own}", loc="left", fontweight="bold")
                 style.length_axis(axes, sorted({row.length for row in members}), panels.lengths)
                 axes.set_yscale("log")
-                draw_lines(axes, lines, (figure.get_figwidth() / len(values) - 0.7, HEIGHT - 0.9))
+                inches = (figure.get_figwidth() / len(values) - 0.7, HEIGHT - 0.9)
+                pale |= set(draw_lines(axes, lines, inches, best=lambda ms: ms))
                 style.log_axis(axes.yaxis)
             line_of_panels[0].set_ylabel(f"time per attention layer call ({unit}), {style.LOG}")
-        _write_texts(
-            figure, rows, sparse, left_out, f"{panels.call}, sparsity {sparsity:g}, measured density {_densities(sparse)}"
-        )
+        title = f"{panels.call}, sparsity {sparsity:g}, measured density {_densities(sparse)}"
+        _write_texts(figure, rows, sparse, left_out, title, pale)
     return figure
 
 
@@ -171,6 +175,7 @@ def _by_sparsity(rows: Sequence[KernelRow]) -> Figure | None:
         return None
     blocks = _ends({row.block_size or 0 for row in sparse})
     scales = Scales(lambda row: row.sparsity, lambda row: row.times.pct_ideal, _share_spread)
+    pale: set[str] = set()
     figure = style.new_figure(max(7.0, PANEL * len(blocks)), 4.8)
     with matplotlib.rc_context(style.RC):
         for i, block in enumerate(blocks):
@@ -183,9 +188,10 @@ def _by_sparsity(rows: Sequence[KernelRow]) -> Figure | None:
             axes.set_xlabel("sparsity (share of causal blocks left out)")
             if i == 0:
                 axes.set_ylabel("% of the ideal (fastest dense × density ÷ total)")
-            draw_lines(axes, lines, (figure.get_figwidth() / len(blocks) - 0.7, 3.4))
+            inches = (figure.get_figwidth() / len(blocks) - 0.7, 3.4)
+            pale |= set(draw_lines(axes, lines, inches, best=lambda share: -share))
         title = f"share of the ideal speed-up at {style.tokens(length)} tokens, selection included"
-        _write_texts(figure, rows, sparse, [row for row in off if row.length == length], title)
+        _write_texts(figure, rows, sparse, [row for row in off if row.length == length], title, pale)
     return figure
 
 
@@ -203,9 +209,15 @@ def _on_one_index(rows: Sequence[KernelRow]) -> tuple[list[KernelRow], list[Kern
 
 
 def _write_texts(
-    figure: Figure, rows: Sequence[KernelRow], sparse: Sequence[KernelRow], left_out: Sequence[KernelRow], title: str
+    figure: Figure,
+    rows: Sequence[KernelRow],
+    sparse: Sequence[KernelRow],
+    left_out: Sequence[KernelRow],
+    title: str,
+    pale: Iterable[str],
 ) -> None:
-    """Write the title above and what the reader must know below, with how many rows are left out and why."""
+    """Write the title above and what the reader must know below, with how many rows are left out and why. pale: names of lines
+    that are too many to be told apart."""
     first = rows[0]
     kinds = sorted({row.index_name for members in by_group(sparse).values() for row in shown_rows(members)})
     selection = next((row.selection for row in sparse if row.selection), "")
@@ -216,6 +228,7 @@ def _write_texts(
     off = f" Left out, as merged blocks are off the density asked for: {len(left_out)} of {names}." if left_out else ""
     full = ", without full last rows" if any(row.full_rows is not None for row in rows) else ""
     bars = "bars from the 10th to the 90th percentile, within their points where none is seen"
+    bars += ", or not recorded" if any(row.times.total_low is None for row in sparse) else ""
     text = f"Index: {', '.join(kinds)}{shared}.{selected}\nMedians, {bars}, {first.dtype}{full}. {COLOURS}"
     text += f" Measured on {first.device}.{off}"
-    style.set_small_print(figure, text)
+    style.set_small_print(figure, pale_note(pale, "value at the end") + text)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from harness.measure.kernel_speed.cases import DECODE, TRAINING
 from harness.report.kernel_rows import KernelRow
 from harness.report.terminal import formats
 from harness.study.schema import Status
@@ -29,17 +30,20 @@ HEADINGS = (
 )
 WORDS = ("index", "kernel")
 """Headings of columns that hold words."""
+CALLS = {DECODE: ", one step of decoding", TRAINING: ", forward and backward"}
+"""What a call is, in the title of a table; a prefill where nothing is said."""
 
 
 def show_kernels(console: Console, rows: Sequence[KernelRow]) -> None:
-    """Print the rows that have a time (of many, those at the longest length), and how many have none."""
+    """Print the rows that have a time (of many, those at the longest length), a table a phase, and how many have none."""
     timed = [row for row in rows if row.times.total_ms is not None or row.times.selection_ms is not None]
-    shown = timed if len(timed) <= MOST else _longest(timed)
-    if shown:
+    for phase in dict.fromkeys(row.phase for row in timed):
+        members = [row for row in timed if row.phase == phase]
+        shown = members if len(members) <= MOST else _longest(members)
         console.print()
         _table(shown).show(console)
-    if hidden := len(timed) - len(shown):
-        console.print(f"and {hidden} more rows in the CSV", style="dim")
+        if hidden := len(members) - len(shown):
+            console.print(f"and {hidden} more rows in the CSV", style="dim")
     for status in (Status.FAILED, Status.GATED):
         if count := sum(row.status == status for row in rows):
             console.print(f"{count} rows {status}: the column `reason` says why", style="yellow", markup=False)
@@ -54,7 +58,8 @@ def _longest(rows: Sequence[KernelRow]) -> list[KernelRow]:
 
 
 def _table(rows: Sequence[KernelRow]) -> formats.PlainTable:
-    table = formats.PlainTable(f"{rows[0].shape} on {rows[0].device}", keys=HEADINGS.index("dens") + 1)
+    above = f"{rows[0].shape} on {rows[0].device}{CALLS.get(rows[0].phase, '')}"
+    table = formats.PlainTable(above, keys=HEADINGS.index("dens") + 1)
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=True)
     for row in rows:

@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from attention_kernels.backends import needs_gradient
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse.table import BACKENDS, preferred
 from attention_kernels.full_rows import full_row_attention, resolve_full_rows
@@ -16,27 +17,36 @@ KERNELS = tuple(BACKENDS)
 
 
 def resolve_kernel(
-    kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int = 1
+    kernel: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    q_block: int,
+    k_block: int,
+    shared: int = 1,
+    grad: bool = False,
 ) -> str:
     """Return the name of the kernel that will run. An explicit name is checked. "auto" takes the first that runs here: on
     Hopper `hopper`, else `triton`; on other GPUs `triton`; on a CPU `sdpa`.
 
-    shared: query heads that have one index, Hq ÷ index heads. Raises ValueError where the name is unknown or the kernel does
+    shared: query heads that have one index, Hq ÷ index heads. grad: an input requires a gradient, so only kernels with a
+    backward pass run; "auto" then takes `triton` on Hopper too. Raises ValueError where the name is unknown or the kernel does
     not support the device, type or shape.
     """
-    return _resolve(kernel, device, dtype, head_dim, q_block, k_block, shared)
+    return _resolve(kernel, device, dtype, head_dim, q_block, k_block, shared, grad)
 
 
 @lru_cache(maxsize=256)  # asked at every call: what a device can do and which packages are installed doesn't change
 def _resolve(
-    kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int
+    kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int, q_block: int, k_block: int, shared: int, grad: bool
 ) -> str:
     if kernel != "auto" and kernel not in BACKENDS:
         raise ValueError(f"kernel={kernel} is not known; choose one of: auto, {', '.join(BACKENDS)}")
     reason = None
     for name in preferred(device) if kernel == "auto" else (kernel,):
-        reason = BACKENDS[name].reason(
-            device=device, dtype=dtype, head_dim=head_dim, q_block=q_block, k_block=k_block, shared=shared
+        reason = BACKENDS[name].problem(
+            device=device, dtype=dtype, head_dim=head_dim, q_block=q_block, k_block=k_block, shared=shared, grad=grad
         )
         if reason is None:
             return name
@@ -57,8 +67,10 @@ def block_sparse_attention(
 
     Query head h reads KV head h // (Hq // Hkv); the causal diagonal is at the bottom right (Q < K: a chunk of a prompt).
     `scale` is 1/√D unless given; triton and hopper take positive ones only. A kernel that merges blocks attends to all of
-    `as_run(index, kernel)`. Full rows are dense attention beside the kernel, by `full_row_kernel`. The kernels for GPUs are
-    forward only. Raises ValueError for shapes that don't fit, an index on another device, or a kernel that can't run.
+    `as_run(index, kernel)`. Full rows are dense attention beside the kernel, by `full_row_kernel`. Where an input requires a
+    gradient the output has one: `reference`, `sdpa`, `triton` and `flash4` have a backward pass (see `docs/kernels.md`) and
+    then compute full rows themselves; others refuse. Raises ValueError for shapes that don't fit, an index on another device,
+    or a kernel that can't run.
     """
     check_shapes(q, k, v)
     batch, heads, q_len, dim = q.shape
@@ -78,11 +90,14 @@ def block_sparse_attention(
         q_block=index.q_block,
         k_block=index.k_block,
         shared=heads // index.counts.shape[1],
+        grad=(grad := needs_gradient(q, k, v)),
     )
     if not q.numel():
-        return torch.empty_like(q)
+        return q + (k.sum() + v.sum()) if grad else torch.empty_like(q)  # as empty; the gradients are zeros
     index, scale = as_run(index, name), dim**-0.5 if scale is None else scale
     backend = BACKENDS[name]
+    if grad and backend.gradient is not None:
+        return backend.gradient.run(q, k, v, index, scale=scale)
     alone = not backend.full_rows  # it computes full rows itself
     out = backend.run(q, k, v, index, scale=scale) if index.listed_rows or alone else torch.empty_like(q)
     if index.full_rows and not alone:

@@ -1,4 +1,4 @@
-"""Block-sparse attention in Triton: a FlashAttention loop over each row's list of key blocks (forward only).
+"""Block-sparse attention in Triton: a FlashAttention loop over each row's list of key blocks.
 
 One program owns a tile of query rows: a query block, a part of one, or the query blocks of several heads that share both
 their list and their KV head, so that every K and V block is read once for all of them. It walks the list in steps of BLOCK_N
@@ -26,15 +26,17 @@ LOWEST = tl.constexpr(-1.0e30)
 
 # Lengths and the index's shape change from call to call and help no address: one compiled kernel serves them all.
 @triton.jit(
-    do_not_specialize=["scb", "sch", "sib", "sih", "sim", "kv_heads", "index_heads", "shared", "q_len", "k_len"],
+    do_not_specialize=["scb", "sch", "sib", "sih", "sim", "listed", "kv_heads", "index_heads", "shared", "q_len", "k_len"],
 )
 def _forward(
     Q,
     K,
     V,
     Out,
+    Lse,
     Counts,
     Indices,
+    Every,
     sqb,
     sqh,
     sqm,
@@ -52,6 +54,7 @@ def _forward(
     sib,
     sih,
     sim,
+    listed,
     kv_heads,
     index_heads,
     shared,
@@ -66,6 +69,7 @@ def _forward(
     BLOCK_N: tl.constexpr,
     DESCRIBED: tl.constexpr,
     PRECISION: tl.constexpr,
+    KEEP: tl.constexpr,
 ):
     ROWS: tl.constexpr = min(BLOCK_M, Q_BLOCK)  # tokens of one head in the tile
     UNIT: tl.constexpr = min(BLOCK_N, K_BLOCK)  # keys side by side; a step has BLOCK_N // UNIT units, a block K_BLOCK // UNIT
@@ -104,6 +108,8 @@ def _forward(
     row_last = tl.minimum((row + 1) * Q_BLOCK, q_len) - 1 + offset
     count = tl.load(Counts + b.to(tl.int64) * scb + hi.to(tl.int64) * sch + row)
     blocks = Indices + b.to(tl.int64) * sib + hi.to(tl.int64) * sih + row.to(tl.int64) * sim
+    if KEEP:
+        blocks = tl.where(row >= listed, Every, blocks)
     end = (count - row_last // K_BLOCK - 1) * (K_BLOCK // UNIT) + last // UNIT + 1
     diagonal = last // UNIT - (token0 + offset) // UNIT + 1
     free = tl.maximum(end - diagonal, 0) // JOIN
@@ -116,17 +122,17 @@ def _forward(
     if not DESCRIBED:
         k_from += b.to(tl.int64) * skb + hk.to(tl.int64) * skh
         v_from += b.to(tl.int64) * svb + hk.to(tl.int64) * svh
-    ahead = _find(blocks, 0, end, k_len, offs_n, K_BLOCK, UNIT, JOIN, True)
+    ahead = find_step(blocks, 0, end, k_len, offs_n, K_BLOCK, UNIT, JOIN, True)
     for i in range(free):
         at = ahead  # known a turn early: the addresses of K and V don't wait for the list
-        ahead = _find(blocks, tl.minimum(i + 1, free - 1), end, k_len, offs_n, K_BLOCK, UNIT, JOIN, False)
+        ahead = find_step(blocks, tl.minimum(i + 1, free - 1), end, k_len, offs_n, K_BLOCK, UNIT, JOIN, False)
         k = load_step(k_from, at, b, hk, skn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, JOIN, DESCRIBED, False)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         v = load_step(v_from, at, b, hk, svn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, JOIN, DESCRIBED, False)
         best, total, acc = softmax_step(s, v, best, total, acc, scale_log2e, PRECISION)
     # After the free steps: ptxas serializes the matrix products of a pipelined loop that another loop hands its sums to.
     for i in tl.range(free, free + masked, num_stages=1):
-        at = _find(blocks, i, end, k_len, offs_n, K_BLOCK, UNIT, JOIN, True)
+        at = find_step(blocks, i, end, k_len, offs_n, K_BLOCK, UNIT, JOIN, True)
         cols = at + offs_n if JOIN == 1 else at
         k = load_step(k_from, at, b, hk, skn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, JOIN, DESCRIBED, True)
         v = load_step(v_from, at, b, hk, svn, k_len, offs_n, offs_d, D, BLOCK_D, BLOCK_N, JOIN, DESCRIBED, True)
@@ -134,13 +140,18 @@ def _forward(
         s = tl.where(cols[None, :] <= positions[:, None], s, -float("inf"))
         best, total, acc = softmax_step(s, v, best, total, acc, scale_log2e, PRECISION)
 
+    if KEEP:
+        heads = index_heads * shared
+        tl.store(Lse + (b * heads + head).to(tl.int64) * q_len + token, best + tl.log2(total), mask=real)
     acc = acc * (1.0 / total)[:, None]
     o_at = b.to(tl.int64) * sob + head.to(tl.int64) * soh + token.to(tl.int64) * som
     tl.store(Out + o_at[:, None] + offs_d[None, :], acc.to(Out.dtype.element_ty), mask=keep_q)
 
 
 @triton.jit
-def _find(blocks, step, end, k_len, offs_n, K_BLOCK: tl.constexpr, UNIT: tl.constexpr, JOIN: tl.constexpr, TAIL: tl.constexpr):
+def find_step(
+    blocks, step, end, k_len, offs_n, K_BLOCK: tl.constexpr, UNIT: tl.constexpr, JOIN: tl.constexpr, TAIL: tl.constexpr
+):
     """Return the first key of a step (JOIN == 1), or every key of its blocks [BLOCK_N]; with TAIL the list may end inside the
     step."""
     SPLIT: tl.constexpr = K_BLOCK // UNIT
@@ -222,9 +233,12 @@ def shared_heads(q: Tensor, k: Tensor, index: BlockIndex) -> int:
     return q.shape[1] // index.counts.shape[1]
 
 
-def run_tile(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float, tile: Tile) -> Tensor:
+def run_tile(
+    q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float, tile: Tile, lse: Tensor | None = None
+) -> Tensor:
     """Run the kernel with a tile of the caller's choice, for tuning and tests; the last dimension of q, k and v is
-    contiguous. What is returned for full rows is not written."""
+    contiguous. What is returned for full rows is not written, unless there is an `lse`, float32 [B, Hq, Q], contiguous: it
+    gets the log-sum-exp to the base 2, of every row."""
     if not scale > 0:
         raise ValueError(f"scale={scale} must be positive: the kernel takes a row's maximum before it scales")
     if tile.described and tile.cols > index.k_block:
@@ -239,21 +253,25 @@ def run_tile(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float
     rows = min(tile.rows, index.q_block)
     packs = -(-shared_heads(q, k, index) * rows // tile.rows)
     tiles = index.q_block // rows * packs * (index_heads // kv_heads)
-    k_from, v_from = (_descriptor(x, tile.cols, pad) for x in (k, v)) if tile.described else (k, v)
+    k_from, v_from = (describe(x, tile.cols, pad) for x in (k, v)) if tile.described else (k, v)
+    run_rows = index.listed_rows if lse is None else index.counts.shape[-1]
     with torch.cuda.device_of(q):  # Triton launches on the current device
-        _forward[(index.listed_rows * tiles, batch * kv_heads)](
+        _forward[(run_rows * tiles, batch * kv_heads)](
             q,
             k_from,
             v_from,
             out,
+            out if lse is None else lse,  # of no meaning without
             counts,
             indices,
+            every_block(index) if lse is not None and index.full_rows else indices,
             *q.stride()[:3],
             *k.stride()[:3],
             *v.stride()[:3],
             *out.stride()[:3],
             *counts.stride()[:2],
             *indices.stride()[:3],
+            index.listed_rows,
             kv_heads,
             index_heads,
             heads // index_heads,
@@ -268,11 +286,18 @@ def run_tile(q: Tensor, k: Tensor, v: Tensor, index: BlockIndex, *, scale: float
             BLOCK_N=tile.cols,
             DESCRIBED=tile.described,
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            KEEP=lse is not None,
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
     return out
 
 
-def _descriptor(x: Tensor, cols: int, pad: int) -> TensorDescriptor:
+def every_block(index: BlockIndex) -> Tensor:
+    """Return the list of a full row, int32 [Nk]: all key blocks, of which it has as many as its count says."""
+    return torch.arange(-(-index.k_len // index.k_block), dtype=torch.int32, device=index.counts.device)
+
+
+def describe(x: Tensor, cols: int, pad: int) -> TensorDescriptor:
+    """Return what loads tiles of `cols` tokens of x [B, H, N, D]."""
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, cols, pad])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import TRITON_DTYPES, triton_problem
+from attention_kernels.backends import TRITON_DTYPES, check_no_gradient, triton_problem
 from attention_kernels.block_sparse import check_shapes
 from attention_kernels.block_sparse.table import TRITON_BLOCKS, TRITON_DIMS
 from attention_kernels.column_index import ColumnIndex
@@ -63,5 +63,6 @@ def column_sparse_attention(
     if name == "triton":
         from attention_kernels.column_sparse.triton_kernel import column_sparse_triton  # imported late: needs triton
 
+        check_no_gradient(name, q, k, v)
         return column_sparse_triton(q, k, v, index, scale=scale)
     return column_sparse_reference(q, k, v, index, scale=scale)

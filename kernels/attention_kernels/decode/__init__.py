@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import KERNELS, check_triton
+from attention_kernels.backends import KERNELS, check_no_gradient, check_triton
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse import check_shapes
 from attention_kernels.decode.reference import sparse_decode_reference
@@ -71,6 +71,7 @@ def sparse_decode(
     if name == "triton":
         from attention_kernels.decode.triton_kernel import sparse_decode_triton  # imported late: needs triton
 
+        check_no_gradient(name, q, k, v)
         return sparse_decode_triton(q, k, v, index, scale=scale, starts=starts)
     return sparse_decode_reference(q, k, v, index, scale=scale, starts=starts)
 

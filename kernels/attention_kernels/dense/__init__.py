@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.dense.libraries import LIBRARIES, LIBRARY_GPUS, call_problem, find_library, library_problem
+from attention_kernels.backends import needs_gradient
+from attention_kernels.dense.libraries import (
+    LIBRARIES,
+    LIBRARY_GPUS,
+    call_problem,
+    find_library,
+    gradient_problem,
+    library_problem,
+)
 from attention_kernels.dense.reference import dense_reference
 from attention_kernels.dense.sdpa import BACKENDS, sdpa_attention, sdpa_runs
 from attention_kernels.dense.window import sliding_window_attention
@@ -25,8 +33,8 @@ AUTO = "fa3"
 """The library that "auto" takes where it works."""
 
 
-def _runs(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Return None where `kernel` can run, else the reason why not."""
+def _runs(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int, grad: bool = False) -> str | None:
+    """Return None where `kernel` can run, else the reason why not. grad: an input requires a gradient."""
     if kernel == "reference":
         return None
     if kernel in BACKENDS:
@@ -36,13 +44,14 @@ def _runs(kernel: str, device: torch.device, dtype: torch.dtype, head_dim: int) 
         return f"it runs on GPUs of compute capability {' and '.join(f'{m}.x' for m in majors)} only"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it takes float16 and bfloat16, not {dtype}"
-    return library_problem(kernel)
+    return library_problem(kernel) or (gradient_problem(kernel) if grad else None)
 
 
-def available_dense(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
-    """Return the fast dense kernels that can run here (the naive reference and torch's own choice left out)."""
+def available_dense(*, device: torch.device, dtype: torch.dtype, head_dim: int, grad: bool = False) -> list[str]:
+    """Return the fast dense kernels that can run here (the naive reference and torch's own choice left out). grad: those that
+    have a backward pass."""
     named = [k for k in KERNELS if k not in ("sdpa", "sdpa_math", "reference")]
-    runnable = [k for k in named if _runs(k, device, dtype, head_dim) is None]
+    runnable = [k for k in named if _runs(k, device, dtype, head_dim, grad) is None]
     return runnable or ["sdpa"]
 
 
@@ -60,17 +69,18 @@ def _works(library: str, device: torch.device, dtype: torch.dtype, head_dim: int
     return call_problem(library, device, dtype, head_dim) if reason is None and library == AUTO else reason
 
 
-def resolve_dense(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
+def resolve_dense(kernel: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, grad: bool = False) -> str:
     """Return the name of the kernel that will run: "auto" takes fa3 where it is installed and works, else torch's choice
-    ("sdpa"); `broken_dense` says where it doesn't.
+    ("sdpa"); `broken_dense` says where it doesn't. grad: an input requires a gradient, which not every package of fa3 has.
 
     Raises ValueError where the name is unknown, or says why the kernel can't run.
     """
     if kernel == "auto":
-        return AUTO if _works(AUTO, device, dtype, head_dim) is None else "sdpa"
+        works = _works(AUTO, device, dtype, head_dim) is None and not (grad and gradient_problem(AUTO))
+        return AUTO if works else "sdpa"
     if kernel not in KERNELS:
         raise ValueError(f"dense kernel {kernel} is not known; choose one of: auto, {', '.join(KERNELS)}")
-    reason = _runs(kernel, device, dtype, head_dim)
+    reason = _runs(kernel, device, dtype, head_dim, grad)
     if reason is not None:
         raise ValueError(f"dense kernel {kernel} can't run here: {reason}")
     return kernel
@@ -85,7 +95,8 @@ def dense_attention(
     `key_mask` bool [B, K]: False where there is no key (padding); only for the sdpa kernels torch has a mask for, and the
     reference. Raises ValueError where the kernel can't run.
     """
-    name = resolve_dense(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1])
+    grad = needs_gradient(q, k, v)
+    name = resolve_dense(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1], grad=grad)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if name == "reference":
         return dense_reference(q, k, v, scale=scale, key_mask=key_mask)
@@ -103,7 +114,8 @@ def dense_attention_and_lse(
 
     The second is None where the kernel that runs does not return one: only libraries do. Raises as `dense_attention`.
     """
-    name = resolve_dense(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1])
+    grad = needs_gradient(q, k, v)
+    name = resolve_dense(kernel, device=q.device, dtype=q.dtype, head_dim=q.shape[-1], grad=grad)
     if name not in LIBRARIES:
         return dense_attention(q, k, v, scale=scale, kernel=name), None
     return _by_library(name, q, k, v, q.shape[-1] ** -0.5 if scale is None else scale, with_lse=True)

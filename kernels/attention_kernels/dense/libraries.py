@@ -13,6 +13,9 @@ from attention_kernels.optional import Unusable, broken, is_broken, load
 LIBRARIES = {"fa3": ("flash_attn_interface", "fa3_fwd_interface"), "fa4": ("flash_attn.cute",)}
 """Modules that may hold `flash_attn_func`, first found wins."""
 
+FORWARD_ONLY = ("fa3_fwd_interface",)
+"""Modules of packages that were built without a backward pass: what they return has no gradient."""
+
 LIBRARY_GPUS = {"fa3": (9,), "fa4": (9, 10)}
 """Major compute capabilities a library runs on: Hopper is 9, the Blackwell of data centres 10."""
 
@@ -55,6 +58,7 @@ def find_library(name: str) -> LibraryFunction | None:
             # some releases return a tuple in any case
             return (out[0], out[1] if with_lse else None) if isinstance(out, tuple) else (out, None)
 
+        _modules[name] = module
         return run
     _problems[name] = next(filter(is_broken, problems), problems[0])
     return None
@@ -62,6 +66,17 @@ def find_library(name: str) -> LibraryFunction | None:
 
 _problems: dict[str, str] = {}
 """Why `find_library` found none, by library."""
+
+
+_modules: dict[str, str] = {}
+"""The module whose function `find_library` returns, by library."""
+
+
+def gradient_problem(name: str) -> str | None:
+    """Return why a library, which is there, has no gradient; None where it has one."""
+    find_library(name)
+    module = _modules.get(name)
+    return f"its package {module.partition('_interface')[0]} has no backward pass" if module in FORWARD_ONLY else None
 
 
 def library_problem(name: str) -> str | None:

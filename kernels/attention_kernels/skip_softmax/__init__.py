@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attention_kernels.backends import KERNELS, triton_problem
+from attention_kernels.backends import KERNELS, check_no_gradient, triton_problem
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_sparse import check_shapes
 from attention_kernels.skip_softmax.reference import skip_softmax_reference
@@ -67,5 +67,6 @@ def skip_softmax_attention(
     if name == "triton":
         from attention_kernels.skip_softmax.triton_kernel import skip_softmax_triton  # imported late: needs triton
 
+        check_no_gradient(name, q, k, v)
         return skip_softmax_triton(q, k, v, rule, scale=scale)
     return skip_softmax_reference(q, k, v, rule, scale=scale)

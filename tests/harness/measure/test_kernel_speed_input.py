@@ -24,7 +24,8 @@ from tests.harness.settings import composed, with_options
         ({"selections": ["none"]}, "job.selections: none is not known; choose from: block_topk, "),
         ({"selections": ["blasst"]}, "job.selections: blasst is not known; choose from: block_topk, "),  # it selects nothing
         ({"indices": ["blasst"]}, "job.indices: blasst is not known"),
-        ({"phase": "train"}, "job.phase: train is not known; choose from: prefill, decode"),
+        ({"phase": "train"}, "job.phase: train is not known; choose from: prefill, decode, training"),
+        ({"phase": "training", "kernels": ["fast"]}, "job.kernels: fast is not known; choose from: reference, sdpa, triton"),
         (
             {"phase": "decode", "kernels": ["reference"], "indices": ["seer"]},
             "job.indices: seer is not known; choose from: uniform, uniform_shared",
