@@ -127,9 +127,10 @@ def shown_rows(rows: Sequence[KernelRow]) -> list[KernelRow]:
 
 def draw_lines(axes: Axes, lines: Sequence[Line], inches: tuple[float, float], *, best: Callable[[float], float]) -> list[str]:
     """Draw lines in a panel so many inches wide and high, whose scales are set, their names in a column right of all points. Of
-    too many, those are pale whose last values are not among the smallest by `best`; return their names."""
+    too many, those are pale whose last values are not among the smallest by `best`, but for the fastest dense kernel; return
+    their names."""
     lines = [line for line in lines if line.points]
-    named = best_few(lines, lambda line: (-line.points[-1][0], best(line.points[-1][1])))
+    named = best_few(lines, lambda line: (line.look.colour != INK, -line.points[-1][0], best(line.points[-1][1])))
     pale = [line for line in lines if line not in named]
     for line in pale:
         axes.plot(*zip(*line.points, strict=True), color=PALE, linewidth=1.1, zorder=1.5)
