@@ -50,6 +50,7 @@ def test_one_length(tmp_path: Path) -> None:
     assert ROWS.encode() in paths[0].read_bytes()[:HEAD], "the report knows it again when it is gone"
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_several_lengths(tmp_path: Path) -> None:
     names = {p.name for p in write_figures(study([4096, 8192]), tmp_path)}
     assert names == {"pareto.png", "pareto_4096.png", "pareto_8192.png", "lengths.png"}
@@ -171,6 +172,7 @@ def test_names_never_overlap(positions: list[float]) -> None:
     assert placed[0] >= -1e-9 and placed[-1] <= 100 + 1e-9
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_block_sizes_at_one_sparsity_get_their_own_picture(tmp_path: Path) -> None:
     rows = [row("full", 0.0, 4096, 0.95)]
     rows += [row(m, 0.9, 4096, 0.9 - b / 400, block_size=b) for m in ("a", "b") for b in (16, 64, 128)]
@@ -183,6 +185,7 @@ def test_block_sizes_at_one_sparsity_get_their_own_picture(tmp_path: Path) -> No
     assert list(dense.get_xdata()) == [16, 64, 128]
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_block_sizes_at_two_sparsities_keep_the_pareto_picture(tmp_path: Path) -> None:
     rows = [row("full", 0.0, 4096, 0.95)]
     rows += [row("a", s, 4096, 0.9 - s / 4, block_size=b) for s in (0.5, 0.9) for b in (16, 64)]
@@ -227,6 +230,7 @@ def test_many_methods_have_a_legend_with_every_line_and_ringed_point() -> None:
     assert one.get_fillstyle() != other.get_fillstyle(), "a line of one point shows no dash"
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_study_of_decoding_is_drawn_by_density_at_decode(tmp_path: Path) -> None:
     rows = [row("full", 0.0, 4096, 0.95)]
     rows += [decoded(name, budget, 0.9) for name in ("net", "rod") for budget in (256, 1024)]
@@ -238,6 +242,7 @@ def test_a_study_of_decoding_is_drawn_by_density_at_decode(tmp_path: Path) -> No
     assert picture_rows.note(rows, "cpu").split("\n")[1].startswith("Dense prefill, sparse decode.")
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_dense_attention_alone_is_drawn_by_task(tmp_path: Path) -> None:
     """A panel per model, a column per length and data, an average over fewer tasks is named; sparse rows end it."""
     rows = []
@@ -256,6 +261,7 @@ def test_dense_attention_alone_is_drawn_by_task(tmp_path: Path) -> None:
     assert dense_by_task.write([*rows, row("a", 0.5, 2048, 0.4, task="vt")], tmp_path) == []
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_methods_at_one_sparsity_are_drawn_by_task(tmp_path: Path) -> None:
     """Dense first, the others by their average, a gated number in brackets; a second sparsity ends it."""
     rows = []
