@@ -106,6 +106,10 @@ def setting_names(group: str, choice: str) -> list[str]:
 
 @lru_cache(maxsize=128)
 def about_of(group: str, choice: str) -> Any:
-    """Return the facts of a choice that its file holds (`ABOUT`), {} where it holds none. Not to be changed."""
+    """Return the facts of a choice that its file holds (`ABOUT`), {} where it holds none. Not to be changed. Raises UserError
+    where they have no names."""
     content: Any = OmegaConf.to_container(OmegaConf.load(conf_file(group, choice)))
-    return (content or {}).get(ABOUT) or {}
+    about = (content or {}).get(ABOUT) or {}
+    if not isinstance(about, dict):
+        raise UserError(f"{conf_file(group, choice)}: {ABOUT}={about}: it holds facts by their names, such as bound: true")
+    return about

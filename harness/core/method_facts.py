@@ -23,8 +23,8 @@ class MethodFacts:
     given, rows hold what was made of it. recorded_as: by knob, words that rows hold in place of what was asked for, with that.
     bare: knobs whose words say enough without the knob's name. full_rows: of a method that may keep its last query blocks in
     full (its knob `last`), the unit of `last`, "blocks" or "queries", and own_blocks: whether half of the budget pays the other
-    rows' own blocks beside them. released: knobs whose release has another value than this file, with that: rows that ran as
-    released need not name it.
+    rows' own blocks beside them. look: colour and marker of the method in every picture (`harness.report.figures.looks`).
+    released: knobs whose release has another value than this file, with that: rows that ran as released need not name it.
     """
 
     bound: bool = False
@@ -35,6 +35,7 @@ class MethodFacts:
     recorded_as: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     bare: Sequence[str] = ()
     full_rows: Mapping[str, Any] = field(default_factory=dict)
+    look: Mapping[str, str] = field(default_factory=dict)
     released: Mapping[str, Any] = field(default_factory=dict)
 
 

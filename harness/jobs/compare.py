@@ -15,6 +15,8 @@ from harness.report.figures import compare as figure
 from harness.report.terminal.comparison_table import show_pairs
 from harness.study.store import Store
 
+ALWAYS = {"line", "beside", "difference"}
+"""Columns that every table of comparisons has."""
 LONGEST_NAME = 80
 """Letters that a line has in the names of files."""
 
@@ -39,13 +41,17 @@ def write(compared: Comparisons, folder: Path) -> list[Path]:
 
 def write_again(store: Store) -> tuple[list[Path], list[Path]]:
     """Write the comparisons of a study anew from its records. Returns the paths that were written, and those of comparisons
-    that can't be made any more, as their line is gone or alone."""
+    that can't be made any more, as their line is gone or alone. Files of such names that are no comparisons are in neither."""
     written, stale = [], []
     for path in sorted(store.folder.glob("compare_*.csv")):
+        rows = read_csv(path)
+        if not rows or not set(rows[0]) >= ALWAYS:
+            continue
         try:
-            written += _again(store, read_csv(path)[0]["beside"])
-        except (UserError, LookupError):
-            stale += [path, *store.folder.glob(f"{path.stem}.png"), *store.folder.glob(f"{path.stem}_[0-9]*.png")]
+            written += _again(store, rows[0]["beside"])
+        except UserError:
+            pictures = re.compile(rf"{re.escape(path.stem)}(_\d+)?\.png")
+            stale += [path, *(picture for picture in store.folder.glob("*.png") if pictures.fullmatch(picture.name))]
     return written, [path for path in stale if path not in written]
 
 

@@ -12,6 +12,7 @@ from harness.core.mistakes import in_words, origin
 from harness.report import gate_curve, leaderboard_csv, mass_rows
 from harness.report.rows import Row
 from harness.report.significance import MARGIN
+from harness.report.stale import GATE_CURVE, KEPT_MASS, remove_named, remove_stale
 from harness.report.terminal.accuracy_table import show_rows
 from harness.study.integrity import check_study
 from harness.study.store import Store
@@ -38,19 +39,15 @@ def report_study(store: Store, console: Console, *, margin: float = MARGIN, arms
         paths.append(gate_curve.write_points(store.folder / "gate_curve.csv", points))
         paths += _drawn(console, lambda: _gate_curves(points, rows, store.folder))
     else:
-        _remove(store.folder, "gate_curve.csv", "gate_curve.png", "gate_curve_[0-9]*.png")
+        remove_named(store.folder, ["gate_curve.csv"])
+        remove_stale(store.folder, GATE_CURVE, ())
     if masses := mass_rows.mass_rows(store):
         paths.append(mass_rows.write_masses(store.folder / "kept_mass.csv", masses))
         paths += _drawn(console, lambda: _mass_figures(masses, store.folder))
     else:
-        _remove(store.folder, "kept_mass.csv", "kept_mass*.png")
+        remove_named(store.folder, ["kept_mass.csv"])
+        remove_stale(store.folder, KEPT_MASS, ())
     return paths
-
-
-def _remove(folder: Path, *patterns: str) -> None:
-    """Remove what an earlier report left of rows that are gone."""
-    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
-        path.unlink()
 
 
 def _figures(rows: Sequence[Row], folder: Path) -> list[Path]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.report.rows import Row
+from harness.report.stale import NAMES, ROWS, remove_stale
 
-PICTURES = re.compile(
-    r"((ttft(_native)?|decode_speed|pareto|accuracy|lengths|by_task|perplexity)(_\d+)?|blocks_\d+_0\.\d+(_\d+)?|tasks)(_\d+-(prompt|document)s?(-\d+)?)?\.png"
-)
-"""The names of pictures that are made of the rows of a study alone."""
+PICTURES = NAMES[ROWS]
+"""The names of pictures that are made of the rows of a study alone, in studies of one model and device."""
 
 
 def write_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -26,11 +24,10 @@ def write_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
         methods_by_task,
         pareto,
         perplexity,
-        style,
         ttft,
     )
 
     pictures = (pareto, accuracy, by_length, by_block_size, dense_by_task, methods_by_task, perplexity, ttft, decode_speed)
     paths = [path for picture in pictures for path in picture.write(rows, folder)]
-    style.remove_others(folder, PICTURES, paths)  # of when the rows allowed another: what it compares need not be comparable
+    remove_stale(folder, ROWS, paths)  # of when the rows allowed another: what it compares need not be comparable
     return paths

@@ -15,10 +15,13 @@ from harness.report.figures import heatmap, picture_rows, style
 from harness.report.lines import rows_by_line
 from harness.report.notes import left_out_note
 from harness.report.rows import Row
+from harness.report.stale import ROWS
 from harness.study.schema import Status
 
 LOW = 30.0
 """Accuracy in per cent of the darkest colour: what knows nothing of the text reaches about that."""
+NAMES = 2.4
+"""Inches of the names at the left."""
 PANEL = 2.0
 """Inches of a panel at least: its title's."""
 
@@ -32,7 +35,7 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
         if len({row.method for row in sparse}) > style.MANY and any(row.sparsity is not None for row in sparse):
             number = numbers[model, device]
             suffix = (f"_{number}" if number else "") + picture_rows.prompts_suffix(members)
-            paths.append(style.save(draw(members, model, device), folder / f"accuracy{suffix}.png"))
+            paths.append(style.save(draw(members, model, device), folder / f"accuracy{suffix}.png", mark=ROWS))
     return paths
 
 
@@ -48,11 +51,13 @@ def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
     names = sorted(lines, key=lambda name: -fmean(row.scored.accuracy for row in lines[name]))
     lengths = sorted({row.length for row in matched})
     sparsities = sorted({row.sparsity for row in matched if row.sparsity is not None})
-    panels = len(lengths) * max(PANEL, 0.45 * len(sparsities) + (1.5 if native else 0.4))
-    figure = style.new_figure(2.4 + panels, 1.7 + 0.3 * len(names))
+    panel, height = max(PANEL, 0.45 * len(sparsities) + (1.5 if native else 0.4)), 1.0 + 0.3 * len(names)
+    columns_of_panels = heatmap.columns_of(len(lengths), panel, NAMES)
+    rows_of_panels = -(-len(lengths) // columns_of_panels)
+    figure = style.new_figure(NAMES + panel * columns_of_panels, 0.9 + height * rows_of_panels)
     with matplotlib.rc_context(style.HEATMAP_RC):
         for i, length in enumerate(lengths):
-            axes = figure.add_subplot(1, len(lengths), i + 1)
+            axes = figure.add_subplot(rows_of_panels, columns_of_panels, i + 1)
             table = np.full((len(names), len(sparsities)), np.nan)
             gated = np.zeros(table.shape, dtype=bool)
             for y, name in enumerate(names):
@@ -66,7 +71,7 @@ def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
             heatmap.panel(axes, table, names, columns, label="density", beside=beside, low=LOW, gated=gated)
             reference = f", dense {dense[length].scored.percent:.0f}" if length in dense else ""
             axes.set_title(f"{style.tokens(length)} tokens{reference}", loc="left", fontweight="bold", pad=16)
-            if i:
+            if i % columns_of_panels:
                 axes.set_yticklabels([])
         style.set_title(figure, f"{model}: accuracy at matched density (%)")
         widths = [100 * (row.scored.accuracy_high - row.scored.accuracy_low) for row in matched]

@@ -10,6 +10,7 @@ from harness.report.at_request import at_request
 from harness.report.figures import picture_rows, style
 from harness.report.figures.trend import Trend, draw, has_line
 from harness.report.rows import Row
+from harness.report.stale import ROWS
 
 BLOCKS = Trend("block_size", "block size (tokens)", str)
 
@@ -32,5 +33,5 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
                 continue
             title = f"{model} at {style.tokens(length)} tokens: accuracy by block size at density {1 - sparsity:.3g}"
             name = f"blocks_{length}_{sparsity:g}{number}{picture_rows.prompts_suffix(members)}.png"
-            paths.append(style.save(draw(shown, BLOCKS, title, device), folder / name))
+            paths.append(style.save(draw(shown, BLOCKS, title, device), folder / name, mark=ROWS))
     return paths

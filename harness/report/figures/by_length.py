@@ -9,6 +9,7 @@ from harness.report.at_request import at_request
 from harness.report.figures import picture_rows, style
 from harness.report.figures.trend import Trend, draw, has_line
 from harness.report.rows import Row
+from harness.report.stale import ROWS
 
 LENGTHS = Trend("length", "length (tokens)", style.tokens)
 
@@ -29,5 +30,5 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
         number = f"_{numbers[key]}" if len(set(numbers.values())) > 1 else ""
         title = f"{key[0]}: accuracy by length at density {1 - sparsity:.3g}"
         name = f"lengths{number}{picture_rows.prompts_suffix(members)}.png"
-        paths.append(style.save(draw(shown, LENGTHS, title, key[1]), folder / name))
+        paths.append(style.save(draw(shown, LENGTHS, title, key[1]), folder / name, mark=ROWS))
     return paths

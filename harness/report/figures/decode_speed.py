@@ -6,7 +6,6 @@ after a method of prefill, whatever density it reached: the legend says which.
 
 from __future__ import annotations
 
-import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,17 +16,19 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from harness.report.figures import style
+from harness.report.figures.few import MOST, best_few
+from harness.report.figures.looks import DENSE_DASH, INK, LineLook, is_bound, line_looks
+from harness.report.figures.signs import PALE, draw_bars, draw_point, pale_note
 from harness.report.lines import rows_by_line
 from harness.report.rows import DecodeSpeed, Row
+from harness.report.stale import ROWS
 from harness.study.columns import AVERAGE
+from harness.study.schema import Status
 
 BATCHES = 4
 """Batches of a picture at most: the smallest, and the largest of the others."""
-NAME = 34
-"""Letters in a line of the legend."""
 HOW = {"graph": "replayed as CUDA graphs", "events": "step by step, as Python launches them"}
 """How steps were timed, by the word of the records."""
 
@@ -52,7 +53,7 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
         sets[point.row.model, point.row.device, point.speed.timing].append(point)
     with_methods = {key: points for key, points in sets.items() if any(point.row.decode.method for point in points)}
     return [
-        style.save(draw(points, key), folder / f"decode_speed{f'_{number}' if number else ''}.png")
+        style.save(draw(points, key), folder / f"decode_speed{f'_{number}' if number else ''}.png", mark=ROWS)
         for number, (key, points) in enumerate(sorted(with_methods.items()))
     ]
 
@@ -64,36 +65,49 @@ def timed_points(rows: Iterable[Row]) -> list[Point]:
 
 
 def draw(points: Sequence[Point], key: Set) -> Figure:
-    """Return the figure of the points of one model, device and way of timing."""
+    """Return the figure of the points of one model, device and way of timing. Of too many lines the fastest ones are in
+    colour."""
     model, device, timing = key
     batches = sorted({point.batch for point in points})
     batches = [batches[0], *batches[1:][-(BATCHES - 1) :]]
     lines = _lines([point for point in points if point.row.decode.method is not None])
-    looks = style.looks_of(lines)
-    figure = style.new_figure(2.6 * len(batches) + 4.4, 6.4)
+    coloured = best_few(lines, lambda name: -max(point.speed.speedup for point in lines[name]), MOST - 1)
+    methods = {name: str(lines[name][0].row.decode.method) for name in sorted(coloured)}
+    looks = line_looks(methods, bounds=[name for name, method in methods.items() if is_bound(method)])
     with matplotlib.rc_context(style.RC):
-        panels = figure.subplots(2, len(batches), sharex=True, sharey="row", squeeze=False)
-        for column, batch in enumerate(batches):
-            above, below = panels[0][column], panels[1][column]
-            _draw_dense(above, [point for point in points if point.batch == batch])
-            below.axhline(1.0, color=style.INK, linewidth=1.2, linestyle=style.DENSE_DASH, zorder=2)
+        handles = [Line2D([], [], color=INK, linestyle=DENSE_DASH, label="dense attention")]
+        handles += [_handle(name, lines[name], looks[name]) for name in coloured]
+        width = min(style.WIDEST_PAGE, 2.6 * len(batches) + 1.8)
+        legend = style.legend_height([str(handle.get_label()) for handle in handles], width)
+        figure = style.new_figure(width, 6.6 + legend)
+        above, below = figure.subplots(2, len(batches), sharex=True, sharey="row", squeeze=False)
+        lengths = sorted({point.row.length for point in points})
+        for upper, lower, batch in zip(above, below, batches, strict=True):
+            _draw_dense(upper, [point for point in points if point.batch == batch])
+            lower.axhline(1.0, color=INK, linewidth=1.2, linestyle=DENSE_DASH, zorder=2)
             for name, line in lines.items():
                 members = [point for point in line if point.batch == batch]
-                _draw_line(above, members, [point.speed.tokens_s for point in members], looks[name])
-                _draw_line(below, members, [point.speed.speedup for point in members], looks[name])
-            above.set_title(f"{batch} sequence{'s' if batch > 1 else ''}")
-            below.set_xlabel("length (tokens)")
-        _finish(panels[0][0], panels[1][0], sorted({point.row.length for point in points}))
-        handles = [Line2D([], [], color=style.INK, linestyle=style.DENSE_DASH, label="dense attention")]
-        handles += [_handle(name, line, looks[name]) for name, line in lines.items()]
-        figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, labelspacing=0.7)
-        style.set_title(figure, f"{model}: decoding speed", beside=style.NAME_LETTER * NAME)
+                look = looks[name] if name in coloured else None
+                _draw_line(upper, members, [point.speed.tokens_s for point in members], look, bars=True)
+                _draw_line(lower, members, [point.speed.speedup for point in members], look)
+            upper.set_title(f"{batch} sequence{'s' if batch > 1 else ''}", loc="left", fontweight="bold")
+            lower.set_xlabel(f"length (tokens), {style.LOG}")
+        style.length_axis(below[0], lengths)
+        above[0].set_yscale("log")
+        style.log_axis(above[0].yaxis)
+        above[0].set_ylabel(f"tokens a second, {style.LOG}")
+        below[0].set_ylabel("times as fast as dense")
+        below[0].set_ylim(bottom=0)
+        style.set_title(figure, f"{model}: decoding speed")
         style.set_small_print(
             figure,
-            "Above: tokens a second of all sequences of a batch together, the whole model; dense attention is the median over "
-            "the arms of a length, its band from the lowest to the highest. Below: ratios to dense attention after the same "
-            f"prefill, within rounds. Densities are measured at these steps. Timed {HOW.get(timing, timing)}, on {device}.",
+            pale_note(set(lines) - set(coloured), "speed-up")
+            + "Above: tokens a second of all sequences of a batch together, the whole model, bars from the 10th to the 90th "
+            "percentile, within their points where none is seen; dense attention is the median over the arms of a length, its "
+            "band from the lowest to the highest. Below: ratios to dense attention after the same prefill, within rounds, "
+            f"without bars. Densities are measured at these steps. Timed {HOW.get(timing, timing)}, on {device}.",
         )
+        style.add_legend(figure, handles)
     return figure
 
 
@@ -118,13 +132,12 @@ def _with_decoding(name: str, rows: Sequence[Row]) -> str:
     return name if method in name.partition(" (")[2] else f"{name}, {method}"
 
 
-def _handle(name: str, line: Sequence[Point], look: style.Look) -> Line2D:
+def _handle(name: str, line: Sequence[Point], look: LineLook) -> Line2D:
     """Return the entry of a line in the legend, with the densities that it reached."""
     densities = [point.row.decode_density for point in line if point.row.decode_density is not None]
     ends = dict.fromkeys(f"{end(densities):.3f}" for end in (min, max)) if densities else {}
     text = f"{name}: density {'–'.join(ends)}" if ends else name
-    colour, marker = look
-    return Line2D([], [], color=colour, marker=marker, markersize=5.5, linewidth=1.6, label=textwrap.fill(text, NAME))
+    return Line2D([], [], color=look.colour, marker=look.marker, markersize=5.5, linewidth=1.6, linestyle=look.dash, label=text)
 
 
 def _draw_dense(axes: Axes, points: Sequence[Point]) -> None:
@@ -134,27 +147,18 @@ def _draw_dense(axes: Axes, points: Sequence[Point]) -> None:
         by_length[point.row.length].append(point.speed.dense_tokens_s)
     lengths = sorted(by_length)
     low, middle, high = ([of(by_length[length]) for length in lengths] for of in (min, median, max))
-    axes.fill_between(lengths, low, high, color=style.INK, alpha=0.12, linewidth=0)
-    axes.plot(lengths, middle, color=style.INK, linewidth=1.5, linestyle=style.DENSE_DASH, marker="_", zorder=2)
+    axes.fill_between(lengths, low, high, color=INK, alpha=0.12, linewidth=0)
+    axes.plot(lengths, middle, color=INK, linewidth=1.5, linestyle=DENSE_DASH, marker="_", zorder=2)
 
 
-def _draw_line(axes: Axes, points: Sequence[Point], ys: Sequence[float], look: style.Look) -> None:
-    """Draw the line of a method."""
-    colour, marker = look
+def _draw_line(axes: Axes, points: Sequence[Point], ys: Sequence[float], look: LineLook | None, *, bars: bool = False) -> None:
+    """Draw the line of a method, a pale one without a look; bars: with the spread of its rounds."""
     lengths = [point.row.length for point in points]
-    axes.plot(lengths, ys, color=colour, marker=marker, markersize=5.5, linewidth=1.6, zorder=3)
-
-
-def _finish(above: Axes, below: Axes, lengths: Sequence[int]) -> None:
-    """Set the axes that the panels of a row share."""
-    above.set_yscale("log")
-    above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    above.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    above.yaxis.set_minor_formatter(NullFormatter())
-    above.set_ylabel("tokens a second")
-    below.set_ylabel("times faster than dense decoding")
-    below.set_ylim(bottom=0)
-    below.set_xscale("log", base=2)
-    below.set_xticks(lengths, [style.tokens(length) for length in lengths])
-    below.xaxis.set_minor_formatter(NullFormatter())
-    below.xaxis.set_tick_params(which="minor", length=0)
+    if look is None:
+        axes.plot(lengths, ys, color=PALE, linewidth=1.1, zorder=1.5)
+        return
+    axes.plot(lengths, ys, color=look.colour, linewidth=1.6, linestyle=look.dash, zorder=3)
+    for point, y in zip(points, ys, strict=True):
+        draw_point(axes, (point.row.length, y), look, crossed=point.row.status == Status.GATED)
+        if bars:
+            draw_bars(axes, [(point.row.length, y)], [(point.speed.low, point.speed.high)], look.colour)

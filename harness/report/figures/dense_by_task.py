@@ -14,8 +14,12 @@ from harness.report.figures import heatmap, style
 from harness.report.figures.picture_rows import model_name, scored_rows
 from harness.report.notes import count_range
 from harness.report.rows import Row
+from harness.report.stale import ROWS
 from harness.study.columns import AVERAGE
 from harness.study.schema import Status
+
+NARROW, LETTER = 0.36, 0.078
+"""Inches that a column's number needs, and a letter of a panel's title."""
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -26,7 +30,7 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     columns = {(model_name(row), row.haystack, row.length) for row in scored if row.task == AVERAGE}
     if len(columns) < 2 or len({row.task for row in scored}) < 3:
         return []
-    return [style.save(draw(scored), folder / "tasks.png")]
+    return [style.save(draw(scored), folder / "tasks.png", mark=ROWS)]
 
 
 def draw(rows: Sequence[Row]) -> Figure:
@@ -41,7 +45,9 @@ def draw(rows: Sequence[Row]) -> Figure:
     for row in columns:
         models[model_name(row)].append(row)
     counts_differ = len({row.tasks for row in columns}) > 1
-    figure = style.new_figure(2.6 + 0.62 * len(columns) + 0.5 * len(models), 1.8 + 0.28 * len(tasks))
+    around = 2.6 + 0.4 * len(models)
+    column = max(NARROW, min(0.62, (style.WIDEST_PAGE - around) / len(columns)))
+    figure = style.new_figure(around + column * len(columns), 1.8 + 0.28 * len(tasks))
     with matplotlib.rc_context(style.HEATMAP_RC):
         grid = figure.add_gridspec(1, len(models), width_ratios=[len(members) for members in models.values()])
         for i, (model, members) in enumerate(models.items()):
@@ -53,7 +59,7 @@ def draw(rows: Sequence[Row]) -> Figure:
                     table[tasks.index(row.task), groups.index(row.group)] = row.scored.percent
             heatmap.panel(axes, table, tasks, [_label(row, with_count=counts_differ) for row in members], label="tokens")
             axes.axhline(len(tasks) - 1.5, color="white", linewidth=2)
-            axes.set_title(_wrapped(model, 9 * len(groups)), loc="left", fontsize=9, fontweight="bold")
+            axes.set_title(_wrapped(model, int(column * len(groups) / LETTER)), loc="left", fontsize=9, fontweight="bold")
             if i:
                 axes.set_yticklabels([])
         style.set_title(figure, "Dense attention: accuracy by task (%)")

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.ticker import MaxNLocator
 
 from harness.report.figures import heatmap, style
-from harness.report.figures.style import PALETTE
+from harness.report.figures.looks import SERIES, series_looks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,16 +21,17 @@ SMOOTHED = 12
 def draw_gate_curves(steps: pd.DataFrame, recall: pd.DataFrame, title: str, path: Path) -> Path:
     """Draw the tables of ``job=distill`` (columns of distill.Step and gate_report.Recall) to `path`."""
     with matplotlib.rc_context(style.RC):
-        figure = style.new_figure(11, 3.6)
+        figure = style.new_figure(style.WIDEST_PAGE, 3.6)
         left, middle, right = figure.subplots(1, 3)
-        left.plot(steps["step"], steps["loss"].rolling(SMOOTHED, min_periods=1).mean(), color=PALETTE[0])
+        left.plot(steps["step"], steps["loss"].rolling(SMOOTHED, min_periods=1).mean(), color=SERIES[0].colour)
         left.set(xlabel="step", ylabel="KL to the true map (nats)", title="Loss")
-        middle.plot(steps["step"], 100 * steps["recall"].rolling(SMOOTHED, min_periods=1).mean(), color=PALETTE[1])
+        middle.plot(steps["step"], 100 * steps["recall"].rolling(SMOOTHED, min_periods=1).mean(), color=SERIES[1].colour)
         middle.set(xlabel="step", ylabel="recall at density 0.1 (%)", title="Blocks found", ylim=(0, 101))
         if len(recall):
             mean = recall.groupby(["density", "layer"])["kept_ratio"].mean().unstack("density")
-            for n, density in enumerate(sorted(mean.columns, reverse=True)):
-                right.plot(mean.index, 100 * mean[density], "o-", color=PALETTE[n % len(PALETTE)], label=f"density {density:g}")
+            looks = series_looks(f"density {density:g}" for density in sorted(mean.columns, reverse=True))
+            for density, (label, look) in zip(sorted(mean.columns, reverse=True), looks.items(), strict=True):
+                right.plot(mean.index, 100 * mean[density], f"{look.marker}-", color=look.colour, label=label)
             right.legend(frameon=False, fontsize=8)
         right.set(xlabel="layer", ylabel="kept mass ÷ oracle's (%)", title="Attention kept, held-out text")
         for axes in (left, middle, right):

@@ -8,9 +8,16 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from harness.report.figures import style
+from harness.report.figures.looks import GREY
 
 WRITTEN = 16
 """Columns at most whose cells have their numbers written into them."""
+
+
+def columns_of(panels: int, width: float, names: float) -> int:
+    """Return how many panels stand beside each other in a column of text: `width` inches each, after `names` inches for the
+    names of their rows."""
+    return max(1, min(panels, int((style.WIDEST_PAGE + 0.5 - names) / width)))
 
 
 def panel(
@@ -39,7 +46,7 @@ def panel(
     end = len(columns) - 0.5
     for i, (heading, texts) in enumerate(beside):
         x = end + 0.65 + 1.1 * i
-        axes.text(x, -0.75, heading, ha="center", fontsize=7.5, color=style.GREY)
+        axes.text(x, -0.75, heading, ha="center", fontsize=7.5, color=GREY)
         for y, text in enumerate(texts):
             axes.text(x, y, text, ha="center", va="center", fontsize=8.5, fontweight="normal" if i else "bold")
     axes.set_xlim(-0.5, end + 1.1 * len(beside) + 0.1)

@@ -19,14 +19,13 @@ from harness.report.lines import rows_by_line
 from harness.report.mass_rows import MassRow
 from harness.report.notes import left_out_note, off_density
 from harness.report.rows import Row
+from harness.report.stale import KEPT_MASS, remove_stale
 
+NAMES = 2.2
+"""Inches of the names at the left."""
 QUERY_BLOCKS = 16
 """Query blocks of a prompt that masses are measured on, at most: `attention_kernels.kept_mass.ROWS`, which takes torch to
 import."""
-
-
-PICTURES = re.compile(r"kept_mass(_native)?(_\d+)?(_\d+-prompts?(-\d+)?)?\.png")
-"""The names of these pictures."""
 
 
 def write(rows: Sequence[MassRow], folder: Path) -> list[Path]:
@@ -50,8 +49,8 @@ def write(rows: Sequence[MassRow], folder: Path) -> list[Path]:
             if shown := [mass for mass in at_sparsity if not off_density(mass.row)]:
                 left_out = [mass.row for mass in at_sparsity if off_density(mass.row)]
                 figure = draw(shown, f"{model}: attention mass kept {at}{f', {prompts}' if prompts else ''}", device, left_out)
-                paths.append(style.save(figure, folder / f"{name}{suffix}.png"))
-    style.remove_others(folder, PICTURES, paths)
+                paths.append(style.save(figure, folder / f"{name}{suffix}.png", mark=KEPT_MASS))
+    remove_stale(folder, KEPT_MASS, paths)
     return paths
 
 
@@ -80,14 +79,17 @@ def draw(rows: Sequence[MassRow], title: str, device: str, left_out: Sequence[Ro
     names = sorted(lines, key=means.__getitem__, reverse=True)
     lengths = sorted({mass.row.length for mass in rows})
     layers = sorted({layer.layer for mass in rows for layer in mass.layers})
-    figure = style.new_figure(2.2 + len(lengths) * (1.3 + 0.34 * min(len(layers), 20)), 1.7 + 0.3 * len(names))
+    panel, height = 1.3 + 0.34 * min(len(layers), 20), 0.9 + 0.3 * len(names)
+    columns = heatmap.columns_of(len(lengths), panel, NAMES)
+    rows_of_panels = -(-len(lengths) // columns)
+    figure = style.new_figure(NAMES + columns * panel, 0.8 + height * rows_of_panels)
     with matplotlib.rc_context(style.HEATMAP_RC):
         for i, length in enumerate(lengths):
-            axes = figure.add_subplot(1, len(lengths), i + 1)
+            axes = figure.add_subplot(rows_of_panels, columns, i + 1)
             at_length = {name: next((m for m in lines[name] if m.row.length == length), None) for name in names}
             _draw_panel(axes, at_length, layers)
             axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
-            if i:
+            if i % columns:
                 axes.set_yticklabels([])
         style.set_title(figure, title)
         fewest, most = min(mass.prompts for mass in rows), max(mass.prompts for mass in rows)

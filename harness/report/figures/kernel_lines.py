@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 
 from harness.measure.kernel_speed.cases import FULL, UNIFORM
-from harness.report.figures import style
+from harness.report.figures import labels
+from harness.report.figures.few import best_few
+from harness.report.figures.looks import DASHES, DENSE_DASH, INK, SOLID, Dash, LineLook, Look, series_looks
+from harness.report.figures.signs import PALE, draw_bars
 from harness.report.kernel_rows import KernelRow
 
 NAMES = {
@@ -23,8 +24,14 @@ NAMES = {
     "sdpa_efficient": "memory-efficient",
 }
 """Dense kernels as their authors call them."""
+SPARSE_KERNELS = ("triton", "hopper", "flash4", "flash4_merged", "flex", "sdpa", "reference")
+"""Sparse kernels, which have their looks in this order, the same in every picture."""
 SLOWER_GREY = "#8f8f8f"
 """Dense kernels that are not the fastest."""
+STROKES: tuple[Dash, ...] = (DENSE_DASH, (0, (9, 3)), (0, (2.5, 2.5)), (0, (14, 3)))
+"""Dashes of dense kernels."""
+SHARED_DASH = DASHES[1]
+"""The dash of kernels whose query heads share an index."""
 
 Value = Callable[[KernelRow], float | None]
 """A row's place on an axis."""
@@ -35,10 +42,11 @@ kind of index."""
 
 @dataclass(frozen=True)
 class Scales:
-    """What is on the axes: the places of a row, None for one that has none there."""
+    """What is on the axes: the places of a row, None for one that has none there, and the ends of its bar on the y axis."""
 
     x: Value
     y: Value
+    ends: Callable[[KernelRow], tuple[float, float] | None] = lambda row: None
 
     def point(self, row: KernelRow) -> tuple[float, float]:
         """Return the place of a row. Raises ValueError where it has none."""
@@ -50,13 +58,12 @@ class Scales:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a panel: its name, colour, dash, marker and points."""
+    """One line of a panel: its name, look and points, from left to right, with the ends of their bars."""
 
     name: str
-    colour: str
-    dash: style.Dash
-    marker: str
+    look: LineLook
     points: list[tuple[float, float]]
+    bars: list[tuple[float, float] | None]
 
     @property
     def label(self) -> str:
@@ -65,30 +72,43 @@ class Line:
         return f"{self.name}  {last:.0f}" if last >= 100 else f"{self.name}  {last:#.3g}"
 
 
-def lines_of(
-    rows: Sequence[KernelRow], looks: Mapping[str, style.Look], scales: Scales, *, name_blocks: bool = False
-) -> Iterator[Line]:
-    """Yield the lines of one panel: dense kernels in grey, the one that is fastest at the end in black; each sparse kernel in
-    its colour, dotted where heads share an index. name_blocks: names say the block size, where several are in the panel."""
+def kernel_looks(names: Iterable[str]) -> dict[str, Look]:
+    """Return colour and marker of every sparse kernel, the same in all pictures."""
+    kernels = set(names)
+    looks = series_looks([*SPARSE_KERNELS, *sorted(kernels - set(SPARSE_KERNELS))])
+    return {name: looks[name] for name in kernels}
+
+
+def lines_of(rows: Sequence[KernelRow], scales: Scales, *, name_blocks: bool = False) -> Iterator[Line]:
+    """Yield the lines of one panel: dense kernels dashed and grey, the one that is fastest at the end black; each sparse kernel
+    in its colour, with dots in its dash where heads share an index. name_blocks: names say the block size, where several are
+    in the panel."""
     yield from _dense_lines([row for row in rows if row.op == FULL], scales)
     groups = by_group(row for row in rows if row.op != FULL)
+    looks = kernel_looks(kernel for kernel, _, _ in groups)
     several = len({block for _, _, block in groups}) > 1
     for (kernel, shared, block), members in sorted(groups.items()):
         name = f"{kernel}{f' {block}' if name_blocks and several else ''}{', shared' if shared else ''}"
-        colour, marker = looks[kernel]
-        yield Line(name, colour, style.DASHES[2 if shared else 0], marker, _points(shown_rows(members), scales))
+        look = LineLook(*looks[kernel], SHARED_DASH if shared else SOLID)
+        yield _line(name, look, shown_rows(members), scales)
+
+
+def _line(name: str, look: LineLook, rows: Sequence[KernelRow], scales: Scales) -> Line:
+    ordered = sorted(rows, key=scales.point)
+    return Line(name, look, [scales.point(row) for row in ordered], [scales.ends(row) for row in ordered])
 
 
 def _dense_lines(rows: Sequence[KernelRow], scales: Scales) -> Iterator[Line]:
     by_kernel: dict[str, list[KernelRow]] = defaultdict(list)
     for row in rows:
         by_kernel[row.kernel].append(row)
-    points = {kernel: _points(members, scales) for kernel, members in sorted(by_kernel.items())}
-    fastest = min(points, key=lambda kernel: (-points[kernel][-1][0], points[kernel][-1][1]), default=None)
-    for number, kernel in enumerate(points):
-        colour = style.INK if kernel == fastest else SLOWER_GREY
-        dash = style.DASHES[0] if kernel == fastest else style.DASHES[1 + number % 3]
-        yield Line(NAMES.get(kernel, kernel), colour, dash, "o", points[kernel])
+    lines = [
+        _line(NAMES.get(kernel, kernel), LineLook(SLOWER_GREY, "o", STROKES[number % len(STROKES)]), members, scales)
+        for number, (kernel, members) in enumerate(sorted(by_kernel.items()), 1)
+    ]
+    fastest = min(lines, key=lambda line: (-line.points[-1][0], line.points[-1][1]), default=None)
+    for line in lines:
+        yield replace(line, look=LineLook(INK, "o", DENSE_DASH)) if line is fastest else line
 
 
 def by_group(rows: Iterator[KernelRow] | Sequence[KernelRow]) -> dict[Group, list[KernelRow]]:
@@ -105,48 +125,22 @@ def shown_rows(rows: Sequence[KernelRow]) -> list[KernelRow]:
     return [row for row in rows if row.method == kinds[0]]
 
 
-def _points(rows: Sequence[KernelRow], scales: Scales) -> list[tuple[float, float]]:
-    return sorted(scales.point(row) for row in rows)
-
-
-def draw_lines(axes: Axes, lines: Sequence[Line], inches: float, *, log: bool) -> None:
-    """Draw lines in a panel `inches` wide, their names in a column right of all points, each led to the end of its line. log:
-    both axes are logarithmic."""
+def draw_lines(axes: Axes, lines: Sequence[Line], inches: tuple[float, float], *, best: Callable[[float], float]) -> list[str]:
+    """Draw lines in a panel so many inches wide and high, whose scales are set, their names in a column right of all points. Of
+    too many, those are pale whose last values are not among the smallest by `best`, but for the fastest dense kernel; return
+    their names."""
     lines = [line for line in lines if line.points]
-    for line in lines:
+    named = best_few(lines, lambda line: (line.look.colour != INK, -line.points[-1][0], best(line.points[-1][1])))
+    pale = [line for line in lines if line not in named]
+    for line in pale:
+        axes.plot(*zip(*line.points, strict=True), color=PALE, linewidth=1.1, zorder=1.5)
+    for line in named:
+        look = line.look
+        draw_bars(axes, line.points, line.bars, look.colour)
         xs, ys = zip(*line.points, strict=True)
-        axes.plot(xs, ys, color=line.colour, linestyle=line.dash, linewidth=1.7, marker=line.marker, markersize=4.5, zorder=3)
-    column = _make_room(axes, lines, inches, log=log)
-    bottom, top = axes.get_ylim()
-    to_linear, from_linear = (math.log10, lambda v: 10**v) if log else (float, float)
-    low, high = to_linear(bottom), to_linear(top)
-    gap = (high - low) * 0.05
-    heights = style.spread([to_linear(line.points[-1][1]) for line in lines], gap, low + gap / 2, high - gap / 2)
-    axes.set_ylim(bottom, top)
-    for line, height in zip(lines, heights, strict=True):
-        x, y = line.points[-1]
-        axes.plot([x, column], [y, from_linear(height)], color=line.colour, linewidth=0.7, alpha=0.6, zorder=2)
-        axes.text(
-            column,
-            from_linear(height),
-            f" {line.label}",
-            color=line.colour,
-            fontsize=8.5,
-            fontweight="bold",
-            va="center",
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )
-
-
-def _make_room(axes: Axes, lines: Sequence[Line], inches: float, *, log: bool) -> float:
-    """Widen the x axis for the names of the lines; return where their column begins."""
-    low, high = min(x for line in lines for x, _ in line.points), max(x for line in lines for x, _ in line.points)
-    share = (0.061 * max(len(line.label) for line in lines) + 0.35) / inches  # of the panel, for the names
-    room = share / (1 - share)
-    if log:
-        span = math.log(max(high / low, 2.0))
-        axes.set_xlim(low / math.exp(0.04 * span), high * math.exp(room * span))
-        return high * math.exp(0.06 * span)
-    span = max(high - low, 0.05)
-    axes.set_xlim(low - 0.04 * span, high + room * span)
-    return high + 0.06 * span
+        axes.plot(xs, ys, color=look.colour, linestyle=look.dash, linewidth=1.6, marker=look.marker, markersize=4.5, zorder=3)
+    places = [x for line in lines for x, _ in line.points]
+    axes.set_ylim(axes.get_ylim())
+    ends = [labels.End(line.label, *line.points[-1], line.look.colour, line.look.marker) for line in named]
+    labels.write_names(axes, ends, inches, (min(places), max(places)))
+    return [line.name for line in pale]

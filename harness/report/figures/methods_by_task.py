@@ -15,8 +15,12 @@ from harness.report.figures.picture_rows import scored_rows, with_tasks
 from harness.report.lines import rows_by_line
 from harness.report.notes import count_range, request_note
 from harness.report.rows import Row
+from harness.report.stale import ROWS
 from harness.study.columns import AVERAGE
 from harness.study.schema import Status
+
+NAMES, NARROW = 3.4, 0.36
+"""Inches of what stands around the columns, and that a column's number needs."""
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -31,7 +35,7 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
         if len(places) != 1 or len(tasks) < 3 or len(rows_by_line(sparse)) < 2:
             continue
         suffix = f"_{len(paths)}" if paths else ""
-        paths.append(style.save(draw(members, model, device), folder / f"by_task{suffix}.png"))
+        paths.append(style.save(draw(members, model, device), folder / f"by_task{suffix}.png", mark=ROWS))
     return paths
 
 
@@ -51,7 +55,8 @@ def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
         for row in members:
             y = tasks.index(row.task)
             table[y, x], gated[y, x] = row.scored.percent, row.status == Status.GATED
-    figure = style.new_figure(3.4 + 0.5 * len(columns), 2.6 + 0.28 * len(tasks))
+    column = max(NARROW, min(0.5, (style.WIDEST_PAGE - NAMES) / len(columns)))
+    figure = style.new_figure(NAMES + column * len(columns), 2.6 + 0.28 * len(tasks))
     with matplotlib.rc_context(style.HEATMAP_RC):
         axes = figure.add_subplot()
         heatmap.panel(axes, table, tasks, list(columns), label="", gated=gated)
@@ -62,7 +67,7 @@ def draw(rows: Sequence[Row], model: str, device: str) -> Figure:
         at = "at their own defaults" if sparsity is None else f"at density {1 - sparsity:.3g}"
         style.set_title(figure, f"{model} at {style.tokens(length)} tokens, methods {at}: accuracy by task (%)")
         counts = count_range((row.samples for row in single), " to ")
-        brackets = "In brackets: held back by a sanity gate. " if gated.any() else ""
+        brackets = "In brackets: held back by a check. " if gated.any() else ""
         widest = 100 * max(row.scored.accuracy_high - row.scored.accuracy_low for row in single)
         style.set_small_print(
             figure,

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from statistics import fmean
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from harness.report.figures import picture_rows, style
+from harness.report.figures.looks import DENSE_DASH, GREY, INK, PAPER, mixed
 from harness.report.figures.pareto_axes import DECODE, DENSITY, Axis, axes_of
-from harness.report.figures.pareto_lines import LineLook, Looks, colour_name, line_looks_of, line_rows, lines_of
+from harness.report.figures.pareto_lines import ParetoLines, is_native, pareto_lines
 from harness.report.figures.pareto_panel import draw_panel
+from harness.report.figures.signs import FADED, SIZE, SMALL, pale_note, signs_note
+from harness.report.front import is_bound_row, is_usable
 from harness.report.notes import off_density
 from harness.report.rows import Row
+from harness.report.stale import ROWS
 
-COLUMNS = 3
-"""Lengths beside each other before a new pair of panel rows begins."""
-LEGEND = 0.9
-"""Inches of what stands beside the names next to the panels: line, marker and margins."""
+COLUMNS = 2
+"""Panels beside each other: more make the letters too small for a column of text."""
+PANEL = (4.9, 3.3)
+"""Inches of a panel with its labels."""
+FLAT = 2.5
+"""Inches of a panel's height where more than three are above each other."""
 LONGEST_SLUG = 60
 """Letters that a name has in the name of a file."""
-LONGEST, LONGEST_OF_SEVERAL = 26, 14
-"""Letters of a name that leave a panel room for its lines, alone or beside other panels."""
 
 Place = tuple[int, Axis]
 """The length and the cost of a panel."""
@@ -34,8 +38,8 @@ Place = tuple[int, Axis]
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `pareto.png` (all lengths) and, of several lengths, one `pareto_LENGTH.png` each; one set per model and
     device, whose names the files then carry, and one for each set of prompts beside the main one. Rows without accuracy are
-    left out; gated ones are hollow, and those off the density asked for small, hollow and off the line. A study of dense
-    attention alone, or of block sizes at one sparsity (see `by_block_size`), has no curves and gets none."""
+    left out; `harness.report.figures.signs` says how others look. A study of dense attention alone, or of block sizes at one
+    sparsity (see `by_block_size`), has no curves and gets none."""
     sets = picture_rows.by_model(rows)
     paths, suffixes = [], _suffixes(list(dict.fromkeys(map(picture_rows.main_key, sets.values()))))
     for (model, device), members in sets.items():
@@ -43,11 +47,11 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
             continue
         suffix, prompts = suffixes[picture_rows.main_key(members)], picture_rows.prompts_suffix(members)
         lengths = sorted({row.length for row in members})
-        paths.append(style.save(draw(members, lengths, model, device), folder / f"pareto{suffix}{prompts}.png"))
+        paths.append(style.save(draw(members, lengths, model, device), folder / f"pareto{suffix}{prompts}.png", mark=ROWS))
         for length in lengths if len(lengths) > 1 else []:
             single = [row for row in members if row.length == length]
             path = folder / f"pareto{suffix}_{length}{prompts}.png"
-            paths.append(style.save(draw(single, [length], model, device), path))
+            paths.append(style.save(draw(single, [length], model, device), path, mark=ROWS))
     return paths
 
 
@@ -77,74 +81,81 @@ def _slug(text: str) -> str:
 
 
 def draw(rows: Sequence[Row], lengths: Sequence[int], model: str, device: str) -> Figure:
-    """Return the figure for average rows of one model and device: for one length two panels side by side, for several a
-    panel above the other, lengths from left to right. Methods that decode sparsely after a dense prefill have one panel each:
-    the timings are of prefill."""
+    """Return the figure for average rows of one model and device: a row of panels for each length, its costs side by side, or
+    lengths side by side where there is one cost. Methods that decode sparsely after a dense prefill have one panel each: the
+    timings are of prefill."""
     kinds = axes_of(rows)
-    with_legend = _needs_legend(rows, kinds[0])
-    looks = style.looks_of(colour_name(row) for row in rows if not row.is_baseline)
-    line_looks = line_looks_of(rows, kinds[0], looks, with_native=not with_legend)
-    names = LEGEND + style.NAME_LETTER * max(map(len, [*line_looks, *looks]), default=0) if with_legend else 0.0
+    lines = pareto_lines(rows, kinds)
     grid = _grid(lengths, kinds)
-    if len(lengths) == 1:
-        figure = style.new_figure((10.5 if len(kinds) > 1 else 6.0) + (1.5 if with_legend else 0.0), 4.6)
-    else:
-        figure = style.new_figure(4.6 * min(COLUMNS, len(lengths)) + names, 3.7 * len(grid))
+    columns = max(map(len, grid))
+    width = PANEL[0] * columns if columns > 1 else style.NARROWEST
+    handles = _handles(rows, lines)
+    legend = style.legend_height([str(handle.get_label()) for handle in handles], width)
+    panel = 3.8 if len(grid) == 1 else PANEL[1] if len(grid) < 4 else FLAT
+    figure = style.new_figure(width, panel * len(grid) + legend + 0.9)
     with matplotlib.rc_context(style.RC):
-        columns = max(map(len, grid))
-        inches = (figure.get_figwidth() - (names if len(lengths) > 1 else 0.0)) / columns - 0.7
-        for i, places in enumerate(grid):
-            for j, (length, axis) in enumerate(places):
-                axes = figure.add_subplot(len(grid), columns, i * columns + j + 1)
-                draw_panel(axes, rows, length, axis, looks, line_looks, inches, named=not with_legend)
+        places = figure.add_gridspec(len(grid), columns)
+        accuracies = [end for row in rows for end in picture_rows.interval(row)]
+        for i, panels in enumerate(grid):
+            for j, (length, axis) in enumerate(panels):
+                axes = figure.add_subplot(places[i, j])
+                style.percent_axis(axes, accuracies)
+                draw_panel(axes, [row for row in rows if row.length == length], axis, lines)
+                if j:
+                    axes.set_ylabel("")
                 if len(lengths) > 1:
                     axes.set_title(f"{style.tokens(length)} tokens", loc="left", fontweight="bold")
-        style.set_title(figure, _title(rows, lengths, model), beside=names)
-        if with_legend:
-            _draw_legend(figure, rows, kinds[0], looks, line_looks)
-        native = "Ringed: at the method's own defaults. " if with_legend and any(row.sparsity is None for row in rows) else ""
-        off = "Small, hollow, off the line: not at the density asked for. " if any(map(off_density, rows)) else ""
-        style.set_small_print(figure, native + off + picture_rows.note(rows, device, bars="" if with_legend else "bars"))
+        style.set_title(figure, _title(rows, lengths, model))
+        style.set_small_print(figure, _note(rows, lines, device))
+        style.add_legend(figure, handles)
     return figure
 
 
 def _grid(lengths: Sequence[int], kinds: Sequence[Axis]) -> list[list[Place]]:
-    """Return the panels, row by row: of one length its costs side by side, of several the costs below each other."""
-    if len(lengths) == 1:
-        return [[(lengths[0], kind) for kind in kinds]]
-    grid: list[list[Place]] = []
-    for start in range(0, len(lengths), COLUMNS):
-        grid += [[(length, kind) for length in lengths[start : start + COLUMNS]] for kind in kinds]
-    return grid
+    """Return the panels, row by row: the costs of a length side by side; of one cost, lengths side by side."""
+    if len(kinds) > 1:
+        return [[(length, kind) for kind in kinds] for length in lengths]
+    return [[(length, kinds[0]) for length in lengths[start : start + COLUMNS]] for start in range(0, len(lengths), COLUMNS)]
 
 
-def _needs_legend(rows: Sequence[Row], axis: Axis) -> bool:
-    """Return whether methods or lines are too many, or their names too long, to stand at the lines."""
-    lines = lines_of(line_rows(rows, with_native=False), axis)
-    alone = len({row.length for row in rows}) == 1 and len(axes_of(rows)) == 1
-    longest = LONGEST if alone else LONGEST_OF_SEVERAL
-    methods = {row.method for row in rows if not row.is_baseline}
-    return max(len(methods), len(lines)) > style.MANY or max(map(len, lines), default=0) > longest
+def _handles(rows: Sequence[Row], lines: ParetoLines) -> list[Artist]:
+    """Return the entries of the legend, with their names: dense attention, the lines by their mean accuracy, the front."""
+    handles: list[Artist] = []
+    if dense := next((row for row in rows if row.is_baseline), None):
+        handles.append(
+            Line2D([], [], color=INK, linestyle=DENSE_DASH, linewidth=1.2, marker="o", markersize=6, label=dense.method)
+        )
+    for name in lines.told_apart:
+        look, members = lines.looks[name], lines.rows[name]
+        hollow, on_line = all(map(off_density, members)), any(not off_density(row) and not is_native(row) for row in members)
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=look.colour,
+                marker=look.marker,
+                fillstyle="full" if hollow else look.fill,
+                markerfacecolor="none" if hollow else look.colour,
+                markerfacecoloralt=mixed(look.colour, PAPER, FADED),
+                markersize=SMALL if hollow else SIZE,
+                linestyle=look.dash if on_line else "",
+                linewidth=1.7,
+                label=f"{name}, a bound" if is_bound_row(members[0]) else name,
+            )
+        )
+    if any(map(is_usable, rows)):
+        handles.append(Line2D([], [], color=GREY, alpha=0.3, linewidth=4.5, label="front"))
+    return handles
 
 
-def _draw_legend(figure: Figure, rows: Sequence[Row], axis: Axis, looks: Looks, line_looks: Mapping[str, LineLook]) -> None:
-    """Write names beside the panels where there are too many to stand at their lines, by mean accuracy."""
-    lines = lines_of(line_rows(rows, with_native=False), axis)
-    names = sorted(lines, key=lambda name: fmean(row.scored.accuracy for row in lines[name]), reverse=True)
-    handles = []
-    for name in names:
-        colour, marker, dash = line_looks[name]
-        if all(map(off_density, lines[name])):
-            handles.append(Line2D([], [], color=colour, marker=marker, markerfacecolor="none", linestyle="", markersize=4))
-        else:
-            handles.append(Line2D([], [], color=colour, marker=marker, linestyle=dash, linewidth=1.8, markersize=6))
-    with_lines = {colour_name(members[0]) for members in lines.values()}
-    points_only = [name for name in looks if name not in with_lines]  # ringed points, no line
-    for name in points_only:
-        colour, marker = looks[name]
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", markersize=6))
-    labels = [f" {name}" if name.startswith("_") else name for name in names + points_only]  # matplotlib hides those
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9, handlelength=4)
+def _note(rows: Sequence[Row], lines: ParetoLines, device: str) -> str:
+    """Return the small print: what the signs mean, and what is measured."""
+    coloured = [row for name in lines.told_apart for row in lines.rows[name]]
+    dense = any(row.is_baseline for row in rows)
+    signs = signs_note(coloured, ringed=any(map(is_native, coloured)), dashed=dense, front=any(map(is_usable, rows)))
+    bars = "bars and band" if dense else "bars"
+    pale = pale_note(lines.pale, "points on the front, then accuracy")
+    return pale + signs + picture_rows.note(rows, device, bars=bars, gated="")
 
 
 def _title(rows: Sequence[Row], lengths: Sequence[int], model: str) -> str:
@@ -153,4 +164,4 @@ def _title(rows: Sequence[Row], lengths: Sequence[int], model: str) -> str:
         return f"{model}{at}: accuracy of sparse decoding"
     if axes_of(rows) == (DENSITY,):
         return f"{model}{at}: accuracy against density"
-    return f"{model}{at}: what is left of the accuracy, and what it costs"
+    return f"{model}{at}: accuracy against density and time"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from harness.report.figures import style
+from harness.report.figures import looks, style
 from harness.report.rows import Row
 
 Cost = Callable[[Row], float | None]
@@ -25,20 +25,24 @@ class Axis:
     label: str
     log: bool = False
 
+    def cost_of(self, row: Row) -> float | None:
+        """Return what a row costs, dense attention's by its fastest kernel."""
+        return self.dense_cost(row) if row.is_baseline else self.cost(row)
+
 
 DENSITY = Axis(lambda row: row.density, lambda row: row.density, "density (share of causal blocks kept)")
 DECODE = Axis(lambda row: row.decode_density, lambda row: 1.0, "density at decode (share of the cache's blocks kept)")
 TOTAL = Axis(
     lambda row: row.total_ms,
     lambda row: row.dense_ms,
-    "time per attention layer call, selection included (ms)",
+    f"time per attention layer call, with selection (ms), {style.LOG}",
     log=True,
 )
 
 RELATIVE = Axis(
     lambda row: None if row.times is None else 1 / row.times.speedup,
     lambda row: None if row.times is None else 1.0,
-    "attention time ÷ dense attention's, in the same rounds",
+    f"attention time ÷ dense attention's, {style.LOG}",
     log=True,
 )
 """The time of rows whose dense attention was timed with them: what their speed-up says, whatever the machine did in between."""
@@ -54,28 +58,21 @@ def axes_of(rows: Sequence[Row]) -> tuple[Axis, ...]:
     return (DENSITY, RELATIVE if all(times.paired for times in timed) else TOTAL) if timed else (DENSITY,)
 
 
-def set_limits(axes: Axes, costs: Sequence[float], axis: Axis, names: float) -> None:
-    """Make room on the left for the names, a share `names` of the panel; they stand where the lines are apart: at the cheap
-    end. Says "not measured" where there are no costs."""
+def set_limits(axes: Axes, costs: Sequence[float], axis: Axis) -> None:
+    """Have the axis show where the costs are, with a little room at both ends. Says "not measured" where there are none."""
     if not costs:
         axes.set_xlim(0, 1)
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=style.GREY)
+        axes.set_xticks([])
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=looks.GREY)
         return
     low, high = min(costs), max(costs)
-    right = 0.1
-    left = (1 + right) * names / (1 - names)
     if axis.log:
         span = max(high / low, 1.5)
         axes.set_xscale("log")
-        axes.set_xlim(low / span**left, high * span**right)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlim(low / span**0.1, high * span**0.1)
+        style.log_axis(axes.xaxis)
         return
-    if high - low < 0.05:  # one density: shown on the whole axis, dense at its end
-        low, high = 0.0, 1.0
-    span = high - low
-    axes.set_xlim(low - left * span, high + right * span)
-    step = 1 if span < 0.6 else 2
-    axes.xaxis.set_major_locator(FixedLocator([t / 10 for t in range(0, 11, step) if t / 10 <= high + 0.1]))
+    room = 0.08 * (high - low) if high - low > 0.02 else 0.1
+    axes.set_xlim(low - room, high + room)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from harness.report.at_request import at_request
 from harness.report.common_documents import on_common_documents
-from harness.report.figures import style
+from harness.report.figures import labels, style, trend
+from harness.report.figures.few import best_few
+from harness.report.figures.looks import LineLook
 from harness.report.figures.picture_rows import prompts_suffix, usual_sparsity
+from harness.report.figures.signs import PALE, draw_bars, draw_row, pale_note, signs_note
 from harness.report.lines import rows_by_line
 from harness.report.notes import count_range, off_density, request_note
 from harness.report.rows import Perplexity, Row
+from harness.report.stale import ROWS
 from harness.study.columns import PERPLEXITY
-from harness.study.schema import Status
 
+WIDTH = 8.0
+"""Inches of the picture."""
 WIDE = 3.0
 """Where the largest perplexity is so many times the smallest, the axis is logarithmic."""
 
@@ -49,18 +54,6 @@ class Point:
         return self.perplexity.perplexity if self.perplexity.perplexity_high is None else self.perplexity.perplexity_high
 
 
-@dataclass(frozen=True)
-class Line:
-    """A method's points along the x axis, and how they look."""
-
-    name: str
-    points: list[Point]
-    colour: str
-    marker: str
-    dash: style.Dash
-    dense: bool
-
-
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write `perplexity.png`, one picture for each model, device and text, numbered from the second on, and one for each set of
     documents beside the main one."""
@@ -71,30 +64,43 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     for key, members in sorted(sets.items(), key=lambda item: item[0]):
         number = texts.index(key[:3])
         suffix = (f"_{number}" if number else "") + prompts_suffix(members)
-        paths.append(style.save(draw(members), folder / f"perplexity{suffix}.png"))
+        paths.append(style.save(draw(members), folder / f"perplexity{suffix}.png", mark=ROWS))
     return paths
 
 
 def draw(rows: Sequence[Row]) -> Figure:
     """Return the figure for rows of one model, device and text, those of a length on the same documents. Rows off the density
-    asked for are left out by length, and by density small, hollow and off the line."""
+    asked for are left out by length, and by density hollow and on no line. Of too many lines the best ones are in colour."""
     along: Along = "length" if len({row.length for row in rows}) > 1 else "density"
     compared, left_out = _at_one_sparsity(rows) if along == "length" else (list(rows), [])
     shown, sparsity = compared, _sparsity_of(compared) if along == "length" else None
-    figure = style.new_figure(8.0, 4.6)
+    names = _lines(shown, left_out, along)
+    coloured = best_few(names, lambda name: (not _is_dense(names[name]), fmean(_values(names[name]))))
+    looks = trend.looks_of_lines({name: [point.row for point in names[name]] for name in coloured})
+    height = max(4.4, labels.names_height(coloured) + 1.6)
+    figure = style.new_figure(WIDTH, height)
     with matplotlib.rc_context(style.RC):
         axes = figure.add_subplot()
-        lines = _lines(shown, left_out, along)
-        for line in lines:
-            _draw_line(axes, line, along)
-        _set_axes(axes, lines, along)
-        _write_names(axes, lines, along)
+        pale = [name for name in names if name not in coloured]
+        for name in pale:
+            _draw_pale(axes, names[name])
+        for name in coloured:
+            _draw_line(axes, names[name], looks[name])
+        _set_axes(axes, [point for points in names.values() for point in points], along)
+        ends = [
+            labels.End(name, names[name][-1].x, _values(names[name])[-1], looks[name].colour, looks[name].marker)
+            for name in coloured
+        ]
+        xs = [point.x for points in names.values() for point in points]
+        labels.write_names(axes, ends, (WIDTH - 0.8, height - 1.6), (min(xs), max(xs)))
         at = f" at density {1 - sparsity:.3g}" if sparsity is not None else ""
         by = "by length" if along == "length" else f"at {style.tokens(rows[0].length)} tokens"
         style.set_title(
             figure, f"{rows[0].model}: perplexity {by}{at}{f', {rows[0].prompt_set}' if rows[0].prompt_set else ''}"
         )
-        style.set_small_print(figure, _note(shown, left_out))
+        drawn = [point.row for name in coloured for point in names[name]]
+        signs = signs_note(drawn, dashed=any(row.is_baseline for row in drawn))
+        style.set_small_print(figure, pale_note(pale, "mean perplexity") + signs + _note(shown, left_out))
     return figure
 
 
@@ -115,19 +121,28 @@ def _sparsity_of(rows: Sequence[Row]) -> float | None:
     return next((row.sparsity for row in rows if not row.is_baseline and row.sparsity is not None), None)
 
 
-def _lines(rows: Sequence[Row], left_out: Sequence[Row], along: Along) -> list[Line]:
-    looks = style.looks_of(row.method for row in rows if not row.is_baseline)
-    drawn: Counter[str] = Counter()
-    lines = []
+def _lines(rows: Sequence[Row], left_out: Sequence[Row], along: Along) -> dict[str, list[Point]]:
+    """Return the points of every line by its name, from left to right."""
     grouped = rows_by_line(rows, along="length" if along == "length" else "sparsity", beside=left_out)
+    lines = {}
     for name, members in sorted(grouped.items()):
-        method, dense = members[0].method, members[0].is_baseline
-        colour, marker = (style.INK, "o") if dense else looks[method]
-        dash = style.DENSE_DASH if dense else style.DASHES[drawn[method] % len(style.DASHES)]
-        drawn[method] += 1
         points = [Point(_place(row, along), row, row.perplexity) for row in members if row.perplexity is not None]
-        lines.append(Line(name, sorted(points, key=lambda point: point.x), colour, marker, dash, dense))
+        lines[name] = sorted(points, key=lambda point: point.x)
+    if along == "density":  # dense attention is level, as far as the others go
+        xs = [point.x for points in lines.values() if not _is_dense(points) for point in points] or [1.0]
+        for name, points in lines.items():
+            if _is_dense(points):
+                lines[name] = [replace(points[0], x=x) for x in (min(xs), max(xs))]
     return lines
+
+
+def _is_dense(points: Sequence[Point]) -> bool:
+    return points[0].row.is_baseline
+
+
+def _values(points: Sequence[Point]) -> list[float]:
+    """Return the perplexities of points."""
+    return [point.perplexity.perplexity for point in points]
 
 
 def _place(row: Row, along: Along) -> float:
@@ -138,79 +153,54 @@ def _place(row: Row, along: Along) -> float:
     return place
 
 
-def _draw_line(axes: Axes, line: Line, along: Along) -> None:
-    xs, ys = [point.x for point in line.points], [point.perplexity.perplexity for point in line.points]
-    low, high = [point.low for point in line.points], [point.high for point in line.points]
-    if line.dense and along == "density":
-        axes.axhspan(low[0], high[0], color=line.colour, alpha=0.08, linewidth=0)
-        axes.axhline(ys[0], color=line.colour, linewidth=1.2, linestyle=line.dash)
-    elif line.dense:
-        axes.fill_between(xs, low, high, color=line.colour, alpha=0.08, linewidth=0)
+def _joined(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    """Return the places of the points that a line passes through."""
+    joined = [point for point in points if not off_density(point.row)]
+    return [point.x for point in joined], _values(joined)
+
+
+def _draw_pale(axes: Axes, points: Sequence[Point]) -> None:
+    """Draw a line of too many, without bars and signs."""
+    axes.plot(*_joined(points), color=PALE, linewidth=1.1, zorder=1.5)
+    axes.plot([point.x for point in points], _values(points), ".", color=PALE, markersize=4, zorder=1.5)
+
+
+def _draw_line(axes: Axes, points: Sequence[Point], look: LineLook) -> None:
+    """Draw a line with its points and their intervals; dense attention's is a band."""
+    xs, ys = [point.x for point in points], _values(points)
+    low, high = [point.low for point in points], [point.high for point in points]
+    if _is_dense(points):
+        axes.fill_between(xs, low, high, color=look.colour, alpha=0.08, linewidth=0)
     else:
-        bars = [[y - b for y, b in zip(ys, low, strict=True)], [b - y for y, b in zip(ys, high, strict=True)]]
-        axes.errorbar(xs, ys, bars, fmt="none", ecolor=line.colour, elinewidth=1, capsize=2.5, alpha=0.5)
-    joined = [point for point in line.points if not off_density(point.row)]
-    axes.plot(
-        [point.x for point in joined],
-        [point.perplexity.perplexity for point in joined],
-        color=line.colour,
-        linewidth=1.8,
-        linestyle=line.dash,
-        zorder=3,
-    )
-    for x, y, point in zip(xs, ys, line.points, strict=True):
-        if off_density(point.row):
-            axes.plot(x, y, line.marker, color=line.colour, markerfacecolor="none", markersize=4, zorder=4)
-            continue
-        face = "white" if point.row.status == Status.GATED else line.colour
-        axes.plot(x, y, line.marker, color=line.colour, markerfacecolor=face, markersize=6, zorder=4)
+        draw_bars(axes, [*zip(xs, ys, strict=True)], [*zip(low, high, strict=True)], look.colour)
+    axes.plot(*_joined(points), color=look.colour, linewidth=1.8, linestyle=look.dash, zorder=3)
+    for x, y, point in zip(xs, ys, points, strict=True):
+        draw_row(axes, (x, y), look, point.row)
 
 
-def _set_axes(axes: Axes, lines: Sequence[Line], along: Along) -> None:
-    points = [point for line in lines for point in line.points]
-    values = [point.perplexity.perplexity for point in points]
-    axes.set_ylabel("perplexity")
+def _set_axes(axes: Axes, points: Sequence[Point], along: Along) -> None:
+    """Set scales, ticks and labels."""
+    values = _values(points)
     if max(values) > WIDE * min(values):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylabel(f"perplexity, {style.LOG}")
+        style.log_axis(axes.yaxis)
+    else:
+        axes.set_ylabel("perplexity")
     if along == "density":
         axes.set_xlabel("density (share of causal blocks kept)")
-        axes.set_xlim(0, 1.3)
-        axes.set_xticks([t / 5 for t in range(6)])
-        return
-    lengths = sorted({point.row.length for point in points})
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(lengths[0] / 2**0.2, lengths[-1] * max(2.0, lengths[-1] / lengths[0]) ** 0.28)
-    axes.set_xticks(lengths, [style.tokens(length) for length in lengths])
-    axes.minorticks_off()
-    axes.set_xlabel("length (tokens)")
-
-
-def _write_names(axes: Axes, lines: Sequence[Line], along: Along) -> None:
-    """Write each line's name at its right end, moved apart on the axis as it is drawn, linear or logarithmic."""
-    axes.figure.canvas.draw()  # the limits are settled by drawing
-    to_axes = (axes.transData + axes.transAxes.inverted()).transform
-    back = (axes.transAxes + axes.transData.inverted()).transform
-    ends: dict[float, list[Line]] = defaultdict(list)
-    for line in lines:
-        ends[line.points[-1].x if along == "length" or line.dense else 0.0].append(line)
-    for members in ends.values():  # lines that end elsewhere are not in each other's way
-        points = [(float(line.points[-1].x), float(line.points[-1].perplexity.perplexity)) for line in members]
-        heights = style.spread([float(to_axes(point)[1]) for point in points], 0.065, 0.0, 1.0)
-        for line, point, height in zip(members, points, heights, strict=True):
-            style.write_name(axes, line.name, point, float(back((0.5, height))[1]), line.colour, side="right")
+    else:
+        style.length_axis(axes, sorted({point.row.length for point in points}))
 
 
 def _note(rows: Sequence[Row], left_out: Sequence[Row]) -> str:
     counts = count_range((row.samples for row in rows), "–")
-    gated = "; hollow: held back by a sanity gate" if any(row.status == Status.GATED for row in rows) else ""
-    off = "Small, hollow, off the line: not at the density asked for. " if any(map(off_density, rows)) else ""
     text, device = rows[0].haystack, rows[0].device
+    single = "; none where there is one document" if any(row.samples == 1 for row in rows) else ""
+    plural, bars = "" if counts == "1" else "s", "bars and band" if any(row.is_baseline for row in rows) else "bars"
     of_a_length = " of a length" if len({row.length for row in rows}) > 1 else ""
     request = request_note([row for row in rows if not off_density(row)], left_out)
     return (
-        f"{off}{request}The same {counts} documents of {text} for all{of_a_length}, bars and band: 95 % interval over "
-        f"documents{gated}.\nMeasured on {device}."
+        f"{request}The same {counts} document{plural} of {text} for all{of_a_length}, {bars}: 95 % interval over "
+        f"documents{single}.\nMeasured on {device}."
     )

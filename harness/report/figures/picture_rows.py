@@ -74,10 +74,10 @@ def usual_sparsity(sparsities: Iterable[float | None]) -> float:
     return nearest
 
 
-def note(rows: Sequence[Row], device: str, *, bars: str = "bars", gated: str = "hollow") -> str:
+def note(rows: Sequence[Row], device: str, *, bars: str = "bars", gated: str = "") -> str:
     """Return what the reader must know, below a picture. bars: how intervals look, nothing where they aren't drawn; gated: how
-    rows look that a gate holds back."""
-    held_back = f"; {gated}: held back by a sanity gate" if any(row.status == Status.GATED for row in rows) else ""
+    rows look that a check holds back, nothing where a sign says it."""
+    held_back = f"; {gated}: held back by a check" if gated and any(row.status == Status.GATED for row in rows) else ""
     interval = f", {bars}: 95 % interval" if bars else ""
     return f"Mean over tasks, {same_prompts(rows)}{interval}{held_back}.\n{_phases(rows)}Measured on {device}."
 
@@ -93,7 +93,6 @@ def _phases(rows: Sequence[Row]) -> str:
     return phases
 
 
-def error_bars(row: Row) -> tuple[float, float]:
-    """Return the lengths of the bar below and above the accuracy of a row, per cent."""
-    score = row.scored
-    return max(0.0, score.percent - 100 * score.accuracy_low), max(0.0, 100 * score.accuracy_high - score.percent)
+def interval(row: Row) -> tuple[float, float]:
+    """Return the ends of the interval of a row's accuracy, per cent."""
+    return 100 * row.scored.accuracy_low, 100 * row.scored.accuracy_high

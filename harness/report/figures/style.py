@@ -1,9 +1,9 @@
-"""One look for all pictures: fonts, a palette that colour-blind readers can tell apart, markers, labels, saving."""
+"""What all pictures share: fonts, sizes, titles, small print, axes, saving. How methods look is in `looks`."""
 
 from __future__ import annotations
 
 import io
-import re
+import math
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,37 +16,37 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from harness.core.files import write_atomically
 from harness.core.printable import cut, printable
+from harness.report.figures.looks import GREY, INK
+from harness.report.stale import KEYWORD
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
-"""Okabe & Ito (2008) in the order that keeps neighbours apart, and two more; black is dense."""
-MARKERS = "osD^vPX*"
 MANY = 8
-"""Methods that lines and names beside them can tell apart."""
-Look = tuple[str, str]
-"""Colour and marker of a method."""
-Dash = str | tuple[int, tuple[float, ...]]
-"""A line's style, as matplotlib takes it."""
-DASHES: tuple[Dash, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)))
-"""Line styles of the lines of one method."""
-DENSE_DASH: Dash = (0, (5, 3))
-"""The line style of dense attention."""
+"""Methods at most whose studies have no heatmap of accuracy: lines tell them apart."""
+WIDEST_PAGE = 10.5
+"""Inches of a picture that is read in a column of text: wider ones have letters too small for it, so their panels go on in a
+row below."""
 NARROWEST = 6.4
 """Inches that title and small print need in lines that one likes to read."""
-TITLE_LETTER, NAME_LETTER, SMALL_LETTER = 0.105, 0.08, 0.063
-"""Inches of an average letter: bold of 12 points, of 9, of 8."""
+SMALL_PRINT = 8.5
+"""Points of the letters of the small print."""
+LOG = "log scale"
+"""What the label of a logarithmic axis says after its unit."""
+KEY = 0.75
+"""Inches of what stands beside a name in a legend."""
+LEGEND_LINE = 3.2
+"""Letters that a line in a legend is long: as many as its dash needs to be seen."""
+TITLE_LETTER, NAME_LETTER, SMALL_LETTER = 0.105, 0.08, 0.067
+"""Inches of an average letter: bold of 12 points, of 9, of 8.5."""
 WIDEST = 100.0
 """Inches of a picture at most: names of any length must not make one that no program opens."""
 LONGEST_LINE = 300
 """Letters of a line of text at most."""
 LONGEST_TITLE = 400
 """Letters of a title at most."""
-INK, GREY = "#222222", "#6b6b6b"
 RC = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -79,21 +79,16 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write the figure in one step: readers see the old picture or the new one. Raises UserError where it can't be written."""
+def save(figure: Figure, path: Path, *, mark: str = "") -> Path:
+    """Write the figure in one step: readers see the old picture or the new one. mark: written into the file, so that whoever
+    drew it knows it again (`harness.report.stale`). Raises UserError where it can't be written."""
     picture = io.BytesIO()
     show_as_written(figure)
+    metadata = {KEYWORD: mark} if mark else None
     with matplotlib.rc_context(RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box stands for a letter that the font lacks
-        figure.savefig(picture, format="png")
+        figure.savefig(picture, format="png", metadata=metadata)
     return write_atomically(path, lambda file: file.write(picture.getvalue()))
-
-
-def remove_others(folder: Path, names: re.Pattern[str], paths: Sequence[Path]) -> None:
-    """Remove the pictures with such names that an earlier call left in a folder, all but `paths`: of rows that are gone."""
-    for old in folder.glob("*.png"):
-        if names.fullmatch(old.name) and old not in paths:
-            old.unlink()
 
 
 def show_as_written(figure: Figure) -> None:
@@ -143,16 +138,7 @@ def set_small_print(figure: Figure, text: str) -> None:
     """Write small print at the picture's lower left, its lines folded to the width."""
     columns = int(figure.get_figwidth() / SMALL_LETTER)
     lines = [part for line in text.split("\n") for part in textwrap.wrap(cut(printable(line), 4 * LONGEST_LINE), columns)]
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)
-
-
-def looks_of(names: Iterable[str]) -> dict[str, Look]:
-    """Return colour and marker of every name, the same in all pictures of the same names."""
-    looks = {}
-    for i, name in enumerate(sorted(set(names))):
-        turn = i // len(PALETTE)  # a colour that comes again has another marker
-        looks[name] = PALETTE[i % len(PALETTE)], MARKERS[(i + 3 * turn) % len(MARKERS)]
-    return looks
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=SMALL_PRINT, color=GREY)
 
 
 def tokens(length: int) -> str:
@@ -160,50 +146,76 @@ def tokens(length: int) -> str:
     return f"{length // 1024}k" if length % 1024 == 0 else f"{length:,}"
 
 
-def percent_axis(axes: Axes) -> None:
-    """Show accuracy in per cent on the y axis, with room for bars at 0 and 100."""
-    axes.set_ylim(-4, 104)
-    axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("accuracy (%)")
+def percent_axis(axes: Axes, percents: Iterable[float] = ()) -> None:
+    """Show accuracy in per cent on the y axis, from where the values are; all of it, with room for bars at 0 and 100, where
+    there are none. The label says where an axis begins that doesn't at 0."""
+    values = [*percents] or [0.0, 100.0]
+    low, high = 10 * math.floor((min(values) - 2) / 10), 10 * math.ceil((max(values) + 2) / 10)
+    low, high = max(0, min(low, high - 20)), min(100, high)
+    axes.set_ylim(low - 4 * (low == 0) * high / 100, high + 4 * (high - low) / 100)
+    step = 10 if high - low <= 50 else 20
+    axes.set_yticks(range(step * math.ceil(low / step), high + 1, step))
+    axes.set_ylabel(f"accuracy (%), from {low}" if low else "accuracy (%)")
 
 
-def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return positions as near to the given ones as can be with at least `gap` between neighbours, within [low, high]."""
-    order = sorted(range(len(positions)), key=lambda i: positions[i])
-    groups: list[tuple[list[int], float]] = []  # members, centre
-    for i in order:
-        members, centre = [i], positions[i]
-        while groups:
-            before, at = groups[-1]
-            if at + gap * len(before) / 2 <= centre - gap * len(members) / 2:
-                break
-            groups.pop()
-            members = before + members
-            centre = sum(positions[m] for m in members) / len(members)
-        half = gap * (len(members) - 1) / 2
-        centre = min(max(centre, low + half), high - half)
-        groups.append((members, centre))
-    placed = [0.0] * len(positions)
-    for members, centre in groups:
-        for rank, i in enumerate(members):
-            placed[i] = centre + gap * (rank - (len(members) - 1) / 2)
-    return placed
+def log_axis(axis: Axis) -> None:
+    """Write the numbers of a logarithmic axis, whose limits are settled, without exponents: 1, 2, 5, and those between where it
+    is short; nothing at its minor ticks."""
+    limits = axis.axes.viewLim
+    low, high = sorted(limits.intervalx if axis is axis.axes.xaxis else limits.intervaly)
+    few = MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 3 * low else LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else few)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
-def write_name(axes: Axes, text: str, point: tuple[float, float], height: float, colour: str, *, side: str) -> None:
-    """Write a line's name beside its end `point`, at `height` on the y axis, on its left or right side, or below it. A
-    white halo keeps it readable on another line."""
-    away, align = {"left": (-11, "right"), "right": (11, "left"), "below": (0, "center")}[side]
-    axes.annotate(
-        text,
-        (point[0], height),
-        xytext=(away, 0),
-        textcoords="offset points",
-        ha=align,
-        va="center",
-        fontsize=9.5,
-        color=colour,
-        fontweight="bold",
-        zorder=6,
-        path_effects=[withStroke(linewidth=3, foreground="white")],
+def length_axis(axes: Axes, lengths: Sequence[int], label: str = "length (tokens)") -> None:
+    """Show lengths on the x axis, each doubling as far as the next, and say so. A single one stands in the middle."""
+    axes.set_xscale("log", base=2)
+    if len(lengths) == 1:
+        axes.set_xlim(lengths[0] / 1.5, lengths[0] * 1.5)
+    axes.set_xticks(lengths, [tokens(length) for length in lengths])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_tick_params(which="minor", length=0)
+    axes.set_xlabel(f"{label}, {LOG}")
+
+
+def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Write the legend of a picture above its small print, which is written before it, in as many columns as its names leave
+    room for. The handles have their names as labels."""
+    labels = [str(handle.get_label()) for handle in handles]
+    width, whole = figure.get_size_inches()
+    height = legend_height(labels, width)
+    small_print = figure.get_supxlabel()
+    below = 0.1 + 1.25 * SMALL_PRINT / 72 * (1 + small_print.count("\n")) if small_print else 0.05
+    figure.get_layout_engine().set(rect=(0, height / whole, 1, 1 - height / whole))  # type: ignore[union-attr, call-arg]
+    figure.legend(
+        handles,
+        [f" {label}" if label.startswith("_") else label for label in _folded(labels, width)],  # matplotlib hides those
+        loc="lower left",
+        bbox_to_anchor=(0.01, below / whole),
+        borderaxespad=0,
+        ncols=legend_columns(labels, width),
+        frameon=False,
+        fontsize=9,
+        handlelength=LEGEND_LINE,
+        columnspacing=1.2,
     )
+
+
+def _folded(labels: Sequence[str], inches: float) -> list[str]:
+    """Return names in lines that a legend so many inches wide has room for."""
+    return [textwrap.fill(label, int((inches - KEY) / NAME_LETTER)) or label for label in labels]
+
+
+def legend_columns(labels: Sequence[str], inches: float) -> int:
+    """Return how many columns a legend has that is so many inches wide."""
+    widest = KEY + NAME_LETTER * max((len(line) for label in _folded(labels, inches) for line in label.split("\n")), default=0)
+    return max(1, min(len(labels), int(inches / widest)))
+
+
+def legend_height(labels: Sequence[str], inches: float) -> float:
+    """Return the inches that a legend takes from top to bottom."""
+    columns = legend_columns(labels, inches)
+    lines = [1 + label.count("\n") for label in _folded(labels, inches)]
+    return 0.1 + 0.2 * (math.ceil(len(labels) / columns) if columns > 1 else sum(lines)) if labels else 0.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 
 from harness.report.figures import style
-from harness.report.figures.style import PALETTE
+from harness.report.figures.looks import SERIES, series_looks
 
 LOWEST = 1e-3
 """Loss below which the curve of answer tokens is drawn at this: its axis is logarithmic."""
@@ -23,18 +23,18 @@ def draw_training_curve(log: Path, path: Path) -> Path:
         figure = style.new_figure(10, 3.8)
         left, right = figure.subplots(1, 2)
         steps = [row["step"] for row in losses]
-        left.plot(steps, [row["loss"] for row in losses], color=PALETTE[0], label="weighted, all scored tokens")
+        left.plot(steps, [row["loss"] for row in losses], color=SERIES[0].colour, label="weighted, all scored tokens")
         answers = [max(row["answer_loss"], LOWEST) for row in losses]
-        left.plot(steps, answers, color=PALETTE[1], label="answer tokens")
-        left.set(yscale="log", xlabel="step", ylabel="loss (nats per token)", title="Training loss")
+        left.plot(steps, answers, color=SERIES[1].colour, label="answer tokens")
+        left.set(yscale="log", xlabel="step", ylabel=f"loss (nats per token), {style.LOG}", title="Training loss")
         left.legend(frameon=False)
-        for n, (kind, by_length) in enumerate(sorted(probe.items())):
+        looks = series_looks(sorted(probe))
+        for kind, by_length in sorted(probe.items()):
             lengths = [int(length) for length in by_length]
             shares = [100 * share for share in by_length.values()]
-            right.plot(lengths, shares, "o-", color=PALETTE[n % len(PALETTE)], label=kind)
-        right.set_xscale("log", base=2)
-        right.set_xticks(lengths, [style.tokens(length) for length in lengths])
-        right.set(xlabel="tokens", title="Whole answers right at the end, unseen rows")
+            right.plot(lengths, shares, f"{looks[kind].marker}-", color=looks[kind].colour, label=kind)
+        style.length_axis(right, lengths)
+        right.set(title="Whole answers right at the end, unseen rows")
         style.percent_axis(right)
         right.legend(frameon=False, ncols=2)
     return style.save(figure, path)

@@ -6,8 +6,7 @@ there no method of attention can pass the limit, and its band is how far the rou
 
 from __future__ import annotations
 
-import textwrap
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,28 +16,30 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from harness.report.density_match import arm_but_numbers, judge_densities, prefill_request
 from harness.report.figures import style
+from harness.report.figures.few import MOST, best_few
+from harness.report.figures.looks import BOUND_DASH, DENSE_DASH, INK, Dash, LineLook
 from harness.report.figures.picture_rows import usual_sparsity
+from harness.report.figures.signs import PALE, draw_bars, draw_row, pale_note
+from harness.report.figures.trend import looks_of_lines
 from harness.report.lines import rows_by_line
 from harness.report.notes import left_out_note, off_density
 from harness.report.row_texts import knobs_text
 from harness.report.rows import Decode, Row, Times
+from harness.report.stale import ROWS
 from harness.study.columns import AVERAGE
 from harness.study.matching import Match
 
 LIMIT = "limit: no attention"
 """What the legend calls a prefill without attention."""
-LIMIT_DASH: style.Dash = (0, (1, 1.5))
-"""The line style of the limit."""
+LIMIT_WIDTH = 2.2
+"""Points that the line of the limit is wide."""
 IN_SECONDS = 2000.0
 """Where the longest prefill takes so many milliseconds, the axis is in seconds."""
-NAME, NAME_HEIGHT = 30, 0.24
-"""Letters in a line of the legend, and its height in inches."""
-KEYS = 0.9
-"""Inches that the legend needs beside its names."""
+WIDTH = 10.0
+"""Inches of the picture."""
 
 Band = dict[int, tuple[float, float, float]]
 """By length: the lowest, the median and the highest value over the arms that were timed there."""
@@ -85,7 +86,6 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
     paths = []
     for number, (_, points) in enumerate(sorted(sets.items(), key=lambda item: item[0])):
         suffix = f"_{number}" if number else ""
-        looks = style.looks_of(point.row.method for point in points if not point.row.is_baseline)
         asked = [point.row.sparsity for point in points if not point.row.is_baseline]
         sparsity = usual_sparsity(asked)
         for name, asked_sparsity in (("ttft", sparsity), ("ttft_native", None)):
@@ -94,8 +94,8 @@ def write(rows: Sequence[Row], folder: Path) -> list[Path]:
                 continue
             picture = picture_of(own)
             if len(picture.dense_ms) > 1:
-                figure = draw(picture, looks, _title(own[0].row, asked_sparsity))
-                paths.append(style.save(figure, folder / f"{name}{suffix}.png"))
+                figure = draw(picture, _title(own[0].row, asked_sparsity))
+                paths.append(style.save(figure, folder / f"{name}{suffix}.png", mark=ROWS))
     return paths
 
 
@@ -185,73 +185,78 @@ def _title(row: Row, sparsity: float | None) -> str:
     return f"{row.model}: time to first token {at}"
 
 
-def draw(picture: Picture, looks: dict[str, style.Look], title: str) -> Figure:
-    """Return the figure of a picture. looks: colour and marker of every method."""
-    names = sum(len(textwrap.wrap(name, NAME)) for name in picture.lines)
-    figure = style.new_figure(11.0, max(4.8, 1.2 + NAME_HEIGHT * names))
+def draw(picture: Picture, title: str) -> Figure:
+    """Return the figure of a picture. Of too many lines the fastest ones are in colour."""
+    coloured = best_few(picture.lines, lambda name: _fastest_first(picture.lines[name]), MOST - 2)
+    coloured.sort(key=lambda name: _fastest_first(picture.lines[name]))
     with matplotlib.rc_context(style.RC):
+        handles = [Line2D([], [], color=INK, linestyle=DENSE_DASH, label="dense attention")]
+        handles.append(Line2D([], [], color=INK, linestyle=BOUND_DASH, linewidth=LIMIT_WIDTH, label=LIMIT))
+        looks = looks_of_lines({name: [point.row for point in picture.lines[name]] for name in coloured})
+        handles += [_handle(name, looks[name]) for name in coloured]
+        legend = style.legend_height([str(handle.get_label()) for handle in handles], WIDTH)
+        figure = style.new_figure(WIDTH, 4.6 + legend)
         left, right = figure.subplots(1, 2)
-        handles = [Line2D([], [], color=style.INK, linestyle=style.DENSE_DASH, label="dense attention")]
-        handles.append(Line2D([], [], color=style.INK, linestyle=LIMIT_DASH, linewidth=2.2, label=LIMIT))
         unit, name = (1e3, "s") if max(high for _, _, high in picture.dense_ms.values()) > IN_SECONDS else (1.0, "ms")
-        for dash, band in ((style.DENSE_DASH, picture.dense_ms), (LIMIT_DASH, picture.limit_ms)):
+        for dash, band in ((DENSE_DASH, picture.dense_ms), (BOUND_DASH, picture.limit_ms)):
             _draw_band(left, band, dash, unit)
-        lengths = list(picture.dense_ms)
-        right.axhline(1.0, color=style.INK, linewidth=1.2, linestyle=style.DENSE_DASH, zorder=2)
-        _draw_band(right, picture.limit, LIMIT_DASH)
-        drawn: Counter[str] = Counter()
-        for text, points in sorted(picture.lines.items(), key=lambda item: (-item[1][-1].row.length, -item[1][-1].speedup)):
-            method = points[0].row.method
-            dash = style.DASHES[drawn[method] % len(style.DASHES)]
-            drawn[method] += 1
-            handles.append(_draw_line(left, points, [p.times.ttft_ms / unit for p in points], looks[method], dash, text))
-            _draw_line(right, points, [p.speedup for p in points], looks[method], dash, text)
+        right.axhline(1.0, color=INK, linewidth=1.2, linestyle=DENSE_DASH, zorder=2)
+        _draw_band(right, picture.limit, BOUND_DASH)
+        for text in picture.lines:
+            points = picture.lines[text]
+            look = looks[text] if text in coloured else None
+            _draw_line(left, points, [p.times.ttft_ms / unit for p in points], look, text)
+            _draw_line(right, points, [p.speedup for p in points], look, text)
+            if look is not None:
+                _draw_bars(left, points, look, unit)
         left.set_yscale("log")
-        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        left.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-        left.yaxis.set_minor_formatter(NullFormatter())
-        left.set_ylabel(f"time to first token ({name})")
-        right.set_ylabel("times faster than with dense attention")
+        style.log_axis(left.yaxis)
+        left.set_ylabel(f"time to first token ({name}), {style.LOG}")
+        right.set_ylabel("times as fast as with dense attention")
         right.set_ylim(bottom=0)
         for axes in (left, right):
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(lengths, [style.tokens(length) for length in lengths])
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.xaxis.set_tick_params(which="minor", length=0)
-            axes.set_xlabel("length (tokens)")
-        figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9, labelspacing=0.7)
-        longest = max(len(line) for handle in handles for line in str(handle.get_label()).split("\n"))
-        style.set_title(figure, title, beside=KEYS + style.NAME_LETTER * longest)
-        style.set_small_print(figure, _note(picture))
+            style.length_axis(axes, list(picture.dense_ms))
+        style.set_title(figure, title)
+        pale = pale_note(set(picture.lines) - set(coloured), "speed at the longest length")
+        style.set_small_print(figure, pale + _note(picture))
+        style.add_legend(figure, handles)
     return figure
 
 
-def _draw_band(axes: Axes, band: Band, dash: style.Dash, unit: float = 1.0) -> None:
+def _fastest_first(points: Sequence[Point]) -> tuple[int, float]:
+    """Return what orders lines: the fastest at the longest length first."""
+    return -points[-1].row.length, -points[-1].speedup
+
+
+def _handle(name: str, look: LineLook) -> Line2D:
+    return Line2D([], [], color=look.colour, marker=look.marker, markersize=5.5, linewidth=1.6, linestyle=look.dash, label=name)
+
+
+def _draw_band(axes: Axes, band: Band, dash: Dash, unit: float = 1.0) -> None:
     """Draw the median of a band as a line, and the band itself, in a unit of the values."""
     low, middle, high = ([values[place] / unit for values in band.values()] for place in range(3))
-    axes.fill_between(list(band), low, high, color=style.INK, alpha=0.12, linewidth=0)
-    width = 2.2 if dash == LIMIT_DASH else 1.5
-    axes.plot(list(band), middle, color=style.INK, linewidth=width, linestyle=dash, zorder=2)
+    axes.fill_between(list(band), low, high, color=INK, alpha=0.12, linewidth=0)
+    width = LIMIT_WIDTH if dash == BOUND_DASH else 1.5
+    axes.plot(list(band), middle, color=INK, linewidth=width, linestyle=dash, zorder=2)
 
 
-def _draw_line(
-    axes: Axes, points: Sequence[Point], ys: Sequence[float], look: style.Look, dash: style.Dash, name: str
-) -> Line2D:
-    """Draw a method's line and return it."""
-    colour, marker = look
-    label = textwrap.fill(name, NAME)
-    (line,) = axes.plot(
-        [point.row.length for point in points],
-        ys,
-        color=colour,
-        marker=marker,
-        markersize=5.5,
-        linewidth=1.6,
-        linestyle=dash,
-        label=label,
-        zorder=3,
-    )
-    return line
+def _draw_line(axes: Axes, points: Sequence[Point], ys: Sequence[float], look: LineLook | None, name: str) -> None:
+    """Draw a method's line, labelled with its name, a pale one without a look."""
+    xs = [point.row.length for point in points]
+    if look is None:
+        axes.plot(xs, ys, color=PALE, linewidth=1.1, label=name, zorder=1.5)
+        return
+    axes.plot(xs, ys, color=look.colour, linewidth=1.6, linestyle=look.dash, label=name, zorder=3)
+    for x, y, point in zip(xs, ys, points, strict=True):
+        draw_row(axes, (x, y), look, point.row)
+
+
+def _draw_bars(axes: Axes, points: Sequence[Point], look: LineLook, unit: float) -> None:
+    """Draw the bars of the times of a line, of rows that have their percentiles."""
+    for point in points:
+        low, high = point.times.ttft_low, point.times.ttft_high
+        ends = None if low is None or high is None else (low / unit, high / unit)
+        draw_bars(axes, [(point.row.length, point.times.ttft_ms / unit)], [ends], look.colour)
 
 
 def _note(picture: Picture) -> str:
@@ -264,10 +269,13 @@ def _note(picture: Picture) -> str:
     names = sorted({row.method for row in picture.nearer})
     nearer = f"The nearer of two whole knobs: {', '.join(names)}. " if names else ""
     left_out = left_out_note(picture.left_out, rows)
+    with_bars = any(point.times.ttft_low is not None for point in points)
+    bars = ", bars from the 10th to the 90th percentile" if with_bars else ", without bars: their spread was not recorded"
     notices = "".join(f"{notice.capitalize()}. " for notice in picture.notices)
     return (
         f"{notices}{measured}{nearer}{left_out}"
         f"Limit: the same prefill without attention, in turns with dense attention and the method; "
         f"both are the median over the arms of a length, bands from the lowest to the highest.\n"
-        f"Left: each method in rounds of its own. Right: ratios within rounds. One prompt at a time on {picture.device}."
+        f"Left: each method in rounds of its own{bars}. Right: ratios within rounds, without bars. "
+        f"One prompt at a time on {picture.device}."
     )

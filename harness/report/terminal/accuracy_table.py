@@ -106,7 +106,7 @@ def _alone(rows: Sequence[Row], compared: Sequence[Row]) -> list[Row]:
 
 def _show_arms(console: Console, rows: Sequence[Row]) -> None:
     """Print accuracy (mean over tasks) and times, a line per arm; columns that nobody measured are left out."""
-    table = formats.PlainTable(f"{rows[0].model} on {rows[0].device}{question_title(rows[0].question)}{_prompts(rows)}")
+    above = f"{rows[0].model} on {rows[0].device}{question_title(rows[0].question)}{_prompts(rows)}"
     names = line_names(rows)
     counts_differ = len({row.tasks for row in rows if row.task == AVERAGE}) > 1
     only_masses = all(row.score is None and row.times is None for row in rows)
@@ -121,6 +121,7 @@ def _show_arms(console: Console, rows: Sequence[Row]) -> None:
         for row in rows
     ]
     filled = [any(column) for column in zip(*lines, strict=True)]
+    table = formats.PlainTable(above, keys=sum(filled[: HEADINGS.index("dens") + 1]))
     for heading, show in zip(HEADINGS, filled, strict=True):
         if show:
             named = heading == "method"  # a long name takes several lines rather than the room of headings

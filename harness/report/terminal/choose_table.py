@@ -53,7 +53,7 @@ def _say(console: Console, text: str) -> None:
 
 
 def _table(choice: Choice, above: str, *headings: str) -> formats.PlainTable:
-    table = formats.PlainTable(above)
+    table = formats.PlainTable(above, keys=2)
     time = "TTFT" if choice.bound.by == "ttft" else "att."
     for heading in ("", "method", "dens", "% of\ndense", f"{time}\nms", "points lost\n(95 %)", *headings):
         named_column = heading == "method"

@@ -23,7 +23,7 @@ def show_pairs(console: Console, pairs: Sequence[LinePair], left_out: Sequence[L
     for (model, device, length, question, _), members in by_panel(pairs).items():
         counts = count_range((pair.samples for pair in members), " to ")
         where = f"{model} at {length} tokens on {device}{question_title(question)}, {counts} prompts"
-        table = formats.PlainTable(f"accuracy (%) and its difference to {pairs[0].beside}: {where}")
+        table = formats.PlainTable(f"accuracy (%) and its difference to {pairs[0].beside}: {where}", keys=2)
         decoded = any(pair.decode_density is not None or pair.beside_decode_density is not None for pair in members)
         for heading in HEADINGS:
             table.add_column(heading, justify="left" if heading == "line" else "right", no_wrap=heading != "line")

@@ -26,7 +26,7 @@ def show_decoding(console: Console, rows: Sequence[Row]) -> None:
         return
     names = line_names(rows)
     batches = sorted({batch for row in timed if row.times for batch in (*row.times.decode, *row.times.decode_failed)})
-    table = formats.PlainTable(f"{timed[0].model}: decoding, tokens/s by batch")
+    table = formats.PlainTable(f"{timed[0].model}: decoding, tokens/s by batch", keys=4)
     for heading in ("method", "decode"):
         table.add_column(heading)
     for heading in ("len", "dens", *map(str, batches)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -21,20 +23,35 @@ WIDEST = 10_000
 
 
 class PlainTable(Table):
-    """A table whose cells are shown as they are, each in one line: names are data. A cell of several styles is a Text.
-    Its caption stands above it and may be wider than the table, which rich's own title may not. `show` prints it: where the
-    terminal is too narrow its lines run over, as rich would cut digits off numbers and leave whole columns out."""
+    """A table whose cells are shown as they are: names are data. A cell of several styles is a Text.
+    Its caption stands above it and may be wider than the table, which rich's own title may not. `show` prints it whole, as rich
+    would cut digits off numbers and leave columns out: where the terminal is too narrow for all columns, those that have no
+    room stand in a table below, behind the same first columns. Where these alone are too wide, lines run over."""
 
-    def __init__(self, above: str) -> None:
-        """Make a table without lines, so that it fits a terminal of 80 columns. above: its caption."""
+    def __init__(self, above: str, *, keys: int = 1) -> None:
+        """Make a table without lines, so that it fits a terminal of 80 columns. above: its caption; keys: how many columns at
+        the left say what a row is, and stand in each of its parts."""
         super().__init__(box=None, padding=(0, PADDING, 0, 0), header_style="dim")
-        self.above = Text(printable(above), style="bold")
+        self.above, self.keys = Text(printable(above), style="bold"), keys
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the caption and the table."""
+        """Yield the caption and the table, or its parts one below the other."""
         yield self.above
         widths = [_least_width(column, console, options) + PADDING for column in self.columns]
-        yield from super().__rich_console__(console, options.update(width=max(options.max_width, sum(widths))))
+        for chosen in _parts(widths, self.keys, options.max_width):
+            width = max(options.max_width, sum(widths[i] for i in chosen))
+            yield from Table.__rich_console__(self._part(chosen), console, options.update(width=width))
+
+    def _part(self, chosen: Sequence[int]) -> Table:
+        """Return the table of some of its columns."""
+        if len(chosen) == len(self.columns):
+            return self
+        part = Table(box=None, padding=(0, PADDING, 0, 0), header_style="dim")
+        part.rows = self.rows
+        for place, i in enumerate(chosen):
+            column = replace(self.columns[i], _index=place)
+            part.columns.append(column)
+        return part
 
     def show(self, console: Console) -> None:
         """Print it, whole."""
@@ -48,6 +65,30 @@ class PlainTable(Table):
         """Add a row."""
         texts = (Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells)
         super().add_row(*texts, style=style, end_section=end_section)
+
+
+def _parts(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
+    """Return the columns of every part of a table by their places: as many as there is room for, after the first `keys`, or as
+    many of these as leave room for any other column. widths: in characters."""
+    if sum(widths) <= room or len(widths) < 2:
+        return [list(range(len(widths)))]
+    most = max(range(1, min(keys, len(widths) - 1) + 1), key=lambda count: (_fits(widths, count, room), count))
+    if not _fits(widths, most, room):
+        most = 1
+    if not _fits(widths, most, room):
+        return [list(range(len(widths)))]
+    first = list(range(most))
+    parts: list[list[int]] = []
+    for i in range(most, len(widths)):
+        if not parts or sum(widths[k] for k in parts[-1]) + widths[i] > room:
+            parts.append(list(first))
+        parts[-1].append(i)
+    return parts
+
+
+def _fits(widths: Sequence[int], keys: int, room: int) -> bool:
+    """Return whether each other column has room behind the first `keys`."""
+    return sum(widths[:keys]) + max(widths[keys:]) <= room
 
 
 def _least_width(column: Column, console: Console, options: ConsoleOptions) -> int:

@@ -58,7 +58,8 @@ def _longest(rows: Sequence[KernelRow]) -> list[KernelRow]:
 
 
 def _table(rows: Sequence[KernelRow]) -> formats.PlainTable:
-    table = formats.PlainTable(f"{rows[0].shape} on {rows[0].device}{CALLS.get(rows[0].phase, '')}")
+    above = f"{rows[0].shape} on {rows[0].device}{CALLS.get(rows[0].phase, '')}"
+    table = formats.PlainTable(above, keys=HEADINGS.index("dens") + 1)
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading in WORDS else "right", no_wrap=True)
     for row in rows:

@@ -20,9 +20,9 @@ def show_perplexities(console: Console, rows: Sequence[Row]) -> None:
     names = line_names(rows)
     for model, device, text in dict.fromkeys((row.model, row.device, row.haystack) for row in rows):
         members = [row for row in rows if (row.model, row.device, row.haystack) == (model, device, text)]
-        table = formats.PlainTable(f"perplexity of {model} on {text}, with its 95 % interval")
+        table = formats.PlainTable(f"perplexity of {model} on {text}, with its 95 % interval", keys=3)
         for heading in HEADINGS:
-            table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+            table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=heading != "method")
         for row in members:
             table.add_row(names[id(row)], *_cells(row))
         table.show(console)

@@ -17,7 +17,7 @@ EXPLANATION = (
 def show_samples_needed(console: Console, rows: Sequence[SamplesNeeded]) -> None:
     """Print how many samples each claim needs, and what the numbers mean."""
     powers = sorted({row.power for row in rows})
-    table = formats.PlainTable(f"samples that a claim needs (alpha={rows[0].alpha:g})")
+    table = formats.PlainTable(f"samples that a claim needs (alpha={rows[0].alpha:g})", keys=4)
     for heading in ("discordance", "from", "claim", "margin"):
         table.add_column(heading, justify="left" if heading in ("from", "claim") else "right")
     for power in powers:

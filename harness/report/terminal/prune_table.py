@@ -20,7 +20,7 @@ def show_selection(console: Console, selection: Selection, store: Store) -> None
     """Print the arms that go with their cells, samples and other records, and how many stay."""
     measured = Counter(record["cell"] for file in (store.samples, store.perplexity) for record in file.read())
     whole, cases = len(selection.gone.keys() | selection.left.keys()), {record["case"] for record in selection.cases}
-    table = formats.PlainTable(f"to be taken out of {store.folder}")
+    table = formats.PlainTable(f"to be taken out of {store.folder}", keys=4)
     for heading in HEADINGS:
         table.add_column(
             heading, justify="left" if heading in HEADINGS[:2] else "right", overflow="fold", no_wrap=heading != "arm"

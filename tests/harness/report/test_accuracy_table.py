@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from harness.report.rows import Row
@@ -96,3 +97,24 @@ def test_what_went_wrong_says_how_it_was_asked() -> None:
     rows += [row("one", 1024, AVERAGE, 0.5, q, question=q, tasks=1) for q in ("seen", "after")]
     gated = [line for line in shown(rows).splitlines() if line.startswith("gated")]
     assert gated == ["gated: one, dense at 1024, vt: why", "gated: one, dense at 1024, vt, question after the context: why"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_table_wider_than_the_terminal_goes_on_below(width: int) -> None:
+    """Nothing of it is cut, no line runs over, and each part says whose row it is."""
+    rows = [
+        make_row(method, 0.9, length, 0.75, group=f"{method}{length}", p_holm=0.123, tasks=1)
+        for method in ("sieve", "a_method_with_a_long_name")
+        for length in (4096, 131072)
+    ]
+    text = shown(rows, width)
+    lines = text.split("tiny on cpu")[1].splitlines()
+    table = lines[1 : next(i for i, line in enumerate(lines) if not line.strip())]
+    assert "…" not in text and all(len(line) <= width for line in table)
+    for heading in ("method", "len", "dens", "accuracy %", "p", "select", "total", "speed", "ideal", "TTFT"):
+        assert any(heading in line.split() or heading in line for line in table), heading
+    parts = [line for line in table if line.startswith("sieve") and " 128k " in line]
+    assert len(parts) == {40: 4, 60: 2, 80: 1}[width]
+    assert all("0.100" in line for line in parts) and " ".join(parts).count("75.0") == 1
+    numbers = " ".join(parts).split()
+    assert {"75.0", "0.123", "1.00", "10.0", "1.10", "55", "100"} <= set(numbers)

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from harness.core.errors import UserError
+from harness.jobs.compare import write_again
 from harness.report.compare import COLUMNS, compare_lines
 from harness.report.figures import compare as figure
 from harness.report.terminal.comparison_table import show_pairs
@@ -148,3 +149,13 @@ def test_densities_of_decoding_are_told_and_not_matched(tmp_path: Path) -> None:
     assert "decode" in text and "0.400" in text and "0.300; nothing matches those" in text
     assert "of prefill, within 2 % (those of decoding are not matched)" in figure.density_note([pair])
     assert figure.density_note(compare_lines(study(tmp_path / "prefill"), "net")) == ", within 2 %"
+
+
+def test_files_of_somebody_else_are_no_stale_comparisons(tmp_path: Path) -> None:
+    store = study(tmp_path)
+    (store.folder / "compare_of_mine.csv").write_text("a,b\n1,2\n")
+    (store.folder / "compare_gone.csv").write_text("line,beside,difference\nnet,gone,0.5\n")
+    for name in ("compare_gone.png", "compare_gone_2.png", "compare_gone_2_of_mine.png"):
+        (store.folder / name).touch()
+    written, stale = write_again(store)
+    assert (written, {path.name for path in stale}) == ([], {"compare_gone.csv", "compare_gone.png", "compare_gone_2.png"})

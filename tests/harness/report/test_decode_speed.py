@@ -56,13 +56,20 @@ def test_a_picture_of_each_way_of_timing(tmp_path: Path) -> None:
     )
     points = decode_speed.timed_points(rows())
     figure = decode_speed.draw(points, ("tiny", "cpu (x)", "events"))
-    assert [axes.get_title() for axes in figure.axes] == ["1 sequence", "16 sequences", "", ""]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["1 sequence", "16 sequences", "", ""]
     legend = [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()]
     assert legend[0] == "dense attention" and "sieve (gate): density 0.400" in legend and len(legend) == 4
     dense, line = figure.axes[1].lines[0], figure.axes[1].lines[1]
     assert (list(dense.get_ydata()), list(line.get_ydata())) == ([800.0, 800.0], [1200.0, 1200.0])
     assert list(figure.axes[3].lines[1].get_ydata()) == [1.5, 1.5]
     assert "Timed step by step" in figure._supxlabel.get_text().replace("\n", " ")
+
+
+def test_a_single_length_stands_in_the_middle_of_every_panel() -> None:
+    """Its points were outside all of them."""
+    points = [point for point in decode_speed.timed_points(rows()) if point.row.length == 4096]
+    figure = decode_speed.draw(points, ("tiny", "cpu (x)", "events"))
+    assert {axes.get_xlim() for axes in figure.axes} == {(4096 / 1.5, 4096 * 1.5)}
 
 
 def test_a_prefill_is_drawn_once_and_judged_by_itself() -> None:

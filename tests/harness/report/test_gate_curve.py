@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from harness.report.figures import gate_curve as picture
+from harness.report.figures import labels
+from harness.report.figures.looks import method_look
 from harness.report.gate_curve import curve_points, trainings, write_points
 from harness.report.rows import Origin, Row
 from harness.study.columns import AVERAGE
@@ -82,12 +84,12 @@ def test_trainings_on_other_files_are_another_line(tmp_path: Path, monkeypatch: 
     record_training(store, "short", 1000, steps=2)
     record_training(store, "long", 4000, steps=20)
     points = curve_points(store, rows := [average("long", 0.8), average("short", 0.6)])
-    labels: list[str] = []
+    names: list[str] = []
     draw = picture._draw_recipe
-    monkeypatch.setattr(picture, "_draw_recipe", lambda *drawn: (labels.append(drawn[-1]), draw(*drawn)))
+    monkeypatch.setattr(picture, "_draw_recipe", lambda *drawn: (names.append(drawn[-1]), draw(*drawn)))
     picture.write(points, rows, tmp_path)
     picture.write([points[0], replace(points[1], text_id="0f3b5a")], rows, tmp_path)
-    assert labels == [
+    assert names == [
         "mixture, learning rate 0.003",
         "mixture (0f3b5a), learning rate 0.003",
         "mixture (8dea8e), learning rate 0.003",
@@ -126,11 +128,12 @@ def test_names_beside_the_curve_stand_apart_and_keep_their_colours(tmp_path: Pat
     colours = []
     for beside in ([dense, *others], [replace(others[1], score=Score(0.31, 0.2, 0.4)), others[0], dense]):
         lines = picture._lines_beside(beside, {"seer"})
-        colours.append({name: colour for name, _, colour in lines})
-    assert colours[0] == colours[1], "colours must not go by accuracy"
+        colours.append({line.name: line.look.colour for line in lines})
+    assert colours[0] == colours[1] == {name: method_look(name).colour for name in ("dense", "oracle", "block_topk")}
     axes = Figure().add_subplot()
     axes.set_ylim(0, 100)
-    picture._write_names(axes, lines)
+    ends = [labels.End(line.name, 1.0, line.percent, line.look.colour, line.look.marker) for line in lines]
+    labels.write_names(axes, ends, (6.0, 4.0), (0.0, 1.0))
     places = {note.get_text(): note.xy for note in axes.texts if isinstance(note, Annotation)}
     assert all(x > 1 for x, _ in places.values()), "names must not lie on the points"
     assert abs(places["oracle"][1] - places["block_topk"][1]) > 4

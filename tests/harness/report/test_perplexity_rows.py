@@ -92,7 +92,7 @@ def test_a_picture_by_length_and_one_of_a_single_length(tmp_path: Path) -> None:
     table = study(tmp_path, [4096, 8192])
     assert [p.name for p in write_figures(table, tmp_path)] == ["perplexity.png"]
     (axes,) = figure.draw([r for r in table if r.perplexity]).axes
-    assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "perplexity")
+    assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "length (tokens), log scale")
     assert {"full", "sieve"} <= {t.get_text() for t in axes.texts}
     (single,) = figure.draw([r for r in table if r.length == 4096]).axes
     assert single.get_xlabel().startswith("density")
@@ -115,7 +115,7 @@ def test_a_picture_has_one_set_of_documents(tmp_path: Path, monkeypatch: pytest.
     dense = sets[""]["full"].perplexity
     assert dense is not None and dense.perplexity == pytest.approx(math.exp(910 / 400))
     monkeypatch.setattr(figure, "draw", lambda rows: None)
-    monkeypatch.setattr(figure.style, "save", lambda _, path: path)
+    monkeypatch.setattr(figure.style, "save", lambda _, path, mark: path)
     written = [path.name for path in figure.write(leaderboard_rows(store), tmp_path)]
     assert written == ["perplexity.png", "perplexity_1-document.png"] and all(map(PICTURES.fullmatch, written))
 
@@ -129,7 +129,7 @@ def test_a_line_that_ends_earlier_has_its_name_at_its_own_height(tmp_path: Path)
     (axes,) = figure.draw([r for r in leaderboard_rows(store) if r.perplexity]).axes
     point = rows(store)["window", 4096]["perplexity"]
     (name,) = (t for t in axes.texts if t.get_text() == "window")
-    assert abs(name.xy[1] / point - 1) < 0.01  # type: ignore[attr-defined]
+    assert abs(name.xy[1] / point - 1) < 0.02  # type: ignore[attr-defined]
 
 
 def test_the_table_has_a_line_an_arm(tmp_path: Path) -> None:

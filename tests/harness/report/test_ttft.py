@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.report.density_match import with_matches
-from harness.report.figures import PICTURES, style, ttft
+from harness.report.figures import PICTURES, ttft
 from harness.report.rows import Row
 from harness.report.terminal.accuracy_table import HEADINGS
 from tests.harness.report.support import TIMES, make_row
@@ -75,8 +76,8 @@ def test_lines_and_limit() -> None:
 def test_a_picture_for_the_request_and_one_for_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn, draw = {}, ttft.draw
 
-    def noted(picture: ttft.Picture, looks: dict[str, style.Look], title: str) -> Any:
-        drawn[title] = figure = draw(picture, looks, title)
+    def noted(picture: ttft.Picture, title: str) -> Any:
+        drawn[title] = figure = draw(picture, title)
         return figure
 
     monkeypatch.setattr(ttft, "draw", noted)
@@ -110,9 +111,8 @@ def test_a_request_that_no_method_has_is_no_picture(tmp_path: Path) -> None:
 def test_a_long_title_leaves_the_legend_its_place() -> None:
     """Dense attention's line in the legend was under it."""
     picture = ttft.picture_of([point for point in ttft.timed_points(rows()) if point.row.sparsity is not None])
-    figure = ttft.draw(
-        picture, style.looks_of(["sieve", "steps"]), "shape/llama3_8b (num_hidden_layers=2): " + 6 * "long words "
-    )
-    title, names = figure._suptitle.get_text(), [text.get_text() for text in figure.legends[0].get_texts()]
-    room = figure.get_figwidth() - style.NAME_LETTER * max(map(len, names))
-    assert max(map(len, title.split("\n"))) * style.TITLE_LETTER < room
+    figure = ttft.draw(picture, "shape/llama3_8b (num_hidden_layers=2): " + 6 * "long words ")
+    figure.draw_without_rendering()
+    boxes = [artist.get_window_extent() for artist in (figure._suptitle, figure.legends[0], figure._supxlabel)]
+    boxes += [axes.get_tightbbox() for axes in figure.axes]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
