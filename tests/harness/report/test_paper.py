@@ -21,7 +21,7 @@ from harness.report.figures.paper import checklist, fig6, fig9, sheet, table1
 from harness.report.figures.paper.drawing import Drawing, named_apart, suffix_of, write_values
 from harness.report.figures.paper.items import ITEMS
 from harness.report.figures.paper.published import CERTAINTIES, published
-from harness.report.figures.paper.recorded import Recorded, timed_alike
+from harness.report.figures.paper.recorded import Recorded, notices_of, timed_alike
 from harness.report.rows import Answer, Perplexity, Row
 from harness.study.columns import PERPLEXITY
 from harness.study.matching import Match
@@ -163,6 +163,12 @@ def test_a_prefill_without_dense_in_its_rounds_stands_beside_that_of_its_study()
     dense = replace(timed("full", 8192, 80.0), times=replace(TIMES, ttft_ms=80.0))
     assert [(one.speedup, one.paired) for one in fig9.prefills([dense, alone])] == [(1.6, False)]
     assert fig9.prefills([alone]) == [], "nothing to compare with"
+
+
+def test_what_all_timings_assume_is_said_and_the_reasons_of_accuracies_are_not() -> None:
+    alone = [timed("sieve", n, 50.0, task="", reason=f"random weights (seed 0); of {n}") for n in (4096, 8192)]
+    assert notices_of(alone) == "Random weights (seed 0). "
+    assert notices_of([*alone, timed("comb", 8192, 50.0, reason="random weights (seed 0)")]) == "" == notices_of([])
 
 
 def test_buckets_are_those_of_the_task_or_else_of_the_prompt() -> None:

@@ -120,8 +120,9 @@ def _weight(rows: Sequence[Row]) -> tuple[int, bool, str, str]:
 
 
 def notices_of(rows: Sequence[Row]) -> str:
-    """Return what the reasons of all rows say alike, such as that the weights are random, as sentences; else nothing."""
-    parts = [row.reason.split("; ") for row in rows]
+    """Return what the reasons of rows of times alone say alike, such as that the weights are random, as sentences; nothing
+    where one is an average over tasks, whose reason is of its accuracy."""
+    parts = [row.reason.split("; ") if not row.task else [] for row in rows]
     alike = [part for part in parts[0] if part and all(part in others for others in parts)] if parts else []
     return "".join(f"{part[0].upper()}{part[1:]}. " for part in alike)
 
