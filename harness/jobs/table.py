@@ -114,6 +114,7 @@ _ROWS = (
         whole_study=True,
         writes_study=False,
     ),
+    Job("paper", Does.READS, "harness.jobs.paper:run", (), takes_question=True, whole_study=True, writes_study=False),
     Job(
         "prune",
         Does.READS,

@@ -94,8 +94,20 @@ class PromptMaps:
     stem: str
 
 
-def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMaps:
-    """Measure the maps that a command asks for. Raises UserError for what has none to show."""
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """What maps are made of: the loaded model, the arm of a method, and the token ids of a prompt of the first of `names`."""
+
+    loaded: LoadedModel
+    arm: RunnableArm
+    method: Method
+    prompt: Sequence[int]
+    names: Sequence[str]
+
+
+def prepare(settings: Settings, store: Store, console: Console) -> tuple[Settings, PreparedPrompt]:
+    """Check the settings of a command, load its model, build the arm, and make the prompt. Returns them with the settings as
+    the arm has them. Raises UserError for what has no maps to show."""
     if not decodes_densely(settings.decode):
         raise UserError("job=maps draws a prefill, which decode= does not change: leave decode out")
     names = expand_tasks(settings.tasks)
@@ -112,17 +124,24 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
         raise UserError(
             f"job=maps draws what a method keeps, and {arm.identity.method} keeps everything: name another, method=…"
         )
-    heads = choose("heads", settings.options["heads"], range(loaded.heads))
+    choose("heads", settings.options["heads"], range(loaded.heads))
     say(console, settings, f"making a prompt of {settings.length} tokens")
     prompt = context.first_prompt(names)
     say(console, settings, f"prefilling it, {loaded.layers} layers")
+    return settings, PreparedPrompt(loaded, arm, arm.method, prompt, names)
+
+
+def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMaps:
+    """Measure the maps that a command asks for. Raises UserError for what has none to show."""
+    settings, ready = prepare(settings, store, console)
+    loaded, arm, names = ready.loaded, ready.arm, ready.names
     try:
         layers = maps_of_prompt(
             loaded,
-            arm.method,
-            prompt,
+            ready.method,
+            ready.prompt,
             settings.options["layers"],
-            heads,
+            choose("heads", settings.options["heads"], range(loaded.heads)),
             sparse_kernel=settings.kernel,
             dense_kernel=settings.dense_kernel,
         )
@@ -132,16 +151,17 @@ def measure_maps(settings: Settings, store: Store, console: Console) -> PromptMa
         raise as_user_error(error) from error
     usual = usual_knobs(arm.identity.method)
     variant = [f"{name} {value}" for name, value in _word_knobs(arm) if name not in usual]
-    title = ", ".join([arm_label(arm), *variant, f"blocks of {arm.method.block_size}"])
+    title = ", ".join([arm_label(arm), *variant, f"blocks of {ready.method.block_size}"])
     title += "" if settings.sparsity is None else f", sparsity {settings.sparsity:g}"
     note = (
         f"{loaded.name} ({str(loaded.dtype).removeprefix('torch.')}), a prompt of {names[0]}, seed {settings.seed}, prefilled "
         f"densely. Commit {commit()}, {device_name(loaded.device)}.\n{command()}"
     )
-    return PromptMaps(layers, title, note, _stem(arm, settings.length))
+    return PromptMaps(layers, title, note, stem_of(arm, settings.length))
 
 
-def _stem(arm: RunnableArm, length: int) -> str:
+def stem_of(arm: RunnableArm, length: int) -> str:
+    """Return how the names of the files of an arm's maps begin."""
     sparsity = "native" if arm.identity.sparsity is None else f"{arm.identity.sparsity:g}"
     variant = [value[:60] for _, value in _word_knobs(arm)]
     return "_".join([arm.identity.method, *variant, str(arm.identity.block_size), sparsity, str(length)])
@@ -181,8 +201,8 @@ def maps_of_prompt(
 ) -> list[LayerMaps]:
     """Measure the maps of one prompt (token ids). A layer with a sliding window has none: there is nothing to choose.
 
-    layers: as `choose` takes them. heads: query heads, in the order of the maps. sparse_kernel: runs only where a method leaves
-    the choice to it. Raises UserError for layers without a map.
+    layers: as `choose` takes them. heads: query heads, in the order of the maps. sparse_kernel: runs only where a method
+    leaves the choice to it. Raises UserError for layers without a map.
     """
     method = method.to(loaded.device)
     drawn_layers = choose("layers", layers, global_layers(loaded, prompt, dense_kernel=dense_kernel))
@@ -258,6 +278,7 @@ def pooled_by(size: int) -> int:
 
 
 def pool_map(full_map: Tensor, *, mean: bool = False) -> Tensor:
-    """Return a map [rows, columns], at most PIXELS wide and high, on the CPU: the largest, or mean, of what falls together."""
+    """Return a map [rows, columns], at most PIXELS wide and high, on the CPU: the largest, or mean, of what falls
+    together."""
     factors = [pooled_by(size) for size in full_map.shape]
     return (avg_pool2d if mean else max_pool2d)(full_map.float()[None, None], factors, ceil_mode=True)[0, 0].cpu()
