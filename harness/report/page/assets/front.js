@@ -1,0 +1,139 @@
+"use strict";
+// Accuracy against a cost, one line a method, and the front.
+
+const COSTS = {
+  density: { name: "density", title: "density (share of causal blocks kept)", of: (i) => (decodesOnly(i) ? null : T.density[i] ?? (T.is_dense[i] ? 1 : null)) },
+  total_ms: { name: "attention time", title: "attention of a layer, selection included (ms)", log: true, low: "total_low", high: "total_high",
+    of: (i) => (T.is_dense[i] ? T.dense_ms[i] ?? T.total_ms[i] : T.total_ms[i]) },
+  ttft_ms: { name: "TTFT", title: "time to first token (ms)", log: true, low: "ttft_low", high: "ttft_high", of: (i) => T.ttft_ms[i] },
+  peak_mib: { name: "memory", title: "memory of a prefill, weights included (MiB)", of: (i) => T.peak_mib[i] },
+  decode_density: { name: "density while decoding", title: "density while decoding (share of the cache's blocks)", of: (i) => T.decode_density[i] ?? (T.is_dense[i] ? 1 : null) },
+};
+const VALUES = {
+  accuracy: { title: "accuracy (%)", scale: 100, low: "accuracy_low", high: "accuracy_high", up: true },
+  difference: { title: "accuracy less dense attention's (points)", scale: 100, low: "difference_low", high: "difference_high", up: true },
+  perplexity: { title: "perplexity (less is better)", scale: 1, low: "perplexity_low", high: "perplexity_high", up: false },
+};
+const FEW = 10;
+
+function valueOf(i, name) {
+  const value = T[name][i];
+  return isGone(value) ? (name === "difference" && T.is_dense[i] ? 0 : null) : VALUES[name].scale * value;
+}
+const isUsable = (i) => Boolean(T.rankable[i]);
+
+// The rows that no other usable one beats in both, from the cheapest on.
+function frontOf(rows, cost, value) {
+  const sign = VALUES[value].up ? 1 : -1;
+  const placed = rows.filter((i) => isUsable(i) && !isGone(COSTS[cost].of(i)) && !isGone(valueOf(i, value)));
+  placed.sort((a, b) => COSTS[cost].of(a) - COSTS[cost].of(b) || sign * (valueOf(b, value) - valueOf(a, value)) || a - b);
+  const front = [];
+  for (const i of placed) {
+    if (!front.length || sign * (valueOf(i, value) - valueOf(front[front.length - 1], value)) > 0) front.push(i);
+  }
+  return front;
+}
+
+function bars(rows, low, high, of, scale) {
+  const ends = rows.map((i) => [T[low][i], T[high][i], of(i)]);
+  const length = (end, middle) => (isGone(end) || isGone(middle) ? 0 : Math.max(0, Math.abs(scale * end - middle)));
+  return { type: "data", symmetric: false, thickness: 1, width: 0,
+    array: ends.map(([, end, middle]) => length(end, middle)), arrayminus: ends.map(([end, , middle]) => length(end, middle)) };
+}
+
+function drawFront() {
+  const cost = byId("cost").value, value = byId("value").value, all = selectedRows();
+  const rows = all.filter((i) => !isGone(COSTS[cost].of(i)) && !isGone(valueOf(i, value)));
+  const front = frontOf(rows, cost, value), lines = new Map();
+  for (const i of rows) lines.set(T.line[i], [...(lines.get(T.line[i]) || []), i]);
+  const shown = chosenLines(lines, front);
+  const traces = [...frontTrace(front, cost, value)], numbers = new Map();
+  for (const name of [...lines.keys()].sort()) {
+    const look = T.look[lines.get(name)[0]], number = numbers.get(look) || 0;
+    numbers.set(look, number + 1);
+    if (shown.has(name)) traces.push(...lineTraces(name, lines.get(name), number, cost, value));
+  }
+  const narrow = byId("front-plot").clientWidth < 700, { up } = VALUES[value];
+  const dense = rows.find((i) => T.is_dense[i] && !isGated(i));
+  Plotly.react("front-plot", traces, layout({
+    height: narrow ? 420 + 21 * shown.size : Math.max(520, 90 + 21 * (shown.size + 1)), showlegend: true, hovermode: "closest", dragmode: narrow ? false : "zoom",
+    legend: narrow ? { orientation: "v", y: -0.2, yanchor: "top", x: 0 } : { x: 1.01, y: 1 },
+    xaxis: { title: { text: COSTS[cost].title }, type: COSTS[cost].log ? "log" : "linear", ...(COSTS[cost].log ? { dtick: "D2" } : {}) },
+    yaxis: { title: { text: VALUES[value].title } },
+    shapes: dense === undefined ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: valueOf(dense, value), y1: valueOf(dense, value),
+      line: { dash: DATA.dense_dash, width: 1.2, color: css("--ink") } }],
+    annotations: rows.length ? [] : [{ text: "not measured for this selection", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],
+  }), CONFIG).then((plot) => {
+    plot.removeAllListeners("plotly_click");
+    plot.on("plotly_click", ({ points }) => { if (points[0].customdata !== undefined) showDetails(points[0].customdata); });
+  });
+  const hidden = all.length ? offCount() : 0;
+  byId("front-note").textContent = [
+    ...DATA.signs.map((sign) => `${sign}.`),
+    shown.size < lines.size ? `${shown.size} of ${lines.size} lines are shown, those with most points on the front, then the most accurate; “lines” shows all.` : "",
+    hidden ? `${hidden} rows that are off the density asked for are hidden; the switch shows them.` : "",
+    byId("intervals").checked ? `Bars: 95 % intervals${COSTS[cost].low ? ", and across the 10th to the 90th percentile of the time" : ""}.` : "",
+    `${COSTS[cost].log ? "Logarithmic across. " : ""}${up ? "" : "Less is better. "}Click a point for all that is recorded of it.`,
+  ].filter(Boolean).join(" ");
+}
+
+// The lines that are drawn: all, or of too many the best few: dense attention, bounds, then by points on the front and accuracy.
+function chosenLines(lines, front) {
+  const points = counted(front.map((i) => T.line[i])), best = (name) => Math.max(...lines.get(name).map((i) => T.accuracy[i] ?? -1));
+  const weight = (name) => (T.is_dense[lines.get(name)[0]] ? 2000 : 0) + (T.is_bound[lines.get(name)[0]] ? 1000 : 0) + (points.get(name) || 0);
+  const names = [...lines.keys()].sort((a, b) => weight(b) - weight(a) || best(b) - best(a) || (a < b ? -1 : 1));
+  return new Set(byId("lines").value === "few" ? names.slice(0, FEW) : names);
+}
+
+function frontTrace(front, cost, value) {
+  if (!front.length) return [];
+  return [{ type: "scatter", mode: "lines", name: "front", x: front.map((i) => COSTS[cost].of(i)), y: front.map((i) => valueOf(i, value)),
+    line: { shape: "hv", color: css("--front"), width: 5 }, opacity: 0.45, hoverinfo: "skip" }];
+}
+
+function lineTraces(name, rows, number, cost, value) {
+  const onLine = rows.filter((i) => !isOff(i) && !T.native[i]).sort((a, b) => COSTS[cost].of(a) - COSTS[cost].of(b));
+  const beside = rows.filter((i) => isOff(i) || T.native[i]);
+  const first = rows[0], dash = T.is_bound[first] ? DATA.bound_dash : T.is_dense[first] ? DATA.dense_dash : DATA.dashes[number % DATA.dashes.length];
+  const title = escaped(T.is_bound[first] ? `${name}, a bound` : name), traces = [];
+  for (const [members, mode] of [[onLine, "lines+markers"], [beside, "markers"]]) {
+    if (!members.length) continue;
+    const { symbol } = DATA.looks[T.look[first]];
+    traces.push({
+      type: "scatter", mode, name: title, legendgroup: name, showlegend: members === onLine || !onLine.length,
+      x: members.map(COSTS[cost].of), y: members.map((i) => valueOf(i, value)), customdata: members,
+      hovertext: members.map(hoverText), hoverinfo: "text",
+      line: { color: colourOf(first), dash, width: 1.6 },
+      marker: { opacity: 1, color: colourOf(first), symbol: members.map((i) => (isOff(i) ? `${symbol}-open` : symbol)), size: members.map((i) => (isOff(i) ? 8 : 9.5)),
+        line: { width: members.map((i) => (isOff(i) ? 1.5 : 0)) } },
+      ...(byId("intervals").checked ? {
+        error_y: { ...bars(members, VALUES[value].low, VALUES[value].high, (i) => valueOf(i, value), VALUES[value].scale), color: faded(colourOf(first)) },
+        ...(COSTS[cost].low ? { error_x: { ...bars(members, COSTS[cost].low, COSTS[cost].high, COSTS[cost].of, 1), color: faded(colourOf(first)) } } : {}),
+      } : {}),
+    });
+  }
+  const signs = [[rows.filter((i) => T.native[i]), "circle-open", 17], [rows.filter(isGated), "x-thin-open", 14]];
+  for (const [members, symbol, size] of signs) {
+    if (members.length) traces.push({ type: "scatter", mode: "markers", legendgroup: name, showlegend: false, hoverinfo: "skip",
+      x: members.map(COSTS[cost].of), y: members.map((i) => valueOf(i, value)), marker: { symbol, size, color: css("--ink"), line: { width: 1.2 } } });
+  }
+  return traces;
+}
+
+const faded = (colour) => `${colour}99`;
+
+function setUpFront() {
+  for (const id of ["cost", "value", "lines", "intervals"]) byId(id).addEventListener("change", drawFront);
+}
+
+// Choices that depend on the selection: what was measured of it.
+function updateFront() {
+  const rows = selectedRows(), has = (name) => rows.some((i) => !isGone(valueOf(i, name)) && !T.is_dense[i]) || rows.some((i) => !isGone(T[name][i]));
+  setChoices("value", ["accuracy", "difference", "perplexity"].filter(has).map((name) => [name, VALUES[name].title]), undefined);
+  if (!byId("value").value) setChoices("value", [["accuracy", VALUES.accuracy.title]]);
+  const measured = (name) => rows.some((i) => !T.is_dense[i] && !isGone(COSTS[name].of(i)));
+  setChoices("cost", Object.keys(COSTS).map((name) => [name, COSTS[name].name + (measured(name) ? "" : " (not measured)")]), Object.keys(COSTS).find(measured));
+  const names = new Set(rows.map((i) => T.line[i]));
+  setChoices("lines", names.size > FEW ? [["few", `the best ${FEW}`], ["all", `all ${names.size}`]] : [["all", `all ${names.size}`]]);
+  drawFront();
+}
