@@ -34,12 +34,9 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     out = out_file(folder / NAME if settings.options["out"] is None else settings.options["out"], NAME)
     stores = [study.store] if one else every_store(settings.results)
     damaged: list[str] = []
-    versions = []
 
     def read(store: Store) -> list[JoinedRow]:
-        rows = page_rows(leaderboard_rows(store, settings.margin))
-        versions.extend(read_versions(store))
-        return rows
+        return page_rows(leaderboard_rows(store, settings.margin))
 
     rows = in_order(read_every(stores, read, settings, command, damaged))
     if not rows:
@@ -47,14 +44,16 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
         raise UserError(f"{place}{' no rows of models' if one and not damaged else ''}; {out} stays as it is")
     content = page_content(
         rows,
-        versions,
+        [entry for store in stores if store.folder.name not in damaged for entry in read_versions(store)],
         None if one else claims.read_claims(settings.results / claims.NAME, _way(out.parent, settings.results)),
         read_maps(store.folder for store in stores),
         settings.study if one else "",
     )
     write_page(out, content)
     size = out.stat().st_size / 1e6
-    command.console.print(f"{len(rows)} rows, {size:.1f} MB: open it in a browser, it needs no network", highlight=False, soft_wrap=True)
+    command.console.print(
+        f"{len(rows)} rows, {size:.1f} MB: open it in a browser, it needs no network", highlight=False, soft_wrap=True
+    )
     command.print_written([out])
     return len(damaged)
 

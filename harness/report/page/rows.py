@@ -14,7 +14,7 @@ from harness.report.rows import Row
 from harness.study.columns import AVERAGE
 
 LEFT_OUT = (
-    *("dense_accuracy", "p_value", "dense_perplexity", "effective_density", "token_density", "full_rows", "dense_kernel"),
+    *("p_value", "effective_density", "token_density", "full_rows", "dense_kernel"),
     *("arm", "group", "cell", "version"),
 )
 """Columns of the joined leaderboard that the page goes without: ids, and what other columns say too."""

@@ -42,7 +42,8 @@ function render(column) {
   return (value, type, row) => {
     const i = row.i;
     if (type === "sort" || type === "type") return isGone(value) ? (column.type === "num" ? null : "") : value;
-    if (type !== "display") return isGone(value) ? "" : column.type === "num" ? value : String(value);
+    // DataTables reads the entities of what it filters by in an element: unescaped, that would be markup.
+    if (type !== "display") return isGone(value) ? "" : column.type === "num" ? value : escaped(value);
     const text = escaped(write(i) ?? NONE);
     return column === BOARD[0] ? `<span class="dot" style="color:${colourOf(i)}"></span>${text}${T.is_bound[i] ? " <i>bound</i>" : ""}` : text;
   };
@@ -50,6 +51,7 @@ function render(column) {
 
 function setUpBoard(DataTable) {
   const menu = (column) => ["orderAsc", "orderDesc", "spacer", ...(column.list ? ["searchList"] : ["search"])];
+  byId("board-table").createTHead().insertRow().append(...BOARD.map((column) => element("th", column.title)));
   board = new DataTable("#board-table", {
     data: [], deferRender: true, autoWidth: false, pageLength: 25, lengthMenu: [10, 25, 100, 500],
     order: [[3, "desc"]], orderMulti: true,
@@ -57,7 +59,7 @@ function setUpBoard(DataTable) {
     language: { search: "search", emptyTable: "no rows", info: "_START_ to _END_ of _TOTAL_ rows", infoEmpty: "no rows", lengthMenu: "_MENU_ rows a page", infoFiltered: "(of _MAX_)" },
     columns: BOARD.map((column, place) => ({
       title: column.title, name: column.title, type: column.type, className: column.className, data: (row) => row.values[place], render: render(column),
-      columnControl: ["order", menu(column)],
+      columnControl: ["order", menu(column)], orderSequence: column.type === "num" ? ["desc", "asc"] : ["asc", "desc"],
     })),
     ordering: { indicators: false, handler: false },
   });

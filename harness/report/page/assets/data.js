@@ -14,7 +14,7 @@ function digits(value, count = 3) {
   if (isGone(value)) return NONE;
   if (value === 0) return "0";
   if (value < 0) return `−${digits(-value, count)}`;
-  const size = Math.floor(Math.log10(Math.abs(value)));
+  const size = Math.floor(Math.log10(Number(value.toPrecision(count))));
   return size >= count ? Math.round(value).toLocaleString("en") : value.toFixed(Math.min(6, count - 1 - size));
 }
 const percent = (share) => (isGone(share) ? NONE : (100 * share).toFixed(1));
@@ -57,7 +57,7 @@ function layout(more) {
     xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis },
   };
 }
-const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
+const CONFIG = { displaylogo: false, responsive: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] };
 
 // Set the choices of a list, each a value and a text; keeps what was chosen, where it is still there.
 function setChoices(id, choices, otherwise) {
@@ -77,6 +77,11 @@ function counted(values) {
   const counts = new Map();
   for (const value of values) counts.set(value, (counts.get(value) || 0) + 1);
   return counts;
+}
+
+function median(values) {
+  const sorted = values.filter((value) => !isGone(value)).sort((a, b) => a - b);
+  return sorted.length ? sorted[Math.floor(sorted.length / 2)] : null;
 }
 
 function element(tag, text = "", name = "") {

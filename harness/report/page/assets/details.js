@@ -48,7 +48,7 @@ function hoverText(i) {
   if (T.is_bound[i]) lines.push("a bound: no usable method");
   if (isGated(i)) say("held back", T.reason[i] || "by a check");
   say("study", `${T.study[i]}, ${T.date[i]}`);
-  const words = command(i).split(" "), width = innerWidth < 700 ? 42 : 84;
+  const width = innerWidth < 700 ? 40 : 80, words = command(i).split(" ").flatMap((word) => word.match(new RegExp(`.{1,${width}}`, "gsu")) || []);
   let line = "";
   const folded = [];
   for (const word of words) {

@@ -3,9 +3,9 @@
 
 const COSTS = {
   density: { name: "density", title: "density (share of causal blocks kept)", of: (i) => (decodesOnly(i) ? null : T.density[i] ?? (T.is_dense[i] ? 1 : null)) },
-  total_ms: { name: "attention time", title: "attention of a layer, selection included (ms)", log: true, low: "total_low", high: "total_high",
+  total_ms: { name: "attention time", title: "attention of a layer, selection included (ms)", log: true, low: "total_low", high: "total_high", dense: "dense_ms",
     of: (i) => (T.is_dense[i] ? T.dense_ms[i] ?? T.total_ms[i] : T.total_ms[i]) },
-  ttft_ms: { name: "TTFT", title: "time to first token (ms)", log: true, low: "ttft_low", high: "ttft_high", of: (i) => T.ttft_ms[i] },
+  ttft_ms: { name: "TTFT", title: "time to first token (ms)", log: true, low: "ttft_low", high: "ttft_high", dense: "dense_ttft_ms", of: (i) => T.ttft_ms[i] },
   peak_mib: { name: "memory", title: "memory of a prefill, weights included (MiB)", of: (i) => T.peak_mib[i] },
   decode_density: { name: "density while decoding", title: "density while decoding (share of the cache's blocks)", of: (i) => T.decode_density[i] ?? (T.is_dense[i] ? 1 : null) },
 };
@@ -15,6 +15,9 @@ const VALUES = {
   perplexity: { title: "perplexity (less is better)", scale: 1, low: "perplexity_low", high: "perplexity_high", up: false },
 };
 const FEW = 10;
+const TICKS = [-3, -2, -1, 0, 1, 2, 3, 4, 5, 6].flatMap((power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
+const LOG_TICKS = { tickmode: "array", tickvals: TICKS, ticktext: TICKS.map((tick) => String(tick)) };
+
 
 function valueOf(i, name) {
   const value = T[name][i];
@@ -53,14 +56,16 @@ function drawFront() {
     numbers.set(look, number + 1);
     if (shown.has(name)) traces.push(...lineTraces(name, lines.get(name), number, cost, value));
   }
-  const narrow = byId("front-plot").clientWidth < 700, { up } = VALUES[value];
-  const dense = rows.find((i) => T.is_dense[i] && !isGated(i));
+  const width = byId("front").clientWidth, narrow = width < 700, { up } = VALUES[value];
+  const dense = denseOf(rows, cost, value);
+  if (!rows.some((i) => T.is_dense[i])) traces.push(...denseTrace(dense, value));
   Plotly.react("front-plot", traces, layout({
-    height: narrow ? 420 + 21 * shown.size : Math.max(520, 90 + 21 * (shown.size + 1)), showlegend: true, hovermode: "closest", dragmode: narrow ? false : "zoom",
-    legend: narrow ? { orientation: "v", y: -0.2, yanchor: "top", x: 0 } : { x: 1.01, y: 1 },
-    xaxis: { title: { text: COSTS[cost].title }, type: COSTS[cost].log ? "log" : "linear", ...(COSTS[cost].log ? { dtick: "D2" } : {}) },
+    width, height: narrow ? 440 + 21 * (shown.size + 2) : Math.max(520, 90 + 21 * (shown.size + 1)), showlegend: true, hovermode: "closest", dragmode: narrow ? false : "zoom",
+    legend: narrow ? { orientation: "v", yref: "container", y: 0.005, yanchor: "bottom", x: 0, maxheight: 2000 } : { x: 1.01, y: 1 },
+    margin: { l: 60, r: 12, t: 12, b: narrow ? 85 + 21 * (shown.size + 2) : 50 },
+    xaxis: { title: { text: COSTS[cost].title }, type: COSTS[cost].log ? "log" : "linear", ...(COSTS[cost].log ? LOG_TICKS : {}) },
     yaxis: { title: { text: VALUES[value].title } },
-    shapes: dense === undefined ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: valueOf(dense, value), y1: valueOf(dense, value),
+    shapes: dense.value === null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: dense.value, y1: dense.value,
       line: { dash: DATA.dense_dash, width: 1.2, color: css("--ink") } }],
     annotations: rows.length ? [] : [{ text: "not measured for this selection", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],
   }), CONFIG).then((plot) => {
@@ -77,6 +82,23 @@ function drawFront() {
   ].filter(Boolean).join(" ");
 }
 
+// Dense attention on the same prompts, as rows of it or else the rows beside it have recorded it, and its cost in their rounds.
+function denseOf(rows, cost, value) {
+  const own = rows.find((i) => T.is_dense[i] && !isGated(i));
+  if (own !== undefined) return { value: valueOf(own, value), cost: COSTS[cost].of(own) };
+  const column = { accuracy: T.dense_accuracy, perplexity: T.dense_perplexity, difference: null }[value];
+  const { dense } = COSTS[cost], beside = column ? median(rows.map((i) => column[i])) : null;
+  return { value: column ? (beside === null ? null : VALUES[value].scale * beside) : rows.length ? 0 : null,
+    cost: dense ? median(rows.map((i) => T[dense][i])) : cost === "peak_mib" ? null : 1 };
+}
+
+function denseTrace(dense, value) {
+  if (dense.value === null || dense.cost === null) return [];
+  return [{ type: "scatter", mode: "markers", name: "dense attention", x: [dense.cost], y: [dense.value], hoverinfo: "text",
+    hovertext: `<b>dense attention</b><br>${value} ${digits(dense.value)} on the same prompts, as the rows beside it recorded`,
+    marker: { symbol: "circle", size: 9.5, opacity: 1, color: css("--ink") } }];
+}
+
 // The lines that are drawn: all, or of too many the best few: dense attention, bounds, then by points on the front and accuracy.
 function chosenLines(lines, front) {
   const points = counted(front.map((i) => T.line[i])), best = (name) => Math.max(...lines.get(name).map((i) => T.accuracy[i] ?? -1));
@@ -91,8 +113,11 @@ function frontTrace(front, cost, value) {
     line: { shape: "hv", color: css("--front"), width: 5 }, opacity: 0.45, hoverinfo: "skip" }];
 }
 
+// A line goes through its rows by what was kept, whatever they cost.
+const along = (i) => T.decode_density[i] ?? T.density[i] ?? 0;
+
 function lineTraces(name, rows, number, cost, value) {
-  const onLine = rows.filter((i) => !isOff(i) && !T.native[i]).sort((a, b) => COSTS[cost].of(a) - COSTS[cost].of(b));
+  const onLine = rows.filter((i) => !isOff(i) && !T.native[i]).sort((a, b) => along(a) - along(b));
   const beside = rows.filter((i) => isOff(i) || T.native[i]);
   const first = rows[0], dash = T.is_bound[first] ? DATA.bound_dash : T.is_dense[first] ? DATA.dense_dash : DATA.dashes[number % DATA.dashes.length];
   const title = escaped(T.is_bound[first] ? `${name}, a bound` : name), traces = [];

@@ -7,6 +7,7 @@ const isCounted = (i) => isGone(T.superseded_by[i]);
 const isAllowed = (i) => (byId("off").checked || !isOff(i)) && (byId("bounds").checked || !T.is_bound[i]);
 const CANDIDATES = ROWS.filter((i) => isAverage(i) && !(isGone(T.accuracy[i]) && isGone(T.perplexity[i])));
 let selection = [];
+const unseen = new Set();  // parts that are drawn once they are about to be seen
 
 const selectedRows = () => selection.filter(isAllowed);
 const offCount = () => (byId("off").checked ? 0 : selection.filter(isOff).length);
@@ -95,19 +96,47 @@ async function start() {
   for (const form of document.forms) form.addEventListener("submit", (event) => event.preventDefault());
   select();
   updateFront();
-  setUpBoard(await loadTables());
-  fillBoard();
-  updateTasks();
+  let width = innerWidth, timer = 0;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return;
+    width = innerWidth;
+    clearTimeout(timer);
+    timer = setTimeout(() => { drawFront(); drawTasks(); }, 100);
+  });
   setUpMaps();
   setUpClaims();
   setUpVersions();
-  let width = innerWidth;
-  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawFront(); drawTasks(); } });
+  whenSeen("tasks", updateTasks);
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
+  whenSeen("board", () => showBoard().catch(sayFailure));
+  setTimeout(() => (window.requestIdleCallback || setTimeout)(() => showBoard().catch(sayFailure)), 300);
 }
 
-start().catch((error) => {
+// The table comes after the picture, whose choices work by then: when it is seen, or when the browser has nothing else to do.
+let isBoardDue = true;
+async function showBoard() {
+  if (!isBoardDue) return;
+  isBoardDue = false;
+  setUpBoard(await loadTables());
+  fillBoard();
+}
+
+// Draw a part once it is about to be seen, and again on every change after that.
+function whenSeen(id, draw) {
+  unseen.add(id);
+  const watch = new IntersectionObserver((entries) => {
+    if (!entries.some((entry) => entry.isIntersecting)) return;
+    watch.disconnect();
+    unseen.delete(id);
+    draw();
+  }, { rootMargin: "50px" });
+  watch.observe(byId(id));
+}
+
+function sayFailure(error) {
   byId("failure").hidden = false;
   byId("failure").textContent = `The page could not be drawn (${error.message}). A newer browser may help.`;
   throw error;
-});
+}
+
+start().catch(sayFailure);

@@ -7,7 +7,7 @@ function setUpMaps() {
   const show = () => {
     const map = maps[Number(byId("map").value)], image = byId("map-image");
     byId("map-note").textContent = !map ? "No maps are recorded: job=maps draws them into a study." : map.image
-      ? "A layer's true attention, what the method expects, and what it keeps: brighter is more. Drawn by job=maps when it was measured."
+      ? "A layer's true attention, what the method expects, and what it keeps, as job=maps drew it; the scales stand beside it."
       : `Too many maps for one page: this one lies in ${map.study}/maps/${map.name}.png.`;
     if (!map || !map.image) return image.removeAttribute("src");
     image.src = map.image;

@@ -20,6 +20,7 @@ function taskRows(lengths) {
 const densityKey = (i) => (T.is_dense[i] ? EVERY : decodesOnly(i) ? DECODING : isGone(T.requested_density[i]) ? WITHOUT : digits(T.requested_density[i]));
 
 function updateTasks() {
+  if (unseen.has("tasks")) return;
   const tasks = [...new Set(taskRows(true).map((i) => T.task[i]))].sort();
   const lengths = new Set(taskRows(true).map((i) => T.length[i]));
   setChoices("across", [["tasks", "tasks, at the selected length"],
@@ -33,11 +34,12 @@ function updateTasks() {
 }
 
 function drawTasks() {
+  if (unseen.has("tasks")) return;
   const across = byId("across").value, byLength = across.startsWith("task:"), task = across.slice(5), key = byId("density").value;
   const rows = taskRows(byLength).filter((i) => (key === EVERY || densityKey(i) === EVERY || densityKey(i) === key) && (!byLength || T.task[i] === task));
   const kind = byId("colour").value, isDifference = kind === "difference";
   const columnOf = (i) => (byLength ? tokens(T.length[i]) : T.task[i] === "avg" ? "mean" : T.task[i]);
-  const nameOf = (i) => (key === EVERY && !T.is_dense[i] ? `${T.line[i]}, ${densityKey(i)}` : T.line[i]);
+  const nameOf = (i) => (key === EVERY && !T.is_dense[i] ? `${T.line[i]}, ${densityKey(i) === WITHOUT ? "own defaults" : densityKey(i)}` : T.line[i]);
   const columns = byLength ? [...new Set(rows.map((i) => T.length[i]))].sort((a, b) => a - b).map(tokens)
     : [...new Set(rows.map(columnOf))].sort((a, b) => (b === "mean") - (a === "mean") || (a < b ? -1 : 1));
   const cells = new Map();
@@ -46,23 +48,34 @@ function drawTasks() {
     if (other === undefined || T.samples[i] > T.samples[other]) cells.set(place, i);
   }
   const at = (name, column) => cells.get(JSON.stringify([name, column]));
-  const mean = (name) => columns.reduce((sum, column) => sum + (T.accuracy[at(name, column)] ?? 0), 0);
+  const mean = (name) => {
+    const present = columns.map((column) => T.accuracy[at(name, column)]).filter((share) => !isGone(share));
+    return present.reduce((sum, share) => sum + share, 0) / present.length;
+  };
   const names = [...new Set(rows.map(nameOf))].sort((a, b) => mean(a) - mean(b) || (a < b ? 1 : -1));
   const value = (i) => (i === undefined || isGone(T[kind][i]) ? (i !== undefined && isDifference && T.is_dense[i] ? 0 : null) : 100 * T[kind][i]);
+  let dense = null;
   const grid = names.map((name) => columns.map((column) => at(name, column)));
-  const text = (i) => (value(i) === null ? "" : `${isDifference && value(i) > 0 ? "+" : ""}${Math.round(value(i))}${i !== undefined && isOff(i) ? "≠" : ""}${i !== undefined && isGated(i) ? "×" : ""}`);
+  const text = (i) => (value(i) === null ? "" : `${isDifference && value(i) > 0 ? "+" : ""}${String(Math.round(value(i))).replace("-", "−")}${i !== undefined && isOff(i) ? "≠" : ""}${i !== undefined && isGated(i) ? "×" : ""}`);
+  if (names.length && !rows.some((i) => T.is_dense[i])) {  // what the rows beside it recorded of dense attention on their prompts
+    const beside = new Map();
+    for (const i of rows) if (!beside.has(columnOf(i)) && !isGone(T.dense_accuracy[i])) beside.set(columnOf(i), 100 * T.dense_accuracy[i]);
+    dense = columns.map((column) => (isDifference ? 0 : beside.get(column) ?? null));
+  }
   const width = Math.max(byId("tasks").clientWidth, 250 + 44 * columns.length);
   Plotly.react("tasks-plot", [{
-    type: "heatmap", z: grid.map((line) => line.map(value)), x: columns.map(escaped), y: names.map(escaped), xgap: 1, ygap: 1,
-    text: grid.map((line) => line.map(text)), texttemplate: "%{text}", customdata: grid,
-    hovertext: grid.map((line) => line.map((i) => (i === undefined ? "not measured" : `${escaped(columnOf(i))}<br>${hoverText(i)}`))), hoverinfo: "text",
-    colorscale: isDifference ? "RdBu" : "Cividis", ...(isDifference ? { zmid: 0, zmin: -50, zmax: 50 } : { zmin: 0, zmax: 100 }),
-    colorbar: { title: { text: isDifference ? "points" : "%" }, thickness: 12, tickfont: { color: css("--ink") } },
+    type: "heatmap", x: columns.map(escaped), y: [...names.map(escaped), ...(dense ? ["dense attention"] : [])], xgap: 1, ygap: 1,
+    z: [...grid.map((line) => line.map(value)), ...(dense ? [dense] : [])], customdata: [...grid, ...(dense ? [columns.map(() => null)] : [])],
+    text: [...grid.map((line) => line.map(text)), ...(dense ? [dense.map((z) => (z === null ? "" : Math.round(z)))] : [])], texttemplate: "%{text}",
+    hovertext: [...grid.map((line) => line.map((i) => (i === undefined ? "not measured" : `${escaped(columnOf(i))}<br>${hoverText(i)}`))),
+      ...(dense ? [columns.map((column) => `dense attention on the same prompts: ${escaped(column)}`)] : [])], hoverinfo: "text",
+    colorscale: isDifference ? "RdBu" : "Cividis", reversescale: isDifference, ...(isDifference ? { zmid: 0, zmin: -50, zmax: 50 } : { zmin: 0, zmax: 100 }),
+    colorbar: { title: { text: isDifference ? "points" : "%" }, thickness: 12, lenmode: "pixels", len: 200, y: 1, yanchor: "top", tickfont: { color: css("--ink") } },
   }], layout({
-    height: 140 + 24 * Math.max(3, names.length), width, margin: { l: 20, r: 20, t: 8, b: 20 },
-    xaxis: { type: "category", side: "bottom", showgrid: false, tickangle: byLength ? 0 : -40 }, yaxis: { type: "category", showgrid: false },
+    height: 140 + 24 * Math.max(3, names.length + 1), width, margin: { l: 20, r: 20, t: 8, b: 20 },
+    xaxis: { type: "category", side: "top", showgrid: false, tickangle: byLength ? 0 : -40 }, yaxis: { type: "category", showgrid: false },
     annotations: rows.length ? [] : [{ text: "no single tasks were recorded for this selection", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],
-  }), { ...CONFIG, responsive: false, displayModeBar: false }).then((plot) => {
+  }), { ...CONFIG, displayModeBar: false }).then((plot) => {
     plot.removeAllListeners("plotly_click");
     plot.on("plotly_click", ({ points }) => { if (points[0].customdata !== undefined && points[0].customdata !== null) showDetails(points[0].customdata); });
   });
