@@ -59,7 +59,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` where there is no CUDA device, `browser` where there is none, and `slow` where -m doesn't name it."""
+    """Skip what is marked `gpu` without a CUDA device, `browser` without a browser, and `slow` where -m doesn't name it."""
     skips = {
         "gpu": None if CUDA else pytest.mark.skip(reason="needs a CUDA device"),
         "browser": None if CHROMIUM and find_spec("playwright") else pytest.mark.skip(reason="needs Chromium and playwright"),

@@ -77,14 +77,19 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def packed(rows: Sequence[JoinedRow]) -> dict[str, Any]:
     """Return rows column by column, for JSON: numbers and truths as lists, texts as the list of different ones and the place of
-    each row's in it (-1 where it has none)."""
+    each row's in it (-1 where it has none). A column in which every single task has what its average has, such as the times of
+    their arm, is in `shared`, and goes without those tasks."""
     averages = {_group(row): place for place, row in enumerate(rows) if row["kind"] == "average"}
     places = [averages.get(_group(row)) if row["kind"] == "cell" else None for row in rows]
-    columns: dict[str, Any] = {
-        name: _texts([row[name] for row in rows]) if _is_text(name) else [_short(row[name]) for row in rows]
-        for name in (*SHOWN, *DRAWN[:-1])
-    }
-    return columns | {"average": places}
+    columns: dict[str, Any] = {}
+    shared = []
+    for name in (*SHOWN, *DRAWN[:-1]):
+        values = [row[name] for row in rows]
+        if all(place is None or value == values[place] for value, place in zip(values, places, strict=True)):
+            shared.append(name)
+            values = [value for value, place in zip(values, places, strict=True) if place is None]
+        columns[name] = _texts(values) if _is_text(name) else [_short(value) for value in values]
+    return columns | {"average": places, "shared": shared}
 
 
 def _group(row: JoinedRow) -> tuple[Any, ...]:

@@ -2,8 +2,16 @@
 // Rows by column, how values are written, and the theme. Everything recorded is text: it is never markup.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const T = Object.fromEntries(Object.entries(DATA.rows).map(([name, column]) =>
-  [name, Array.isArray(column) ? column : column.codes.map((code) => (code < 0 ? null : column.values[code]))]));
+const T = { average: DATA.rows.average };
+for (const [name, column] of Object.entries(DATA.rows)) {
+  if (name === "average" || name === "shared") continue;
+  const values = Array.isArray(column) ? column : column.codes.map((code) => (code < 0 ? null : column.values[code]));
+  T[name] = values;
+  if (!DATA.rows.shared.includes(name)) continue;
+  let place = 0;  // single tasks have what their average has
+  const all = T.average.map((average) => (average === null ? values[place++] : undefined));
+  T[name] = all.map((value, i) => (T.average[i] === null ? value : all[T.average[i]]));
+}
 const ROWS = Array.from({ length: DATA.count }, (_, i) => i);
 const NONE = "–";
 const byId = (id) => document.getElementById(id);
