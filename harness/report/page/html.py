@@ -38,7 +38,7 @@ def write_page(path: Path, content: Mapping[str, Any]) -> Path:
     """Write a page of what `page_content` returns, in one step. Returns `path`. Raises UserError where it can't be written, or
     a library is missing."""
     text = page_html(content)
-    return write_atomically(path, lambda file: file.write(text.encode()))
+    return write_atomically(path, lambda file: file.write(text.encode(errors="replace")))
 
 
 def page_content(

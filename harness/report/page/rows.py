@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from math import isfinite
 from typing import Any
 
 from harness.report.figures.looks import MARKERS, NIGHT, line_colour, looks_of
@@ -53,7 +54,7 @@ def _line_names(rows: Sequence[Row]) -> dict[int, str]:
     alike: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if row.task == AVERAGE or row.group not in averages:
-            phase = "dense" if row.is_baseline else "decode" if row.block_size is None else "prefill"
+            phase = (row.is_baseline, row.block_size is None)
             alike[row.model, row.device, row.task == AVERAGE, _is_native(row), phase].append(row)
     names: dict[int, str] = {}
     for place in sorted(alike):  # methods at their own defaults after all others
@@ -108,8 +109,10 @@ def _texts(values: Sequence[str | None]) -> dict[str, list[Any]]:
 
 
 def _short(value: Any) -> Any:
-    """Return a number with as many digits as CSV files have, a truth as 0 or 1."""
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else int(value) if isinstance(value, bool) else value
+    """Return a number with as many digits as CSV files have, a truth as 0 or 1, nothing for a number that JSON has not."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if isfinite(value) else None
+    return int(value) if isinstance(value, bool) else value
 
 
 def looks_of_rows(rows: Iterable[JoinedRow]) -> dict[str, dict[str, str]]:

@@ -32,7 +32,7 @@ const tokens = (length) => (length % 1024 === 0 ? `${length / 1024}k` : `${lengt
 const isOff = (i) => T.match[i] === "off_density";
 const decodesOnly = (i) => isGone(T.block_size[i]) && !T.is_dense[i];
 const isGated = (i) => T.status[i] === "gated";
-const isAverage = (i) => T.kind[i] === "average" || (T.benchmark[i] === "perplexity" && T.kind[i] === "cell");
+const isAverage = (i) => ["average", "times"].includes(T.kind[i]) || (T.benchmark[i] === "perplexity" && T.kind[i] === "cell");
 
 function command(i) {
   const settings = T.settings[i] || (T.average[i] === null ? "" : T.settings[T.average[i]]);
@@ -46,7 +46,7 @@ function densityText(i) {
 
 // What the tasks of a row are called: the set of an average, or the task itself.
 function tasksText(i) {
-  const name = isGone(T.task_set[i]) ? T.task[i] || T.kind[i] : T.task_set[i];
+  const name = isGone(T.task_set[i]) ? T.task[i] || `${T.kind[i]} alone` : T.task_set[i];
   const names = name.split("+");
   return names.length > 2 ? `${names.length} tasks: ${names.slice(0, 2).join(", ")}, …` : names.join(", ");
 }

@@ -13,7 +13,10 @@ const VALUES = {
   accuracy: { title: "accuracy (%)", scale: 100, low: "accuracy_low", high: "accuracy_high", up: true },
   difference: { title: "accuracy less dense attention's (points)", scale: 100, low: "difference_low", high: "difference_high", up: true },
   perplexity: { title: "perplexity (less is better)", scale: 1, low: "perplexity_low", high: "perplexity_high", up: false },
+  speedup: { title: "attention: times as fast as dense", scale: 1, up: true },
+  ttft_speedup: { title: "TTFT: times as fast as dense", scale: 1, up: true },
 };
+const OF_DENSE = { difference: 0, speedup: 1, ttft_speedup: 1 };  // what dense attention has by definition
 const FEW = 10;
 const TICKS = [-3, -2, -1, 0, 1, 2, 3, 4, 5, 6].flatMap((power) => [1, 2, 5].map((digit) => Number(`${digit}e${power}`)));
 const LOG_TICKS = { tickmode: "array", tickvals: TICKS, ticktext: TICKS.map((tick) => String(tick)) };
@@ -21,9 +24,9 @@ const LOG_TICKS = { tickmode: "array", tickvals: TICKS, ticktext: TICKS.map((tic
 
 function valueOf(i, name) {
   const value = T[name][i];
-  return isGone(value) ? (name === "difference" && T.is_dense[i] ? 0 : null) : VALUES[name].scale * value;
+  return isGone(value) ? (T.is_dense[i] ? OF_DENSE[name] ?? null : null) : VALUES[name].scale * value;
 }
-const isUsable = (i) => Boolean(T.rankable[i]);
+const isUsable = (i) => T.status[i] === "ok" && !isOff(i) && !T.is_bound[i];
 
 // The rows that no other usable one beats in both, from the cheapest on.
 function frontOf(rows, cost, value) {
@@ -38,7 +41,7 @@ function frontOf(rows, cost, value) {
 }
 
 function bars(rows, low, high, of, scale) {
-  const ends = rows.map((i) => [T[low][i], T[high][i], of(i)]);
+  const ends = rows.map((i) => [low ? T[low][i] : null, high ? T[high][i] : null, of(i)]);
   const length = (end, middle) => (isGone(end) || isGone(middle) ? 0 : Math.max(0, Math.abs(scale * end - middle)));
   return { type: "data", symmetric: false, thickness: 1, width: 0,
     array: ends.map(([, end, middle]) => length(end, middle)), arrayminus: ends.map(([end, , middle]) => length(end, middle)) };
@@ -49,7 +52,7 @@ function drawFront() {
   const rows = all.filter((i) => !isGone(COSTS[cost].of(i)) && !isGone(valueOf(i, value)));
   const front = frontOf(rows, cost, value), lines = new Map();
   for (const i of rows) lines.set(T.line[i], [...(lines.get(T.line[i]) || []), i]);
-  const shown = chosenLines(lines, front);
+  const shown = chosenLines(lines, front, value);
   const traces = [...frontTrace(front, cost, value)], numbers = new Map();
   for (const name of [...lines.keys()].sort()) {
     const look = T.look[lines.get(name)[0]], number = numbers.get(look) || 0;
@@ -67,7 +70,7 @@ function drawFront() {
     yaxis: { title: { text: VALUES[value].title } },
     shapes: dense.value === null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: dense.value, y1: dense.value,
       line: { dash: DATA.dense_dash, width: 1.2, color: css("--ink") } }],
-    annotations: rows.length ? [] : [{ text: "not measured for this selection", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],
+    annotations: rows.some((i) => !T.is_dense[i]) || (rows.length && all.every((i) => T.is_dense[i])) ? [] : [{ text: "not measured for this selection", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],
   }), CONFIG).then((plot) => {
     plot.removeAllListeners("plotly_click");
     plot.on("plotly_click", ({ points }) => { if (points[0].customdata !== undefined) showDetails(points[0].customdata); });
@@ -75,9 +78,9 @@ function drawFront() {
   const hidden = all.length ? offCount() : 0;
   byId("front-note").textContent = [
     ...DATA.signs.map((sign) => `${sign}.`),
-    shown.size < lines.size ? `${shown.size} of ${lines.size} lines are shown, those with most points on the front, then the most accurate; “lines” shows all.` : "",
+    shown.size < lines.size ? `${shown.size} of ${lines.size} lines are shown, those with most points on the front, then the best; “lines” shows all.` : "",
     hidden ? `${hidden} rows that are off the density asked for are hidden; the switch shows them.` : "",
-    byId("intervals").checked ? `Bars: 95 % intervals${COSTS[cost].low ? ", and across the 10th to the 90th percentile of the time" : ""}.` : "",
+    byId("intervals").checked && VALUES[value].low ? `Bars: 95 % intervals${COSTS[cost].low ? ", and across the 10th to the 90th percentile of the time" : ""}.` : "",
     `${COSTS[cost].log ? "Logarithmic across. " : ""}${up ? "" : "Less is better. "}Click a point for all that is recorded of it.`,
   ].filter(Boolean).join(" ");
 }
@@ -86,23 +89,27 @@ function drawFront() {
 function denseOf(rows, cost, value) {
   const own = rows.find((i) => T.is_dense[i] && !isGated(i));
   if (own !== undefined) return { value: valueOf(own, value), cost: COSTS[cost].of(own) };
-  const column = { accuracy: T.dense_accuracy, perplexity: T.dense_perplexity, difference: null }[value];
+  const column = { accuracy: T.dense_accuracy, perplexity: T.dense_perplexity }[value];
   const { dense } = COSTS[cost], beside = column ? median(rows.map((i) => column[i])) : null;
-  return { value: column ? (beside === null ? null : VALUES[value].scale * beside) : rows.length ? 0 : null,
+  return { value: column ? (beside === null ? null : VALUES[value].scale * beside) : rows.length ? OF_DENSE[value] : null,
     cost: dense ? median(rows.map((i) => T[dense][i])) : cost === "peak_mib" ? null : 1 };
 }
 
 function denseTrace(dense, value) {
   if (dense.value === null || dense.cost === null) return [];
   return [{ type: "scatter", mode: "markers", name: "dense attention", x: [dense.cost], y: [dense.value], hoverinfo: "text",
-    hovertext: `<b>dense attention</b><br>${value} ${digits(dense.value)} on the same prompts, as the rows beside it recorded`,
+    hovertext: `<b>dense attention</b><br>${escaped(VALUES[value].title)}: ${digits(dense.value)}<br>as the rows beside it recorded`,
     marker: { symbol: "circle", size: 9.5, opacity: 1, color: css("--ink") } }];
 }
 
-// The lines that are drawn: all, or of too many the best few: dense attention, bounds, then by points on the front and accuracy.
-function chosenLines(lines, front) {
-  const points = counted(front.map((i) => T.line[i])), best = (name) => Math.max(...lines.get(name).map((i) => T.accuracy[i] ?? -1));
-  const weight = (name) => (T.is_dense[lines.get(name)[0]] ? 2000 : 0) + (T.is_bound[lines.get(name)[0]] ? 1000 : 0) + (points.get(name) || 0);
+// The lines that are drawn: all, or of too many the best few: one of dense attention, a bound or two, then by points on the
+// front and by the best of their values.
+function chosenLines(lines, front, value) {
+  const sign = VALUES[value].up ? 1 : -1, points = counted(front.map((i) => T.line[i]));
+  const best = (name) => Math.max(...lines.get(name).map((i) => sign * valueOf(i, value)));
+  const first = (column, most) => [...lines.keys()].filter((name) => T[column][lines.get(name)[0]]).sort().slice(0, most);
+  const before = new Set([...first("is_dense", 1), ...first("is_bound", 2)]);
+  const weight = (name) => (before.has(name) ? 1000 : 0) + (points.get(name) || 0);
   const names = [...lines.keys()].sort((a, b) => weight(b) - weight(a) || best(b) - best(a) || (a < b ? -1 : 1));
   return new Set(byId("lines").value === "few" ? names.slice(0, FEW) : names);
 }
@@ -154,11 +161,12 @@ function setUpFront() {
 // Choices that depend on the selection: what was measured of it.
 function updateFront() {
   const rows = selectedRows(), has = (name) => rows.some((i) => !isGone(valueOf(i, name)) && !T.is_dense[i]) || rows.some((i) => !isGone(T[name][i]));
-  setChoices("value", ["accuracy", "difference", "perplexity"].filter(has).map((name) => [name, VALUES[name].title]), undefined);
+  setChoices("value", Object.keys(VALUES).filter(has).map((name) => [name, VALUES[name].title]), undefined);
   if (!byId("value").value) setChoices("value", [["accuracy", VALUES.accuracy.title]]);
   const measured = (name) => rows.some((i) => !T.is_dense[i] && !isGone(COSTS[name].of(i)));
+  if (!measured(byId("cost").value || "density")) delete byId("cost").dataset.set;  // the choice of another selection
   setChoices("cost", Object.keys(COSTS).map((name) => [name, COSTS[name].name + (measured(name) ? "" : " (not measured)")]), Object.keys(COSTS).find(measured));
   const names = new Set(rows.map((i) => T.line[i]));
-  setChoices("lines", names.size > FEW ? [["few", `the best ${FEW}`], ["all", `all ${names.size}`]] : [["all", `all ${names.size}`]]);
+  setChoices("lines", names.size > FEW ? [["few", `the best ${FEW}`], ["all", `all ${names.size}`]] : [["few", `all ${names.size}`]]);
   drawFront();
 }

@@ -5,7 +5,7 @@ const byText = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
 const promptsKey = (i) => JSON.stringify([T.benchmark[i], T.task_set[i], T.question[i], T.prompt_set[i], T.samples[i]]);
 const isCounted = (i) => isGone(T.superseded_by[i]);
 const isAllowed = (i) => (byId("off").checked || !isOff(i)) && (byId("bounds").checked || !T.is_bound[i]);
-const CANDIDATES = ROWS.filter((i) => isAverage(i) && !(isGone(T.accuracy[i]) && isGone(T.perplexity[i])));
+const CANDIDATES = ROWS.filter((i) => isAverage(i) && !["accuracy", "perplexity", "total_ms", "ttft_ms"].every((name) => isGone(T[name][i])));
 let selection = [];
 const unseen = new Set();  // parts that are drawn once they are about to be seen
 
@@ -23,7 +23,7 @@ function promptsText(key, rows) {
   const [, , question, , n] = JSON.parse(key), lines = new Set(rows.map((i) => T.line[i])).size;
   const prompts = T.benchmark[rows[0]] === "perplexity" ? "documents" : "prompts", benchmark = T.benchmark[rows[0]] || "";
   const name = isGone(T.task_set[rows[0]]) ? tasksText(rows[0]) : T.task_set[rows[0]].startsWith(benchmark) ? tasksText(rows[0]) : `${benchmark}, ${tasksText(rows[0])}`;
-  return `${name}${question && question !== "seen" ? `, question ${question}` : ""}: ${n ?? "?"} ${prompts}, ${lines} ${lines === 1 ? "line" : "lines"}`;
+  return `${name}${question && question !== "seen" ? `, question ${question}` : ""}${n === null ? "" : `: ${n} ${prompts}`}, ${lines} ${lines === 1 ? "line" : "lines"}`;
 }
 
 // The rows of the fullest choice: that with most methods, then most rows.
@@ -86,9 +86,9 @@ async function loadTables() {
 
 async function start() {
   setUpTheme();
-  const studies = new Set(T.study);
-  byId("summary").textContent = `${DATA.count.toLocaleString("en")} rows of ${studies.size} ${studies.size === 1 ? "study" : "studies"}, `
-    + `${new Set(T.look).size} methods, ${new Set(T.model).size} models`;
+  const many = (values, one, several) => `${new Set(values).size} ${new Set(values).size === 1 ? one : several}`;
+  byId("summary").textContent = `${DATA.count.toLocaleString("en")} ${DATA.count === 1 ? "row" : "rows"} of ${many(T.study, "study", "studies")}, `
+    + `${many(T.look, "method", "methods")}, ${many(T.model, "model", "models")}`;
   setUpFront();
   setUpTasks();
   for (const id of Object.keys(LISTS)) byId(id).addEventListener("change", update);

@@ -39,7 +39,7 @@ function drawTasks() {
   const rows = taskRows(byLength).filter((i) => (key === EVERY || densityKey(i) === EVERY || densityKey(i) === key) && (!byLength || T.task[i] === task));
   const kind = byId("colour").value, isDifference = kind === "difference";
   const columnOf = (i) => (byLength ? tokens(T.length[i]) : T.task[i] === "avg" ? "mean" : T.task[i]);
-  const nameOf = (i) => (key === EVERY && !T.is_dense[i] ? `${T.line[i]}, ${densityKey(i) === WITHOUT ? "own defaults" : densityKey(i)}` : T.line[i]);
+  const nameOf = (i) => (key === EVERY && !T.is_dense[i] && !decodesOnly(i) ? `${T.line[i]}, ${densityKey(i) === WITHOUT ? "own defaults" : densityKey(i)}` : T.line[i]);
   const columns = byLength ? [...new Set(rows.map((i) => T.length[i]))].sort((a, b) => a - b).map(tokens)
     : [...new Set(rows.map(columnOf))].sort((a, b) => (b === "mean") - (a === "mean") || (a < b ? -1 : 1));
   const cells = new Map();
@@ -52,11 +52,12 @@ function drawTasks() {
     const present = columns.map((column) => T.accuracy[at(name, column)]).filter((share) => !isGone(share));
     return present.reduce((sum, share) => sum + share, 0) / present.length;
   };
-  const names = [...new Set(rows.map(nameOf))].sort((a, b) => mean(a) - mean(b) || (a < b ? 1 : -1));
+  const denseNames = new Set(rows.filter((i) => T.is_dense[i]).map(nameOf));
+  const names = [...new Set(rows.map(nameOf))].sort((a, b) => denseNames.has(a) - denseNames.has(b) || mean(a) - mean(b) || (a < b ? 1 : -1));
   const value = (i) => (i === undefined || isGone(T[kind][i]) ? (i !== undefined && isDifference && T.is_dense[i] ? 0 : null) : 100 * T[kind][i]);
   let dense = null;
   const grid = names.map((name) => columns.map((column) => at(name, column)));
-  const text = (i) => (value(i) === null ? "" : `${isDifference && value(i) > 0 ? "+" : ""}${String(Math.round(value(i))).replace("-", "−")}${i !== undefined && isOff(i) ? "≠" : ""}${i !== undefined && isGated(i) ? "×" : ""}`);
+  const text = (i) => (value(i) === null ? "" : `${isDifference && Math.round(value(i)) > 0 ? "+" : ""}${String(Math.round(value(i))).replace("-", "−")}${i !== undefined && isOff(i) ? "≠" : ""}${i !== undefined && isGated(i) ? "×" : ""}`);
   if (names.length && !rows.some((i) => T.is_dense[i])) {  // what the rows beside it recorded of dense attention on their prompts
     const beside = new Map();
     for (const i of rows) if (!beside.has(columnOf(i)) && !isGone(T.dense_accuracy[i])) beside.set(columnOf(i), 100 * T.dense_accuracy[i]);
