@@ -67,7 +67,7 @@ function setUpBoard(DataTable) {
     const row = board.row(event.target.closest("tr")).data();
     if (!row) return;
     showDetails(row.i);
-    byId("details").scrollIntoView({ behavior: "smooth", block: "center" });
+    byId("details").scrollIntoView({ block: "center" });
   });
   byId("scope").addEventListener("change", fillBoard);
 }
@@ -76,7 +76,10 @@ function fillBoard() {
   if (!board) return;
   const rows = boardRows().map((i) => ({ i, values: BOARD.map((column) => column.of(i)) }));
   board.clear().rows.add(rows);
-  BOARD.forEach((column, place) => board.column(place).visible(!rows.length || rows.some((row) => !isGone(row.values[place]) && row.values[place] !== NONE), false));
+  BOARD.forEach((_, place) => {  // a column that is empty in all of these rows is not shown
+    const isShown = !rows.length || rows.some((row) => !isGone(row.values[place]) && row.values[place] !== NONE);
+    if (board.column(place).visible() !== isShown) board.column(place).visible(isShown, false);
+  });
   board.draw();
   byId("board-note").textContent = "The arrows beside a title sort, and its menu filters. Δ dense is in points on the same prompts; speed-ups are over dense attention. "
     + "≠ marks a density more than 2 % off the request. Click a row for all that is recorded of it, and its command.";
