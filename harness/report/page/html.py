@@ -45,7 +45,7 @@ def page_content(
     rows: Sequence[JoinedRow],
     versions: Sequence[Mapping[str, Any]] = (),
     claims: Mapping[str, Any] | None = None,
-    maps: Sequence[Mapping[str, str]] = (),
+    maps: Sequence[Mapping[str, Any]] = (),
     title: str = "",
 ) -> dict[str, Any]:
     """Return all that a page shows, as JSON has it. rows: of all studies, as `rows.page_rows` returns them; title: of one

@@ -1,4 +1,4 @@
-"""The recorded maps of attention, made small enough for the page."""
+"""The recorded maps of attention: pictures, made small enough for the page, and maps of single heads as numbers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import base64
 import io
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from harness.core.errors import UserError
+from harness.measure.head_patterns import read_patterns
 
 WIDTH = 1400
 """Pixels that a map is wide at most."""
@@ -19,16 +21,37 @@ MOST = 5_000_000
 """Bytes of all maps of a page together; those beyond are named, and not shown."""
 
 
-def read_maps(folders: Iterable[Path], most: int = MOST) -> list[dict[str, str]]:
-    """Return the maps of studies: `study`, `name` and `image`, an address that holds the picture as WebP, or "" where `most`
-    bytes are full. Raises UserError for a file that is no picture."""
-    maps, size = [], 0
+def read_maps(folders: Iterable[Path], most: int = MOST) -> list[dict[str, Any]]:
+    """Return the maps of studies, each with `study` and `name`. A picture has `image`, an address that holds it as WebP, or ""
+    where `most` bytes are full; the map of a head has `rows`, the shares of each query block up to the diagonal, and `note`.
+    Raises UserError for a file that is no picture, or no map."""
+    folders = list(folders)
+    maps: list[dict[str, Any]] = []
+    for path in (path for folder in folders for path in sorted((folder / "maps").glob("patterns_*.json"))):
+        maps += _heads(path)
+    size = 0
     for path in (path for folder in folders for path in sorted((folder / "maps").glob("*.png"))):
         content = _webp(path)
         size += len(content)
         image = f"data:image/webp;base64,{base64.b64encode(content).decode()}" if size <= most else ""
         maps.append({"study": path.parents[1].name, "name": path.stem, "image": image})
     return maps
+
+
+def _heads(path: Path) -> list[dict[str, Any]]:
+    """Return the maps of the heads of a file of `job=maps`."""
+    record = read_patterns(path)
+    made_of = f"{record.model}, {record.length:,} tokens of {record.task}, blocks of {record.block}. {record.command}"
+    return [
+        {
+            "study": path.parents[1].name,
+            "name": f"{pattern.kind}, layer {pattern.layer}, head {pattern.head}",
+            "image": "",
+            "rows": [list(row) for row in pattern.rows],
+            "note": f"What the gates of {record.method} expect; {pattern.score:.2f} of it is on the pattern. {made_of}",
+        }
+        for pattern in record.patterns
+    ]
 
 
 def _webp(path: Path) -> bytes:

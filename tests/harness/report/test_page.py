@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from harness.core.errors import UserError
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.page import claims, html, pictures
 from harness.report.page.html import inline_script, page_content, page_html
@@ -213,6 +214,17 @@ def test_too_many_maps_are_named(tmp_path: Path) -> None:
     limited = pictures.read_maps([tmp_path / "one"], most=len(first["image"]))
     assert [entry["image"] for entry in limited] == [first["image"], ""]
     assert second["image"] and [entry["name"] for entry in limited] == ["a", "b"]
+
+
+def test_maps_of_heads_are_numbers(tmp_path: Path) -> None:
+    maps = pictures.read_maps([ROOT / "results" / "gate_patterns"])
+    assert len(maps) == 5 and {entry["image"] for entry in maps} == {""}
+    assert [len(row) for row in maps[0]["rows"]] == list(range(1, len(maps[0]["rows"]) + 1))
+    assert "python -m harness experiment=" in maps[0]["note"]
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "patterns_x.json").write_text("{}")
+    with pytest.raises(UserError, match="no record of head patterns"):
+        pictures.read_maps([tmp_path])
 
 
 def test_methods_at_their_defaults_and_decoding_have_names(tmp_path: Path) -> None:

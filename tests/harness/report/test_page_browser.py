@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ CLAIMS = {
 VERSIONS = [
     {"study": HOSTILE, "device": "cpu", "packages": "torch=2", "commits": [HOSTILE], "first": "1", "last": "2", "runs": 1}
 ]
-MAPS = [{"study": HOSTILE, "name": HOSTILE, "image": ""}]
+MAPS = [{"study": HOSTILE, "name": HOSTILE, "image": "", "rows": [[1.0], [0.5, 0.5]], "note": HOSTILE}]
 
 
 @dataclass
@@ -46,10 +46,11 @@ class Opened:
         )
         return int(self.page.evaluate(count % (which or "true")))
 
-    def wait_until(self, condition: str) -> None:
-        """Wait for a condition. The page's policy lets no text become code, so playwright's own way to wait is shut."""
+    def wait_until(self, condition: str | Callable[[], bool]) -> None:
+        """Wait for a condition, of the page or of here. The page's policy lets no text become code, so playwright's own way to
+        wait is shut."""
         for _ in range(100):
-            if self.page.evaluate(condition):
+            if condition() if callable(condition) else self.page.evaluate(condition):
                 return
             self.page.wait_for_timeout(50)
         raise AssertionError(f"never: {condition}")
@@ -130,6 +131,9 @@ def test_what_was_recorded_is_text(shown: Opened) -> None:
     assert any(HOSTILE.split(" ")[0] in text for text in page.locator("#front-plot .legendtext").all_text_contents())
     assert page.locator("#claims-list td", has_text="window.hacked").count() == 1
     assert HOSTILE in page.inner_text("#versions-list") and HOSTILE in page.inner_text("h1")
+    page.locator("#maps").scroll_into_view_if_needed()
+    shown.wait_until("document.getElementById('map-plot').data !== undefined")
+    assert HOSTILE in page.inner_text("#map-note")
     assert page.evaluate("window.hacked") is None
     assert page.locator("main img:not(#map-image), main b").count() == 0
     assert shown.said == []
@@ -178,10 +182,14 @@ def test_the_leaderboard_sorts_and_filters(shown: Opened) -> None:
     accuracies = [float(text) for text in shown.column(3)]
     assert accuracies == sorted(accuracies, reverse=True) and len(accuracies) == 25
     page.locator("#board-table thead th").nth(2).locator(".dtcc-button_order").click()
-    again = [float(text) for text in shown.column(3)]
-    assert again == sorted(again) and again != accuracies
+
+    def rises() -> bool:
+        values = [float(text) for text in shown.column(3)]
+        return values == sorted(values) and values != accuracies
+
+    shown.wait_until(rises)
     page.fill("#board .dt-search input", "gauze")
-    assert {text.strip() for text in shown.column(1)} == {"gauze"}
+    shown.wait_until(lambda: {text.strip() for text in shown.column(1)} == {"gauze"})
     page.fill("#board .dt-search input", "")
     page.select_option("#scope", "all")
     assert "4," in page.inner_text("#board .dt-info") or "5,000" in page.inner_text("#board .dt-info")
@@ -190,7 +198,7 @@ def test_the_leaderboard_sorts_and_filters(shown: Opened) -> None:
     menu.locator("select").select_option("less")
     menu.locator("input").fill("0.07")
     shown.wait_until("document.querySelector('#board .dt-info').textContent.includes('(of ')")
-    assert {float(text.split()[0]) for text in shown.column(2)} == {0.05}
+    shown.wait_until(lambda: {float(text.split()[0]) for text in shown.column(2)} == {0.05})
     menu.locator("input").fill("")
     page.keyboard.press("Escape")
 

@@ -68,7 +68,7 @@ function setUpTheme() {
   try { stored = localStorage.getItem("theme") || ""; } catch { /* no storage for files in some browsers */ }
   byId("theme").value = ["light", "dark"].includes(stored) ? stored : "";
   setTheme();
-  const redraw = () => { setTheme(); drawFront(); drawTasks(); if (board) board.rows().invalidate().draw(false); };
+  const redraw = () => { setTheme(); drawFront(); drawTasks(); if (!unseen.has("maps")) drawMap(DATA.maps[Number(byId("map").value)]); if (board) board.rows().invalidate().draw(false); };
   byId("theme").addEventListener("change", () => {
     try { localStorage.setItem("theme", byId("theme").value); } catch { /* as above */ }
     redraw();

@@ -6,16 +6,36 @@ function setUpMaps() {
   setChoices("map", maps.map((map, place) => [place, `${map.study}: ${map.name.replaceAll("_", " ")}`]));
   const show = () => {
     const map = maps[Number(byId("map").value)], image = byId("map-image");
-    byId("map-note").textContent = !map ? "No maps are recorded: job=maps draws them into a study." : map.image
+    drawMap(map);
+    byId("map-note").textContent = !map ? "No maps are recorded: job=maps draws them into a study." : map.rows ? map.note : map.image
       ? "A layer's true attention, what the method expects, and what it keeps, as job=maps drew it; the scales stand beside it."
       : `Too many maps for one page: this one lies in ${map.study}/maps/${map.name}.png.`;
-    if (!map || !map.image) return image.removeAttribute("src");
+    if (!map || !map.image) return image.removeAttribute("src");  // none, or the map of a head
     image.src = map.image;
     image.alt = `maps of attention of ${map.study}, ${map.name}`;
     return undefined;
   };
   byId("map").addEventListener("change", show);
-  show();
+  whenSeen("maps", show);
+}
+
+const FAINTEST = 0.001;
+const INFERNO = [[0, "#000004"], [0.25, "#57106e"], [0.5, "#bc3754"], [0.75, "#f98e09"], [1, "#fcffa4"]];
+
+// The map of one head, query blocks down and key blocks across, on a logarithmic scale.
+function drawMap(map) {
+  byId("map-plot").hidden = !map || !map.rows;
+  if (!map || !map.rows) return;
+  const n = map.rows.length, side = Math.min(byId("maps").clientWidth, 560);
+  const filled = map.rows.map((row) => Array.from({ length: n }, (_, k) => (k < row.length ? row[k] : null)));
+  const powers = [-3, -2, -1, 0];
+  Plotly.react("map-plot", [{
+    type: "heatmap", z: filled.map((row) => row.map((share) => (share === null ? null : Math.log10(Math.max(FAINTEST, share))))), text: filled,
+    zmin: -3, zmax: 0, colorscale: INFERNO, hovertemplate: "query block %{y}, key block %{x}<br>share of the row: %{text:.4f}<extra></extra>",
+    colorbar: { thickness: 12, tickvals: powers, ticktext: powers.map((power) => String(10 ** power)), title: { text: "share" } },
+  }], layout({ width: side, height: side - 20, margin: { l: 50, r: 10, t: 10, b: 45 },
+    xaxis: { title: { text: "key block" }, showgrid: false, zeroline: false },
+    yaxis: { title: { text: "query block" }, autorange: "reversed", showgrid: false, zeroline: false } }), { ...CONFIG, displayModeBar: false });
 }
 
 function verdictKind(verdict) {
