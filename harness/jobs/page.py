@@ -40,8 +40,9 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
 
     rows = in_order(read_every(stores, read, settings, command, damaged))
     if not rows:
-        place = f"study={settings.study}: it has" if one else f"results={settings.results}: {why_empty(stores, damaged)}"
-        raise UserError(f"{place}{' no rows of models' if one and not damaged else ''}; {out} stays as it is")
+        why = why_empty(stores, damaged) if not one else "it can't be read" if damaged else "it has no rows of models"
+        place = f"study={settings.study}" if one else f"results={settings.results}"
+        raise UserError(f"{place}: {why}; {out} stays as it is")
     content = page_content(
         rows,
         [entry for store in stores if store.folder.name not in damaged for entry in read_versions(store)],
