@@ -5,6 +5,7 @@ PYTHON ?= python3# which Python makes .venv, 3.11 or newer: make demo PYTHON=pyt
 TORCH_INDEX ?=# one more package index, e.g. https://download.pytorch.org/whl/cpu for a torch without CUDA
 
 VENV := .venv
+DEV := .[dev,page]
 BIN := $(VENV)/bin
 CACHE := $(CURDIR)/.cache
 
@@ -70,7 +71,7 @@ $(RUN_READY):
 
 # The development set-up holds the other one.
 $(DEV_READY):
-	@$(call set_up,.[dev])
+	@$(call set_up,$(DEV))
 	@touch $@ $(RUN_READY)
 
 # Build tools come first and from the lock too, so that nothing is built with unknown ones; packages that are published

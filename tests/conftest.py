@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 gc.disable()  # torch, transformers and all tests are imported: there is no garbage yet, and looking for it takes seconds
@@ -25,6 +27,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 CUDA = torch.cuda.is_available()
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+"""The browser that tests look with, where there is one."""
 
 
 if not CUDA:
@@ -55,9 +59,10 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` where there is no CUDA device, and what is marked `slow` where -m doesn't name it."""
+    """Skip what is marked `gpu` without a CUDA device, `browser` without a browser, and `slow` where -m doesn't name it."""
     skips = {
         "gpu": None if CUDA else pytest.mark.skip(reason="needs a CUDA device"),
+        "browser": None if CHROMIUM and find_spec("playwright") else pytest.mark.skip(reason="needs Chromium and playwright"),
         "slow": None if "slow" in config.option.markexpr else pytest.mark.skip(reason="takes minutes: -m slow"),
     }
     for item in items:

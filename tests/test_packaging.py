@@ -77,7 +77,7 @@ def test_lock_is_sorted_and_names_public_releases_only() -> None:
 
 def test_every_import_is_of_a_declared_dependency() -> None:
     """Runtime code imports nothing that is there by chance, as the dependency of a dependency."""
-    declared = {canonicalize_name(r.name) for r in [*RUNTIME, *map(Requirement, EXTRAS["cuda"])]}
+    declared = {canonicalize_name(r.name) for r in [*RUNTIME, *map(Requirement, EXTRAS["cuda"] + EXTRAS["page"])]}
     optional = {"flash_attn", "flash_attn_interface"}  # modules of the cuda extra, which need not be installed
     owners = metadata.packages_distributions()
     for path in (p for folder in PACKAGES.values() for p in (ROOT / folder).rglob("*.py")):

@@ -106,6 +106,15 @@ _ROWS = (
         writes_study=False,
     ),
     Job(
+        "page",
+        Does.READS,
+        "harness.jobs.page:run",
+        ("margin",),
+        takes_question=True,
+        whole_study=True,
+        writes_study=False,
+    ),
+    Job(
         "choose",
         Does.READS,
         "harness.jobs.choose:run",

@@ -1,0 +1,65 @@
+"""``python -m harness job=page``: one HTML file with the rows of all studies or of one, to look at in a browser."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from harness.core.errors import UserError
+from harness.core.settings import Settings
+from harness.jobs.command_state import CommandState
+from harness.jobs.every_study import every_store, out_file, read_every, why_empty
+from harness.jobs.studies import OpenStudy
+from harness.report.joined import JoinedRow, in_order
+from harness.report.leaderboard import leaderboard_rows
+from harness.report.page import claims
+from harness.report.page.html import check_libraries, page_content, write_page
+from harness.report.page.pictures import read_maps
+from harness.report.page.rows import page_rows
+from harness.report.page.versions import read_versions
+from harness.study.store import Store
+
+NAME = "page.html"
+"""The file, in the folder of the studies or of the one study."""
+
+
+def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
+    """Write the page. Returns how many studies could not be read, each of which is named in a line. Raises UserError for bad
+    settings, where a library is missing, and where no study has rows."""
+    check_libraries()
+    one = "study" in settings.given
+    if one:
+        study.check_has_records(settings)
+    folder = settings.folder if one else settings.results
+    out = out_file(folder / NAME if settings.options["out"] is None else settings.options["out"], NAME)
+    stores = [study.store] if one else every_store(settings.results)
+    damaged: list[str] = []
+
+    def read(store: Store) -> list[JoinedRow]:
+        return page_rows(leaderboard_rows(store, settings.margin))
+
+    rows = in_order(read_every(stores, read, settings, command, damaged))
+    if not rows:
+        why = why_empty(stores, damaged) if not one else "it can't be read" if damaged else "it has no rows of models"
+        place = f"study={settings.study}" if one else f"results={settings.results}"
+        raise UserError(f"{place}: {why}; {out} stays as it is")
+    content = page_content(
+        rows,
+        [entry for store in stores if store.folder.name not in damaged for entry in read_versions(store)],
+        None if one else claims.read_claims(settings.results / claims.NAME, _way(out.parent, settings.results)),
+        read_maps(store.folder for store in stores),
+        settings.study if one else "",
+    )
+    write_page(out, content)
+    size = out.stat().st_size / 1e6
+    command.console.print(
+        f"{len(rows)} rows, {size:.1f} MB: open it in a browser, it needs no network", highlight=False, soft_wrap=True
+    )
+    command.print_written([out])
+    return len(damaged)
+
+
+def _way(start: Path, folder: Path) -> str:
+    """Return how links of a page lead to a folder, nothing where the page lies in it."""
+    way = os.path.relpath(folder.resolve(), start.resolve())
+    return "" if way == os.curdir else Path(way).as_posix()
