@@ -44,7 +44,18 @@ def command(argv: list[str] | None = None) -> str:
 def commit() -> str:
     """Return the commit of the checkout the code comes from, "+dirty" with uncommitted changes (results/ aside); the installed
     version for a wheel; "unknown" where neither can be had. HARNESS_COMMIT says it where the code was copied without
-    its history, to a container say."""
+    its history, to a container say. One that a CSV's reader would take for a number (5e56630 is infinity) has a g before it, as
+    `git describe` writes it."""
+    text = _commit()
+    try:
+        float(text)
+    except ValueError:
+        return text
+    return f"g{text}"
+
+
+def _commit() -> str:
+    """Return what `commit` does, as git or the environment says it."""
     if os.environ.get("HARNESS_COMMIT"):
         return os.environ["HARNESS_COMMIT"]
     if not DISTRIBUTION_MARKER.exists():
