@@ -137,7 +137,7 @@ def test_a_picture_has_one_set_of_prompts(tmp_path: Path, monkeypatch: pytest.Mo
     """Methods on other prompts than most have stand in a picture of their own."""
     drawn: dict[str, set[str]] = {}
     monkeypatch.setattr(figure, "draw", lambda rows, *_: {mass.row.method for mass in rows})
-    monkeypatch.setattr(figure.style, "save", lambda methods, path: drawn.update({path.name: methods}))
+    monkeypatch.setattr(figure.style, "save", lambda methods, path, **_: drawn.update({path.name: methods}))
     places = (("one", 2, "a"), ("two", 2, "a"), ("three", 2, "b"), ("four", 3, "c"), ("five", 2, "d"))
     figure.write([MassRow(make_row(name, 0.9, 1024, None), [], prompts, seen) for name, prompts, seen in places], tmp_path)
     apart = {"kept_mass_2-prompts.png": {"three"}, "kept_mass_2-prompts-2.png": {"five"}, "kept_mass_3-prompts.png": {"four"}}
