@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from harness.core.errors import UserError
+from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel
-from harness.models.loss import mean_nll
+from harness.models.loss import mean_nll, nll
 from harness.models.rope import ModelRope
 from harness.training.finetune.arm import TrainingArm, give_gates
 from harness.training.finetune.attention import TrainingAttention
@@ -120,6 +121,17 @@ def test_the_model_learns_through_the_blocks_that_ran() -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     torch.testing.assert_close(sparse["sdpa"][name], sparse["reference"][name], rtol=1e-3, atol=1e-5)
     assert not torch.allclose(sparse["sdpa"][name], plain["sdpa"][name], rtol=1e-2)
+
+
+@pytest.mark.parametrize("method", ["block_topk", "seer"])
+def test_a_model_learns_under_the_attention_that_it_is_measured_under(method: str) -> None:
+    training, ids = start(method), tokens(1, 90)
+    loss = training.held_out_loss([ids])
+    by_bridge = training._method_at(OWN.steps - 1)
+    with Bridge(training.loaded, by_bridge) as bridge:
+        measured = nll(training.loaded, ids[0], 1) / 89
+    assert loss == pytest.approx(float(measured), rel=1e-5) and bridge.stats()[0]["densities"][0] < 0.75
+    assert training.held_out_loss([]) is None
 
 
 @pytest.mark.parametrize("method", ["dense", "seer"])
