@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +32,7 @@ from harness.training.finetune.recipe import FinetuneRecipe
 from harness.training.finetune.saved_model import is_of, round_weights, save
 from harness.training.gates.checkpoint import Checkpoint
 from harness.training.gates.job_settings import read_recipe, whole_number
-from harness.training.gates.processes import Processes
+from harness.training.gates.processes import join
 from harness.training.gates.recall_tables import write_table
 from harness.training.gates.rows import check_text
 from harness.training.gates.step_log import StepLog
@@ -70,7 +69,9 @@ def main(cfg: DictConfig) -> Path:
     from transformers.utils import logging
 
     asked = _read(cfg)
-    settings, console = asked.settings, Terminal()
+    processes, console = join(asked.settings.device), Terminal()
+    console.quiet = not processes.main
+    settings = replace(asked.settings, device_choice=str(processes.device or asked.settings.device))
     if (described := describe(settings)) is not None:
         config = described.model.config.get_text_config(decoder=True)
         check_extends(config, described.name, asked.recipe.factor)
@@ -96,28 +97,28 @@ def main(cfg: DictConfig) -> Path:
         gates = first_gates(settings, asked.arm.spec, loaded, new=asked.new_gates, seed=recipe.seed)
     say(console, settings, f"reading text: rows={text.rows}")
     batches, held_out = open_text(text, settings, loaded, recipe.steps)
-    checkpoint, done = enter(checkpoint, start, Processes(), overwrite=asked.overwrite)
+    checkpoint, done = enter(checkpoint, start, processes, overwrite=asked.overwrite)
     begins = f"goes on after step {done} of {recipe.steps}" if start is Start.GO_ON else f"{recipe.steps} steps"
     say(console, settings, f"{begins}, state in {checkpoint.path}")
-    training = Finetuning(loaded, asked.arm, gates, asked.recipe, _autocast(settings), checkpoint)
+    training = Finetuning(loaded, asked.arm, gates, asked.recipe, _autocast(settings), checkpoint, processes)
     _run(training, batches, settings, console)
     round_weights(training)
     kernels = {"kernel": settings.kernel, "dense_kernel": settings.dense_kernel}
     held_out_loss = training.held_out_loss(held_out, **kernels)
-    save(training, asked.out, about, held_out_loss)
-    write_table(asked.table, pd.DataFrame([asdict(step) for step in training.steps]))
-    if held_out_loss is not None:
-        console.print(f"loss on {len(held_out)} held-out rows: {held_out_loss:.4f}", highlight=False)
-    console.print(f"wrote {asked.out}: model=hf model.path={asked.out} loads it", highlight=False, soft_wrap=True)
-    checkpoint.remove()  # last of all: where it is, the same command goes on
+    if processes.main:
+        save(training, asked.out, about, held_out_loss)
+        write_table(asked.table, pd.DataFrame([asdict(step) for step in training.steps]))
+        if held_out_loss is not None:
+            console.print(f"loss on {len(held_out)} held-out rows: {held_out_loss:.4f}", highlight=False)
+        console.print(f"wrote {asked.out}: model=hf model.path={asked.out} loads it", highlight=False, soft_wrap=True)
+        checkpoint.remove()  # last of all: where it is, the same command goes on
+    processes.wait()
     return asked.out
 
 
 def _read(cfg: DictConfig) -> _Asked:
     """Return what the command is told. Raises UserError for what can't be."""
     settings, job = read_settings(cfg), cfg.job
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("job=finetune trains in one process, on one device: start it with python -m harness")
     if settings.dtype_choice == "float16":
         raise UserError("dtype=float16: its gradients would need their loss scaled; train in bfloat16 or float32")
     arm = training_arm(settings)
@@ -188,7 +189,8 @@ def _autocast(settings: Settings) -> torch.dtype | None:
 
 def _run(training: Finetuning, batches: Iterator[Tensor], settings: Settings, console: Terminal) -> None:
     """Do the steps that are left, recorded and shown."""
-    log = StepLog(settings.folder, training.loaded.device, "finetune_steps")
+    main = training.processes.main
+    log = StepLog(settings.folder, training.loaded.device, "finetune_steps") if main else None
     checkpoint = training.checkpoint
     assert checkpoint is not None
     before = training.steps[-1].tokens if training.steps else 0
@@ -201,10 +203,11 @@ def _run(training: Finetuning, batches: Iterator[Tensor], settings: Settings, co
 
     counts: dict[str, tuple[int, int]] = {"": (training.recipe.recipe.steps, len(training.steps))}
     bar = step_progress(counts, console, trains="model", numbers_of=numbers)
-    with bar if settings.progress else nullcontext(_no_bar) as show:
+    with bar if main and settings.progress else nullcontext(_no_bar) as show:
 
         def on_step(step: FinetuneStep) -> None:
-            log(checkpoint.training, checkpoint.about, step)
+            if log is not None:
+                log(checkpoint.training, checkpoint.about, step)
             show("", step)
 
         training.run(batches, kernel=settings.kernel, dense_kernel=settings.dense_kernel, on_step=on_step)

@@ -60,7 +60,8 @@ class Finetuning:
     """A model that is fine-tuned by an arm, and how far it is.
 
     loaded: the model, its RoPE stretched already, in float32; its weights change. gates: None where the arm has none.
-    autocast: dtype of the passes, None for float32. checkpoint: its state, which stays when all is done.
+    autocast: dtype of the passes, None for float32. checkpoint: its state, which stays when all is done. processes: each of
+    them holds the whole model, and has its rows of a step; gradients are added up.
     """
 
     loaded: LoadedModel
@@ -69,10 +70,12 @@ class Finetuning:
     recipe: FinetuneRecipe
     autocast: torch.dtype | None = None
     checkpoint: Checkpoint | None = None
+    processes: Processes = field(default_factory=Processes)
     steps: list[FinetuneStep] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Make the optimiser, and take the state of the checkpoint where it has one."""
+        """Make the optimiser, and take the state of the checkpoint where it has one. Raises UserError where the processes find
+        different states."""
         model, own = self.loaded.model, self.recipe.recipe
         model.requires_grad_(True)
         self.weights = list(model.parameters())
@@ -84,8 +87,8 @@ class Finetuning:
         state = self.checkpoint.read() if self.checkpoint is not None else None
         if state is not None:
             self.steps = restore(state, self._modules, self.optimizer, FinetuneStep)
-        # one process today: data parallelism would share rows and add up gradients by Processes, as gates do
-        self.trainer: GateTrainer[GatesBeside] = GateTrainer(self.loaded, Processes(), own.micro_rows)
+        self.processes.agree(len(self.steps))
+        self.trainer: GateTrainer[GatesBeside] = GateTrainer(self.loaded, self.processes, own.micro_rows)
         self.trainer.active = () if self.gates is None else (GatesBeside(self.gates, own),)
         self._method: tuple[float | None, Method | None] | None = None
 
@@ -121,7 +124,7 @@ class Finetuning:
                 self.steps.append(step)
                 if on_step is not None:
                     on_step(step)
-                if self.checkpoint is not None and self.checkpoint.due(number + 1, count):
+                if self.checkpoint is not None and self.processes.main and self.checkpoint.due(number + 1, count):
                     self.checkpoint.save(self._modules, self.optimizer, self.steps)
 
     def held_out_loss(self, rows: Sequence[Tensor], *, kernel: str = "auto", dense_kernel: str = "auto") -> float | None:
@@ -151,13 +154,17 @@ class Finetuning:
             densities.append(attention.take_density() * self.trainer.weight)
             if self.gates is not None:
                 of_gates.append(self.trainer.end_pass()[0])
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, clip)  # apart from the gates', which would else change the step
-        numbers = [torch.stack(losses).sum(), torch.stack(densities).sum(), norm]
+        numbers = torch.stack((torch.stack(losses).sum(), torch.stack(densities).sum()))
         if self.gates is not None:
-            learnt = [weight for weight in self.gate_weights if weight.grad is not None]
-            numbers += [*torch.stack(of_gates).sum(0), torch.nn.utils.clip_grad_norm_(learnt, clip)]
-        loss_value, density, grad_norm, *gate_numbers = torch.stack([value.float() for value in numbers]).tolist()  # one wait
-        gate_loss, recall, gate_norm = gate_numbers or (None, None, None)
+            numbers = torch.cat((numbers, torch.stack(of_gates).sum(0)))
+        learnt = [weight for weight in self.gate_weights if weight.grad is not None]
+        gradients = [weight.grad for weight in (*self.weights, *learnt) if weight.grad is not None]
+        self.processes.add_up([numbers, *gradients])
+        # apart from the gates', which would else change the step of the model
+        norms = [torch.nn.utils.clip_grad_norm_(weights, clip) for weights in (self.weights, learnt) if weights]
+        loss_value, density, *of_gate, grad_norm = torch.cat((numbers, torch.stack(norms[:1]))).tolist()
+        gate_loss, recall = of_gate or (None, None)
+        gate_norm = float(norms[1]) if learnt else None
         self._check_finite(number, loss_value, grad_norm, gate_loss or 0.0, gate_norm or 0.0)
         self.optimizer.step()
         return FinetuneStep(

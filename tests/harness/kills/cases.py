@@ -74,6 +74,7 @@ def all_cases(model: Path, books: Path) -> list[Case]:
         Case("distill, for decoding", (*decode, "job.checkpoint_every=2")),
         Case("distill, two processes", (*prefill, "job.checkpoint_every=1"), processes=2, joined=True),
         Case("finetune", finetune),
+        Case("finetune, two processes", finetune, processes=2, joined=True),
         Case("finetune, overwriting", (*finetune, "job.overwrite=true"), ((*finetune, "job.lr=0.1"),)),
         Case("gate_recall", recall, (prefill,)),
         Case("convert_gates, to a release", to_release, (prefill,)),

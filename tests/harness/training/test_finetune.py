@@ -70,13 +70,16 @@ def batches() -> Iterator[Tensor]:
         yield tokens(2, 96, seed=seed)
 
 
-def start(method: str, checkpoint: Checkpoint | None = None, recipe: FinetuneRecipe = RECIPE) -> Finetuning:
+def start(
+    method: str, checkpoint: Checkpoint | None = None, recipe: FinetuneRecipe = RECIPE, processes: Processes | None = None
+) -> Finetuning:
     loaded = extend(load("llama"), recipe.factor, recipe.trained_length)
     settings = replace(merged(f"method={method}"), block_size=BLOCK)
     if method == "seer":
         settings = replace(settings, method_knobs=settings.method_knobs | {"selection": "topk", "last": 0})
     gates = untrained(loaded) if method == "seer" else None
-    return Finetuning(loaded, TrainingArm(settings, None if gates is None else SPEC), gates, recipe, checkpoint=checkpoint)
+    arm, processes = TrainingArm(settings, None if gates is None else SPEC), processes or Processes()
+    return Finetuning(loaded, arm, gates, recipe, checkpoint=checkpoint, processes=processes)
 
 
 def gradients(loaded: LoadedModel, attention: TrainingAttention, ids: Tensor) -> dict[str, Tensor]:

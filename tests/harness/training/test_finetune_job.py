@@ -130,12 +130,8 @@ def test_the_model_is_not_written_over(
     toy: list[str],
     brief_folder: Path,
     books: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = (*toy, *JOB, f"data.text_dir={books}")
     assert command(*arguments, f"job.out={brief_folder}", "job.overwrite=true") == 2
     assert "is the folder of the model itself" in capsys.readouterr().err
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert command(*arguments, "job.out=made") == 2
-    assert "trains in one process" in capsys.readouterr().err
