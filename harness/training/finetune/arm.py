@@ -56,8 +56,7 @@ class TrainingArm:
         if (knob := method.calibrates()) is not None:
             raise UserError(
                 f"method {method.name} has no formula from sparsity={sparsity} to its {knob.name}, and a training can't search "
-                f"at every step: take a rule that has one (method.selection=topk where it has that), or sparsity=null and "
-                f"method.{knob.name}=VALUE"
+                f"it at every step: choose a rule of its that has a formula, or sparsity=null and method.{knob.name}=VALUE"
             )
         if method.weights is not None and self.spec is None:
             raise UserError(f"method {method.name} needs weights that job=finetune can't train beside the model")

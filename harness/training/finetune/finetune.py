@@ -126,6 +126,8 @@ class Finetuning:
                     on_step(step)
                 if self.checkpoint is not None and self.processes.main and self.checkpoint.due(number + 1, count):
                     self.checkpoint.save(self._modules, self.optimizer, self.steps)
+        if not all(bool(weight.isfinite().all()) for weight in (*self.weights, *self.gate_weights)):
+            raise UserError("the weights are not finite any more: lower lr or gate_lr, or set a clip. No model was written")
 
     def held_out_loss(self, rows: Sequence[Tensor], *, kernel: str = "auto", dense_kernel: str = "auto") -> float | None:
         """Return the mean cross-entropy in nats a token of rows [1,N], under the attention of the last step; None for no
