@@ -13,7 +13,7 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     study.report_due = True
     store = study.store
     # the others stay small, and readable as they are
-    for file in (store.samples, store.cells, store.kernels, store.gate_steps):
+    for file in (store.samples, store.cells, store.kernels, store.gate_steps, store.finetune_steps):
         if lines := file.archive():
             command.console.print(f"{lines:,} records in {file.archived}", highlight=False, soft_wrap=True)
     return 0

@@ -141,6 +141,12 @@ _ROWS = (
         loads_model=False,
     ),
     Job("distill", Does.TRAINS, "harness.training.gates.distill_command:main", _GATES),
+    Job(
+        "finetune",
+        Does.TRAINS,
+        "harness.training.finetune.command:main",
+        (*_METHOD, "seed", *_DATA, "data.text_dir"),
+    ),
     Job("gate_recall", Does.TRAINS, "harness.training.gates.recall_command:main", _GATES),
     Job(
         "convert_gates",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from harness.core.errors import UserError
 from harness.models.loading import LoadedModel
@@ -61,3 +62,20 @@ def nll(loaded: LoadedModel, ids: Tensor, first: int, *, elements: int = ELEMENT
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total += cross_entropy(logits, targets[start : start + rows], reduction="sum").double()
     return total
+
+
+def mean_nll(loaded: LoadedModel, ids: Tensor, *, elements: int = ELEMENTS) -> Tensor:
+    """Return the mean negative log-likelihood in nats, float32 [], of the tokens of ids [B,N] but each row's first, with a
+    gradient where the model's weights have one. Logits are computed again in the backward pass, `elements` at a time.
+    """
+    hidden = loaded.model.get_decoder()(input_ids=ids, use_cache=False)[0][:, :-1].flatten(0, 1)  # [B (N - 1), width]
+    head, targets = loaded.model.get_output_embeddings(), ids[:, 1:].flatten()
+
+    def part(states: Tensor, tokens: Tensor) -> Tensor:
+        logits = head(states)
+        return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens, reduction="sum")
+
+    rows = max(1, elements // int(head.weight.shape[0]))
+    parts = zip(hidden.split(rows), targets.split(rows), strict=True)
+    sums = [checkpoint(part, states, tokens, use_reentrant=False) for states, tokens in parts]
+    return torch.stack(sums).sum() / len(targets)

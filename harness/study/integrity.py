@@ -17,7 +17,7 @@ from harness.study.schema import Status
 from harness.study.store import RecordFile, Store
 
 RESTORED = "restore that file (a backup, git checkout)"
-UNTRACED = ("checks", "calibrations", "gate_steps")
+UNTRACED = ("checks", "calibrations", "gate_steps", "finetune_steps")
 """Kinds whose process no row needs: their lines may have been brought over from another study."""
 
 

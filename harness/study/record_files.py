@@ -8,6 +8,7 @@ from harness.study.schema import (
     CellRecord,
     CheckRecord,
     DensityRecord,
+    FinetuneStepRecord,
     GateStepRecord,
     MassRecord,
     PerplexityRecord,
@@ -28,6 +29,7 @@ RECORDS: dict[str, type] = {
     "arm_densities": DensityRecord,
     "checks": CheckRecord,
     "gate_steps": GateStepRecord,
+    "finetune_steps": FinetuneStepRecord,
 }
 """What a line of each file is. Fields without a default are in every record."""
 
@@ -52,6 +54,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "checks": ("check",),
     "perplexity": ("cell", "index"),
     "gate_steps": ("training", "step"),
+    "finetune_steps": ("training", "step"),
 }
 """The fields that identify a line; a second line with the same key is never written. Cells and kernel cases have states
 instead."""

@@ -233,6 +233,29 @@ class GateStepRecord:
 
 
 @dataclass(frozen=True)
+class FinetuneStepRecord:
+    """One step of fine-tuning (`harness.training.finetune.finetune.FinetuneStep`). `loss` is the model's cross-entropy,
+    `gate_loss` and `recall` those of its gates, null where it has none. `training`, `run` and `about` are as in
+    `GateStepRecord`."""
+
+    training: str
+    run: str
+    step: Count
+    loss: float | None
+    gate_loss: float | None
+    recall: SummedShare | None
+    density: SummedShare
+    lr: Amount
+    tokens: Count
+    grad_norm: Amount | None
+    gate_grad_norm: Amount | None
+    seconds: Amount
+    about: dict[str, Any] | None
+    date: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
 class DensityRecord:
     """The density of one arm on the prompts of some tasks, without an answer: `density` is the mean over tasks, `tasks` that of
     each, the mean over its prompts, `layers` that of each global layer. `identity` is what `arm_densities` is the hash of;

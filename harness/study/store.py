@@ -242,7 +242,7 @@ class Store:
         self.runs, self.samples, self.cells, self.latency = (file(k) for k in ("runs", "samples", "cells", "latency"))
         self.calibrations, self.mass, self.checks = (file(k) for k in ("calibrations", "mass", "checks"))
         self.perplexity, self.kernels, self.gate_steps = (file(k) for k in ("perplexity", "kernels", "gate_steps"))
-        self.arm_densities = file("arm_densities")
+        self.arm_densities, self.finetune_steps = file("arm_densities"), file("finetune_steps")
 
     def files(self) -> tuple[RecordFile, ...]:
         """Return all files of the study."""
@@ -258,6 +258,7 @@ class Store:
             self.perplexity,
             self.kernels,
             self.gate_steps,
+            self.finetune_steps,
         )
 
     def samples_of(self) -> dict[str, list[Record]]:

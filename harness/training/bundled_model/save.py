@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaForCausalLM
-
 from harness.core.files import partial_folder
 
 WEIGHTS = "model.safetensors"
 
 
-def save_model(model: LlamaForCausalLM, tokenizer: Any, out: Path) -> None:
+def save_model(model: Any, tokenizer: Any, out: Path) -> None:
     """Write a model and its tokenizer into a folder, in place of another.
 
     A kill leaves the old one, the new one, or none that loads, and never parts of two.

@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -36,6 +36,10 @@ class Step:
     seconds: float
 
 
+AnyStep = TypeVar("AnyStep")
+"""The dataclass of a training's steps."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Where the state of a training is written, every `every` steps, and what it is of.
@@ -45,6 +49,7 @@ class Checkpoint:
 
     about: all that changes the result, by the names of the settings; a state of anything else is refused. training: the
     name of this training in the records, the same after a restart. replaces: the training began with job.overwrite=true.
+    trains: what, for messages.
     """
 
     path: Path
@@ -52,6 +57,7 @@ class Checkpoint:
     about: dict[str, Any]
     training: str = ""
     replaces: bool = False
+    trains: str = "gates"
 
     def due(self, done: int, steps: int) -> bool:
         """Tell whether the state is to be written after `done` of so many steps."""
@@ -61,9 +67,9 @@ class Checkpoint:
         """Write the state before the first step, in place of any other: gates and optimiser are as new ones."""
         self._write(None, None, [])
 
-    def save(self, gates: Sequence[nn.Module], optimizer: torch.optim.Optimizer, steps: Sequence[Step]) -> None:
-        """Write the state, whole or not at all."""
-        self._write([gate.state_dict() for gate in gates], optimizer.state_dict(), [asdict(step) for step in steps])
+    def save(self, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer, steps: Sequence[Any]) -> None:
+        """Write the state, whole or not at all. modules: what is trained, gates or others. steps: dataclasses, as `Step` is."""
+        self._write([module.state_dict() for module in modules], optimizer.state_dict(), [asdict(step) for step in steps])
 
     def _write(self, gates: list[Any] | None, optimizer: dict[str, Any] | None, steps: list[dict[str, Any]]) -> None:
         state = {"about": self.about, "training": self.training, "replaces": self.replaces}
@@ -82,7 +88,7 @@ class Checkpoint:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
             about, steps, *_ = (state[key] for key in ("about", "steps", "training", "replaces", "gates", "optimizer"))
         except (RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise UserError(f"{self.path} is no checkpoint of gates ({type(error).__name__}): {cure}") from None
+            raise UserError(f"{self.path} is no checkpoint of {self.trains} ({type(error).__name__}): {cure}") from None
         for name in sorted(about.keys() | self.about.keys()):
             recorded, current = about.get(name), self.about.get(name)
             if recorded != current:
@@ -98,11 +104,13 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
-def restore(state: dict[str, Any], gates: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> list[Step]:
-    """Put a state into new gates and their optimiser; return the steps that were done."""
+def restore(
+    state: dict[str, Any], modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer, step_type: type[AnyStep]
+) -> list[AnyStep]:
+    """Put a state into what is trained, as new, and its optimiser; return the steps that were done, as `step_type`."""
     if not state["steps"]:
         return []
-    for gate, weights in zip(gates, state["gates"], strict=True):
-        gate.load_state_dict(weights)
+    for module, weights in zip(modules, state["gates"], strict=True):
+        module.load_state_dict(weights)
     optimizer.load_state_dict(state["optimizer"])
-    return [Step(**step) for step in state["steps"]]
+    return [step_type(**step) for step in state["steps"]]

@@ -50,7 +50,7 @@ def distill(
     began = time.perf_counter()
     processes = processes or Processes()
     trainings = [Training(plan, loaded, kind, processes) for plan in plans]
-    trainer = GateTrainer(loaded, processes, plans[0].recipe.micro_rows)
+    trainer: GateTrainer[Training] = GateTrainer(loaded, processes, plans[0].recipe.micro_rows)
     capture = Capture(loaded.model, trainer.visit)
 
     def eager_pass(part: Tensor) -> Tensor:

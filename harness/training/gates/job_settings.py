@@ -84,10 +84,14 @@ def _named_training(job: DictConfig, spec: GateSpec, name: Any, own: Any, seed: 
 
 
 def _recipe(job: DictConfig, spec: GateSpec, seed: int) -> Recipe:
+    return read_recipe(job, spec.block_size, seed, q_linear=spec.q_linear)
+
+
+def read_recipe(job: DictConfig, block_size: int, seed: int, *, q_linear: bool = False) -> Recipe:
     """Return the recipe that the settings name. Raises UserError for a value that is of the wrong type or out of range."""
     return Recipe(
         steps=whole_number(job, "steps"),
-        block_size=spec.block_size,
+        block_size=block_size,
         lr=_number(job, "lr"),
         warmup=whole_number(job, "warmup"),
         min_lr=_number(job, "min_lr"),
@@ -97,7 +101,7 @@ def _recipe(job: DictConfig, spec: GateSpec, seed: int) -> Recipe:
         skip_rows=_number(job, "skip_rows"),
         row_weight=str(job.row_weight),
         micro_rows=None if job.micro_rows is None else whole_number(job, "micro_rows"),
-        q_linear=spec.q_linear,
+        q_linear=q_linear,
         dtype=str(job.dtype),
         seed=seed,
     )

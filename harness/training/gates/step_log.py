@@ -1,4 +1,5 @@
-"""The steps of trainings as records of their study: records/gate_steps.jsonl, a line a step, and the process in runs.jsonl."""
+"""The steps of trainings as records of their study: a line a step, in records/gate_steps.jsonl or the file of another kind, and
+the process in runs.jsonl."""
 
 from __future__ import annotations
 
@@ -10,16 +11,19 @@ from typing import Any
 import torch
 
 from harness.study.provenance import now, run_record
-from harness.study.schema import GateStepRecord
+from harness.study.record_files import RECORDS
 from harness.study.store import RecordFile, Store
-from harness.training.gates.checkpoint import Step
 
 
 class StepLog:
-    """Appends every step it is called with; one that a killed run recorded after its last checkpoint is not written twice."""
+    """Appends every step it is called with; one that a killed run recorded after its last checkpoint is not written twice.
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self.file = RecordFile(folder / "records" / "gate_steps.jsonl", "gate_steps")
+    kind: of the records, of harness.study.record_files.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, kind: str = "gate_steps") -> None:
+        self.kind = kind
+        self.file = RecordFile(folder / "records" / f"{kind}.jsonl", kind)
         self.file.read()  # a corrupt record stops the command before the training, not after
         self.folder, self.device = folder, device
 
@@ -30,9 +34,9 @@ class StepLog:
         Store(self.folder).runs.append(run)
         return run.run
 
-    def __call__(self, training: str, about: dict[str, Any], step: Step) -> None:
-        """Append a step of the training of this name; about: its settings, written with its first step."""
-        record = GateStepRecord(
+    def __call__(self, training: str, about: dict[str, Any], step: Any) -> None:
+        """Append a step, a dataclass, of the training of this name; about: its settings, written with its first step."""
+        record = RECORDS[self.kind](
             training=training, run=self.run, date=now(), about=about if step.step == 0 else None, **asdict(step)
         )
         self.file.append(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 
@@ -12,20 +13,35 @@ from harness.training.gates.checkpoint import Step
 LINES = 20
 """Lines that are printed of a training where there is no terminal, and one of its first step."""
 
-Show = Callable[[str, Step], None]
+Show = Callable[[str, Any], None]
 """Takes the name of a training, and a step that it has done."""
 
 
+def _loss_and_recall(step: Step) -> str:
+    return f"KL {step.loss:.4f}  recall {step.recall:.1%}"
+
+
 @contextmanager
-def step_progress(counts: Mapping[str, tuple[int, int]], console: Console) -> Iterator[Show]:
-    """Show loss and recall of each step. What it yields is called with each step.
+def step_progress(
+    counts: Mapping[str, tuple[int, int]],
+    console: Console,
+    *,
+    trains: str = "gates",
+    numbers_of: Callable[[Any], str] = _loss_and_recall,
+) -> Iterator[Show]:
+    """Show the numbers of each step, as `numbers_of` tells them: loss and recall of gates. What it yields is called with each.
 
     counts: steps of each training by its name, and how many a killed command has done; the name is shown where there are
-    several.
+    several. trains: what, before the bar.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("gates {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
+    columns = (
+        TextColumn(f"{trains} {{task.description}}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+    )
     labels = dict(zip(counts, counts if len(counts) > 1 else ("",), strict=True))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         tasks = {
@@ -33,12 +49,12 @@ def step_progress(counts: Mapping[str, tuple[int, int]], console: Console) -> It
             for name, (steps, done) in counts.items()
         }
 
-        def show(name: str, step: Step) -> None:
+        def show(name: str, step: Any) -> None:
             steps, done = counts[name]
-            count, numbers = step.step + 1, f"KL {step.loss:.4f}  recall {step.recall:.1%}"
-            bar.update(tasks[name], completed=count, numbers=numbers)
+            count, said = step.step + 1, numbers_of(step)
+            bar.update(tasks[name], completed=count, numbers=said)
             if not console.is_terminal and (count in (done + 1, steps) or count % max(1, steps // LINES) == 0):
                 label = f"{labels[name]}: " if labels[name] else ""
-                console.print(f"{label}step {count} of {steps}: {numbers}", highlight=False)
+                console.print(f"{label}step {count} of {steps}: {said}", highlight=False)
 
         yield show

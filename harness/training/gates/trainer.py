@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,14 +14,32 @@ from harness.models.rope import ModelRope
 from harness.training.gates.loss import gate_loss
 from harness.training.gates.processes import Processes
 from harness.training.gates.recall import sampled_recall
+from harness.training.gates.recipe import Recipe
 from harness.training.gates.target_map import gate_grid, target_map
-from harness.training.gates.training import Training
+from methods.gates.gate import Gate
 
 STEP_DENSITY = 0.1
 """Density at which recall is shown while training."""
 
 
-class GateTrainer:
+class Learner(Protocol):
+    """Gates, one a layer, and what their loss is."""
+
+    @property
+    def gates(self) -> Sequence[Gate]:
+        """Return the gates, whose gradients are added to."""
+        ...
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return the recipe that says what their loss is."""
+        ...
+
+
+OneLearner = TypeVar("OneLearner", bound=Learner)
+
+
+class GateTrainer(Generic[OneLearner]):
     """Takes each layer's share of a step: its target, its gates' loss, and the gradient at once.
 
     The gradient of a step is the mean over its rows, however they are divided into processes and forward passes. active: the
@@ -32,7 +51,7 @@ class GateTrainer:
         self.loaded = loaded
         self.processes = processes
         self.micro_rows = micro_rows
-        self.active: Sequence[Training] = ()
+        self.active: Sequence[OneLearner] = ()
         self.weight = 1.0
         self._ropes: dict[int, ModelRope] = {}
         self._layers: dict[int, Tensor] = {}

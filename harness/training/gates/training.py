@@ -80,7 +80,7 @@ class Training:
         self.weights = [weight for gate in self.gates for weight in gate.parameters()]
         self.optimizer = torch.optim.AdamW(self.weights, lr=recipe.lr, weight_decay=recipe.weight_decay)
         state = plan.checkpoint.read() if plan.checkpoint is not None else None
-        self.steps: list[Step] = restore(state, self.gates, self.optimizer) if state is not None else []
+        self.steps: list[Step] = restore(state, self.gates, self.optimizer, Step) if state is not None else []
         self.problem: str | None = None
         processes.agree(len(self.steps))
 

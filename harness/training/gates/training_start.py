@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from enum import Enum
@@ -58,8 +58,16 @@ class Start(Enum):
     NOTHING = "nothing"
 
 
-def find_start(checkpoint: Checkpoint, gates: Path, tables: Sequence[Path], *, overwrite: bool) -> Start:
+def find_start(
+    checkpoint: Checkpoint,
+    gates: Path,
+    tables: Sequence[Path],
+    *,
+    overwrite: bool,
+    is_of: Callable[[Path, dict[str, Any]], bool] | None = None,
+) -> Start:
     """Return what is left to do, and change nothing. gates: where their file goes. tables: all else that a training writes.
+    is_of: whether such a file says that it was trained with these settings; None: as files of gates do.
 
     A checkpoint of the same settings is gone on with. Where the command overwrites, it must be of a command that overwrote,
     too: any other is of the training that is to be replaced. Raises UserError for gates, or a checkpoint, of something else.
@@ -74,7 +82,7 @@ def find_start(checkpoint: Checkpoint, gates: Path, tables: Sequence[Path], *, o
         return Start.GO_ON
     if not gates.exists():
         return Start.BEGIN
-    if state is None and _is_of(gates, checkpoint.about) and all(table.exists() for table in tables):
+    if state is None and (is_of or _is_of)(gates, checkpoint.about) and all(table.exists() for table in tables):
         return Start.NOTHING
     raise UserError(f"{gates} exists: add job.overwrite=true to replace it, or name another folder with job.out=FOLDER")
 

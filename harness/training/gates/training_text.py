@@ -49,15 +49,16 @@ class TextSettings:
         return haystack_source(data) if self.rows == "samples" else text_id(str(data["text_dir"]))
 
 
-def read_text_settings(job: DictConfig, block_size: int) -> TextSettings:
-    """Return what the job says of its text. Raises UserError for a value that is of the wrong type or out of range."""
+def read_text_settings(job: DictConfig, block_size: int, *, held_out: str = "recall_sequences") -> TextSettings:
+    """Return what the job says of its text. held_out: the job's name for the number of held-out rows. Raises UserError for a
+    value that is of the wrong type or out of range."""
     check_rows(job)
     return TextSettings(
         rows=str(job.rows),
         hub=None if job.hub is None else str(job.hub),
         lengths=read_lengths(job.lengths, block_size),
         tokens=whole_number(job, "tokens", 1),
-        recall_sequences=whole_number(job, "recall_sequences", 0),
+        recall_sequences=whole_number(job, held_out, 0),
         workers=whole_number(job, "workers", 0),
     )
 

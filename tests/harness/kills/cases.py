@@ -35,6 +35,10 @@ def all_cases(model: Path, books: Path) -> list[Case]:
     )
     prune = ("job=prune", "study=toy", "method=block_topk", "ask=false")
     recall = (*toy, *text, "job=gate_recall", "method=seer", "model.gates=gates", "job.lengths=[128]", "job.sequences=1")
+    finetune = (
+        *(*toy, *text, "job=finetune", "method=seer", "method.selection=topk", "job.steps=3", "job.lengths=[128]"),
+        *("job.tokens=256", "job.held_out=1", "job.new_gates=true", "job.checkpoint_every=1", "job.out=finetuned"),
+    )
     convert = (*toy, "job=convert_gates", "method=seer", "block_size=32")
     to_release = (*convert, "job.source=gates", "job.to=release", "job.out=released")
     kernels = (
@@ -69,6 +73,9 @@ def all_cases(model: Path, books: Path) -> list[Case]:
         Case("distill, overwriting", (*prefill, "job.checkpoint_every=1", "job.overwrite=true"), ((*prefill, "job.lr=0.1"),)),
         Case("distill, for decoding", (*decode, "job.checkpoint_every=2")),
         Case("distill, two processes", (*prefill, "job.checkpoint_every=1"), processes=2, joined=True),
+        Case("finetune", finetune),
+        Case("finetune, two processes", finetune, processes=2, joined=True),
+        Case("finetune, overwriting", (*finetune, "job.overwrite=true"), ((*finetune, "job.lr=0.1"),)),
         Case("gate_recall", recall, (prefill,)),
         Case("convert_gates, to a release", to_release, (prefill,)),
         Case("convert_gates, from a release", (*convert, "job.source=released", "job.out=back"), (prefill, to_release)),

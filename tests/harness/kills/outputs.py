@@ -77,7 +77,7 @@ def rows(kind: str, records: list[dict[str, Any]]) -> list[Any]:
     """Records as pairs of what names them and what they say. Of states, the last; of trainings, their place for a name."""
     if kind in STATES:
         return [(key, stable(record)) for key, record in sorted({record[STATES[kind]]: record for record in records}.items())]
-    if kind == "gate_steps":
+    if kind in ("gate_steps", "finetune_steps"):
         places = {training: place for place, training in enumerate(dict.fromkeys(r["training"] for r in records))}
         return [((places[r["training"]], r["step"]), stable(r)) for r in records]
     return [(tuple(r[name] for name in KEYS.get(kind, ())) or number, stable(r)) for number, r in enumerate(records)]

@@ -1,0 +1,1 @@
+"""Fine-tuning a model for longer texts, under dense or sparse attention (job=finetune)."""
