@@ -14,6 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+
+from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
 from harness.jobs.engines import ENGINES, Workplace, by_device
 from harness.jobs.work import Outcome, Work
@@ -42,11 +46,21 @@ _LAUNCH: ContextVar[Launch] = ContextVar("the command that sweeps")
 @contextmanager
 def launching(launch: Launch) -> Iterator[None]:
     """Let the launchers of this module know the command that they work for."""
+    _own_files_alone()
     token = _LAUNCH.set(launch)
     try:
         yield
     finally:
         _LAUNCH.reset(token)
+
+
+def _own_files_alone() -> None:
+    """Have Hydra read our files of launchers as they are. Plugins with launchers of the same names, where they are installed,
+    would have them be like their own."""
+    Plugins.instance()  # which reads the plugins
+    others = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
+    for path in (conf_dir() / "hydra" / "launcher").glob("*.yaml"):
+        others.pop(path.name, None)
 
 
 def launch_jobs(engine: str, place: Mapping[str, Any], jobs: Sequence[Sequence[str]]) -> None:
