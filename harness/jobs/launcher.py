@@ -90,13 +90,14 @@ def run_on_workers(engine: str, place: Mapping[str, Any], jobs: Sequence[Sequenc
     except OSError as error:
         raise UserError(f"hydra.launcher.folder={place['folder']}: no folder can be made there ({error.strerror})") from None
     workplace = Workplace(folder, _whole("gpus", place.get("gpus", 0), 0), dict(place.get("parameters") or {}))
-    print(f"{len(jobs)} jobs on {len(parts)} workers ({engine}); what they print is in {shown}", file=sys.stderr)
+    printed = "Ray's logs" if engine == "ray" else shown
+    print(f"{len(jobs)} jobs on {len(parts)} workers ({engine}); what they print is in {printed}", file=sys.stderr)
     ended = ENGINES[engine](by_device(parts, devices) if devices else parts, workplace)
     for number, (outcome, run) in enumerate(zip(ended, runs, strict=True)):
         if outcome is None:
             print(
                 f"error: worker {number}, of {len(run)} jobs, ended before they were done: what it printed is in "
-                f"{shown}; what is finished is recorded, the same command carries on",
+                f"{printed}; what is finished is recorded, the same command carries on",
                 file=sys.stderr,
             )
     return [outcome if outcome is not None else Outcome(code=1) for outcome in ended]
