@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def run_ray(parts: Sequence[Work], place: Workplace) -> list[Outcome | None]:
             raise UserError(f"hydra.launcher.gpus={place.gpus}: Ray has {ray.cluster_resources().get('GPU', 0):.0f} GPUs")
         task = ray.remote(num_gpus=place.gpus, num_cpus=1, max_calls=1, max_retries=0)(do_work)
         tasks = [task.remote(work) for work in parts]
-        return [_result(lambda task=task: ray.get(task)) for task in tasks]
+        return [_result(partial(ray.get, task)) for task in tasks]
     finally:
         if began:
             ray.shutdown()

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -38,7 +39,7 @@ def do_work(work: Work) -> Outcome:
     command, codes, shown = CommandState(tuple(work.given)), [DONE], set[str]()
     reported: set[Path] = set()
     for job in work.jobs:
-        codes.append(guarded(lambda job=job: _run(job, command, reported), shown, debug=work.debug))
+        codes.append(guarded(partial(_run, list(job), command, reported), shown, debug=work.debug))
     studies = {
         str(folder): (study.margin, sorted(study.arms)) for folder, study in command.studies.items() if folder in reported
     }
