@@ -19,7 +19,12 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PACKAGES = {"harness": "harness", "methods": "methods", "attention_kernels": "kernels/attention_kernels"}
+PACKAGES = {
+    "harness": "harness",
+    "methods": "methods",
+    "attention_kernels": "kernels/attention_kernels",
+    "hydra_plugins": "hydra_plugins",
+}
 """Import names, which are also the folders in the wheel, and the folders in the repository."""
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 RUNTIME = [Requirement(text) for text in PROJECT["project"]["dependencies"]]

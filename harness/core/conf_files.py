@@ -52,9 +52,9 @@ def conf_dir() -> Path:
 
 @lru_cache(maxsize=1)
 def groups() -> dict[str, list[str]]:
-    """Return the choices of every group, the names of its files, both in alphabetical order: first those of the group's own
-    folder, then those in a folder below it, as FOLDER/NAME."""
-    folders = sorted(path for path in conf_dir().iterdir() if path.is_dir())
+    """Return the choices of every group but Hydra's own, the names of its files, both in alphabetical order: first those of the
+    group's own folder, then those in a folder below it, as FOLDER/NAME."""
+    folders = sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name not in NO_SETTINGS)
     choices = {
         folder.name: [
             *sorted(path.stem for path in folder.glob("*.yaml")),

@@ -36,8 +36,12 @@ class CommandState:
 
     def open_study(self, settings: Settings) -> OpenStudy:
         """Return the study of the settings; the jobs of a sweep share it, with the margin of the latest."""
-        study = self.studies.setdefault(settings.folder, OpenStudy(Store(settings.folder), settings.margin))
-        study.margin = settings.margin
+        return self.study_at(settings.folder, settings.margin)
+
+    def study_at(self, folder: Path, margin: float) -> OpenStudy:
+        """Return the study of a folder, with this margin from here on."""
+        study = self.studies.setdefault(folder, OpenStudy(Store(folder), margin))
+        study.margin = margin
         return study
 
     def print_written(self, paths: Iterable[Path]) -> None:

@@ -15,6 +15,7 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Measure what the settings ask for and the study lacks. Returns how many cells failed. Raises UserError for bad input."""
     check_can_measure(settings, study, command.console)
     done = measure(settings, study.store, command.console, command.sweep)
+    study.arms.update(done.arms)
     if settings.report:
         study.add_arms(done.arms)
         study.refresh_leaderboard()

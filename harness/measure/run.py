@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -29,6 +30,7 @@ from harness.measure.request_checks import check_without_model
 from harness.measure.self_check import check_arm, is_checked
 from harness.measure.sweep import SweepCache
 from harness.models.bridge import Bridge
+from harness.study.one_at_a_time import one_at_a_time
 from harness.study.resume import Attempt
 from harness.study.store import Store
 from harness.tasks.names import expand_tasks
@@ -71,18 +73,20 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
         context.complain(warning)
     done = Done({arm.identity.id for arm in arms})
     for arm in arms:
-        if texts is not None:
-            done.failed += measure_perplexity(context, arm, texts)
-        elif settings.job == "kept_mass":
-            done.failed += measure_mass(context, arm, task_names)
-        elif settings.job == "densities":
-            done.failed += measure_densities(context, arm, source)
-        elif settings.job == "evaluate":
-            done.failed += evaluate(context, settings, arm, task_names)
-        # dense prefill is timed with the baseline
-        timed = arm.method is not None or arm.baseline or context.timing.decode_batches
-        if timed and (settings.job == "latency" or (settings.job == "evaluate" and settings.latency)):
-            done.failed += time_arm(context, arm, task_names)
+        # other processes on this study compare with the same dense rows
+        with one_at_a_time(store.folder, f"dense-{arm.identity.id}") if arm.baseline else nullcontext():
+            if texts is not None:
+                done.failed += measure_perplexity(context, arm, texts)
+            elif settings.job == "kept_mass":
+                done.failed += measure_mass(context, arm, task_names)
+            elif settings.job == "densities":
+                done.failed += measure_densities(context, arm, source)
+            elif settings.job == "evaluate":
+                done.failed += evaluate(context, settings, arm, task_names)
+            # dense prefill is timed with the baseline
+            timed = arm.method is not None or arm.baseline or context.timing.decode_batches
+            if timed and (settings.job == "latency" or (settings.job == "evaluate" and settings.latency)):
+                done.failed += time_arm(context, arm, task_names)
     return done
 
 
