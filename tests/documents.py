@@ -17,7 +17,7 @@ DOCUMENTS = [
     ROOT / "harness" / "bundled" / "MODEL_CARD.md",
 ]
 STUDIES = sorted((ROOT / "results").rglob("*.md"))
-TOP = {"harness", "methods", "kernels", "conf", "results", "docs", "tests", "gates", "findings", ".ci"}
+TOP = {"harness", "methods", "kernels", "conf", "results", "docs", "tests", "gates", "findings", "hydra_plugins", ".ci"}
 """Folders of the repository: a name in backticks that begins with one of them is a path."""
 EXAMPLES = ("key_norm", "results/mine")
 """What nobody has before following a document: the method of docs/writing_a_method.md, the study of a first run."""
