@@ -25,6 +25,7 @@ from harness.report.figures.paper.recorded import Recorded, notices_of, timed_al
 from harness.report.rows import Answer, Perplexity, Row
 from harness.study.columns import PERPLEXITY
 from harness.study.matching import Match
+from harness.study.schema import FinetuneStepRecord
 from harness.study.store import Store
 from tests.harness.report.support import DENSE, SPARSE, TIMES, make_row, record_cell, record_times
 from tests.harness.settings import composed, with_options
@@ -290,6 +291,28 @@ def test_an_item_again_is_the_same_and_the_other_entries_stay(results: Path) -> 
     assert {row["origin"] for row in rows} == {"ours", "published"} and {row["study"] for row in rows if row["study"]} == {
         "mine"
     }
+
+
+def test_losses_of_fine_tuning_are_named_by_their_arm(results: Path) -> None:
+    store = Store(results / "finetune")
+    step: dict[str, Any] = {
+        "run": "r",
+        "gate_loss": None,
+        "recall": None,
+        "density": 1.0,
+        "lr": 1e-4,
+        "tokens": 64,
+        "grad_norm": 1.0,
+    }
+    step |= {"gate_grad_norm": None, "seconds": 1.0, "date": "2026-12-01T00:00:00+00:00"}
+    about = {"method": "toy", "sparsity": 0.5, "seed": 3}
+    for number, loss in enumerate((2.5, 2.25)):
+        store.finetune_steps.append(
+            FinetuneStepRecord(training="abc", step=number, loss=loss, about=None if number else about, **step)
+        )
+    assert command_in(results, item="fig12")[0] == 0
+    rows = [row for row in read_csv(results / "paper" / "fig12.csv") if row["origin"] == "ours"]
+    assert [(row["series"], float(row["y"])) for row in rows] == [("toy 0.5, seed 3", 2.5), ("toy 0.5, seed 3", 2.25)]
 
 
 @pytest.mark.parametrize(

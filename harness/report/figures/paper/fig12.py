@@ -22,15 +22,24 @@ def draw(item: Item, recorded: Recorded) -> list[Drawing]:
         (store.folder.name, record)
         for store in recorded.stores
         if store.folder.name == item.experiment
-        for record in store.gate_steps.read()
+        for record in store.finetune_steps.read()
         if record["loss"] is not None
     ]
     return [_draw(item, steps)] if steps else [empty_drawing(item)]
 
 
+def _names(steps: list[tuple[str, Record]]) -> dict[str, str]:
+    """Return what each training is called: its method, sparsity and seed, as its first step says them."""
+    abouts = {record["training"]: record["about"] for _, record in steps if record["about"]}
+    return {
+        training: f"{about['method']} {about['sparsity']}, seed {about['seed']}" for training, about in sorted(abouts.items())
+    }
+
+
 def _draw(item: Item, steps: list[tuple[str, Record]]) -> Drawing:
     figure = sheet.new_sheet(sheet.COLUMN, 1.9, f"{item.number}: {item.shows}")
-    trainings = grouped(steps, lambda pair: str(pair[1]["training"]))
+    names = _names(steps)
+    trainings = grouped(steps, lambda pair: names.get(pair[1]["training"], str(pair[1]["training"])))
     values, keys = [], []
     with matplotlib.rc_context(sheet.RC):
         axes = figure.add_subplot()
