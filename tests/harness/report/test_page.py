@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from harness.core.errors import UserError
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.page import claims, html, pictures
 from harness.report.page.html import inline_script, page_content, page_html
