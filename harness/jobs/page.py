@@ -35,8 +35,8 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     if one:
         study.check_has_records(settings)
     folder = settings.folder if one else settings.results
-    out = out_file(folder / NAME if settings.options["out"] is None else settings.options["out"], NAME)
     stores = [study.store] if one else every_store(settings.results)
+    out = out_file(folder / NAME if settings.options["out"] is None else settings.options["out"], NAME)
     damaged: list[str] = []
 
     def read(store: Store) -> list[JoinedRow]:
