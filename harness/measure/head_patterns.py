@@ -201,9 +201,9 @@ def read_patterns(path: Path) -> PatternRecord:
         if raw["schema"] != SCHEMA:
             raise ValueError(f"schema {raw['schema']}, not {SCHEMA}")
         record = PatternRecord(**(raw | {"patterns": [HeadPattern(**pattern) for pattern in raw["patterns"]]}))
-        for part in (record, *record.patterns):
-            _check_fields(part)
+        _check_fields(record)
         for pattern in record.patterns:
+            _check_fields(pattern)
             _check(pattern)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
