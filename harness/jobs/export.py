@@ -44,7 +44,7 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
             bar.advance(task)
     say = f"{files} file{'s' if files > 1 else ''} of {len(shown)} evaluation{'s' if len(shown) > 1 else ''}"
     if left_out:
-        say += f"; {left_out} failed or held back, left out"
+        say += f"; {left_out} failed, held back or infinite, left out"
     command.console.print(say, highlight=False, soft_wrap=True)
     if unread := [f"{option}=" for option in OPTIONS if f"job.{option}" in command.given and option not in FORMATS[name].reads]:
         command.say_once(f"format={name} does not read {', '.join(unread)}: it does the same without")

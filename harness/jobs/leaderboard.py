@@ -17,8 +17,8 @@ def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     UserError for bad settings, and where no study has rows."""
     if "study" in settings.given:
         raise UserError(f"study={settings.study}: job=leaderboard joins every study of results=: leave study= out")
+    stores = every_store(settings.results)  # first: where it is no folder, that is what is wrong with out= too
     out = out_file(settings.options["out"], "leaderboard.csv")
-    stores = every_store(settings.results)
     damaged: list[str] = []
     rows = in_order(read_every(stores, lambda store: study_rows(store, settings.margin), settings, command, damaged))
     if not rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ ALL = "all"
 """The value of item= that stands for every item."""
 FOLDER = "paper"
 """The folder in results= that the pictures go to."""
-ENDINGS = "png|pdf|csv"
+ENDINGS = ("png", "pdf", "csv")
 """Ends of the names of the files that an item has."""
 
 
@@ -93,8 +93,18 @@ def _draw(names: Sequence[str], recorded: Recorded, folder: Path, command: Comma
         for drawing in drawings:
             file = f"{name}{drawing.suffix}"
             paths += [*save(drawing.figure, folder, file), write_values(folder / f"{file}.csv", drawing)]
-        stale = re.compile(rf"{name}(_[a-z0-9-]+)?\.({ENDINGS})")
-        for old in folder.iterdir():
-            if stale.fullmatch(old.name) and old not in paths:
-                old.unlink()
+        _remove_stale(name, folder, paths)
     return [*paths, *write_entries(folder, drawn)]
+
+
+def _remove_stale(name: str, folder: Path, paths: Collection[Path]) -> None:
+    """Remove the files of an item that the checklist of an earlier call names, all but `paths`. Any other file is someone
+    else's, whatever it is called, and stays."""
+    from harness.report.figures.paper.checklist import read_entries
+
+    own = re.compile(rf"{name}(_[a-z0-9-]+)?")
+    for entry in read_entries(folder):
+        if entry.item == name and own.fullmatch(entry.file):
+            for old in (folder / f"{entry.file}.{ending}" for ending in ENDINGS):
+                if old not in paths and old.is_file():
+                    old.unlink()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ NUMBERS = re.compile(r"\[\s+([-+\d.e,\s]+?)\s+\]")
 """A list of numbers in a JSON text with line ends."""
 DIGITS = 3
 """Digits of a value in the file."""
+PLAIN: Mapping[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
+"""What a field of the file holds, by how it is annotated."""
 
 Map = NDArray[np.float64]
 """A causal map [n, n], its rows summing to 1."""
@@ -199,13 +201,25 @@ def read_patterns(path: Path) -> PatternRecord:
         if raw["schema"] != SCHEMA:
             raise ValueError(f"schema {raw['schema']}, not {SCHEMA}")
         record = PatternRecord(**(raw | {"patterns": [HeadPattern(**pattern) for pattern in raw["patterns"]]}))
+        _check_fields(record)
         for pattern in record.patterns:
+            _check_fields(pattern)
             _check(pattern)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: no record of head patterns ({error}); make it again with job=maps job.patterns=true"
         ) from None
     return record
+
+
+def _check_fields(part: PatternRecord | HeadPattern) -> None:
+    """Raise ValueError for a text or a number that is none, or not finite: a picture would stumble on it."""
+    for field in fields(part):
+        value, plain = getattr(part, field.name), PLAIN.get(str(field.type))
+        if plain is None:
+            continue
+        if not isinstance(value, plain) or isinstance(value, bool) or (isinstance(value, float) and not np.isfinite(value)):
+            raise ValueError(f"{field.name}={value!r}: no {field.type}")
 
 
 def _check(pattern: HeadPattern) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,8 +118,8 @@ class Evaluation:
 
 
 def evaluations(store: Store, margin: float = MARGIN) -> tuple[list[Evaluation], int]:
-    """Return what a study measured that may be shown, and how many averages and rows of perplexity are left out: they failed or
-    are held back. Raises RecordError for corrupt records."""
+    """Return what a study measured that may be shown, and how many averages and rows of perplexity are left out: they failed,
+    are held back or have no finite number. Raises RecordError for corrupt records."""
     records = read_study(store)
     rows = rows_of(records, margin)
     pairs = list(zip(rows, joined_rows(rows), strict=True))
@@ -130,9 +131,14 @@ def evaluations(store: Store, margin: float = MARGIN) -> tuple[list[Evaluation],
     shown = [
         Evaluation(row, columns, behind.get(row.group or row.cell, []), records.samples)
         for row, columns in whole
-        if row.status == Status.OK and (row.score is not None or row.perplexity is not None)
+        if row.status == Status.OK and (row.score is not None or _is_finite(row))
     ]
     return shown, len(whole) - len(shown)
+
+
+def _is_finite(row: Row) -> bool:
+    """Return whether a row has a perplexity that files can hold: JSON has no infinity, which large losses come to."""
+    return row.perplexity is not None and math.isfinite(row.perplexity.perplexity)
 
 
 def facts(columns: JoinedRow, names: Sequence[str] = FACTS) -> dict[str, str]:

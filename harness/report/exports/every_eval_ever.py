@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import uuid
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def _score(evaluation: Evaluation, name: str, row: Row, columns: JoinedRow) -> d
     }
     low, high = columns[f"{measured}_low"], columns[f"{measured}_high"]
     uncertainty: dict[str, Any] = {"num_samples": columns["samples"] or 0}
-    if low is not None and high is not None:
+    if low is not None and high is not None and math.isfinite(high):
         method = "bootstrap over documents" if evaluation.is_perplexity else "Wilson, for an average combined by MOVER"
         uncertainty["confidence_interval"] = {"lower": low, "upper": high, "confidence_level": 0.95, "method": method}
     return _result(evaluation, row, name, metric, {"score": columns[measured], "uncertainty": uncertainty}, columns)

@@ -21,17 +21,24 @@ MOST = 5_000_000
 """Bytes of all maps of a page together; those beyond are named, and not shown."""
 
 
-def read_maps(folders: Iterable[Path], most: int = MOST) -> list[dict[str, Any]]:
+def read_maps(folders: Iterable[Path], problems: list[str], most: int = MOST) -> list[dict[str, Any]]:
     """Return the maps of studies, each with `study` and `name`. A picture has `image`, an address that holds it as WebP, or ""
     where `most` bytes are full; the map of a head has `rows`, the shares of each query block up to the diagonal, and `note`.
-    Raises UserError for a file that is no picture, or no map."""
+    A file that is no picture, or no map, is left out, and a line on it is added to `problems`."""
     folders = list(folders)
     maps: list[dict[str, Any]] = []
     for path in (path for folder in folders for path in sorted((folder / "maps").glob("patterns_*.json"))):
-        maps += _heads(path)
+        try:
+            maps += _heads(path)
+        except UserError as error:
+            problems.append(str(error))
     size = 0
     for path in (path for folder in folders for path in sorted((folder / "maps").glob("*.png"))):
-        content = _webp(path)
+        try:
+            content = _webp(path)
+        except UserError as error:
+            problems.append(str(error))
+            continue
         size += len(content)
         image = f"data:image/webp;base64,{base64.b64encode(content).decode()}" if size <= most else ""
         maps.append({"study": path.parents[1].name, "name": path.stem, "image": image})
@@ -55,14 +62,14 @@ def _heads(path: Path) -> list[dict[str, Any]]:
 
 
 def _webp(path: Path) -> bytes:
-    """Return a picture as WebP, no wider than WIDTH."""
+    """Return a picture as WebP, no wider than WIDTH. Raises UserError for a file that is none, or is too high for one."""
+    buffer = io.BytesIO()
     try:
         with Image.open(path) as image:
             picture = image.convert("RGB")
+        if picture.width > WIDTH:
+            picture = picture.resize((WIDTH, max(1, round(picture.height * WIDTH / picture.width))), Image.Resampling.LANCZOS)
+        picture.save(buffer, "WEBP", quality=QUALITY, method=4)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is no picture that can be read ({error}): draw it again with job=maps") from error
-    if picture.width > WIDTH:
-        picture = picture.resize((WIDTH, max(1, round(picture.height * WIDTH / picture.width))), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=QUALITY, method=4)
     return buffer.getvalue()

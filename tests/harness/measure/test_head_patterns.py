@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,7 +70,9 @@ def test_the_job_writes_a_file_that_is_read_back(toy: list[str], command: Callab
     for pattern in record.patterns:
         assert as_map(pattern).sum(1) == pytest.approx(1.0, abs=0.02)
     content = json.loads(path.read_text())
-    for damage in ({"schema": 2}, {"patterns": [{"kind": "slash"}]}, {"model": None, "extra": 1}):
+    damaged = [content["patterns"][0] | part for part in ({"score": None}, {"layer": "1"}, {"deviations": math.inf})]
+    damages = ({"schema": 2}, {"patterns": [{"kind": "slash"}]}, {"model": None, "extra": 1}, {"length": "4k"}, {"maps": True})
+    for damage in (*damages, *({"patterns": [pattern]} for pattern in damaged)):
         path.write_text(json.dumps(content | damage))
         with pytest.raises(UserError, match="no record of head patterns"):
             read_patterns(path)

@@ -176,7 +176,23 @@ def test_what_may_not_be_shown_is_left_out(command: Callable[..., int], capsys: 
     record_cell(store, DENSE, "vt", [1.0, 1.0])
     record_cell(store, SPARSE, "vt", [1.0, 1.0], sample_status=Status.GATED, sample_reason="two BOS")
     assert len(exported(command, "lm_eval")) == 1
-    assert capsys.readouterr().out.startswith("1 file of 1 evaluation; 1 failed or held back, left out\n")
+    assert capsys.readouterr().out.startswith("1 file of 1 evaluation; 1 failed, held back or infinite, left out\n")
+
+
+def test_an_infinite_perplexity_is_left_out(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON has no infinity, and eval_results would have a word in its place."""
+    store = Store(Path("results/mine"))
+    record_documents(store, DENSE, [200.0, 1.5e5])
+    record_documents(store, SPARSE, [220.0, 1e17])
+    schema = validator("eval.schema.json")
+    for name in FORMATS:
+        (path,) = exported(command, name)
+        assert capsys.readouterr().out.startswith("1 file of 1 evaluation; 1 failed, held back or infinite, left out\n")
+        if name == "every_eval_ever":
+            log = json.loads(path.read_text())
+            assert schema.is_valid(log)
+            assert "confidence_interval" not in log["evaluation_results"][0]["score_details"]["uncertainty"]
+        shutil.rmtree("out")
 
 
 def test_bad_input_is_one_line(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,6 +132,8 @@ def test_bad_input_is_one_line(command: Callable[..., int], capsys: pytest.Captu
         return line
 
     assert "results=results: no study there has records" in said()
+    Path("afile").touch()
+    assert "error: results=afile: no study there has records" in said("results=afile")
     damaged = study("damaged", [1.0])
     damaged.cells.path.write_text("{}\n")
     assert command("job=leaderboard") == 2

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from harness.core.errors import UserError
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.page import claims, html, pictures
 from harness.report.page.html import inline_script, page_content, page_html
@@ -142,16 +141,12 @@ def test_what_is_damaged_is_said_and_bad_input_is_one_line(
     assert "warning: study=damaged is left out: results/damaged/records/runs.jsonl:1: " in capsys.readouterr().err
     page = Path("results/page.html").read_bytes()
     shutil.rmtree(damaged.folder)
-    (good.folder / "maps").mkdir()
-    (good.folder / "maps" / "broken.png").write_text("no picture")
-    assert "results/good/maps/broken.png is no picture that can be read" in said()
     assert "study=none: no records in results/none" in said("study=none")
     Path("results/steps/records").mkdir(parents=True)
     shutil.copy(good.runs.path, "results/steps/records")
     assert "study=steps: it has no rows of models; results/steps/page.html stays as it is" in said("study=steps")
     assert "out=results: a folder; name a file in it, such as results/page.html" in said("job.out=results")
     assert "takes the whole study, whatever method= says" in said("method=seer")
-    (good.folder / "maps" / "broken.png").unlink()
     Path("results/CLAIMS.md").write_bytes(b"\xff")
     assert "results/CLAIMS.md can't be read" in said()
     version = metadata.version
@@ -213,21 +208,42 @@ def test_too_many_maps_are_named(tmp_path: Path) -> None:
     (tmp_path / "one" / "maps").mkdir(parents=True)
     for name in ("a", "b"):
         Image.effect_noise((200, 100), 90).save(tmp_path / "one" / "maps" / f"{name}.png")
-    first, second = pictures.read_maps([tmp_path / "one"])
-    limited = pictures.read_maps([tmp_path / "one"], most=len(first["image"]))
+    first, second = pictures.read_maps([tmp_path / "one"], [])
+    limited = pictures.read_maps([tmp_path / "one"], [], most=len(first["image"]))
     assert [entry["image"] for entry in limited] == [first["image"], ""]
     assert second["image"] and [entry["name"] for entry in limited] == ["a", "b"]
 
 
 def test_maps_of_heads_are_numbers(tmp_path: Path) -> None:
-    maps = pictures.read_maps([ROOT / "results" / "gate_patterns"])
+    maps = pictures.read_maps([ROOT / "results" / "gate_patterns"], [])
     assert len(maps) == 5 and {entry["image"] for entry in maps} == {""}
     assert [len(row) for row in maps[0]["rows"]] == list(range(1, len(maps[0]["rows"]) + 1))
     assert "python -m harness experiment=" in maps[0]["note"]
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps" / "patterns_x.json").write_text("{}")
-    with pytest.raises(UserError, match="no record of head patterns"):
-        pictures.read_maps([tmp_path])
+    (tmp_path / "maps" / "patterns_y.json").write_text("[")
+    (tmp_path / "maps" / "none.png").write_text("")
+    Image.new("1", (1, 17_000)).save(tmp_path / "maps" / "high.png")
+    problems: list[str] = []
+    assert pictures.read_maps([tmp_path, ROOT / "results" / "gate_patterns"], problems) == maps
+    said = ("no record of head patterns", "no JSON", "is no picture", "is no picture")
+    assert all(said in problem for said, problem in zip(said, problems, strict=True))
+
+
+@pytest.mark.usefixtures("light")
+def test_a_damaged_map_or_version_is_left_out(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, kernels = study("one"), Store(Path("results/two"))
+    kernels.kernels.path.parent.mkdir(parents=True)
+    for file in (kernels.kernels.path, kernels.runs.path):
+        file.write_text("garbage\n")
+    (store.folder / "maps").mkdir()
+    (store.folder / "maps" / "a.png").write_text("")
+    assert command("job=page") == 1
+    said = capsys.readouterr().err
+    assert "warning: left out: versions of study=two: " in said and "a.png is no picture that can be read" in said
+    assert column(data_of(Path("results/page.html").read_text()), "study")
 
 
 def test_methods_at_their_defaults_and_decoding_have_names(tmp_path: Path) -> None:

@@ -279,12 +279,18 @@ def test_an_item_again_is_the_same_and_the_other_entries_stay(results: Path) -> 
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(before) == {"table2.png", "table2.pdf", "table2.csv", "checklist.csv", "README.md"}
     assert b"CreationDate" not in before["table2.pdf"]
+    (entry,) = checklist.read_entries(folder)
+    gone = [replace(entry, file=name) for name in ("table2_gone", "../table2", "table2_folder")]
+    checklist.write_entries(folder, {"table2": [entry, *gone]})
     (folder / "table2_gone.png").write_bytes(b"of a model that is gone")
-    (folder / "table2_mine.txt").write_text("of the user")
+    (folder / "table2_folder.pdf").mkdir()
+    of_user = [folder / name for name in ("table2_mine.txt", "table2_mine.csv", "table2_draft.png", "../table2.csv")]
+    for path in of_user:
+        path.write_text("of the user")
     code, said = command_in(results, item="table2")
     assert code == 0 and f"wrote {folder / 'table2.pdf'}" in said
-    after = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert after.pop("table2_mine.txt") and after == before
+    assert {path.read_text() for path in of_user} == {"of the user"}
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path not in of_user} == before
     command_in(results, item="fig12")
     assert [entry.item for entry in checklist.read_entries(folder)] == ["fig12", "table2"]
     rows = read_csv(folder / "table2.csv")

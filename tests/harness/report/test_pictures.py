@@ -3,11 +3,12 @@ apart, letters that can be read, and no picture of what is gone."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from attention_kernels.block_sparse import table
@@ -21,7 +22,7 @@ from harness.report.figures.few import MOST
 from harness.report.figures.looks import method_look
 from harness.report.front import front_rows
 from harness.report.rows import Perplexity, Row
-from harness.report.stale import BEFORE_MARKS, KERNELS, ROWS, remove_stale
+from harness.report.stale import BEFORE_MARKS, COMPARED, KERNELS, ROWS, remove_stale
 from harness.study.columns import PERPLEXITY
 from harness.study.matching import Match
 from harness.study.schema import Status
@@ -191,9 +192,12 @@ def test_pictures_of_arms_and_lengths_that_are_gone_are_removed_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rendering them would take seconds: a file holds its mark alone."""
-    monkeypatch.setattr(
-        Figure, "savefig", lambda _, file, metadata, **__: file.write("".join(map("\0".join, metadata.items())).encode())
-    )
+
+    def save_mark(_: Figure, file: BinaryIO, metadata: dict[str, str], **__: Any) -> None:
+        for text in map("\0".join, metadata.items()):
+            file.write(len(text).to_bytes(4) + f"tEXt{text}".encode())
+
+    monkeypatch.setattr(Figure, "savefig", save_mark)
     rows = measured(("seer", "random"))
     two = [*rows, *(replace(r, model="another", group=f"another {r.group}") for r in rows)]
     first = {path.name for path in write_figures(two, tmp_path)}
@@ -208,3 +212,13 @@ def test_pictures_of_arms_and_lengths_that_are_gone_are_removed_and_no_others(
     (tmp_path / "lengths.png").write_bytes(BEFORE_MARKS)
     remove_stale(tmp_path, ROWS, [])
     assert {path.name for path in tmp_path.iterdir()} == others, "also what is from before there were marks"
+
+
+def test_a_mark_that_begins_as_another_and_a_copy_are_not_removed(tmp_path: Path) -> None:
+    """Comparisons beside `a` are not those beside `a-b`, and a copy that has another name is whoever's made it."""
+    for mark, names in ((f"{COMPARED} a", ("compare_a", "before")), (f"{COMPARED} a-b", ("compare_a-b",)), (ROWS, ("old",))):
+        for name in names:
+            style.save(style.new_figure(1, 1), tmp_path / f"{name}.png", mark=mark)
+    for mark in (f"{COMPARED} a", ROWS):
+        remove_stale(tmp_path, mark, [], re.compile("none"))
+    assert {path.stem for path in tmp_path.iterdir()} == {"before", "compare_a-b", "old"}
