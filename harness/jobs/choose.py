@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 from harness.core import checks
 from harness.core.errors import UserError, did_you_mean
-from harness.core.output import check_output
 from harness.core.printable import printable
 from harness.core.settings import Settings
 from harness.jobs.command_state import CommandState
+from harness.jobs.every_study import out_file
 from harness.jobs.studies import OpenStudy
 from harness.report.choose import Bound, Choice, choices
 from harness.report.choose_csv import write_choices
@@ -31,7 +30,8 @@ BOUNDS: Mapping[str, Literal["loss", "density", "ms"]] = {"max_loss": "loss", "m
 def run(settings: Settings, study: OpenStudy, command: CommandState) -> int:
     """Print the answer, and write the CSV where one is asked for. Returns 0. Raises UserError for bad settings, and where
     nothing was measured that they ask for."""
-    bound, out = read_bound(settings), _out(settings.options["out"])
+    bound = read_bound(settings)
+    out = None if (given := settings.options["out"]) is None else out_file(given, "choose.csv")
     stores = _stores(settings, study)
     studies = f"{len(stores)} studies" if len(stores) > 1 else stores[0].folder.name
     with command.console.status(f"reading the records of {printable(studies)}"):  # seconds; only a terminal shows it
@@ -66,17 +66,6 @@ def read_bound(settings: Settings) -> Bound:
     if by not in TIMES:
         raise UserError(f"by={'null' if by is None else by}: must be one of {', '.join(TIMES)}{did_you_mean(str(by), TIMES)}")
     return Bound(BOUNDS[name], most, by)
-
-
-def _out(value: object) -> Path | None:
-    """Return the CSV file that is asked for. Raises UserError where it could not be written."""
-    if value is None:
-        return None
-    path = Path(checks.text("out", value)).expanduser()
-    if path.is_dir():
-        raise UserError(f"out={value}: a folder; name a file in it, such as {path / 'choose.csv'}")
-    check_output(f"out={value}", path.parent)
-    return path
 
 
 def _stores(settings: Settings, study: OpenStudy) -> list[Store]:

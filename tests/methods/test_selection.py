@@ -8,13 +8,12 @@ import pytest
 import torch
 from attention_kernels.block_index import BlockIndex
 from attention_kernels.block_map import block_map
-from attention_kernels.sparse_attention import SparseIndex, sparse_attention
 
 import methods
-from methods.parts.base import LayerInputs, Method
-from tests.methods.support import Launches, bisect, layer, ready, select_without_waiting
+from methods.parts.base import LayerInputs
+from tests.methods.selecting import SPARSE, THRESHOLDS, select, select_blocks
+from tests.methods.support import Launches, layer, ready
 
-SPARSE = [name for name in methods.names() if methods.get(name).family != "none" and not methods.get(name).in_kernel]
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95]
 SHAPES = [(640, 640), (637, 637), (744, 744), (320, 640), (205, 845)]
 """(queries, keys): whole blocks, odd lengths, and chunks of a longer prompt."""
@@ -22,41 +21,6 @@ SHAPES = [(640, 640), (637, 637), (744, 744), (320, 640), (205, 845)]
 
 OF_ALL_LAYERS = ["moa"]
 """Methods whose density is that over all heads and layers: their own tests hold it."""
-THRESHOLDS = [name for name in SPARSE if methods.get(name).family == "threshold"]
-"""Methods that spend more on some rows and heads than on others; their knob is bisected for a density."""
-
-
-def calibrated(name: str, x: LayerInputs, **knobs: object) -> Method:
-    """A method whose knob, where its sparsity has no formula for it, has been found on x."""
-    method = ready(name, block_size=16, **knobs)
-    knob = method.calibrates()
-    if knob is not None:
-
-        def measure(value: float) -> float:
-            method.set_knob(knob, value)
-            index = method.select(x)
-            assert index is not None
-            return float(index.density().mean())
-
-        assert method.sparsity is not None
-        method.set_knob(knob, bisect(measure, knob, 1 - method.sparsity))
-    return method
-
-
-def select(name: str, x: LayerInputs, **knobs: object) -> SparseIndex:
-    index = calibrated(name, x, **knobs).select(x)
-    assert index is not None
-    index.validate()
-    return index
-
-
-def select_blocks(name: str, x: LayerInputs, **knobs: object) -> BlockIndex:
-    return blocks_of(select(name, x, **knobs))
-
-
-def blocks_of(index: SparseIndex) -> BlockIndex:
-    """The blocks alone, of an index that has columns too."""
-    return index if isinstance(index, BlockIndex) else index.blocks
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -289,69 +253,3 @@ def test_block_topk_pools_only_the_tokens_of_a_partial_block() -> None:
         expected = torch.stack([plain(x[:, :, i : i + 16], dim=2) for i in (0, 16, 32)], dim=2)
         torch.testing.assert_close(pool_blocks(x, 16, how), expected)  # type: ignore[arg-type]
         torch.testing.assert_close(pool_blocks(x[:, :, 32:], 16, how), expected[:, :, 2:])  # type: ignore[arg-type]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("name", "knobs"),
-    [
-        ("block_topk", {"sparsity": 0.8, "shared": True}),
-        ("seer", {"sparsity": 0.8, "shared": True}),
-        ("seer", {"selection": "threshold", "threshold": 0.02}),
-        ("seer", {"selection": "nz_ratio", "sparsity": 0.8}),
-        ("seer", {"sparsity": 0.5, "last": 2}),
-        ("seer", {"selection": "threshold", "threshold": 0.02, "last": 2}),
-        ("seer", {"selection": "nz_ratio", "sparsity": 0.5, "last": 2}),
-        ("block_topk", {"sparsity": 0.5, "last": 2}),
-        ("random", {"sparsity": 0.5, "last": 2}),
-    ],
-)
-def test_the_same_choice_on_the_gpu_with_other_knobs(name: str, knobs: dict[str, object]) -> None:
-    cpu = select_blocks(name, layer(205, 845), **knobs).to_mask()
-    index = calibrated(name, layer(205, 845), **knobs).to("cuda").select(layer(205, 845, device="cuda"))
-    assert isinstance(index, BlockIndex)
-    index.validate()
-    assert (index.to_mask().cpu() == cpu).float().mean() > 0.999
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("name", "knobs"),
-    [(name, {"sparsity": 0.8}) for name in ["block_topk", "seer", *THRESHOLDS]]
-    + [("oracle", {"selection": "threshold", "threshold": 0.02})],
-)
-def test_selection_never_waits_for_the_device(name: str, knobs: dict[str, object]) -> None:
-    method = ready(name, block_size=16, **knobs).to("cuda")
-    x = layer(1000, device="cuda")
-    select_without_waiting(method, x)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", SPARSE)
-def test_the_same_choice_on_the_gpu(name: str) -> None:
-    cpu = select_blocks(name, layer(1000), sparsity=0.8).to_mask()
-    method = calibrated(name, layer(1000), sparsity=0.8).to("cuda")
-    index = method.select(layer(1000, device="cuda"))
-    assert index is not None
-    same = (blocks_of(index).to_mask().cpu() == cpu).float().mean()
-    assert same == 1 if methods.get(name).family == "static" else same > 0.999
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("selection", ["topk", "threshold", "nz_ratio"])
-def test_full_last_rows_on_the_gpu_attend_to_everything(selection: str) -> None:
-    """Through the kernel that runs there: the last two blocks of 64 queries, the last one partial, are dense attention."""
-    knobs: dict[str, object] = {"threshold": 0.05} if selection == "threshold" else {"sparsity": 0.5}
-    x = layer(1003, device="cuda")
-    v = torch.randn(x.k.shape, generator=torch.Generator().manual_seed(7)).to("cuda")
-    index = ready("seer", block_size=64, selection=selection, last=2, **knobs).to("cuda").select(x)
-    assert isinstance(index, BlockIndex)
-    index.validate()
-    got = sparse_attention(x.q, x.k, v, index, scale=x.scale)
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        x.q.double(), x.k.double(), v.double(), is_causal=True, scale=x.scale, enable_gqa=True
-    )
-    error = (got.double() - expected).norm(dim=-1) / expected.norm(dim=-1)
-    full = 14 * 64  # 1,003 tokens are 16 blocks; at half of them two full rows leave something for the others
-    assert error[:, :, full:].max() < 5e-3, "float32 products on tensor cores are rounded to TF32"
-    assert error[:, :, 64:full].max() > 0.05, "the others leave blocks out"

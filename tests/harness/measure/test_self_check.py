@@ -31,8 +31,8 @@ from methods.minference import MInference
 from methods.parts.base import LayerInputs, Method
 from methods.parts.head_patterns import Pattern
 from tests.harness.tiny import VOCAB, build, load, tokens
+from tests.methods.selecting import calibrated
 from tests.methods.support import layer, ready
-from tests.methods.test_selection import calibrated
 
 BLOCK = 16
 PROMPT = tokens(1, 299, seed=5)[0].tolist()
