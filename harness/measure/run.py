@@ -71,10 +71,14 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     arms = [arm for unset in built for arm in calibrated_arms(context, settings, unset, source)]
     for warning in dict.fromkeys(line for arm in arms for line in arm_warnings(arm, settings.model, loaded)):
         context.complain(warning)
+
+    def waits() -> None:
+        context.say("waiting for another process, which measures dense attention for this study")
+
     done = Done({arm.identity.id for arm in arms})
     for arm in arms:
         # other processes on this study compare with the same dense rows
-        with one_at_a_time(store.folder, f"dense-{arm.identity.id}") if arm.baseline else nullcontext():
+        with one_at_a_time(store.folder, f"dense-{arm.identity.id}", waits) if arm.baseline else nullcontext():
             if texts is not None:
                 done.failed += measure_perplexity(context, arm, texts)
             elif settings.job == "kept_mass":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,11 +130,24 @@ def test_settings_that_no_launcher_can_have(
     assert says in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_one_of_several_processes_measures_dense(tmp_path: Path) -> None:
+def test_one_of_several_processes_measures_dense_and_the_others_say_that_they_wait(tmp_path: Path) -> None:
     path = tmp_path / "records" / "dense.lock"
-    with one_at_a_time(tmp_path, "dense"), open(path) as other, pytest.raises(BlockingIOError):
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert not path.exists()
+    said: list[str] = []
+    with one_at_a_time(tmp_path, "dense", lambda: said.append("first")):
+        holds = threading.Thread(target=_hold, args=(tmp_path, said))
+        holds.start()
+        while not said:
+            time.sleep(0.01)
+        with open(path) as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert said == ["second"]
+    holds.join()
+    assert said == ["second", "second holds it"] and not path.exists()
+
+
+def _hold(folder: Path, said: list[str]) -> None:
+    with one_at_a_time(folder, "dense", lambda: said.append("second")):
+        said.append("second holds it")
 
 
 @pytest.mark.slow
