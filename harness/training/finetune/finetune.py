@@ -164,9 +164,10 @@ class Finetuning:
         self.processes.add_up([numbers, *gradients])
         # apart from the gates', which would else change the step of the model
         norms = [torch.nn.utils.clip_grad_norm_(weights, clip) for weights in (self.weights, learnt) if weights]
-        loss_value, density, *of_gate, grad_norm = torch.cat((numbers, torch.stack(norms[:1]))).tolist()
-        gate_loss, recall = of_gate or (None, None)
-        gate_norm = float(norms[1]) if learnt else None
+        values = torch.cat((numbers, torch.stack(norms))).tolist()  # the one wait of a step for the device
+        loss_value, density = values[:2]
+        gate_loss, recall = values[2:4] if self.gates is not None else (None, None)
+        grad_norm, gate_norm = values[-2:] if learnt else (values[-1], None)
         self._check_finite(number, loss_value, grad_norm, gate_loss or 0.0, gate_norm or 0.0)
         self.optimizer.step()
         return FinetuneStep(
