@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
-from harness.core.method_facts import decoding_is_bound, method_facts
 from harness.report.choose_times import Timing, dense_spread, timing_of
 from harness.report.density_match import effective_density
+from harness.report.front import is_bound_row
 from harness.report.lines import line_names, rows_by_line
 from harness.report.recorded_rows import RecordedArm, TaskSet
 from harness.report.rows import Row
@@ -173,7 +173,7 @@ def _loss(row: Row) -> Loss | None:
 
 def _verdict(row: Row, loss: Loss | None, timing: Timing | None, bound: Bound) -> tuple[Verdict, str]:
     """Return what the bound makes of a row, and why where its numbers don't say that."""
-    if method_facts(row.method).bound or decoding_is_bound(row.decode.method):
+    if is_bound_row(row):
         return Verdict.IS_BOUND, "it looks at what no usable method can"
     if row.match == Match.OFF_DENSITY:
         return Verdict.OFF_DENSITY, f"asked for density {1 - (row.sparsity or 0.0):.3g}"

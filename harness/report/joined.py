@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
-from harness.core.method_facts import decoding_is_bound, method_facts
 from harness.report.csv_file import cell_text, write_csv
 from harness.report.density_match import effective_density, prefill_request
+from harness.report.front import is_bound_row
 from harness.report.joined_columns import COLUMNS, VERSION
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.leaderboard_csv import row_columns
@@ -66,7 +66,7 @@ def _joined_row(row: Row, averaged: dict[str | None, list[Row]]) -> JoinedRow:
 
 def _own_columns(row: Row) -> dict[str, Any]:
     """Return the columns that a study's own leaderboard lacks, or has in another form."""
-    is_bound = method_facts(row.method).bound or decoding_is_bound(row.decode.method)
+    is_bound = is_bound_row(row)
     measured = row.score is not None or row.perplexity is not None
     usable = row.status == Status.OK and row.match != Match.OFF_DENSITY
     percentiles = ("total_low", "total_high", "ttft_low", "ttft_high")
