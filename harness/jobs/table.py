@@ -196,8 +196,9 @@ def check_question_fits(job: Job, question: str) -> None:
 
 
 def check_model_fits(job: Job, settings: Settings) -> None:
-    """Raise UserError where a job reads a model for more than its times, and the settings name one of random weights."""
-    if settings.by_shape and "model" in job.reads and not job.times_alone:
+    """Raise UserError where a job runs or trains a model for more than its times, and the settings name one of random weights.
+    A job that reads records takes any model: they hold times of such ones too."""
+    if settings.by_shape and job.does is not Does.READS and "model" in job.reads and not job.times_alone:
         able = ", ".join(f"job={name}" for name, other in JOBS.items() if other.times_alone)
         raise UserError(
             f"job={job.name} needs what a model has learned, and {settings.model['name']} has random weights: it is for times "

@@ -18,7 +18,7 @@ from harness.arms.head_files import load_head_file
 from harness.core.errors import UserError
 from harness.core.hydra_text import unknown_setting
 from harness.core.settings import Settings, read_settings
-from harness.jobs.table import JOBS, check_model_fits, find_job, unread
+from harness.jobs.table import JOBS, Does, check_model_fits, find_job, unread
 from harness.measure.before_loading import check_before_loading
 from harness.measure.cells import with_distinct_name
 from harness.measure.sweep import SweepCache, load_quietly, model_config
@@ -91,7 +91,7 @@ def test_settings_of_a_row_name_the_same_model(by_shape: Settings, loaded: Loade
 @pytest.mark.parametrize("name", sorted(JOBS))
 def test_only_times_are_measured(name: str, by_shape: Settings) -> None:
     job = find_job(name)
-    if job.times_alone or "model" not in job.reads:
+    if job.times_alone or job.does is Does.READS or "model" not in job.reads:
         check_model_fits(job, by_shape)
         return
     with pytest.raises(UserError, match=rf"^job={name} needs what a model has learned, and shape/llama3_8b .*: job=latency$"):
