@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,10 +186,20 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     assert len(lines(study, "samples")) == 8
 
 
+@pytest.mark.parametrize(
+    ("tokens", "batch_tokens", "size"),
+    [(2_048, 10**9, 256), (8_192, 10**9, 256), (32_768, 10**9, 64), (131_072, 10**9, 64), (8_192, 819_200, 100), (8_192, 1, 1)],
+)
+def test_a_batch_is_as_large_as_memory_and_a_kill_allow(tokens: int, batch_tokens: int, size: int) -> None:
+    sample = SimpleNamespace(max_new_tokens=0)
+    todo = generating.Todo([(None, sample)] * 300, [range(tokens)] * 300, None)  # type: ignore[list-item]
+    assert todo.first_batch(batch_tokens) == (tokens, size)
+
+
 def test_a_full_memory_halves_the_batches(
-    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The samples that don't fit go on in smaller batches, not one by one, and no cell fails."""
+    """The samples that don't fit go on in smaller batches, not one by one, and no cell fails; a line says so each time."""
     real, asked = generate_module._generate_batch, list[int]()
 
     def small(loaded: Any, prompts: Any, *args: Any) -> Any:
@@ -200,6 +211,8 @@ def test_a_full_memory_halves_the_batches(
     monkeypatch.setattr(generate_module, "_generate_batch", small)
     assert command(*toy, "method=dense", "samples=8", "batch_tokens=100000", "checks=false") == 0
     assert asked == [8, 4, 2, 2, 2, 2], "halved until they fit, and never tried larger again"
+    lines_said = [line for line in capsys.readouterr().out.splitlines() if "half as large" in line]
+    assert lines_said == [f"out of memory with {n} samples at once: going on with batches half as large" for n in (8, 4)]
     assert {r["status"] for r in board(tmp_path / "results" / "toy")} == {"ok"}
 
 
