@@ -11,7 +11,7 @@ from attention_kernels.block_map import block_map
 
 import methods
 from methods.parts.base import LayerInputs
-from tests.methods.selecting import SPARSE, THRESHOLDS, select, select_blocks
+from tests.methods.selecting import SPARSE, THRESHOLDS, calibrated, select, select_blocks
 from tests.methods.support import Launches, layer, ready
 
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95]
