@@ -1,8 +1,9 @@
 """Generating for the samples of several cells, batch by batch: an error costs the cell it belongs to, never the others.
 
 A step of decoding takes a small model as long as Python takes to launch its kernels, whatever the sequences. So a batch has as
-many as its cache and a kill allow (`batch_size`), and those of one length are prefilled together. Where memory does not
-suffice, what is left goes on in batches half as large. After any other error the batch it came from runs sample by sample.
+many as its cache and a kill allow (`Todo.first_batch`), and those of one length are prefilled together: so samples go by
+length. Where memory does not suffice, what is left goes on in batches half as large. After any other error prompts are
+prefilled one by one, as a method or a kernel may take no more; where that doesn't help, the batch runs sample by sample.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ BATCH_SIZE = 64
 """Samples decoded together, as far as memory allows, however long they are."""
 LARGEST_BATCH = 256
 """Samples decoded together at most: more is hardly faster, as reading their keys then takes longer than the launches."""
-BATCH_COLUMNS = 2**21
+BATCH_COLUMNS = 2**22
 """Columns of more than BATCH_SIZE samples together at most: a kill loses a batch, and long prompts take their time."""
 GPU_MEMORY_SHARE = 0.4
 """The share of the free GPU memory that the KV cache of one batch may take."""
@@ -64,12 +65,9 @@ class Todo:
         count = max(few.stop, many.stop)
         return max(lengths[:count]), count
 
-    def by_length(self) -> list[int]:
-        """Return the places of the samples, those of one length side by side."""
-        return sorted(range(len(self.prompts)), key=lambda place: len(self.prompts[place]))
-
-    def at(self, places: Sequence[int]) -> Todo:
-        """Return the samples at these places, in their order."""
+    def by_length(self) -> Todo:
+        """Return the samples with those of one length side by side, the longest first: what memory takes them, takes all."""
+        places = sorted(range(len(self.prompts)), key=lambda place: -len(self.prompts[place]))
         contexts = None if self.contexts is None else [self.contexts[place] for place in places]
         return Todo([self.pairs[place] for place in places], [self.prompts[place] for place in places], contexts)
 
@@ -109,8 +107,9 @@ def todo_of(context: RunContext, pairs: list[tuple[Cell, Sample]]) -> Todo:
 
 
 def generate_batches(context: RunContext, arm: RunnableArm, todo: Todo) -> Iterator[Batch]:
-    """Generate for all of `todo`, in its order; yields each batch when it is done, and each sample that failed by itself.
+    """Generate for all of `todo`, by length; yields each batch when it is done, and each sample that failed by itself.
     RecordError passes."""
+    todo = todo.by_length()
     device, batch_tokens = context.loaded.device, context.batch_tokens or suitable_batch_tokens(context.loaded)
     bridge, prefill_tokens = _bridge(context, arm), PREFILL_TOKENS
     while todo.pairs:
@@ -126,6 +125,9 @@ def generate_batches(context: RunContext, arm: RunnableArm, todo: Todo) -> Itera
         if count > 1 and is_out_of_memory(attempt.error):
             batch_tokens, prefill_tokens = longest * count // 2, prefill_tokens // 2
             context.complain(f"out of memory with {count} samples at once: going on with batches half as large")
+            continue
+        if count > 1 and prefill_tokens > 1:
+            prefill_tokens = 1
             continue
         for place in range(count):
             yield _generate_alone(context, arm, todo[place : place + 1])
@@ -161,11 +163,10 @@ def _generate_alone(context: RunContext, arm: RunnableArm, todo: Todo) -> Batch:
     return Batch(error=attempt.error, failed_cell=todo.pairs[0][0].id)
 
 
-def _generate(context: RunContext, bridge: Bridge, given: Todo, prefill_tokens: int) -> Batch:
+def _generate(context: RunContext, bridge: Bridge, todo: Todo, prefill_tokens: int) -> Batch:
     """Return the answers to samples that are decoded together, in their order. The first density of a sequence is its prompt's:
     one that is prefilled anew while it grows has others after all of these."""
-    loaded, places = context.loaded, given.by_length()
-    todo = given.at(places)
+    loaded = context.loaded
     samples = [sample for _, sample in todo.pairs]
     reread = context.question == QUESTION_REREAD
     bridge.reset()  # of the batch before
@@ -202,4 +203,4 @@ def _generate(context: RunContext, bridge: Bridge, given: Todo, prefill_tokens: 
         )
         for row, ((cell, sample), generation) in enumerate(zip(todo.pairs, generations, strict=True))
     ]
-    return Batch([answers[row] for row in sorted(range(len(places)), key=places.__getitem__)], seconds)
+    return Batch(answers, seconds)
