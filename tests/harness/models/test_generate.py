@@ -63,10 +63,14 @@ def test_equals_one_by_one_on_a_gpu(family: str) -> None:
     loaded = load(family)
     expected = expected_of(family)
     loaded = wrap_model(loaded.model, None, name=family, device="cuda", dtype=torch.float64)
+    order = sorted(range(len(LENGTHS)), key=LENGTHS.__getitem__)
     with Bridge(loaded, None, dense_kernel="reference"):
         out = generate(loaded, prompts(), 8, stop_ids=set(), batch_tokens=10_000)
+        given = [prompts()[place] for place in order]
+        together = generate(loaded, given, 8, stop_ids=set(), batch_tokens=10_000, prefill_tokens=10_000)
     assert [g.ids for g in out] == expected
-    assert all(0 < g.prefill_s < 60 for g in out)
+    assert [g.ids for g in together] == [expected[place] for place in order], "two of one length, prefilled together"
+    assert all(0 < g.prefill_s < 60 for g in out + together)
 
 
 def test_without_a_bridge_too() -> None:
