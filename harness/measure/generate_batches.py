@@ -19,7 +19,7 @@ from harness.measure.context import RunContext
 from harness.models.bridge import Bridge
 from harness.models.chunks import Chunks
 from harness.models.decoder import mean_density
-from harness.models.generate import PREFILL_TOKENS, Generation, Split, batches, generate
+from harness.models.generate import Generation, Split, batches, generate
 from harness.models.layer_shapes import column_bytes
 from harness.models.loading import LoadedModel
 from harness.study.identity import Cell
@@ -36,6 +36,9 @@ LARGEST_BATCH = 256
 """Samples decoded together at most: more is hardly faster, as reading their keys then takes longer than the launches."""
 BATCH_COLUMNS = 2**22
 """Columns of more than BATCH_SIZE samples together at most: a kill loses a batch, and long prompts take their time."""
+PREFILL_ELEMENTS = 2**25
+"""Elements of the hidden states of prompts of one length that are prefilled together at most: beyond that a GPU is busy, and
+its memory is needed. At 256 elements a token these are 131,072 tokens, at 4,096 they are 8,192."""
 GPU_MEMORY_SHARE = 0.4
 """The share of the free GPU memory that the KV cache of one batch may take."""
 
@@ -111,7 +114,7 @@ def generate_batches(context: RunContext, arm: RunnableArm, todo: Todo) -> Itera
     RecordError passes."""
     todo = todo.by_length()
     device, batch_tokens = context.loaded.device, context.batch_tokens or suitable_batch_tokens(context.loaded)
-    bridge, prefill_tokens = _bridge(context, arm), PREFILL_TOKENS
+    bridge, prefill_tokens = _bridge(context, arm), suitable_prefill_tokens(context.loaded)
     while todo.pairs:
         longest, count = todo.first_batch(batch_tokens)
         with Attempt() as attempt:
@@ -140,6 +143,11 @@ def suitable_batch_tokens(loaded: LoadedModel) -> int:
         return CPU_BATCH_TOKENS
     free_bytes = available_bytes(loaded.device) or 0  # what the arm before has left in torch's hands is free too
     return max(1, int(GPU_MEMORY_SHARE * free_bytes / column_bytes(loaded.layer_shapes, loaded.dtype.itemsize)))
+
+
+def suitable_prefill_tokens(loaded: LoadedModel) -> int:
+    """Return how many tokens prompts of one length that are prefilled together may have in all."""
+    return max(1, PREFILL_ELEMENTS // int(loaded.model.get_input_embeddings().weight.shape[1]))
 
 
 def _bridge(context: RunContext, arm: RunnableArm) -> Bridge:

@@ -30,9 +30,6 @@ from harness.models.rope_lengths import frequencies_of
 
 CHECK_EVERY = 8
 """Decode steps on a GPU between two looks at whether all samples have stopped: each look waits for the device."""
-PREFILL_TOKENS = 32_768
-"""Tokens of prompts of one length that are prefilled together at most: beyond that a GPU is busy with one, and its memory is
-needed."""
 
 
 @dataclass(frozen=True)

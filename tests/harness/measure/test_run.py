@@ -238,7 +238,7 @@ def test_prompts_run_one_by_one_where_a_kernel_takes_no_more(
 
     monkeypatch.setattr(generate_module, "_generate_batch", one_prompt)
     assert command(*toy, "method=dense", "samples=4", "batch_tokens=2100", "checks=false") == 0
-    assert asked == [(2, generate_module.PREFILL_TOKENS), (2, 1), (2, 1)]
+    assert asked == [(2, generating.PREFILL_ELEMENTS // 32), (2, 1), (2, 1)], "the toy's hidden states have 32 elements"
     assert {r["status"] for r in board(tmp_path / "results" / "toy")} == {"ok"}
 
 
