@@ -193,7 +193,7 @@ class SparseLM(HFLM):
                 batch = [requests[place] for place in places]
                 self._logits = max(len(continuation) for _, _, continuation in batch)
                 likelihoods = super()._loglikelihood_tokens(batch, disable_tqdm=True, override_bs=override_bs)
-                totals.add_prefills(self._bridge, self._rows)
+                totals.add_prefills(self._bridge)
                 totals.lengths.add(length, sum(self._rows))
                 self._rows.clear()
                 for place, likelihood in zip(places, likelihoods, strict=True):
@@ -252,7 +252,7 @@ class SparseLM(HFLM):
                     raise UserError(f"{self._task}: logits are NaN or infinite: {BLAME}")
                 if (density := mean_density(steps, row, generation.steps)) is not None:
                     totals.decode_density.add(density)
-            totals.add_prefills(self._bridge, [1] * len(done))
+            totals.add_prefills(self._bridge)
             for place in places[first : first + len(done)]:
                 totals.lengths.add(len(prompts[place]))
             advance(len(done))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,15 +69,13 @@ class RunTotals:
     kernels: set[str] = field(default_factory=set)
     decode_kernels: set[str] = field(default_factory=set)
 
-    def add_prefills(self, bridge: Bridge, rows: Sequence[int]) -> None:
-        """Add the prefills since the bridge's last reset, `rows` prompts in each, and reset it. Waits for the device."""
+    def add_prefills(self, bridge: Bridge) -> None:
+        """Add the prefills since the bridge's last reset, prompt by prompt, and reset it. Waits for the device."""
         for layer in bridge.stats():
             self.kernels |= set(layer["kernel"].split("+"))
             for mean, values in ((self.density, layer["densities"]), (self.token_density, layer["token_densities"])):
-                # a layer of a sliding window has none, or fewer where some prompts are shorter than its window
-                weights = rows if len(values) == len(rows) else [1] * len(values)
-                for value, weight in zip(values, weights, strict=True):
-                    mean.add(value, weight)
+                for value in values:  # a layer of a sliding window has none, or fewer where prompts are shorter than it
+                    mean.add(value)
         self.decode_kernels |= bridge.decode_kernels
         bridge.reset()
 

@@ -22,7 +22,6 @@ from harness.study.resume import Attempt, is_settled, missing_indices
 from harness.study.schema import SampleRecord, Status
 from harness.study.store import Record
 from harness.tasks import registry
-from harness.tasks.checks import check_sample
 from harness.tasks.sample import Sample
 
 SELF_CHECK_FAILED = f"{verdict.SELF_CHECK}it could not run: "
@@ -83,7 +82,7 @@ def score(context: RunContext, answer: Answer) -> SampleRecord:
     sample, cell, tokenizer = answer.sample, answer.cell, context.loaded.tokenizer
     task = registry.get(sample.task)
     prediction = tokenizer.decode(answer.generation.ids, skip_special_tokens=True)
-    reason = check_sample(sample, tokenizer, answer.prompt)
+    reason = context.problem(sample, answer.prompt)
     if reason is None and not answer.generation.finite:
         reason = "logits are NaN or infinite: a kernel, the dtype or the weights are at fault"
     return SampleRecord(

@@ -28,6 +28,7 @@ from harness.study.provenance import file_hash, run_record
 from harness.study.schema import RunRecord
 from harness.study.store import Store
 from harness.tasks import registry
+from harness.tasks.checks import check_sample
 from harness.tasks.context import context_tokens
 from harness.tasks.frozen_template import published_template
 from harness.tasks.haystack import haystack_source, load_haystack
@@ -135,6 +136,7 @@ class RunContext:
         if sum(map(len, known.values())) > TOKENS_HELD:
             known.clear()
             self.sweep.contexts.clear()
+            self.sweep.problems.clear()
             new = samples
         for sample, ids in zip(new, encode_all(self.loaded.tokenizer, [s.prompt for s in new]), strict=True):
             known[model, sample] = array("i", ids)
@@ -156,6 +158,14 @@ class RunContext:
                 )
             known[model, sample] = context_tokens(self.loaded.tokenizer, sample.prompt, ids, sample.context)
         return [known[model, sample] for sample in samples]
+
+    def problem(self, sample: Sample, prompt: Sequence[int]) -> str | None:
+        """Return what is wrong with a sample, whose prompt has these token ids, None where it is sound: looked at once for all
+        arms of all jobs of a sweep."""
+        key, known = (self.loaded.revision_hash, sample), self.sweep.problems
+        if key not in known:
+            known[key] = check_sample(sample, self.loaded.tokenizer, prompt)
+        return known[key]
 
     @cached_property
     def drawn_prompt(self) -> Sequence[int]:

@@ -1,7 +1,9 @@
 """Generating for the samples of several cells, batch by batch: an error costs the cell it belongs to, never the others.
 
-Where memory does not suffice, what is left goes on in batches half as large. After any other error the batch it came from runs
-sample by sample.
+A step of decoding takes a small model as long as Python takes to launch its kernels, whatever the sequences. So a batch has as
+many as its cache and a kill allow (`Todo.first_batch`), and those of one length are prefilled together: so samples go by
+length. Where memory does not suffice, what is left goes on in batches half as large. After any other error prompts are
+prefilled one by one, as a method or a kernel may take no more; where that doesn't help, the batch runs sample by sample.
 """
 
 from __future__ import annotations
@@ -10,10 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from harness.arms.build import RunnableArm
-from harness.core.device_memory import is_out_of_memory, release_frames
+from harness.core.device_memory import available_bytes, is_out_of_memory, release_frames
 from harness.core.question import QUESTION_REREAD
 from harness.measure.context import RunContext
 from harness.models.bridge import Bridge
@@ -31,7 +31,14 @@ from harness.tasks.tokens import stop_ids, task_stop_ids
 CPU_BATCH_TOKENS = 20_480
 """Columns of KV cache decoded together on a CPU: a few samples, so that progress shows and a kill loses little."""
 BATCH_SIZE = 64
-"""Samples decoded together at most: more is hardly faster, and a kill loses them."""
+"""Samples decoded together, as far as memory allows, however long they are."""
+LARGEST_BATCH = 256
+"""Samples decoded together at most: more is hardly faster, as reading their keys then takes longer than the launches."""
+BATCH_COLUMNS = 2**22
+"""Columns of more than BATCH_SIZE samples together at most: a kill loses a batch, and long prompts take their time."""
+PREFILL_ELEMENTS = 2**25
+"""Elements of the hidden states of prompts of one length that are prefilled together at most: beyond that a GPU is busy, and
+its memory is needed. At 256 elements a token these are 131,072 tokens, at 4,096 they are 8,192."""
 GPU_MEMORY_SHARE = 0.4
 """The share of the free GPU memory that the KV cache of one batch may take."""
 
@@ -55,9 +62,17 @@ class Todo:
 
     def first_batch(self, batch_tokens: int) -> tuple[int, int]:
         """Return the columns of KV cache that the longest sequence of the first batch needs, and how many sequences it has."""
-        lengths = self.lengths
-        first = batches(lengths, batch_tokens, BATCH_SIZE)[0]
-        return max(lengths[: first.stop]), first.stop
+        lengths = self.lengths[:LARGEST_BATCH]
+        few = batches(lengths, batch_tokens, BATCH_SIZE)[0]
+        many = batches(lengths, min(batch_tokens, BATCH_COLUMNS))[0]
+        count = max(few.stop, many.stop)
+        return max(lengths[:count]), count
+
+    def by_length(self) -> Todo:
+        """Return the samples with those of one length side by side, the longest first: what memory takes them, takes all."""
+        places = sorted(range(len(self.prompts)), key=lambda place: -len(self.prompts[place]))
+        contexts = None if self.contexts is None else [self.contexts[place] for place in places]
+        return Todo([self.pairs[place] for place in places], [self.prompts[place] for place in places], contexts)
 
 
 @dataclass(frozen=True)
@@ -95,14 +110,15 @@ def todo_of(context: RunContext, pairs: list[tuple[Cell, Sample]]) -> Todo:
 
 
 def generate_batches(context: RunContext, arm: RunnableArm, todo: Todo) -> Iterator[Batch]:
-    """Generate for all of `todo`, in its order; yields each batch when it is done, and each sample that failed by itself.
+    """Generate for all of `todo`, by length; yields each batch when it is done, and each sample that failed by itself.
     RecordError passes."""
+    todo = todo.by_length()
     device, batch_tokens = context.loaded.device, context.batch_tokens or suitable_batch_tokens(context.loaded)
-    bridge = _bridge(context, arm)
+    bridge, prefill_tokens = _bridge(context, arm), suitable_prefill_tokens(context.loaded)
     while todo.pairs:
         longest, count = todo.first_batch(batch_tokens)
         with Attempt() as attempt:
-            batch = _generate(context, bridge, todo[:count])
+            batch = _generate(context, bridge, todo[:count], prefill_tokens)
         if attempt.error is None:
             yield batch
             todo = todo[count:]
@@ -110,7 +126,11 @@ def generate_batches(context: RunContext, arm: RunnableArm, todo: Todo) -> Itera
         release_frames(attempt.error, device)
         bridge = _bridge(context, arm)  # the old one has seen half a batch
         if count > 1 and is_out_of_memory(attempt.error):
-            batch_tokens = longest * count // 2
+            batch_tokens, prefill_tokens = longest * count // 2, prefill_tokens // 2
+            context.complain(f"out of memory with {count} samples at once: going on with batches half as large")
+            continue
+        if count > 1 and prefill_tokens > 1:
+            prefill_tokens = 1
             continue
         for place in range(count):
             yield _generate_alone(context, arm, todo[place : place + 1])
@@ -121,8 +141,13 @@ def suitable_batch_tokens(loaded: LoadedModel) -> int:
     """Return how many columns of KV cache to decode together where the user doesn't say: what suits the device."""
     if loaded.device.type != "cuda":
         return CPU_BATCH_TOKENS
-    free_bytes, _ = torch.cuda.mem_get_info(loaded.device)
+    free_bytes = available_bytes(loaded.device) or 0  # what the arm before has left in torch's hands is free too
     return max(1, int(GPU_MEMORY_SHARE * free_bytes / column_bytes(loaded.layer_shapes, loaded.dtype.itemsize)))
+
+
+def suitable_prefill_tokens(loaded: LoadedModel) -> int:
+    """Return how many tokens prompts of one length that are prefilled together may have in all."""
+    return max(1, PREFILL_ELEMENTS // int(loaded.model.get_input_embeddings().weight.shape[1]))
 
 
 def _bridge(context: RunContext, arm: RunnableArm) -> Bridge:
@@ -140,15 +165,15 @@ def _bridge(context: RunContext, arm: RunnableArm) -> Bridge:
 def _generate_alone(context: RunContext, arm: RunnableArm, todo: Todo) -> Batch:
     """Return the answer to a single sample, or its error."""
     with Attempt() as attempt:
-        return _generate(context, _bridge(context, arm), todo)
+        return _generate(context, _bridge(context, arm), todo, prefill_tokens=1)
     assert attempt.error is not None
     release_frames(attempt.error, context.loaded.device)
     return Batch(error=attempt.error, failed_cell=todo.pairs[0][0].id)
 
 
-def _generate(context: RunContext, bridge: Bridge, todo: Todo) -> Batch:
-    """Return the answers to samples that are decoded together. The first density of a sequence is its prompt's: one that is
-    prefilled anew while it grows has others after all of these."""
+def _generate(context: RunContext, bridge: Bridge, todo: Todo, prefill_tokens: int) -> Batch:
+    """Return the answers to samples that are decoded together, in their order. The first density of a sequence is its prompt's:
+    one that is prefilled anew while it grows has others after all of these."""
     loaded = context.loaded
     samples = [sample for _, sample in todo.pairs]
     reread = context.question == QUESTION_REREAD
@@ -164,6 +189,7 @@ def _generate(context: RunContext, bridge: Bridge, todo: Todo) -> Batch:
             own_stops=[task_stop_ids(loaded.tokenizer, registry.get(sample.task).stop) for sample in samples],
             chunks=None if context.chunk is None else Chunks(context.chunk, bridge.chunked),
             split=None if todo.contexts is None else Split(todo.contexts, bridge.in_full, reread=reread),
+            prefill_tokens=prefill_tokens,
         )
         seconds = time.perf_counter() - began  # generation has waited for the device
     densities = bridge.prefill_densities()

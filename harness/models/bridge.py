@@ -197,7 +197,7 @@ class Bridge:
         if self._record and self._chunked_tokens is not None:
             log.add_chunk(index, q.shape[2], k.shape[2])
         elif self._record:
-            log.add_density(index)
+            log.add_density(index, q.shape[0])
         if self._timer:
             log.marks.append((start, selected, end))
         return out
@@ -262,10 +262,10 @@ class Bridge:
         return [read_log(layer, log) for layer, log in sorted(self._logs.items())]
 
     def prefill_densities(self, *, tokens: bool = False) -> list[float]:
-        """Return the density (with `tokens`: token density) of every forward pass over more than one token, in order: the mean
-        over its global layers.
+        """Return the density (with `tokens`: token density) of every prompt, a row of a forward pass over more than one token,
+        in order: the mean over its global layers.
 
-        One value per prompt where each was prefilled alone, as `generate` does, and in one piece under the method: what ran in
-        full counts in none.
+        So they are in the order of `generate`'s prompts, which are prefilled alone or, neighbours of one length, together. What
+        ran in full counts in none.
         """
         return mean_over_layers([stats["token_densities" if tokens else "densities"] for stats in self.stats()])

@@ -1,9 +1,10 @@
-"""Greedy generation: every prompt is prefilled alone, then many are decoded together.
+"""Greedy generation: prompts are prefilled alone or with others of the same length, then many are decoded together.
 
-Alone, because a selection must never see padding, and because the accuracy of a prompt must not depend on its
-neighbours (where RoPE depends on the length, `harness.models.rope_lengths` sees to that). Each prefill writes its keys
-and values straight into the batch's cache, right-aligned, so decoding needs no copy: the newest token of every sequence
-lies in the same column, and a key mask hides the columns before its first.
+Never with padding, which a selection must not see, and because the accuracy of a prompt must not depend on its neighbours
+(where RoPE depends on the length, `harness.models.rope_lengths` sees to that). Together, because a short prompt's prefill
+waits for Python to launch its kernels; the rows differ from those of prompts alone by no more than the rounding of products
+of other shapes. Each prefill writes its keys and values straight into the batch's cache, right-aligned, so decoding needs no
+copy: the newest token of every sequence lies in the same column, and a key mask hides the columns before its first.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -32,8 +34,9 @@ CHECK_EVERY = 8
 
 @dataclass(frozen=True)
 class Generation:
-    """What came after one prompt: the token ids without the stop id, seconds of prefill, and whether it stopped. finite:
-    whether the best logit was a finite number at every one of these tokens; where not, the tokens mean nothing."""
+    """What came after one prompt: the token ids without the stop id, seconds of prefill (of prompts prefilled together an equal
+    share), and whether it stopped. finite: whether the best logit was a finite number at every one of these tokens; where not,
+    the tokens mean nothing."""
 
     ids: list[int]
     prefill_s: float
@@ -61,6 +64,27 @@ class Split:
     reread: bool = False
 
 
+@dataclass(frozen=True)
+class _Pieces:
+    """How the prompts of a batch are prefilled: see `generate`."""
+
+    split: Split | None
+    chunks: Chunks | None
+    prefill_tokens: int
+
+    def together(self, lengths: Sequence[int], not_first: Sequence[list[int]]) -> list[range]:
+        """Return the rows that are prefilled together: of one length, with the same tokens that may not come first."""
+        if self.split is not None or self.chunks is not None:
+            return [range(row, row + 1) for row in range(len(lengths))]
+        ranges: list[range] = []
+        start = 0
+        for (length, _), group in groupby(zip(lengths, not_first, strict=True)):
+            stop, most = start + sum(1 for _ in group), max(1, self.prefill_tokens // length)
+            ranges += [range(row, min(row + most, stop)) for row in range(start, stop, most)]
+            start = stop
+        return ranges
+
+
 def generate(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
@@ -74,6 +98,7 @@ def generate(
     ended: Callable[[list[int]], bool] | None = None,
     split: Split | None = None,
     chunks: Chunks | None = None,
+    prefill_tokens: int = 1,
 ) -> list[Generation]:
     """Continue each prompt (token ids) greedily by up to max_new tokens, or until one of stop_ids.
 
@@ -85,7 +110,8 @@ def generate(
     prompt; one that has some gets no stop id, of either kind, as its first token (transformers' min_new_tokens=1).
     on_batch(i, generations) is called when the batch that begins with prompt i is done, in the order of the prompts.
     split: prefill the prompts in two pieces (see Split); tokens and positions are the same. chunks: prefill them, or of two
-    pieces the first, in chunks.
+    pieces the first, in chunks. prefill_tokens: neighbouring prompts of one length are prefilled together as far as they have
+    so many tokens in all; in pieces each runs alone.
     Raises UserError for an empty prompt, one that doesn't fit the model's max_length, or a context that isn't part of one.
     """
     limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
@@ -95,7 +121,8 @@ def generate(
     for batch in batches([len(p) + m for p, m in zip(prompts, limits, strict=True)], batch_tokens, batch_size):
         part = slice(batch.start, batch.stop)
         batch_split = None if split is None else replace(split, contexts=split.contexts[part])
-        generations = _generate_batch(loaded, prompts[part], limits[part], stop_ids, stops[part], ended, batch_split, chunks)
+        pieces = _Pieces(batch_split, chunks, prefill_tokens)
+        generations = _generate_batch(loaded, prompts[part], limits[part], stop_ids, stops[part], ended, pieces)
         results += generations
         if on_batch is not None:
             on_batch(batch.start, generations)
@@ -151,8 +178,7 @@ def _generate_batch(
     stop_ids: set[int],
     own_stops: list[frozenset[int]],
     ended: Callable[[list[int]], bool] | None,
-    split: Split | None,
-    chunks: Chunks | None,
+    pieces: _Pieces,
 ) -> list[Generation]:
     lengths = [len(p) for p in prompts]
     longest, steps = max(lengths), max(limits)
@@ -160,65 +186,58 @@ def _generate_batch(
     stops = _stop_tensor([stop_ids | own for own in own_stops], loaded.device)
     not_first = [sorted(stop_ids | own) if own else [] for own in own_stops]
     ids = _to_device([token for prompt in prompts for token in prompt], loaded.device).split(lengths)
-    first, finite, marks = _prefill(loaded, ids, cache, not_first, split, chunks)
+    first, finite, marks = _prefill(loaded, ids, cache, not_first, pieces)
 
     def again(row: int, new: Tensor) -> tuple[Tensor, Tensor]:
-        result = _prefill_row(loaded, torch.cat((ids[row], new)), cache, row, None, split, chunks)
+        result = _prefill_rows(loaded, torch.cat((ids[row], new))[None], cache, row, None, pieces)
         cache.decode()
         return result
 
     out, finite = _decode(loaded, cache, first, finite, lengths, limits, stops, ended, again)
     sync(loaded.device)
     return [
-        _trim(row[:limit], stop_ids | own, elapsed_ms(start, end) / 1e3, ok)
-        for row, limit, own, (start, end), ok in zip(out.tolist(), limits, own_stops, marks, finite.tolist(), strict=True)
+        _trim(row[:limit], stop_ids | own, elapsed_ms(start, end) / 1e3 / rows, ok)
+        for row, limit, own, (start, end, rows), ok in zip(out.tolist(), limits, own_stops, marks, finite.tolist(), strict=True)
     ]
 
 
 def _prefill(
-    loaded: LoadedModel,
-    ids: Sequence[Tensor],
-    cache: BatchCache,
-    not_first: list[list[int]],
-    split: Split | None,
-    chunks: Chunks | None,
-) -> tuple[Tensor, Tensor, list[tuple[Mark, Mark]]]:
-    """Run each prompt by itself, in one piece or as `split` and `chunks` say. Returns the first new token of each [B], which is
-    none of `not_first`, whether its logit is finite [B], and the marks around each prefill."""
+    loaded: LoadedModel, ids: Sequence[Tensor], cache: BatchCache, not_first: list[list[int]], pieces: _Pieces
+) -> tuple[Tensor, Tensor, list[tuple[Mark, Mark, int]]]:
+    """Run the prompts as `pieces` says. Returns the first new token of each [B], which is none of `not_first`, whether its
+    logit is finite [B], and of each the marks around its prefill, with how many prompts that was of."""
     first, finite, marks = [], [], []
-    for row, prompt in enumerate(ids):
+    for rows in pieces.together([len(prompt) for prompt in ids], not_first):
         began = mark(loaded.device)
-        banned = _to_device(not_first[row], loaded.device) if not_first[row] else None
-        token, is_finite = _prefill_row(loaded, prompt, cache, row, banned, split, chunks)
+        banned = _to_device(not_first[rows.start], loaded.device) if not_first[rows.start] else None
+        prompts = torch.stack([ids[row] for row in rows]) if len(rows) > 1 else ids[rows.start][None]
+        token, is_finite = _prefill_rows(loaded, prompts, cache, rows.start, banned, pieces)
         first.append(token)
         finite.append(is_finite)
-        marks.append((began, mark(loaded.device)))
+        marks += [(began, mark(loaded.device), len(rows))] * len(rows)
     return torch.cat(first), torch.cat(finite), marks
 
 
-def _prefill_row(
-    loaded: LoadedModel,
-    ids: Tensor,
-    cache: BatchCache,
-    row: int,
-    banned: Tensor | None,
-    split: Split | None,
-    chunks: Chunks | None,
+def _prefill_rows(
+    loaded: LoadedModel, ids: Tensor, cache: BatchCache, row: int, banned: Tensor | None, pieces: _Pieces
 ) -> tuple[Tensor, Tensor]:
-    """Run one prompt, ids [N], in one piece or as `split` and `chunks` say. Returns what `_next` does."""
-    cache.prefill(row, len(ids))
+    """Run prompts of one length, ids [n,N], those of `row` and after; one alone where it runs in pieces. Returns what `_next`
+    does."""
+    count, length = ids.shape
+    cache.prefill(row, length, rows=count)
+    split, chunks = pieces.split, pieces.chunks
     if split is None and chunks is None:
-        return _next(loaded, ids[None], cache, banned)
-    first = ids if split is None or split.reread else ids[: split.contexts[row]]
-    with frequencies_of(loaded.model, len(ids)):  # all pieces are of one prompt
-        with last_chunk(loaded, first[None], cache, chunks) as last:
+        return _next(loaded, ids, cache, banned)
+    first = ids if split is None or split.reread else ids[:, : split.contexts[row]]
+    with frequencies_of(loaded.model, length):  # all pieces are of one prompt
+        with last_chunk(loaded, first, cache, chunks) as last:
             result = _next(loaded, last, cache, banned)
         if split is None:
             return result
         context = split.contexts[row]  # the first piece is there for the keys and values that it leaves in the cache
         cache.crop_prompt(context)
         with split.in_full():
-            return _next(loaded, ids[None, context:], cache, banned)
+            return _next(loaded, ids[:, context:], cache, banned)
 
 
 def _decode(

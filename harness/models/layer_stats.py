@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import TypedDict
 
 import torch
@@ -21,9 +22,9 @@ class LayerStats(TypedDict):
     """What one layer did at prefill since the last reset; decode steps don't count (`Decoder.take_densities`), and of what ran
     in full (`Bridge.in_full`) only the kernel and the call.
 
-    densities: kept ÷ causal blocks, one value a call, or a prompt in chunks, mean over batch and heads; 1.0 where dense
-    attention ran; empty for a layer of a sliding window. token_densities: the same of (query, key) pairs. Times are medians
-    in milliseconds, None without timer=True.
+    densities: kept ÷ causal blocks, one value for each prompt in the order of calls and of their rows, mean over heads; 1.0
+    where dense attention ran; empty for a layer of a sliding window. token_densities: the same of (query, key) pairs. Times are
+    medians in milliseconds, None without timer=True.
     """
 
     layer: int
@@ -70,8 +71,8 @@ def prompt_densities(chunks: Sequence[ChunkDensity]) -> tuple[Tensor | float, Te
 
 @dataclass
 class LayerLog:
-    """What one layer's calls leave behind: a density of each, on the device where it was measured there; the kernels; and marks
-    before and after selection, and after attention."""
+    """What one layer's calls leave behind: the densities [B] of each, or of a prompt in chunks one number, on the device where
+    they were measured there; the kernels; and marks before and after selection, and after attention."""
 
     densities: list[Tensor | float] = field(default_factory=list)
     token_densities: list[Tensor | float] = field(default_factory=list)
@@ -79,10 +80,14 @@ class LayerLog:
     kernels: Counter[str] = field(default_factory=Counter)
     marks: list[tuple[Mark, Mark, Mark]] = field(default_factory=list)
 
-    def add_density(self, index: SparseIndex | None) -> None:
-        """Keep the densities of the index that ran; None: dense attention, whose density is 1."""
-        self.densities.append(1.0 if index is None else index.density().mean())
-        self.token_densities.append(1.0 if index is None else index.token_density().mean())
+    def add_density(self, index: SparseIndex | None, rows: int) -> None:
+        """Keep the densities of the index that ran for `rows` prompts; None: dense attention, whose density is 1."""
+        if index is None:
+            self.densities += [1.0] * rows
+            self.token_densities += [1.0] * rows
+        else:
+            self.densities.append(index.density().mean(-1))
+            self.token_densities.append(index.token_density().mean(-1))
 
     def add_chunk(self, index: SparseIndex | None, q_len: int, k_len: int) -> None:
         """Keep the densities of a chunk of a prompt, until `join_chunks`."""
@@ -100,16 +105,18 @@ class LayerLog:
 def read_log(layer: int, log: LayerLog) -> LayerStats:
     """Return the log of a layer in numbers. Waits for the device, once."""
     measured = [*log.densities, *log.token_densities]
-    tensors = [d for d in measured if isinstance(d, Tensor)]
-    numbers = iter(torch.stack(tensors).tolist() if tensors else [])  # one transfer for all calls
-    values = [float(next(numbers)) if isinstance(d, Tensor) else d for d in measured]
-    densities = values[: len(log.densities)]
+    tensors = [d.reshape(-1) for d in measured if isinstance(d, Tensor)]
+    numbers = iter(torch.cat(tensors).tolist() if tensors else [])  # one transfer for all calls
+    values = [list(islice(numbers, d.numel())) if isinstance(d, Tensor) else [d] for d in measured]
+    densities, token_densities = (
+        list(chain.from_iterable(part)) for part in (values[: len(log.densities)], values[len(log.densities) :])
+    )
     return LayerStats(
         layer=layer,
         calls=sum(log.kernels.values()),
         density=statistics.fmean(densities) if densities else None,
         densities=densities,
-        token_densities=values[len(log.densities) :],
+        token_densities=token_densities,
         kernel="+".join(sorted(log.kernels)),
         selection_ms=statistics.median(elapsed_ms(a, b) for a, b, _ in log.marks) if log.marks else None,
         attention_ms=statistics.median(elapsed_ms(b, c) for _, b, c in log.marks) if log.marks else None,
@@ -117,7 +124,7 @@ def read_log(layer: int, log: LayerLog) -> LayerStats:
 
 
 def mean_over_layers(layers: list[list[float]]) -> list[float]:
-    """Return the mean over layers of each call's density; layers without any, of a sliding window, don't count. Raises
+    """Return the mean over layers of each prompt's density; layers without any, of a sliding window, don't count. Raises
     UserError where layers differ in the number of their calls."""
     layers = [densities for densities in layers if densities]
     if len({len(densities) for densities in layers}) > 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from harness.core.question import QUESTION_SEEN
@@ -124,12 +125,12 @@ class Cell:
         """Return everything that determines the cell's numbers, flat."""
         return {**self.arm.as_dict(), **self.samples.as_dict()}
 
-    @property
+    @cached_property  # asked for with every sample
     def id(self) -> str:
         """Return the cell's id, the digest of `as_dict`."""
         return digest(self.as_dict())
 
-    @property
+    @cached_property
     def pair(self) -> str:
         """Return an id that is equal for the cells of all methods that must see the same samples, dense among them."""
         return digest({**self.arm.setting.as_dict(), **self.samples.as_dict()})

@@ -55,7 +55,8 @@ class SampleRecord:
     `token_density` the same of (query, key) pairs (None in records older than it), `kernels` the attention kernels that ran at
     prefill, `decode_kernels` those at decode, `decode_density` the mean over the steps after the first token where a method
     decoded (kept ÷ the cache's blocks), `prefill_s` seconds from prompt to first token, without warm-up and perhaps beside
-    other work: no timing; `cut` tokens were taken from its prompt by the task's own rules. `answers` is empty where they come
+    other work, of prompts prefilled together an equal share: no timing; `cut` tokens were taken from its prompt by the task's
+    own rules. `answers` is empty where they come
     from data files (the cell names them, `index` the row): records are published, and such data often may not be. `context` is
     how many of its tokens come before the question, where that was prefilled in a piece of its own; densities are of the first
     piece, `prefill_s` and `kernels` of both."""

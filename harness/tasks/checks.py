@@ -48,17 +48,36 @@ def truncated(prompt: str, ids: Sequence[int], tokenizer: Any) -> str | None:
     """
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in (*ids[:EDGE], *ids[-EDGE:]):
         return None
-    text, special, first = _bare(prompt), set(tokenizer.all_special_ids), 0
+    special, first = set(tokenizer.all_special_ids), 0
     while first < len(ids) - 1 and ids[first] in special:
         first += 1
     before = _bare(tokenizer.decode(list(ids[:first])))  # BOS, which the text lacks, or a template's, which it has
     head = _bare(tokenizer.decode(list(ids[first : first + EDGE])))
+    text = _bare_start(prompt, len(before) + max(len(head), 20))
     if not any(text.startswith(head, start) for start in range(len(before) + 1)):
         return f"the prompt's tokens begin with {head[:20]!r}, its text with {text[:20]!r}: the start was cut"
     tail = _bare(tokenizer.decode(list(ids[max(first, len(ids) - EDGE) :])))
+    text = _bare_end(prompt, max(len(tail), 20))
     if not text.endswith(tail):
         return f"the prompt's tokens end in {tail[-20:]!r}, its text in {text[-20:]!r}: it was cut, or something added"
     return None
+
+
+def _bare_start(text: str, count: int) -> str:
+    """Return how `_bare(text)` begins, its first `count` characters at least, or all of it: the rest of a long text is not
+    read."""
+    window = 4 * count
+    while window < len(text):
+        start = re.sub(r"\s+", "", text[:window]).lstrip("\ufffd")
+        if len(start.rstrip("\ufffd")) >= count:
+            return start
+        window *= 4
+    return _bare(text)
+
+
+def _bare_end(text: str, count: int) -> str:
+    """Return how `_bare(text)` ends, its last `count` characters at least, or all of it."""
+    return _bare_start(text[::-1], count)[::-1]
 
 
 def _bare(text: str) -> str:

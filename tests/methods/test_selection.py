@@ -11,7 +11,7 @@ from attention_kernels.block_map import block_map
 
 import methods
 from methods.parts.base import LayerInputs
-from tests.methods.selecting import SPARSE, THRESHOLDS, select, select_blocks
+from tests.methods.selecting import SPARSE, THRESHOLDS, calibrated, select, select_blocks
 from tests.methods.support import Launches, layer, ready
 
 SPARSITIES = [0.5, 0.7, 0.8, 0.9, 0.95]
@@ -129,9 +129,18 @@ def test_the_same_choice_twice(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_batches_select_for_every_sample(name: str) -> None:
-    index = select(name, layer(200, batch=3), sparsity=0.8)
-    assert index.density().shape[0] == 3
-    assert index.heads in (2, 4)
+    """A row of a batch keeps what it would keep alone: prompts of one length are prefilled together."""
+    x = layer(200, batch=3)
+    method = calibrated(name, x, sparsity=0.8)
+    index = method.select(x)
+    assert index is not None and index.heads in (2, 4)
+    for row in range(3):
+        part = slice(row, row + 1)
+        alone = method.select(replace(x, q=x.q[part], k=x.k[part]))
+        assert alone is not None
+        assert torch.equal(index.density()[part], alone.density())
+        for block in range(-(-200 // alone.q_block)):
+            assert torch.equal(index.row_keys(block)[part], alone.row_keys(block))
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from attention_kernels.block_index import BlockIndex
@@ -56,6 +58,23 @@ def test_the_same_choice_on_the_gpu(name: str) -> None:
     assert index is not None
     same = (blocks_of(index).to_mask().cpu() == cpu).float().mean()
     assert same == 1 if methods.get(name).family == "static" else same > 0.999
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_row_of_a_batch_keeps_on_the_gpu_what_it_keeps_alone(name: str) -> None:
+    """All but blocks whose scores differ by the rounding of products of other shapes."""
+    method, x = calibrated(name, layer(1000), sparsity=0.8).to("cuda"), layer(1000, batch=3, device="cuda")
+    index = method.select(x)
+    assert index is not None
+    for row in range(3):
+        part = slice(row, row + 1)
+        alone = method.select(replace(x, q=x.q[part], k=x.k[part]))
+        assert alone is not None
+        assert torch.allclose(index.density()[part], alone.density(), atol=0.01)
+        blocks = range(-(-1000 // alone.q_block))
+        same = torch.stack([index.row_keys(block)[part] == alone.row_keys(block) for block in blocks])
+        assert same.float().mean() > 0.999
 
 
 @pytest.mark.gpu

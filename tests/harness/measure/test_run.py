@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from harness.measure import sweep
 from harness.models import generate as generate_module
 from harness.models import loading
 from harness.study.columns import COLUMNS
+from harness.tasks.sample import Sample
 from tests.harness.measure.study_files import board, lines
 
 Command = Callable[..., int]
@@ -185,10 +187,27 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     assert len(lines(study, "samples")) == 8
 
 
+@pytest.mark.parametrize(
+    ("tokens", "batch_tokens", "size"),
+    [
+        (2_048, 10**9, 256),
+        (8_192, 10**9, 256),
+        (32_768, 10**9, 128),
+        (131_072, 10**9, 64),
+        (8_192, 819_200, 100),
+        (8_192, 1, 1),
+    ],
+)
+def test_a_batch_is_as_large_as_memory_and_a_kill_allow(tokens: int, batch_tokens: int, size: int) -> None:
+    sample = SimpleNamespace(max_new_tokens=0)
+    todo = generating.Todo([(None, sample)] * 300, [range(tokens)] * 300, None)  # type: ignore[list-item]
+    assert todo.first_batch(batch_tokens) == (tokens, size)
+
+
 def test_a_full_memory_halves_the_batches(
-    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The samples that don't fit go on in smaller batches, not one by one, and no cell fails."""
+    """The samples that don't fit go on in smaller batches, not one by one, and no cell fails; a line says so each time."""
     real, asked = generate_module._generate_batch, list[int]()
 
     def small(loaded: Any, prompts: Any, *args: Any) -> Any:
@@ -200,7 +219,34 @@ def test_a_full_memory_halves_the_batches(
     monkeypatch.setattr(generate_module, "_generate_batch", small)
     assert command(*toy, "method=dense", "samples=8", "batch_tokens=100000", "checks=false") == 0
     assert asked == [8, 4, 2, 2, 2, 2], "halved until they fit, and never tried larger again"
+    lines_said = [line for line in capsys.readouterr().out.splitlines() if "half as large" in line]
+    assert lines_said == [f"out of memory with {n} samples at once: going on with batches half as large" for n in (8, 4)]
     assert {r["status"] for r in board(tmp_path / "results" / "toy")} == {"ok"}
+
+
+def test_prompts_run_one_by_one_where_a_kernel_takes_no_more(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are decoded together all the same, and nothing is said of it."""
+    real, asked = generate_module._generate_batch, list[tuple[int, int]]()
+
+    def one_prompt(loaded: Any, prompts: Any, *args: Any) -> Any:
+        asked.append((len(prompts), args[-1].prefill_tokens))
+        if args[-1].prefill_tokens > 1:
+            raise ValueError("index has batch and heads (1, 2); expected 3 and 4 or 2")
+        return real(loaded, prompts, *args)
+
+    monkeypatch.setattr(generate_module, "_generate_batch", one_prompt)
+    assert command(*toy, "method=dense", "samples=4", "batch_tokens=2100", "checks=false") == 0
+    assert asked == [(2, generating.PREFILL_ELEMENTS // 32), (2, 1), (2, 1)], "the toy's hidden states have 32 elements"
+    assert {r["status"] for r in board(tmp_path / "results" / "toy")} == {"ok"}
+
+
+def test_samples_go_by_length_the_longest_first() -> None:
+    pairs: Any = [(None, place) for place in range(5)]
+    todo = generating.Todo(pairs, [range(n) for n in (3, 5, 3, 9, 5)], [0, 1, 2, 3, 4]).by_length()
+    assert [len(prompt) for prompt in todo.prompts] == [9, 5, 5, 3, 3]
+    assert [place for _, place in todo.pairs] == todo.contexts == [3, 1, 4, 0, 2]
 
 
 def test_what_a_failed_batch_held_is_freed_before_the_next(
@@ -235,8 +281,15 @@ def test_a_task_that_cannot_be_made_fails_alone(command: Command, toy: list[str]
 def test_an_unsound_sample_gates_its_cell(
     command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.measure.accuracy.check_sample", lambda *_: "2 BOS tokens in the prompt; there must be one")
+    looked_at: list[int] = []
+
+    def check(sample: Sample, *_: Any) -> str:
+        looked_at.append(sample.index)
+        return "2 BOS tokens in the prompt; there must be one"
+
+    monkeypatch.setattr("harness.measure.context.check_sample", check)
     assert command(*toy) == 0
+    assert sorted(looked_at) == [0, 1], "once for all arms"
     rows = board(tmp_path / "results" / "toy")
     assert {r["status"] for r in rows} == {"gated"}
     assert "2 of 2 samples: 2 BOS tokens" in rows[0]["reason"]

@@ -63,10 +63,14 @@ def test_equals_one_by_one_on_a_gpu(family: str) -> None:
     loaded = load(family)
     expected = expected_of(family)
     loaded = wrap_model(loaded.model, None, name=family, device="cuda", dtype=torch.float64)
+    order = sorted(range(len(LENGTHS)), key=LENGTHS.__getitem__)
     with Bridge(loaded, None, dense_kernel="reference"):
         out = generate(loaded, prompts(), 8, stop_ids=set(), batch_tokens=10_000)
+        given = [prompts()[place] for place in order]
+        together = generate(loaded, given, 8, stop_ids=set(), batch_tokens=10_000, prefill_tokens=10_000)
     assert [g.ids for g in out] == expected
-    assert all(0 < g.prefill_s < 60 for g in out)
+    assert [g.ids for g in together] == [expected[place] for place in order], "two of one length, prefilled together"
+    assert all(0 < g.prefill_s < 60 for g in out + together)
 
 
 def test_without_a_bridge_too() -> None:
@@ -111,6 +115,27 @@ def test_sparse_prefill_does_not_depend_on_the_batch() -> None:
         together = generate(loaded, prompts(), 8, stop_ids=set(), batch_tokens=10_000)
     assert [g.ids for g in alone] == [g.ids for g in together]
     assert len(bridge.prefill_densities()) == 2 * sum(n > 1 for n in LENGTHS)
+
+
+@pytest.mark.parametrize(("prefill_tokens", "passes"), [(1, 6), (66, 4), (10_000, 3)])
+def test_neighbours_of_one_length_are_prefilled_together(prefill_tokens: int, passes: int) -> None:
+    """As many as the tokens allow, and each as it is alone: tokens, densities, and what may not come first."""
+    loaded, given = shared("llama", torch.float64), [tokens(33, seed=i).tolist() for i in range(4)]
+    given += [tokens(50, seed=9).tolist(), tokens(33, seed=7).tolist()]
+    sizes: list[int] = []
+    with Bridge(loaded, Fixed(keep="ends")) as bridge:
+        alone = [generate(loaded, [prompt], 8, stop_ids=set(), batch_tokens=1)[0] for prompt in given]
+        expected = bridge.prefill_densities(), bridge.prefill_densities(tokens=True)
+        bridge.reset()
+        hook = loaded.model.register_forward_hook(lambda *_: sizes.append(1))
+        together = generate(loaded, given, 8, stop_ids=set(), batch_tokens=10_000, prefill_tokens=prefill_tokens)
+        hook.remove()
+        assert (bridge.prefill_densities(), bridge.prefill_densities(tokens=True)) == expected
+        stops = [frozenset({g.ids[0]}) if i in (1, 5) else frozenset() for i, g in enumerate(alone)]
+        own = generate(loaded, given, 2, stop_ids=set(), batch_tokens=10_000, own_stops=stops, prefill_tokens=prefill_tokens)
+    assert [g.ids for g in together] == [g.ids for g in alone]
+    assert len(sizes) == passes + 7, "prefills, and steps of all rows"
+    assert [g.ids[0] == one.ids[0] for g, one in zip(own, alone, strict=True)] == [i not in (1, 5) for i in range(6)]
 
 
 def test_on_batch_is_called_in_order() -> None:

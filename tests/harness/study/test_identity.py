@@ -28,6 +28,14 @@ def test_ids_are_stable_and_ignore_order() -> None:
     assert digest({"a": 1}) == "015abd7f5cc57a2d", "changing this orphans every record there is"
 
 
+def test_a_cell_makes_its_ids_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sample has one, and its pair is compared with every cell of a study."""
+    expected, made = [CELL.id, CELL.pair], list[object]()
+    monkeypatch.setattr("harness.study.identity.digest", lambda value: made.append(value) or digest(value))
+    cell = Cell(ARM, SAMPLES)
+    assert [[cell.id, cell.pair] for _ in range(2)] == [expected] * 2 and len(made) == 2
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from harness.core.errors import UserError
-from harness.tasks import registry
+from harness.tasks import checks, registry
 from harness.tasks.chat_template import chat_problem
 from harness.tasks.checks import check_sample
 from harness.tasks.haystack import load_haystack, sentences
@@ -305,6 +307,15 @@ def test_a_cut_prompt_is_unsound(tokenizer, samples) -> None:
     assert "it was cut" in str(check_sample(sample, tokenizer, ids[:-40]))
     assert "the start was cut" in str(check_sample(sample, tokenizer, [ids[0], *ids[41:]]))
     assert "something added" in str(check_sample(sample, tokenizer, [*ids, tokenizer.eos_token_id]))
+
+
+def test_the_ends_of_a_long_text_are_those_of_all_of_it() -> None:
+    texts = ["", " \n", "ab" * 300, "\ufffd a\ufffdb" + " " * 900 + "c\ufffd \ufffd", " " * 900 + "x", "y" + "\ufffd " * 400]
+    texts += ["".join(random.Random(seed).choices("ab \n\ufffd", k=700)) for seed in range(20)]
+    for text, count in product(texts, (1, 5, 40)):
+        whole = checks._bare(text)
+        assert checks._bare_start(text, count)[:count] == whole[:count]
+        assert checks._bare_end(text, count)[-count:] == whole[-count:]
 
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}<user>{{ m['content'] | trim }}<eos>{% endfor %}<model>"
