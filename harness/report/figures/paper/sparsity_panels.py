@@ -28,6 +28,8 @@ from harness.study.columns import PERPLEXITY
 
 MOST_LINES = 8
 """Lines in a panel at most: those measured at most lengths, of these the lowest. All are in the CSV."""
+WIDE = 2
+"""Times the lowest perplexity from which on the axis is a logarithm, so that one bad line does not flatten all others."""
 FEWEST_LENGTHS = 2
 """Lengths that a model needs for a picture of its own beside the first."""
 
@@ -96,6 +98,7 @@ def _draw(item: Item, rows: Sequence[Row], values: Sequence[Published], number: 
         grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row")
         shades = {series: place for place, series in enumerate(by_series(values))}
         bounds = _range(rows, names)
+        wide = bounds is not None and bounds[1] > WIDE * bounds[0]
         least = _least_sparsity(rows, values)
         for upper, lower, panel in zip(*grid, panels, strict=True):
             _draw_published(upper, panel, shades)
@@ -106,10 +109,10 @@ def _draw(item: Item, rows: Sequence[Row], values: Sequence[Published], number: 
             lower.set_xlabel("sparsity")
             lower.set_xlim(least, 1.0)
             lower.set_xticks([0.5, 0.7, 0.9], [".5", ".7", ".9"])
-            if bounds is not None and bounds[1] > 3 * bounds[0]:
+            if wide and bounds is not None:
                 sheet.set_log(lower, *bounds)
         grid[0][0].set_ylabel("perplexity, published")
-        grid[1][0].set_ylabel("perplexity, measured")
+        grid[1][0].set_ylabel("perplexity, measured" + (", log scale" if wide else ""))
         keys = [*(sheet.styled_key(look, name) for name, look in names.items()), *_published_keys(values)]
         sheet.finish(figure, _note(item, rows, panels, values, names), keys, 5)
     return Drawing(
