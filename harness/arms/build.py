@@ -123,6 +123,23 @@ def _released(cls: type[Releasable], given: Mapping[str, Any], knobs: Mapping[st
     return {**knobs, **cls.release_knobs(given)}
 
 
+def _setting(settings: Settings, loaded: LoadedModel) -> Setting:
+    """Return what all arms of one command have in common."""
+    return Setting(
+        model=loaded.name,
+        model_hash=loaded.revision_hash,
+        length=settings.length,
+        seed=settings.seed,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device_type=loaded.device.type,
+        dense_kernel=dense_kernel_of(loaded, settings.dense_kernel),
+        max_length=loaded.asked_length,
+        rope_dtype=_rope_dtype(loaded),
+        shape=None if loaded.shape is None else loaded.shape.values,
+        prefill_chunk=settings.prefill_chunk,
+    )
+
+
 def build_arms(settings: Settings, loaded: LoadedModel) -> list[RunnableArm]:
     """Build the arms of one command, the dense baseline first. Raises UserError for what this model or device can't do.
 
@@ -130,19 +147,7 @@ def build_arms(settings: Settings, loaded: LoadedModel) -> list[RunnableArm]:
     """
     try:
         settings, family = with_release(settings), methods.get(settings.method).family
-        setting = Setting(
-            model=loaded.name,
-            model_hash=loaded.revision_hash,
-            length=settings.length,
-            seed=settings.seed,
-            dtype=str(loaded.dtype).removeprefix("torch."),
-            device_type=loaded.device.type,
-            dense_kernel=dense_kernel_of(loaded, settings.dense_kernel),
-            max_length=loaded.asked_length,
-            rope_dtype=_rope_dtype(loaded),
-            shape=None if loaded.shape is None else loaded.shape.values,
-            prefill_chunk=settings.prefill_chunk,
-        )
+        setting = _setting(settings, loaded)
         notices = () if loaded.shape is None else (loaded.shape.notice,)
         arms = [RunnableArm(ArmIdentity(setting, baseline_name(), 0.0), None, notices=notices)]
         decoding, decoder, decode_file = _build_decode_arm(settings, loaded)
@@ -171,6 +176,32 @@ def _build_prefill_arm(settings: Settings, loaded: LoadedModel, setting: Setting
     former = replace(identity, weights_hash="+".join(file.former for file in files)) if files else None
     notices = tuple(notice for file in files for notice in file.notices)
     return RunnableArm(identity, method.to(loaded.device), former=former, notices=notices)
+
+
+def refused_arm(settings: Settings, loaded: LoadedModel) -> RunnableArm:
+    """Return the arm of the settings without its weights, which were refused: what it is recorded as. It can't run. Raises
+    UserError as `build_arms` does."""
+    settings = with_release(settings)
+    try:
+        method, decoder = build_method(settings), build_decode_method(settings)
+        identity = ArmIdentity(_setting(settings, loaded), baseline_name(), 0.0)
+        if method.family != "none":
+            kernel, knobs = prefill_kernel(settings.kernel, loaded, method), _knobs(settings, method)
+            identity = replace(
+                identity,
+                method=method.name,
+                sparsity=method.sparsity,
+                knobs=knobs,
+                block_size=method.block_size,
+                kernel=kernel,
+            )
+        if decoder.family != "none":
+            identity = replace(identity, decode=Decoding(decoder.name, decoder.knobs(), settings.decode_kernel))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise as_user_error(error) from error
+    return RunnableArm(identity, method, decoder)
 
 
 def _with_decoding(

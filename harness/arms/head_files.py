@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.arms.weights import FileIdentity, model_overrides, weights_folder
+from harness.arms.weights import FileIdentity, model_overrides, refusing, weights_folder
 from harness.core.errors import UserError
 from harness.core.input_files import read_json_object
 from harness.models.loading import LoadedModel, model_shape
@@ -27,7 +27,7 @@ def load_head_file(method: Method, model: Mapping[str, Any], loaded: LoadedModel
     takes no such file, or goes without.
 
     model: the settings of its group, as `Settings.model`; the file lies in its `weights_folder`, or where the method's knob
-    says. Raises UserError where the method can't go without, or where the file is broken or another model's.
+    says. Raises UserError where the method can't go without, WeightsError where the file is broken or another model's.
     """
     name = method.search_file()
     if name is None:
@@ -49,11 +49,12 @@ def load_head_file(method: Method, model: Mapping[str, Any], loaded: LoadedModel
                 f"search them with `{search_command(method.name, model)}`"
             )
         return None
-    result = read_head_file(path)
-    try:
-        method.load_search(result, **model_shape(loaded))
-    except ValueError as error:
-        raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
+    with refusing():
+        result = read_head_file(path)
+        try:
+            method.load_search(result, **model_shape(loaded))
+        except ValueError as error:
+            raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
     searched = {name: value for name, value in result.items() if name != MADE}
     return FileIdentity(json_hash(searched), file_hash(path))
 

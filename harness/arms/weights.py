@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.arms import gate_files
-from harness.core.errors import UserError
+from harness.core.errors import UserError, WeightsError
 from harness.core.settings import Settings
 from harness.models.loading import LoadedModel, model_shape
 from harness.models.shape import RANDOM
@@ -52,11 +53,20 @@ def weights_folder(model: Mapping[str, Any], loaded: LoadedModel) -> Path:
     return Path(OWN_GATES) / re.sub(r"[^\w.-]+", "-", path)
 
 
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Raise as WeightsError what is wrong with weights that are there."""
+    try:
+        yield
+    except UserError as error:
+        raise WeightsError(str(error)) from error
+
+
 def load_weights(method: Method | DecodeMethod, group: str, settings: Settings, loaded: LoadedModel) -> FileIdentity | None:
     """Load the trained weights of a method. Returns what tells them from others, None where the method needs none.
 
-    group: of the command line that names the method, "method" or "decode". Raises UserError where there is no file, or one
-    that does not fit the model.
+    group: of the command line that names the method, "method" or "decode". Raises UserError where there is no file,
+    WeightsError for one that does not fit the model.
     """
     if (name := method.weights_name()) is None:
         return None
@@ -73,13 +83,14 @@ def load_weights(method: Method | DecodeMethod, group: str, settings: Settings, 
             f"`python -m harness job=distill {group}={method.name} {model_overrides(settings.model)}"
             f"{size}={method.block_size}{'' if training is None else f' method.gates={training}'}`"
         )
-    stored = gate_files.read(path, method.gate, block_size=method.block_size)
-    notices = gate_files.assumptions(path, method.gate)
-    state = gate_files.for_all_layers(stored, path, loaded, settings.length)
-    try:
-        method.load(state, **model_shape(loaded))
-    except ValueError as error:
-        raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
+    with refusing():
+        stored = gate_files.read(path, method.gate, block_size=method.block_size)
+        notices = gate_files.assumptions(path, method.gate)
+        state = gate_files.for_all_layers(stored, path, loaded, settings.length)
+        try:
+            method.load(state, **model_shape(loaded))
+        except ValueError as error:
+            raise UserError(f"{path} does not fit {loaded.name}: {error}") from error
     return FileIdentity(tensors_hash(stored), file_hash(path), tuple(f"{method.name}: {notice}" for notice in notices))
 
 

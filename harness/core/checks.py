@@ -85,6 +85,13 @@ def seconds(name: str, value: Any) -> float:
     return float(value)
 
 
+def minutes_or_null(name: str, value: Any) -> float | None:
+    """Return `value` if it is null (None) or a number of minutes above 0 and below a million. Raises UserError otherwise."""
+    if value is not None and (not _is_number(value) or not 0 < value < 1e6):
+        raise UserError(f"{_given(name, value)}: must be null or a number of minutes above 0")
+    return None if value is None else float(value)
+
+
 def true_or_false(name: str, value: Any) -> bool:
     """Return `value` if it is true or false. Raises UserError otherwise."""
     if not isinstance(value, bool):

@@ -10,6 +10,14 @@ class UserError(ValueError):
     """Bad input: says what is wrong and what would be right."""
 
 
+class NotFiniteError(UserError):
+    """What was computed is NaN or infinite: it would be again."""
+
+
+class WeightsError(UserError):
+    """Trained weights, or searched heads, that are there and can't be used: broken, not finite, or of another model."""
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return " (did you mean CHOICE?)" for the choice that is spelt most like `name`; an empty text where none is close."""
     close = difflib.get_close_matches(name, list(choices), n=1)

@@ -74,6 +74,8 @@ class Settings:
     debug: bool = False
     as_released: bool = False
     knob_value: float | None = None
+    cell_minutes: float | None = None
+    retry_failed: bool = False
     data: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     given: frozenset[str] = frozenset()
@@ -146,6 +148,8 @@ def read_settings(cfg: DictConfig) -> Settings:
         debug=checks.true_or_false("debug", raw["debug"]),
         as_released=checks.true_or_false("as_released", raw["as_released"]),
         knob_value=checks.number_or_null("knob_value", raw["knob_value"]),
+        cell_minutes=checks.minutes_or_null("cell_minutes", raw["cell_minutes"]),
+        retry_failed=checks.true_or_false("retry_failed", raw["retry_failed"]),
         data=_data(raw["data"], raw[TASK_SETTINGS]),
         options=_options(job),
         given=given_settings(raw),

@@ -40,13 +40,18 @@ def _run(arguments: list[str]) -> int:
         return DONE
     launched = as_launched(arguments, sweeps=any(a in SWEEPS or a.startswith("experiment=") for a in arguments))
     command, codes = CommandState(given_names(launched)), [DONE]
-    launch = Launch(arguments, command.given, debugs(arguments))
+    log = command.sweep.failures
+    log.sweeps = any(a in SWEEPS or a.startswith("experiment=") for a in launched)
+    launch = Launch(arguments, command.given, debugs(arguments), log.launch)
     raised: list[Exception] = []  # kept from Hydra, which would write a line of its own
     shown: set[str] = set()  # a sweep says once what is wrong with all of its jobs
 
     def run_one(cfg: DictConfig) -> None:
         """Run one job of a sweep; its bad input does not stop the others, a closed output does."""
         if raised:
+            return
+        if log.lost:
+            log.skipped += 1
             return
         try:
             codes.append(guarded(lambda: _run_one(cfg, command), shown, debug=debugs(arguments)))
@@ -59,6 +64,11 @@ def _run(arguments: list[str]) -> int:
             raise raised[0]
         codes += _take_outcomes(launch, command)
         command.write_reports()
+    if log.failed:  # a job that reads nothing but records never gets here with any: it need not import what draws a table
+        from harness.jobs.failure_table import show_failures
+
+        show_failures(command.console, log)
+        codes.append(FAILED_CELLS)
     return max(codes)
 
 
@@ -70,6 +80,7 @@ def _take_outcomes(launch: Launch, command: CommandState) -> list[int]:
     for line in dict.fromkeys(line for outcome in launch.outcomes for line in outcome.errors):
         print(line, file=sys.stderr)
     for outcome in launch.outcomes:
+        command.sweep.failures.join(outcome.failures)
         for folder, (margin, arms) in outcome.studies.items():
             command.study_at(Path(folder), margin).add_arms(arms)
     return [outcome.code for outcome in launch.outcomes]

@@ -31,11 +31,12 @@ DEVICES = "devices"
 
 @dataclass
 class Launch:
-    """What the command that sweeps hands its launcher, and what this hands back: the workers' outcomes."""
+    """What the command that sweeps hands its launcher, its id among it, and what this hands back: the workers' outcomes."""
 
     arguments: Sequence[str]
     given: Sequence[str]
     debug: bool
+    id: str = ""
     outcomes: list[Outcome] = field(default_factory=list)
     error: Exception | None = None
 
@@ -82,7 +83,7 @@ def run_on_workers(engine: str, place: Mapping[str, Any], jobs: Sequence[Sequenc
     count = len(devices) if devices else _whole("workers", place["workers"], 1)
     environment = {str(name): str(value) for name, value in (place.get("env") or {}).items()}
     runs = shares(jobs, count)
-    parts = [Work(run, launch.arguments, launch.given, os.getcwd(), environment, launch.debug) for run in runs]
+    parts = [Work(run, launch.arguments, launch.given, os.getcwd(), environment, launch.debug, launch.id) for run in runs]
     shown = Path(place["folder"]) / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
     folder = shown.resolve()
     try:

@@ -65,6 +65,7 @@ _MEASURED = (*_METHOD, "knob_value")
 _TIMES = ("latency_repeats", "latency_seconds")
 _GATES = (*_MODEL, "method", "decode", "block_size", "seed", *_DATA, "data.text_dir")
 _CHUNKS = "prefill"
+_LIMITS = ("cell_minutes", "retry_failed")
 _ANSWERS = ("question", _CHUNKS, "decode_kernel", "checks", "batch_tokens")
 
 _ROWS = (
@@ -72,25 +73,30 @@ _ROWS = (
         "evaluate",
         Does.MEASURES,
         "harness.jobs.measure:run",
-        (*_MEASURED, *_PROMPTS, *_ANSWERS, "latency", *_TIMES, "margin"),
+        (*_MEASURED, *_PROMPTS, *_ANSWERS, *_LIMITS, "latency", *_TIMES, "margin"),
         takes_question=True,
     ),
     Job(
         "latency",
         Does.MEASURES,
         "harness.jobs.measure:run",
-        (*_MEASURED, *_PROMPTS, *_TIMES, "margin", _CHUNKS, "decode_kernel"),
+        (*_MEASURED, *_PROMPTS, *_TIMES, *_LIMITS, "margin", _CHUNKS, "decode_kernel"),
         times_alone=True,
     ),
-    Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, "margin")),
+    Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, *_LIMITS, "margin")),
     Job(
         "densities",
         Does.MEASURES,
         "harness.jobs.densities:run",
-        (*_MEASURED, *_PROMPTS, "question", _CHUNKS),
+        (*_MEASURED, *_PROMPTS, *_LIMITS, "question", _CHUNKS),
         takes_question=True,
     ),
-    Job("perplexity", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, "data.text_dir", "margin")),
+    Job(
+        "perplexity",
+        Does.MEASURES,
+        "harness.jobs.measure:run",
+        (*_MEASURED, *_PROMPTS, *_LIMITS, "data.text_dir", "margin"),
+    ),
     Job("kernel_speed", Does.MEASURES, "harness.jobs.kernel_speed:run", (*_MODEL, "seed", *_DATA, *_TIMES), loads_model=False),
     Job("maps", Does.MEASURES, "harness.jobs.maps:run", (*_MEASURED, *_PROMPTS)),
     Job("report", Does.READS, "harness.jobs.report:run", ("margin",), takes_question=True),

@@ -37,13 +37,18 @@ def do_work(work: Work) -> Outcome:
         take_all_letters(stream)
     sys.argv = ["harness", *work.arguments]  # what records hold as the command
     command, codes, shown = CommandState(tuple(work.given)), [DONE], set[str]()
+    log = command.sweep.failures
+    log.launch, log.sweeps = work.launch or log.launch, True
     reported: set[Path] = set()
     for job in work.jobs:
+        if log.lost:
+            log.skipped += 1
+            continue
         codes.append(guarded(partial(_run, list(job), command, reported), shown, debug=work.debug))
     studies = {
         str(folder): (study.margin, sorted(study.arms)) for folder, study in command.studies.items() if folder in reported
     }
-    return Outcome(max(codes), sorted(shown), studies)
+    return Outcome(max(codes), sorted(shown), studies, log.as_dict())
 
 
 def _run(job: list[str], command: CommandState, reported: set[Path]) -> int:

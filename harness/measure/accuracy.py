@@ -6,16 +6,20 @@ done, so a kill at any moment loses one batch at most; an error costs the cell i
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from harness.arms.build import RunnableArm
+from harness.core.errors import NotFiniteError
 from harness.core.sizing import FULL
-from harness.measure.cells import arm_label, record_failure, record_state
+from harness.measure.cells import arm_label, at_length, is_passed_over, record_failure, record_state
 from harness.measure.context import RunContext
 from harness.measure.generate_batches import Answer
 from harness.study import verdict
+from harness.study.failures import failures_of
 from harness.study.identity import Cell, Samples
 from harness.study.provenance import now
 from harness.study.resume import Attempt, is_settled, missing_indices
@@ -39,13 +43,17 @@ class OpenCell:
 
 def open_cells(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -> tuple[list[OpenCell], int]:
     """Return the cells of an arm that are not settled, recorded as begun, and how many others failed already: a task that can't
-    make its samples costs its cell, not the sweep."""
+    make its samples costs its cell, not the sweep. What failed before is among them as `harness.study.failures` has it."""
     samples_of, states = context.store.samples_of(), context.store.latest_cells()
+    failures = failures_of(context.store.cells.read())
     checks = {record["check"] for record in context.store.checks.read()}
     unfinished: list[OpenCell] = []
     failed = 0
     for name in task_names:
         cell = cell_of(context, arm, name)
+        if (told := is_passed_over(context, arm, cell, failures.get(cell.id))) is not None:
+            failed += told
+            continue
         recorded_indices = {record["index"] for record in samples_of.get(cell.id, [])}
         with Attempt() as attempt:
             lacking = missing_indices(recorded_indices, registry.get(name).count(context.sample_count, context.data))
@@ -78,20 +86,24 @@ def cell_of(context: RunContext, arm: RunnableArm, task_name: str) -> Cell:
 
 
 def score(context: RunContext, answer: Answer) -> SampleRecord:
-    """Score an answer by its task's metric, and gate it where its prompt or the model's numbers are unsound."""
+    """Score an answer by its task's metric, and gate it where its prompt is unsound. Raises NotFiniteError where the model's
+    numbers, or the score, are none."""
     sample, cell, tokenizer = answer.sample, answer.cell, context.loaded.tokenizer
     task = registry.get(sample.task)
     prediction = tokenizer.decode(answer.generation.ids, skip_special_tokens=True)
     reason = context.problem(sample, answer.prompt)
-    if reason is None and not answer.generation.finite:
-        reason = "logits are NaN or infinite: a kernel, the dtype or the weights are at fault"
+    if not answer.generation.finite:
+        raise NotFiniteError("logits are NaN or infinite: a kernel, the dtype or the weights are at fault")
+    value = task.score(prediction, sample)
+    if not math.isfinite(value):
+        raise NotFiniteError(f"the score of {sample.task} is {value}: its metric is at fault")
     return SampleRecord(
         cell=cell.id,
         run=context.run.run,
         index=sample.index,
         prediction=prediction,
         answers=[] if task.fixed or cell.samples.files else list(sample.answers),
-        score=task.score(prediction, sample),
+        score=value,
         tokens=sample.tokens,
         prefill_s=answer.generation.prefill_s,
         density=answer.density,
@@ -107,9 +119,44 @@ def score(context: RunContext, answer: Answer) -> SampleRecord:
     )
 
 
-def fail(context: RunContext, arm: RunnableArm, cell: Cell, error: Exception, where: str = "") -> int:
-    """Record a cell as failed and go on; returns 1, the count of it. where: what its reason begins with."""
-    return record_failure(context, arm, cell, error, label=f"{arm_label(arm)}, {cell.samples.task}", where=where)
+def append_samples(context: RunContext, records: Sequence[SampleRecord], errors: dict[str, list[Exception]]) -> Counter[str]:
+    """Record samples, all at once, and return how many of each cell. One that no reader would take is among the `errors` of its
+    cell; where nothing can be written, RecordError passes."""
+    with Attempt() as together:
+        context.store.samples.append_all(records)
+    if together.error is None:
+        return Counter(record.cell for record in records)
+    counts = Counter[str]()
+    for record in records:
+        with Attempt() as alone:
+            context.store.samples.append(record)
+            counts[record.cell] += 1
+        if alone.error is not None:
+            errors.setdefault(record.cell, []).append(alone.error)
+    return counts
+
+
+def note_unpaired(context: RunContext, arms: Sequence[RunnableArm], task_names: Sequence[str]) -> None:
+    """Note the cells of these arms that have nothing to be compared with, as dense attention failed on their samples. The
+    baseline is the first of the arms."""
+    failed = failures_of(context.store.cells.read())
+    if not failed:
+        return
+    for name in task_names:
+        with Attempt():  # a task whose data is not there has no cell to speak of
+            if cell_of(context, arms[0], name).id not in failed:
+                continue
+            for arm in arms[1:]:
+                if (cell := cell_of(context, arm, name)).id not in failed:
+                    context.failures.unpaired[cell.id] = f"{at_length(arm)} ({name})"
+
+
+def fail(
+    context: RunContext, arm: RunnableArm, cell: Cell, error: Exception, where: str = "", *, finished: int = 0, lacks: str = ""
+) -> int:
+    """Record a cell as failed and go on; returns 1, the count of it. The rest is as in `record_failure`."""
+    label = f"{arm_label(arm)}, {cell.samples.task}"
+    return record_failure(context, arm, cell, error, label=label, where=where, finished=finished, lacks=lacks)
 
 
 def finish(context: RunContext, arm: RunnableArm, cells: Sequence[OpenCell], model_share: float | None) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from harness.arms.build import RunnableArm
+from harness.core.device_memory import is_device_error, is_usable
 from harness.core.errors import UserError
 from harness.core.mistakes import origin
 from harness.core.model_name import name_of_path
+from harness.core.time_limit import TimeIsUp
 from harness.measure.context import RunContext
+from harness.measure.failures import Failure, kind_of
 from harness.models.loading import LoadedModel
+from harness.study import failures as policy
+from harness.study import verdict
 from harness.study.full_rows import arm_name
 from harness.study.identity import Cell, digest
-from harness.study.provenance import now
+from harness.study.provenance import device_name, now
 from harness.study.resume import one_line
 from harness.study.schema import CellRecord, Status
-from harness.study.store import Store
+from harness.study.store import Record, Store
 
 
 def record_state(
@@ -29,9 +35,10 @@ def record_state(
     haystack: str = "",
     summary: dict[str, Any] | None = None,
     traceback: str = "",
+    kind: str = "",
 ) -> None:
     """Append a state of a cell, whose last one counts. haystack: what rows call its text; summary: its numbers; traceback: of
-    the error that it failed with."""
+    the error that it failed with, and kind of which kind that is."""
     context.store.cells.append(
         CellRecord(
             cell=cell.id,
@@ -48,20 +55,74 @@ def record_state(
             notices=list(arm.notices),
             traceback=traceback,
             neighbour=arm.neighbour,
+            kind=kind,
         )
     )
 
 
 def record_failure(
-    context: RunContext, arm: RunnableArm, cell: Cell, error: Exception, *, label: str, where: str = "", haystack: str = ""
+    context: RunContext,
+    arm: RunnableArm,
+    cell: Cell,
+    error: Exception,
+    *,
+    label: str,
+    where: str = "",
+    haystack: str = "",
+    finished: int = 0,
+    lacks: str = "",
 ) -> int:
-    """Record a cell as failed and say so by its `label`; the next run of the same command tries it again. Returns 1, the
-    count of failed cells. where: what the reason begins with."""
-    reason = where + one_line(error)
-    told = "" if isinstance(error, UserError) else origin(error).traceback  # a user's mistake is in no line of code
-    record_state(context, arm, cell, Status.FAILED, reason, haystack=haystack, traceback=told)
+    """Record a cell as failed and say so by its `label`; `harness.study.failures` says when it is tried again. Returns 1, the
+    count of failed cells. where: what the reason begins with; finished: samples that this command finished of it; lacks: the
+    part of its identity that is not known, as the arm could not be built (`verdict.LACKS`)."""
+    kind, minutes = kind_of(error), context.cell_minutes
+    reason = where + in_a_line(context, error)
+    told = "" if isinstance(error, UserError | TimeIsUp) else origin(error).traceback  # these are in no line of code
+    summary: dict[str, Any] = {policy.MINUTES: minutes, policy.FINISHED: finished} if kind == policy.TIME_OUT else {}
+    summary |= {verdict.LACKS: lacks} if lacks else {}
+    record_state(context, arm, cell, Status.FAILED, reason, haystack=haystack, traceback=told, kind=kind.name, summary=summary)
+    return note_failure(context, cell.id, arm, cell.samples.task, error, label=label, where=where)
+
+
+def note_failure(
+    context: RunContext, key: str, arm: RunnableArm, what: str, error: Exception, *, label: str, where: str = ""
+) -> int:
+    """Say that something of an arm failed, by its `label`, and note it for the table at the end of the command, by its key.
+    Returns 1, the count of it."""
+    reason = where + in_a_line(context, error)
     context.complain(f"failed: {label}: {reason}", error)
-    return 1
+    if is_device_error(error) and not is_usable(context.loaded.device):
+        context.failures.lost = reason
+    return context.failures.add(key, Failure(at_length(arm), what, kind_of(error).name, reason))
+
+
+def in_a_line(context: RunContext, error: Exception) -> str:
+    """Return an error in one line, as `resume.one_line` does; of what was not done in time, the setting that says so."""
+    if isinstance(error, TimeIsUp):
+        return f"cell_minutes={context.cell_minutes:g}: it was not done in that time"
+    return one_line(error)
+
+
+def is_passed_over(context: RunContext, arm: RunnableArm, cell: Cell, failures: Sequence[Record] | None) -> int | None:
+    """Return None for a cell that is to be measured; of one that failed and is not tried now (`harness.study.failures`) how
+    many failures that are for this process to tell: none where it, or another worker, told of it in this command. failures:
+    those recorded of it."""
+    if not failures:
+        return None
+    runs, launch = {record["run"]: record for record in context.store.runs.read()}, context.failures.launch
+    if policy.is_of_launch(failures, runs, launch):
+        return 0
+    attempted = policy.Attempted(launch, device_name(context.loaded.device), context.cell_minutes, context.retry_failed)
+    if not policy.is_left(failures, runs, attempted):
+        return None
+    last = failures[-1]
+    kind = policy.kind_of_state(last)
+    return context.failures.add(cell.id, Failure(at_length(arm), cell.samples.task, kind.name, last["reason"], tried=False))
+
+
+def at_length(arm: RunnableArm) -> str:
+    """Return what an arm is called where those of several lengths stand together."""
+    return f"{arm_label(arm)} at {arm.identity.setting.length}"
 
 
 def with_distinct_name(loaded: LoadedModel, store: Store) -> LoadedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from harness.core.progress import progress_bar
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
 from harness.core.sizing import FULL
+from harness.measure.failures import FailureLog
 from harness.measure.latency.limits import timing_limits
 from harness.measure.sweep import SweepCache
 from harness.models.loading import LoadedModel
@@ -56,7 +57,8 @@ class RunContext:
     length: of prompts, in tokens; sample_count: samples a task; chat: whether prompts go through the model's chat template;
     question: when it is asked (`harness.core.question`); data: the settings of the group `data`, and how long prompts are;
     chunk: tokens of a prompt that go through the model at once, None for all; batch_tokens: columns of KV cache decoded
-    together, None for what suits the device; debug: whether tracebacks are shown.
+    together, None for what suits the device; cell_minutes: minutes that a cell may take, None for all; retry_failed: whether
+    what failed for good is tried again; debug: whether tracebacks are shown.
     """
 
     def __init__(
@@ -70,12 +72,23 @@ class RunContext:
         repeats, seconds, dense_kernel = settings.latency_repeats, settings.latency_seconds, settings.dense_kernel
         self.timing = timing_limits(repeats, seconds, settings.job, settings.options, dense_kernel=dense_kernel)
         self.batch_tokens, self.debug, self._show_progress = settings.batch_tokens, settings.debug, settings.progress
+        self.cell_minutes, self.retry_failed = settings.cell_minutes, settings.retry_failed
         self._samples: dict[str, list[Sample]] = {}
+
+    @property
+    def cell_seconds(self) -> float | None:
+        """Return the seconds that a cell may take, None for all."""
+        return None if self.cell_minutes is None else 60 * self.cell_minutes
+
+    @property
+    def failures(self) -> FailureLog:
+        """Return what failed in the command so far."""
+        return self.sweep.failures
 
     @cached_property
     def run(self) -> RunRecord:
         """Return the record of this process; it is written when the first measurement needs it."""
-        record = run_record(self.loaded.device)
+        record = replace(run_record(self.loaded.device), launch=self.sweep.failures.launch)
         self.store.runs.append(record)
         return record
 

@@ -7,6 +7,9 @@ from functools import partial
 
 from harness.arms.build import RunnableArm
 from harness.arms.calibration import densities_of
+from harness.core.device_memory import release_frames
+from harness.core.time_limit import time_limit
+from harness.measure.cells import note_failure
 from harness.measure.context import RunContext
 from harness.measure.knob_values import PromptSource, by_task
 from harness.study.identity import digest
@@ -25,10 +28,12 @@ def measure_densities(context: RunContext, arm: RunnableArm, source: PromptSourc
     identity = {**arm.identity.prefill().as_dict(), **source.identity(context), "samples": context.sample_count}
     key = digest(identity)
     record = recorded(context.store.arm_densities, key)
+    if record is None and key in context.failures.failed:
+        return 0
     if record is None:
         label = f"densities of {arm.identity.method}"
         context.say(f"{label} at {context.length} tokens")
-        with Attempt() as attempt:
+        with Attempt() as attempt, time_limit(context.cell_seconds):
             prompts = source.prompts(context)
             with context.progress() as progress:
                 bar = progress.add_task(label, total=sum(map(len, prompts.values())))
@@ -44,8 +49,8 @@ def measure_densities(context: RunContext, arm: RunnableArm, source: PromptSourc
                 )
                 seconds = time.perf_counter() - began
         if attempt.error is not None:
-            context.complain(f"failed: {label}: {attempt.reason}", attempt.error)
-            return 1
+            release_frames(attempt.error, context.loaded.device)
+            return note_failure(context, key, arm, "densities", attempt.error, label=label)
         context.store.arm_densities.append(
             DensityRecord(
                 arm_densities=key,

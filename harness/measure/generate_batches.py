@@ -2,19 +2,23 @@
 
 A step of decoding takes a small model as long as Python takes to launch its kernels, whatever the sequences. So a batch has as
 many as its cache and a kill allow (`Todo.first_batch`), and those of one length are prefilled together: so samples go by
-length. Where memory does not suffice, what is left goes on in batches half as large. After any other error prompts are
-prefilled one by one, as a method or a kernel may take no more; where that doesn't help, the batch runs sample by sample.
+length. Where memory does not suffice, what is left goes on in batches half as large. Where a cell's time is up, what is done
+stays, and the other cells go on. Where the device takes no more work of this process, nothing goes on. After any other error
+prompts are prefilled one by one, as a method or a kernel may take no more; where that doesn't help, the batch runs sample by
+sample.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from harness.arms.build import RunnableArm
-from harness.core.device_memory import available_bytes, is_out_of_memory, release_frames
+from harness.core.device_memory import available_bytes, is_device_error, is_out_of_memory, is_usable, release_frames
 from harness.core.question import QUESTION_REREAD
+from harness.core.time_limit import TimeIsUp, time_limit
+from harness.measure.cell_clock import CellClock
 from harness.measure.context import RunContext
 from harness.models.bridge import Bridge
 from harness.models.chunks import Chunks
@@ -56,6 +60,17 @@ class Todo:
         return Todo(self.pairs[part], self.prompts[part], None if self.contexts is None else self.contexts[part])
 
     @property
+    def cells(self) -> list[str]:
+        """Return the id of each sample's cell."""
+        return [cell.id for cell, _ in self.pairs]
+
+    def without(self, places: Set[int], cells: Set[str]) -> Todo:
+        """Return what is left without the samples at some places, and without those of some cells."""
+        stays = [i for i, cell in enumerate(self.cells) if i not in places and cell not in cells]
+        contexts = None if self.contexts is None else [self.contexts[i] for i in stays]
+        return Todo([self.pairs[i] for i in stays], [self.prompts[i] for i in stays], contexts)
+
+    @property
     def lengths(self) -> list[int]:
         """Return the columns of KV cache that each sequence needs: its prompt and the tokens it may get."""
         return [len(prompt) + sample.max_new_tokens for prompt, (_, sample) in zip(self.prompts, self.pairs, strict=True)]
@@ -94,13 +109,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Batch:
-    """The answers to samples that were decoded together, and the seconds spent generating them. error: why there are none; the
-    batch is then of one sample, of the cell `failed_cell`."""
+    """The answers to samples that were decoded together, their places among these, and the seconds spent generating them; or an
+    error, and the ids of the cells that it costs."""
 
     answers: list[Answer] = field(default_factory=list)
+    places: tuple[int, ...] = ()
     seconds: float = 0.0
     error: Exception | None = None
-    failed_cell: str = ""
+    failed_cells: Sequence[str] = ()
 
 
 def todo_of(context: RunContext, pairs: list[tuple[Cell, Sample]]) -> Todo:
@@ -110,31 +126,47 @@ def todo_of(context: RunContext, pairs: list[tuple[Cell, Sample]]) -> Todo:
 
 
 def generate_batches(context: RunContext, arm: RunnableArm, todo: Todo) -> Iterator[Batch]:
-    """Generate for all of `todo`, by length; yields each batch when it is done, and each sample that failed by itself.
-    RecordError passes."""
+    """Generate for all of `todo`, by length; yields each batch when it is done, and each failure with the cells that it costs.
+    Ends early where the device is lost. RecordError passes."""
     todo = todo.by_length()
     device, batch_tokens = context.loaded.device, context.batch_tokens or suitable_batch_tokens(context.loaded)
     bridge, prefill_tokens = _bridge(context, arm), suitable_prefill_tokens(context.loaded)
+    clock, alone, again = CellClock(context.cell_minutes), 0, False
     while todo.pairs:
-        longest, count = todo.first_batch(batch_tokens)
-        with Attempt() as attempt:
+        if late := clock.over(todo.cells):
+            yield Batch(error=TimeIsUp(), failed_cells=late)
+            todo = todo.without(set(), set(late))
+            continue
+        longest, count = todo.first_batch(1 if alone else batch_tokens)
+        began, cells = time.perf_counter(), todo.cells[:count]
+        with Attempt() as attempt, time_limit(clock.left(cells)):
             batch = _generate(context, bridge, todo[:count], prefill_tokens)
+        clock.take(cells, time.perf_counter() - began)
         if attempt.error is None:
             yield batch
-            todo = todo[count:]
-            continue
-        release_frames(attempt.error, device)
+            todo, alone, again = todo.without(set(batch.places), set()), max(0, alone - count), False
+            if len(batch.places) == count:
+                continue
+            clock.end(cells)
+        else:
+            release_frames(attempt.error, device)
+            memory = is_out_of_memory(attempt.error)
+            if is_device_error(attempt.error) and not is_usable(device):
+                yield Batch(error=attempt.error, failed_cells=tuple(dict.fromkeys(cells)))
+                return
+            if count > 1 and memory:
+                batch_tokens, prefill_tokens = longest * count // 2, prefill_tokens // 2
+                context.complain(f"out of memory with {count} samples at once: going on with batches half as large")
+            elif count > 1 and prefill_tokens > 1:
+                prefill_tokens = 1
+            elif count > 1:
+                alone = count
+            elif memory and not again:
+                again = True  # once more: what others held, or the batch before, may be free now
+            else:
+                yield Batch(error=attempt.error, failed_cells=cells)
+                todo, alone, again = todo[1:], max(0, alone - 1), False
         bridge = _bridge(context, arm)  # the old one has seen half a batch
-        if count > 1 and is_out_of_memory(attempt.error):
-            batch_tokens, prefill_tokens = longest * count // 2, prefill_tokens // 2
-            context.complain(f"out of memory with {count} samples at once: going on with batches half as large")
-            continue
-        if count > 1 and prefill_tokens > 1:
-            prefill_tokens = 1
-            continue
-        for place in range(count):
-            yield _generate_alone(context, arm, todo[place : place + 1])
-        todo = todo[count:]
 
 
 def suitable_batch_tokens(loaded: LoadedModel) -> int:
@@ -162,35 +194,30 @@ def _bridge(context: RunContext, arm: RunnableArm) -> Bridge:
     )
 
 
-def _generate_alone(context: RunContext, arm: RunnableArm, todo: Todo) -> Batch:
-    """Return the answer to a single sample, or its error."""
-    with Attempt() as attempt:
-        return _generate(context, _bridge(context, arm), todo, prefill_tokens=1)
-    assert attempt.error is not None
-    release_frames(attempt.error, context.loaded.device)
-    return Batch(error=attempt.error, failed_cell=todo.pairs[0][0].id)
-
-
 def _generate(context: RunContext, bridge: Bridge, todo: Todo, prefill_tokens: int) -> Batch:
-    """Return the answers to samples that are decoded together, in their order. The first density of a sequence is its prompt's:
-    one that is prefilled anew while it grows has others after all of these."""
+    """Return the answers to samples that are decoded together, in their order, those that were done where their time was up. The
+    first density of a sequence is its prompt's: one that is prefilled anew while it grows has others after all of these."""
     loaded = context.loaded
     samples = [sample for _, sample in todo.pairs]
     reread = context.question == QUESTION_REREAD
     bridge.reset()  # of the batch before
     with bridge:
         began = time.perf_counter()
-        generations = generate(
-            loaded,
-            todo.prompts,
-            [sample.max_new_tokens for sample in samples],
-            stop_ids=stop_ids(loaded.tokenizer, loaded.model),
-            batch_tokens=len(samples) * max(todo.lengths),  # all at once
-            own_stops=[task_stop_ids(loaded.tokenizer, registry.get(sample.task).stop) for sample in samples],
-            chunks=None if context.chunk is None else Chunks(context.chunk, bridge.chunked),
-            split=None if todo.contexts is None else Split(todo.contexts, bridge.in_full, reread=reread),
-            prefill_tokens=prefill_tokens,
-        )
+        try:
+            every = generate(
+                loaded,
+                todo.prompts,
+                [sample.max_new_tokens for sample in samples],
+                stop_ids=stop_ids(loaded.tokenizer, loaded.model),
+                batch_tokens=len(samples) * max(todo.lengths),  # all at once
+                own_stops=[task_stop_ids(loaded.tokenizer, registry.get(sample.task).stop) for sample in samples],
+                chunks=None if context.chunk is None else Chunks(context.chunk, bridge.chunked),
+                split=None if todo.contexts is None else Split(todo.contexts, bridge.in_full, reread=reread),
+                prefill_tokens=prefill_tokens,
+            )
+            generations: Mapping[int, Generation] = dict(enumerate(every))
+        except TimeIsUp as late:
+            generations = late.finished
         seconds = time.perf_counter() - began  # generation has waited for the device
     densities = bridge.prefill_densities()
     token_densities = bridge.prefill_densities(tokens=True)
@@ -209,6 +236,7 @@ def _generate(context: RunContext, bridge: Bridge, todo: Todo, prefill_tokens: i
             token_densities[row] if token_densities else None,
             mean_density(steps, row, generation.steps),
         )
-        for row, ((cell, sample), generation) in enumerate(zip(todo.pairs, generations, strict=True))
+        for row, generation in generations.items()
+        for cell, sample in [todo.pairs[row]]
     ]
-    return Batch(answers, seconds)
+    return Batch(answers, tuple(generations), seconds)

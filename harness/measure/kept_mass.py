@@ -13,8 +13,10 @@ from attention_kernels.kept_mass import kept_mass
 from torch import Tensor
 
 from harness.arms.build import RunnableArm
-from harness.core.errors import UserError
-from harness.measure.cells import arm_label
+from harness.core.device_memory import release_frames
+from harness.core.errors import NotFiniteError, UserError
+from harness.core.time_limit import time_limit
+from harness.measure.cells import arm_label, note_failure
 from harness.measure.context import RunContext
 from harness.models.bridge import Bridge
 from harness.models.loading import LoadedModel
@@ -86,10 +88,10 @@ def measure_mass(context: RunContext, arm: RunnableArm, task_names: Sequence[str
         return 0
     identity = {**arm.identity.as_dict(), **context.prompts_identity(task_names, context.sample_count)}
     key = digest(identity)
-    if recorded(context.store.mass, key) is not None:
+    if recorded(context.store.mass, key) is not None or key in context.failures.failed:
         return 0
     context.say(f"mass kept by {arm_label(arm)} on {context.sample_count} prompts of {context.length} tokens")
-    with Attempt() as attempt:
+    with Attempt() as attempt, time_limit(context.cell_seconds):
         prompts = prompts_in_turn(context, task_names, context.sample_count)
         with context.progress() as progress:
             bar = progress.add_task(f"mass kept by {arm_label(arm)}", total=len(prompts))
@@ -97,10 +99,10 @@ def measure_mass(context: RunContext, arm: RunnableArm, task_names: Sequence[str
             mass = keep(context.loaded, arm.method, prompts, sparse_kernel=context.kernels.sparse, advance=advance)
         kept = mass.by_head()
         if not all(math.isfinite(share) for heads in kept for share in heads):
-            raise UserError("the attention is NaN or infinite: a kernel, the dtype or the weights are at fault")
+            raise NotFiniteError("the attention is NaN or infinite: a kernel, the dtype or the weights are at fault")
     if attempt.error is not None:
-        context.complain(f"failed: mass kept by {arm_label(arm)}: {attempt.reason}", attempt.error)
-        return 1
+        release_frames(attempt.error, context.loaded.device)
+        return note_failure(context, key, arm, "kept mass", attempt.error, label=f"mass kept by {arm_label(arm)}")
     context.store.mass.append(
         MassRecord(
             mass=key,

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 from harness.arms.build import RunnableArm, with_given_knob, with_knob
 from harness.arms.calibration import PASSES, Calibration, calibrate
 from harness.arms.weights import weights_folder
+from harness.core.device_memory import release_frames
 from harness.core.errors import UserError
-from harness.core.mistakes import as_user_error
+from harness.core.mistakes import as_user_error, note_origin
 from harness.core.question import QUESTION_LATER
 from harness.core.settings import Settings
 from harness.measure.context import RunContext
@@ -38,6 +39,14 @@ DRAWN = "drawn"
 """The same entry where the prompt was drawn for a model by shape, and what stands in the place of a task."""
 TASKS_SHOWN = 12
 """Tasks whose densities a line of the terminal holds; of more it has the lowest and the highest."""
+
+
+class SearchError(Exception):
+    """A search that ended in an error. knob: the name of what was searched; reason: the error."""
+
+    def __init__(self, knob: str, reason: Exception) -> None:
+        super().__init__(f"searching {knob}: {one_line(reason)}")
+        self.knob, self.reason = knob, reason
 
 
 class PromptSource(Protocol):
@@ -86,7 +95,8 @@ class DrawnPrompt:
 
 def calibrated_arms(context: RunContext, settings: Settings, arm: RunnableArm, source: PromptSource) -> list[RunnableArm]:
     """Return the arm with the knob of its method set where no formula gives it. Of a knob that is a whole number these are two
-    arms where neither number gives the density: the nearer one first. Raises UserError where it can't be measured."""
+    arms where neither number gives the density: the nearer one first. Raises UserError where it can't be measured, SearchError
+    where the search ends in another error."""
     knob = None if arm.method is None else arm.method.calibrates()
     if knob is None:
         return [arm]
@@ -136,7 +146,7 @@ def _search_record(context: RunContext, settings: Settings, arm: RunnableArm, kn
 
 
 def _searched(context: RunContext, arm: RunnableArm, knob: Knob, source: PromptSource) -> Calibration:
-    """Search the knob on the prompts of the source. Raises UserError where that fails."""
+    """Search the knob on the prompts of the source. Raises SearchError where that fails."""
     assert arm.method is not None and arm.method.sparsity is not None
     label = f"searching {knob.name} of {arm.identity.method} for density {1 - arm.method.sparsity:.3g}"
     context.say(f"{label} at {context.length} tokens")
@@ -157,8 +167,10 @@ def _searched(context: RunContext, arm: RunnableArm, knob: Knob, source: PromptS
             )
         except (ValueError, AssertionError):
             raise
-        except Exception as error:  # a full memory, a kernel that fails, a mistake in the method: the next job goes on
-            raise UserError(f"can't calibrate {arm.identity.method} at {context.length}: {one_line(error)}") from error
+        except Exception as error:  # a full memory, a kernel that fails, a mistake in the method: it costs the arm alone
+            note_origin(error)
+            release_frames(error, context.loaded.device)
+            raise SearchError(knob.name, error) from None
 
 
 def _record(

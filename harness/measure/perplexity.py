@@ -19,13 +19,15 @@ from harness.arms.build import RunnableArm
 from harness.core.checks import whole_number_or_null
 from harness.core.clock import elapsed_ms, mark, sync
 from harness.core.device_memory import release_frames
-from harness.core.errors import UserError
-from harness.measure.cells import arm_label, record_failure, record_state
+from harness.core.errors import NotFiniteError, UserError
+from harness.core.time_limit import time_limit
+from harness.measure.cells import arm_label, is_passed_over, record_failure, record_state
 from harness.measure.context import RunContext
 from harness.measure.knob_values import OWN_PROMPTS
 from harness.models.bridge import Bridge
 from harness.models.loss import check_head, nll
 from harness.study.columns import PERPLEXITY
+from harness.study.failures import failures_of
 from harness.study.identity import Cell, Samples
 from harness.study.provenance import now
 from harness.study.resume import Attempt, is_settled, missing_indices
@@ -131,22 +133,27 @@ def read_texts(context: RunContext, options: dict[str, Any]) -> Texts:
 def measure_perplexity(context: RunContext, arm: RunnableArm, texts: Texts) -> int:
     """Record the loss of an arm on the documents that its cell lacks. Returns 1 where that failed, else 0."""
     cell = Cell(arm.identity, Samples(PERPLEXITY, VERSION, texts.data, False))
+    failures = failures_of(context.store.cells.read()).get(cell.id)
+    if (told := is_passed_over(context, arm, cell, failures)) is not None:
+        return told
     recorded_indices = {record["index"] for record in context.store.perplexity.read() if record["cell"] == cell.id}
     lacking = missing_indices(recorded_indices, len(texts.documents))
     if not lacking and is_settled(context.store.latest_cells().get(cell.id)):
         return 0
     record_state(context, arm, cell, Status.RUNNING, haystack=texts.name)
-    with Attempt() as attempt, context.progress() as progress:
+    finished = 0
+    with Attempt() as attempt, context.progress() as progress, time_limit(context.cell_seconds):
         bar = progress.add_task(f"{arm_label(arm)} {context.length}", total=len(lacking))
         sparse_kernel, dense_kernel = context.kernels.sparse, context.kernels.dense
         with Bridge(context.loaded, arm.method, sparse_kernel=sparse_kernel, dense_kernel=dense_kernel) as bridge:
             for index in lacking:
                 context.store.perplexity.append(_measure_document(context, bridge, cell, texts, index))
+                finished += 1
                 progress.advance(bar)
     if attempt.error is not None:
         release_frames(attempt.error, context.loaded.device)
         label = f"perplexity with {arm_label(arm)}"
-        return record_failure(context, arm, cell, attempt.error, label=label, haystack=texts.name)
+        return record_failure(context, arm, cell, attempt.error, label=label, haystack=texts.name, finished=finished)
     record_state(context, arm, cell, Status.OK, haystack=texts.name)  # gates are read from the documents' records
     return 0
 
@@ -168,7 +175,8 @@ def _measure_document(context: RunContext, bridge: Bridge, cell: Cell, texts: Te
     ended = mark(device)
     sync(device)
     loss = float(total)
-    reason = "" if math.isfinite(loss) else "the loss is NaN or infinite: a kernel, the dtype or the weights are at fault"
+    if not math.isfinite(loss):
+        raise NotFiniteError(f"the loss of {document.name} is NaN or infinite: a kernel, the dtype or the weights are at fault")
     return PerplexityRecord(
         cell=cell.id,
         run=context.run.run,
@@ -181,8 +189,8 @@ def _measure_document(context: RunContext, bridge: Bridge, cell: Cell, texts: Te
         density=_mean(bridge.prefill_densities()),
         token_density=_mean(bridge.prefill_densities(tokens=True)),
         kernels=sorted({name for layer in bridge.stats() for name in layer["kernel"].split("+")}),
-        status=Status.GATED if reason else Status.OK,
-        reason=reason,
+        status=Status.OK,
+        reason="",
         date=now(),
     )
 

@@ -6,24 +6,28 @@ What is recorded already is left out at every step (`harness.study.resume`); the
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from harness.arms.build import RunnableArm, build_arms, build_at_zero_sparsity, with_release
+from harness.arms.build import RunnableArm, build_arms, build_at_zero_sparsity, refused_arm, with_release
 from harness.arms.warnings import arm_warnings
+from harness.core.device_memory import release_frames
+from harness.core.errors import NotFiniteError, WeightsError
 from harness.core.settings import Settings
-from harness.measure.accuracy import SELF_CHECK_FAILED, fail, finish, open_cells, score
+from harness.core.time_limit import time_limit
+from harness.measure.accuracy import SELF_CHECK_FAILED, append_samples, cell_of, fail, finish, note_unpaired, open_cells, score
 from harness.measure.before_loading import check_before_loading, check_choice, check_request
-from harness.measure.cells import arm_label, with_distinct_name
+from harness.measure.cells import arm_label, note_failure, with_distinct_name
 from harness.measure.context import RunContext
 from harness.measure.densities import measure_densities
 from harness.measure.former_identity import as_recorded
 from harness.measure.generate_batches import generate_batches, todo_of
 from harness.measure.kept_mass import measure_mass
-from harness.measure.knob_values import DrawnPrompt, PromptSource, TaskPrompts, calibrated_arms
+from harness.measure.knob_values import DrawnPrompt, PromptSource, SearchError, TaskPrompts, calibrated_arms
 from harness.measure.latency.record import time_arm
 from harness.measure.perplexity import DocumentPrompts, check_options, measure_perplexity, read_texts
 from harness.measure.request_checks import check_without_model
@@ -52,13 +56,20 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     """
     sweep, task_names = sweep or SweepCache(), [] if settings.by_shape else expand_tasks(settings.tasks)
     check_without_model(settings, [] if settings.job == "perplexity" else task_names)
-    settings = with_release(settings)
+    settings, refusal = with_release(settings), None
     if settings.job == "perplexity":
         check_options(settings.options)
-    check_before_loading(settings, sweep, task_names)
+    try:
+        check_before_loading(settings, sweep, task_names)
+    except WeightsError as error:
+        if not sweep.failures.sweeps:  # whoever waits for one arm alone is told before a model is loaded
+            raise
+        refusal = error
     loaded = with_distinct_name(sweep.model(settings, console), store)
     check_request(settings, loaded)
     context = RunContext(settings, loaded, store, console, sweep)
+    if refusal is not None:
+        return give_up(context, settings, refused_arm(settings, loaded), task_names, refusal, "weights_hash")
     built = [as_recorded(store, arm) for arm in build_arms(settings, loaded)]
     check_choice(settings, loaded, built)
     with Bridge(loaded, None, dense_kernel=settings.dense_kernel):
@@ -68,15 +79,22 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     texts = read_texts(context, settings.options) if settings.job == "perplexity" else None
     source: PromptSource = TaskPrompts(task_names) if texts is None else DocumentPrompts(texts)
     source = DrawnPrompt() if loaded.shape is not None else source
-    arms = [arm for unset in built for arm in calibrated_arms(context, settings, unset, source)]
+    arms, given_up = list[RunnableArm](), 0
+    for unset in built:
+        try:
+            arms += calibrated_arms(context, settings, unset, source)
+        except SearchError as error:
+            given_up += give_up(context, settings, unset, task_names, error.reason, error.knob).failed
     for warning in dict.fromkeys(line for arm in arms for line in arm_warnings(arm, settings.model, loaded)):
         context.complain(warning)
 
     def waits() -> None:
         context.say("waiting for another process, which measures dense attention for this study")
 
-    done = Done({arm.identity.id for arm in arms})
+    done = Done({arm.identity.id for arm in arms}, given_up)
     for arm in arms:
+        if sweep.failures.lost:
+            break
         # other processes on this study compare with the same dense rows
         with one_at_a_time(store.folder, f"dense-{arm.identity.id}", waits) if arm.baseline else nullcontext():
             if texts is not None:
@@ -89,9 +107,28 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
                 done.failed += evaluate(context, settings, arm, task_names)
             # dense prefill is timed with the baseline
             timed = arm.method is not None or arm.baseline or context.timing.decode_batches
-            if timed and (settings.job == "latency" or (settings.job == "evaluate" and settings.latency)):
+            if (timed and not sweep.failures.lost) and (
+                settings.job == "latency" or (settings.job == "evaluate" and settings.latency)
+            ):
                 done.failed += time_arm(context, arm, task_names)
+    if settings.job == "evaluate":
+        note_unpaired(context, arms, task_names)
     return done
+
+
+def give_up(
+    context: RunContext, settings: Settings, arm: RunnableArm, task_names: Sequence[str], error: Exception, lacks: str
+) -> Done:
+    """Record the cells of an arm that could not be built as failed; of a job without cells it is only said. lacks: the part of
+    its identity that is not known for that."""
+    if settings.job == "evaluate":
+        cells = [cell_of(context, arm, name) for name in task_names]
+        failed = sum(fail(context, arm, cell, error, lacks=lacks) for cell in cells if cell.id not in context.failures.failed)
+    elif arm.identity.id in context.failures.failed:
+        failed = 0
+    else:
+        failed = note_failure(context, arm.identity.id, arm, settings.job, error, label=f"{settings.job} of {arm_label(arm)}")
+    return Done({arm.identity.id}, failed)
 
 
 def evaluate(context: RunContext, settings: Settings, arm: RunnableArm, task_names: Sequence[str]) -> int:
@@ -100,30 +137,35 @@ def evaluate(context: RunContext, settings: Settings, arm: RunnableArm, task_nam
     cells, failed = open_cells(context, arm, task_names)
     if not cells:
         return failed
-    with Attempt() as checking:
+    with Attempt() as checking, time_limit(context.cell_seconds):
         if settings.checks and not is_checked(context, arm):
             check_arm(
                 context, arm, task_names, zero=None if arm.method is None else build_at_zero_sparsity(settings, context.loaded)
             )
     if checking.error is not None:  # the next run of the same command tries again
+        release_frames(checking.error, context.loaded.device)
         return failed + sum(fail(context, arm, open_cell.cell, checking.error, SELF_CHECK_FAILED) for open_cell in cells)
     todo = todo_of(context, [(open_cell.cell, sample) for open_cell in cells for sample in open_cell.samples])
-    errors: dict[str, Exception] = {}
+    errors, finished = defaultdict[str, list[Exception]](list), Counter[str]()
     with context.progress() as progress:
         bar = progress.add_task(f"{arm_label(arm)} {context.length}", total=len(todo.pairs))
         for batch in generate_batches(context, arm, todo):
             generating += batch.seconds
+            for cell in batch.failed_cells:
+                errors[cell] += [batch.error] if batch.error is not None else []
             records = []
-            if batch.error is not None:
-                errors.setdefault(batch.failed_cell, batch.error)
             for answer in batch.answers:
                 with Attempt() as scoring:
                     records.append(score(context, answer))
                 if scoring.error is not None:
-                    errors.setdefault(answer.cell.id, scoring.error)
-            context.store.samples.append_all(records)
+                    errors[answer.cell.id].append(scoring.error)
+            finished.update(append_samples(context, records, errors))
             progress.advance(bar, len(records))
     share = generating / (time.perf_counter() - began) if todo.pairs else None
-    failed += sum(fail(context, arm, c.cell, errors[c.cell.id]) for c in cells if c.cell.id in errors)
-    finish(context, arm, [c for c in cells if c.cell.id not in errors], share)
+    for c in cells:
+        if told := errors.get(c.cell.id):
+            where = f"{len(told)} of {len(c.samples)} samples: " if isinstance(told[0], NotFiniteError) else ""
+            failed += fail(context, arm, c.cell, told[0], where, finished=finished[c.cell.id])
+    whole = [c for c in cells if c.cell.id not in errors and finished[c.cell.id] == len(c.samples)]  # not where all ended early
+    finish(context, arm, whole, share)
     return failed

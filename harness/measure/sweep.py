@@ -6,6 +6,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from harness.measure.failures import FailureLog
+
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a job that only reports needs neither
     from rich.console import Console
 
@@ -20,13 +22,15 @@ class SweepCache:
 
     tokens: the token ids of prompts; contexts: how many of them come before the question; problems: what is wrong with a
     sample, None where it is sound. All by the model's revision hash and the sample. Only the model that was asked for last is
-    held. in_memory: a model that is there already, which all jobs run on, whatever their settings name.
+    held. in_memory: a model that is there already, which all jobs run on, whatever their settings name. failures: what failed
+    in the command.
     """
 
     tokens: dict[tuple[str, Sample], array[int]] = field(default_factory=dict)
     contexts: dict[tuple[str, Sample], int] = field(default_factory=dict)
     problems: dict[tuple[str, Sample], str | None] = field(default_factory=dict)
     in_memory: LoadedModel | None = None
+    failures: FailureLog = field(default_factory=FailureLog)
     _config: ModelConfig | None = None
     _loaded: LoadedModel | None = None
 

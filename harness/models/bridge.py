@@ -25,6 +25,7 @@ from attention_kernels.sparse_attention import Choice, SparseIndex, attend
 from torch import Tensor
 
 from harness.core.clock import Mark, mark, sync
+from harness.core.time_limit import check_time
 from harness.models.attention_interface import Implementation, attach, detach
 from harness.models.decoder import Decoder
 from harness.models.kernel_choice import dense_kernel_of, sparse_kernel_of
@@ -166,7 +167,9 @@ class Bridge:
     # -- one attention call ------------------------------------------------------------------------------------------
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        """Return the attention [B,Hq,Q,D] of one layer over a prompt or a chunk of it (Q > 1, or any Q in full)."""
+        """Return the attention [B,Hq,Q,D] of one layer over a prompt or a chunk of it (Q > 1, or any Q in full). Raises
+        TimeIsUp where the time for it is over."""
+        check_time()
         if window is not None and max(k.shape[2], self._chunked_tokens or 0) > window:  # as the whole prompt would
             self._log(layer).kernels[SLIDING] += 1
             return sliding_window_attention(q, k, v, window=window, scale=scale)
@@ -218,7 +221,10 @@ class Bridge:
     def decode(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None, key_mask: Tensor | None
     ) -> Tensor:
-        """Return the attention [B,Hq,1,D] of one new token per sequence. key_mask [B,K] bool, False where there is no key."""
+        """Return the attention [B,Hq,1,D] of one new token per sequence. key_mask [B,K] bool, False where there is no key.
+
+        Raises TimeIsUp where the time for it is over."""
+        check_time()
         if window is not None and k.shape[2] > window:
             k, v = k[:, :, -window:], v[:, :, -window:]
             key_mask = None if key_mask is None else key_mask[:, -window:]

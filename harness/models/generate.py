@@ -21,6 +21,7 @@ from transformers import Cache
 
 from harness.core.clock import Mark, elapsed_ms, mark, sync
 from harness.core.errors import UserError
+from harness.core.time_limit import TimeIsUp
 from harness.models.batch_cache import BatchCache
 from harness.models.chunks import Chunks, last_chunk
 from harness.models.length_check import check_length
@@ -112,7 +113,8 @@ def generate(
     split: prefill the prompts in two pieces (see Split); tokens and positions are the same. chunks: prefill them, or of two
     pieces the first, in chunks. prefill_tokens: neighbouring prompts of one length are prefilled together as far as they have
     so many tokens in all; in pieces each runs alone.
-    Raises UserError for an empty prompt, one that doesn't fit the model's max_length, or a context that isn't part of one.
+    Raises UserError for an empty prompt, one that doesn't fit the model's max_length, or a context that isn't part of one;
+    TimeIsUp where a `time_limit` is over, with the generations of the prompts that were done, by their places.
     """
     limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
     stops = list(own_stops) if own_stops is not None else [frozenset()] * len(prompts)
@@ -122,7 +124,11 @@ def generate(
         part = slice(batch.start, batch.stop)
         batch_split = None if split is None else replace(split, contexts=split.contexts[part])
         pieces = _Pieces(batch_split, chunks, prefill_tokens)
-        generations = _generate_batch(loaded, prompts[part], limits[part], stop_ids, stops[part], ended, pieces)
+        try:
+            generations = _generate_batch(loaded, prompts[part], limits[part], stop_ids, stops[part], ended, pieces)
+        except TimeIsUp as late:
+            done = {batch.start + row: generation for row, generation in late.finished.items()}
+            raise TimeIsUp(dict(enumerate(results)) | done) from late
         results += generations
         if on_batch is not None:
             on_batch(batch.start, generations)
@@ -193,12 +199,15 @@ def _generate_batch(
         cache.decode()
         return result
 
-    out, finite = _decode(loaded, cache, first, finite, lengths, limits, stops, ended, again)
+    out, finite, late = _decode(loaded, cache, first, finite, lengths, limits, stops, ended, again)
     sync(loaded.device)
-    return [
+    generations = [
         _trim(row[:limit], stop_ids | own, elapsed_ms(start, end) / 1e3 / rows, ok)
         for row, limit, own, (start, end, rows), ok in zip(out.tolist(), limits, own_stops, marks, finite.tolist(), strict=True)
     ]
+    if late is not None:
+        raise TimeIsUp({row: generations[row] for row, unfinished in enumerate(late.tolist()) if not unfinished})
+    return generations
 
 
 def _prefill(
@@ -250,9 +259,10 @@ def _decode(
     stops: Tensor,
     ended: Callable[[list[int]], bool] | None,
     again: Callable[[int, Tensor], tuple[Tensor, Tensor]],
-) -> tuple[Tensor, Tensor]:
-    """Decode step by step. Returns tokens [B, steps that were run], the first of them being `token`, and whether all logits
-    were finite [B], as `finite` says of the first.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Decode step by step. Returns tokens [B, steps that were run], the first of them being `token`, whether all logits
+    were finite [B], as `finite` says of the first, and which sequences were not done when their time was up [B], None where
+    all were.
 
     What follows one of its row's stop ids (`stops` [B, S]) or a limit is meaningless, and does not count as finite or not.
     again(row, new tokens) prefills a whole sequence anew, where transformers' generate would, and returns what `_next` does.
@@ -280,11 +290,14 @@ def _decode(
                 break
         mask = None if key_mask is None else key_mask[:, : longest + step + 1]
         mask_and_positions = {"attention_mask": mask, "position_ids": (position + step)[:, None]}
-        token, is_finite = _next(loaded, token[:, None], cache, **mask_and_positions)
-        for row in [row for row, length in enumerate(lengths) if length + step in recomputed and not done[row]]:
-            token[row : row + 1], is_finite[row : row + 1] = again(row, out[row, : step + 1])
+        try:
+            token, is_finite = _next(loaded, token[:, None], cache, **mask_and_positions)
+            for row in [row for row, length in enumerate(lengths) if length + step in recomputed and not done[row]]:
+                token[row : row + 1], is_finite[row : row + 1] = again(row, out[row, : step + 1])
+        except TimeIsUp:
+            return out[:, : step + 1], finite, ~done
         finite = finite & (is_finite | done)
-    return out[:, : step + 1], finite
+    return out[:, : step + 1], finite, None
 
 
 def _have_ended(out: Tensor, done: Tensor, ended: Callable[[list[int]], bool]) -> Tensor:

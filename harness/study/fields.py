@@ -21,6 +21,8 @@ PositiveAmount = Annotated[float, Meta(gt=0, le=1e18)]
 """An amount that others are divided by."""
 State = Annotated[str, Meta(pattern="^(running|ok|failed|gated)$")]
 """The status of a cell or of a kernel case (`schema.Status`)."""
+FailureName = Annotated[str, Meta(pattern="^(|memory|device|time_out|not_finite|weights|input|error)$")]
+"""The kind of a failure (`harness.study.failures`), empty where there is none."""
 FinalState = Annotated[str, Meta(pattern="^(ok|gated)$")]
 """The status of what is recorded only once it was computed."""
 KernelTimes = Annotated[list[Amount], Meta(min_length=4, max_length=4)]

@@ -87,7 +87,7 @@ class ArmIdentity:
         """Return what the arm is at prefill, which its decoding doesn't change."""
         return replace(self, decode=None)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Return the arm's id, the digest of `as_dict`."""
         return digest(self.as_dict())

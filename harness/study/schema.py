@@ -16,7 +16,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.study.fields import Amount, Count, FinalState, KnobValues, PositiveAmount, PositiveCount, Share, State, SummedShare
+from harness.study.fields import (
+    Amount,
+    Count,
+    FailureName,
+    FinalState,
+    KnobValues,
+    PositiveAmount,
+    PositiveCount,
+    Share,
+    State,
+    SummedShare,
+)
 
 SCHEMA = 1
 """The version written into every record; raised when a field changes its meaning."""
@@ -29,14 +40,15 @@ class Status:
     """Begun, and not finished yet (or killed): no row."""
     OK = "ok"
     FAILED = "failed"
-    """Could not be computed; `reason` says why, and the next run of the same command tries again."""
+    """Could not be computed; `reason` says why, and `harness.study.failures` when it is tried again."""
     GATED = "gated"
     """Computed, but a sanity gate says the number must not be published; `reason` says which."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One process that measured: everything the rows it wrote have in common."""
+    """One process that measured: everything the rows it wrote have in common. `launch` is the id of the command that it worked
+    for, which all workers of a sweep share; empty in older records."""
 
     run: str
     date: str
@@ -46,6 +58,7 @@ class RunRecord:
     device: str
     device_type: str
     threads: Count
+    launch: str = ""
     schema: int = SCHEMA
 
 
@@ -113,10 +126,10 @@ class PerplexityRecord:
 class CellRecord:
     """The state of one cell. `identity` is what its id is the hash of (see `harness.study.identity`); `arm` and `pair` are the
     ids of its arm (all tasks together) and of the comparison with dense it belongs to. `summary` holds what the cell's end
-    printed, and `model_share`: of the time that the process spent on the arm's cells, what was spent generating. `notices` says
-    in a line each what had to be assumed of the arm's weights. `traceback` is that of the error which `reason` says in a line,
-    empty without one. `neighbour`: the arm's knob is one of the two whole numbers beside the density that was asked for, which
-    are both measured."""
+    printed, and `model_share`: of the time that the process spent on the arm's cells, what was spent generating. `notices`
+    says in a line each what had to be assumed of the arm's weights. `traceback` is that of the error which `reason` says in a
+    line, empty without one, and `kind` the name of its kind (`harness.study.failures`; empty in older records). `neighbour`:
+    the arm's knob is one of the two whole numbers beside the density that was asked for, which are both measured."""
 
     cell: str
     arm: str
@@ -132,6 +145,7 @@ class CellRecord:
     notices: list[str] = field(default_factory=list)
     traceback: str = ""
     neighbour: bool = False
+    kind: FailureName = ""
     schema: int = SCHEMA
 
 

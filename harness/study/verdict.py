@@ -10,6 +10,7 @@ from typing import Any
 from harness.core.question import QUESTION_SEEN
 from harness.stats import paired
 from harness.stats.scores import average_p, mean_interval
+from harness.study.identity import digest
 from harness.study.schema import Status
 from harness.study.store import Record, Store
 
@@ -17,6 +18,9 @@ ArmAsRun = tuple[str, bool, str]
 """An arm's id, whether its prompts go through a chat template, and when the question is asked."""
 SELF_CHECK = "self-check: "
 """How the reason of a row begins that its arm's self-check stopped."""
+LACKS = "lacks"
+"""An entry in the summary of a failed cell whose arm could not be built: the part of its identity that is not known for
+that."""
 SUSPICIOUS = 0.01
 """A method above dense with a p-value below this is gated: dropping attention can hardly help, a bug can."""
 
@@ -60,8 +64,25 @@ def is_baseline(record: Mapping[str, Any]) -> bool:
 
 def finished(cells: Iterable[Record]) -> dict[str, Record]:
     """Return the last state of every cell that was ever finished, by id. A cell that is being extended keeps its last
-    verdict."""
-    return {c["cell"]: c for c in cells if c["status"] != Status.RUNNING}
+    verdict. One of an arm that could not be built (`LACKS`) goes once there is a cell of that arm with what it lacked."""
+    states = {c["cell"]: c for c in cells if c["status"] != Status.RUNNING}
+    unbuilt = {name: state for name, state in states.items() if LACKS in state.get("summary", {})}
+    if not unbuilt:
+        return states
+    lacking = {state["summary"][LACKS] for state in unbuilt.values()}
+    built = {_without(state, lacks) for state in states.values() if state["cell"] not in unbuilt for lacks in lacking}
+    return {
+        name: state
+        for name, state in states.items()
+        if name not in unbuilt or _without(state, state["summary"][LACKS]) not in built
+    }
+
+
+def _without(state: Record, part: str) -> str:
+    """Return what a cell is the cell of, without a part of its identity or a knob of that name."""
+    identity = {name: value for name, value in state["identity"].items() if name != part}
+    knobs = {name: value for name, value in identity.get("knobs", {}).items() if name != part}
+    return digest({**identity, "knobs": knobs, "lacks": part})
 
 
 def arm_as_run(record: Record) -> ArmAsRun:

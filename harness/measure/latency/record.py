@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.arms.build import RunnableArm
-from harness.measure.cells import arm_label
+from harness.core.device_memory import release_frames
+from harness.core.time_limit import time_limit
+from harness.measure.cells import arm_label, note_failure
 from harness.measure.context import RunContext
 from harness.measure.latency import AttentionTiming, DecodeTiming, PrefillTiming, time_attention, time_decoding, time_prefill
 from harness.measure.latency.attention import spread_layers
@@ -24,15 +26,15 @@ def time_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str]) -
     limits = context.timing.identity
     origin = [commit(), *(versions().get(name) for name in ("torch", "triton", "transformers"))]
     key = digest({**identity, "device": device, "limits": limits, "origin": origin})
-    if recorded(context.store.latency, key) is not None:
+    if recorded(context.store.latency, key) is not None or key in context.failures.failed:
         return 0
     context.console.print(f"timing {arm_label(arm)} at {context.length} tokens", style="dim")
-    with Attempt() as attempt:
+    with Attempt() as attempt, time_limit(context.cell_seconds):
         prompt = context.first_prompt(task_names)
         attention, prefill, decoding = _times(context, arm, prompt)
     if attempt.error is not None:
-        context.complain(f"failed: timing {arm_label(arm)}: {attempt.reason}", attempt.error)
-        return 1
+        release_frames(attempt.error, context.loaded.device)
+        return note_failure(context, key, arm, "timing", attempt.error, label=f"timing {arm_label(arm)}")
     for name, reason in attention.dense_failed.items():
         context.console.print(f"dense kernel {name} is not timed: {reason}", style="dim", markup=False, highlight=False)
     for batch, reason in decoding.failed.items():
