@@ -1,12 +1,15 @@
-"""What Hydra finds the harness's launcher by: it takes launchers from the namespace `hydra_plugins` alone."""
+"""What Hydra finds the harness's launcher and sweeper by: it takes them from the namespace `hydra_plugins` alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from hydra.core.utils import JobReturn
+from hydra._internal.core_plugins import basic_launcher, basic_sweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, env_override
 from hydra.plugins.launcher import Launcher
+from omegaconf import open_dict
 
 
 class WorkerLauncher(Launcher):
@@ -23,4 +26,50 @@ class WorkerLauncher(Launcher):
         from harness.jobs.launcher import launch_jobs  # Hydra imports all of its plugins, whoever uses it
 
         launch_jobs(self.engine, self.place, job_overrides)
+        return []
+
+
+class JobSweeper(basic_sweeper.BasicSweeper):
+    """Hydra's own sweeper, with two differences that a sweep of thousands of jobs notices: a job is composed in
+    milliseconds, and jobs of this process leave no copies of their configs behind."""
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Take what Hydra hands every sweeper, and see to what composes and runs the jobs."""
+        from harness.jobs.composing import JobComposer
+
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        loader = hydra_context.config_loader
+        self._composer = JobComposer(lambda arguments: loader.load_sweep_config(config, arguments))
+        job = config.hydra
+        usual = not (job.job.chdir or job.output_subdir or job.callbacks)  # else Hydra's own has more to do
+        if usual and isinstance(self.launcher, basic_launcher.BasicLauncher):
+            self.launcher = _InProcess(self._composer, task_function)
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose all jobs before the first one runs. Raises as Hydra does for what can't be composed."""
+        for arguments in batch:
+            self._composer(arguments)
+
+
+class _InProcess(Launcher):
+    """Runs the jobs of a sweep one after the other, as Hydra's own launcher does."""
+
+    def __init__(self, composer: Any, task_function: Any) -> None:
+        self.composer, self.task_function = composer, task_function
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Take nothing: it is made with all that it needs."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run all jobs of the sweep."""
+        for number, arguments in enumerate(job_overrides, initial_job_idx):
+            config = self.composer(arguments)
+            with open_dict(config.hydra):
+                config.hydra.job.id = config.hydra.job.num = number
+            HydraConfig.instance().set_config(config)
+            variables = dict(config.hydra.job.env_set)
+            with open_dict(config):
+                del config["hydra"]
+            with env_override(variables):
+                self.task_function(config)
         return []

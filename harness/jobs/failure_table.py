@@ -46,7 +46,7 @@ def _some(names: Iterable[str]) -> str:
     """Return the first names, each with how often it is there, and how many others there are."""
     counts = Counter(names)
     first = [name if count == 1 else f"{name} ({count}×)" for name, count in list(counts.items())[:NAMES]]
-    return ", ".join(first) + (f" and {len(counts) - NAMES} more" if len(counts) > NAMES else "")
+    return "; ".join(first) + (f"; {len(counts) - NAMES} more" if len(counts) > NAMES else "")
 
 
 def _say(console: Console, text: str) -> None:

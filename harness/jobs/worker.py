@@ -15,11 +15,12 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from harness.core.conf_files import MAIN, conf_dir
 from harness.core.letters import take_all_letters
 from harness.jobs.command_state import CommandState
+from harness.jobs.composing import JobComposer
 from harness.jobs.guard import guarded
 from harness.jobs.one_job import DONE, FAILED_CELLS, as_composed
 from harness.jobs.run import run_job
@@ -40,21 +41,27 @@ def do_work(work: Work) -> Outcome:
     log = command.sweep.failures
     log.launch, log.sweeps = work.launch or log.launch, True
     reported: set[Path] = set()
+    composer = JobComposer(compose_job)
     for job in work.jobs:
         if log.lost:
             log.skipped += 1
             continue
-        codes.append(guarded(partial(_run, list(job), command, reported), shown, debug=work.debug))
+        codes.append(guarded(partial(_run, composer, list(job), command, reported), shown, debug=work.debug))
     studies = {
         str(folder): (study.margin, sorted(study.arms)) for folder, study in command.studies.items() if folder in reported
     }
     return Outcome(max(codes), sorted(shown), studies, log.as_dict())
 
 
-def _run(job: list[str], command: CommandState, reported: set[Path]) -> int:
-    """Run one job, whose report is left to whoever joins the workers; its study goes among those `reported` if it wants one."""
+def compose_job(arguments: list[str]) -> DictConfig:
+    """Return the config of a job, with Hydra's own settings."""
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        cfg = compose(MAIN, list(job), return_hydra_config=True)
+        return compose(MAIN, arguments, return_hydra_config=True)
+
+
+def _run(composer: JobComposer, job: list[str], command: CommandState, reported: set[Path]) -> int:
+    """Run one job, whose report is left to whoever joins the workers; its study goes among those `reported` if it wants one."""
+    cfg = composer(job)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]

@@ -121,8 +121,9 @@ def is_passed_over(context: RunContext, arm: RunnableArm, cell: Cell, failures: 
 
 
 def at_length(arm: RunnableArm) -> str:
-    """Return what an arm is called where those of several lengths stand together."""
-    return f"{arm_label(arm)} at {arm.identity.setting.length}"
+    """Return what an arm is called where those of several lengths and sparsities stand together."""
+    sparsity = None if arm.baseline else arm.identity.sparsity
+    return f"{arm_label(arm)} at {arm.identity.setting.length}{'' if sparsity is None else f', sparsity {sparsity:g}'}"
 
 
 def with_distinct_name(loaded: LoadedModel, store: Store) -> LoadedModel:

@@ -56,21 +56,21 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     """
     sweep, task_names = sweep or SweepCache(), [] if settings.by_shape else expand_tasks(settings.tasks)
     check_without_model(settings, [] if settings.job == "perplexity" else task_names)
-    settings, refusal = with_release(settings), None
+    settings = with_release(settings)
     if settings.job == "perplexity":
         check_options(settings.options)
     try:
         check_before_loading(settings, sweep, task_names)
+        loaded = with_distinct_name(sweep.model(settings, console), store)
+        check_request(settings, loaded)
+        built = [as_recorded(store, arm) for arm in build_arms(settings, loaded)]
     except WeightsError as error:
         if not sweep.failures.sweeps:  # whoever waits for one arm alone is told before a model is loaded
             raise
-        refusal = error
-    loaded = with_distinct_name(sweep.model(settings, console), store)
-    check_request(settings, loaded)
+        loaded = with_distinct_name(sweep.model(settings, console), store)
+        context = RunContext(settings, loaded, store, console, sweep)
+        return give_up(context, settings, refused_arm(settings, loaded), task_names, error, "weights_hash")
     context = RunContext(settings, loaded, store, console, sweep)
-    if refusal is not None:
-        return give_up(context, settings, refused_arm(settings, loaded), task_names, refusal, "weights_hash")
-    built = [as_recorded(store, arm) for arm in build_arms(settings, loaded)]
     check_choice(settings, loaded, built)
     with Bridge(loaded, None, dense_kernel=settings.dense_kernel):
         pass  # a model whose attention can't be changed stops here, not in every cell

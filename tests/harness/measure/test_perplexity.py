@@ -201,12 +201,12 @@ def test_windows_of_whole_documents(command: Command, asked: list[str], tmp_path
     assert names == {plain_name, f"{plain_name} from 400 tokens", f"{plain_name} in steps of 100"}
 
 
-def test_a_loss_that_is_no_number_is_gated(
+def test_a_loss_that_is_no_number_fails_its_cell(
     command: Command, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perplexity, "nll", lambda *_: torch.tensor(math.nan, dtype=torch.float64))
-    assert command(*asked, "samples=1") == 0
-    assert {r["status"] for r in board(tmp_path)} == {"gated"}
+    assert command(*asked, "samples=1") == 1
+    assert {r["status"] for r in board(tmp_path)} == {"failed"}
     assert "NaN" in board(tmp_path)[0]["reason"] and board(tmp_path)[0]["perplexity"] == ""
 
 

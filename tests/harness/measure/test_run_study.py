@@ -112,7 +112,7 @@ def test_an_archived_study_reports_and_resumes(command: Command, toy: list[str],
     assert not (study / "records" / "samples.jsonl").exists(), "nothing ran again"
 
 
-def test_logits_that_are_not_finite_gate_the_cell(
+def test_logits_that_are_not_finite_fail_the_cell(
     command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attend = bridge_module.attend
@@ -122,9 +122,9 @@ def test_logits_that_are_not_finite_gate_the_cell(
         return out * float("nan"), ran
 
     monkeypatch.setattr(bridge_module, "attend", broken)
-    assert command(*toy) == 0
+    assert command(*toy) == 1
     rows = {r["method"]: r for r in board(tmp_path / "results" / "toy") if r["task"] != "avg"}
-    assert (rows["dense"]["status"], rows["block_topk"]["status"]) == ("ok", "gated")
+    assert (rows["dense"]["status"], rows["block_topk"]["status"]) == ("ok", "failed")
     assert "2 of 2 samples: logits are NaN or infinite" in rows["block_topk"]["reason"]
 
 
