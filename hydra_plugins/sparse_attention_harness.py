@@ -46,9 +46,9 @@ class JobSweeper(basic_sweeper.BasicSweeper):
             self.launcher = _InProcess(self._composer, task_function)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Compose all jobs before the first one runs. Raises as Hydra does for what can't be composed."""
+        """See that all jobs can be composed before the first one runs. Raises as Hydra does for what can't be."""
         for arguments in batch:
-            self._composer(arguments)
+            self._composer.check(arguments)
 
 
 class _InProcess(Launcher):

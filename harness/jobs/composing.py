@@ -29,6 +29,7 @@ class JobComposer:
     def __init__(self, compose: Callable[[list[str]], DictConfig]) -> None:
         self._compose = compose
         self._bases: dict[tuple[str, ...], bytes] = {}
+        self._checked: set[tuple[tuple[str, ...], str]] = set()
 
     def __call__(self, arguments: Sequence[str]) -> DictConfig:
         """Return the config of the job with these arguments. Raises as Hydra does where it can't be composed."""
@@ -43,6 +44,14 @@ class JobComposer:
         with open_dict(config.hydra):
             config.hydra.overrides.task = [a for a in arguments if not a.lstrip("+~").startswith("hydra")]
         return config
+
+    def check(self, arguments: Sequence[str]) -> None:
+        """Compose a job if it has a value that no job with the same choices of groups had so far. Raises as composing does."""
+        choices = tuple(argument for argument in arguments if not is_value(argument))
+        pairs = {(choices, argument) for argument in arguments}
+        if not pairs <= self._checked:
+            self(arguments)
+            self._checked |= pairs
 
     def _base(self, choices: tuple[str, ...]) -> DictConfig:
         """Return a config of its own with some choices of groups, and whatever else is no plain value."""

@@ -15,7 +15,7 @@ from harness.core.printable import printable
 from harness.core.settings import Settings
 from harness.study.store import RecordError, Store
 
-REFRESH_SHARE = 20
+REFRESH_SHARE = 50
 """A leaderboard is written again between the jobs of a sweep after this many times the seconds that it took the last time."""
 
 
@@ -78,7 +78,7 @@ class OpenStudy:
         self.report_due = True
 
     def refresh_leaderboard(self) -> None:
-        """Write the leaderboard between the jobs of a sweep, as often as takes a twentieth of the time."""
+        """Write the leaderboard between the jobs of a sweep, as often as takes a fiftieth of the time."""
         from harness.report.leaderboard_csv import write_leaderboard
 
         began = time.monotonic()

@@ -21,7 +21,7 @@ from harness.core.settings import Settings
 from harness.core.time_limit import time_limit
 from harness.measure.accuracy import SELF_CHECK_FAILED, append_samples, cell_of, fail, finish, note_unpaired, open_cells, score
 from harness.measure.before_loading import check_before_loading, check_choice, check_request
-from harness.measure.cells import arm_label, note_failure, with_distinct_name
+from harness.measure.cells import arm_label, in_a_line, note_failure, with_distinct_name
 from harness.measure.context import RunContext
 from harness.measure.densities import measure_densities
 from harness.measure.former_identity import as_recorded
@@ -34,6 +34,7 @@ from harness.measure.request_checks import check_without_model
 from harness.measure.self_check import check_arm, is_checked
 from harness.measure.sweep import SweepCache
 from harness.models.bridge import Bridge
+from harness.study.failures import failures_of
 from harness.study.one_at_a_time import one_at_a_time
 from harness.study.resume import Attempt
 from harness.study.store import Store
@@ -121,14 +122,19 @@ def give_up(
 ) -> Done:
     """Record the cells of an arm that could not be built as failed; of a job without cells it is only said. lacks: the part of
     its identity that is not known for that."""
-    if settings.job == "evaluate":
-        cells = [cell_of(context, arm, name) for name in task_names]
-        failed = sum(fail(context, arm, cell, error, lacks=lacks) for cell in cells if cell.id not in context.failures.failed)
-    elif arm.identity.id in context.failures.failed:
-        failed = 0
-    else:
-        failed = note_failure(context, arm.identity.id, arm, settings.job, error, label=f"{settings.job} of {arm_label(arm)}")
-    return Done({arm.identity.id}, failed)
+    done, told = Done({arm.identity.id}), context.failures.failed
+    if settings.job != "evaluate" and arm.identity.id not in told:
+        label = f"{settings.job} of {arm_label(arm)}"
+        done.failed += note_failure(context, arm.identity.id, arm, settings.job, error, label=label)
+    failures = failures_of(context.store.cells.read())
+    for cell in [cell_of(context, arm, name) for name in task_names] if settings.job == "evaluate" else []:
+        if cell.id in told:
+            continue
+        if cell.id in failures and failures[cell.id][-1]["reason"] == in_a_line(context, error):  # nothing new to record
+            done.failed += note_failure(context, cell.id, arm, cell.samples.task, error, label=arm_label(arm))
+        else:
+            done.failed += fail(context, arm, cell, error, lacks=lacks)
+    return done
 
 
 def evaluate(context: RunContext, settings: Settings, arm: RunnableArm, task_names: Sequence[str]) -> int:
