@@ -145,9 +145,9 @@ def evaluate(context: RunContext, settings: Settings, arm: RunnableArm, task_nam
         return failed
     with Attempt() as checking, time_limit(context.cell_seconds):
         if settings.checks and not is_checked(context, arm):
-            check_arm(
-                context, arm, task_names, zero=None if arm.method is None else build_at_zero_sparsity(settings, context.loaded)
-            )
+            zero = None if arm.method is None else build_at_zero_sparsity(settings, context.loaded)
+            asked = [settings.method, settings.method_knobs, settings.block_size, settings.as_released]
+            check_arm(context, arm, task_names, zero=zero, asked=asked)
     if checking.error is not None:  # the next run of the same command tries again
         release_frames(checking.error, context.loaded.device)
         return failed + sum(fail(context, arm, open_cell.cell, checking.error, SELF_CHECK_FAILED) for open_cell in cells)

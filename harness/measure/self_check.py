@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,8 @@ SAME = {torch.float16: 0.1, torch.bfloat16: 0.1}
 """How far two kernels may be apart in the mean row's hidden state, relative to it; 1e-2 in float32, where TF32 may run."""
 STILL = {torch.float16: 5e-3, torch.bfloat16: 5e-3}
 """How far a row may move that must not: the same kernel on the same numbers. 1e-5 in float32."""
+AT_ZERO = ("zero", "question", "chunks")
+"""The checks of a method at sparsity 0, which are the same at every sparsity."""
 REASONS = {
     "own": "dense attention through the bridge is {0:.2g} from the model's own (at most {1:.2g}): mask, scale or kernel",
     "zero": "sparsity=0 is {0:.2g} from dense attention (at most {1:.2g}): selection or kernel loses or adds something",
@@ -74,18 +77,32 @@ def is_checked(context: RunContext, arm: RunnableArm) -> bool:
     return recorded(context.store.checks, check_id(context, arm)) is not None
 
 
-def check_arm(context: RunContext, arm: RunnableArm, task_names: Sequence[str], *, zero: Method | None) -> None:
+def check_arm(
+    context: RunContext, arm: RunnableArm, task_names: Sequence[str], *, zero: Method | None, asked: Any = None
+) -> None:
     """Check an arm on the start of the first prompt of its tasks, and record what was found.
 
-    zero: the arm's method at sparsity 0, None where there is none. What keeps the check from running is raised, and nothing
-    recorded: a full memory is no verdict.
+    zero: the arm's method at sparsity 0, None where there is none. asked: what it was made of, as JSON holds it: arms of the
+    same method at other sparsities have it in common, and in one command it is compared with dense attention once; None: for
+    each. What keeps the check from running is raised, and nothing recorded: a full memory is no verdict.
     """
-    loaded = context.loaded
+    loaded, known = context.loaded, context.sweep.at_zero
     prompt, unchecked = _prompt(context, arm, task_names)
     began = time.monotonic()  # making the samples is not the check's time
+    setting, how = arm.identity.setting.as_dict(), [vars(context.kernels), context.question, context.chunk]
+    key = identity.digest([asked, arm.identity.method, arm.identity.weights_hash, setting, how, prompt])
     distances, density = measure(
-        loaded, arm, prompt, zero=zero, kernels=context.kernels, question=context.question, chunk=context.chunk
+        loaded,
+        arm,
+        prompt,
+        zero=zero,
+        kernels=context.kernels,
+        question=context.question,
+        chunk=context.chunk,
+        at_zero=None if arm.method is None else known.get(key),
     )
+    if asked is not None and arm.method is not None:
+        known[key] = {name: pair for name, pair in distances.items() if name in AT_ZERO}
     wrong = [REASONS[name].format(*pair) for name, pair in distances.items() if not pair[0] <= pair[1]]
     chat = chat_problem(loaded.tokenizer, stop_ids(loaded.tokenizer, loaded.model), context.chat) or ""
     reason = "; ".join(filter(None, [chat, *wrong]))
@@ -157,34 +174,22 @@ def measure(
     kernels: Kernels,
     question: str,
     chunk: int | None = None,
+    at_zero: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[dict[str, tuple[float, float]], float | None]:
     """Return {check: (distance measured, distance allowed)} of an arm on a prompt, and the density of its method there.
 
     The checks are the keys of REASONS, those that apply; distances are relative (`row_distances`). zero: the method at
     sparsity 0, None where there is none. chunk: tokens of a prompt that go through the model at once; here they are a third
-    of it at most. Raises UserError where all layers have a window, and the method acts in none.
+    of it at most. at_zero: what the checks AT_ZERO have come to already. Raises UserError where all layers have a window, and
+    the method acts in none.
     """
     ids = torch.tensor([list(prompt)], device=loaded.device)
-    same, still = SAME.get(loaded.dtype, 1e-2), STILL.get(loaded.dtype, 1e-5)
+    still = STILL.get(loaded.dtype, 1e-5)
     distances: dict[str, tuple[float, float]] = {}
-    with _bridge(loaded, None, kernels):
-        dense = hidden(loaded, ids)
-    if arm.method is None:
-        distances["own"] = _worst_mean(row_distances(dense, hidden(loaded, ids)), edges(loaded)), same
-    elif zero is not None:
-        with _bridge(loaded, zero, kernels):
-            distances["zero"] = _worst_mean(row_distances(hidden(loaded, ids), dense), edges(loaded)), same
-    if question != QUESTION_SEEN and (arm.method is None or zero is not None):
-        with _bridge(loaded, zero, kernels) as bridge:
-            context_tokens = 3 * len(prompt) // 4
-            asked = hidden_of_question(bridge, ids, context_tokens, reread=question == QUESTION_REREAD)
-            distances["question"] = row_distances(asked, dense[:, context_tokens:]).mean().item(), same
-    if chunk is not None and (arm.method is None or zero is not None):
-        step = 1 if zero is None else zero.chunk_step
-        tokens = min(chunk, max(step, len(prompt) // 3 // step * step))
-        with _bridge(loaded, zero, kernels) as bridge:
-            in_chunks = hidden_in_chunks(bridge, ids, tokens)
-        distances["chunks"] = _worst_mean(row_distances(in_chunks, dense), edges(loaded)), same
+    if at_zero is None:
+        distances |= _beside_dense(loaded, arm, ids, zero, kernels, question, chunk)
+    else:
+        distances |= at_zero
     choices = LayerChoices()
     with _bridge(loaded, arm.method, kernels, choices) as bridge:
         before = hidden(loaded, ids)
@@ -206,6 +211,39 @@ def measure(
             after = hidden(loaded, other_tokens(ids, edge, loaded))
             distances["selection"] = row_distances(after[:, :edge], before[:, :edge]).max().item(), 10 * limit
     return distances, density
+
+
+def _beside_dense(
+    loaded: LoadedModel,
+    arm: RunnableArm,
+    ids: Tensor,
+    zero: Method | None,
+    kernels: Kernels,
+    question: str,
+    chunk: int | None,
+) -> dict[str, tuple[float, float]]:
+    """Return {check: (distance measured, distance allowed)} of what is compared with dense attention on a prompt, ids [1,N]:
+    its own through the bridge where the arm is the baseline, else that of the method at sparsity 0."""
+    same, distances = SAME.get(loaded.dtype, 1e-2), dict[str, tuple[float, float]]()
+    with _bridge(loaded, None, kernels):
+        dense = hidden(loaded, ids)
+    if arm.method is None:
+        distances["own"] = _worst_mean(row_distances(dense, hidden(loaded, ids)), edges(loaded)), same
+    elif zero is not None:
+        with _bridge(loaded, zero, kernels):
+            distances["zero"] = _worst_mean(row_distances(hidden(loaded, ids), dense), edges(loaded)), same
+    if question != QUESTION_SEEN and (arm.method is None or zero is not None):
+        with _bridge(loaded, zero, kernels) as bridge:
+            context_tokens = 3 * ids.shape[1] // 4
+            asked = hidden_of_question(bridge, ids, context_tokens, reread=question == QUESTION_REREAD)
+            distances["question"] = row_distances(asked, dense[:, context_tokens:]).mean().item(), same
+    if chunk is not None and (arm.method is None or zero is not None):
+        step = 1 if zero is None else zero.chunk_step
+        tokens = min(chunk, max(step, ids.shape[1] // 3 // step * step))
+        with _bridge(loaded, zero, kernels) as bridge:
+            in_chunks = hidden_in_chunks(bridge, ids, tokens)
+        distances["chunks"] = _worst_mean(row_distances(in_chunks, dense), edges(loaded)), same
+    return distances
 
 
 def _bridge(loaded: LoadedModel, method: Method | None, kernels: Kernels, choices: LayerChoices | None = None) -> Bridge:

@@ -226,6 +226,17 @@ def test_recorded_once_per_arm(command: Callable[..., int], toy: list[str], fini
     assert records[1]["density"] < 1 and records[1]["tokens"] > 700 and records[1]["seconds"] > 0
 
 
+def test_a_method_at_sparsity_0_is_compared_with_dense_attention_once(
+    command: Callable[..., int], toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, hidden = list[int](), self_check.hidden
+    monkeypatch.setattr(self_check, "hidden", lambda loaded, ids: runs.append(1) or hidden(loaded, ids))
+    assert command("-m", *toy, "sparsity=0.5,0.75", "samples=1", "report=false") == 0
+    assert len(runs) == 5 + 6 + 4, "dense attention, and an arm of two at all sparsities"
+    _, first, second = checks(tmp_path)
+    assert first["found"]["zero"] == second["found"]["zero"] and sorted(second["found"]) == ["causal", "selection", "zero"]
+
+
 def test_turned_off(command: Callable[..., int], toy: list[str], tmp_path: Path) -> None:
     assert command(*toy, "samples=1", "checks=false", "report=false") == 0
     assert not (tmp_path / "results/toy/records/checks.jsonl").exists()
