@@ -29,8 +29,7 @@ def show_failures(console: Console, log: FailureLog) -> None:
 
 def _table(failures: Sequence[Failure]) -> PlainTable:
     """Return a line for each kind of failure, and whether this command has tried it."""
-    one = len(failures) == 1
-    table = PlainTable(f"{len(failures)} failed: {'its reason is' if one else 'their reasons are'} above, and in the records")
+    table = PlainTable(f"{len(failures)} failed; a line of each, above or in its worker's log, says why")
     for heading in ("kind", "how many", "which", "what to do"):
         table.add_column(heading, justify="right" if heading == "how many" else "left", no_wrap=heading == "kind")
     for name, kind in KINDS.items():

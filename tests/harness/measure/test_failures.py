@@ -83,7 +83,7 @@ def test_what_is_not_finite_fails_for_good_until_it_is_asked_for(
         assert command(*toy, *BARE) == 1
         assert failed(tmp_path) == [("block_topk", "not_finite")] and sampled(tmp_path) == [0]
         told = capsys.readouterr().out
-        assert "1 of 1 samples: logits are NaN or infinite" in told and "1 failed: its reason is above" in told
+        assert "1 of 1 samples: logits are NaN or infinite" in told and "1 failed; a line of each" in told
         calls = len(asked)
         assert command(*toy, *BARE) == 1 and len(asked) == calls, "it would be NaN again"
         table = capsys.readouterr().out
@@ -201,7 +201,7 @@ def test_workers_of_a_command_know_what_failed_in_another(
     monkeypatch.setattr(generating, "generate", never)
     assert command("-m", *toy, *BARE, "sparsity=0.5,0.75", "devices=cpu:2") == 1
     assert failed(tmp_path) == [("dense", "memory"), ("block_topk", "memory"), ("block_topk", "memory")]
-    assert "3 failed: their reasons are above" in capsys.readouterr().out
+    assert "3 failed; a line of each" in capsys.readouterr().out
     (launch,) = {run["launch"] for run in Store(tmp_path / "results/toy").runs.read()}
     assert launch
 
