@@ -195,8 +195,9 @@ def _bridge(context: RunContext, arm: RunnableArm) -> Bridge:
 
 
 def _generate(context: RunContext, bridge: Bridge, todo: Todo, prefill_tokens: int) -> Batch:
-    """Return the answers to samples that are decoded together, in their order, those that were done where their time was up. The
-    first density of a sequence is its prompt's: one that is prefilled anew while it grows has others after all of these."""
+    """Return the answers to samples that are decoded together, in their order, those that were done where their time was up.
+    The first density of a sequence is its prompt's: one that is prefilled anew while it grows has others after all of
+    these."""
     loaded = context.loaded
     samples = [sample for _, sample in todo.pairs]
     reread = context.question == QUESTION_REREAD

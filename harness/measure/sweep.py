@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, and a job th
 class SweepCache:
     """The holder that whoever runs the jobs of a sweep (`-m`) hands to each of them; a single job makes its own.
 
+    tokens: the token ids of prompts; contexts: how many of them come before the question; problems: what is wrong with a
+    sample, None where it is sound. All by the model's revision hash and the sample. Only the model that was asked for last is
     held. in_memory: a model that is there already, which all jobs run on, whatever their settings name. failures: what failed
     in the command; at_zero: distances of self-checks that are the same for all sparsities of a method
     (`harness.measure.self_check`).

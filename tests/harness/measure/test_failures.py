@@ -123,7 +123,7 @@ def test_a_cell_ends_in_time_and_keeps_what_is_done(
     (state,) = [c for c in Store(tmp_path / "results/toy").cells.read() if c["status"] == "failed"]
     assert state["kind"] == "time_out" and state["reason"] == "cell_minutes=90: it was not done in that time"
     assert state["summary"] == {"cell_minutes": 90.0, "finished": 1} and state["traceback"] == ""
-    assert sampled(tmp_path) == [0] and "time-out" in capsys.readouterr().out
+    assert len(sampled(tmp_path)) == 1 and "time-out" in capsys.readouterr().out
     assert command(*toy, *BARE, "samples=2", "method=dense", "cell_minutes=90") == 0 and sampled(tmp_path) == [0, 1]
 
 
