@@ -21,6 +21,7 @@ from typing import Any
 
 from harness.core.errors import UserError
 from harness.core.mistakes import first_line
+from harness.core.printable import cut
 from harness.jobs.work import Outcome, Work, lost, read_outcome
 from harness.jobs.worker import do_work
 
@@ -36,6 +37,8 @@ class Workplace:
     cpus: int = 1
 
 
+LONGEST_REASON = 200
+"""Characters of what an engine says of a lost worker."""
 Engine = Callable[[Sequence[Work], Workplace], list[Outcome]]
 
 
@@ -175,7 +178,12 @@ def _result(get: Callable[[], Outcome]) -> Outcome:
     try:
         return get()
     except Exception as error:
-        return lost(first_line(error))
+        return lost(_first_sentence(first_line(error)))
+
+
+def _first_sentence(line: str) -> str:
+    """Return the first sentence of a line, without what makes it long: Ray goes on with how to find out more."""
+    return cut(line.partition(". ")[0].rstrip(" ."), LONGEST_REASON)
 
 
 def _last_line(error: Exception) -> str:
