@@ -231,7 +231,7 @@ def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_slurm_is_asked_for(slurm: Path, toy: list[str], folder: Path) -> None:
-    parameters = {"slurm_partition": "gpu", "slurm_account": "me", "mem_gb": "32", "slurm_setup": "['export SEEN=in a job']"}
+    parameters = {"slurm_partition": "gpu", "slurm_account": "me", "mem_gb": "32", "slurm_setup": "['export SEEN=slurm']"}
     launcher = [f"+hydra.launcher.parameters.{name}={value}" for name, value in parameters.items()]
     slurm_launcher = (
         "hydra/launcher=submitit_slurm",
@@ -241,7 +241,7 @@ def test_what_slurm_is_asked_for(slurm: Path, toy: list[str], folder: Path) -> N
     run(folder, *toy, *SWEEP, *slurm_launcher, *launcher, "hydra.launcher.gpus=0")
     run(folder, *toy, *SWEEP, "study=one")
     assert rows(folder / "results/toy") == rows(folder / "results/one")
-    assert {path.read_text() for path in (folder / "extra").glob("seen-*")} == {"in a job"}
+    assert {path.read_text() for path in (folder / "extra").glob("seen-*")} == {"slurm"}
     (typed,) = {run["command"] for run in Store(folder / "results/toy").runs.read()}
     assert "hydra/launcher=submitit_slurm" in typed
     texts = [path.read_text() for path in slurm.glob("*.sh")]
