@@ -19,9 +19,9 @@ from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
 from harness.jobs.engines import ENGINES, Workplace
 from harness.jobs.handout import Handout
-from harness.jobs.launcher_settings import LauncherSettings, launcher_settings
+from harness.jobs.launcher_settings import DEVICES, VISIBLE, LauncherSettings, launcher_settings
 from harness.jobs.work import Outcome, Work
-from harness.jobs.worker_devices import DEVICES, NONE, VISIBLE, visible_devices
+from harness.jobs.worker_devices import NONE, visible_devices
 
 MOST_LAUNCHES = 1000
 """Of one process in one second."""

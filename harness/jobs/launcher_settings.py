@@ -14,11 +14,13 @@ from omegaconf import OmegaConf
 from harness.core.conf_files import defaults
 from harness.core.errors import UserError, did_you_mean
 from harness.jobs.engines import ENGINES
-from harness.jobs.worker_devices import DEVICES, VISIBLE
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder that `harness` is imported from."""
 PYTHONPATH = "PYTHONPATH"
+DEVICES = "devices"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""What says which GPUs a process sees."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

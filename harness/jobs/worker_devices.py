@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
 
 from harness.core.errors import UserError
+from harness.jobs.launcher_settings import VISIBLE, LauncherSettings
 
-if TYPE_CHECKING:
-    from harness.jobs.launcher_settings import LauncherSettings
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-DEVICES = "devices"
 CPU = "cpu"
 FEW_CPUS = re.compile(r"cpu:([1-9]\d{0,3})")
 INDICES = re.compile(r"\d{1,4}(,\d{1,4})*")
