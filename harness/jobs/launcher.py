@@ -21,7 +21,7 @@ from harness.jobs.engines import ENGINES, Workplace
 from harness.jobs.handout import Handout
 from harness.jobs.launcher_settings import DEVICES, VISIBLE, LauncherSettings, launcher_settings
 from harness.jobs.work import Outcome, Work
-from harness.jobs.worker_devices import NONE, visible_devices
+from harness.jobs.worker_devices import NONE, worker_variables
 
 MOST_LAUNCHES = 1000
 """Of one process in one second."""
@@ -74,7 +74,7 @@ def launch_jobs(engine: str, place: Mapping[str, Any], jobs: Sequence[Sequence[s
 def run_on_workers(settings: LauncherSettings, jobs: Sequence[Sequence[str]], launch: Launch) -> list[Outcome]:
     """Run jobs on workers and return what they have done; what is to be said of a worker that was lost is said. Raises
     UserError where the workers can't be started."""
-    devices = visible_devices(settings, len(jobs))
+    environments = worker_variables(settings, len(jobs))
     shown = _new_folder(settings.folder)
     works = [
         Work(
@@ -84,11 +84,11 @@ def run_on_workers(settings: LauncherSettings, jobs: Sequence[Sequence[str]], la
             given=launch.given,
             folder=os.getcwd(),
             files=str(shown.resolve()),
-            environment=settings.environment if device is None else {VISIBLE: device} | settings.environment,
-            gpus=settings.gpus or int(settings.devices is not None and device != NONE),
+            environment=environment,
+            gpus=settings.gpus or int(settings.devices is not None and environment[VISIBLE] != NONE),
             debug=launch.debug,
         )
-        for number, device in enumerate(devices)
+        for number, environment in enumerate(environments)
     ]
     print(f"{len(jobs)} jobs on {len(works)} workers ({settings.engine}); what they print is in {shown}", file=sys.stderr)
     workplace = Workplace(shown.resolve(), settings.gpus, settings.parameters, settings.cpus)

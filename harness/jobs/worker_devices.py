@@ -13,6 +13,8 @@ FEW_CPUS = re.compile(r"cpu:([1-9]\d{0,3})")
 INDICES = re.compile(r"\d{1,4}(,\d{1,4})*")
 SLICE = "MIG-"
 """What the names of a GPU's slices begin with (MIG). A process sees only the first of them, however many it is given."""
+THREADS = "OMP_NUM_THREADS"
+ON_THIS_MACHINE = ("processes", "submitit_local")
 NONE = ""
 """The value of CUDA_VISIBLE_DEVICES that shows no GPU."""
 
@@ -36,6 +38,17 @@ def visible_devices(settings: LauncherSettings, jobs: int) -> list[str | None]:
     if settings.engine == "submitit_slurm" or gpus or VISIBLE in settings.environment:
         return [None] * workers
     return [NONE] * workers
+
+
+def worker_variables(settings: LauncherSettings, jobs: int) -> list[dict[str, str]]:
+    """Return the variables of each worker's environment, of which there are at most as many as jobs: those of the settings, its
+    GPUs, and where all compute on the CPU of this machine, their share of its threads, if nothing else says how many. Raises
+    UserError where there are too few GPUs."""
+    devices = visible_devices(settings, jobs)
+    shared = dict(settings.environment)
+    if settings.engine in ON_THIS_MACHINE and set(devices) == {NONE} and THREADS not in os.environ:
+        shared = {THREADS: str(max(1, len(os.sched_getaffinity(0)) // len(devices)))} | shared
+    return [shared if device is None else {VISIBLE: device} | shared for device in devices]
 
 
 def devices_of(choice: str) -> list[str]:

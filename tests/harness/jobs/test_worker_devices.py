@@ -9,7 +9,7 @@ import torch
 
 from harness.core.errors import UserError
 from harness.jobs.launcher_settings import launcher_settings
-from harness.jobs.worker_devices import devices_of, visible_devices
+from harness.jobs.worker_devices import devices_of, visible_devices, worker_variables
 
 
 def gpus_here(monkeypatch: pytest.MonkeyPatch, count: int, visible: str | None = None) -> None:
@@ -78,3 +78,18 @@ def test_more_workers_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         visible_devices(launcher_settings("submitit_local", {"gpus": 2}), jobs=5)
     with pytest.raises(UserError, match=r"hydra.launcher.gpus=8: a worker would have more than the 3 GPUs here"):
         visible_devices(launcher_settings("submitit_local", {"gpus": 8}), jobs=5)
+
+
+def test_workers_on_the_cpu_share_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def threads(engine: str, **settings: Any) -> list[str | None]:
+        return [variables.get("OMP_NUM_THREADS") for variables in worker_variables(launcher_settings(engine, settings), jobs=3)]
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert threads("processes", devices="cpu:3") == ["2"] * 3 and threads("submitit_local", workers=1) == ["8"]
+    assert threads("processes", devices="cpu:3", env={"OMP_NUM_THREADS": 5}) == ["5"] * 3
+    assert threads("ray") == threads("submitit_slurm", workers=2) == [None] * 2
+    gpus_here(monkeypatch, 2)
+    assert threads("processes") == [None] * 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert threads("processes", devices="cpu:3") == [None] * 3
