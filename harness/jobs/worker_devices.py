@@ -23,7 +23,7 @@ def visible_devices(settings: LauncherSettings, jobs: int) -> list[str | None]:
     """Return what CUDA_VISIBLE_DEVICES is to be for each worker, of which there are at most as many as jobs: no GPU is given
     twice. None leaves it to the engine, which knows the GPUs of its machines. Raises UserError where there are too few."""
     if settings.devices is not None:
-        return [NONE if name == CPU else name for name in devices_of(settings.devices)][:jobs]
+        return [NONE if name == CPU else name for name in devices_of(settings.devices)[:jobs]]
     workers, gpus = min(settings.workers, jobs), settings.gpus
     if settings.engine == "submitit_local" and gpus:
         here = _visible_here(f"hydra.launcher.gpus={gpus}")

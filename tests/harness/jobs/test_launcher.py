@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,19 @@ def test_two_workers_measure_the_rows_of_one(
         return [do_work(part) for part in parts]
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def locked(folder: Path, name: str, waits: Callable[[], None]) -> AbstractContextManager[None]:
+        locks.add(name)
+        return one_at_a_time(folder, name, waits)
+
+    locks: set[str] = set()
+    monkeypatch.setattr("harness.measure.run.one_at_a_time", locked)
     monkeypatch.setitem(engines.ENGINES, "processes", here)
     assert command(*toy, *ARMS, "study=one") == 0
     assert command(*toy, *ARMS, "study=two", "devices=cpu:2") == 0
     assert len(works) == 2 and rows(tmp_path / "results/two") == rows(tmp_path / "results/one")
     assert [len(runs) for runs in dense_runs(tmp_path / "results/two")] == [1]
+    assert [name[-len("-niah_single_1") :] for name in locks] == ["-niah_single_1"]  # who measures other tasks goes on
     assert (tmp_path / "results/two/leaderboard.csv").exists()
     (typed,) = {run["command"] for run in Store(tmp_path / "results/two").runs.read()}
     assert "devices=cpu:2" in typed and "launcher" not in typed
@@ -157,7 +166,12 @@ def test_each_batch_of_a_sweep_has_a_folder_and_each_worker_a_gpu(
     assert len(set(folders)) == 2 and all(Path(folder).parent == tmp_path / ".cache/workers" for folder in folders)
 
 
-def test_a_worker_prints_into_its_log_and_says_what_it_lacks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_prints_into_its_log_and_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # and out of it again
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
     def work(**changes: Any) -> Work:
         return replace(Work(3, [["seed=0"]], [], [], str(tmp_path), str(tmp_path), {}, 0), **changes)
 
