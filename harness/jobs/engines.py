@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.errors import UserError
+from harness.core.errors import first_line as text_line
 from harness.core.mistakes import first_line
 from harness.core.printable import cut
 from harness.jobs.work import Outcome, Work, lost, read_outcome
@@ -37,6 +39,8 @@ class Workplace:
     cpus: int = 1
 
 
+PATIENCE = 10.0
+"""Seconds to wait for a machine to answer."""
 LONGEST_REASON = 200
 """Characters of what an engine says of a lost worker."""
 Engine = Callable[[Sequence[Work], Workplace], list[Outcome]]
@@ -104,7 +108,7 @@ def _run_submitit(works: Sequence[Work], place: Workplace, cluster: str) -> list
     try:
         executor.update_parameters(**asked | dict(place.parameters))
     except (NameError, TypeError, ValueError) as error:
-        raise UserError(f"hydra.launcher.parameters: submitit does not take them ({error})") from None
+        raise UserError(f"hydra.launcher.parameters: submitit does not take them ({text_line(error)})") from None
     jobs: list[Any] = []
     try:
         for work in works:
@@ -144,10 +148,22 @@ def run_ray(works: Sequence[Work], place: Workplace) -> list[Outcome]:
 
 
 def _start(ray: Any, options: Mapping[str, Any]) -> None:
+    check_address(str(options.get("address", "")))
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"hydra.launcher.parameters: Ray can't be started with them ({error})") from None
+    except (OSError, RuntimeError, TypeError, ValueError, ray.exceptions.RayError) as error:
+        raise UserError(f"hydra.launcher.parameters: Ray can't be started with them ({text_line(error)})") from None
+
+
+def check_address(address: str) -> None:
+    """Raise UserError where nobody listens at HOST:PORT: Ray would try for minutes. Other ways to name a cluster pass."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"hydra.launcher.parameters.address={address}: no Ray answers there ({error})") from None
 
 
 def _check_room(ray: Any, place: Workplace) -> None:

@@ -4,6 +4,7 @@ process. The engines themselves are in test_engines.py."""
 from __future__ import annotations
 
 import fcntl
+import socket
 import sys
 import threading
 import time
@@ -143,6 +144,17 @@ def test_what_a_library_takes_is_plain() -> None:
     given = OmegaConf.create({"slurm_setup": ["module load cuda"], "slurm_additional_parameters": {"gres": "gpu:1"}})
     parameters = launcher_settings("submitit_slurm", {"parameters": given}).parameters
     assert type(parameters["slurm_setup"]) is list and type(parameters["slurm_additional_parameters"]) is dict
+
+
+def test_a_ray_that_does_not_answer_is_said_at_once() -> None:
+    with socket.socket() as here:
+        here.bind(("127.0.0.1", 0))  # which takes a port, and listens to none
+        for address in (f"127.0.0.1:{here.getsockname()[1]}", "127.0.0.1:99999"):
+            with pytest.raises(UserError, match=rf"address={address}: no Ray answers there"):
+                engines.check_address(address)
+        here.listen()
+        for address in (f"127.0.0.1:{here.getsockname()[1]}", "auto", "local", "ray://nowhere:1", ""):
+            engines.check_address(address)
 
 
 def test_each_batch_of_a_sweep_has_a_folder_and_each_worker_a_gpu(
