@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
 import threading
 import traceback
@@ -31,6 +32,8 @@ from harness.jobs.one_job import DONE, FAILED_CELLS, as_composed
 from harness.jobs.run import run_job
 from harness.jobs.work import Outcome, Work, lost
 
+NOTICE = "SUBMITIT_EXECUTOR"
+"""The variable that submitit sets for its jobs."""
 GONE = 1
 """The exit code of a worker whose command is gone."""
 
@@ -41,7 +44,10 @@ def do_work(work: Work) -> Outcome:
     try:
         with _printing_to(Path(work.files) / work.log):
             try:
-                return _do_jobs(work)
+                with _ending_at_notice():
+                    return _do_jobs(work)
+            except _Notice:
+                return lost("its time was over, or it was preempted")
             except Exception as error:
                 traceback.print_exc()
                 return lost(in_words(error))
@@ -73,6 +79,27 @@ def _do_jobs(work: Work) -> Outcome:
         str(folder): (study.margin, sorted(study.arms)) for folder, study in command.studies.items() if folder in reported
     }
     return Outcome(max(codes), sorted(shown), studies)
+
+
+class _Notice(BaseException):
+    """What a worker is told to end by: no Exception, which would count as the failure of a cell, and the worker go on."""
+
+
+@contextmanager
+def _ending_at_notice() -> Iterator[None]:
+    """Raise _Notice inside at the signal that submitit sends a job some seconds before its time is over."""
+    if NOTICE not in os.environ:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise _Notice
+
+    before = signal.signal(signal.SIGUSR2, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def _lacks_gpus(work: Work) -> str:

@@ -4,6 +4,8 @@ process. The engines themselves are in test_engines.py."""
 from __future__ import annotations
 
 import fcntl
+import os
+import signal
 import socket
 import sys
 import threading
@@ -20,7 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from harness.core.errors import UserError
-from harness.jobs import engines, launcher
+from harness.jobs import engines, launcher, worker
 from harness.jobs.engines import Workplace
 from harness.jobs.handout import Handout
 from harness.jobs.launcher import as_launched
@@ -194,6 +196,20 @@ def test_a_worker_prints_into_its_log_and_says_what_it_lacks(
     assert log.startswith("worker 3 on ") and "CUDA_VISIBLE_DEVICES: none" in log and f"working folder: {tmp_path}" in log
     assert "Traceback" in log and capfd.readouterr() == ("", "")
     assert Handout(tmp_path, [["seed=0"]]).left() == [0]
+
+
+def test_a_worker_whose_time_is_over_ends_and_fails_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overdue(*_: object) -> int:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(worker, "_run", overdue)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    before = signal.getsignal(signal.SIGUSR2)
+    outcome = do_work(Work(0, [["seed=0"], ["seed=1"]], [], [], str(tmp_path), str(tmp_path), {}))
+    assert outcome == Outcome(1, lost="its time was over, or it was preempted")
+    assert Handout(tmp_path, [["seed=0"], ["seed=1"]]).in_hand(0) == [0] and signal.getsignal(signal.SIGUSR2) is before
 
 
 def test_one_of_several_processes_measures_dense_and_the_others_say_that_they_wait(tmp_path: Path) -> None:
