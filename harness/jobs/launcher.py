@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,14 @@ from hydra.core.plugins import Plugins
 
 from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
-from harness.jobs.engines import ENGINES, Workplace, by_device
+from harness.jobs.engines import ENGINES, Workplace
+from harness.jobs.handout import Handout
+from harness.jobs.launcher_settings import DEVICES, VISIBLE, LauncherSettings, launcher_settings
 from harness.jobs.work import Outcome, Work
+from harness.jobs.worker_devices import NONE, worker_variables
 
-FEW_CPUS = re.compile(r"cpu:([1-9]\d{0,3})")
-INDICES = re.compile(r"\d+(,\d+)*")
-OF_MODEL = ("model", "device", "dtype")
-"""What a model is loaded by: jobs that agree in these, and in what is below them, share one."""
-DEVICES = "devices"
+MOST_LAUNCHES = 1000
+"""Of one process in one second."""
 
 
 @dataclass
@@ -69,81 +67,72 @@ def launch_jobs(engine: str, place: Mapping[str, Any], jobs: Sequence[Sequence[s
     line of its own."""
     launch = _LAUNCH.get()
     try:
-        launch.outcomes += run_on_workers(engine, place, jobs, launch)
+        launch.outcomes += run_on_workers(launcher_settings(engine, place), jobs, launch)
     except Exception as error:
         launch.error = error
 
 
-def run_on_workers(engine: str, place: Mapping[str, Any], jobs: Sequence[Sequence[str]], launch: Launch) -> list[Outcome]:
-    """Run jobs on workers and return what they have done; what is to be said of a worker that died is said. Raises UserError
-    for settings of the launcher that can't be."""
-    if engine not in ENGINES:
-        raise UserError(f"hydra.launcher.engine={engine}: must be one of {', '.join(ENGINES)}")
-    devices = devices_of(str(place["devices"])) if DEVICES in place else []
-    count = len(devices) if devices else _whole("workers", place["workers"], 1)
-    environment = {str(name): str(value) for name, value in (place.get("env") or {}).items()}
-    runs = shares(jobs, count)
-    parts = [Work(run, launch.arguments, launch.given, os.getcwd(), environment, launch.debug, launch.id) for run in runs]
-    shown = Path(place["folder"]) / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
-    folder = shown.resolve()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"hydra.launcher.folder={place['folder']}: no folder can be made there ({error.strerror})") from None
-    workplace = Workplace(folder, _whole("gpus", place.get("gpus", 0), 0), dict(place.get("parameters") or {}))
-    printed = "Ray's logs" if engine == "ray" else shown
-    print(f"{len(jobs)} jobs on {len(parts)} workers ({engine}); what they print is in {printed}", file=sys.stderr)
-    ended = ENGINES[engine](by_device(parts, devices) if devices else parts, workplace)
-    for number, (outcome, run) in enumerate(zip(ended, runs, strict=True)):
-        if outcome is None:
-            print(
-                f"error: worker {number}, of {len(run)} jobs, ended before they were done: what it printed is in "
-                f"{printed}; what is finished is recorded, the same command carries on",
-                file=sys.stderr,
+def run_on_workers(settings: LauncherSettings, jobs: Sequence[Sequence[str]], launch: Launch) -> list[Outcome]:
+    """Run jobs on workers and return what they have done; what is to be said of a worker that was lost is said. Raises
+    UserError where the workers can't be started."""
+    environments = worker_variables(settings, len(jobs))
+    shown = _new_folder(settings.folder)
+    works = [
+        Work(
+            number=number,
+            jobs=[list(job) for job in jobs],
+            arguments=launch.arguments,
+            given=launch.given,
+            folder=os.getcwd(),
+            files=str(shown.resolve()),
+            environment=environment,
+            gpus=settings.gpus or int(settings.devices is not None and environment[VISIBLE] != NONE),
+            debug=launch.debug,
+            launch=launch.id,
+        )
+        for number, environment in enumerate(environments)
+    ]
+    print(f"{len(jobs)} jobs on {len(works)} workers ({settings.engine}); what they print is in {shown}", file=sys.stderr)
+    workplace = Workplace(shown.resolve(), settings.gpus, settings.parameters, settings.cpus)
+    outcomes = ENGINES[settings.engine](works, workplace)
+    for line in _losses(works, outcomes, shown):
+        print(f"error: {line}", file=sys.stderr)
+    return outcomes
+
+
+def _losses(works: Sequence[Work], outcomes: Sequence[Outcome], folder: Path) -> Iterator[str]:
+    """Yield what is to be said of workers that were lost, and of jobs that no worker was left for."""
+    jobs = works[0].jobs if works else []
+    handout = Handout(folder, jobs)
+    for work, outcome in zip(works, outcomes, strict=True):
+        if outcome.lost:
+            at = "; ".join(swept(jobs, number) for number in handout.in_hand(work.number))
+            log = folder / work.log
+            yield (
+                f"worker {work.number} was lost{' at ' * bool(at)}{at} ({outcome.lost}): what it printed is in "
+                f"{log if log.exists() else folder}; what is finished is recorded, the same command carries on"
             )
-    return [outcome if outcome is not None else Outcome(code=1) for outcome in ended]
+    if left := len(handout.left()):
+        yield f"{left} of {len(jobs)} jobs were not begun, as no worker was left: the same command carries on"
 
 
-def shares(jobs: Sequence[Sequence[str]], workers: int) -> list[list[list[str]]]:
-    """Return the jobs in at most `workers` runs of nearly the same length, those of a model next to each other: all workers
-    together load at most as many models as there are, and one more for each worker after the first."""
-    models: dict[tuple[str, ...], list[list[str]]] = {}
-    for job in jobs:
-        models.setdefault(tuple(sorted(filter(_of_model, job))), []).append(list(job))
-    ordered = [job for group in models.values() for job in group]
-    count = min(workers, len(ordered))
-    cuts = [len(ordered) * number // count for number in range(count + 1)] if count else []
-    return [ordered[start:end] for start, end in pairwise(cuts)]
+def swept(jobs: Sequence[Sequence[str]], number: int) -> str:
+    """Return those arguments of a job of a sweep that not all of its jobs have."""
+    return " ".join(a for a in jobs[number] if not all(a in job for job in jobs)) or " ".join(jobs[number])
 
 
-def _of_model(argument: str) -> bool:
-    name = argument.partition("=")[0].lstrip("+")
-    return name in OF_MODEL or name.startswith("model.")
-
-
-def devices_of(choice: str) -> list[str]:
-    """Return the devices that `devices=` names, one a worker: "cpu", or what CUDA_VISIBLE_DEVICES takes. Raises UserError."""
-    if match := FEW_CPUS.fullmatch(choice):
-        return ["cpu"] * int(match[1])
-    if choice != "all" and not INDICES.fullmatch(choice):
-        raise UserError(f"devices={choice}: must be all, cpu:N for N workers on the CPU, or indices of GPUs such as 0,2")
-    import torch  # which takes seconds
-
-    count = torch.cuda.device_count()
-    if not count:
-        raise UserError(f"devices={choice}: torch finds no CUDA device here; devices=cpu:2 runs two workers on the CPU")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
-    asked = list(range(count)) if choice == "all" else [int(index) for index in choice.split(",")]
-    if max(asked) >= count or len(set(asked)) < len(asked):
-        raise UserError(f"devices={choice}: each of the {count} GPUs here once at most, 0 to {count - 1}")
-    return [names[index] for index in asked]
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"hydra.launcher.{name}={value}: must be a whole number, at least {least}")
-    return value
+def _new_folder(parent: str) -> Path:
+    """Make a folder for the workers of one launch, of which a sweep may have several. Raises UserError where there can't be
+    one."""
+    stem = Path(parent) / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+    try:
+        for folder in (stem, *(stem.with_name(f"{stem.name}-{number}") for number in range(2, MOST_LAUNCHES))):
+            with suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                return folder
+    except OSError as error:
+        raise UserError(f"hydra.launcher.folder={parent}: no folder can be made there ({error.strerror})") from None
+    raise UserError(f"hydra.launcher.folder={parent}: no folder can be made there (it is a file)")
 
 
 def as_launched(arguments: Sequence[str], *, sweeps: bool) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -89,15 +89,21 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
     for warning in dict.fromkeys(line for arm in arms for line in arm_warnings(arm, settings.model, loaded)):
         context.complain(warning)
 
+    waited: list[str] = []
+
     def waits() -> None:
-        context.say("waiting for another process, which measures dense attention for this study")
+        if not waited:
+            context.say("waiting for another process, which measures dense attention for this study")
+        waited.append("once")
 
     done = Done({arm.identity.id for arm in arms}, given_up)
     for arm in arms:
         if sweep.failures.lost:
             break
-        # other processes on this study compare with the same dense rows
-        with one_at_a_time(store.folder, f"dense-{arm.identity.id}", waits) if arm.baseline else nullcontext():
+        with ExitStack() as dense:
+            if arm.baseline:  # other processes on this study compare with the same dense rows, those of other tasks with others
+                for name in sorted(set(task_names)) or ["all"]:
+                    dense.enter_context(one_at_a_time(store.folder, f"dense-{arm.identity.id}-{name}", waits))
             if texts is not None:
                 done.failed += measure_perplexity(context, arm, texts)
             elif settings.job == "kept_mass":
@@ -106,11 +112,12 @@ def measure(settings: Settings, store: Store, console: Console, sweep: SweepCach
                 done.failed += measure_densities(context, arm, source)
             elif settings.job == "evaluate":
                 done.failed += evaluate(context, settings, arm, task_names)
-            # dense prefill is timed with the baseline
-            timed = arm.method is not None or arm.baseline or context.timing.decode_batches
-            if (timed and not sweep.failures.lost) and (
-                settings.job == "latency" or (settings.job == "evaluate" and settings.latency)
-            ):
+        # dense prefill is timed with the baseline, on one prompt, whatever the tasks
+        timed = arm.method is not None or arm.baseline or context.timing.decode_batches
+        if (timed and not sweep.failures.lost) and (
+            settings.job == "latency" or (settings.job == "evaluate" and settings.latency)
+        ):
+            with one_at_a_time(store.folder, f"dense-{arm.identity.id}", waits) if arm.baseline else nullcontext():
                 done.failed += time_arm(context, arm, task_names)
     if settings.job == "evaluate":
         note_unpaired(context, arms, task_names)

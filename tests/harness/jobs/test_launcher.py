@@ -1,23 +1,32 @@
-"""Sweeps on several workers: how jobs are shared out, what a worker hands back, and the same rows as in one process."""
+"""Sweeps on several workers: their settings, what a worker hands back, what is said of a lost one, and the same rows as in one
+process. The engines themselves are in test_engines.py."""
 
 from __future__ import annotations
 
 import fcntl
+import os
+import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from harness.core.errors import UserError
-from harness.jobs import engines, launcher
-from harness.jobs.engines import Workplace, by_device
-from harness.jobs.launcher import as_launched, devices_of, shares
+from harness.jobs import engines, launcher, worker
+from harness.jobs.engines import Workplace
+from harness.jobs.handout import Handout
+from harness.jobs.launcher import as_launched
+from harness.jobs.launcher_settings import launcher_settings
 from harness.jobs.work import Outcome, Work
 from harness.jobs.worker import do_work
 from harness.study.one_at_a_time import one_at_a_time
@@ -42,34 +51,6 @@ def dense_runs(study: Path) -> list[list[str]]:
     return [sorted({r["run"] for r in records}) for cell, records in store.samples_of().items() if cell in dense]
 
 
-def test_jobs_of_a_model_stay_together() -> None:
-    jobs = [[f"model={m}", f"method={a}"] for a in "ab" for m in ("one", "two")]
-    assert shares(jobs, 2) == [
-        [["model=one", "method=a"], ["model=one", "method=b"]],
-        [["model=two", "method=a"], ["model=two", "method=b"]],
-    ]
-    assert [len(run) for run in shares(jobs, 3)] == [1, 1, 2]
-    assert [len(run) for run in shares(jobs, 9)] == [1, 1, 1, 1]
-    assert shares([], 2) == []
-
-
-def test_each_worker_sees_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
-    assert devices_of("all") == ["4", "6", "7"] and devices_of("0,2") == ["4", "7"] and devices_of("cpu:2") == ["cpu", "cpu"]
-    work = Work([["seed=0"]], [], [], ".", {"A": "b"})
-    assert [w.environment for w in by_device([work, work], ["4", "cpu"])] == [
-        {"CUDA_VISIBLE_DEVICES": "4", "A": "b"},
-        {"CUDA_VISIBLE_DEVICES": "", "A": "b"},
-    ]
-    for choice in ("0,0", "3", "cpu", "cpu:0", "two", ""):
-        with pytest.raises(UserError, match="devices="):
-            devices_of(choice)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(UserError, match="torch finds no CUDA device here; devices=cpu:2"):
-        devices_of("all")
-
-
 def test_devices_is_short_for_a_launcher() -> None:
     assert as_launched(["-m", "devices=0,1", "seed=1"], sweeps=True)[2:] == [
         "hydra/launcher=processes",
@@ -86,17 +67,25 @@ def test_two_workers_measure_the_rows_of_one(
 ) -> None:
     works: list[Work] = []
 
-    def here(parts: Sequence[Work], place: Workplace) -> list[Outcome | None]:
+    def here(parts: Sequence[Work], place: Workplace) -> list[Outcome]:
         works.extend(parts)
         GlobalHydra.instance().clear()  # of the command, which workers elsewhere don't share
         return [do_work(part) for part in parts]
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def locked(folder: Path, name: str, waits: Callable[[], None]) -> AbstractContextManager[None]:
+        locks.add(name)
+        return one_at_a_time(folder, name, waits)
+
+    locks: set[str] = set()
+    monkeypatch.setattr("harness.measure.run.one_at_a_time", locked)
     monkeypatch.setitem(engines.ENGINES, "processes", here)
     assert command(*toy, *ARMS, "study=one") == 0
     assert command(*toy, *ARMS, "study=two", "devices=cpu:2") == 0
     assert len(works) == 2 and rows(tmp_path / "results/two") == rows(tmp_path / "results/one")
     assert [len(runs) for runs in dense_runs(tmp_path / "results/two")] == [1]
+    assert [name[-len("-niah_single_1") :] for name in locks] == ["-niah_single_1"]  # who measures other tasks goes on
     assert (tmp_path / "results/two/leaderboard.csv").exists()
     (typed,) = {run["command"] for run in Store(tmp_path / "results/two").runs.read()}
     assert "devices=cpu:2" in typed and "launcher" not in typed
@@ -108,8 +97,10 @@ def test_a_worker_that_dies_is_one_line_and_the_exit_code(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert command(*toy, *ARMS, "devices=cpu:1") == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert line.startswith("error: worker 0, of 2 jobs, ended before") and line.endswith("the same command carries on")
+    line, left = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert left == "error: 2 of 2 jobs were not begun, as no worker was left: the same command carries on"
+    assert line.startswith("error: worker 0 was lost (exit code 1): what it printed is in .cache/workers/")
+    assert "/worker-0.log; what is finished is recorded" in line and line.endswith("the same command carries on")
 
 
 @pytest.mark.parametrize(
@@ -119,6 +110,11 @@ def test_a_worker_that_dies_is_one_line_and_the_exit_code(
         ("hydra.launcher.gpus=-1", "hydra.launcher.gpus=-1: must be a whole number, at least 0"),
         ("hydra.launcher.folder=/dev/null/x", "no folder can be made there"),
         ("hydra.launcher.engine=none", "must be one of processes, submitit_local, submitit_slurm, ray"),
+        ("hydra.launcher.folder=null", "hydra.launcher.folder=null: must be a folder's path"),
+        ("+hydra.launcher.worker=3", "hydra.launcher.worker: hydra/launcher=ray has no such setting (did you mean workers?)"),
+        ("hydra.launcher.env=null", "hydra.launcher.env=null: must be variables, +hydra.launcher.env.NAME=value"),
+        ("+hydra.launcher.env.A=null", "hydra.launcher.env.A=null: must be a variable's name and a text or a number"),
+        ("hydra.launcher.parameters=null", "hydra.launcher.parameters=null: must be settings, parameters.NAME=value"),
         ("hydra.launcher.workers=1", "ray is not installed: pip install"),
     ],
 )
@@ -128,6 +124,92 @@ def test_settings_that_no_launcher_can_have(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert command("-m", "hydra/launcher=ray", argument, "seed=0,1") == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_variables_are_texts_and_no_worker_sees_the_gpu_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "outside")
+    env = {"OFFLINE": True, "THREADS": 2, "NAME": "x y"}
+    settings = launcher_settings("ray", {"env": env})
+    assert {name: settings.environment[name] for name in env} == {"OFFLINE": "true", "THREADS": "2", "NAME": "x y"}
+    root = str(Path(launcher.__file__).parents[2])
+    assert settings.environment["PYTHONPATH"] == f"{root}:outside"
+    own = launcher_settings("ray", {"env": {"PYTHONPATH": f"own:{root}"}}).environment
+    assert own["PYTHONPATH"] == f"{root}:own"
+    shared = {"env": {"CUDA_VISIBLE_DEVICES": "0"}}
+    assert launcher_settings("ray", shared).environment["CUDA_VISIBLE_DEVICES"] == "0"
+    for engine, gpus in (("processes", {}), ("ray", {"gpus": 1})):
+        with pytest.raises(UserError, match="this launcher says which GPUs a worker sees"):
+            launcher_settings(engine, shared | gpus)
+
+
+def test_what_a_library_takes_is_plain() -> None:
+    given = OmegaConf.create({"slurm_setup": ["module load cuda"], "slurm_additional_parameters": {"gres": "gpu:1"}})
+    parameters = launcher_settings("submitit_slurm", {"parameters": given}).parameters
+    assert type(parameters["slurm_setup"]) is list and type(parameters["slurm_additional_parameters"]) is dict
+
+
+def test_a_ray_that_does_not_answer_is_said_at_once() -> None:
+    with socket.socket() as here:
+        here.bind(("127.0.0.1", 0))  # which takes a port, and listens to none
+        for address in (f"127.0.0.1:{here.getsockname()[1]}", "127.0.0.1:99999"):
+            with pytest.raises(UserError, match=rf"address={address}: no Ray answers there"):
+                engines.check_address(address)
+        here.listen()
+        for address in (f"127.0.0.1:{here.getsockname()[1]}", "auto", "local", "ray://nowhere:1", ""):
+            engines.check_address(address)
+
+
+def test_each_batch_of_a_sweep_has_a_folder_and_each_worker_a_gpu(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[str] = []
+    gpus: list[list[tuple[str, int]]] = []
+
+    def note(works: Sequence[Work], place: Workplace) -> list[Outcome]:
+        folders.extend({work.files for work in works})
+        gpus.append([(work.environment["CUDA_VISIBLE_DEVICES"], work.gpus) for work in works])
+        for number in range(len(works[0].jobs)):
+            assert Handout(place.folder, works[0].jobs).take(0, None) == number
+        return [Outcome() for _ in works]
+
+    monkeypatch.setitem(engines.ENGINES, "processes", note)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f6c,GPU-11ab")
+    assert command("-m", "devices=all", "seed=0,1,2,3", "hydra.sweeper.max_batch_size=3") == 0
+    assert gpus == [[("GPU-8f6c", 1), ("GPU-11ab", 1)], [("GPU-8f6c", 1)]]
+    assert len(set(folders)) == 2 and all(Path(folder).parent == tmp_path / ".cache/workers" for folder in folders)
+
+
+def test_a_worker_prints_into_its_log_and_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # and out of it again
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def work(**changes: Any) -> Work:
+        return replace(Work(3, [["seed=0"]], [], [], str(tmp_path), str(tmp_path), {}, 0), **changes)
+
+    assert "it was to have 2 GPUs, and torch finds 0" in do_work(work(gpus=2, environment={"CUDA_VISIBLE_DEVICES": ""})).lost
+    assert do_work(work(folder=str(tmp_path / "none"))).lost.startswith("FileNotFoundError")
+    assert do_work(work(files=str(tmp_path / "none"))).lost == f"{tmp_path}/none/worker-3.log: No such file or directory"
+    log = (tmp_path / "worker-3.log").read_text()
+    assert log.startswith("worker 3 on ") and "CUDA_VISIBLE_DEVICES: none" in log and f"working folder: {tmp_path}" in log
+    assert "Traceback" in log and capfd.readouterr() == ("", "")
+    assert Handout(tmp_path, [["seed=0"]]).left() == [0]
+
+
+def test_a_worker_whose_time_is_over_ends_and_fails_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overdue(*_: object) -> int:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(worker, "_run", overdue)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    before = signal.getsignal(signal.SIGUSR2)
+    outcome = do_work(Work(0, [["seed=0"], ["seed=1"]], [], [], str(tmp_path), str(tmp_path), {}))
+    assert outcome == Outcome(1, lost="its time was over, or it was preempted")
+    assert Handout(tmp_path, [["seed=0"], ["seed=1"]]).in_hand(0) == [0] and signal.getsignal(signal.SIGUSR2) is before
 
 
 def test_one_of_several_processes_measures_dense_and_the_others_say_that_they_wait(tmp_path: Path) -> None:
@@ -148,20 +230,6 @@ def test_one_of_several_processes_measures_dense_and_the_others_say_that_they_wa
 def _hold(folder: Path, said: list[str]) -> None:
     with one_at_a_time(folder, "dense", lambda: said.append("second")):
         said.append("second holds it")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["processes", "submitit_local", "ray"])
-def test_the_engines_themselves(engine: str, command: Command, toy: list[str], tmp_path: Path) -> None:
-    if engine != "processes":
-        pytest.importorskip(engine.partition("_")[0])
-    devices = ["hydra.launcher.devices=cpu:2"] if engine == "processes" else []
-    assert command(*toy, *ARMS, "study=one") == 0
-    assert command(*toy, *ARMS, "study=two", f"hydra/launcher={engine}", *devices) == 0
-    assert rows(tmp_path / "results/two") == rows(tmp_path / "results/one")
-    assert [len(runs) for runs in dense_runs(tmp_path / "results/two")] == [1]
-    (typed,) = {run["command"] for run in Store(tmp_path / "results/two").runs.read()}
-    assert typed.startswith("python -m harness -m") and engine in typed
 
 
 def test_no_launcher_is_left_to_a_plugin() -> None:
