@@ -71,9 +71,13 @@ def batches() -> Iterator[Tensor]:
 
 
 def start(
-    method: str, checkpoint: Checkpoint | None = None, recipe: FinetuneRecipe = RECIPE, processes: Processes | None = None
+    method: str,
+    checkpoint: Checkpoint | None = None,
+    recipe: FinetuneRecipe = RECIPE,
+    processes: Processes | None = None,
+    loaded: LoadedModel | None = None,
 ) -> Finetuning:
-    loaded = extend(load("llama"), recipe.factor, recipe.trained_length)
+    loaded = extend(loaded or load("llama"), recipe.factor, recipe.trained_length)
     settings = replace(merged(f"method={method}"), block_size=BLOCK)
     if method == "seer":
         settings = replace(settings, method_knobs=settings.method_knobs | {"selection": "topk", "last": 0})
