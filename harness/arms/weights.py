@@ -60,20 +60,22 @@ def load_weights(method: Method | DecodeMethod, group: str, settings: Settings, 
     """
     if (name := method.weights_name()) is None:
         return None
+    options = {} if method.gate is None else method.gate.unusual(method.knobs())
+    variant = None if method.gate is None else method.gate.variant(options)
     training = settings.method_knobs.get("gates") if group == "method" else None
     if loaded.shape is not None:
         return _draw_weights(method, loaded, loaded.shape.seed, training)
     folder = weights_folder(settings.model, loaded)
-    path = gate_files.find(folder, name, method.gate, released_id(settings.model, group), training=training)
+    path = gate_files.find(folder, name, method.gate, released_id(settings.model, group), training=training or variant)
     if path is None:
         size = "block_size" if group == "method" else f"{group}.block_size"
         raise UserError(
             f"no weights of {method.name} for {loaded.name} at block size {method.block_size}: {folder / name} is missing; "
             f"name the folder that has them (model.gates=FOLDER), or train them with "
             f"`python -m harness job=distill {group}={method.name} {model_overrides(settings.model)}"
-            f"{size}={method.block_size}{'' if training is None else f' method.gates={training}'}`"
+            f"{size}={method.block_size}{'' if training is None else f' method.gates={training}'}{option_overrides(options)}`"
         )
-    stored = gate_files.read(path, method.gate, block_size=method.block_size)
+    stored = gate_files.read(path, method.gate, block_size=method.block_size, options=options)
     notices = gate_files.assumptions(path, method.gate)
     state = gate_files.for_all_layers(stored, path, loaded, settings.length)
     try:
@@ -107,6 +109,12 @@ def released_id(model: Mapping[str, Any], group: str) -> str | None:
     """
     ids = model.get("released_gates") or {}
     return ids.get("prefill" if group == "method" else group)
+
+
+def option_overrides(options: Mapping[str, Any]) -> str:
+    """Return how options of a prefill method's gates are given on the command line, each with a space before it."""
+    shown = {name: str(value).lower() if isinstance(value, bool) else value for name, value in options.items()}
+    return "".join(f" method.{name}={value}" for name, value in shown.items())
 
 
 def model_overrides(model: Mapping[str, Any]) -> str:
