@@ -80,7 +80,12 @@ def _named_training(job: DictConfig, spec: GateSpec, name: Any, own: Any, seed: 
     merged = OmegaConf.create({**job, "seed": seed, **own})
     assert isinstance(merged, DictConfig)
     try:
-        own_spec = spec.named(name, {option: own[option] for option in spec.kind.options if option in own})
+        options = {
+            option: checks.true_or_false(option, own[option]) if isinstance(usual, bool) else own[option]
+            for option, usual in spec.kind.options.items()
+            if option in own
+        }
+        own_spec = spec.named(name, options)
         recipe = _recipe(merged, own_spec, whole_number(merged, "seed", 0, LARGEST_SEED))
         return TrainingSettings(own_spec, recipe, whole_number(merged, "first_step", 0))
     except ValueError as error:
