@@ -33,8 +33,8 @@ class Seer(ScoredMethod):
     whether the gates project pooled queries too, as in the paper's formula. shared: one selection for the query heads of a KV
     head, from the mean of their logits. gates: name of one of several trainings, whose file is
     gates-{block_size}-{gates}.safetensors. pooling, block_rope: what the gates pool by, and whether pooled vectors get RoPE at
-    the positions of their blocks (`AttnGate`): gates of their own, gates-{block_size}-{pooling}.safetensors, or
-    gates-{block_size}-norope.safetensors.
+    the positions of their blocks (`AttnGate`): gates of their own, gates-{block_size}-{pooling}.safetensors,
+    gates-{block_size}-norope.safetensors, or with a name gates-{block_size}-{gates}_norope.safetensors.
 
     as_released: a threshold of 5e-4, the last two query blocks in full whatever the sparsity, and probabilities rounded to the
     inputs' type before they are compared.

@@ -16,7 +16,7 @@ from harness.models.loading import LoadedModel, model_shape
 from harness.models.shape import RANDOM
 from harness.study.provenance import file_hash, tensors_hash
 from methods.decode.parts.base import DecodeMethod
-from methods.gates.weights import draw_gates
+from methods.gates.weights import draw_gates, training_name
 from methods.parts.base import Method
 
 
@@ -60,13 +60,14 @@ def load_weights(method: Method | DecodeMethod, group: str, settings: Settings, 
     """
     if (name := method.weights_name()) is None:
         return None
-    options = {} if method.gate is None else method.gate.unusual(method.knobs())
-    variant = None if method.gate is None else method.gate.variant(options)
+    knobs = method.knobs()
+    options = {} if method.gate is None else method.gate.unusual(knobs)
+    own_name = None if method.gate is None else training_name(method.gate, knobs)
     training = settings.method_knobs.get("gates") if group == "method" else None
     if loaded.shape is not None:
         return _draw_weights(method, loaded, loaded.shape.seed, training)
     folder = weights_folder(settings.model, loaded)
-    path = gate_files.find(folder, name, method.gate, released_id(settings.model, group), training=training or variant)
+    path = gate_files.find(folder, name, method.gate, released_id(settings.model, group), training=own_name)
     if path is None:
         size = "block_size" if group == "method" else f"{group}.block_size"
         raise UserError(

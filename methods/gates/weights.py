@@ -30,9 +30,10 @@ def with_training_name(file: str, training: Any) -> str:
 
 
 def training_name(gate: type[Gate], knobs: Mapping[str, Any]) -> Any:
-    """Return the name that a file of gates has for its training: the knob `gates`, else that of their unusual options; None
-    for neither."""
-    return knobs.get("gates") if knobs.get("gates") is not None else gate.variant(knobs)
+    """Return the name that a file of gates has for its training: the knob `gates`, then that of their unusual options, joined
+    by _; None for neither. Raises ValueError for options that there aren't."""
+    given, variant = knobs.get("gates"), gate.variant(knobs)
+    return variant if given is None else f"{given}_{variant}" if variant and isinstance(given, str) else given
 
 
 def gate_state(gates: Sequence[Gate]) -> dict[str, Tensor]:

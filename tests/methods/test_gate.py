@@ -105,7 +105,7 @@ def test_unusual_gates_lie_in_files_of_their_own() -> None:
         methods.build("seer", sparsity=0.5, block_size=16, **knobs).weights_name()
         for knobs in ({}, {"pooling": "Qmax_Kmax"}, {"block_rope": False}, {"pooling": "Qmax_Kmax", "gates": "own"})
     ]
-    assert names == [f"gates-16{suffix}.safetensors" for suffix in ("", "-Qmax_Kmax", "-norope", "-own")]
+    assert names == [f"gates-16{suffix}.safetensors" for suffix in ("", "-Qmax_Kmax", "-norope", "-own_Qmax_Kmax")]
 
 
 def test_gate_is_float32_from_half_precision() -> None:

@@ -46,12 +46,20 @@ class GateSpec:
         return name
 
     def named(self, training: str, own: Mapping[str, Any]) -> GateSpec:
-        """Return the gates of a named training, with options of its own in place of these. Raises ValueError for a name that
-        can't be part of a file's name, and options that there aren't."""
+        """Return the gates of a named training, with options of its own in place of these.
+
+        Raises ValueError for a name that can't be part of a file's name, for options that there aren't, and for a name that
+        does not end in that of unusual options: the method looks for them under such a name.
+        """
         pattern = self.file if self.name is None else self.file.replace(f"-{self.name}.", ".")
         options = self.kind.unusual({**self.options, **own})
-        self.kind.variant(options)
-        return replace(self, file=with_training_name(pattern, training), training=training, options=options)
+        variant, given = self.kind.variant(options), str(training)
+        file = with_training_name(pattern, training)
+        if variant is not None and f"_{given}".endswith(f"_{variant}"):
+            training = given.removesuffix(variant).removesuffix("_")
+        elif variant is not None:
+            raise ValueError(f"its gates are found by their options: call it {variant}, or {given}_{variant}")
+        return replace(self, file=file, training=training or None, options=options)
 
 
 def gate_spec(settings: Settings) -> GateSpec:

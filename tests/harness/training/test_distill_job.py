@@ -217,10 +217,11 @@ def test_gates_of_several_poolings_are_trained_together_and_used_apart(
     command: Command, toy: list[str], config: DictConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = [f"job.out='{tmp_path}'", "job.steps=1", "job.lengths=[1024]", "job.recall_sequences=0"]
-    own = "{Qmaxmin_Kmax:{pooling:Qmaxmin_Kmax},Qmax_Kmaxminavg:{pooling:Qmax_Kmaxminavg},norope:{block_rope:false}}"
+    own = "{Qmaxmin_Kmax:{pooling:Qmaxmin_Kmax},Qmax_Kmaxminavg:{pooling:Qmax_Kmaxminavg},at_1k_norope:{block_rope:false}}"
     distill_command.main(changed(config, *short, f"job.trainings={own}"))
     said = capsys.readouterr().out
-    assert "method.gates=Qmaxmin_Kmax method.pooling=Qmaxmin_Kmax" in said and "method.block_rope=false" in said
+    assert f"model.gates={tmp_path} method.pooling=Qmaxmin_Kmax\n" in said
+    assert f"model.gates={tmp_path} method.gates=at_1k method.block_rope=false\n" in said
     first = load_file(str(tmp_path / "gates-32-Qmaxmin_Kmax.safetensors"))
     (query, key) = (first[f"layers.0.gate.{name}"].shape for name in ("q", "k"))
     assert query[1] == 2 * query[2] and key[1] == key[2]
@@ -233,14 +234,15 @@ def test_gates_of_several_poolings_are_trained_together_and_used_apart(
         "samples=1",
         "report=false",
     ]
-    assert command(*used, "method.pooling=Qmaxmin_Kmax", "job=kept_mass") == 0
+    assert command(*used, "method.gates=at_1k", "method.block_rope=false", "job=kept_mass") == 0
     capsys.readouterr()
     for given, message in (
         (["method.gates=Qmax_Kmaxminavg"], "were trained with method.pooling=Qmax_Kmaxminavg"),  # of the same shapes
-        (["method.gates=norope"], "were trained with method.block_rope=false"),
-        (["method.gates=norope", "method.block_rope=false", "method.pooling=Qavg_Kavg"], "method.pooling=Qavg_Kmaxminavg"),
+        (["method.gates=at_1k_norope"], "were trained with method.block_rope=false"),
+        (["method.gates=at_1k", "method.pooling=Qavg_Kavg", "method.block_rope=false"], "gates-32-at_1k_Qavg_Kavg_norope."),
         (["method.pooling=Qavg_Kavg"], "gates-32-Qavg_Kavg.safetensors is missing"),
         (["job=distill", "method.pooling=Qavg_Kaverage"], "pooling=Qavg_Kaverage: must be Q and K"),
+        (["job=distill", "job.trainings={a:{block_rope:false}}"], "job.trainings.a: its gates are found by their options"),
         (["job=distill", "job.trainings={a:{block_rope:1}}"], "job.trainings.a: block_rope=1: must be true or false"),
     ):
         assert command(*used, *given) == 2
