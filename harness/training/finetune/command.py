@@ -101,7 +101,7 @@ def main(cfg: DictConfig) -> Path:
     begins = f"goes on after step {done} of {recipe.steps}" if start is Start.GO_ON else f"{recipe.steps} steps"
     say(console, settings, f"{begins}, state in {checkpoint.path}")
     training = Finetuning(loaded, asked.arm, gates, asked.recipe, _autocast(settings), checkpoint, processes)
-    _run(training, batches, settings, console)
+    _run(training, batches, asked, console)
     round_weights(training)
     kernels = {"kernel": settings.kernel, "dense_kernel": settings.dense_kernel}
     held_out_loss = training.held_out_loss(held_out, **kernels)
@@ -131,8 +131,11 @@ def _read(cfg: DictConfig) -> _Asked:
         sparsity=0.0 if arm.dense else settings.sparsity,
         anneal_from=checks.number("job.anneal_from", job.anneal_from),
         anneal_steps=whole_number(job, "anneal_steps", 0),
+        gates_only=checks.true_or_false("job.gates_only", job.gates_only),
     )
     arm.check(recipe)
+    if recipe.gates_only and arm.spec is None:
+        raise UserError(f"job.gates_only=true: method {settings.method} has no gates, and the model would stay as it is")
     if job.out is None:
         raise UserError("job.out=null: name the folder that the fine-tuned model goes to, job.out=FOLDER")
     out = Path(checks.text("job.out", job.out)).expanduser()
@@ -173,6 +176,8 @@ def _about(asked: _Asked, text: TextSettings, loaded: LoadedModel) -> dict[str, 
     """Return all that decides the result, by the names of the settings: a checkpoint of anything else is refused."""
     settings, recipe = asked.settings, asked.recipe
     own = {name: value for name, value in asdict(recipe).items() if name != "recipe"}
+    if not recipe.gates_only:
+        del own["gates_only"]  # newer than recorded trainings
     return {
         **recipe.recipe.facts(),
         **own,
@@ -199,9 +204,9 @@ def _autocast(settings: Settings) -> torch.dtype | None:
     return None if settings.dtype == torch.float32 else settings.dtype
 
 
-def _run(training: Finetuning, batches: Iterator[Tensor], settings: Settings, console: Terminal) -> None:
+def _run(training: Finetuning, batches: Iterator[Tensor], asked: _Asked, console: Terminal) -> None:
     """Do the steps that are left, recorded and shown."""
-    main = training.processes.main
+    settings, main = asked.settings, training.processes.main
     log = StepLog(settings.folder, training.loaded.device, "finetune_steps") if main else None
     checkpoint = training.checkpoint
     assert checkpoint is not None
@@ -219,7 +224,7 @@ def _run(training: Finetuning, batches: Iterator[Tensor], settings: Settings, co
 
         def on_step(step: FinetuneStep) -> None:
             if log is not None:
-                log(checkpoint.training, checkpoint.about, step)
+                log(checkpoint.training, {**checkpoint.about, "out": asked.out.name}, step)
             show("", step)
 
         training.run(batches, kernel=settings.kernel, dense_kernel=settings.dense_kernel, on_step=on_step)

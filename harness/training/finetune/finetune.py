@@ -87,14 +87,13 @@ class Finetuning:
         """Make the optimiser, and take the state of the checkpoint where it has one. Raises UserError where the processes find
         different states."""
         model, own = self.loaded.model, self.recipe.recipe
-        model.requires_grad_(True)
+        model.requires_grad_(not self.recipe.gates_only)
         self.sharded = is_sharded(model)
         add_gradients_up(model)
-        self.weights = list(model.parameters())
+        self.weights = [] if self.recipe.gates_only else list(model.parameters())
         self.gate_weights = [weight for gate in self.gates or () for weight in gate.parameters()]
-        groups: list[dict[str, Any]] = [{"params": self.weights, "peak": own.lr}]
-        if self.gate_weights:
-            groups.append({"params": self.gate_weights, "peak": self.recipe.gate_lr})
+        parts = ((self.weights, own.lr), (self.gate_weights, self.recipe.gate_lr))
+        groups: list[dict[str, Any]] = [{"params": weights, "peak": peak} for weights, peak in parts if weights]
         # many at a time would have to be all shared or all whole
         foreach = False if self.sharded else None
         self.optimizer = torch.optim.AdamW(groups, lr=own.lr, weight_decay=own.weight_decay, foreach=foreach)
@@ -179,9 +178,10 @@ class Finetuning:
         attention.method = self._method_at(number)
         losses, of_gates, densities = [], [], []
         for part in self.trainer.parts(batch):
-            with self._passes():
+            with self._passes(), torch.set_grad_enabled(bool(self.weights)):
                 loss = mean_nll(self.loaded, part.to(self.loaded.device)) * self.trainer.weight
-            loss.backward()
+            if self.weights:
+                loss.backward()
             losses.append(loss.detach())
             densities.append(attention.take_density() * self.trainer.weight)
             if self.gates is not None:
@@ -194,11 +194,12 @@ class Finetuning:
         # those of shared layers are added up as the backward pass goes
         self.processes.add_up([numbers, *(gradient for gradient in gradients if not isinstance(gradient, DTensor))])
         # apart from the gates', which would else change the step of the model
-        norms = [clip(weights, most) for weights in (self.weights, learnt) if weights]
+        none = torch.zeros((), device=numbers.device)
+        norms = [clip(weights, most) if weights else none for weights in (self.weights, learnt)]
         values = torch.cat((numbers, torch.stack(norms))).tolist()  # the one wait of a step for the device
         loss_value, density = values[:2]
         gate_loss, recall = values[2:4] if self.gates is not None else (None, None)
-        grad_norm, gate_norm = values[-2:] if learnt else (values[-1], None)
+        grad_norm, gate_norm = values[-2], values[-1] if learnt else None
         self._check_finite(number, loss_value, grad_norm, gate_loss or 0.0, gate_norm or 0.0)
         self.optimizer.step()
         return FinetuneStep(
