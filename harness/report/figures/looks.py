@@ -161,6 +161,14 @@ def line_looks(methods: Mapping[str, str], *, bounds: Collection[str] = (), dens
     return line_looks
 
 
+def looks_of_one_method(names: Sequence[str]) -> dict[str, LineLook]:
+    """Return how lines are drawn in a picture that has no other method: each in a muted colour and with a marker of its own."""
+    looks = series_looks(names)
+    return {
+        name: LineLook(*look, DASHES[place // len(SERIES) % len(DASHES)]) for place, (name, look) in enumerate(looks.items())
+    }
+
+
 def text_colour(colour: str, background: str = PAPER) -> str:
     """Return a colour in which text is readable on a background (contrast 4.5, WCAG AA): itself, or another shade of it."""
     return _apart_from(colour, background, 4.5)
