@@ -14,11 +14,17 @@ from harness.report.figures.paper.table_sheet import TableRow, draw_table, numbe
 from harness.report.figures.paper.trainings import Trained, base_of, read_trainings, training_text
 from harness.report.lines import rows_by_line
 from harness.report.notes import off_density
+from harness.report.perplexity_rows import perplexity_of
 from harness.report.rows import Row
 from harness.study.columns import PERPLEXITY
+from harness.study.store import Record
 
 WIDE = 0.46
 """The share of the width that names have."""
+MARGIN = 0.02
+"""How much higher, of itself, a perplexity may be and still be called non-inferior."""
+MARGIN_NOTE = f" ✓: at 95 % shown to be at most {100 * MARGIN:g} % higher."
+RATIO = "÷ that of the model trained with dense attention, used with it"
 
 
 def draw(item: Item, recorded: Recorded) -> list[Drawing]:
@@ -54,11 +60,14 @@ def _draw(item: Item, values: Sequence[Published], rows: Sequence[Row], place: i
         by_sparsity = grouped([row for row in own if not off_density(row)], lambda row: row.sparsity or 0.0)
         lines.append(TableRow(name, [_cell(by_sparsity.get(sparsity, ())) for sparsity in places]))
         ours += [_value(name, row) for row in own]
+    ratios, of_ratios = _ratios(rows, places, trainings)
+    lines += ratios
+    ours += of_ratios
     seeds = max(len({one.seed for one in trainings.values() if base_of(one.name, trainings) == base}), 1)
     of_seeds = f" Means over {seeds} seeds of training." if seeds > 1 else ""
-    figure = draw_table(
-        title, columns, lines, f"{note}Measured on {first.haystack} at {first.length:,} tokens.{of_seeds}", first=WIDE
-    )
+    of_ratio = MARGIN_NOTE if ratios else ""
+    words = f"{note}Measured on {first.haystack} at {first.length:,} tokens.{of_seeds}{of_ratio}"
+    figure = draw_table(title, columns, lines, words, first=WIDE)
     return Drawing(figure, ours, values, base, first.device, suffix_of(place, base), columns)
 
 
@@ -71,6 +80,38 @@ def _lines(rows: Sequence[Row], trainings: dict[str, Trained]) -> dict[str, list
             before = trained or ("not fine-tuned" if trainings else "")
             lines.setdefault(f"{before}: {measured}" if before else measured, []).extend(own)
     return dict(sorted(lines.items()))
+
+
+def _ratios(rows: Sequence[Row], places: Sequence[float], trainings: dict[str, Trained]) -> tuple[list[TableRow], list[Value]]:
+    """Return lines and values of each line's perplexity ÷ that of the model trained with dense attention, used with it, on the
+    same documents and seeds; none where no such model was measured."""
+    trained = [row for row in rows if row.model in trainings]
+    dense = {trainings[row.model].seed: row for row in trained if row.is_baseline and row.method == trainings[row.model].method}
+    lines, values = [], []
+    for name, own in _lines(trained, trainings).items():
+        cells = {}
+        by_sparsity = grouped([row for row in own if not off_density(row)], lambda row: row.sparsity or 0.0)
+        for sparsity, members in by_sparsity.items():
+            pairs = [(row, dense[seed]) for row in members if (seed := trainings[row.model].seed) in dense]
+            ours, beside = (_documents([pair[side] for pair in pairs]) for side in (0, 1))
+            compared = perplexity_of(ours, beside, 0).comparison if ours and beside else None
+            if compared is None or all(row is other for row, other in pairs):
+                continue
+            low, high = compared.perplexity_ratio_low, compared.perplexity_ratio_high
+            sign = "✓" if high is not None and high <= 1 + MARGIN else ""
+            cells[sparsity] = f"{compared.perplexity_ratio:.3f}{sign}"
+            where = (members[0].study, members[0].device, low, high)
+            values.append(Value(RATIO, name, sparsity, compared.perplexity_ratio, "times", *where))
+        if cells:
+            lines.append(TableRow(name, [cells.get(sparsity, number(None)) for sparsity in places]))
+    return ([TableRow(RATIO), *lines] if lines else []), values
+
+
+def _documents(rows: Sequence[Row]) -> list[Record]:
+    """Return the documents that all rows have, each with its mean loss over them."""
+    common = set.intersection(*(set(row.documents) for row in rows)) if rows else set()
+    losses = {index: [row.documents[index]["nll"] for row in rows] for index in sorted(common)}
+    return [{**rows[0].documents[index], "nll": fmean(own)} for index, own in losses.items() if None not in own]
 
 
 def _cell(rows: Sequence[Row]) -> str:
