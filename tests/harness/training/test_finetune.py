@@ -141,6 +141,17 @@ def test_a_model_learns_under_the_attention_that_it_is_measured_under(method: st
     assert training.held_out_loss([]) is None
 
 
+def test_gates_learn_alone_and_the_model_stays() -> None:
+    training = start("seer", recipe=replace(RECIPE, gates_only=True))
+    before = {name: weight.clone() for name, weight in training.loaded.model.named_parameters()}
+    gates = [weight.clone() for weight in training.gate_weights]
+    training.run(batches())
+    assert all(torch.equal(before[name], weight) for name, weight in training.loaded.model.named_parameters())
+    assert not any(torch.equal(old, new) for old, new in zip(gates, training.gate_weights, strict=True))
+    last = training.steps[-1]
+    assert last.grad_norm == 0 and last.gate_grad_norm and last.gate_loss
+
+
 @pytest.mark.parametrize("method", ["dense", "seer"])
 def test_a_killed_training_ends_as_a_whole_one(tmp_path: Path, method: str) -> None:
     recipe = replace(RECIPE, anneal_steps=2) if method == "seer" else replace(RECIPE, sparsity=0.0)
