@@ -33,8 +33,10 @@ def read_trainings(steps: Iterable[Record]) -> dict[str, Trained]:
 
 
 def _trained(about: dict[str, Any]) -> Trained:
-    values = {name: str(about.get(name, "")) for name in ("out", "model", "method", "sparsity", "seed")}
-    return Trained(*values.values(), gates_only=about.get("gates_only") is True)
+    name, began_with, method, sparsity, seed = (
+        str(about.get(key, "")) for key in ("out", "model", "method", "sparsity", "seed")
+    )
+    return Trained(name, began_with, method, sparsity, seed, about.get("gates_only") is True)
 
 
 def base_of(model: str, trainings: dict[str, Trained]) -> str:
