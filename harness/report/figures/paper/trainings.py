@@ -33,9 +33,8 @@ def read_trainings(steps: Iterable[Record]) -> dict[str, Trained]:
 
 
 def _trained(about: dict[str, Any]) -> Trained:
-    name, began_with, method, sparsity, seed = (
-        str(about.get(key, "")) for key in ("out", "model", "method", "sparsity", "seed")
-    )
+    texts = [str(about.get(key, "")) for key in ("out", "model", "method", "sparsity", "seed")]
+    name, began_with, method, sparsity, seed = texts
     return Trained(name, began_with, method, sparsity, seed, about.get("gates_only") is True)
 
 
