@@ -31,7 +31,7 @@ def clip(weights: Sequence[Tensor], most: float) -> Tensor:
     shared = [weight for weight in weights if isinstance(weight, DTensor)]
     if not shared:
         return torch.nn.utils.clip_grad_norm_(weights, most)
-    parts = [shared, [weight for weight in weights if not isinstance(weight, DTensor)]]
+    parts: list[list[Tensor]] = [[*shared], [weight for weight in weights if not isinstance(weight, DTensor)]]
     norms = []
     for part in parts:
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in part if weight.grad is not None])
@@ -50,7 +50,10 @@ def are_finite(weights: Iterable[Tensor]) -> bool:
 
 def own_part(weight: Tensor) -> Tensor:
     """Return what this process has of a weight: all of one that is not shared."""
-    return weight.detach().to_local() if isinstance(weight, DTensor) else weight.detach()
+    if isinstance(weight, DTensor):
+        local: Tensor = weight.to_local()
+        return local.detach()
+    return weight.detach()
 
 
 def whole(state: Any, *, keep: bool) -> Any:
