@@ -64,7 +64,7 @@ def _draw(item: Item, values: Sequence[Published], rows: Sequence[Row], place: i
     lines += ratios
     ours += of_ratios
     seeds = max(len({one.seed for one in trainings.values() if base_of(one.name, trainings) == base}), 1)
-    of_seeds = f" Means over {seeds} seeds of training." if seeds > 1 else ""
+    of_seeds = f" Means over the seeds of training, {seeds} at most." if seeds > 1 else ""
     of_ratio = MARGIN_NOTE if ratios else ""
     words = f"{note}Measured on {first.haystack} at {first.length:,} tokens.{of_seeds}{of_ratio}"
     figure = draw_table(title, columns, lines, words, first=WIDE)
