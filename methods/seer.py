@@ -13,7 +13,8 @@ from torch import Tensor
 
 from methods import register
 from methods.gates.attn_gate import AttnGate, load_gates
-from methods.gates.weights import with_training_name
+from methods.gates.pooling import USUAL_POOLING, ways_of
+from methods.gates.weights import training_name, with_training_name
 from methods.parts.base import LayerInputs
 from methods.parts.release import Release
 from methods.parts.rope_protocol import Rope
@@ -31,7 +32,9 @@ class Seer(ScoredMethod):
     rows or heads apart. last: query blocks at the end that keep everything, 2, as in the release but for perplexity. q_linear:
     whether the gates project pooled queries too, as in the paper's formula. shared: one selection for the query heads of a KV
     head, from the mean of their logits. gates: name of one of several trainings, whose file is
-    gates-{block_size}-{gates}.safetensors.
+    gates-{block_size}-{gates}.safetensors. pooling, block_rope: what the gates pool by, and whether pooled vectors get RoPE at
+    the positions of their blocks (`AttnGate`): gates of their own, gates-{block_size}-{pooling}.safetensors,
+    gates-{block_size}-norope.safetensors, or with a name gates-{block_size}-{gates}_norope.safetensors.
 
     as_released: a threshold of 5e-4, the last two query blocks in full whatever the sparsity, and probabilities rounded to the
     inputs' type before they are compared.
@@ -68,6 +71,8 @@ class Seer(ScoredMethod):
         q_linear: bool = False,
         shared: bool = False,
         gates: str | None = None,
+        pooling: str = USUAL_POOLING,
+        block_rope: bool = True,
     ) -> None:
         super().__init__(
             block_size=block_size,
@@ -82,14 +87,17 @@ class Seer(ScoredMethod):
         self.q_linear = q_linear
         self.shared = shared
         self.training = gates
+        self.pooling = pooling
+        self.block_rope = block_rope
+        ways_of(pooling)
         self.gates: list[AttnGate] = []
 
     def weights_name(self) -> str:
-        return with_training_name(self.weights, self.training).format(block_size=self.block_size)
+        return with_training_name(self.weights, training_name(self.gate, self.knobs())).format(block_size=self.block_size)
 
     def load(self, state: Mapping[str, Tensor], *, layers: int, heads: int, kv_heads: int, head_dim: int) -> None:
         shape = {"layers": layers, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-        self.gates = load_gates(state, **shape, block_size=self.block_size, q_linear=self.q_linear)
+        self.gates = load_gates(state, **shape, block_size=self.block_size, **self.gate.unusual(self.knobs()))
 
     def to(self, device: Any) -> Self:
         self.gates = [gate.to(device) for gate in self.gates]
@@ -140,6 +148,8 @@ class Seer(ScoredMethod):
             "q_linear": self.q_linear,
             "shared": self.shared,
             "gates": self.training,
+            "pooling": self.pooling,
+            "block_rope": self.block_rope,
             "last": self.full_rows,
             "blocks": self.blocks,
         }

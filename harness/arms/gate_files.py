@@ -53,11 +53,14 @@ def download(hub_id: str) -> Path:
         ) from error
 
 
-def read(path: Path, gate: type[Gate] | None, *, block_size: int | None = None) -> dict[str, Tensor]:
+def read(
+    path: Path, gate: type[Gate] | None, *, block_size: int | None = None, options: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
     """Read the weights in a file, to the CPU, by the names that Gate gives them.
 
-    block_size: that the gates must be of, None for any. Raises UserError for a file that is broken, for weights that are no
-    finite floats, and for gates of another kind or block size than the file's settings or metadata say.
+    block_size: that the gates must be of, None for any. options: of the gates, those that are not as usual; None: any. Raises
+    UserError for a file that is broken, for weights that are no finite floats, and for gates of another kind, block size or
+    options than the file's settings or metadata say.
     """
     released = path.suffix == ".pth"
     state = _pickled(path) if released else _safetensors(path)
@@ -65,6 +68,8 @@ def read(path: Path, gate: type[Gate] | None, *, block_size: int | None = None) 
         check_values(state)
         if not released:
             _check_block_size(path, block_size)
+            if gate is not None and options is not None:
+                _check_options(path, gate, options)
             return state
         assert gate is not None  # only a gate that is released is looked for under this name
         release_format.check_config(read_config(path), gate, block_size)
@@ -112,6 +117,16 @@ def _check_block_size(path: Path, block_size: int | None) -> None:
     recorded = read_metadata(path).get("block_size", block_size)
     if block_size is not None and recorded != block_size:
         raise ValueError(f"its gates are for blocks of {recorded} tokens, not {block_size}, whatever it is called")
+
+
+def _check_options(path: Path, gate: type[Gate], options: Mapping[str, Any]) -> None:
+    """Raise ValueError where the metadata of gates say other options; what they do not say is as usual."""
+    metadata = read_metadata(path)
+    for name, usual in gate.options.items():
+        recorded, asked = metadata.get(name, usual), options.get(name, usual)
+        if recorded != asked and name not in gate.options_in_names:
+            shown = str(recorded).lower() if isinstance(recorded, bool) else recorded
+            raise ValueError(f"its gates were trained with method.{name}={shown}: use them with that, or name others")
 
 
 def for_all_layers(state: dict[str, Tensor], path: Path, loaded: LoadedModel, shortest: int) -> dict[str, Tensor]:

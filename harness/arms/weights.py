@@ -17,7 +17,7 @@ from harness.models.loading import LoadedModel, model_shape
 from harness.models.shape import RANDOM
 from harness.study.provenance import file_hash, tensors_hash
 from methods.decode.parts.base import DecodeMethod
-from methods.gates.weights import draw_gates
+from methods.gates.weights import draw_gates, training_name
 from methods.parts.base import Method
 
 
@@ -70,21 +70,24 @@ def load_weights(method: Method | DecodeMethod, group: str, settings: Settings, 
     """
     if (name := method.weights_name()) is None:
         return None
+    knobs = method.knobs()
+    options = {} if method.gate is None else method.gate.unusual(knobs)
+    own_name = None if method.gate is None else training_name(method.gate, knobs)
     training = settings.method_knobs.get("gates") if group == "method" else None
     if loaded.shape is not None:
         return _draw_weights(method, loaded, loaded.shape.seed, training)
     folder = weights_folder(settings.model, loaded)
-    path = gate_files.find(folder, name, method.gate, released_id(settings.model, group), training=training)
+    path = gate_files.find(folder, name, method.gate, released_id(settings.model, group), training=own_name)
     if path is None:
         size = "block_size" if group == "method" else f"{group}.block_size"
         raise UserError(
             f"no weights of {method.name} for {loaded.name} at block size {method.block_size}: {folder / name} is missing; "
             f"name the folder that has them (model.gates=FOLDER), or train them with "
             f"`python -m harness job=distill {group}={method.name} {model_overrides(settings.model)}"
-            f"{size}={method.block_size}{'' if training is None else f' method.gates={training}'}`"
+            f"{size}={method.block_size}{'' if training is None else f' method.gates={training}'}{option_overrides(options)}`"
         )
     with refusing():
-        stored = gate_files.read(path, method.gate, block_size=method.block_size)
+        stored = gate_files.read(path, method.gate, block_size=method.block_size, options=options)
         notices = gate_files.assumptions(path, method.gate)
         state = gate_files.for_all_layers(stored, path, loaded, settings.length)
         try:
@@ -118,6 +121,12 @@ def released_id(model: Mapping[str, Any], group: str) -> str | None:
     """
     ids = model.get("released_gates") or {}
     return ids.get("prefill" if group == "method" else group)
+
+
+def option_overrides(options: Mapping[str, Any]) -> str:
+    """Return how options of a prefill method's gates are given on the command line, each with a space before it."""
+    shown = {name: str(value).lower() if isinstance(value, bool) else value for name, value in options.items()}
+    return "".join(f" method.{name}={value}" for name, value in shown.items())
 
 
 def model_overrides(model: Mapping[str, Any]) -> str:

@@ -44,7 +44,10 @@ def knob_name(method: str, knobs: Mapping[str, Any], name: str) -> str:
 
 
 def named(method: str, name: str, value: Any) -> str:
-    """Return a knob and its value as names say them: "last 0"; a word that says enough alone (`MethodFacts.bare`): "topk"."""
+    """Return a knob and its value as names say them: "last 0"; a word that says enough alone (`MethodFacts.bare`): "topk", and
+    of a switch its name: "no block rope"."""
+    if name in method_facts(method).bare and isinstance(value, bool):
+        return f"{'' if value else 'no '}{name.replace('_', ' ')}"
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if name in method_facts(method).bare and isinstance(value, str) else f"{name.split('_')[0]} {text}"
 

@@ -5,7 +5,7 @@
 (SeerAttention, arXiv 2410.13276, section 3, in the form of the released prefill gates: pooling and projection before
 RoPE, RoPE at the position of each block's first token with the model's own frequencies, one gate per query head, no
 projection of the queries.) Everything is float32; with q_linear=True the pooled queries are projected too, as in the
-paper's formula.
+paper's formula. The paper's ablations are options: other poolings (its Fig 2), and no RoPE at the blocks (its Fig 4).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from attention_kernels.pool import Pool, pool, pool_pair
 from attention_kernels.project import project
 from torch import Tensor, nn
 
-from methods.gates.gate import POOLED_K, Gate
+from methods.gates.gate import Gate
+from methods.gates.pooling import USUAL_POOLING, ways_of
 from methods.gates.weights import fill_gates
 from methods.parts.rope_protocol import Rope
 
@@ -30,21 +31,49 @@ alike, and a threshold keeps early rows whole and nothing of late ones."""
 
 
 class AttnGate(Gate):
-    """The AttnGate of one layer, with weights k [Hq,3D,D] and, with q_linear, q [Hq,D,D], both applied as x @ W per head."""
+    """The AttnGate of one layer, with weights k [Hq,nD,D] for keys pooled in n ways (3 as usual) and, with q_linear or queries
+    pooled in several ways, q [Hq,mD,D] for m ways, both applied as x @ W per head.
+
+    pooling: the ways, as `ways_of` reads them. block_rope: whether pooled vectors get RoPE at the positions of their blocks.
+    Raises ValueError for a pooling that is none.
+    """
 
     released: ClassVar[Mapping[str, str]] = {"k": "mask_linear_k", "q": "mask_linear_q"}
     released_config: ClassVar[Mapping[str, Any]] = {"seerattn_gate_type": "Qavg_Kmaxminavg"}
-    options: ClassVar[frozenset[str]] = frozenset({"q_linear"})
+    options: ClassVar[Mapping[str, Any]] = {"q_linear": False, "pooling": USUAL_POOLING, "block_rope": True}
+    options_in_names: ClassVar[frozenset[str]] = frozenset({"q_linear"})
     q: nn.Parameter | None
 
-    def __init__(self, heads: int, kv_heads: int, head_dim: int, *, block_size: int, q_linear: bool = False) -> None:
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        block_size: int,
+        q_linear: bool = False,
+        pooling: str = USUAL_POOLING,
+        block_rope: bool = True,
+    ) -> None:
         super().__init__(heads, head_dim, block_size=block_size, q_block=block_size)
         if heads % kv_heads:
             raise ValueError(f"{heads} query heads and {kv_heads} kv heads: the first must be a multiple of the second")
         self.kv_heads = kv_heads
-        self.k = nn.Parameter(torch.empty(heads, len(POOLED_K) * head_dim, head_dim))
-        self.q = nn.Parameter(torch.empty(heads, head_dim, head_dim)) if q_linear else None
+        self.q_ways, self.k_ways = ways_of(pooling)
+        self.block_rope = block_rope
+        self.k = nn.Parameter(torch.empty(heads, len(self.k_ways) * head_dim, head_dim))
+        is_q_projected = q_linear or len(self.q_ways) > 1
+        self.q = nn.Parameter(torch.empty(heads, len(self.q_ways) * head_dim, head_dim)) if is_q_projected else None
         self.reset_parameters()
+
+    @classmethod
+    def variant(cls, knobs: Mapping[str, Any]) -> str | None:
+        """Return the pooling and, without RoPE at the blocks, norope, where they are not as usual. Raises ValueError for a
+        pooling that is none."""
+        unusual = cls.unusual(knobs)
+        ways_of(unusual.get("pooling", USUAL_POOLING))
+        parts = [unusual["pooling"]] if "pooling" in unusual else []
+        return "_".join([*parts, *(["norope"] if "block_rope" in unusual else [])]) or None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights from normal(0, 0.02), as SeerAttention's release does."""
@@ -65,27 +94,29 @@ class AttnGate(Gate):
         return self.score(pooled_q, pooled_k, rope, q_len=q.shape[2], k_len=k.shape[2])
 
     def pool(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-        """Return pre-RoPE means of q [B,Hq,Mq,D] and k pooled three ways [B,Hkv,Nk,3D], float32, of post-RoPE q and k."""
+        """Return pooled q [B,Hq,Mq,mD] and k [B,Hkv,Nk,nD], float32, from before RoPE, of post-RoPE q and k."""
         cos, sin = rope.table(k.shape[2], k.device)
-        return pool_pair(q, k, self.block_size, ("mean",), POOLED_K, cos=cos, sin=sin)
+        return pool_pair(q, k, self.block_size, self.q_ways, self.k_ways, cos=cos, sin=sin)
 
     def sides(self, q: Tensor, k: Tensor, rope: Rope) -> tuple[Side, Side]:
         """Return queries and keys of a whole prompt, pooled, with what `project` does with them, for `select_gated`."""
         cos, sin = rope.table(k.shape[2], k.device)
         first, block = k.shape[2] - q.shape[2], self.block_size
-        pooled_q, pooled_k = pool_pair(q, k, block, ("mean",), POOLED_K, cos=cos, sin=sin)
+        pooled_q, pooled_k = pool_pair(q, k, block, self.q_ways, self.k_ways, cos=cos, sin=sin)
+        if not self.block_rope:
+            return Side(pooled_q, self.q), Side(pooled_k, self.k)
         of_keys = cos[::block], sin[::block]
         of_queries = (cos[first::block], sin[first::block]) if first else of_keys
         return Side(pooled_q, self.q, *of_queries), Side(pooled_k, self.k, *of_keys)
 
     def queries(self, q: Tensor, rope: Rope, *, first: int) -> Tensor:
         """Return the projected queries [B,Hq,Mq,D], as `project` does, of post-RoPE q [B,Hq,Q,D] from position `first` on."""
-        return self._project(self._pool(q, ("mean",), rope, first), self.q, rope, first, q.shape[2], "auto")
+        return self._project(self._pool(q, self.q_ways, rope, first), self.q, rope, first, q.shape[2], "auto")
 
     def keys(self, k: Tensor, rope: Rope, *, first: int) -> Tensor:
         """Return the projected keys [B,Hq,Nk,D], as `project` does, of post-RoPE k [B,Hkv,K,D] from position `first` on, where
         a block begins."""
-        return self._project(self._pool(k, POOLED_K, rope, first), self.k, rope, first, k.shape[2], "auto")
+        return self._project(self._pool(k, self.k_ways, rope, first), self.k, rope, first, k.shape[2], "auto")
 
     def _pool(self, x: Tensor, how: tuple[Pool, ...], rope: Rope, first: int) -> Tensor:
         """Return x [B,H,P,D] from position `first` on pooled from before RoPE."""
@@ -94,7 +125,9 @@ class AttnGate(Gate):
 
     def _project(self, pooled: Tensor, weight: Tensor | None, rope: Rope, first: int, tokens: int, kernel: str) -> Tensor:
         """Return what was pooled of `tokens` tokens from position `first` on, projected, with RoPE at the first token of each
-        block."""
+        block where the gate has it."""
+        if not self.block_rope:
+            return project(pooled, weight, kernel=kernel)
         cos, sin = (table[first :: self.block_size] for table in rope.table(first + tokens, pooled.device))
         return project(pooled, weight, cos=cos, sin=sin, kernel=kernel)
 
@@ -103,7 +136,8 @@ class AttnGate(Gate):
     ) -> tuple[Tensor, Tensor]:
         """Return the queries [B,Hq,Mq,D] and keys [B,Hq,Nk,D] whose products are √D × the logits, from the results of `pool`.
 
-        They are projected, with RoPE at the first token of each block. Differentiable with kernel="reference".
+        They are projected, with RoPE at the first token of each block where the gate has it. Differentiable with
+        kernel="reference".
         """
         keys = self._project(pooled_k, self.k, rope, 0, k_len, kernel)
         return self._project(pooled_q, self.q, rope, k_len - q_len, q_len, kernel), keys
@@ -126,10 +160,14 @@ def load_gates(
     kv_heads: int,
     head_dim: int,
     block_size: int,
-    q_linear: bool = False,
+    **options: Any,
 ) -> list[AttnGate]:
-    """Return the gates of a model from their weights, in float32. Raises ValueError, one line, unless names and shapes fit."""
-    gates = [AttnGate(heads, kv_heads, head_dim, block_size=block_size, q_linear=q_linear) for _ in range(layers)]
+    """Return the gates of a model from their weights, in float32. options: of AttnGate, those that are not as usual.
+
+    Raises ValueError, one line, unless names and shapes fit.
+    """
+    gates = [AttnGate(heads, kv_heads, head_dim, block_size=block_size, **options) for _ in range(layers)]
     model = f"the model has {layers} layers, {heads} query heads of {head_dim} elements"
-    fill_gates(gates, state, f"{model}, and q_linear is {q_linear}")
+    others = "".join(f", {name} is {value}" for name, value in options.items() if name != "q_linear")
+    fill_gates(gates, state, f"{model}, and q_linear is {options.get('q_linear', False)}{others}")
     return gates

@@ -24,10 +24,15 @@ class Gate(nn.Module, ABC):
     """Names of the weights in their authors' release, by their names here (see methods.gates.release_format)."""
     released_config: ClassVar[Mapping[str, Any]] = {}
     """Settings in a release's config.json that tell it is this gate."""
-    options: ClassVar[frozenset[str]] = frozenset()
-    """Knobs of a method that its gates are built with, beside the block size."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Knobs of a method that its gates are built with, beside the block size, with what they usually are."""
+    options_in_names: ClassVar[frozenset[str]] = frozenset()
+    """Those of the options that the names of the weights tell."""
     told_by_weights: ClassVar[frozenset[str]] = frozenset()
     """Those of the settings that the names and shapes of the weights tell too."""
+
+    k_ways: tuple[Pool, ...] = POOLED_K
+    """How the gate pools keys."""
 
     def __init__(self, heads: int, head_dim: int, *, block_size: int, q_block: int) -> None:
         super().__init__()
@@ -35,6 +40,17 @@ class Gate(nn.Module, ABC):
         self.head_dim = head_dim
         self.block_size = block_size
         self.q_block = q_block
+
+    @classmethod
+    def unusual(cls, knobs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options among a method's knobs that are not as usual."""
+        return {name: knobs[name] for name, usual in cls.options.items() if knobs.get(name, usual) != usual}
+
+    @classmethod
+    def variant(cls, knobs: Mapping[str, Any]) -> str | None:
+        """Return what the file of gates with such options has in its name, as the name of a training; None for usual ones.
+        Raises ValueError for one that there isn't."""
+        return None
 
     @abstractmethod
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.gates.gate import POOLED_K, Gate
+from methods.gates.gate import Gate
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Types that weights of gates may have in a file; gates compute in float32."""
@@ -27,6 +27,13 @@ def with_training_name(file: str, training: Any) -> str:
         raise ValueError(f"gates={training}: must be a name of letters, digits and _, for example mass{read_as}")
     stem, dot, suffix = file.rpartition(".")
     return f"{stem}-{training}{dot}{suffix}"
+
+
+def training_name(gate: type[Gate], knobs: Mapping[str, Any]) -> Any:
+    """Return the name that a file of gates has for its training: the knob `gates`, then that of their unusual options, joined
+    by _; None for neither. Raises ValueError for options that there aren't."""
+    given, variant = knobs.get("gates"), gate.variant(knobs)
+    return variant if given is None else f"{given}_{variant}" if variant and isinstance(given, str) else given
 
 
 def gate_state(gates: Sequence[Gate]) -> dict[str, Tensor]:
@@ -78,7 +85,7 @@ def fill_gates(gates: Sequence[Gate], state: Mapping[str, Tensor], model: str) -
         if state[name].shape != weight.shape:
             raise ValueError(
                 f"gate weight {name} has shape {list(state[name].shape)}, not {list(weight.shape)}: {model}; "
-                f"{_other_pooling(name, state[name].shape, weight.shape) or 'it was made for another model'}"
+                f"{_other_pooling(name, state[name].shape, weight.shape, gates[0].k_ways) or 'it was made for another model'}"
             )
     check_values(state)
     with torch.no_grad():
@@ -88,14 +95,17 @@ def fill_gates(gates: Sequence[Gate], state: Mapping[str, Tensor], model: str) -
         gate.requires_grad_(False)
 
 
-def _other_pooling(name: str, shape: torch.Size, expected: torch.Size) -> str | None:
-    """Return a line where a weight of pooled keys differs from what is expected in the number of poolings alone, else None."""
+def _other_pooling(name: str, shape: torch.Size, expected: torch.Size, usual: Sequence[str]) -> str | None:
+    """Return a line where a weight of pooled keys differs from what is expected in the number of poolings alone, else None.
+
+    usual: the poolings that are expected.
+    """
     if not name.endswith(".k") or len(shape) != len(expected) or (shape[0], shape[2:]) != (expected[0], expected[2:]):
         return None
-    ways, rest = divmod(shape[1] * len(POOLED_K), expected[1])
+    ways, rest = divmod(shape[1] * len(usual), expected[1])
     if rest or not ways:
         return None
-    return f"it pools keys in {ways} way{'' if ways == 1 else 's'}, gates here in {len(POOLED_K)} ({', '.join(POOLED_K)})"
+    return f"it pools keys in {ways} way{'' if ways == 1 else 's'}, gates here in {len(usual)} ({', '.join(usual)})"
 
 
 def first_names(names: Sequence[str], most: int = 4) -> str:

@@ -6,6 +6,7 @@ import attention_kernels.pool.reference
 import pytest
 import torch
 from attention_kernels.block_index import BlockIndex, causal_mask, diagonal_mask
+from attention_kernels.project import project
 from torch import Tensor
 
 import methods
@@ -18,28 +19,38 @@ from tests.methods.support import DIM, HEADS, KV_HEADS, LAYERS, PlainRope, gates
 BLOCK = 16
 
 
-def naive_logits(q: Tensor, k: Tensor, w_k: Tensor, w_q: Tensor | None, rope: PlainRope) -> Tensor:
-    """PRE-RoPE q [Hq,Q,D], k [Hkv,K,D], float64 -> logits [Hq,Mq,Nk]."""
+def naive_pool(block: Tensor, ways: str) -> Tensor:
+    """A block of tokens [N,D] -> its pooled vectors, one after the other. ways: as in a name, maxavg."""
+    by_name = {"max": block.max(0).values, "min": block.min(0).values, "avg": block.mean(0)}
+    return torch.cat([pooled for name, pooled in by_name.items() if name in ways])
+
+
+def naive_logits(
+    q: Tensor, k: Tensor, w_k: Tensor, w_q: Tensor | None, rope: PlainRope | None, pooling: str = "Qavg_Kmaxminavg"
+) -> Tensor:
+    """PRE-RoPE q [Hq,Q,D], k [Hkv,K,D], float64 -> logits [Hq,Mq,Nk]. rope: of the blocks, None for none."""
+    q_ways, k_ways = pooling.split("_")
     q_len, k_len = q.shape[1], k.shape[1]
     offset = k_len - q_len
     rows, columns = -(-q_len // BLOCK), -(-k_len // BLOCK)
     out = torch.full((HEADS, rows, columns), float("-inf"), dtype=torch.float64)
 
     def turn(vector: Tensor, position: int) -> Tensor:
+        if rope is None:
+            return vector
         cos, sin = rope.cos_sin(torch.tensor([position]))
         return rope_apply(vector[None], cos.double(), sin.double())[0]
 
     for head in range(HEADS):
         for i in range(rows):
-            query = q[head, i * BLOCK : (i + 1) * BLOCK].mean(0)
+            query = naive_pool(q[head, i * BLOCK : (i + 1) * BLOCK], q_ways)
             if w_q is not None:
                 query = query @ w_q[head]
             query = turn(query, offset + i * BLOCK)
             last_token = offset + min((i + 1) * BLOCK, q_len) - 1
             for j in range(last_token // BLOCK + 1):
                 block = k[head // (HEADS // KV_HEADS), j * BLOCK : (j + 1) * BLOCK]
-                pooled = torch.cat((block.max(0).values, block.min(0).values, block.mean(0)))
-                key = turn(pooled @ w_k[head], j * BLOCK)
+                key = turn(naive_pool(block, k_ways) @ w_k[head], j * BLOCK)
                 out[head, i, j] = query @ key / DIM**0.5
     return out
 
@@ -62,6 +73,39 @@ def test_gate_equals_the_naive_formulation(
     logits = gate(post_q, post_k, rope)
     w_q = None if gate.q is None else gate.q.detach()
     torch.testing.assert_close(logits[0].detach(), naive_logits(q[0], k[0], gate.k.detach(), w_q, rope))
+
+
+@pytest.mark.parametrize("pooling", ["Qmax_Kmax", "Qavg_Kavg", "Qmin_Kmaxmin", "Qmaxminavg_Kminavg"])
+@pytest.mark.parametrize("block_rope", [True, False])
+def test_gates_of_other_poolings_equal_the_naive_formulation(pooling: str, block_rope: bool) -> None:
+    rope, x = PlainRope(16, 1.0), layer(41, 89)
+    q, k = x.q.double(), x.k.double()
+    post_q, post_k = rope_apply(q, *rope.cos_sin(torch.arange(48, 89))), rope_apply(k, *rope.cos_sin(torch.arange(89)))
+    torch.manual_seed(0)
+    gate = AttnGate(HEADS, KV_HEADS, DIM, block_size=BLOCK, pooling=pooling, block_rope=block_rope).double()
+    w_q = None if gate.q is None else gate.q.detach()
+    assert (w_q is None) == (len(gate.q_ways) == 1)  # several have to become one vector
+    naive = naive_logits(q[0], k[0], gate.k.detach(), w_q, rope if block_rope else None, pooling)
+    torch.testing.assert_close(gate(post_q, post_k, rope)[0].detach(), naive)
+    by_queries, by_keys = gate.sides(post_q, post_k, rope)
+    whole_prompt = gate.project(*gate.pool(post_q, post_k, rope), rope, q_len=41, k_len=89)
+    for side, projected in zip((by_queries, by_keys), whole_prompt, strict=True):
+        torch.testing.assert_close(project(side.pooled, side.weight, cos=side.cos, sin=side.sin), projected)
+    torch.testing.assert_close(gate.keys(post_k[:, :, 32:], rope, first=32), whole_prompt[1][:, :, 2:])
+
+
+@pytest.mark.parametrize("pooling", ["Qavg_K", "_Kavg", "Qavg_Kminmax", "Qavgavg_Kavg", "qavg_kavg", "Qavg_Kavg ", ""])
+def test_a_pooling_that_is_none_is_refused(pooling: str) -> None:
+    with pytest.raises(ValueError, match=r"pooling=.*: must be Q and K with the ways .* for example Qavg_Kmaxminavg"):
+        methods.build("seer", sparsity=0.5, block_size=16, pooling=pooling)
+
+
+def test_unusual_gates_lie_in_files_of_their_own() -> None:
+    names = [
+        methods.build("seer", sparsity=0.5, block_size=16, **knobs).weights_name()
+        for knobs in ({}, {"pooling": "Qmax_Kmax"}, {"block_rope": False}, {"pooling": "Qmax_Kmax", "gates": "own"})
+    ]
+    assert names == [f"gates-16{suffix}.safetensors" for suffix in ("", "-Qmax_Kmax", "-norope", "-own_Qmax_Kmax")]
 
 
 def test_gate_is_float32_from_half_precision() -> None:
@@ -145,7 +189,7 @@ def test_seer_threshold_keeps_what_is_above_it() -> None:
     expected = (probability > 0.03) | torch.eye(40, dtype=torch.bool)
     assert torch.equal(index.to_mask(), expected)
     knobs = {"selection": "threshold", "threshold": 0.03, "nz_ratio": None, "q_linear": False, "shared": False, "gates": None}
-    assert method.knobs() == {**knobs, "last": 0, "blocks": None}
+    assert method.knobs() == {**knobs, "pooling": "Qavg_Kmaxminavg", "block_rope": True, "last": 0, "blocks": None}
     release = ready("seer", selection="threshold", threshold=0.03, block_size=BLOCK, last=2).select(x)
     assert release is not None
     expected[..., -2:, :] = torch.arange(40) <= torch.tensor([[38], [39]])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -159,6 +159,14 @@ def line_looks(methods: Mapping[str, str], *, bounds: Collection[str] = (), dens
             line_looks[name] = LineLook(INK, "o", DENSE_DASH)
         drawn[method] += 1
     return line_looks
+
+
+def looks_of_one_method(names: Sequence[str]) -> dict[str, LineLook]:
+    """Return how lines are drawn in a picture that has no other method: each in a muted colour and with a marker of its own."""
+    looks = series_looks(names)
+    return {
+        name: LineLook(*look, DASHES[place // len(SERIES) % len(DASHES)]) for place, (name, look) in enumerate(looks.items())
+    }
 
 
 def text_colour(colour: str, background: str = PAPER) -> str:

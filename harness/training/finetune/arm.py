@@ -9,7 +9,7 @@ import methods
 from harness.arms import gate_files
 from harness.arms.build import build_method, decodes_densely
 from harness.arms.head_files import load_head_file
-from harness.arms.weights import model_overrides, weights_folder
+from harness.arms.weights import model_overrides, option_overrides, weights_folder
 from harness.core.errors import UserError
 from harness.core.mistakes import as_user_error
 from harness.core.settings import Settings
@@ -85,14 +85,14 @@ def first_gates(settings: Settings, spec: GateSpec, loaded: LoadedModel, *, new:
     gates = new_gates(loaded, spec.kind, block_size=spec.block_size, seed=seed, **spec.options)
     if not new:
         folder = weights_folder(settings.model, loaded)
-        path = gate_files.find(folder, spec.file_name, spec.kind, None, training=spec.training)
+        path = gate_files.find(folder, spec.file_name, spec.kind, None, training=spec.name)
         if path is None:
             raise UserError(
                 f"no gates to begin with: {folder / spec.file_name} is missing; name their folder (model.gates=FOLDER), train "
                 f"them with `python -m harness job=distill method={settings.method} {model_overrides(settings.model)}"
-                f"block_size={spec.block_size}`, or begin with new ones (job.new_gates=true)"
+                f"block_size={spec.block_size}{option_overrides(spec.options)}`, or begin with new ones (job.new_gates=true)"
             )
-        stored = gate_files.read(path, spec.kind, block_size=spec.block_size)
+        stored = gate_files.read(path, spec.kind, block_size=spec.block_size, options=spec.options)
         state = gate_files.for_all_layers(stored, path, loaded, loaded.max_length)
         try:
             fill_gates(gates, state, loaded.name)

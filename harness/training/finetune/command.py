@@ -21,7 +21,7 @@ from harness.core.terminal import Terminal
 from harness.measure.before_loading import describe
 from harness.measure.sweep import model_config, say
 from harness.models.length_check import check_length
-from harness.models.loading import LoadedModel, load_model
+from harness.models.loading import LoadedModel, ModelConfig, load_model
 from harness.models.loss import check_head
 from harness.models.source import model_folder
 from harness.training.bundled_model.save import WEIGHTS
@@ -32,7 +32,7 @@ from harness.training.finetune.recipe import FinetuneRecipe
 from harness.training.finetune.saved_model import is_of, round_weights, save
 from harness.training.gates.checkpoint import Checkpoint
 from harness.training.gates.job_settings import read_recipe, whole_number
-from harness.training.gates.processes import join
+from harness.training.gates.processes import Processes, join, load_sharded
 from harness.training.gates.recall_tables import write_table
 from harness.training.gates.rows import check_text
 from harness.training.gates.step_log import StepLog
@@ -52,6 +52,7 @@ class _Asked:
     out: Path
     new_gates: bool
     overwrite: bool
+    shard: bool
     every: int
 
     @property
@@ -79,8 +80,7 @@ def main(cfg: DictConfig) -> Path:
         check_text(described, settings.data, asked.text.rows, asked.text.hub)
     say(console, settings, f"loading {settings.model['name']}")
     logging.disable_progress_bar()  # of reading and writing weights: the only bar is that of the steps
-    loaded = load_model(replace(model_config(settings), dtype=torch.float32))  # not shared: its weights change
-    check_head(loaded)
+    loaded = _load(asked, settings, processes)
     _check_lengths(asked, loaded)
     text = asked.text.of_model(loaded, settings.data)
     about = _about(asked, text, loaded)
@@ -101,12 +101,12 @@ def main(cfg: DictConfig) -> Path:
     begins = f"goes on after step {done} of {recipe.steps}" if start is Start.GO_ON else f"{recipe.steps} steps"
     say(console, settings, f"{begins}, state in {checkpoint.path}")
     training = Finetuning(loaded, asked.arm, gates, asked.recipe, _autocast(settings), checkpoint, processes)
-    _run(training, batches, settings, console)
+    _run(training, batches, asked, console)
     round_weights(training)
     kernels = {"kernel": settings.kernel, "dense_kernel": settings.dense_kernel}
     held_out_loss = training.held_out_loss(held_out, **kernels)
+    save(training, asked.out, about, held_out_loss)
     if processes.main:
-        save(training, asked.out, about, held_out_loss)
         write_table(asked.table, pd.DataFrame([asdict(step) for step in training.steps]))
         if held_out_loss is not None:
             console.print(f"loss on {len(held_out)} held-out rows: {held_out_loss:.4f}", highlight=False)
@@ -122,17 +122,20 @@ def _read(cfg: DictConfig) -> _Asked:
     if settings.dtype_choice == "float16":
         raise UserError("dtype=float16: its gradients would need their loss scaled; train in bfloat16 or float32")
     arm = training_arm(settings)
-    block_size, q_linear = (settings.block_size, False) if arm.spec is None else (arm.spec.block_size, arm.spec.q_linear)
+    block_size, options = (settings.block_size, {}) if arm.spec is None else (arm.spec.block_size, arm.spec.options)
     recipe = FinetuneRecipe(
-        read_recipe(job, block_size, settings.seed, q_linear=q_linear),
+        read_recipe(job, block_size, settings.seed, options),
         factor=checks.number("job.factor", job.factor),
         trained_length=checks.whole_number_or_null("job.trained_length", job.trained_length, 1, LONGEST),
         gate_lr=checks.number("job.gate_lr", job.gate_lr),
         sparsity=0.0 if arm.dense else settings.sparsity,
         anneal_from=checks.number("job.anneal_from", job.anneal_from),
         anneal_steps=whole_number(job, "anneal_steps", 0),
+        gates_only=checks.true_or_false("job.gates_only", job.gates_only),
     )
     arm.check(recipe)
+    if recipe.gates_only and arm.spec is None:
+        raise UserError(f"job.gates_only=true: method {settings.method} has no gates, and the model would stay as it is")
     if job.out is None:
         raise UserError("job.out=null: name the folder that the fine-tuned model goes to, job.out=FOLDER")
     out = Path(checks.text("job.out", job.out)).expanduser()
@@ -142,8 +145,20 @@ def _read(cfg: DictConfig) -> _Asked:
     check_output(f"job.out={out}", out)
     check_output(f"results={settings.results} study={settings.study}", settings.folder, "records")
     text = read_text_settings(job, block_size, held_out="held_out")
-    new_gates, overwrite = (checks.true_or_false(f"job.{name}", job[name]) for name in ("new_gates", "overwrite"))
-    return _Asked(settings, arm, recipe, text, out, new_gates, overwrite, whole_number(job, "checkpoint_every", 0))
+    flags = {name: checks.true_or_false(f"job.{name}", job[name]) for name in ("new_gates", "overwrite", "shard")}
+    return _Asked(settings, arm, recipe, text, out, **flags, every=whole_number(job, "checkpoint_every", 0))
+
+
+def _load(asked: _Asked, settings: Settings, processes: Processes) -> LoadedModel:
+    """Return the model in float32, whole or shared among the processes. Raises UserError for a head that gives no loss."""
+    config = replace(model_config(settings), dtype=torch.float32)
+
+    def load(config: ModelConfig) -> LoadedModel:
+        loaded = load_model(config)  # not the one that the jobs of a sweep share: its weights change
+        check_head(loaded)  # before it is shared: in inference mode FSDP would make weights that can't be trained
+        return loaded
+
+    return load_sharded(lambda: load(replace(config, device="cpu")), processes) if asked.shard else load(config)
 
 
 def _check_lengths(asked: _Asked, loaded: LoadedModel) -> None:
@@ -161,8 +176,10 @@ def _about(asked: _Asked, text: TextSettings, loaded: LoadedModel) -> dict[str, 
     """Return all that decides the result, by the names of the settings: a checkpoint of anything else is refused."""
     settings, recipe = asked.settings, asked.recipe
     own = {name: value for name, value in asdict(recipe).items() if name != "recipe"}
+    if not recipe.gates_only:
+        del own["gates_only"]  # newer than recorded trainings
     return {
-        **asdict(recipe.recipe),
+        **recipe.recipe.facts(),
         **own,
         "method": settings.method,
         "knobs": dict(settings.method_knobs),
@@ -187,9 +204,9 @@ def _autocast(settings: Settings) -> torch.dtype | None:
     return None if settings.dtype == torch.float32 else settings.dtype
 
 
-def _run(training: Finetuning, batches: Iterator[Tensor], settings: Settings, console: Terminal) -> None:
+def _run(training: Finetuning, batches: Iterator[Tensor], asked: _Asked, console: Terminal) -> None:
     """Do the steps that are left, recorded and shown."""
-    main = training.processes.main
+    settings, main = asked.settings, training.processes.main
     log = StepLog(settings.folder, training.loaded.device, "finetune_steps") if main else None
     checkpoint = training.checkpoint
     assert checkpoint is not None
@@ -207,7 +224,7 @@ def _run(training: Finetuning, batches: Iterator[Tensor], settings: Settings, co
 
         def on_step(step: FinetuneStep) -> None:
             if log is not None:
-                log(checkpoint.training, checkpoint.about, step)
+                log(checkpoint.training, {**checkpoint.about, "out": asked.out.name}, step)
             show("", step)
 
         training.run(batches, kernel=settings.kernel, dense_kernel=settings.dense_kernel, on_step=on_step)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from harness.core.errors import UserError
 from harness.models.loading import LoadedModel
@@ -21,6 +22,15 @@ from harness.models.loss import mean_nll
 from harness.training.finetune.arm import TrainingArm, give_gates
 from harness.training.finetune.attention import TrainingAttention
 from harness.training.finetune.recipe import FinetuneRecipe
+from harness.training.finetune.sharded import (
+    add_gradients_up,
+    are_finite,
+    clip,
+    is_sharded,
+    optimizer_state_shared_as,
+    shared_as,
+    whole,
+)
 from harness.training.gates.checkpoint import Checkpoint, restore
 from harness.training.gates.processes import Processes
 from harness.training.gates.recipe import Recipe
@@ -60,8 +70,8 @@ class Finetuning:
     """A model that is fine-tuned by an arm, and how far it is.
 
     loaded: the model, its RoPE stretched already, in float32; its weights change. gates: None where the arm has none.
-    autocast: dtype of the passes, None for float32. checkpoint: its state, which stays when all is done. processes: each of
-    them holds the whole model, and has its rows of a step; gradients are added up.
+    autocast: dtype of the passes, None for float32. checkpoint: its state, which stays when all is done. processes: each has
+    its rows of a step, and gradients are added up. Each holds the whole model, or its share of layers that are shared (FSDP).
     """
 
     loaded: LoadedModel
@@ -77,15 +87,21 @@ class Finetuning:
         """Make the optimiser, and take the state of the checkpoint where it has one. Raises UserError where the processes find
         different states."""
         model, own = self.loaded.model, self.recipe.recipe
-        model.requires_grad_(True)
-        self.weights = list(model.parameters())
+        model.requires_grad_(not self.recipe.gates_only)
+        self.sharded = is_sharded(model)
+        add_gradients_up(model)
+        self.weights = [] if self.recipe.gates_only else list(model.parameters())
         self.gate_weights = [weight for gate in self.gates or () for weight in gate.parameters()]
-        groups: list[dict[str, Any]] = [{"params": self.weights, "peak": own.lr}]
-        if self.gate_weights:
-            groups.append({"params": self.gate_weights, "peak": self.recipe.gate_lr})
-        self.optimizer = torch.optim.AdamW(groups, lr=own.lr, weight_decay=own.weight_decay)
+        parts = ((self.weights, own.lr), (self.gate_weights, self.recipe.gate_lr))
+        groups: list[dict[str, Any]] = [{"params": weights, "peak": peak} for weights, peak in parts if weights]
+        # many at a time would have to be all shared or all whole
+        foreach = False if self.sharded else None
+        self.optimizer = torch.optim.AdamW(groups, lr=own.lr, weight_decay=own.weight_decay, foreach=foreach)
         state = self.checkpoint.read() if self.checkpoint is not None else None
         if state is not None:
+            if self.sharded and state["steps"]:
+                state["gates"] = [shared_as(part, module) for part, module in zip(state["gates"], self._modules, strict=True)]
+                state["optimizer"] = optimizer_state_shared_as(state["optimizer"], self.optimizer)
             self.steps = restore(state, self._modules, self.optimizer, FinetuneStep)
         self.processes.agree(len(self.steps))
         self.trainer: GateTrainer[GatesBeside] = GateTrainer(self.loaded, self.processes, own.micro_rows)
@@ -124,10 +140,23 @@ class Finetuning:
                 self.steps.append(step)
                 if on_step is not None:
                     on_step(step)
-                if self.checkpoint is not None and self.processes.main and self.checkpoint.due(number + 1, count):
-                    self.checkpoint.save(self._modules, self.optimizer, self.steps)
-        if not all(bool(weight.isfinite().all()) for weight in (*self.weights, *self.gate_weights)):
+                if self.checkpoint is not None and self.checkpoint.due(number + 1, count):
+                    self._save(self.checkpoint)
+        is_bad = torch.tensor([float(not are_finite((*self.weights, *self.gate_weights)))], device=self.loaded.device)
+        self.processes.add_up([is_bad])  # of shared weights each process sees its own
+        if float(is_bad):
             raise UserError("the weights are not finite any more: lower lr or gate_lr, or set a clip. No model was written")
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        """Write the state. Where the model is shared all processes give their parts, and the main one writes."""
+        main = self.processes.main
+        if not self.sharded and main:
+            checkpoint.save(self._modules, self.optimizer, self.steps)
+        elif self.sharded:
+            states = whole([module.state_dict() for module in self._modules], keep=main)
+            moments = whole(self.optimizer.state_dict(), keep=main)
+            if main:
+                checkpoint.save_states(states, moments, self.steps)
 
     def held_out_loss(self, rows: Sequence[Tensor], *, kernel: str = "auto", dense_kernel: str = "auto") -> float | None:
         """Return the mean cross-entropy in nats a token of rows [1,N], under the attention of the last step; None for no
@@ -142,16 +171,17 @@ class Finetuning:
 
     def _step(self, number: int, batch: Tensor, attention: TrainingAttention, started: float) -> FinetuneStep:
         """Make one step on a batch [B,N]. Raises UserError, before any weight changes, where loss or gradient is not finite."""
-        share, clip = self.recipe.recipe.rate(number), self.recipe.recipe.clip or math.inf
+        share, most = self.recipe.recipe.rate(number), self.recipe.recipe.clip or math.inf
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         self.optimizer.zero_grad()
         attention.method = self._method_at(number)
         losses, of_gates, densities = [], [], []
         for part in self.trainer.parts(batch):
-            with self._passes():
+            with self._passes(), torch.set_grad_enabled(bool(self.weights)):
                 loss = mean_nll(self.loaded, part.to(self.loaded.device)) * self.trainer.weight
-            loss.backward()
+            if self.weights:
+                loss.backward()
             losses.append(loss.detach())
             densities.append(attention.take_density() * self.trainer.weight)
             if self.gates is not None:
@@ -161,13 +191,15 @@ class Finetuning:
             numbers = torch.cat((numbers, torch.stack(of_gates).sum(0)))
         learnt = [weight for weight in self.gate_weights if weight.grad is not None]
         gradients = [weight.grad for weight in (*self.weights, *learnt) if weight.grad is not None]
-        self.processes.add_up([numbers, *gradients])
+        # those of shared layers are added up as the backward pass goes
+        self.processes.add_up([numbers, *(gradient for gradient in gradients if not isinstance(gradient, DTensor))])
         # apart from the gates', which would else change the step of the model
-        norms = [torch.nn.utils.clip_grad_norm_(weights, clip) for weights in (self.weights, learnt) if weights]
+        none = torch.zeros((), device=numbers.device)
+        norms = [clip(weights, most) if weights else none for weights in (self.weights, learnt)]
         values = torch.cat((numbers, torch.stack(norms))).tolist()  # the one wait of a step for the device
         loss_value, density = values[:2]
         gate_loss, recall = values[2:4] if self.gates is not None else (None, None)
-        grad_norm, gate_norm = values[-2:] if learnt else (values[-1], None)
+        grad_norm, gate_norm = values[-2], values[-1] if learnt else None
         self._check_finite(number, loss_value, grad_norm, gate_loss or 0.0, gate_norm or 0.0)
         self.optimizer.step()
         return FinetuneStep(

@@ -17,7 +17,7 @@ class FinetuneRecipe:
     recipe: of the model's weights, and of the loss of the gates, whose learning rate falls the same way from `gate_lr`.
     factor: by which YaRN stretches `trained_length` (tokens; None: what the model's config says); 1 leaves RoPE as it is.
     sparsity: that is asked of the method, None where its own knob decides. anneal_steps: over which it goes in a line from
-    `anneal_from` to `sparsity`; 0: it is the same at every step.
+    `anneal_from` to `sparsity`; 0: it is the same at every step. gates_only: the model stays as it is.
     """
 
     recipe: Recipe
@@ -27,6 +27,7 @@ class FinetuneRecipe:
     sparsity: float | None = None
     anneal_from: float = 0.0
     anneal_steps: int = 0
+    gates_only: bool = False
 
     def __post_init__(self) -> None:
         """Raise UserError for a number that is out of range."""

@@ -69,7 +69,11 @@ class Checkpoint:
 
     def save(self, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer, steps: Sequence[Any]) -> None:
         """Write the state, whole or not at all. modules: what is trained, gates or others. steps: dataclasses, as `Step` is."""
-        self._write([module.state_dict() for module in modules], optimizer.state_dict(), [asdict(step) for step in steps])
+        self.save_states([module.state_dict() for module in modules], optimizer.state_dict(), steps)
+
+    def save_states(self, modules: list[dict[str, Any]], optimizer: dict[str, Any], steps: Sequence[Any]) -> None:
+        """Write states as `save` does, from dicts."""
+        self._write(modules, optimizer, [asdict(step) for step in steps])
 
     def _write(self, gates: list[Any] | None, optimizer: dict[str, Any] | None, steps: list[dict[str, Any]]) -> None:
         state = {"about": self.about, "training": self.training, "replaces": self.replaces}

@@ -38,6 +38,7 @@ def main(cfg: DictConfig) -> Path:
         raise UserError(f"job.to={to}: must be one of {', '.join(FORMATS)}")
     if not spec.kind.released:
         raise UserError("the gates of this method have never been released: there is nothing to convert")
+    _check_usual(spec.kind.variant(spec.options), "the settings ask for")
     out = Path(str(settings.options["out"])).expanduser()
     source, overwrite = _source(settings, spec, to), bool(settings.options["overwrite"])
     for notice in gate_files.assumptions(source, spec.kind):
@@ -87,6 +88,7 @@ def to_release(source: Path, spec: GateSpec, out: Path, *, model: str, overwrite
     block_size = _recorded_block_size(source)
     if block_size not in (None, spec.block_size):
         raise UserError(f"{source} has gates for blocks of {block_size} tokens, not {spec.block_size}: set that block_size")
+    _check_usual(spec.kind.variant(gate_files.read_metadata(source)), f"{source} has")
     renamed = {key: weight.clone() for key, weight in release_format.to_released(state, spec.kind).items()}
     settings = gate_files.read_metadata(source).get("release", spec.kind.released_config)  # of gates trained here, all
     known = {*settings, *spec.kind.told_by_weights}  # what was assumed of another release is not said of this one
@@ -106,6 +108,12 @@ def to_release(source: Path, spec: GateSpec, out: Path, *, model: str, overwrite
         raise _exists(path)
     write_atomically(config_path, lambda file: file.write(config_text))
     return write_atomically(path, lambda file: torch.save(renamed, file))
+
+
+def _check_usual(variant: str | None, what: str) -> None:
+    """Raise UserError for gates whose options no release has. variant: of the gates; what: says where they are named."""
+    if variant is not None:
+        raise UserError(f"{what} gates of options that no release has ({variant}): there is nothing to convert")
 
 
 def _source(settings: Settings, spec: GateSpec, to: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,11 @@ OF_A_TRAINING = (
     "row_weight",
     "dtype",
     "seed",
+    "pooling",
+    "block_rope",
 )
-"""The settings that each of job.trainings may have of its own; `seed` is that of its first weights."""
+"""The settings that each of job.trainings may have of its own; `seed` is that of its first weights, the last two are options
+of its gates."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,12 @@ def _named_training(job: DictConfig, spec: GateSpec, name: Any, own: Any, seed: 
     merged = OmegaConf.create({**job, "seed": seed, **own})
     assert isinstance(merged, DictConfig)
     try:
-        own_spec = spec.named(name)
+        options = {
+            option: checks.true_or_false(option, own[option]) if isinstance(usual, bool) else own[option]
+            for option, usual in spec.kind.options.items()
+            if option in own
+        }
+        own_spec = spec.named(name, options)
         recipe = _recipe(merged, own_spec, whole_number(merged, "seed", 0, LARGEST_SEED))
         return TrainingSettings(own_spec, recipe, whole_number(merged, "first_step", 0))
     except ValueError as error:
@@ -84,11 +93,14 @@ def _named_training(job: DictConfig, spec: GateSpec, name: Any, own: Any, seed: 
 
 
 def _recipe(job: DictConfig, spec: GateSpec, seed: int) -> Recipe:
-    return read_recipe(job, spec.block_size, seed, q_linear=spec.q_linear)
+    return read_recipe(job, spec.block_size, seed, spec.options)
 
 
-def read_recipe(job: DictConfig, block_size: int, seed: int, *, q_linear: bool = False) -> Recipe:
-    """Return the recipe that the settings name. Raises UserError for a value that is of the wrong type or out of range."""
+def read_recipe(job: DictConfig, block_size: int, seed: int, options: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that the settings name. options: of the gates, those that are not as usual.
+
+    Raises UserError for a value that is of the wrong type or out of range.
+    """
     return Recipe(
         steps=whole_number(job, "steps"),
         block_size=block_size,
@@ -101,9 +113,9 @@ def read_recipe(job: DictConfig, block_size: int, seed: int, *, q_linear: bool =
         skip_rows=_number(job, "skip_rows"),
         row_weight=str(job.row_weight),
         micro_rows=None if job.micro_rows is None else whole_number(job, "micro_rows"),
-        q_linear=q_linear,
         dtype=str(job.dtype),
         seed=seed,
+        **options,
     )
 
 

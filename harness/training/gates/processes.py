@@ -76,14 +76,14 @@ def join(device: torch.device) -> Processes:
 
 
 def load_sharded(load: Callable[[], LoadedModel], processes: Processes) -> LoadedModel:
-    """Return a frozen model of which each process holds its share of every layer, gathered while the layer runs (FSDP).
+    """Return a model of which each process holds its share of every layer, gathered while the layer runs (FSDP).
 
     load: gives the model on the CPU; the processes call it in turn, so that the host holds one whole model at a time.
     Embeddings, norms outside the layers and the output head stay whole on every device. Raises UserError for one process.
     """
     if processes.count == 1:
         raise UserError(
-            "job.shard=true: one process has nothing to share; start several, accelerate launch -m harness job=distill …"
+            "job.shard=true: one process has nothing to share; start several, accelerate launch -m harness job=… job.shard=true"
         )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

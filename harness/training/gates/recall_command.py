@@ -42,7 +42,9 @@ def main(cfg: DictConfig) -> Path:
         check_text(described, settings.data, str(job.rows), job.hub)
     loaded = load_model_of(settings, console)
     path = _gates_path(settings, loaded, spec, lengths)
-    state = gate_files.for_all_layers(gate_files.read(path, spec.kind, block_size=spec.block_size), path, loaded, min(lengths))
+    state = gate_files.for_all_layers(
+        gate_files.read(path, spec.kind, block_size=spec.block_size, options=spec.options), path, loaded, min(lengths)
+    )
     for notice in gate_files.assumptions(path, spec.kind):
         console.print(notice, style="red", markup=False, highlight=False, soft_wrap=True)
     gates = new_gates(loaded, spec.kind, block_size=spec.block_size, **spec.options)
@@ -67,8 +69,7 @@ def _gates_path(settings: Settings, loaded: LoadedModel, spec: GateSpec, lengths
     check_length(loaded, max(lengths), f"job.lengths={lengths}")
     group = "method" if decodes_densely(settings.decode) else "decode"
     folder, name = weights_folder(settings.model, loaded), spec.file_name
-    training = settings.method_knobs.get("gates") if group == "method" else None
-    path = gate_files.find(folder, name, spec.kind, released_id(settings.model, group), training=training)
+    path = gate_files.find(folder, name, spec.kind, released_id(settings.model, group), training=spec.name)
     if path is None:
         raise UserError(
             f"no gates to measure: {folder / name} is missing; name the folder that has them (model.gates=FOLDER), or train "

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from attention_kernels.block_map import POOLS
 
 from harness.core.errors import UserError
 from harness.training.gates.loss import ROW_WEIGHTS
+from methods.gates.attn_gate import AttnGate
+from methods.gates.pooling import USUAL_POOLING, ways_of
 
 DTYPES = ("auto", "float32", "bfloat16")
 """Of the file."""
@@ -23,7 +26,8 @@ class Recipe:
     steps: of the optimiser. lr: its peak, reached after `warmup` steps, from where a cosine falls to `min_lr` (both absolute).
     clip: largest norm of the gradient of all gates together; None: not clipped. pool: of the true attention map.
     skip_rows, row_weight: see gate_loss. micro_rows: rows of text in one forward pass; None: all that this process has of
-    a step. q_linear: an option of AttnGate. dtype: of the file. seed: of the weights that training begins with.
+    a step. q_linear, pooling, block_rope: options of AttnGate. dtype: of the file. seed: of the weights that training begins
+    with.
     """
 
     steps: int
@@ -40,6 +44,8 @@ class Recipe:
     q_linear: bool = False
     dtype: str = "auto"
     seed: int = 0
+    pooling: str = USUAL_POOLING
+    block_rope: bool = True
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -61,8 +67,24 @@ class Recipe:
         for name, value, choices in (("pool", self.pool, POOLS), ("row_weight", self.row_weight, ROW_WEIGHTS)):
             if value not in choices:
                 raise UserError(f"{name}={value}: must be one of {', '.join(choices)}")
+        if not isinstance(self.block_rope, bool):
+            raise UserError(f"block_rope={self.block_rope}: must be true or false")
+        try:
+            ways_of(self.pooling)
+        except ValueError as error:
+            raise UserError(str(error)) from error
         if self.dtype not in DTYPES:
             raise UserError(f"dtype={self.dtype} of the gates' file: must be one of {', '.join(DTYPES)}")
+
+    @property
+    def gate_options(self) -> dict[str, Any]:
+        """Return the options of AttnGate that are not as usual."""
+        return AttnGate.unusual(asdict(self))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides the result, by name; options newer than recorded trainings only where they are not as usual."""
+        newer = {"pooling", "block_rope"} - self.gate_options.keys()
+        return {name: value for name, value in asdict(self).items() if name not in newer}
 
     def rate(self, step: int) -> float:
         """Return the learning rate of step 0, 1, … as a share of its peak: linear warm-up, then a cosine to min_lr."""

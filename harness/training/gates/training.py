@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,8 @@ class Training:
 
     def __init__(self, plan: Plan, loaded: LoadedModel, kind: type[Gate], processes: Processes) -> None:
         recipe = plan.recipe
-        options = {"q_linear": True} if recipe.q_linear else {}
         self.plan, self.recipe, self.loaded, self.processes = plan, recipe, loaded, processes
-        self.gates = new_gates(loaded, kind, block_size=recipe.block_size, seed=recipe.seed, **options)
+        self.gates = new_gates(loaded, kind, block_size=recipe.block_size, seed=recipe.seed, **recipe.gate_options)
         self.weights = [weight for gate in self.gates for weight in gate.parameters()]
         self.optimizer = torch.optim.AdamW(self.weights, lr=recipe.lr, weight_decay=recipe.weight_decay)
         state = plan.checkpoint.read() if plan.checkpoint is not None else None
@@ -152,7 +151,7 @@ class Training:
         if self.processes.main:
             metadata = {
                 **self.plan.about,
-                **asdict(self.recipe),
+                **self.recipe.facts(),
                 "tokens": self.steps[-1].tokens,
                 "processes": self.processes.count,
                 "model": self.loaded.name,

@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from harness.training.gates.processes import Processes
 from harness.training.gates.rows import BY_NEED
 from harness.training.gates.training_text import TextSettings
 
-NAMED_IF_SET = ("workers", "training_name", "first_step", "text_seed", "text_batches")
+NAMED_IF_SET = ("workers", "training_name", "first_step", "text_seed", "text_batches", "pooling", "block_rope")
 """Settings that stand in what a training is of only where they are not as usual."""
 
 
@@ -33,7 +33,7 @@ def about_training(
     """
     spec, recipe = training.spec, training.recipe
     return {
-        **asdict(recipe),
+        **recipe.facts(),
         "gates": spec.kind.__name__,
         "model": loaded.name,
         "model_hash": loaded.revision_hash,

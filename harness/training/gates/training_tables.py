@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.arms.weights import weights_folder
+from harness.arms.weights import option_overrides, weights_folder
 from harness.core.settings import Settings
 from harness.core.terminal import Terminal
 from harness.models.loading import LoadedModel
@@ -36,5 +36,6 @@ def report_training(distilled: Distilled, settings: Settings, loaded: LoadedMode
     elsewhere = distilled.path.parent != weights_folder(settings.model, loaded)
     needed = [f"model.gates={distilled.path.parent}"] if elsewhere else []
     needed += [f"method.gates={spec.training}"] if spec.training else []
+    needed += option_overrides(spec.options).split()
     if needed:
         console.print(f"to use them: {' '.join(needed)}", highlight=False, soft_wrap=True)

@@ -114,7 +114,7 @@ Command = Callable[..., int]
         (["data.haystack=/nowhere.txt"], "data.haystack=/nowhere.txt: no such file"),
         (["model.path=/nowhere"], "model folder /nowhere does not exist"),
         (["sparsity"], "can't read 'sparsity' on the command line: settings are written name=value"),
-        (["experiment=null"], "experiment=null: leave experiment= out, or choose one of: block_sizes, bundled,"),
+        (["experiment=null"], "experiment=null: leave experiment= out, or choose one of: ablation_pooling, ablation_rope,"),
         (["study=../up"], "study=../up: must be the name of a folder"),
         (["job=report", "study=none"], "study=none: no records in results/none"),
         (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,15 +14,16 @@ import pytest
 from harness.core.conf_files import groups
 from harness.core.errors import UserError
 from harness.report.figures.looks import Look
-from harness.report.figures.paper import checklist, fig6, fig9, sheet, table1
+from harness.report.figures.paper import checklist, fig6, fig9, sheet, table1, table4
 from harness.report.figures.paper.drawing import Drawing, named_apart, suffix_of, write_values
 from harness.report.figures.paper.items import ITEMS
 from harness.report.figures.paper.published import CERTAINTIES, published
 from harness.report.figures.paper.recorded import Recorded, notices_of, timed_alike
+from harness.report.perplexity_rows import perplexity_of
 from harness.report.rows import Answer, Perplexity, Row
 from harness.study.columns import PERPLEXITY
 from harness.study.matching import Match
-from harness.study.store import Store
+from harness.study.store import Record, Store
 from tests.harness.report.support import TIMES, make_row
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -129,6 +132,40 @@ def test_an_ablation_is_drawn_from_the_study_of_its_experiment(name: str) -> Non
     assert drawing.studies == [ITEMS[name].experiment] and drawing.status == "measured"
     assert {value.series for value in drawing.values} == {"full", "sieve"}
     assert ITEMS[name].draw(Fixed(rows))[0].status == "not measured"
+
+
+def test_fine_tuned_models_stand_beside_the_one_trained_densely() -> None:
+    def trained(out: str, method: str, sparsity: float, seed: int) -> Record:
+        return {"about": {"out": out, "model": "toy", "method": method, "sparsity": sparsity, "seed": seed}, "loss": 2.0}
+
+    def of_model(model: str, row: Row, losses: Sequence[float]) -> Row:
+        usual: dict[str, Any] = {
+            "tokens": 100,
+            "read": 100,
+            "seconds": 1.0,
+            "density": row.density,
+            "token_density": row.density,
+        }
+        by_index = {index: {**usual, "index": index, "nll": 100 * loss} for index, loss in enumerate(losses)}
+        perplexity = perplexity_of(list(by_index.values()), [], 0)
+        return replace(row, study="finetune", model=model, documents=by_index, perplexity=perplexity)
+
+    dense, sparse = judged("full", 0.0, 8192, 10.0), judged("sieve", 0.9, 8192, 12.0)
+    rows, steps = [of_model("toy", dense, [4.0, 4.0, 4.0])], []
+    for seed, loss in enumerate((2.0, 2.2)):
+        rows.append(of_model(f"d{seed}", dense, [loss, loss + 0.1, loss + 0.2]))
+        rows.append(of_model(f"s{seed}", sparse, [loss + 0.01, loss + 0.11, loss + 0.21]))
+        steps += [trained(f"d{seed}", "full", 0.0, seed), trained(f"s{seed}", "sieve", 0.9, seed)]
+    store: Any = SimpleNamespace(folder=Path("finetune"), finetune_steps=SimpleNamespace(read=lambda: steps))
+    recorded = Fixed(rows)
+    recorded.stores = [store]
+    (drawing,) = ITEMS["table4"].draw(recorded)
+    values = {(value.panel, value.series): value for value in drawing.values if value.panel == table4.RATIO}
+    ratio = values[table4.RATIO, "trained with sieve 0.9: sieve"]
+    assert len(values) == 1 and ratio.y == pytest.approx(math.exp(0.01)) and ratio.high == pytest.approx(math.exp(0.01))
+    texts = [text.get_text() for text in drawing.figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    assert "1.010✓" in texts and "not fine-tuned: full" in texts and "trained with full: full" in texts
+    assert drawing.model == "toy" and drawing.status == "measured"
 
 
 def test_times_of_a_length_come_from_one_study() -> None:

@@ -16,6 +16,7 @@ from harness.jobs.paper import items_of, run
 from harness.report.csv_file import read_csv
 from harness.report.figures.paper import checklist, sheet
 from harness.report.figures.paper.items import ITEMS
+from harness.report.figures.paper.trainings import base_of, read_trainings, training_text
 from harness.study.schema import FinetuneStepRecord
 from harness.study.store import Store
 from tests.harness.report.support import DENSE, SPARSE, record_cell, record_times
@@ -106,6 +107,18 @@ def test_losses_of_fine_tuning_are_named_by_their_arm(results: Path) -> None:
     assert command_in(results, item="fig12")[0] == 0
     rows = [row for row in read_csv(results / "paper" / "fig12.csv") if row["origin"] == "ours"]
     assert [(row["series"], float(row["y"])) for row in rows] == [("toy 0.5, seed 3", 2.5), ("toy 0.5, seed 3", 2.25)]
+
+
+def test_trainings_say_what_each_model_was_made_of() -> None:
+    def first(out: str, model: str, method: str, sparsity: float, **others: Any) -> dict[str, Any]:
+        return {"about": {"out": out, "model": model, "method": method, "sparsity": sparsity, "seed": 0, **others}}
+
+    steps = [first("d", "m", "dense", 0.0), first("g", "d", "seer", 0.0, gates_only=True), first("s", "m", "seer", 0.9)]
+    trainings = read_trainings([*steps, {"about": None}, {"about": {"method": "of before"}}])
+    assert {name: base_of(name, trainings) for name in (*trainings, "m")} == dict.fromkeys((*"dgs", "m"), "m")
+    texts = ["trained with dense", "dense, gates after", "trained with seer 0.9", ""]
+    assert [training_text(name, trainings) for name in (*"dgs", "m")] == texts
+    assert base_of("a", read_trainings([first("a", "b", "dense", 0.0), first("b", "a", "dense", 0.0)])) in ("a", "b")
 
 
 @pytest.mark.parametrize(

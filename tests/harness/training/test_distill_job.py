@@ -213,6 +213,42 @@ def test_q_linear_is_trained_and_used(command: Command, toy: list[str], config: 
     assert command(*used, "method.q_linear=false") == 2
 
 
+def test_gates_of_several_poolings_are_trained_together_and_used_apart(
+    command: Command, toy: list[str], config: DictConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [f"job.out='{tmp_path}'", "job.steps=1", "job.lengths=[1024]", "job.recall_sequences=0"]
+    own = "{Qmaxmin_Kmax:{pooling:Qmaxmin_Kmax},Qmax_Kmaxminavg:{pooling:Qmax_Kmaxminavg},at_1k_norope:{block_rope:false}}"
+    distill_command.main(changed(config, *short, f"job.trainings={own}"))
+    said = capsys.readouterr().out
+    assert f"model.gates={tmp_path} method.pooling=Qmaxmin_Kmax\n" in said
+    assert f"model.gates={tmp_path} method.gates=at_1k method.block_rope=false\n" in said
+    first = load_file(str(tmp_path / "gates-32-Qmaxmin_Kmax.safetensors"))
+    (query, key) = (first[f"layers.0.gate.{name}"].shape for name in ("q", "k"))
+    assert query[1] == 2 * query[2] and key[1] == key[2]
+    used = [
+        *toy,
+        "method=seer",
+        "method.selection=topk",
+        "block_size=32",
+        f"model.gates={tmp_path}",
+        "samples=1",
+        "report=false",
+    ]
+    assert command(*used, "method.gates=at_1k", "method.block_rope=false", "job=kept_mass") == 0
+    capsys.readouterr()
+    for given, message in (
+        (["method.gates=Qmax_Kmaxminavg"], "were trained with method.pooling=Qmax_Kmaxminavg"),  # of the same shapes
+        (["method.gates=at_1k_norope"], "were trained with method.block_rope=false"),
+        (["method.gates=at_1k", "method.pooling=Qavg_Kavg", "method.block_rope=false"], "gates-32-at_1k_Qavg_Kavg_norope."),
+        (["method.pooling=Qavg_Kavg"], "gates-32-Qavg_Kavg.safetensors is missing"),
+        (["job=distill", "method.pooling=Qavg_Kaverage"], "pooling=Qavg_Kaverage: must be Q and K"),
+        (["job=distill", "job.trainings={a:{block_rope:false}}"], "job.trainings.a: its gates are found by their options"),
+        (["job=distill", "job.trainings={a:{block_rope:1}}"], "job.trainings.a: block_rope=1: must be true or false"),
+    ):
+        assert command(*used, *given) == 2
+        assert message in capsys.readouterr().err, given
+
+
 def large_without_bos() -> PreTrainedTokenizerFast:
     """Byte-level like Qwen's: more than 16 bits of ids, no BOS."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()

@@ -71,9 +71,13 @@ def batches() -> Iterator[Tensor]:
 
 
 def start(
-    method: str, checkpoint: Checkpoint | None = None, recipe: FinetuneRecipe = RECIPE, processes: Processes | None = None
+    method: str,
+    checkpoint: Checkpoint | None = None,
+    recipe: FinetuneRecipe = RECIPE,
+    processes: Processes | None = None,
+    loaded: LoadedModel | None = None,
 ) -> Finetuning:
-    loaded = extend(load("llama"), recipe.factor, recipe.trained_length)
+    loaded = extend(loaded or load("llama"), recipe.factor, recipe.trained_length)
     settings = replace(merged(f"method={method}"), block_size=BLOCK)
     if method == "seer":
         settings = replace(settings, method_knobs=settings.method_knobs | {"selection": "topk", "last": 0})
@@ -135,6 +139,17 @@ def test_a_model_learns_under_the_attention_that_it_is_measured_under(method: st
         measured = nll(training.loaded, ids[0], 1) / 89
     assert loss == pytest.approx(float(measured), rel=1e-5) and bridge.stats()[0]["densities"][0] < 0.75
     assert training.held_out_loss([]) is None
+
+
+def test_gates_learn_alone_and_the_model_stays() -> None:
+    training = start("seer", recipe=replace(RECIPE, gates_only=True))
+    before = {name: weight.clone() for name, weight in training.loaded.model.named_parameters()}
+    gates = [weight.clone() for weight in training.gate_weights]
+    training.run(batches())
+    assert all(torch.equal(before[name], weight) for name, weight in training.loaded.model.named_parameters())
+    assert not any(torch.equal(old, new) for old, new in zip(gates, training.gate_weights, strict=True))
+    last = training.steps[-1]
+    assert last.grad_norm == 0 and last.gate_grad_norm and last.gate_loss
 
 
 @pytest.mark.parametrize("method", ["dense", "seer"])

@@ -97,6 +97,8 @@ def test_a_model_is_trained_and_used(
     ("given", "message"),
     [
         (["job.out=null"], "job.out=null: name the folder"),
+        (["job.gates_only=true", "method=block_topk"], "job.gates_only=true: method block_topk has no gates"),
+        (["job.shard=true"], "job.shard=true: one process has nothing to share"),
         (["job.factor=16"], "factor=16.0: must be from 1"),
         (["job.factor=x"], "job.factor=x: must be a finite number"),
         (["job.trained_length=0"], "job.trained_length=0: must be null or a whole number"),

@@ -8,7 +8,7 @@ import matplotlib
 
 from harness.report.at_request import at_request
 from harness.report.common_documents import on_common_documents
-from harness.report.figures.looks import is_bound, line_looks
+from harness.report.figures.looks import is_bound, line_looks, looks_of_one_method
 from harness.report.figures.paper import sheet
 from harness.report.figures.paper.drawing import Drawing, Value, command_of, suffix_of
 from harness.report.figures.paper.empty import empty_drawing
@@ -44,9 +44,11 @@ def _draw(item: Item, rows: Sequence[Row], number: int) -> Drawing:
         lines = dict(sorted(rows_by_line(own, along="length", asked=True).items()))
         methods = {name: members[0].method for name, members in lines.items()}
         dense = [name for name, members in lines.items() if members[0].is_baseline]
-        for name, look in line_looks(
-            methods, bounds=[name for name, method in methods.items() if is_bound(method)], dense=dense
-        ).items():
+        looks = line_looks(methods, bounds=[name for name, method in methods.items() if is_bound(method)], dense=dense)
+        sparse = [name for name in methods if name not in dense]
+        if len({methods[name] for name in sparse}) == 1:
+            looks |= looks_of_one_method(sparse)
+        for name, look in looks.items():
             points = [_value(name, row) for row in sorted(lines[name], key=lambda row: row.length)]
             axes.plot([float(point.x) for point in points], [point.y for point in points], **sheet.line_style(look))
             keys.append(sheet.styled_key(look, name))

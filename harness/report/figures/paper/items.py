@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from harness.report.figures.paper.item import Item
 
-FINE_TUNING = "some hours of a GPU"
+FINE_TUNING = "half an hour of a GPU"
 """What the items of fine-tuning need."""
-FINETUNED = "method=seer method.selection=topk sparsity=0.9 data.text_dir=BOOKS"
+FINETUNED = "method=seer method.selection=topk method.last=0 sparsity=0.9 data.text_dir=BOOKS"
 """What that experiment is told of one of its arms."""
 
 ALL_LENGTHS = "model=hf model.path=FOLDER length=4096,8192,16384,32768,65536,131072"
@@ -19,7 +19,8 @@ _ROWS = (
         "perplexity by sparsity and the pooling of queries and keys",
         "fig2",
         experiment="ablation_pooling",
-        needs="gates that pool otherwise",
+        arguments="data.text_dir=HELD_OUT model.gates=GATES",
+        needs="gates of each pooling: job=distill, as the experiment's file has it",
     ),
     Item(
         "fig4",
@@ -27,7 +28,8 @@ _ROWS = (
         "perplexity by length with and without block RoPE",
         "fig4",
         experiment="ablation_rope",
-        needs="gates without RoPE at their blocks",
+        arguments="data.text_dir=HELD_OUT model.gates=GATES",
+        needs="gates with and without RoPE at their blocks: job=distill, as the experiment's file has it",
     ),
     Item("fig5", "Fig 5", "perplexity by sparsity, panels by length", "fig5", experiment="pg19"),
     Item(

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from harness.report.common_documents import on_common_documents
 from harness.report.figures import style
-from harness.report.figures.looks import DENSE_DASH, INK, LineLook, is_bound, line_looks
+from harness.report.figures.looks import DENSE_DASH, INK, LineLook, is_bound, line_looks, looks_of_one_method
 from harness.report.figures.paper import sheet
 from harness.report.figures.paper.drawing import Drawing, Value, command_of, suffix_of
 from harness.report.figures.paper.empty import empty_drawing
@@ -32,6 +32,10 @@ WIDE = 2
 """Times the lowest perplexity from which on the axis is a logarithm, so that one bad line does not flatten all others."""
 FEWEST_LENGTHS = 2
 """Lengths that a model needs for a picture of its own beside the first."""
+
+
+FEW = 3
+"""Lines of one method that its own colour still tells apart."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,8 @@ def _shown_names(rows: Sequence[Row]) -> Mapping[str, LineLook]:
 
     shown = sorted(sorted(lines, key=rank)[:MOST_LINES])
     methods = {name: lines[name][0].method for name in shown}
+    if len(shown) > FEW and len(set(methods.values())) == 1:
+        return looks_of_one_method(shown)
     return line_looks(methods, bounds=[name for name, method in methods.items() if is_bound(method)])
 
 
