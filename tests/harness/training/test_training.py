@@ -219,7 +219,7 @@ def test_a_model_is_never_made_of_two(tmp_path: Path) -> None:
         def __init__(self, *names: str) -> None:
             self.names = names
 
-        def save_pretrained(self, folder: Path) -> None:
+        def save_pretrained(self, folder: Path, **_: object) -> None:
             for name in self.names:
                 (folder / name).write_text("new")
 
