@@ -130,8 +130,8 @@ def _of_plan(plan: Sequence[Planned], store: Store, cells: Mapping[str, Record],
             items.append(Item(planned, Stage.TO_COME if recorded < planned.count else Stage.DONE, recorded))
             continue
         fitting = [c for c in near[planned.length, planned.method, planned.task] if planned.fits(c["identity"])]
-        cell = max(fitting, key=lambda c: (c["cell"] in hands.alive, c["date"])) if fitting else None
-        items.append(_planned_cell(planned, cell, hands, began))
+        latest = max(fitting, key=lambda c: (c["cell"] in hands.alive, c["date"])) if fitting else None
+        items.append(_planned_cell(planned, latest, hands, began))
     return items
 
 
