@@ -10,8 +10,9 @@ from typing import Any
 from harness.core.activity import MINUTE, OVERALL, every
 from harness.core.errors import UserError
 from harness.jobs.announce import Compose, announce_jobs, command_that_sweeps, say_dimly, settings_in_advance
-from harness.jobs.launcher import DEVICES, devices_of
+from harness.jobs.launcher_settings import DEVICES
 from harness.jobs.plan import Site
+from harness.jobs.worker_devices import devices_of
 from harness.study.provenance import cpu_model
 
 
