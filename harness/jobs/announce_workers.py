@@ -46,4 +46,4 @@ def worker_site(place: Mapping[str, Any]) -> Site:
         return Site(f"cpu ({cpu_model()}, ", "cpu", max(1, len(devices)))
     import torch  # which counting its devices has imported
 
-    return Site(torch.cuda.get_device_name(0), "cuda", len(devices))
+    return Site(torch.cuda.get_device_name(0) if torch.cuda.is_available() else None, "cuda", len(devices))
