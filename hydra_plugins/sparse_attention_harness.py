@@ -17,15 +17,21 @@ class WorkerLauncher(Launcher):
 
     def __init__(self, engine: str, **place: Any) -> None:
         self.engine, self.place = engine, place
+        self.context: Any = None
+        self.config: Any = None
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        """Take what Hydra hands every launcher. None of it is used: workers compose the settings of their jobs themselves."""
+        """Take what Hydra hands every launcher. It tells what the jobs are; workers compose their settings themselves."""
+        self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs of the sweep on workers."""
-        from harness.jobs.launcher import launch_jobs  # Hydra imports all of its plugins, whoever uses it
+        from harness.jobs.announce_workers import announced
+        from harness.jobs.launcher import launch_jobs
 
-        launch_jobs(self.engine, self.place, job_overrides)
+        loader, config = self.context.config_loader, self.config
+        with announced(lambda arguments: loader.load_sweep_config(config, arguments), job_overrides, self.place):
+            launch_jobs(self.engine, self.place, job_overrides)
         return []
 
 
@@ -62,6 +68,9 @@ class _InProcess(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs of the sweep."""
+        from harness.jobs.announce import note_jobs
+
+        note_jobs(self.composer, job_overrides)
         for number, arguments in enumerate(job_overrides, initial_job_idx):
             config = self.composer(arguments)
             with open_dict(config.hydra):

@@ -14,12 +14,14 @@ from omegaconf import DictConfig
 
 from harness.core.conf_files import MAIN, conf_dir
 from harness.core.letters import take_all_letters
+from harness.jobs.announce import announcing
 from harness.jobs.arguments import SWEEPS, given_names, prepare
 from harness.jobs.command_state import CommandState
 from harness.jobs.guard import debugs, guarded
 from harness.jobs.launcher import Launch, as_launched, launching
 from harness.jobs.one_job import DONE, FAILED_CELLS, as_composed
 from harness.jobs.run import run_job
+from harness.study.running import telling
 
 HELP = ("--help", "-h")
 
@@ -58,7 +60,7 @@ def _run(arguments: list[str]) -> int:
         except Exception as error:
             raised.append(error)
 
-    with _arguments_of_process(launched), launching(launch):
+    with _arguments_of_process(launched), launching(launch), telling(), announcing(command):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=MAIN)(run_one)()
         if raised:
             raise raised[0]

@@ -20,13 +20,21 @@ from harness.study.store import Store
 class CommandState:
     """The state of a command that runs one job or a sweep of them. `given` are the names of the settings on the command line,
     `studies` those opened so far, by their folders, `sweep` holds the model and the tokens that the jobs share, and `said` what
-    was said once for all jobs."""
+    was said once for all jobs.
+
+    jobs: the settings of all jobs of a sweep, as far as they could be composed before it; count: how many there are (0: one
+    alone); number: which one is at work. announced: whether it was said what all of them are.
+    """
 
     given: tuple[str, ...] = ()
     console: Console = field(default_factory=Terminal)
     studies: dict[Path, OpenStudy] = field(default_factory=dict)
     sweep: SweepCache = field(default_factory=SweepCache)
     said: set[str] = field(default_factory=set)
+    jobs: list[Settings] = field(default_factory=list)
+    count: int = 0
+    number: int = 0
+    announced: bool = False
 
     def say_once(self, line: str) -> None:
         """Say on stderr what is no error, once for all jobs of a sweep."""

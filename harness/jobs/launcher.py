@@ -22,6 +22,7 @@ from harness.jobs.handout import Handout
 from harness.jobs.launcher_settings import DEVICES, VISIBLE, LauncherSettings, launcher_settings
 from harness.jobs.work import Outcome, Work
 from harness.jobs.worker_devices import NONE, worker_variables
+from harness.jobs.worker_folders import folder_of_command
 
 MOST_LAUNCHES = 1000
 """Of one process in one second."""
@@ -94,9 +95,11 @@ def run_on_workers(settings: LauncherSettings, jobs: Sequence[Sequence[str]], la
     ]
     print(f"{len(jobs)} jobs on {len(works)} workers ({settings.engine}); what they print is in {shown}", file=sys.stderr)
     workplace = Workplace(shown.resolve(), settings.gpus, settings.parameters, settings.cpus)
-    outcomes = ENGINES[settings.engine](works, workplace)
-    for line in _losses(works, outcomes, shown):
-        print(f"error: {line}", file=sys.stderr)
+    with folder_of_command(shown) as ending:
+        outcomes = ENGINES[settings.engine](works, workplace)
+        for line in _losses(works, outcomes, shown):
+            print(f"error: {line}", file=sys.stderr)
+        ending.well = all(outcome.code == 0 for outcome in outcomes)
     return outcomes
 
 

@@ -11,9 +11,11 @@ from harness.core.knob_names import RELEASED
 from harness.core.output import check_output
 from harness.core.partial_files import remove_abandoned
 from harness.core.settings import Settings, read_settings
+from harness.jobs.announce import begin
 from harness.jobs.command_state import CommandState
 from harness.jobs.table import Does, check_chunks_fit, check_model_fits, check_question_fits, job_of, unread
 from harness.models.source import check_model
+from harness.study.running import FOLDER as RUNNING
 from harness.tasks.names import expand_tasks
 
 
@@ -39,10 +41,12 @@ def run_job(cfg: DictConfig, command: CommandState) -> int:
         if job.loads_model and not settings.by_shape:
             check_model(settings.model["path"])
         torch_device(settings.device_choice)  # a device that isn't there is an error before any work; torch takes seconds
-    remove_abandoned([settings.folder, settings.folder / "records", settings.folder / "maps"])
+    remove_abandoned([settings.folder, *(settings.folder / name for name in ("records", "maps", RUNNING))])
     if settings.as_released and RELEASED not in command.given and not has_release(settings):  # an experiment's sweep over it
         command.say_once(f"as_released=true: {settings.method} has no release to follow, and is passed over")
         return 0
+    if job.does is not Does.READS:
+        begin(command, settings)
     function = job.load()
     failed = 0
     if job.does is Does.TRAINS:

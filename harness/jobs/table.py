@@ -14,6 +14,7 @@ from typing import Any
 from harness.core.errors import UserError, did_you_mean
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
+from harness.study.planned import DENSITIES, DOCUMENTS, MASSES, SAMPLES, TIMINGS
 
 
 class Does(StrEnum):
@@ -34,7 +35,8 @@ class Job:
     failed. `takes_question` says whether the job asks the questions of prompts, or reads what such a job recorded.
     `whole_study` says that it compares all records of a study, of which a setting that it does not read would seem to choose,
     and `loads_model` whether it always loads the model of the settings, where it measures or trains. `times_alone` says that it
-    measures what a model of random weights has too, `writes_study` that it writes into the folder of the study.
+    measures what a model of random weights has too, `writes_study` that it writes into the folder of the study. `plans` are the
+    kinds of what it measures of arms (`harness.study.planned`), which is said before it begins.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Job:
     loads_model: bool = True
     times_alone: bool = False
     writes_study: bool = True
+    plans: tuple[str, ...] = ()
 
     def load(self) -> Callable[..., Any]:
         """Import the job's module and return its function."""
@@ -75,6 +78,7 @@ _ROWS = (
         "harness.jobs.measure:run",
         (*_MEASURED, *_PROMPTS, *_ANSWERS, *_LIMITS, "latency", *_TIMES, "margin"),
         takes_question=True,
+        plans=(SAMPLES, TIMINGS),
     ),
     Job(
         "latency",
@@ -82,20 +86,23 @@ _ROWS = (
         "harness.jobs.measure:run",
         (*_MEASURED, *_PROMPTS, *_TIMES, *_LIMITS, "margin", _CHUNKS, "decode_kernel"),
         times_alone=True,
+        plans=(TIMINGS,),
     ),
-    Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, *_LIMITS, "margin")),
+    Job("kept_mass", Does.MEASURES, "harness.jobs.measure:run", (*_MEASURED, *_PROMPTS, *_LIMITS, "margin"), plans=(MASSES,)),
     Job(
         "densities",
         Does.MEASURES,
         "harness.jobs.densities:run",
         (*_MEASURED, *_PROMPTS, *_LIMITS, "question", _CHUNKS),
         takes_question=True,
+        plans=(DENSITIES,),
     ),
     Job(
         "perplexity",
         Does.MEASURES,
         "harness.jobs.measure:run",
         (*_MEASURED, *_PROMPTS, *_LIMITS, "data.text_dir", "margin"),
+        plans=(DOCUMENTS,),
     ),
     Job("kernel_speed", Does.MEASURES, "harness.jobs.kernel_speed:run", (*_MODEL, "seed", *_DATA, *_TIMES), loads_model=False),
     Job("maps", Does.MEASURES, "harness.jobs.maps:run", (*_MEASURED, *_PROMPTS)),
@@ -129,6 +136,7 @@ _ROWS = (
         whole_study=True,
         writes_study=False,
     ),
+    Job("status", Does.READS, "harness.jobs.status:run", (), takes_question=True, whole_study=True, writes_study=False),
     Job("paper", Does.READS, "harness.jobs.paper:run", (), takes_question=True, whole_study=True, writes_study=False),
     Job(
         "prune",

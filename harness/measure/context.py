@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.text import Text
 
+from harness.core.activity import CURRENT
 from harness.core.errors import UserError
 from harness.core.mistakes import origin
-from harness.core.progress import progress_bar
+from harness.core.progress import Bar, progress_bar, progress_lines
 from harness.core.question import QUESTION_SEEN
 from harness.core.settings import Settings
 from harness.core.sizing import FULL
@@ -203,12 +203,17 @@ class RunContext:
                 first_error = first_error or error
         raise first_error or UserError("no task to take a prompt from")
 
-    def progress(self) -> Progress:
-        """Return a bar for the terminal, gone when it is done."""
+    def progress(self) -> Bar:
+        """Return a bar for the terminal, gone when it is done; elsewhere it prints a line a minute."""
         return progress_bar(self.console, self._show_progress)
 
+    def progress_lines(self) -> Bar:
+        """Return what prints a line a minute where there is no terminal, for what is timed."""
+        return progress_lines(self.console, self._show_progress)
+
     def say(self, text: str) -> None:
-        """Say what begins now and may take long, where progress is shown."""
+        """Say what begins now and may take long, where progress is shown; whoever asks for the state is told anyway."""
+        CURRENT.begin(text)
         if self._show_progress:
             self.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 

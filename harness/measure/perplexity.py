@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from harness.arms.build import RunnableArm
+from harness.core.activity import CURRENT
 from harness.core.checks import whole_number_or_null
 from harness.core.clock import elapsed_ms, mark, sync
 from harness.core.device_memory import release_frames
@@ -144,12 +145,14 @@ def measure_perplexity(context: RunContext, arm: RunnableArm, texts: Texts) -> i
     finished = 0
     with Attempt() as attempt, context.progress() as progress, time_limit(context.cell_seconds):
         bar = progress.add_task(f"{arm_label(arm)} {context.length}", total=len(lacking))
+        CURRENT.open_cells(context.length, {cell.id: len(lacking)})
         sparse_kernel, dense_kernel = context.kernels.sparse, context.kernels.dense
         with Bridge(context.loaded, arm.method, sparse_kernel=sparse_kernel, dense_kernel=dense_kernel) as bridge:
             for index in lacking:
                 context.store.perplexity.append(_measure_document(context, bridge, cell, texts, index))
                 finished += 1
                 progress.advance(bar)
+                CURRENT.count([cell.id])
     if attempt.error is not None:
         release_frames(attempt.error, context.loaded.device)
         label = f"perplexity with {arm_label(arm)}"

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from harness.arms.build import RunnableArm, build_arms, build_at_zero_sparsity, refused_arm, with_release
 from harness.arms.warnings import arm_warnings
+from harness.core.activity import CURRENT
 from harness.core.device_memory import release_frames
 from harness.core.errors import NotFiniteError, WeightsError
 from harness.core.settings import Settings
@@ -162,6 +163,8 @@ def evaluate(context: RunContext, settings: Settings, arm: RunnableArm, task_nam
     errors, finished = defaultdict[str, list[Exception]](list), Counter[str]()
     with context.progress() as progress:
         bar = progress.add_task(f"{arm_label(arm)} {context.length}", total=len(todo.pairs))
+        CURRENT.open_cells(context.length, {open_cell.cell.id: len(open_cell.samples) for open_cell in cells})
+        CURRENT.task = todo.pairs[0][1].task if todo.pairs else ""
         for batch in generate_batches(context, arm, todo):
             generating += batch.seconds
             for cell in batch.failed_cells:
@@ -174,6 +177,8 @@ def evaluate(context: RunContext, settings: Settings, arm: RunnableArm, task_nam
                     errors[answer.cell.id].append(scoring.error)
             finished.update(append_samples(context, records, errors))
             progress.advance(bar, len(records))
+            CURRENT.count(record.cell for record in records)
+            CURRENT.task = todo.pairs[min(CURRENT.done, len(todo.pairs) - 1)][1].task
     share = generating / (time.perf_counter() - began) if todo.pairs else None
     for c in cells:
         if told := errors.get(c.cell.id):

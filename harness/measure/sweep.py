@@ -6,6 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from harness.core.activity import CURRENT
 from harness.measure.failures import FailureLog
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a job that only reports needs neither
@@ -54,7 +55,8 @@ class SweepCache:
 
 
 def say(console: Console | None, settings: Settings, text: str) -> None:
-    """Say what begins now and may take long, where the settings show progress."""
+    """Say what begins now and may take long, where the settings show progress; whoever asks for the state is told anyway."""
+    CURRENT.begin(text)
     if console is not None and settings.progress:
         console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 

@@ -97,27 +97,31 @@ def _times(context: RunContext, arm: RunnableArm, prompt: Sequence[int]) -> tupl
         "chunk": context.chunk,
     }
     count = context.timing.layers
-    attention = time_attention(
-        context.loaded,
-        arm.method,
-        prompt,
-        dense_kernels=context.timing.dense_kernels,
-        layers=None if count is None else spread_layers(context.loaded, len(prompt), count) or None,
-        **limits,
-    )
-    prefill = time_prefill(context.loaded, arm.method, prompt, **limits)
-    steps = context.timing.decode_steps
-    if not context.timing.decode_batches:
-        return attention, prefill, DecodeTiming(steps)
-    decoding = time_decoding(
-        context.loaded,
-        arm.method,
-        arm.decoding,
-        prompt,
-        batches=context.timing.decode_batches,
-        steps=steps,
-        decode_kernel=context.kernels.decode,
-        graph=context.timing.decode_graph,
-        **limits,
-    )
+    batches, steps = context.timing.decode_batches, context.timing.decode_steps
+    with context.progress_lines() as progress:
+        bar = progress.add_task(f"timing {arm_label(arm)} {context.length}", total=3 if batches else 2)
+        attention = time_attention(
+            context.loaded,
+            arm.method,
+            prompt,
+            dense_kernels=context.timing.dense_kernels,
+            layers=None if count is None else spread_layers(context.loaded, len(prompt), count) or None,
+            **limits,
+        )
+        progress.advance(bar)
+        prefill = time_prefill(context.loaded, arm.method, prompt, **limits)
+        progress.advance(bar)
+        if not batches:
+            return attention, prefill, DecodeTiming(steps)
+        decoding = time_decoding(
+            context.loaded,
+            arm.method,
+            arm.decoding,
+            prompt,
+            batches=batches,
+            steps=steps,
+            decode_kernel=context.kernels.decode,
+            graph=context.timing.decode_graph,
+            **limits,
+        )
     return attention, prefill, decoding

