@@ -20,6 +20,8 @@ from harness.jobs.guard import debugs, guarded
 from harness.jobs.launcher import Launch, as_launched, launching
 from harness.jobs.one_job import DONE, FAILED_CELLS, as_composed
 from harness.jobs.run import run_job
+from harness.study.joining import join_parts
+from harness.study.parts import own_parts
 
 HELP = ("--help", "-h")
 
@@ -58,11 +60,14 @@ def _run(arguments: list[str]) -> int:
         except Exception as error:
             raised.append(error)
 
-    with _arguments_of_process(launched), launching(launch):
+    with _arguments_of_process(launched), launching(launch), own_parts(always=False) as written:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=MAIN)(run_one)()
         if raised:
             raise raised[0]
         codes += _take_outcomes(launch, command)
+        written.end()
+        for folder in {*written.studies, *(Path(part) for outcome in launch.outcomes for part in outcome.parts)}:
+            join_parts(folder)
         command.write_reports()
     if log.failed:  # a job that reads nothing but records never gets here with any: it need not import what draws a table
         from harness.jobs.failure_table import show_failures
