@@ -86,8 +86,9 @@ def store(recorded: Path, tmp_path: Path) -> Store:
 
 
 def contents(store: Store) -> dict[str, bytes]:
-    """What lies in the folder of a study, but for what a killed process was writing, and what was brought back."""
-    paths = [path for path in store.folder.rglob("*") if path.is_file() and not re.search(r"\.(partial|back)(/|$)", str(path))]
+    """What lies in the folder of a study, but for what a killed process was writing or claimed, and what was brought back."""
+    passing = re.compile(r"\.(partial|back|claim)(/|$)")
+    paths = [path for path in store.folder.rglob("*") if path.is_file() and not passing.search(str(path))]
     return {str(path.relative_to(store.folder)): path.read_bytes() for path in paths}
 
 
