@@ -32,7 +32,7 @@ import pytest
 from harness.core.partial_files import is_running
 from harness.study.integrity import check_study
 from harness.study.joining import join_parts
-from harness.study.parts import parts_in
+from harness.study.parts import has_ended, parts_in
 from harness.study.store import Store
 from harness.study.verdict import finished
 from tests.harness.kills.fork_server import Server
@@ -43,11 +43,11 @@ from tests.harness.settings import toy_arguments
 COUNTS = os.environ.get("HARNESS_LAUNCHER_KILLS", "processes=30,processes without locks=10,submitit_local=30,ray=30")
 SEED = int(os.environ.get("HARNESS_KILLS_SEED", "0"))
 VICTIMS = ("worker", "parent", "all")
-LONGEST = 300.0
+LONGEST = 200.0
 """Seconds that a command may take."""
-WORKERS = ("harness.jobs.worker", "submitit.core._submit", "default_worker.py")
-"""What is among the arguments of a worker, by launcher."""
-MODULES = ("harness.measure.run", "harness.jobs.worker", "transformers.models.llama.modeling_llama", "submitit", "ray")
+WORKERS = ("harness.jobs.worker", "submitit.core._submit")
+"""What is among the arguments of a worker. Those of Ray, which it starts itself, are known by what they record."""
+MODULES = ("harness.measure.run", "harness.jobs.worker", "transformers.models.llama.modeling_llama", "submitit")
 
 
 def begin(arguments: list[str]) -> None:
@@ -112,16 +112,18 @@ class Trials:
             process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
             if victim and not change:
                 time.sleep(moment)
-                self._kill(victim, before, process)
+                self._kill(victim, before, process, folder)
             code = process.wait(LONGEST)
         self.seconds = self.seconds or time.monotonic() - began
         return code
 
-    def _kill(self, victim: str, before: int, process: subprocess.Popen[bytes]) -> None:
+    def _kill(self, victim: str, before: int, process: subprocess.Popen[bytes], folder: Path) -> None:
         """Kill a worker, waiting until there is one, the command, or all their processes."""
         while process.poll() is None:
-            ours = [child for child in self.server.children()[before:] if is_running(child.process)]
-            victims = [c.process for c in ours if victim in ("all", role_of(c.arguments))]
+            victims = [c.process for c in self.server.children()[before:] if victim in ("all", role_of(c.arguments))]
+            if victim != "parent":
+                victims += recording(folder / "results" / "toy")
+            victims = [number for number in victims if is_running(number)]
             if victims:
                 for number in victims if victim == "all" else victims[-1:]:
                     with suppress(ProcessLookupError):
@@ -158,6 +160,11 @@ class Trials:
             self.failures.append(f"{self.launcher}, {victim} killed at {moment}: {problems} in {folder}\n{log[-1500:]}")
         else:
             shutil.rmtree(folder)
+
+
+def recording(study: Path) -> list[int]:
+    """The processes that write parts of a study."""
+    return [int(part.name.split("-")[1]) for part in parts_in(study / "records") if not has_ended(part)]
 
 
 def prepare(folder: Path) -> None:
