@@ -22,6 +22,7 @@ from harness.jobs.one_job import DONE, FAILED_CELLS, as_composed
 from harness.jobs.run import run_job
 from harness.study.joining import join_parts
 from harness.study.parts import own_parts
+from harness.study.record_io import RecordError
 
 HELP = ("--help", "-h")
 
@@ -66,8 +67,12 @@ def _run(arguments: list[str]) -> int:
             raise raised[0]
         codes += _take_outcomes(launch, command)
         written.end()
-        for folder in {*written.studies, *(Path(part) for outcome in launch.outcomes for part in outcome.parts)}:
-            join_parts(folder)
+        try:
+            for folder in {*written.studies, *(Path(part) for outcome in launch.outcomes for part in outcome.parts)}:
+                join_parts(folder)
+        except RecordError:
+            if max(codes) == DONE:  # else what stands in the way, such as a full disk, is said already
+                raise
         command.write_reports()
     if log.failed:  # a job that reads nothing but records never gets here with any: it need not import what draws a table
         from harness.jobs.failure_table import show_failures

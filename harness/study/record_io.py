@@ -19,7 +19,7 @@ RESTORE = "restore it (a backup, git checkout), or move it aside and measure aga
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 """What `flock` says where a file system has no locks, as one over a network without its lock service."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
-_SAID: set[str] = set()
+_SAID: set[Path] = set()
 """Folders of which this process has said that locks don't work there."""
 
 
@@ -70,8 +70,8 @@ def _lock(fd: int, how: int, path: Path) -> bool:
 
 
 def _say_without_locks(folder: Path, error: OSError) -> None:
-    if str(folder) not in _SAID:
-        _SAID.add(str(folder))
+    if folder.absolute() not in _SAID:
+        _SAID.add(folder.absolute())
         print(
             f"warning: {folder}: locks don't work there ({error.strerror or error}): each process writes records of its own "
             "in parts/, joined when it ends; nothing is lost",

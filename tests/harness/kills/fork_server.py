@@ -14,6 +14,7 @@ import runpy
 import select
 import signal
 import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -68,12 +69,17 @@ class Server:
             finally:
                 os._exit(1)
         listening.close()
+        self.others: list[subprocess.Popen[bytes]] = []
 
     def children(self) -> list[Child]:
         """All processes that it has forked so far, those that have ended too."""
         return [Child(*json.loads(line)) for line in self.log.read_text().splitlines()]
 
     def close(self) -> None:
+        """End it, what it has forked, and what else was started for it."""
+        for other in self.others:
+            other.terminate()
+            other.wait(60)
         os.kill(self.process, signal.SIGKILL)
         os.waitpid(self.process, 0)
         os.unlink(self.address)

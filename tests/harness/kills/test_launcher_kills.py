@@ -18,6 +18,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -45,8 +46,16 @@ SEED = int(os.environ.get("HARNESS_KILLS_SEED", "0"))
 VICTIMS = ("worker", "parent", "all")
 LONGEST = 200.0
 """Seconds that a command may take."""
-WORKERS = ("harness.jobs.worker", "submitit.core._submit")
-"""What is among the arguments of a worker. Those of Ray, which it starts itself, are known by what they record."""
+WORKERS = ("harness.jobs.worker", "submitit.core._submit", "default_worker.py")
+"""What is among the arguments of a worker, by launcher."""
+RAY = """
+import sys
+from ray.scripts.scripts import main
+sys.executable = sys.argv.pop(1)  # what Ray starts its workers with
+main()
+"""
+RAY_PORT = 6391
+QUICK = ("progress=false", "report=false", "checks=false")
 MODULES = ("harness.measure.run", "harness.jobs.worker", "transformers.models.llama.modeling_llama", "submitit")
 
 
@@ -162,6 +171,15 @@ class Trials:
             shutil.rmtree(folder)
 
 
+def start_ray(server: Server) -> None:
+    """Start a Ray of this machine whose workers are forks of the server."""
+    options = ["--head", "--num-cpus=2", f"--port={RAY_PORT}", "--include-dashboard=false", "--disable-usage-stats", "--block"]
+    log = server.log.with_name("ray.log").open("wb")
+    command = [sys.executable, "-c", RAY, str(server.python), "start", *options, f"--temp-dir=/tmp/ray-{os.getpid()}"]
+    server.others.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
+    time.sleep(10)
+
+
 def recording(study: Path) -> list[int]:
     """The processes that write parts of a study."""
     return [int(part.name.split("-")[1]) for part in parts_in(study / "records") if not has_ended(part)]
@@ -217,7 +235,8 @@ def test_the_same_command_ends_what_was_killed_on_workers(
     brief_folder: Path, tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HARNESS_COMMIT", "0" * 12)
-    sweep = [*toy_arguments(brief_folder), "-m", "method=block_topk,streaming_llm", "length=768", "progress=false"]
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    sweep = [*toy_arguments(brief_folder), "-m", "method=block_topk,streaming_llm", "length=768", *QUICK]
     sweep = [argument for argument in sweep if argument not in ("method=block_topk", "length=1024")]
     (tmp_path / "samples").mkdir()
     plain = Trials("one process", server, sweep, {})
@@ -230,6 +249,9 @@ def test_the_same_command_ends_what_was_killed_on_workers(
         if engine in ("ray", "submitit_local") and find_spec(engine.partition("_")[0]) is None:
             continue
         chosen = ["devices=cpu:2"] if engine == "processes" else [f"hydra/launcher={engine}"]
+        if engine == "ray":
+            chosen.append(f"+hydra.launcher.parameters.address=127.0.0.1:{RAY_PORT}")
+            start_ray(server)
         trials = Trials(launcher, server, [*sweep, *chosen], expected)
         whole = tmp_path / f"{launcher}-whole"
         prepare(whole)
