@@ -25,6 +25,8 @@ from typing import Any
 
 CLIENT = """#!{python} -SE
 import array, os, socket, sys
+if "setup_worker.py" in sys.argv[1]:
+    os.execv({python!r}, [{python!r}, "-c", {setup!r}, *sys.argv])
 if not any(name in argument for argument in sys.argv[1:] for name in {forked!r}):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
@@ -36,6 +38,12 @@ server.sendall(about)
 code = server.recv(8)
 os._exit(int(code or 1) & 255)
 """
+SETUP = """
+import runpy, sys
+sys.executable, *sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""What begins a worker of Ray in an environment of its own, by `sys.executable`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Server:
         self.python, self.log = folder / "python", folder / "children.jsonl"
         address = f"/tmp/fork-server-{os.getpid()}"
         self.log.touch()
-        self.python.write_text(CLIENT.format(python=sys.executable, address=address, forked=forked))
+        self.python.write_text(CLIENT.format(python=sys.executable, address=address, forked=forked, setup=SETUP))
         self.python.chmod(0o755)
         listening = socket.socket(socket.AF_UNIX)
         with suppress(FileNotFoundError):
