@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from harness.study.parts import is_dead, process_name
-from harness.study.record_io import LocksFail, RecordError, opened_locked
+from harness.study.record_io import LocksFail, RecordError, make_folder, opened_locked
 
 SIGN_SECONDS = 10.0
 """How often a holder says that it is there, where locks don't work."""
@@ -31,10 +31,7 @@ def one_at_a_time(folder: Path, name: str, waits: Callable[[], None]) -> Iterato
     """Hold the lock `name` of the study in `folder`, waiting for whoever holds it, before which `waits` is called. A killed
     process's lock is free. Its file is there only meanwhile. Raises RecordError where there can't be one."""
     path = folder / "records" / f"{name}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecordError(f"{path.parent} can't be made ({error.strerror}): records go into that folder") from error
+    make_folder(path.parent)
     if _is_held(path):
         waits()
     with ExitStack() as stack:

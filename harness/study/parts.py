@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.core.partial_files import ABANDONED_SECONDS, host_id, is_running
-from harness.study.record_io import RecordError, unreadable
+from harness.study.record_io import RecordError, make_folder, unreadable
 
 PARTS = "parts"
 """The folder of the parts, below that of the records."""
@@ -119,40 +119,40 @@ def alone(records: Path) -> Iterator[None]:
     pauses = random.Random(own.name)  # not all the same, or two would go on to meet
     _CLAIMS.add(own)
     try:
-        while True:
-            own.parent.mkdir(parents=True, exist_ok=True)
-            own.touch()
-            if not (other := _other(own)):
-                break
-            own.unlink()
+        while not _claim(own):
             if time.monotonic() > until:
-                raise Busy(f"{records}: another process changes the records now ({other})")
+                raise Busy(f"{records}: another process changes the records now")
             time.sleep(pauses.uniform(0.01, 0.2))
-    except OSError as error:
-        _withdraw(own)
-        raise RecordError(f"{own.parent} can't be written to ({error.strerror or error}); what is recorded is safe") from error
-    try:
         yield
     finally:
-        _withdraw(own)
+        _CLAIMS.discard(own)
+        with suppress(OSError):
+            own.unlink(missing_ok=True)
+            own.parent.rmdir()  # where nothing else is in it
 
 
-def _other(own: Path) -> str:
-    """Return the name of another claim on the study's own files, "" where there is none. Those that are left are removed."""
-    other = ""
-    for path in sorted(own.parent.glob(f"*{CLAIM}")):
-        if path in _CLAIMS or not _is_left(path):
-            other = other if path == own else path.name
-        else:
-            path.unlink(missing_ok=True)
-    return other
+def _claim(own: Path) -> bool:
+    """Say that this process changes the study's own files, unless another one does; return whether it has said so."""
+    try:
+        make_folder(own.parent)
+        own.touch()
+        if not _is_claimed_beside(own):
+            return True
+        own.unlink()
+    except FileNotFoundError:  # another one has just removed the empty folder
+        pass
+    except OSError as error:
+        raise RecordError(f"{own.parent} can't be written to ({error.strerror or error}); what is recorded is safe") from error
+    return False
 
 
-def _withdraw(own: Path) -> None:
-    _CLAIMS.discard(own)
-    with suppress(OSError):
-        own.unlink(missing_ok=True)
-        own.parent.rmdir()  # where nothing else is in it
+def _is_claimed_beside(own: Path) -> bool:
+    """Return whether another process says that it changes the study's own files. Claims that are left are removed."""
+    others = [path for path in own.parent.glob(f"*{CLAIM}") if path != own]
+    left = [path for path in others if path not in _CLAIMS and _is_left(path)]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return len(others) > len(left)
 
 
 def process_name() -> str:
@@ -172,7 +172,7 @@ def is_dead(name: str) -> bool:
 
 def _is_left(path: Path) -> bool:
     """Return whether the process of a part, or a claim, is dead, or of another host and hasn't written to it for a day."""
-    if path.name.startswith(process_name()):  # a claim that couldn't be removed
+    if path.name.startswith(f"{process_name()}-"):  # a claim that couldn't be removed
         return path.name.endswith(CLAIM)
     if path.name.startswith(host_id()):
         return is_dead(path.name)

@@ -31,6 +31,7 @@ from harness.study.record_io import (
     RESTORE,
     RecordError,
     decompress,
+    make_folder,
     open_file,
     opened_locked,
     set_aside,
@@ -128,7 +129,7 @@ class RecordFile:
         LocksFail where the file can't be locked: nothing is written then.
         """
         rows = [self._checked(record) for record in records]
-        self._make_folder()
+        make_folder(self.path.parent)
         with self._opened(os.O_RDWR | os.O_APPEND | os.O_CREAT, fcntl.LOCK_EX) as fd:
             self._refresh_whole_lines(fd)
             new = self._new(rows)
@@ -149,7 +150,7 @@ class RecordFile:
         For whoever holds the study (`harness.study.parts.alone`). Raises UserError where it can't be written: nothing is
         changed then.
         """
-        self._make_folder()
+        make_folder(self.path.parent)
         with self._opened(os.O_RDWR | os.O_APPEND | os.O_CREAT, fcntl.LOCK_EX, needed=False) as fd:
             self._refresh_whole_lines(fd)
             if new := self._new(records):
@@ -196,12 +197,6 @@ class RecordFile:
                 self._dates = [""] * len(self._records)
                 self._places = [f"{self.archived}:{number}" for number in range(1, len(self._records) + 1)]
         return len(self._records)
-
-    def _make_folder(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RecordError(f"{self.path.parent} can't be made ({error.strerror}): records go into that folder") from error
 
     @contextmanager
     def _opened(self, flags: int, how: int, *, needed: bool = True) -> Iterator[int]:

@@ -137,6 +137,23 @@ def unreadable(path: Path, error: OSError) -> RecordError:
     return RecordError(f"{path} can't be read ({error.strerror or error}): {RESTORE}")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for records. Raises RecordError where it can't be."""
+    for last in (False, False, True):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        except FileNotFoundError as error:  # another process has just removed the folder above, which was empty
+            if last:
+                raise _no_folder(folder, error) from error
+        except OSError as error:
+            raise _no_folder(folder, error) from error
+
+
+def _no_folder(folder: Path, error: OSError) -> RecordError:
+    return RecordError(f"{folder} can't be made ({error.strerror or error}): records go into that folder")
+
+
 def open_file(path: Path, flags: int) -> int:
     """Open a file of records and return its descriptor. Raises RecordError for what is no plain file, or can't be opened;
     FileNotFoundError where there is nothing."""
