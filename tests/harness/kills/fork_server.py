@@ -130,6 +130,7 @@ def _fork(client: socket.socket, server: Server, others: list[socket.socket], be
         return process
     code = 1
     try:
+        os.setpgid(0, 0)  # Ray kills the group of a worker, which would be the server's
         for other in (client, *others):
             other.close()
         for number, stream in enumerate(streams):
