@@ -25,10 +25,10 @@ from typing import Any
 
 CLIENT = """#!{python} -SE
 import array, os, socket, sys
-if "setup_worker.py" in sys.argv[1]:
-    os.execv({python!r}, [{python!r}, "-c", {setup!r}, *sys.argv])
-if not any(name in argument for argument in sys.argv[1:] for name in {forked!r}):
-    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+rest = [argument for argument in sys.argv[1:] if argument != "-u"]
+if "setup_worker.py" in rest[0] or not any(name in argument for argument in rest for name in {forked!r}):
+    own = [] if rest[0].startswith("-") else ["-c", {setup!r}, sys.argv[0]]
+    os.execv({python!r}, [{python!r}, *own, *rest])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 about = repr((sys.argv[1:], dict(os.environ), os.getcwd())).encode()
@@ -43,7 +43,7 @@ import runpy, sys
 sys.executable, *sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""What begins a worker of Ray in an environment of its own, by `sys.executable`."""
+"""Has Python itself run a file, and take this program for Python where that starts others."""
 
 
 @dataclass(frozen=True)

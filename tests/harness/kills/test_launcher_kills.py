@@ -174,10 +174,14 @@ class Trials:
 def start_ray(server: Server) -> None:
     """Start a Ray of this machine whose workers are forks of the server."""
     options = ["--head", "--num-cpus=2", f"--port={RAY_PORT}", "--include-dashboard=false", "--disable-usage-stats", "--block"]
-    log = server.log.with_name("ray.log").open("wb")
+    log = server.log.with_name("ray.log")
     command = [sys.executable, "-c", RAY, str(server.python), "start", *options, f"--temp-dir=/tmp/ray-{os.getpid()}"]
-    server.others.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
-    time.sleep(10)
+    with log.open("wb") as told:
+        server.others.append(subprocess.Popen(command, stdout=told, stderr=told, start_new_session=True))
+    until = time.monotonic() + LONGEST
+    while "will now block" not in log.read_text():
+        assert time.monotonic() < until and server.others[-1].poll() is None, log.read_text()
+        time.sleep(0.2)
 
 
 def recording(study: Path) -> list[int]:
