@@ -90,14 +90,15 @@ class RecordFile:
         return self._places[position]
 
     @property
-    def count(self) -> int:
-        """Return how many records there were at the last read or append."""
-        return len(self._records)
+    def keys(self) -> Iterable[tuple[Any, ...]]:
+        """Return the keys of the records that `read` has returned, in their order."""
+        return self._by_key
 
-    def latest_date(self, position: int) -> str:
-        """Return the latest date of the lines of FILE itself up to the record at this position of what `read` returns; "" for
-        an archived one. Other files' records come between those of this one by it."""
-        return self._dates[position]
+    @property
+    def dates(self) -> Sequence[str]:
+        """Return for each record that `read` has returned the latest date of the lines of FILE up to it, "" for an archived
+        one. Other files' records come between those of this one by it."""
+        return self._dates
 
     def read(self) -> list[Record]:
         """Return all complete records, oldest first. Raises RecordError at a line that is no record of this kind."""

@@ -7,9 +7,8 @@ equally old ones that of the part whose name comes first. Joining (`harness.stud
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +99,26 @@ class StudyFile:
         return self._parts.get(part) or RecordFile(part / self.path.name, self.kind, shared=False)
 
 
-def joined_lines(own: RecordFile, others: dict[RecordFile, list[Record]]) -> list[Line]:
-    """Return which records of a study's own file and of its parts count, in the order in which they are read."""
-    first = min(file.latest_date(0) for file in others)
-    dates = range(own.count)
-    cut = bisect_right(dates, first, key=own.latest_date)
+def joined_lines(own: RecordFile, others: Mapping[RecordFile, Sequence[Record]]) -> list[Line]:
+    """Return which records of a study's own file and of its parts count, in the order in which they are read. others: the
+    records of each part that has any."""
+    files = [own, *others]
+    cut = bisect_right(own.dates, min(file.dates[0] for file in others))  # what is older comes first as it is
+    starts = [cut] + [0] * len(others)
+    rest = [
+        (date, place, position)
+        for place, file in enumerate(files)
+        for position, date in enumerate(file.dates[starts[place] :], starts[place])
+    ]
+    rest.sort()
+    keys = [list(file.keys) for file in files]
+    counted = set(keys[0])
     lines: list[Line] = [(own, position) for position in range(cut)]
-    sources = [[(own.latest_date(position), own, position) for position in range(cut, own.count)]]
-    sources += [[(file.latest_date(position), file, position) for position in range(len(others[file]))] for file in others]
-    keys: set[tuple[Any, ...]] = set()
-    for _, file, position in heapq.merge(*sources, key=lambda line: line[0]):
-        if file is not own:
-            key = file.key(others[file][position])
-            if key in keys or own.has(*key):
+    for _, place, position in rest:
+        if place:
+            key = keys[place][position]
+            if key in counted:
                 continue
-            keys.add(key)
-        lines.append((file, position))
+            counted.add(key)
+        lines.append((files[place], position))
     return lines
