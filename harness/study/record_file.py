@@ -72,6 +72,7 @@ class RecordFile:
         self._dates: list[str] = []
         self._torn = False
         self._offset = 0
+        self._last_line = b""
         self._line = 0
         self._archive_read: tuple[int, int] | None = None
         self._inode: int | None = None
@@ -142,6 +143,7 @@ class RecordFile:
                     self._line += 1
                     self._take(data, f"{self.path}:{self._line}")
                 self._offset += len(lines)
+                self._last_line = to_line(new[-1])
         return len(new)
 
     def insert_all(self, records: Sequence[Record]) -> int:
@@ -194,7 +196,7 @@ class RecordFile:
             if self._line:
                 self._write_archive()
                 os.ftruncate(fd, 0)
-                self._offset = self._line = 0
+                self._offset, self._line, self._last_line = 0, 0, b""
                 self._dates = [""] * len(self._records)
                 self._places = [f"{self.archived}:{number}" for number in range(1, len(self._records) + 1)]
         return len(self._records)
@@ -241,24 +243,29 @@ class RecordFile:
 
     def _refresh(self, fd: int) -> bytes:
         """Read the lines after the last known one; returns the unfinished last line, if there is one. Of a file that has taken
-        the place of the known one, or is shorter (`harness.study.pruning`), all of them."""
-        status = os.fstat(fd)
-        if self._inode not in (None, status.st_ino) or status.st_size < self._offset:
+        the place of the known one, all of them: it is another one by its number, by its length, or as the last known line is
+        not where it was, since a new file may have the number of one that is gone."""
+        inode = os.fstat(fd).st_ino
+        if self._inode not in (None, inode) or self._has_moved(fd):
             self._forget()
         self._refresh_archive()
-        self._inode = status.st_ino
+        self._inode = inode
         os.lseek(fd, self._offset, os.SEEK_SET)
         chunks = []
         while chunk := os.read(fd, 1 << 20):
             chunks.append(chunk)
-        text = b"".join(chunks)
-        *lines, torn = text.split(b"\n")
+        *lines, torn = b"".join(chunks).split(b"\n")
         for raw in lines:
             self._take(self._parse(raw, self._line + 1, self.path), f"{self.path}:{self._line + 1}")
             self._line += 1
             self._offset += len(raw) + 1
+            self._last_line = raw + b"\n"
         self._torn = bool(torn)
         return torn
+
+    def _has_moved(self, fd: int) -> bool:
+        """Return whether the last known line is not where it was."""
+        return os.pread(fd, len(self._last_line), self._offset - len(self._last_line)) != self._last_line
 
     def _parse(self, raw: bytes, line: int, path: Path) -> Record:
         try:

@@ -95,6 +95,17 @@ def test_the_last_state_of_a_cell_is_the_same_before_and_after_joining(tmp_path:
         join_parts(tmp_path)
 
 
+def test_a_file_that_takes_the_place_of_the_known_one_under_its_number_is_read_anew(tmp_path: Path) -> None:
+    reader, path = Store(tmp_path), tmp_path / "records" / "samples.jsonl"
+    reader.samples.append(sample(5, 5))
+    assert reader.samples.read()
+    a_part(tmp_path, sample(1, 1, "another"))
+    join_parts(tmp_path)
+    joined = path.read_bytes()
+    reader.samples.own._inode = path.stat().st_ino  # as where the number of a file that is gone is given again
+    assert [r["index"] for r in reader.samples.read()] == [1, 5] and path.read_bytes() == joined
+
+
 def test_archived_lines_come_first(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.samples.append(sample(0, 9))
