@@ -139,19 +139,18 @@ def unreadable(path: Path, error: OSError) -> RecordError:
 
 def make_folder(folder: Path) -> None:
     """Make a folder for records. Raises RecordError where it can't be."""
-    for last in (False, False, True):
+    error: OSError | None = None
+    for _ in range(10):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             return
-        except FileNotFoundError as error:  # another process has just removed the folder above, which was empty
-            if last:
-                raise _no_folder(folder, error) from error
-        except OSError as error:
-            raise _no_folder(folder, error) from error
-
-
-def _no_folder(folder: Path, error: OSError) -> RecordError:
-    return RecordError(f"{folder} can't be made ({error.strerror or error}): records go into that folder")
+        except (FileNotFoundError, FileExistsError) as gone:  # perhaps another process has just removed it, as it was empty
+            error = gone
+        except OSError as refused:
+            error = refused
+            break
+    assert error is not None
+    raise RecordError(f"{folder} can't be made ({error.strerror or error}): records go into that folder") from error
 
 
 def open_file(path: Path, flags: int) -> int:

@@ -199,6 +199,22 @@ def test_who_changes_the_records_is_alone(
     assert join_parts(tmp_path) == 1, "the claim of a dead process"
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "gone"), FileExistsError(17, "gone")], ids=["above", "itself"])
+def test_a_folder_that_another_process_has_just_removed_is_made_again(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors, mkdir = [error, error], Path.mkdir
+
+    def gone(self: Path, *args: Any, **named: Any) -> None:
+        if errors:
+            raise errors.pop()
+        mkdir(self, *args, **named)
+
+    monkeypatch.setattr(Path, "mkdir", gone)
+    with alone(tmp_path / "records"):
+        assert list((tmp_path / "records" / "parts").iterdir())
+
+
 def test_nothing_is_taken_out_while_others_write(tmp_path: Path) -> None:
     with own_parts(always=True):
         Store(tmp_path).samples.append(sample(0))
