@@ -21,6 +21,9 @@ from harness.jobs.guard import debugs, guarded
 from harness.jobs.launcher import Launch, as_launched, launching
 from harness.jobs.one_job import DONE, FAILED_CELLS, as_composed
 from harness.jobs.run import run_job
+from harness.study.joining import join_parts
+from harness.study.parts import own_parts
+from harness.study.record_io import RecordError
 from harness.study.running import telling
 
 HELP = ("--help", "-h")
@@ -60,11 +63,24 @@ def _run(arguments: list[str]) -> int:
         except Exception as error:
             raised.append(error)
 
-    with _arguments_of_process(launched), launching(launch), telling(), announcing(command):
+    with (
+        _arguments_of_process(launched),
+        launching(launch),
+        own_parts(always=False) as written,
+        telling(),
+        announcing(command),
+    ):
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=MAIN)(run_one)()
         if raised:
             raise raised[0]
         codes += _take_outcomes(launch, command)
+        written.end()
+        try:
+            for folder in {*written.studies, *(Path(part) for outcome in launch.outcomes for part in outcome.parts)}:
+                join_parts(folder)
+        except RecordError:
+            if max(codes) == DONE:  # else what stands in the way, such as a full disk, is said already
+                raise
         command.write_reports()
     if log.failed:  # a job that reads nothing but records never gets here with any: it need not import what draws a table
         from harness.jobs.failure_table import show_failures

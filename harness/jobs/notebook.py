@@ -35,7 +35,9 @@ from harness.models.loading import LoadedModel, ModelConfig
 from harness.report.leaderboard import leaderboard_rows
 from harness.report.leaderboard_csv import row_columns
 from harness.study.integrity import left_out
+from harness.study.joining import join_parts
 from harness.study.matching import is_matched
+from harness.study.parts import own_parts
 from harness.study.store import Store
 from harness.tasks.frozen_template import published_template
 from harness.tasks.names import expand_tasks
@@ -178,8 +180,10 @@ def evaluate(
     checked = replace(checked, tasks=tuple(expand_tasks(checked.tasks)))
     study_of_rows = OpenStudy(Store(checked.folder), checked.margin)
     check_can_measure(checked, study_of_rows, Terminal())
-    with _as_command(checked, groups, values):
+    join_parts(checked.folder)
+    with _as_command(checked, groups, values), own_parts(always=False):
         done = measure(checked, study_of_rows.store, Terminal(), SweepCache(in_memory=loaded))
+    join_parts(checked.folder)
     return _frame(row for row in leaderboard_rows(study_of_rows.store, checked.margin) if row.arm in done.arms)
 
 

@@ -15,6 +15,8 @@ from harness.jobs.announce import begin
 from harness.jobs.command_state import CommandState
 from harness.jobs.table import Does, check_chunks_fit, check_model_fits, check_question_fits, job_of, unread
 from harness.models.source import check_model
+from harness.study.joining import join_parts
+from harness.study.parts import written_parts
 from harness.study.running import FOLDER as RUNNING
 from harness.tasks.names import expand_tasks
 
@@ -42,6 +44,8 @@ def run_job(cfg: DictConfig, command: CommandState) -> int:
             check_model(settings.model["path"])
         torch_device(settings.device_choice)  # a device that isn't there is an error before any work; torch takes seconds
     remove_abandoned([settings.folder, *(settings.folder / name for name in ("records", "maps", RUNNING))])
+    if job.writes_study and not written_parts().always:  # what dead workers have left
+        join_parts(settings.folder)
     if settings.as_released and RELEASED not in command.given and not has_release(settings):  # an experiment's sweep over it
         command.say_once(f"as_released=true: {settings.method} has no release to follow, and is passed over")
         return 0

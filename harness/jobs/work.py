@@ -36,13 +36,15 @@ class Work:
 class Outcome:
     """What a worker has done. code: its exit code; errors: the lines that it said of bad input and faults; studies: by folder,
     the margin and the ids of the arms that a report is due of; failures: what failed
-    (`harness.measure.failures.FailureLog`); lost: why it ended before its work did, "" where it did not."""
+    (`harness.measure.failures.FailureLog`); lost: why it ended before its work did, "" where it did not; parts: the folders of
+    the studies that it has written a part of."""
 
     code: int = 0
     errors: list[str] = field(default_factory=list)
     studies: dict[str, tuple[float, list[str]]] = field(default_factory=dict)
     failures: dict[str, Any] = field(default_factory=dict)
     lost: str = ""
+    parts: list[str] = field(default_factory=list)
 
 
 LOST = 1
@@ -58,4 +60,4 @@ def read_outcome(text: str) -> Outcome:
     """Return an outcome from its JSON."""
     raw: dict[str, Any] = json.loads(text)
     studies = {name: (margin, arms) for name, (margin, arms) in raw["studies"].items()}
-    return Outcome(raw["code"], raw["errors"], studies, raw["failures"], raw["lost"])
+    return Outcome(raw["code"], raw["errors"], studies, raw["failures"], raw["lost"], raw["parts"])

@@ -32,6 +32,7 @@ from harness.jobs.handout import Handout
 from harness.jobs.one_job import DONE, FAILED_CELLS, as_composed
 from harness.jobs.run import run_job
 from harness.jobs.work import Outcome, Work, lost
+from harness.study.parts import own_parts
 
 NOTICE = "SUBMITIT_EXECUTOR"
 """The variable that submitit sets for its jobs."""
@@ -41,7 +42,7 @@ GONE = 1
 
 def do_work(work: Work) -> Outcome:
     """Run jobs of a sweep in this process, one after the other, until none is left. Bad input of one does not stop the others.
-    What is printed goes to the worker's log."""
+    What is printed goes to the worker's log, what it records into parts of its own (`harness.study.parts`)."""
     try:
         with _printing_to(Path(work.files) / work.log):
             try:
@@ -73,16 +74,18 @@ def _do_jobs(work: Work) -> Outcome:
     reported: set[Path] = set()
     composer = JobComposer(compose_job)
     handout, held = Handout(Path(work.files), work.jobs), None
-    while not log.lost and (number := handout.take(work.number, held)) is not None:  # what is left, workers with a device take
-        job = list(work.jobs[number])
-        print(f"job {number + 1} of {len(work.jobs)}: {' '.join(job)}", flush=True)
-        codes.append(guarded(partial(_run, composer, job, command, reported), shown, debug=work.debug))
-        handout.end(number)
-        held = handout.jobs[number].model
+    with own_parts(always=True) as written:
+        while not log.lost and (number := handout.take(work.number, held)) is not None:
+            # what is left, workers with a device take
+            job = list(work.jobs[number])
+            print(f"job {number + 1} of {len(work.jobs)}: {' '.join(job)}", flush=True)
+            codes.append(guarded(partial(_run, composer, job, command, reported), shown, debug=work.debug))
+            handout.end(number)
+            held = handout.jobs[number].model
     studies = {
         str(folder): (study.margin, sorted(study.arms)) for folder, study in command.studies.items() if folder in reported
     }
-    return Outcome(max(codes), sorted(shown), studies, log.as_dict())
+    return Outcome(max(codes), sorted(shown), studies, log.as_dict(), parts=[str(folder) for folder in written.studies])
 
 
 class _Notice(BaseException):

@@ -14,7 +14,7 @@ from harness.study.lines import shown
 from harness.study.pruning import check_finished
 from harness.study.record_io import RecordError
 from harness.study.schema import Status
-from harness.study.store import RecordFile, Store
+from harness.study.store import Store, StudyFile
 
 RESTORED = "restore that file (a backup, git checkout)"
 UNTRACED = ("checks", "calibrations", "gate_steps", "finetune_steps")
@@ -96,7 +96,7 @@ def left_out(store: Store) -> list[str]:
     return lines
 
 
-def _line(store: Store, file: RecordFile, position: int, problem: str) -> str:
+def _line(store: Store, file: StudyFile, position: int, problem: str) -> str:
     """Return a problem with where it shows and what helps."""
     run = file.read()[position]["run"]
     commands = (shown(record["command"], 1000)[1:-1] for record in store.runs.read() if record["run"] == run)

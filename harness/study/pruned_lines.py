@@ -12,7 +12,7 @@ from harness.core.errors import UserError
 from harness.study.lines import LineError, Record, parse_line
 from harness.study.record_files import KEYS
 from harness.study.record_io import RecordError, decompress
-from harness.study.store import RecordFile
+from harness.study.study_file import StudyFile
 
 Files = dict[str, bytes | None]
 """What files are to hold, by name; None for one that is not to be there."""
@@ -40,7 +40,7 @@ class Text:
         return Text(tuple(left), tuple(left_own), self.torn)
 
 
-def text_of(folder: Path, file: RecordFile) -> Text:
+def text_of(folder: Path, file: StudyFile) -> Text:
     """Return what the files of a kind hold in a folder, which may be that of the study or another one."""
     archived, path = folder / file.archived.name, folder / file.path.name
     *own, torn = (path.read_bytes() if os.path.lexists(path) else b"").split(b"\n")
@@ -48,19 +48,19 @@ def text_of(folder: Path, file: RecordFile) -> Text:
     return Text(tuple(line + b"\n" for line in packed), tuple(line + b"\n" for line in own), torn)
 
 
-def records_of(text: Text, file: RecordFile) -> list[Record]:
+def records_of(text: Text, file: StudyFile) -> list[Record]:
     """Return the records of all complete lines, those that are there twice too. Raises RecordError for a corrupt one."""
     return [_parsed(line, file) for line in text.lines]
 
 
-def _parsed(line: bytes, file: RecordFile) -> Record:
+def _parsed(line: bytes, file: StudyFile) -> Record:
     try:
         return parse_line(line[:-1], file.kind)
     except LineError as error:
         raise RecordError(f"{file.path}: corrupt record, {error}") from None
 
 
-def files_without(text: Text, positions: Sequence[int], file: RecordFile) -> Files:
+def files_without(text: Text, positions: Sequence[int], file: StudyFile) -> Files:
     """Return the files that change where the lines at some positions go; an archive without lines goes too."""
     left, files = text.without(positions), Files()
     if left.archived != text.archived:
@@ -70,7 +70,7 @@ def files_without(text: Text, positions: Sequence[int], file: RecordFile) -> Fil
     return files
 
 
-def files_restored(file: RecordFile, originals: Path, positions: Sequence[int]) -> Files:
+def files_restored(file: StudyFile, originals: Path, positions: Sequence[int]) -> Files:
     """Return the files of a kind as they lie in a folder of originals, and after them the lines that were added since those at
     some positions went. Raises UserError where more than that was changed, or what went was measured again."""
     folder = file.path.parent

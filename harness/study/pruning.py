@@ -29,9 +29,10 @@ from typing import BinaryIO
 
 from harness.core.errors import UserError
 from harness.core.files import partial_folder, write_atomically
+from harness.study.parts import alone, parts_in
 from harness.study.pruned_lines import Files, files_restored, files_without, records_of, text_of
 from harness.study.record_io import RecordError, opened_locked
-from harness.study.store import Record, RecordFile, Store
+from harness.study.store import Record, Store, StudyFile
 
 PRUNED = "pruned"
 """The folder of what was taken out, below that of the records."""
@@ -72,13 +73,19 @@ class Removed:
 
 def take_out(store: Store, removed: Removed, what: str) -> int:
     """Take records out of a study and return the number under which they are kept. what: what they are, in words. Raises
-    RecordError for corrupt records and where something is unfinished, UserError where a file can't be written."""
+    RecordError for corrupt records and where something is unfinished, UserError where a file can't be written, and where other
+    processes write parts of the study, which can't be changed."""
     check_finished(store)
+    if parts := parts_in(store.folder / "records"):
+        raise UserError(
+            f"{parts[0].parent}: {len(parts)} other processes write records of this study: wait for their end; what one that "
+            "died on another host has left is joined by any command a day after it was written"
+        )
     number = max([0, *taken_out(store)]) + 1
     home = _folder(store, number)
     halfway = home.with_name(f"{home.name}{UNFINISHED}")
     originals, following, positions = Files(), Files(), {}
-    with _locked([file for file in store.files() if file.kind in PRUNABLE and file.exists()]) as files:
+    with _locked(store, [file for file in store.files() if file.kind in PRUNABLE and file.own.exists()]) as files:
         for file in files:
             if goes := _positions(file, removed):
                 positions[file.kind] = goes
@@ -100,7 +107,7 @@ def finish(store: Store, what: str) -> int | None:
     for number, halfway in taken_out(store).items():
         if halfway.name.endswith(UNFINISHED) and not (halfway / RESTORED).is_dir() and said_of(halfway) == what:
             about = json.loads((halfway / ABOUT).read_bytes())
-            with _locked([file for file in store.files() if file.kind in about["lines"]]):
+            with _locked(store, [file for file in store.files() if file.kind in about["lines"]]):
                 _go_on(store, halfway, _still_next(store, halfway) | dict.fromkeys(about["gone"]))
             return number
     return None
@@ -124,7 +131,7 @@ def _go_on(store: Store, halfway: Path, following: Files) -> None:
     halfway.rename(halfway.with_name(halfway.name.removesuffix(UNFINISHED)))
 
 
-def _positions(file: RecordFile, removed: Removed) -> list[int]:
+def _positions(file: StudyFile, removed: Removed) -> list[int]:
     """Return which of the lines of a kind go, of both of its files."""
     records = records_of(text_of(file.path.parent, file), file)
     return [position for position, record in enumerate(records) if removed.takes(file.kind, record)]
@@ -138,7 +145,7 @@ def bring_back(store: Store, number: int) -> None:
     """
     home = _find(store, number)
     staged, lines = home / RESTORED, json.loads((home / ABOUT).read_bytes())["lines"]
-    with _locked([file for file in store.files() if file.kind in lines]) as files:
+    with _locked(store, [file for file in store.files() if file.kind in lines]) as files:
         if not staged.is_dir():
             restored = Files()
             for file in files:
@@ -245,13 +252,14 @@ def _find(store: Store, number: int) -> Path:
 
 
 @contextmanager
-def _locked(files: Sequence[RecordFile]) -> Iterator[Sequence[RecordFile]]:
-    """Hold the locks of kinds of records, and yield these. A kind that is all archived has no file to lock: nothing adds to it
-    but by making one, which is as good as adding to it later."""
-    with ExitStack() as stack:
+def _locked(store: Store, files: Sequence[StudyFile]) -> Iterator[Sequence[StudyFile]]:
+    """Hold the study, and the locks of kinds of records where locks work, and yield these. A kind that is all archived has no
+    file to lock: nothing adds to it but by making one, which is as good as adding to it later. Raises UserError where another
+    process holds the study for too long."""
+    with alone(store.folder / "records"), ExitStack() as stack:
         for file in files:
             if os.path.lexists(file.path):
-                stack.enter_context(opened_locked(file.path, os.O_RDWR, fcntl.LOCK_EX))
+                stack.enter_context(opened_locked(file.path, os.O_RDWR, fcntl.LOCK_EX, needed=False))
         yield files
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from harness.core.errors import UserError
 from harness.core.mistakes import first_line, note_origin, origin
 from harness.study.schema import Status
-from harness.study.store import Record, RecordError, RecordFile
+from harness.study.store import Record, RecordError, StudyFile
 
 LONGEST_REASON = 200
 """Characters of a foreign error's first line that a reason holds: CUDA's own, of full memory, lists all processes."""
@@ -52,7 +52,7 @@ class Attempt:
         return "" if self.error is None else one_line(self.error)
 
 
-def recorded(file: RecordFile, key: str) -> Record | None:
+def recorded(file: StudyFile, key: str) -> Record | None:
     """Return the record of `file` with this key, read anew, or None. For kinds of one key field alone (`record_files.KEYS`)."""
     records = file.read()
     if not file.has(key):

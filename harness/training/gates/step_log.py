@@ -12,7 +12,7 @@ import torch
 
 from harness.study.provenance import now, run_record
 from harness.study.record_files import RECORDS
-from harness.study.store import RecordFile, Store
+from harness.study.store import Store
 
 
 class StepLog:
@@ -22,16 +22,15 @@ class StepLog:
     """
 
     def __init__(self, folder: Path, device: torch.device, kind: str = "gate_steps") -> None:
-        self.kind = kind
-        self.file = RecordFile(folder / "records" / f"{kind}.jsonl", kind)
+        self.kind, self.store, self.device = kind, Store(folder), device
+        self.file = next(file for file in self.store.files() if file.kind == kind)
         self.file.read()  # a corrupt record stops the command before the training, not after
-        self.folder, self.device = folder, device
 
     @cached_property
     def run(self) -> str:
         """Return the name of this process in the records; it is written when the first step needs it."""
         run = run_record(self.device)
-        Store(self.folder).runs.append(run)
+        self.store.runs.append(run)
         return run.run
 
     def __call__(self, training: str, about: dict[str, Any], step: Any) -> None:

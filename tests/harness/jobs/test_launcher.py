@@ -3,6 +3,7 @@ process. The engines themselves are in test_engines.py."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -29,7 +30,9 @@ from harness.jobs.launcher import as_launched
 from harness.jobs.launcher_settings import launcher_settings
 from harness.jobs.work import Outcome, Work
 from harness.jobs.worker import do_work
+from harness.study import record_io
 from harness.study.one_at_a_time import one_at_a_time
+from harness.study.parts import parts_in
 from harness.study.store import Store
 from harness.study.verdict import is_baseline
 
@@ -66,11 +69,18 @@ def test_two_workers_measure_the_rows_of_one(
     command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_pictures: None
 ) -> None:
     works: list[Work] = []
+    parts_there: list[int] = []
 
     def here(parts: Sequence[Work], place: Workplace) -> list[Outcome]:
         works.extend(parts)
         GlobalHydra.instance().clear()  # of the command, which workers elsewhere don't share
-        return [do_work(part) for part in parts]
+        outcomes: list[Outcome] = []
+        for part in parts:
+            with monkeypatch.context() as patch:
+                patch.setattr(fcntl, "flock", _no_locks)  # which no worker needs
+                outcomes.append(do_work(part))
+            parts_there.append(len(parts_in(tmp_path / "results/two/records")))
+        return outcomes
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
@@ -82,7 +92,9 @@ def test_two_workers_measure_the_rows_of_one(
     monkeypatch.setattr("harness.measure.run.one_at_a_time", locked)
     monkeypatch.setitem(engines.ENGINES, "processes", here)
     assert command(*toy, *ARMS, "study=one") == 0
-    assert command(*toy, *ARMS, "study=two", "devices=cpu:2") == 0
+    assert command(*toy, *ARMS, "study=two", "devices=cpu:2", "report=true") == 0
+    assert parts_there == [1, 1], "who has a job writes records of its own; the first one here takes both"
+    assert {path.suffix for path in (tmp_path / "results/two/records").iterdir()} == {".jsonl", ".yaml"}, "joined at the end"
     assert len(works) == 2 and rows(tmp_path / "results/two") == rows(tmp_path / "results/one")
     assert [len(runs) for runs in dense_runs(tmp_path / "results/two")] == [1]
     assert [name[-len("-niah_single_1") :] for name in locks] == ["-niah_single_1"]  # who measures other tasks goes on
@@ -90,6 +102,34 @@ def test_two_workers_measure_the_rows_of_one(
     (typed,) = {run["command"] for run in Store(tmp_path / "results/two").runs.read()}
     assert "devices=cpu:2" in typed and "launcher" not in typed
     assert command(*toy, *ARMS, "study=two", "devices=cpu:2", "sparsity=7", "report=false") == 2
+
+
+def _no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def test_a_command_where_locks_fail_and_the_disk_is_full_for_a_while(
+    command: Command, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", _no_locks)
+    write, room = os.write, [3]  # lines: of the process, of the cell, of a sample
+
+    def full(fd: int, line: bytes) -> int:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, line)
+
+    short = [*toy, "samples=2", "report=false", "progress=false", "checks=false", "method=dense"]
+    with monkeypatch.context() as patch:
+        patch.setattr(record_io.os, "write", full)
+        assert command(*short) == 2, capsys.readouterr()
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["warning", "error"] and "No space left on device" in said[1]
+    assert len(rows(tmp_path / "results/toy")) == 1, "what was measured is read"
+    assert command(*short) == 0
+    assert sorted(index for _, index in rows(tmp_path / "results/toy")) == [0, 1]
+    assert len((tmp_path / "results/toy/records/samples.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_worker_that_dies_is_one_line_and_the_exit_code(

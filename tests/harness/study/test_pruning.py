@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -33,6 +32,7 @@ from harness.study.schema import SampleRecord
 from harness.study.selection import Selector, select
 from harness.study.store import Store
 from tests.harness.report.support import DATE, DENSE, SPARSE, cell_of, record_cell
+from tests.harness.study.dying import Killed, dying
 from tests.harness.study.whole_study import record_models
 
 OTHER = replace(SPARSE, sparsity=0.5)
@@ -86,8 +86,9 @@ def store(recorded: Path, tmp_path: Path) -> Store:
 
 
 def contents(store: Store) -> dict[str, bytes]:
-    """What lies in the folder of a study, but for what a killed process was writing, and what was brought back."""
-    paths = [path for path in store.folder.rglob("*") if path.is_file() and not re.search(r"\.(partial|back)(/|$)", str(path))]
+    """What lies in the folder of a study, but for what a killed process was writing or claimed, and what was brought back."""
+    passing = re.compile(r"\.(partial|back|claim)(/|$)")
+    paths = [path for path in store.folder.rglob("*") if path.is_file() and not passing.search(str(path))]
     return {str(path.relative_to(store.folder)): path.read_bytes() for path in paths}
 
 
@@ -166,34 +167,6 @@ def test_the_last_one_taken_out_comes_back_first(store: Store) -> None:
     assert contents(store) == before
     with pytest.raises(UserError, match="undo=1: there is no such number; nothing is out of this study"):
         bring_back(store, 1)
-
-
-class Killed(BaseException):
-    """The end of the process."""
-
-
-STEPS = ((Path, "rename"), (Path, "replace"), (Path, "unlink"), (shutil, "rmtree"), (os, "fsync"))
-"""Everything that changes a folder in these functions."""
-
-
-@contextmanager
-def dying(at: int) -> Iterator[list[int]]:
-    """Let the process die before the step of this number; nothing changes after that. Yields how many steps there were."""
-    done = [0]
-
-    def dies(original: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*args: Any, **kwargs: Any) -> Any:
-            done[0] += 1
-            if done[0] >= at:
-                raise Killed
-            return original(*args, **kwargs)
-
-        return step
-
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, name in STEPS:
-            patch.setattr(owner, name, dies(getattr(owner, name)))
-        yield done
 
 
 def test_a_process_that_dies_taking_out_loses_nothing(store: Store) -> None:
