@@ -54,14 +54,22 @@ def note_jobs(compose: Compose, jobs: Sequence[Sequence[str]]) -> None:
         command.jobs = settings_in_advance(compose, jobs)
 
 
-def begin(command: CommandState, settings: Settings) -> None:
-    """Note that a job begins, and before the first one say what all of them are. A worker says nothing: its command has."""
+def begin(command: CommandState, settings: Settings, *, measures: bool) -> None:
+    """Note that a job begins, and before the first one say what all of them are: of one that measures once its input is checked,
+    as bad input is one line. A worker says nothing: its command has."""
+
+    def announce() -> None:
+        if command is _COMMAND.get() and not command.announced:
+            device = settings.device
+            announce_jobs(command, command.jobs or [settings], max(1, command.count), Site(device_name(device), device.type))
+
     command.number += 1
     if command.count:
         CURRENT.job = (command.number, command.count)
-    if command is _COMMAND.get() and not command.announced:
-        device = settings.device
-        announce_jobs(command, command.jobs or [settings], max(1, command.count), Site(device_name(device), device.type))
+    if measures:
+        command.sweep.before_model = announce
+    else:
+        announce()
     running = of_process()
     running.device = device_name(settings.device)
     running.enter(settings.folder)

@@ -50,7 +50,7 @@ def run_job(cfg: DictConfig, command: CommandState) -> int:
         command.say_once(f"as_released=true: {settings.method} has no release to follow, and is passed over")
         return 0
     if job.does is not Does.READS:
-        begin(command, settings)
+        begin(command, settings, measures=job.does is Does.MEASURES)
     function = job.load()
     failed = 0
     if job.does is Does.TRAINS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,8 @@ class SweepCache:
     sample, None where it is sound. All by the model's revision hash and the sample. Only the model that was asked for last is
     held. in_memory: a model that is there already, which all jobs run on, whatever their settings name. failures: what failed
     in the command; at_zero: distances of self-checks that are the same for all sparsities of a method
-    (`harness.measure.self_check`).
+    (`harness.measure.self_check`). before_model: what is to be done once nothing is known to be wrong with a job, before its
+    model is loaded.
     """
 
     tokens: dict[tuple[str, Sample], array[int]] = field(default_factory=dict)
@@ -34,6 +36,7 @@ class SweepCache:
     in_memory: LoadedModel | None = None
     failures: FailureLog = field(default_factory=FailureLog)
     at_zero: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    before_model: Callable[[], None] | None = None
     _config: ModelConfig | None = None
     _loaded: LoadedModel | None = None
 
@@ -45,13 +48,19 @@ class SweepCache:
         """Return the model of the settings, loaded where it isn't the one of the job before; the console says so. Raises
         UserError."""
         if self.in_memory is not None:
+            self._note_begin()
             return self.in_memory
         config = model_config(settings)
+        self._note_begin()
         if self._loaded is None or not self.holds(settings):
             self._loaded = None  # let go of the other one first: a device may not hold both
             say(console, settings, f"loading {config.name}")
             self._config, self._loaded = config, load_quietly(config)
         return self._loaded
+
+    def _note_begin(self) -> None:
+        if self.before_model is not None:
+            self.before_model()
 
 
 def say(console: Console | None, settings: Settings, text: str) -> None:

@@ -39,7 +39,7 @@ def test_no_skipping_is_dense_in_a_model() -> None:
         dense = loaded.model(ids, use_cache=False).logits
     with Bridge(loaded, methods.build("blasst", sparsity=0.0, block_size=16)) as bridge:
         torch.testing.assert_close(loaded.model(ids, use_cache=False).logits, dense, atol=1e-4, rtol=1e-4)
-    assert bridge.prefill_densities() == [1.0]
+    assert bridge.prefill_densities() == [1.0, 1.0]
     assert {stats["kernel"] for stats in bridge.stats()} == {"reference"}
 
 

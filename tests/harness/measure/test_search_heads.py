@@ -189,6 +189,8 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
         latency_seconds=1.0,
         batch_tokens=None,
         prefill_chunk=None,
+        cell_minutes=None,
+        retry_failed=False,
     )
     context = RunContext(settings, model, Store(tmp_path_factory.mktemp("study")), Console(quiet=True))
     return context, spare_prompts(context, ["niah_multikey_1", "vt"], 2)
