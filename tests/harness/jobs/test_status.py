@@ -113,6 +113,20 @@ def test_how_far_a_study_is(study: Path, command: Command, tmp_path: Path, capsy
     assert capsys.readouterr().out == "nothing runs on a study of results\n"
 
 
+def test_what_is_not_tried_again_has_failed(study: Path) -> None:
+    cells, store = cell_states(study, "block_topk"), Store(study)
+    for cell, kind in zip(cells, ("not_finite", "error"), strict=True):
+        failed = {"status": Status.FAILED, "kind": kind, "summary": {}}
+        store.cells.append(CellRecord(**cell | failed))
+    alive = Running()
+    alive.enter(study, [_planned(cell, count=10) for cell in cells])
+    told = state(pid=os.getpid(), wrote=time.time(), plan=alive.plans[study])
+    leave(study, told)
+    assert summary_line(status_of(store)).endswith("; 1 failed, 1 to come; about 1 min left")
+    leave(study, replace(told, command="python -m harness retry_failed=true"))
+    assert "; 2 to come" in summary_line(status_of(store))
+
+
 def _planned(cell: dict[str, Any], count: int) -> Planned:
     """What a command plans that extends a recorded cell."""
     identity = cell["identity"]
