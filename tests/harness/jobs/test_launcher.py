@@ -163,7 +163,9 @@ def test_settings_that_no_launcher_can_have(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert command("-m", "hydra/launcher=ray", argument, "seed=0,1") == 2
-    assert says in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr()
+    assert says in said.err and (len(said.err.splitlines()), said.out) == (1, "")
+    assert not [*Path().glob(".cache/workers/*")]
 
 
 def test_variables_are_texts_and_no_worker_sees_the_gpu_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
