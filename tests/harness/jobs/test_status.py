@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from harness.jobs.announce_workers import worker_site
-from harness.jobs.plan import planned_by
+from harness.jobs.plan import estimate_line, planned_by
 from harness.report.status import status_of, tail
 from harness.report.status_text import summary_line
 from harness.study import provenance
 from harness.study.planned import DOCUMENTS, SAMPLES, TIMINGS, Planned
+from harness.study.rates import Estimate
 from harness.study.running import Doing, Running
 from harness.study.schema import CellRecord, Status
 from harness.study.store import Store
@@ -111,6 +112,14 @@ def test_how_far_a_study_is(study: Path, command: Command, tmp_path: Path, capsy
         path.unlink()
     assert command("job=status") == 0
     assert capsys.readouterr().out == "nothing runs on a study of results\n"
+
+
+@pytest.mark.parametrize(("count", "ends"), [(3, "4 in b, 4 in c"), (4, "4 in c and 1 other study"), (5, "2 other studies")])
+def test_a_pace_names_three_studies_and_counts_the_others(count: int, ends: str) -> None:
+    estimated = Estimate(60.0, [], dict.fromkeys("abcde"[:count], 4))
+    left = [Planned(SAMPLES, "toy", {"length": 1024, "method": "any"})]
+    line = estimate_line(estimated, left, "", 1, "own")
+    assert line.startswith("about 1 min, at the pace of 4 measurements in a, 4 in b, ") and line.endswith(ends)
 
 
 def test_what_is_not_tried_again_has_failed(study: Path) -> None:
