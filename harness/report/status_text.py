@@ -57,7 +57,15 @@ def counts(status: StudyStatus) -> str:
         f"{n} {stage}" for stage in (Stage.RUNNING, Stage.FAILED, Stage.STOPPED, Stage.TO_COME) if (n := status.count(stage))
     ]
     said = "; ".join(filter(None, (", ".join(parts), ", ".join(others))))
-    return said or "no cells are recorded"
+    return said or _steps(status) or "no cells are recorded"
+
+
+def _steps(status: StudyStatus) -> str:
+    """Return what a study of training has recorded; "" for any other."""
+    steps = [*status.store.gate_steps.read(), *status.store.finetune_steps.read()]
+    trainings = len({record["training"] for record in steps})
+    of_trainings = f"{trainings:,} {'training' if trainings == 1 else 'trainings'}"
+    return f"no cells; {of_trainings}, at step {max(record['step'] for record in steps):,} at most" if steps else ""
 
 
 def time_left(status: StudyStatus) -> str:

@@ -26,6 +26,7 @@ from tests.harness.study.test_rates import identity, measured
 from tests.harness.study.test_running import leave, state
 
 Command = Callable[..., int]
+RESULTS = Path(__file__).resolve().parents[3] / "results"
 REASON = f"out of memory{', as a whole line says' * 3}"
 SWEEP = ("-m", "method=block_topk,streaming_llm", "study=toy")
 
@@ -120,6 +121,11 @@ def test_a_pace_names_three_studies_and_counts_the_others(count: int, ends: str)
     left = [Planned(SAMPLES, "toy", {"length": 1024, "method": "any"})]
     line = estimate_line(estimated, left, "", 1, "own")
     assert line.startswith("about 1 min, at the pace of 4 measurements in a, 4 in b, ") and line.endswith(ends)
+
+
+def test_a_study_of_training_has_steps(tmp_path: Path) -> None:
+    (tmp_path / "records").symlink_to(RESULTS / "gates_smollm2" / "records")
+    assert summary_line(status_of(Store(tmp_path))) == "no cells; 3 trainings, at step 799 at most"
 
 
 def test_what_is_not_tried_again_has_failed(study: Path) -> None:
