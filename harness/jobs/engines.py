@@ -25,7 +25,7 @@ from harness.core.errors import first_line as text_line
 from harness.core.mistakes import first_line
 from harness.core.printable import cut
 from harness.jobs.work import Outcome, Work, lost, read_outcome
-from harness.jobs.worker import do_work
+from harness.jobs.worker import do_work, printing_to
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,9 @@ def _run_submitit(works: Sequence[Work], place: Workplace, cluster: str) -> list
     jobs: list[Any] = []
     try:
         for work in works:
-            with _environment(work.environment):  # which the job is started with; Slurm hands it on
+            # both of which the job is started with: Slurm hands the one on, and what waits for a job here says to the other how
+            # it was cancelled
+            with _environment(work.environment), printing_to(place.folder / "submitit.log"):
                 try:
                     jobs.append(executor.submit(do_work, work))
                 except (OSError, submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
