@@ -30,8 +30,8 @@ class WorkerLauncher(Launcher):
         from harness.jobs.launcher import launch_jobs
 
         loader, config = self.context.config_loader, self.config
-        with announced(lambda arguments: loader.load_sweep_config(config, arguments), job_overrides, self.place):
-            launch_jobs(self.engine, self.place, job_overrides)
+        said = announced(lambda arguments: loader.load_sweep_config(config, arguments), job_overrides, self.place)
+        launch_jobs(self.engine, self.place, job_overrides, said)
         return []
 
 

@@ -55,8 +55,8 @@ def note_jobs(compose: Compose, jobs: Sequence[Sequence[str]]) -> None:
 
 
 def begin(command: CommandState, settings: Settings, *, measures: bool) -> None:
-    """Note that a job begins, and before the first one say what all of them are: of one that measures once its input is checked,
-    as bad input is one line. A worker says nothing: its command has."""
+    """Note that a job begins, and before the first one say what all of them are: of one that measures, once its input is
+    checked, as bad input is one line. A worker says nothing: its command has."""
 
     def announce() -> None:
         if command is _COMMAND.get() and not command.announced:

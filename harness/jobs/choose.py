@@ -137,7 +137,9 @@ def _asked(arms: Sequence[RecordedArm], settings: Settings, place: ModelLength) 
         raise UserError(f"{where}: only dense attention was measured there: measure a method, see job=evaluate")
     scored = [arm for arm in arms if arm.tasks]
     if not scored:
-        raise UserError(f"{where}: times are recorded, but no accuracies, so nothing can be chosen: measure with job=evaluate")
+        raise UserError(
+            f"{where}: no accuracy of a finished cell is recorded, so nothing can be chosen: measure with job=evaluate"
+        )
     others = {f"question={arm.row.question}{_chunk_text(arm.row.prefill_chunk)}" for arm in scored}
     asked = f"question={question}{_chunk_text(chunk)}"
     raise UserError(f"{where}: nothing is recorded with {asked}; there is {', '.join(sorted(others))}")

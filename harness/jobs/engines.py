@@ -25,7 +25,7 @@ from harness.core.errors import first_line as text_line
 from harness.core.mistakes import first_line
 from harness.core.printable import cut
 from harness.jobs.work import Outcome, Work, lost, read_outcome
-from harness.jobs.worker import do_work
+from harness.jobs.worker import do_work, printing_to
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Workplace:
 
 PATIENCE = 10.0
 """Seconds to wait for a machine to answer."""
+SUBMITIT, RAY = "submitit_", "ray"
 LONGEST_REASON = 200
 """Characters of what an engine says of a lost worker."""
 Engine = Callable[[Sequence[Work], Workplace], list[Outcome]]
@@ -95,13 +96,23 @@ def run_submitit_slurm(works: Sequence[Work], place: Workplace) -> list[Outcome]
     return _run_submitit(works, place, "slurm")
 
 
-def _run_submitit(works: Sequence[Work], place: Workplace, cluster: str) -> list[Outcome]:
+def check_engine(engine: str, gpus: int, parameters: Mapping[str, Any]) -> None:
+    """Raise UserError where an engine is not installed or not here, or does not take its parameters, as far as that is known
+    without any worker."""
+    if engine.startswith(SUBMITIT):
+        _executor(Workplace(Path(), gpus, parameters), engine.removeprefix(SUBMITIT))
+    elif engine == RAY:
+        _module(RAY)
+        check_address(str(parameters.get("address", "")))
+
+
+def _executor(place: Workplace, cluster: str) -> Any:
+    """Return submitit's executor, with its parameters. Raises UserError where it is not installed, or does not take them."""
     submitit = _module("submitit")
-    launcher = f"hydra/launcher=submitit_{cluster}"
     try:
         executor = submitit.AutoExecutor(folder=str(place.folder / "%j"), cluster=cluster)
     except RuntimeError as error:  # no srun here
-        raise UserError(f"{launcher}: {error}") from None
+        raise UserError(f"hydra/launcher={SUBMITIT}{cluster}: {error}") from None
     asked: dict[str, Any] = {"name": "harness"}
     if place.gpus and cluster == "slurm":  # on this machine each worker has its own in its environment
         asked["gpus_per_node"] = place.gpus
@@ -109,10 +120,18 @@ def _run_submitit(works: Sequence[Work], place: Workplace, cluster: str) -> list
         executor.update_parameters(**asked | dict(place.parameters))
     except (NameError, TypeError, ValueError) as error:
         raise UserError(f"hydra.launcher.parameters: submitit does not take them ({text_line(error)})") from None
+    return executor
+
+
+def _run_submitit(works: Sequence[Work], place: Workplace, cluster: str) -> list[Outcome]:
+    submitit, executor = _module("submitit"), _executor(place, cluster)
+    launcher = f"hydra/launcher={SUBMITIT}{cluster}"
     jobs: list[Any] = []
     try:
         for work in works:
-            with _environment(work.environment):  # which the job is started with; Slurm hands it on
+            # both of which the job is started with: Slurm hands the one on, and what waits for a job here says to the other how
+            # it was cancelled
+            with _environment(work.environment), printing_to(place.folder / "submitit.log"):
                 try:
                     jobs.append(executor.submit(do_work, work))
                 except (OSError, submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:

@@ -46,7 +46,7 @@ def read_every(
             try:
                 rows = [] if store.kernels.exists() else read(store)
                 notes = left_out(store)
-                if not rows and not store.kernels.exists() and (store.folder / "leaderboard.csv").exists():
+                if (store.folder / "leaderboard.csv").exists() and not any(file.read() for file in store.measured()):
                     raise RecordError("it has a leaderboard, and no records to make it of")
             except (UserError, OSError) as error:
                 damaged.append(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 
 from harness.core.conf_files import conf_dir
 from harness.core.errors import UserError
-from harness.jobs.engines import ENGINES, Workplace
+from harness.jobs.engines import ENGINES, Workplace, check_engine
 from harness.jobs.handout import Handout
 from harness.jobs.launcher_settings import DEVICES, VISIBLE, LauncherSettings, launcher_settings
 from harness.jobs.work import Outcome, Work
@@ -63,21 +63,37 @@ def _own_files_alone() -> None:
         others.pop(path.name, None)
 
 
-def launch_jobs(engine: str, place: Mapping[str, Any], jobs: Sequence[Sequence[str]]) -> None:
-    """Run the jobs of the command that sweeps on workers. Outcomes, and an error too, stay in its Launch: Hydra would write a
-    line of its own."""
+def launch_jobs(
+    engine: str, place: Mapping[str, Any], jobs: Sequence[Sequence[str]], announced: AbstractContextManager[None]
+) -> None:
+    """Run the jobs of the command that sweeps on workers, inside `announced`, which is entered once the launcher's settings are
+    checked: what is wrong with them is one line. Outcomes, and an error too, stay in its Launch: Hydra would write a line of
+    its own."""
     launch = _LAUNCH.get()
     try:
-        launch.outcomes += run_on_workers(launcher_settings(engine, place), jobs, launch)
+        settings = launcher_settings(engine, place)
+        environments = worker_variables(settings, len(jobs))
+        shown = _new_folder(settings.folder)
+        try:
+            check_engine(engine, settings.gpus, settings.parameters)
+        except UserError:
+            shown.rmdir()
+            raise
+        with announced:
+            launch.outcomes += run_on_workers(settings, environments, jobs, launch, shown)
     except Exception as error:
         launch.error = error
 
 
-def run_on_workers(settings: LauncherSettings, jobs: Sequence[Sequence[str]], launch: Launch) -> list[Outcome]:
-    """Run jobs on workers and return what they have done; what is to be said of a worker that was lost is said. Raises
-    UserError where the workers can't be started."""
-    environments = worker_variables(settings, len(jobs))
-    shown = _new_folder(settings.folder)
+def run_on_workers(
+    settings: LauncherSettings,
+    environments: Sequence[dict[str, str]],
+    jobs: Sequence[Sequence[str]],
+    launch: Launch,
+    shown: Path,
+) -> list[Outcome]:
+    """Run jobs on workers, one for each of the environments, and return what they have done; what is to be said of a worker
+    that was lost is said. shown: the folder of their files. Raises UserError where the workers can't be started."""
     works = [
         Work(
             number=number,

@@ -240,5 +240,6 @@ def _basis(studies: Mapping[str, int], own: str) -> str:
     ordered = sorted(studies.items(), key=lambda pair: (pair[0] != own, -pair[1], pair[0]))
     named = [f"{count:,} in {'this study' if name == own else name}" for name, count in ordered[:MOST_STUDIES]]
     named[0] = named[0].replace(" in ", " measurements in ", 1)
-    more = f" and {len(ordered) - MOST_STUDIES} other studies" if len(ordered) > MOST_STUDIES else ""
+    count = len(ordered) - MOST_STUDIES
+    more = f" and {count} other {'study' if count == 1 else 'studies'}" if count > 0 else ""
     return f"{', '.join(named)}{more}"

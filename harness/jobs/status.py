@@ -46,6 +46,6 @@ def _list(settings: Settings, command: CommandState) -> None:
             line = f"{headline(status)}; {summary_line(status)}"
         except UserError as error:
             line = f"can't be read: {error}"
-        command.console.print(f"{folder.name}: {line}", highlight=False)
+        command.console.print(f"{folder.name}: {line}", highlight=False, soft_wrap=True)
     if not shown:
         command.console.print(f"nothing runs on a study of {settings.results}", highlight=False)

@@ -39,8 +39,7 @@ class OpenStudy:
         if not any(file.exists() for file in store.files()):
             raise UserError(f"study={settings.study}: no records in {folder}; measure something with that study")
         self.check_whole()
-        measured = [file for file in store.files() if file not in (store.runs, store.gate_steps, store.finetune_steps)]
-        if (folder / "leaderboard.csv").exists() and not any(file.read() for file in measured):
+        if (folder / "leaderboard.csv").exists() and not any(file.read() for file in store.measured()):
             raise UserError(
                 f"study={settings.study}: it has a leaderboard, and {store.runs.path.parent} holds nothing to make it of: "
                 "restore what was measured (a backup, git checkout), or measure it again"

@@ -44,7 +44,7 @@ def do_work(work: Work) -> Outcome:
     """Run jobs of a sweep in this process, one after the other, until none is left. Bad input of one does not stop the others.
     What is printed goes to the worker's log, what it records into parts of its own (`harness.study.parts`)."""
     try:
-        with _printing_to(Path(work.files) / work.log):
+        with printing_to(Path(work.files) / work.log):
             try:
                 with _ending_at_notice():
                     return _do_jobs(work)
@@ -123,7 +123,7 @@ def _lacks_gpus(work: Work) -> str:
 
 
 @contextmanager
-def _printing_to(path: Path) -> Iterator[None]:
+def printing_to(path: Path) -> Iterator[None]:
     """Have all that this process prints inside go to a file, that of libraries and of Python's own streams."""
     before = os.dup(1), os.dup(2)
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from harness.study.columns import PERPLEXITY
+from harness.study.failures import Attempted, failures_of, is_left
 from harness.study.full_rows import arm_name
 from harness.study.planned import (
     CASES,
@@ -29,6 +30,9 @@ from harness.study.resume import is_settled
 from harness.study.running import State, states_in
 from harness.study.schema import Status
 from harness.study.store import Record, Store
+
+RETRIES = "retry_failed=true"
+"""What a command says that tries everything again."""
 
 
 class Stage(StrEnum):
@@ -106,13 +110,27 @@ def status_of(store: Store, others: Iterable[Store] = ()) -> StudyStatus:
     hands = _Hands(
         *({cell: done for state in of for cell, (done, _) in state.doing.cells.items()} for of in (alive, processes))
     )
-    items = _of_plan(plan, store, cells, hands, began) if plan else _of_records(store, cells, hands)
+    left = _not_tried_again(store, planning)
+    items = _of_plan(plan, store, cells, hands, began, left) if plan else _of_records(store, cells, hands)
     workers = sum(not state.workers for state in alive) or max((state.workers for state in alive), default=0)
     return StudyStatus(store, items, processes, _expected(items, store, others, alive) if alive else None, workers)
 
 
-def _of_plan(plan: Sequence[Planned], store: Store, cells: Mapping[str, Record], hands: _Hands, began: float) -> list[Item]:
-    """Return how far each part of a plan is. What failed before the command began is tried again."""
+def _not_tried_again(store: Store, planning: Sequence[State]) -> set[str]:
+    """Return the cells, by id, that failed in a way which none of these commands tries again (`harness.study.failures`). What
+    minutes a cell has they don't say: a time-out counts as tried."""
+    failures = failures_of(store.cells.read())
+    if not failures or not planning:
+        return set()
+    runs = {run["run"]: run for run in store.runs.read()}
+    tries = [Attempted("", state.device, retry=RETRIES in state.command.split()) for state in planning if state.plan]
+    return {cell for cell, states in failures.items() if all(is_left(states, runs, attempted) for attempted in tries)}
+
+
+def _of_plan(
+    plan: Sequence[Planned], store: Store, cells: Mapping[str, Record], hands: _Hands, began: float, left: Set[str]
+) -> list[Item]:
+    """Return how far each part of a plan is. What failed before the command began is tried again, but for the cells `left`."""
     near: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for cell in cells.values():
         identity = cell["identity"]
@@ -131,11 +149,11 @@ def _of_plan(plan: Sequence[Planned], store: Store, cells: Mapping[str, Record],
             continue
         fitting = [c for c in near[planned.length, planned.method, planned.task] if planned.fits(c["identity"])]
         latest = max(fitting, key=lambda c: (c["cell"] in hands.alive, c["date"])) if fitting else None
-        items.append(_planned_cell(planned, latest, hands, began))
+        items.append(_planned_cell(planned, latest, hands, began, left))
     return items
 
 
-def _planned_cell(planned: Planned, cell: Record | None, hands: _Hands, began: float) -> Item:
+def _planned_cell(planned: Planned, cell: Record | None, hands: _Hands, began: float, left: Set[str]) -> Item:
     if cell is None:
         return Item(planned, Stage.TO_COME, 0)
     done = min(planned.count, planned.recorded + hands.all.get(cell["cell"], 0))
@@ -144,7 +162,7 @@ def _planned_cell(planned: Planned, cell: Record | None, hands: _Hands, began: f
     if cell["status"] == Status.RUNNING:
         return Item(planned, Stage.STOPPED, done, cell)
     if cell["status"] == Status.FAILED:
-        again = datetime.fromisoformat(cell["date"]).timestamp() < int(began) and not is_settled(cell)
+        again = datetime.fromisoformat(cell["date"]).timestamp() < int(began) and cell["cell"] not in left
         return Item(planned, Stage.TO_COME if again else Stage.FAILED, done, cell)
     samples = cell.get("summary", {}).get("samples", planned.count)
     short = samples < planned.count and planned.kind == SAMPLES

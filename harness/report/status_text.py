@@ -26,9 +26,9 @@ MOST_FAILURES = 10
 def print_status(status: StudyStatus, console: Console, lines: int) -> None:
     """Print how far a study is: counts, how long it will take, a line a worker, and failures with their last `lines`."""
     for text in (f"study={status.store.folder.name}: {headline(status)}", f"{counts(status)}"):
-        console.print(text, highlight=False)
+        console.print(text, highlight=False, soft_wrap=True)
     if text := time_left(status):
-        console.print(text, highlight=False)
+        console.print(text, highlight=False, soft_wrap=True)
     if status.processes:
         console.print(_workers(status, console.width), highlight=False)
     for line in _deaths(status, lines):
@@ -57,7 +57,15 @@ def counts(status: StudyStatus) -> str:
         f"{n} {stage}" for stage in (Stage.RUNNING, Stage.FAILED, Stage.STOPPED, Stage.TO_COME) if (n := status.count(stage))
     ]
     said = "; ".join(filter(None, (", ".join(parts), ", ".join(others))))
-    return said or "no cells are recorded"
+    return said or _steps(status) or "no cells are recorded"
+
+
+def _steps(status: StudyStatus) -> str:
+    """Return what a study of training has recorded; "" for any other."""
+    steps = [*status.store.gate_steps.read(), *status.store.finetune_steps.read()]
+    trainings = len({record["training"] for record in steps})
+    of_trainings = f"{trainings:,} {'training' if trainings == 1 else 'trainings'}"
+    return f"no cells; {of_trainings}, at step {max(record['step'] for record in steps):,} at most" if steps else ""
 
 
 def time_left(status: StudyStatus) -> str:
@@ -141,5 +149,8 @@ def _failures(status: StudyStatus, lines: int) -> Iterator[str]:
 
 
 def _line(console: Console, text: str) -> None:
-    """Print a line, cut where the terminal ends."""
-    console.print(text, highlight=False, no_wrap=True, overflow="ellipsis", crop=True)
+    """Print a line, cut where the terminal ends, and whole where there is none."""
+    if console.is_terminal:
+        console.print(text, highlight=False, no_wrap=True, overflow="ellipsis", crop=True)
+    else:
+        console.print(text, highlight=False, soft_wrap=True)

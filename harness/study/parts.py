@@ -157,7 +157,7 @@ def _is_claimed_beside(own: Path) -> bool:
 
 def process_name() -> str:
     """Return what tells this process from all others, of any host, and from later ones of the same number."""
-    return f"{host_id()}-{os.getpid()}-{_start_of(os.getpid())}"
+    return f"{host_id()}-{os.getpid()}-{start_of(os.getpid())}"
 
 
 def is_dead(name: str) -> bool:
@@ -167,7 +167,7 @@ def is_dead(name: str) -> bool:
     if match is None or match["host"] != host_id():
         return False
     process = int(match["process"])
-    return not is_running(process) or _start_of(process) != int(match["start"])
+    return not is_running(process) or start_of(process) != int(match["start"])
 
 
 def _is_left(path: Path) -> bool:
@@ -183,7 +183,7 @@ def _is_left(path: Path) -> bool:
     return time.time() - latest > ABANDONED_SECONDS
 
 
-def _start_of(process: int) -> int:
+def start_of(process: int) -> int:
     """Return when a process of this host began, in ticks since the start of the system; 0 where that isn't known."""
     with suppress(OSError, ValueError, IndexError):  # no /proc: not Linux
         return int(Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[19])

@@ -21,6 +21,7 @@ import msgspec
 
 from harness.core.activity import CURRENT, every
 from harness.core.partial_files import ABANDONED_SECONDS, host_id, is_running, partial_path
+from harness.study.parts import start_of
 from harness.study.planned import Planned
 from harness.study.provenance import command
 
@@ -58,9 +59,10 @@ class PlannedTasks:
 
 @dataclass(frozen=True)
 class State:
-    """A process that works on a study. host, host_id and pid: which one; began and wrote: in seconds of time.time; log: the
-    file that it prints into, if it does; device: the name of the one it measures on, "" where it is not known; plan: what its
-    command measures, empty for a worker; workers: how many processes do that, where it leaves the work to others, else 0."""
+    """A process that works on a study. host, host_id, pid and start (`parts.start_of`, 0 where it is not told): which one;
+    began and wrote: in seconds of time.time; log: the file that it prints into, if it does; device: the name of the one it
+    measures on, "" where it is not known; plan: what its command measures, empty for a worker; workers: how many processes do
+    that, where it leaves the work to others, else 0."""
 
     host: str
     host_id: str
@@ -73,6 +75,7 @@ class State:
     workers: int = 0
     plan: tuple[PlannedTasks, ...] = ()
     doing: Doing = field(default_factory=Doing)
+    start: int = 0
 
     @property
     def planned(self) -> list[Planned]:
@@ -85,7 +88,7 @@ class State:
     def is_alive(self) -> bool:
         """Return whether the process runs: on this host as the system says, else if it wrote within SILENT_SECONDS."""
         if self.host_id == host_id():
-            return is_running(self.pid)
+            return is_running(self.pid) and self.start in (0, start_of(self.pid))  # its number may be another one's now
         return time.time() - self.wrote < SILENT_SECONDS
 
 
@@ -119,6 +122,7 @@ class Running:
                 workers=self.workers,
                 plan=plan,
                 doing=doing,
+                start=start_of(self.pid),
             )
             with suppress(OSError):
                 self._replace(folder / FOLDER / _name(), msgspec.json.encode(state))

@@ -43,6 +43,10 @@ class Store:
             self.finetune_steps,
         )
 
+    def measured(self) -> list[StudyFile]:
+        """Return the files of what was measured: neither of processes nor of the steps of a training."""
+        return [file for file in self.files() if file not in (self.runs, self.gate_steps, self.finetune_steps)]
+
     def samples_of(self) -> dict[str, list[Record]]:
         """Return the sample records by cell id, each list by sample index."""
         by_cell: dict[str, list[Record]] = {}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -163,7 +164,31 @@ def test_settings_that_no_launcher_can_have(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     assert command("-m", "hydra/launcher=ray", argument, "seed=0,1") == 2
-    assert says in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr()
+    assert says in said.err and (len(said.err.splitlines()), said.out) == (1, "")
+    assert not [*Path().glob(".cache/workers/*")]
+
+
+def test_what_waits_for_a_job_of_submitit_prints_into_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Executor:
+        """Submits as submitit does on this machine: by a process with the streams of the command."""
+
+        def __init__(self, **where: str) -> None:
+            pass
+
+        def update_parameters(self, **parameters: str) -> None:
+            pass
+
+        def submit(self, function: object, work: Work) -> SimpleNamespace:
+            os.write(2, b"KeyboardInterrupt\n")
+            return SimpleNamespace(result=Outcome, done=lambda: True)
+
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=Executor))
+    work = Work(0, [], [], [], str(tmp_path), str(tmp_path), {})
+    assert engines.run_submitit_local([work], Workplace(tmp_path, 0, {})) == [Outcome()]
+    assert (tmp_path / "submitit.log").read_text() == "KeyboardInterrupt\n" and capfd.readouterr() == ("", "")
 
 
 def test_variables_are_texts_and_no_worker_sees_the_gpu_of_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from harness.jobs.announce_workers import worker_site
-from harness.jobs.plan import planned_by
+from harness.jobs.plan import estimate_line, planned_by
 from harness.report.status import status_of, tail
 from harness.report.status_text import summary_line
 from harness.study import provenance
 from harness.study.planned import DOCUMENTS, SAMPLES, TIMINGS, Planned
+from harness.study.rates import Estimate
 from harness.study.running import Doing, Running
 from harness.study.schema import CellRecord, Status
 from harness.study.store import Store
@@ -25,6 +26,8 @@ from tests.harness.study.test_rates import identity, measured
 from tests.harness.study.test_running import leave, state
 
 Command = Callable[..., int]
+RESULTS = Path(__file__).resolve().parents[3] / "results"
+REASON = f"out of memory{', as a whole line says' * 3}"
 SWEEP = ("-m", "method=block_topk,streaming_llm", "study=toy")
 
 
@@ -74,9 +77,7 @@ def test_how_far_a_study_is(study: Path, command: Command, tmp_path: Path, capsy
     now, store = time.time(), Store(study)
     dense, sparse = cell_states(study, "dense"), cell_states(study, "block_topk")
     for cell, status in ((dense[0], Status.RUNNING), (sparse[0], Status.FAILED), (sparse[1], Status.RUNNING)):
-        failure = (
-            {"reason": "out of memory", "traceback": "Traceback\n  line 7\nthe last line\n"} if status == Status.FAILED else {}
-        )
+        failure = {"reason": REASON, "traceback": "Traceback\n  line 7\nthe last line\n"} if status == Status.FAILED else {}
         store.cells.append(CellRecord(**cell | failure | {"status": status, "summary": {}, "date": provenance.now()}))
     cells = (*dense, *sparse, *cell_states(study, "streaming_llm"))
     plan = [_planned(cell, count=10) for cell in cells]
@@ -103,14 +104,42 @@ def test_how_far_a_study_is(study: Path, command: Command, tmp_path: Path, capsy
     assert any(" ".join(row).startswith("node2 5 dense, 1,024, niah_single_2 (job") for row in table)
     assert lines[7].startswith(f"node1 {state().pid} died: no such process on this host, it last wrote ")
     assert lines[8:10] == ["  second", "  third\\x1b[1m"]
-    assert lines[10] == f"failed: block_topk 0.5, 1,024, {sparse[0]['identity']['task']}: out of memory"
-    assert lines[11:] == ["    line 7", "  the last line"] and max(map(len, lines)) <= 80
+    assert lines[10] == f"failed: block_topk 0.5, 1,024, {sparse[0]['identity']['task']}: {REASON}"
+    assert lines[11:] == ["    line 7", "  the last line"] and max(map(len, lines[3:7])) <= 80
     assert command("job=status") == 0
-    assert capsys.readouterr().out.startswith("toy: running in 1 process; 1 process died: ")
+    (line,) = capsys.readouterr().out.splitlines()  # a study, however long it is
+    assert line.startswith("toy: running in 1 process; 1 process died: ") and len(line) > 80
     for path in (study / "running").glob("*"):
         path.unlink()
     assert command("job=status") == 0
     assert capsys.readouterr().out == "nothing runs on a study of results\n"
+
+
+@pytest.mark.parametrize(("count", "ends"), [(3, "4 in b, 4 in c"), (4, "4 in c and 1 other study"), (5, "2 other studies")])
+def test_a_pace_names_three_studies_and_counts_the_others(count: int, ends: str) -> None:
+    estimated = Estimate(60.0, [], dict.fromkeys("abcde"[:count], 4))
+    left = [Planned(SAMPLES, "toy", {"length": 1024, "method": "any"})]
+    line = estimate_line(estimated, left, "", 1, "own")
+    assert line.startswith("about 1 min, at the pace of 4 measurements in a, 4 in b, ") and line.endswith(ends)
+
+
+def test_a_study_of_training_has_steps(tmp_path: Path) -> None:
+    (tmp_path / "records").symlink_to(RESULTS / "gates_smollm2" / "records")
+    assert summary_line(status_of(Store(tmp_path))) == "no cells; 3 trainings, at step 799 at most"
+
+
+def test_what_is_not_tried_again_has_failed(study: Path) -> None:
+    cells, store = cell_states(study, "block_topk"), Store(study)
+    for cell, kind in zip(cells, ("not_finite", "error"), strict=True):
+        failed = {"status": Status.FAILED, "kind": kind, "summary": {}}
+        store.cells.append(CellRecord(**cell | failed))
+    alive = Running()
+    alive.enter(study, [_planned(cell, count=10) for cell in cells])
+    told = state(pid=os.getpid(), wrote=time.time(), plan=alive.plans[study])
+    leave(study, told)
+    assert summary_line(status_of(store)).endswith("; 1 failed, 1 to come; about 1 min left")
+    leave(study, replace(told, command="python -m harness retry_failed=true"))
+    assert "; 2 to come" in summary_line(status_of(store))
 
 
 def _planned(cell: dict[str, Any], count: int) -> Planned:

@@ -109,7 +109,9 @@ def test_a_damaged_study_is_named_and_the_others_stay(command: Callable[..., int
     study("good", [1.0, 0.0])
     damaged = study("damaged", [1.0, 0.0])
     damaged.cells.path.write_text("{}\n")
-    lost = study("lost", [1.0, 0.0])
+    begun, lost = study("begun", [1.0]), study("lost", [1.0, 0.0])
+    begun.cells.path.write_text(begun.cells.path.read_text().replace('"status":"ok"', '"status":"running"'))
+    write_leaderboard(begun)  # of no row as yet, which is no fault
     write_leaderboard(lost)
     for file in lost.files():
         file.path.unlink(missing_ok=True)

@@ -126,7 +126,7 @@ HOST = host_id()
     [
         (f"{HOST}-99999999-1-0", 0, True),
         (f"{HOST}-{os.getpid()}-1-0", 0, True),  # the number of a dead process, which another one has now
-        (f"{HOST}-1-{parts._start_of(1)}-0", 9e9, False),
+        (f"{HOST}-1-{parts.start_of(1)}-0", 9e9, False),
         ("0123456789ab-1-1-0", 0, False),
         ("0123456789ab-1-1-0", 2 * 24 * 3600, True),
     ],

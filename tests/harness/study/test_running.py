@@ -14,6 +14,7 @@ import pytest
 from harness.core.activity import CURRENT
 from harness.core.partial_files import host_id
 from harness.study import running
+from harness.study.parts import start_of
 from harness.study.planned import SAMPLES, Planned
 from harness.study.running import FOLDER, Running, State, states_in, telling
 
@@ -84,7 +85,8 @@ def test_the_dead_are_known_and_taken_away(tmp_path: Path) -> None:
     ours, theirs = state(), state(host_id="0" * 12)
     assert not ours.is_alive and theirs.is_alive, "a host that can't be asked: it wrote a moment ago"
     assert not replace(theirs, wrote=time.time() - running.SILENT_SECONDS - 1).is_alive
-    assert replace(ours, pid=os.getpid(), wrote=0).is_alive
+    assert replace(ours, pid=os.getpid(), start=start_of(os.getpid()), wrote=0).is_alive
+    assert not replace(ours, pid=os.getpid(), start=1).is_alive, "another process has its number now"
     dead, silent = leave(tmp_path, ours), leave(tmp_path, replace(theirs, wrote=0), "other-2.json")
     other, broken = leave(tmp_path, theirs, "other-3.json"), tmp_path / FOLDER / "other-4.json"
     broken.write_text("{")
