@@ -35,10 +35,9 @@ class Activity:
     cells: dict[str, list[int]] = field(default_factory=dict)
 
     def begin(self, text: str, total: int = 0, done: int = 0) -> None:
-        """Note that something begins."""
+        """Note that something begins; the open cells stay open."""
         self.text, self.total, self.done, self.first, self.length, self.task = text, total, done, done, None, ""
         self.since = self.moved = time.time()
-        self.cells = {}
 
     def open_cells(self, length: int, lacking: Mapping[str, int]) -> None:
         """Note the cells that are worked on, by id, and how many samples each lacks."""
@@ -54,9 +53,14 @@ class Activity:
         """Note how many units of what are done by now."""
         self.text, self.done, self.total, self.first, self.moved = text, done, total, first, time.time()
 
+    def close_cells(self) -> None:
+        """Note that no cell is worked on any more."""
+        self.cells = {}
+
     def end(self) -> None:
         """Note that nothing is done that is worth a name; the number of the job stays."""
         self.begin("")
+        self.close_cells()
 
 
 CURRENT = Activity()

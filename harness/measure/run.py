@@ -151,6 +151,8 @@ def evaluate(context: RunContext, settings: Settings, arm: RunnableArm, task_nam
     cells, failed = open_cells(context, arm, task_names)
     if not cells:
         return failed
+    lacking = {open_cell.cell.id: len(open_cell.samples) for open_cell in cells}
+    CURRENT.open_cells(context.length, lacking)  # while they are checked, too
     with Attempt() as checking, time_limit(context.cell_seconds):
         if settings.checks and not is_checked(context, arm):
             zero = None if arm.method is None else build_at_zero_sparsity(settings, context.loaded)
@@ -158,12 +160,13 @@ def evaluate(context: RunContext, settings: Settings, arm: RunnableArm, task_nam
             check_arm(context, arm, task_names, zero=zero, asked=asked)
     if checking.error is not None:  # the next run of the same command tries again
         release_frames(checking.error, context.loaded.device)
+        CURRENT.close_cells()
         return failed + sum(fail(context, arm, open_cell.cell, checking.error, SELF_CHECK_FAILED) for open_cell in cells)
     todo = todo_of(context, [(open_cell.cell, sample) for open_cell in cells for sample in open_cell.samples])
     errors, finished = defaultdict[str, list[Exception]](list), Counter[str]()
     with context.progress() as progress:
         bar = progress.add_task(f"{arm_label(arm)} {context.length}", total=len(todo.pairs))
-        CURRENT.open_cells(context.length, {open_cell.cell.id: len(open_cell.samples) for open_cell in cells})
+        CURRENT.open_cells(context.length, lacking)
         CURRENT.task = todo.pairs[0][1].task if todo.pairs else ""
         for batch in generate_batches(context, arm, todo):
             generating += batch.seconds
@@ -179,6 +182,7 @@ def evaluate(context: RunContext, settings: Settings, arm: RunnableArm, task_nam
             progress.advance(bar, len(records))
             CURRENT.count(record.cell for record in records)
             CURRENT.task = todo.pairs[min(CURRENT.done, len(todo.pairs) - 1)][1].task
+    CURRENT.close_cells()
     share = generating / (time.perf_counter() - began) if todo.pairs else None
     for c in cells:
         if told := errors.get(c.cell.id):

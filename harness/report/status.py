@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -27,7 +28,7 @@ from harness.study.planned import (
 )
 from harness.study.rates import Estimate, estimate, key_of, rates_for
 from harness.study.resume import is_settled
-from harness.study.running import State, states_in
+from harness.study.running import SECONDS, State, states_in
 from harness.study.schema import Status
 from harness.study.store import Record, Store
 
@@ -69,10 +70,17 @@ class Item:
 
 @dataclass(frozen=True)
 class _Hands:
-    """Samples that processes have done of the cells they work on, by cell: those that are alive, and all."""
+    """Samples that processes have done of the cells they work on, by cell: those that are alive, and all. since: from when on
+    a cell may be in hands that have not said so yet, in seconds of time.time."""
 
     alive: Mapping[str, int]
     all: Mapping[str, int]
+    since: float = math.inf
+
+    def hold(self, cell: Record) -> bool:
+        """Return whether a process works on a cell, as far as is known."""
+        just_begun = cell["status"] == Status.RUNNING and datetime.fromisoformat(cell["date"]).timestamp() >= self.since
+        return cell["cell"] in self.alive or just_begun
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,8 @@ def status_of(store: Store, others: Iterable[Store] = ()) -> StudyStatus:
     began = min((state.began for state in planning if state.plan), default=0.0)
     cells = store.latest_cells()
     hands = _Hands(
-        *({cell: done for state in of for cell, (done, _) in state.doing.cells.items()} for of in (alive, processes))
+        *({cell: done for state in of for cell, (done, _) in state.doing.cells.items()} for of in (alive, processes)),
+        since=time.time() - 2 * SECONDS if alive else math.inf,
     )
     left = _not_tried_again(store, planning)
     items = _of_plan(plan, store, cells, hands, began, left) if plan else _of_records(store, cells, hands)
@@ -157,7 +166,7 @@ def _planned_cell(planned: Planned, cell: Record | None, hands: _Hands, began: f
     if cell is None:
         return Item(planned, Stage.TO_COME, 0)
     done = min(planned.count, planned.recorded + hands.all.get(cell["cell"], 0))
-    if cell["cell"] in hands.alive:
+    if hands.hold(cell):
         return Item(planned, Stage.RUNNING, done, cell)
     if cell["status"] == Status.RUNNING:
         return Item(planned, Stage.STOPPED, done, cell)
@@ -199,7 +208,7 @@ def _of_cell(cell: Record, hands: _Hands, documents: Mapping[str, int]) -> Item:
     kind = DOCUMENTS if identity["task"] == PERPLEXITY else SAMPLES
     planned = Planned(kind, identity["model"], identity, task=identity["task"], count=samples)
     stages = {Status.RUNNING: Stage.STOPPED, Status.FAILED: Stage.FAILED}
-    if cell["cell"] in hands.alive:
+    if hands.hold(cell):
         return Item(planned, Stage.RUNNING, samples, cell)
     return Item(planned, stages.get(cell["status"], Stage.DONE), samples, cell)
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,11 @@ def test_a_sweep_says_what_it_is_and_what_is_recorded(
 def test_how_far_a_study_is(study: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     now, store = time.time(), Store(study)
     dense, sparse = cell_states(study, "dense"), cell_states(study, "block_topk")
-    for cell, status in ((dense[0], Status.RUNNING), (sparse[0], Status.FAILED), (sparse[1], Status.RUNNING)):
+    just, before = provenance.now(), datetime.fromtimestamp(now - 60, UTC).isoformat()  # one that no process tells of yet
+    running = ((dense[0], just), (dense[1], just), (sparse[1], before))
+    for cell, status, date in ((sparse[0], Status.FAILED, just), *((c, Status.RUNNING, date) for c, date in running)):
         failure = {"reason": REASON, "traceback": "Traceback\n  line 7\nthe last line\n"} if status == Status.FAILED else {}
-        store.cells.append(CellRecord(**cell | failure | {"status": status, "summary": {}, "date": provenance.now()}))
+        store.cells.append(CellRecord(**cell | failure | {"status": status, "summary": {}, "date": date}))
     cells = (*dense, *sparse, *cell_states(study, "streaming_llm"))
     plan = [_planned(cell, count=10) for cell in cells]
     doing = Doing("dense 1024", 1024, "niah_single_2", 4, 9, 0, now - 8, now, (1, 2), {dense[0]["cell"]: (4, 9)})
@@ -96,7 +99,7 @@ def test_how_far_a_study_is(study: Path, command: Command, tmp_path: Path, capsy
     assert command("job=status", "study=toy", "lines=2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "study=toy: running in 1 process; 1 process died: the same command carries on"
-    assert lines[1] == "0 of 6 cells done, 10 of 60 samples; 1 running, 1 failed, 1 stopped, 3 to come"
+    assert lines[1] == "0 of 6 cells done, 10 of 60 samples; 2 running, 1 failed, 1 stopped, 2 to come"
     assert lines[2].startswith("about ") and lines[2].endswith(" left")
     table = [line.split() for line in lines[3:7]]
     assert table[0] == ["process", "does", "done", "for", "left"]
