@@ -115,10 +115,8 @@ def status_of(store: Store, others: Iterable[Store] = ()) -> StudyStatus:
     plan = merged(planned for state in planning for planned in state.planned)
     began = min((state.began for state in planning if state.plan), default=0.0)
     cells = store.latest_cells()
-    hands = _Hands(
-        *({cell: done for state in of for cell, (done, _) in state.doing.cells.items()} for of in (alive, processes)),
-        since=time.time() - 2 * SECONDS if alive else math.inf,
-    )
+    held, ever = ({cell: done for state in of for cell, (done, _) in state.doing.cells.items()} for of in (alive, processes))
+    hands = _Hands(held, ever, time.time() - 2 * SECONDS if alive else math.inf)
     left = _not_tried_again(store, planning)
     items = _of_plan(plan, store, cells, hands, began, left) if plan else _of_records(store, cells, hands)
     workers = sum(not state.workers for state in alive) or max((state.workers for state in alive), default=0)
