@@ -113,14 +113,15 @@ def test_a_worker_has_the_environment_folder_and_log_that_it_is_to_have(engine: 
     skip_without(engine)
     env = (f"+hydra.launcher.env.PYTHONPATH={folder / 'extra'}", "+hydra.launcher.env.SEEN=by workers")
     launcher = ("hydra/launcher=processes", "hydra.launcher.devices=cpu:2") if engine == "processes" else ENGINES[engine]
-    said = run(folder, *toy, *SWEEP, "samples=1", *launcher, *env)
-    assert f"4 jobs on 2 workers ({engine}); what they print is in .cache/workers/" in said
+    bad = "sparsity=0.5,2"  # half of the jobs: logs of a command that ended well are removed
+    said = run(folder, *toy, *SWEEP, "samples=1", *launcher, *env, bad, code=2)
+    assert f"8 jobs on 2 workers ({engine}); what they print is in .cache/workers/" in said
     logs = sorted(folder.glob(".cache/workers/*/worker-*.log"))
     assert [path.name for path in logs] == ["worker-0.log", "worker-1.log"]
     for path in logs:
         log = path.read_text()
         assert f"working folder: {folder}\n" in log and "CUDA_VISIBLE_DEVICES: none\n" in log
-    assert logs_of(folder).count(" of 4: ") == 4
+    assert logs_of(folder).count(" of 8: ") == 8
     assert {path.read_text() for path in (folder / "extra").glob("seen-*")} == {"by workers"}
     assert [len(runs) for runs in dense_runs(folder / "results/toy")] == [1, 1]
 
