@@ -116,7 +116,7 @@ def _draw(item: Item, rows: Sequence[Row], values: Sequence[Published], number: 
             if wide and bounds is not None:
                 sheet.set_log(lower, *bounds)
         grid[0][0].set_ylabel("perplexity, published")
-        grid[1][0].set_ylabel("perplexity, measured" + (", log scale" if wide else ""))
+        grid[1][0].set_ylabel("measured, log scale" if wide else "perplexity, measured")
         keys = [*(sheet.styled_key(look, name) for name, look in names.items()), *_published_keys(values)]
         sheet.finish(figure, _note(item, rows, panels, values, names), keys, 5)
     return Drawing(
